@@ -1,0 +1,83 @@
+"""What can go wrong, as one tree.
+
+    PrepkitError                 everything below; `exit_code` is what the command line returns for it
+    ├── InvalidShape             a PRep's width or height is illegal or too small for the parameters
+    ├── LayoutMismatch           names, shapes or dtypes of tensors differ from a layout
+    ├── FusionError              a BatchNorm cannot be folded without changing the function
+    ├── CheckpointError          a file is not a checkpoint that can be read
+    │   └── UnsafeCheckpoint     reading it would run code or allocate more than the file holds
+    ├── RegistryError            an architecture or a ClassId is unknown or in conflict
+    ├── PRepFileError            a .prep.safetensors file is damaged, foreign or of a newer format
+    ├── OutputError              a result cannot be written where it was asked for
+    └── VerificationError        a result was computed and found wrong; nothing was written
+
+Every message says what was asked, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class PrepkitError(Exception):
+    """Root of all errors that prepkit raises on purpose."""
+
+    exit_code = 2
+
+
+class InvalidShape(PrepkitError, ValueError):
+    """A PRep's width or height is illegal, or too small for the parameters."""
+
+
+class LayoutMismatch(PrepkitError, ValueError):
+    """Names, shapes or dtypes of tensors differ from a layout."""
+
+
+class FusionError(PrepkitError, ValueError):
+    """A BatchNorm cannot be folded without changing the function of its network."""
+
+
+class CheckpointError(PrepkitError, ValueError):
+    """A file is not a checkpoint that can be read."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """Reading the file would run code, or allocate more than the file holds."""
+
+
+class RegistryError(PrepkitError, LookupError):
+    """An architecture or a ClassId is unknown or in conflict."""
+
+    def __str__(self) -> str:
+        """The message itself: LookupError's subclass KeyError would quote it."""
+        return Exception.__str__(self)
+
+
+class PRepFileError(PrepkitError, ValueError):
+    """A .prep.safetensors file is damaged, foreign or of a newer format."""
+
+
+class OutputError(PrepkitError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class VerificationError(PrepkitError):
+    """A result was computed and found wrong; nothing was written."""
+
+    exit_code = 1
+
+
+def nearest(asked: str, choices: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the choice closest to what was asked, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(asked, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def listed(items: Iterable[object], limit: int = 6) -> str:
+    """`a, b, c and 4 more`: a list short enough to stand in a message."""
+    names = [str(item) for item in items]
+    if len(names) <= limit:
+        return ", ".join(names)
+    return f"{', '.join(names[:limit])} and {len(names) - limit} more"

@@ -1,0 +1,504 @@
+"""Named tensors <-> one matrix: Slot, Layout, PRepShape, pack and unpack.
+
+A PRep holds all parameters of a network row-major in a matrix `[H, W]`, layer after layer, zeros after the
+last (Learning the Space of Deep Models, section III). This module is arithmetic on slots: it knows nothing of
+files, and torch is imported only where tensors are touched.
+
+Shapes: `*batch` any leading axes (none for one network), `H` height, `W` width, `H * W` cells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from prepkit.errors import InvalidShape, LayoutMismatch, listed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+WIDTH_MULTIPLE = 8  # the decoder of NetSpace trades depth for space three times: W / 8 ...
+HEIGHT_MULTIPLE = 4  # ... and H / 4 must be whole (METHOD: decoder, steps 2 to 4)
+BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}  # dtypes that a PRep can have
+RUNNING_STATISTICS = ("running_mean", "running_var")
+
+Kind = Literal["parameter", "buffer"]
+
+
+@dataclass(frozen=True)
+class PRepShape:
+    """Height and width of a PRep: a way of reading its values, which are row-major whatever the width.
+
+    raises InvalidShape if the width is not a positive multiple of 8 or the height one of 4
+    """
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        check_multiple("width", self.width, WIDTH_MULTIPLE)
+        check_multiple("height", self.height, HEIGHT_MULTIPLE)
+
+    @classmethod
+    def least(cls, num_values: int, width: int) -> PRepShape:
+        """The least height that holds `num_values` at this width: ceil(P / W) rounded up to a multiple of 4."""
+        check_multiple("width", width, WIDTH_MULTIPLE)
+        rows = max(1, math.ceil(num_values / width))
+        return cls(math.ceil(rows / HEIGHT_MULTIPLE) * HEIGHT_MULTIPLE, width)
+
+    @property
+    def cells(self) -> int:
+        """Number of values the PRep has room for."""
+        return self.height * self.width
+
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width}"
+
+
+def check_multiple(name: str, value: int, multiple: int) -> None:
+    """Raise InvalidShape unless `value` is a positive multiple of `multiple`, naming the nearest ones that are."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidShape(f"{name} must be a whole number, not {value!r}.")
+    if value <= 0:
+        raise InvalidShape(f"{name} {value} is not positive; use a multiple of {multiple}.")
+    if value % multiple:
+        below = value // multiple * multiple
+        choices = f"{below} or {below + multiple}" if below else str(multiple)
+        raise InvalidShape(f"{name} {value} is not a multiple of {multiple}; use {choices}.")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one tensor lies in a PRep.
+
+    name:  the tensor's name in the state dict
+    shape: its shape, `()` for a scalar
+    dtype: its own dtype: float32, float64, float16 or bfloat16
+    kind:  "parameter", or "buffer" for running statistics of a BatchNorm that was kept
+    start: index of its first value in the row-major PRep
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: Kind
+    start: int
+
+    @cached_property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """Index after its last value."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The slots of a network in packing order: all that is needed to get its tensors back, without its code.
+
+    slots: contiguous from index 0
+    ties:  (alias, name) for each tensor that is another name of a slot; packed once, unpacked tied
+
+    >>> layout = Layout.of(network)
+    >>> prep = layout.pack(network.state_dict(), layout.shape(width=512))    # [H, 512]
+    >>> network.load_state_dict(layout.unpack(prep))
+    """
+
+    slots: tuple[Slot, ...]
+    ties: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.slots:
+            raise LayoutMismatch("there is nothing to pack: no floating-point parameters were found.")
+        start = 0
+        for slot in self.slots:
+            if slot.dtype not in BITS:
+                raise LayoutMismatch(
+                    f"'{slot.name}' has dtype {slot.dtype}; a PRep holds {listed(BITS)}. Cast it or leave it out."
+                )
+            if slot.start != start:
+                raise LayoutMismatch(f"slot '{slot.name}' starts at {slot.start}, not at {start}: slots must touch.")
+            start = slot.stop
+        if len(self._names | {alias for alias, _ in self.ties}) != len(self.slots) + len(self.ties):
+            raise LayoutMismatch("a name stands twice in the layout.")
+        for alias, name in self.ties:
+            if name not in self._names:
+                raise LayoutMismatch(f"'{alias}' is tied to '{name}', which has no slot.")
+
+    # Building -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Layout:
+        """The layout of a network: its parameters and floating-point buffers in registration order.
+
+        raises LayoutMismatch for a parameter that is integer, complex, quantised, sparse or uninitialised
+        """
+        from torch.nn import Parameter
+
+        tensors = network.state_dict(keep_vars=True)
+        kinds: dict[str, Kind] = {
+            name: "parameter" if isinstance(tensor, Parameter) else "buffer" for name, tensor in tensors.items()
+        }
+        return cls._from_items(tensors.items(), kinds)
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Layout:
+        """The layout of a state dict without its network: natural name order, `layers.2` before `layers.10`.
+
+        The order of a state dict depends on the file it comes from; the natural order of its names does not.
+        raises LayoutMismatch for a tensor that is complex, quantised or sparse, or an integer parameter
+        """
+        kinds: dict[str, Kind] = {
+            name: "buffer" if name.rpartition(".")[2] in RUNNING_STATISTICS else "parameter" for name in tensors
+        }
+        return cls._from_items(sorted(tensors.items(), key=lambda item: natural_key(item[0])), kinds)
+
+    @classmethod
+    def _from_items(cls, items: Iterable[tuple[str, Tensor]], kinds: Mapping[str, Kind]) -> Layout:
+        slots: list[Slot] = []
+        ties: list[tuple[str, str]] = []
+        seen: dict[object, str] = {}
+        start = 0
+        for name, tensor in items:
+            if is_beside(name, tensor, kinds[name]):
+                continue
+            identity = storage_identity(tensor)
+            if identity in seen:
+                ties.append((name, seen[identity]))
+                continue
+            seen[identity] = name
+            slot = Slot(name, tuple(tensor.shape), dtype_name(tensor.dtype), kinds[name], start)
+            slots.append(slot)
+            start = slot.stop
+        return cls(tuple(slots), tuple(ties))
+
+    # Facts ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def total(self) -> int:
+        """Number of values in all slots, tied ones once."""
+        return self.slots[-1].stop
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of values in parameter slots: `total` without running statistics."""
+        return sum(slot.size for slot in self.slots if slot.kind == "parameter")
+
+    @cached_property
+    def dtype(self) -> str:
+        """The least dtype that holds the values of all slots exactly."""
+        names = {slot.dtype for slot in self.slots}
+        if names == {"float16", "bfloat16"}:
+            return "float32"
+        return max(names, key=BITS.__getitem__)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(slot.name for slot in self.slots)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [slot.size for slot in self.slots]
+
+    @cached_property
+    def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        return [(slot.name, slot.shape) for slot in self.slots]
+
+    @cached_property
+    def _is_mixed(self) -> bool:
+        return len({slot.dtype for slot in self.slots}) > 1
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.slots)
+
+    def shape(self, width: int, height: int | None = None) -> PRepShape:
+        """The shape of this layout's PRep at a width: the least height, or the height asked for if it is enough.
+
+        raises InvalidShape if width or height is illegal or the parameters do not fit
+        """
+        least = PRepShape.least(self.total, width)
+        if height is None:
+            return least
+        if isinstance(height, int) and 0 < height < least.height and height * width < self.total:
+            raise InvalidShape(
+                f"{self.total:,} parameters do not fit a PRep of {height} x {width} ({height * width:,} values); "
+                f"use height >= {least.height}."
+            )
+        return PRepShape(height, width)
+
+    # Packing --------------------------------------------------------------------------------------------------
+
+    def pack(self, tensors: Mapping[str, Tensor], shape: PRepShape | None = None, out: Tensor | None = None) -> Tensor:
+        """Write named tensors row-major into a PRep, zeros after the last. Differentiable.
+
+        tensors: one for each slot, `[*batch, *slot.shape]`; a tied alias and integer buffers may stand beside
+        shape:   of the PRep; may be left out where `out` says it
+        out:     `[*batch, H, W]` contiguous, overwritten and returned; allocated in the least dtype that holds all
+                 tensors exactly if missing
+        raises LayoutMismatch if a name or shape differs from the layout or `out` cannot hold the values exactly,
+               InvalidShape if the parameters do not fit
+        """
+        import torch
+
+        values, batch = self._checked(tensors)
+        shape = self._resolved(shape, out, batch)
+        pieces = [value.reshape(*batch, size) for value, size in zip(values, self._sizes, strict=True)]
+        if shape.cells > self.total:
+            pieces.append(values[0].new_zeros(*batch, shape.cells - self.total))
+        if out is None:
+            return torch.cat(pieces, dim=-1).view(*batch, shape.height, shape.width)
+        self._write(pieces, out, flat_view(out))
+        return out
+
+    def _write(self, pieces: Sequence[Tensor], out: Tensor, flat_out: Tensor) -> None:
+        import torch
+
+        tracked = torch.is_grad_enabled() and (out.requires_grad or any(piece.requires_grad for piece in pieces))
+        if not tracked and all(piece.dtype == out.dtype and piece.device == out.device for piece in pieces):
+            torch.cat(pieces, dim=-1, out=flat_out)  # touches each byte once
+            return
+        flat = torch.cat(pieces, dim=-1)
+        if torch.promote_types(flat.dtype, out.dtype) != out.dtype:
+            raise LayoutMismatch(
+                f"a PRep of {dtype_name(out.dtype)} cannot hold values of {dtype_name(flat.dtype)} exactly; "
+                "cast the tensors first or pass an `out` of their dtype."
+            )
+        flat_out.copy_(flat)
+
+    def _checked(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+        """The slots' tensors in order, and the batch axes that they all have in front."""
+        try:
+            values = [tensors[slot.name] for slot in self.slots]
+        except KeyError:
+            values = []
+        if len(tensors) != len(self.slots) or not values:
+            self._check_names(tensors)
+        first = self.slots[0]
+        batch = tuple(values[0].shape[: values[0].dim() - len(first.shape)])
+        for value, (name, shape) in zip(values, self._shapes, strict=True):
+            if value.shape != batch + shape:
+                raise LayoutMismatch(
+                    f"'{name}' has shape {list(value.shape)}; the layout says "
+                    f"{list(shape)}{f' after batch axes {list(batch)}' if batch else ''}."
+                )
+        return values, batch
+
+    def _check_names(self, tensors: Mapping[str, Tensor]) -> None:
+        missing = [slot.name for slot in self.slots if slot.name not in tensors]
+        if missing:
+            raise LayoutMismatch(f"tensors are missing: {listed(missing)}. Given: {listed(tensors)}.")
+        aliases = dict(self.ties)
+        others = [name for name in tensors if name not in self._names and name not in aliases]
+        unexpected = [name for name in others if tensors[name].is_floating_point() or tensors[name].is_complex()]
+        if unexpected:
+            raise LayoutMismatch(
+                f"tensors that the layout does not have: {listed(unexpected)}. It has {len(self.slots)} slots, "
+                f"the first is '{self.slots[0].name}'."
+            )
+        for alias, name in self.ties:
+            if alias in tensors and not same_values(tensors[alias], tensors[name]):
+                raise LayoutMismatch(f"'{alias}' is tied to '{name}' in the layout, but their values differ.")
+
+    def _resolved(self, shape: PRepShape | None, out: Tensor | None, batch: tuple[int, ...]) -> PRepShape:
+        if out is not None:
+            if tuple(out.shape[:-2]) != batch or out.dim() < 2:
+                raise LayoutMismatch(f"out has shape {list(out.shape)}; the tensors need {[*batch, 'H', 'W']}.")
+            given = PRepShape(out.shape[-2], out.shape[-1])
+            if shape is not None and shape != given:
+                raise LayoutMismatch(f"out is {given}, but shape says {shape}; leave one of them out.")
+            shape = given
+        if shape is None:
+            raise LayoutMismatch("pack needs the shape of the PRep or a buffer `out`; see Layout.shape(width).")
+        return self.shape(shape.width, shape.height)
+
+    def unpack(self, prep: Tensor) -> dict[str, Tensor]:
+        """The named tensors of a PRep, as views: no value is copied. Differentiable.
+
+        prep: `[*batch, H, W]`, its last two axes contiguous
+        returns one tensor `[*batch, *slot.shape]` for each slot, and the same tensor under each tied alias.
+                They have the PRep's dtype, except that in a layout of mixed dtypes a PRep of the layout's dtype
+                gives each slot back in its own (the one case that copies, exactly).
+        raises LayoutMismatch if the PRep is not contiguous or too small
+        """
+        flat = flat_view(prep)
+        batch = flat.shape[:-1]
+        tail = flat.shape[-1] - self.total
+        if tail < 0:
+            raise LayoutMismatch(f"a PRep of {list(prep.shape)} is too small for {self.total:,} values.")
+        parts = flat.split_with_sizes([*self._sizes, tail], -1)
+        tensors = {name: part.view(batch + shape) for (name, shape), part in zip(self._shapes, parts, strict=False)}
+        if self._is_mixed and dtype_name(prep.dtype) == self.dtype:
+            tensors = {slot.name: tensors[slot.name].to(torch_dtype(slot.dtype)) for slot in self.slots}
+        for alias, name in self.ties:
+            tensors[alias] = tensors[name]
+        return tensors
+
+    # As data --------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form: `slots` in order and `ties`."""
+        return {
+            "slots": [
+                {"name": slot.name, "shape": list(slot.shape), "dtype": slot.dtype, "kind": slot.kind}
+                for slot in self.slots
+            ],
+            "ties": [list(tie) for tie in self.ties],
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, place: str = "layout") -> Layout:
+        """The layout that `to_dict` wrote; `place` names the source in errors.
+
+        raises LayoutMismatch with the place and the reason if the data is not a layout
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("slots"), list):
+            raise LayoutMismatch(f"{place}: a layout is an object with a list `slots`.")
+        slots: list[Slot] = []
+        start = 0
+        for index, item in enumerate(data["slots"]):
+            slot = slot_from_dict(item, start, f"{place}.slots[{index}]")
+            slots.append(slot)
+            start = slot.stop
+        ties = data.get("ties", [])
+        if not isinstance(ties, list) or not all(is_pair_of_names(tie) for tie in ties):
+            raise LayoutMismatch(f"{place}.ties: expected pairs of names.")
+        try:
+            return cls(tuple(slots), tuple((alias, name) for alias, name in ties))
+        except LayoutMismatch as error:
+            raise LayoutMismatch(f"{place}: {error}") from None
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces; equal layouts give equal text."""
+        return canonical_json(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str, place: str = "layout") -> Layout:
+        """The layout that `to_json` wrote.
+
+        raises LayoutMismatch if the text is not JSON or not a layout
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise LayoutMismatch(f"{place}: not JSON: {error}.") from None
+        return cls.from_dict(data, place)
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of the canonical JSON, in hex: the identity of a layout."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that orders numbers in names by value: `layers.2.weight` before `layers.10.weight`."""
+    parts = re.split(r"([0-9]+)", name)  # every second part is a number
+    return tuple((0, int(part), part) if index % 2 else (1, 0, part) for index, part in enumerate(parts))
+
+
+def canonical_json(data: object) -> str:
+    """JSON with sorted keys and no spaces, so that equal data gives equal bytes."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch.float32 for `float32`."""
+    import torch
+
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise LayoutMismatch(f"'{name}' is not a dtype; use one of {listed(BITS)}.")
+    return dtype
+
+
+def flat_view(prep: Tensor) -> Tensor:
+    """`[*batch, H, W]` seen as `[*batch, H * W]`, never a copy."""
+    if prep.dim() < 2:
+        raise LayoutMismatch(f"a PRep has shape [*batch, H, W], not {list(prep.shape)}.")
+    try:
+        return prep.view(*prep.shape[:-2], prep.shape[-2] * prep.shape[-1])
+    except RuntimeError:
+        raise LayoutMismatch(
+            f"the PRep of shape {list(prep.shape)} and strides {list(prep.stride())} is not row-major in memory; "
+            "call .contiguous() on it."
+        ) from None
+
+
+def is_beside(name: str, tensor: object, kind: Kind) -> bool:
+    """True for an integer buffer, which is stored beside a PRep; an error for what cannot be packed at all."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if not isinstance(tensor, torch.Tensor):
+        raise LayoutMismatch(f"'{name}' is a {type(tensor).__name__}, not a tensor; leave it out.")
+    if is_lazy(tensor):
+        raise LayoutMismatch(f"'{name}' is not initialised yet; run the network once on an input.")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        what = "quantised" if tensor.is_quantized else "complex" if tensor.is_complex() else "sparse"
+        raise LayoutMismatch(f"'{name}' is {what} ({dtype_name(tensor.dtype)}); a PRep holds dense {listed(BITS)}.")
+    if tensor.is_floating_point():
+        return False
+    if kind == "parameter" and not looks_like_buffer(name, tensor):
+        raise LayoutMismatch(
+            f"'{name}' is an integer parameter ({dtype_name(tensor.dtype)}); a PRep holds {listed(BITS)}. "
+            "Cast it or leave it out."
+        )
+    return True
+
+
+def looks_like_buffer(name: str, tensor: Tensor) -> bool:
+    """True for counters, masks and index tables, which networks keep as buffers; a state dict hides the kind."""
+    import torch
+
+    known = ("num_batches_tracked", "position_ids", "relative_position_index")
+    return tensor.dtype == torch.bool or tensor.dim() == 0 or name.rpartition(".")[2] in known
+
+
+def storage_identity(tensor: Tensor) -> object:
+    """Equal for tensors that are one and the same memory, so tied; unique where there is no memory to compare."""
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return id(tensor)
+    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """True if two tensors are one memory or equal in shape and in every value."""
+    return storage_identity(a) == storage_identity(b) or (a.shape == b.shape and bool((a == b).all()))
+
+
+def is_pair_of_names(value: object) -> bool:
+    """True for `[str, str]`."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
+
+
+def slot_from_dict(item: object, start: int, place: str) -> Slot:
+    """One slot out of JSON, checked."""
+    if not isinstance(item, dict):
+        raise LayoutMismatch(f"{place}: expected an object.")
+    name, shape, dtype, kind = (item.get(key) for key in ("name", "shape", "dtype", "kind"))
+    if not isinstance(name, str):
+        raise LayoutMismatch(f"{place}.name: expected text, found {name!r}.")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise LayoutMismatch(f"{place}.shape: expected whole numbers, found {shape!r}.")
+    if dtype not in BITS:
+        raise LayoutMismatch(f"{place}.dtype: expected one of {listed(BITS)}, found {dtype!r}.")
+    if kind not in ("parameter", "buffer"):
+        raise LayoutMismatch(f"{place}.kind: expected 'parameter' or 'buffer', found {kind!r}.")
+    return Slot(name, tuple(shape), dtype, kind, start)
