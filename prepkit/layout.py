@@ -13,65 +13,20 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import InvalidShape, LayoutMismatch, listed
+from prepkit.shape import PRepShape as PRepShape
+from prepkit.tensors import BITS, dtype_name, flat_view, same_values, stands_beside, storage_identity, torch_dtype
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
-WIDTH_MULTIPLE = 8  # the decoder of NetSpace trades depth for space three times: W / 8 ...
-HEIGHT_MULTIPLE = 4  # ... and H / 4 must be whole (METHOD: decoder, steps 2 to 4)
-BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}  # dtypes that a PRep can have
-RUNNING_STATISTICS = ("running_mean", "running_var")
-
 Kind = Literal["parameter", "buffer"]
-
-
-@dataclass(frozen=True)
-class PRepShape:
-    """Height and width of a PRep: a way of reading its values, which are row-major whatever the width.
-
-    raises InvalidShape if the width is not a positive multiple of 8 or the height one of 4
-    """
-
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        check_multiple("width", self.width, WIDTH_MULTIPLE)
-        check_multiple("height", self.height, HEIGHT_MULTIPLE)
-
-    @classmethod
-    def least(cls, num_values: int, width: int) -> PRepShape:
-        """The least height that holds `num_values` at this width: ceil(P / W) rounded up to a multiple of 4."""
-        check_multiple("width", width, WIDTH_MULTIPLE)
-        rows = max(1, math.ceil(num_values / width))
-        return cls(math.ceil(rows / HEIGHT_MULTIPLE) * HEIGHT_MULTIPLE, width)
-
-    @property
-    def cells(self) -> int:
-        """Number of values the PRep has room for."""
-        return self.height * self.width
-
-    def __str__(self) -> str:
-        return f"{self.height} x {self.width}"
-
-
-def check_multiple(name: str, value: int, multiple: int) -> None:
-    """Raise InvalidShape unless `value` is a positive multiple of `multiple`, naming the nearest ones that are."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidShape(f"{name} must be a whole number, not {value!r}.")
-    if value <= 0:
-        raise InvalidShape(f"{name} {value} is not positive; use a multiple of {multiple}.")
-    if value % multiple:
-        below = value // multiple * multiple
-        choices = f"{below} or {below + multiple}" if below else str(multiple)
-        raise InvalidShape(f"{name} {value} is not a multiple of {multiple}; use {choices}.")
+RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -170,7 +125,7 @@ class Layout:
         seen: dict[object, str] = {}
         start = 0
         for name, tensor in items:
-            if is_beside(name, tensor, kinds[name]):
+            if stands_beside(name, tensor, kinds[name]):
                 continue
             identity = storage_identity(tensor)
             if identity in seen:
@@ -263,7 +218,7 @@ class Layout:
         self._write(pieces, out, flat_view(out))
         return out
 
-    def _write(self, pieces: Sequence[Tensor], out: Tensor, flat_out: Tensor) -> None:
+    def _write(self, pieces: list[Tensor], out: Tensor, flat_out: Tensor) -> None:
         import torch
 
         tracked = torch.is_grad_enabled() and (out.requires_grad or any(piece.requires_grad for piece in pieces))
@@ -411,76 +366,6 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def canonical_json(data: object) -> str:
     """JSON with sorted keys and no spaces, so that equal data gives equal bytes."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float32` for torch.float32."""
-    return str(dtype).removeprefix("torch.")
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """torch.float32 for `float32`."""
-    import torch
-
-    dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise LayoutMismatch(f"'{name}' is not a dtype; use one of {listed(BITS)}.")
-    return dtype
-
-
-def flat_view(prep: Tensor) -> Tensor:
-    """`[*batch, H, W]` seen as `[*batch, H * W]`, never a copy."""
-    if prep.dim() < 2:
-        raise LayoutMismatch(f"a PRep has shape [*batch, H, W], not {list(prep.shape)}.")
-    try:
-        return prep.view(*prep.shape[:-2], prep.shape[-2] * prep.shape[-1])
-    except RuntimeError:
-        raise LayoutMismatch(
-            f"the PRep of shape {list(prep.shape)} and strides {list(prep.stride())} is not row-major in memory; "
-            "call .contiguous() on it."
-        ) from None
-
-
-def is_beside(name: str, tensor: object, kind: Kind) -> bool:
-    """True for an integer buffer, which is stored beside a PRep; an error for what cannot be packed at all."""
-    import torch
-    from torch.nn.parameter import is_lazy
-
-    if not isinstance(tensor, torch.Tensor):
-        raise LayoutMismatch(f"'{name}' is a {type(tensor).__name__}, not a tensor; leave it out.")
-    if is_lazy(tensor):
-        raise LayoutMismatch(f"'{name}' is not initialised yet; run the network once on an input.")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        what = "quantised" if tensor.is_quantized else "complex" if tensor.is_complex() else "sparse"
-        raise LayoutMismatch(f"'{name}' is {what} ({dtype_name(tensor.dtype)}); a PRep holds dense {listed(BITS)}.")
-    if tensor.is_floating_point():
-        return False
-    if kind == "parameter" and not looks_like_buffer(name, tensor):
-        raise LayoutMismatch(
-            f"'{name}' is an integer parameter ({dtype_name(tensor.dtype)}); a PRep holds {listed(BITS)}. "
-            "Cast it or leave it out."
-        )
-    return True
-
-
-def looks_like_buffer(name: str, tensor: Tensor) -> bool:
-    """True for counters, masks and index tables, which networks keep as buffers; a state dict hides the kind."""
-    import torch
-
-    known = ("num_batches_tracked", "position_ids", "relative_position_index")
-    return tensor.dtype == torch.bool or tensor.dim() == 0 or name.rpartition(".")[2] in known
-
-
-def storage_identity(tensor: Tensor) -> object:
-    """Equal for tensors that are one and the same memory, so tied; unique where there is no memory to compare."""
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return id(tensor)
-    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-
-
-def same_values(a: Tensor, b: Tensor) -> bool:
-    """True if two tensors are one memory or equal in shape and in every value."""
-    return storage_identity(a) == storage_identity(b) or (a.shape == b.shape and bool((a == b).all()))
 
 
 def is_pair_of_names(value: object) -> bool:

@@ -1,0 +1,217 @@
+"""One PRep in one file: `.prep.safetensors`, format "prepkit-prep/1".
+
+The file holds the tensor `prep` `[H, W]`, integer buffers as `buffer.<name>`, and one metadata key `prepkit` with
+canonical JSON. One key, because the safetensors library orders several at random and the same input must give the
+same bytes. The JSON carries a sha256 of all tensors' bytes: neither safetensors nor the Hub's client notices a
+flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError
+from prepkit.files import replacing
+from prepkit.layout import Layout, PRepShape, canonical_json
+from prepkit.safetensors_header import DTYPE_NAMES, Header, HeaderError, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "prepkit-prep/1"
+METADATA_KEY = "prepkit"
+VALUES_KEY = "prep"
+BUFFER_PREFIX = "buffer."
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a PRep comes from.
+
+    architecture, class_id: of the built-in or registered network, None where it is unknown
+    source_sha256: of the checkpoint file that was packed
+    folded:        names of the layers into which a BatchNorm was folded
+    """
+
+    architecture: str | None = None
+    class_id: int | None = None
+    source_sha256: str | None = None
+    folded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PRep:
+    """A packed network: all its parameters in one matrix, and what is needed to get them back.
+
+    values:  `[H, W]`, row-major, zero after the layout's last slot
+    buffers: integer buffers by name, which do not belong in a matrix of floats
+    """
+
+    values: Tensor
+    layout: Layout
+    origin: Origin = Origin()
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> PRepShape:
+        """Height and width."""
+        return PRepShape(self.values.shape[0], self.values.shape[1])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's state dict: views of `values`, and the integer buffers."""
+        return {**self.layout.unpack(self.values), **self.buffers}
+
+
+@dataclass(frozen=True)
+class PRepHeader:
+    """What a PRep file says of itself, read without torch and without touching the values."""
+
+    layout: Layout
+    shape: PRepShape
+    dtype: str
+    origin: Origin
+    sha256: str
+    buffer_names: tuple[str, ...]
+
+
+def save_prep(prep: PRep, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a PRep file whole or not at all; what was written is read back and compared before it gets its name.
+
+    raises OutputError if the file exists and `overwrite` is false or cannot be written,
+           VerificationError if the disk gives other bytes back
+    """
+    from safetensors.torch import save_file
+
+    tensors = {VALUES_KEY: prep.values.detach(), **{BUFFER_PREFIX + name: t for name, t in prep.buffers.items()}}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    sha256 = _sha256_of_tensors(tensors)
+    with replacing(path, overwrite=overwrite) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: canonical_json(_metadata(prep, sha256))})
+        if _sha256_of_file(temporary, read_header(temporary)) != sha256:
+            raise VerificationError(f"'{path}': the disk gave back other bytes than were written; nothing was kept.")
+
+
+def load_prep(path: str | os.PathLike[str], *, verify: bool = True) -> PRep:
+    """Read a PRep file; its values are mapped, not copied, and writing to them does not change the file.
+
+    verify: compare the content with the sha256 in the file (about 1 GB/s)
+    raises PRepFileError if the file is damaged, foreign or of a newer format
+    """
+    from safetensors import safe_open
+
+    about = read_prep_header(path)
+    if verify and _sha256_of_file(path, read_header(path)) != about.sha256:
+        raise PRepFileError(f"'{path}' is damaged: its content does not match the sha256 it carries. Fetch it again.")
+    with safe_open(path, framework="pt") as file:
+        buffers = {name: file.get_tensor(BUFFER_PREFIX + name) for name in about.buffer_names}
+        return PRep(file.get_tensor(VALUES_KEY), about.layout, about.origin, buffers)
+
+
+def read_prep_header(path: str | os.PathLike[str]) -> PRepHeader:
+    """Read and check what a PRep file says of itself.
+
+    raises PRepFileError with the file, the place and the reason
+    """
+    header, data = _read(path)
+    stored = header.tensors.get(VALUES_KEY)
+    if stored is None or len(stored.shape) != 2 or stored.dtype not in DTYPE_NAMES:
+        raise PRepFileError(f"'{path}': it has no matrix '{VALUES_KEY}' of floats.")
+    try:
+        layout = Layout.from_dict(data.get("layout"))
+        shape = PRepShape(*stored.shape)
+        layout.shape(shape.width, shape.height)
+    except (LayoutMismatch, InvalidShape) as error:
+        raise PRepFileError(f"'{path}': {error}") from None
+    names = tuple(name.removeprefix(BUFFER_PREFIX) for name in header.tensors if name.startswith(BUFFER_PREFIX))
+    return PRepHeader(layout, shape, DTYPE_NAMES[stored.dtype], _origin(data, path), str(data.get("sha256")), names)
+
+
+def is_prep_file(path: str | os.PathLike[str]) -> bool:
+    """True if a file is safetensors with prepkit's metadata, whatever its name and version."""
+    try:
+        return METADATA_KEY in read_header(path).metadata
+    except (HeaderError, OSError):
+        return False
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Any]]:
+    if Path(path).is_dir():
+        raise PRepFileError(f"'{path}' is a directory, not a PRep file.")
+    try:
+        header = read_header(path)
+        data = json.loads(header.metadata[METADATA_KEY])
+    except FileNotFoundError:
+        raise PRepFileError(f"'{path}' does not exist.") from None
+    except OSError as error:
+        raise PRepFileError(f"'{path}' cannot be read: {error.strerror}.") from None
+    except KeyError:
+        raise PRepFileError(f"'{path}' is safetensors, but no PRep; `prepkit pack` makes one of it.") from None
+    except ValueError as error:
+        raise PRepFileError(f"'{path}' is no PRep file: {error}.") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else None
+        raise PRepFileError(f"'{path}' has format {found!r}; this prepkit reads {FORMAT!r}. Is there a newer prepkit?")
+    return header, data
+
+
+def _metadata(prep: PRep, sha256: str) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "layout": prep.layout.to_dict(),
+        "architecture": prep.origin.architecture,
+        "class_id": prep.origin.class_id,
+        "num_parameters": prep.layout.num_parameters,
+        "source_sha256": prep.origin.source_sha256,
+        "folded": list(prep.origin.folded),
+        "sha256": sha256,
+    }
+
+
+def _origin(data: dict[str, Any], path: object) -> Origin:
+    architecture, class_id = data.get("architecture"), data.get("class_id")
+    source, folded = data.get("source_sha256"), data.get("folded", [])
+    sound = (
+        isinstance(architecture, str | None)
+        and (class_id is None or type(class_id) is int)
+        and isinstance(source, str | None)
+        and isinstance(folded, list)
+    )
+    if not sound:
+        raise PRepFileError(f"'{path}': architecture, class_id, source_sha256 or folded has the wrong type.")
+    return Origin(architecture, class_id, source, tuple(map(str, folded)))
+
+
+def _sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    # A 0-dimensional tensor cannot be seen as bytes, so every tensor is first seen as a row.
+    return _sha256(tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in sorted(tensors))
+
+
+def _sha256_of_file(path: str | os.PathLike[str], header: Header) -> str:
+    return _sha256(
+        chunk for name in sorted(header.tensors) for chunk in _chunks(path, header.tensors[name].offset, header, name)
+    )
+
+
+def _chunks(path: str | os.PathLike[str], offset: int, header: Header, name: str) -> Iterable[bytes]:
+    left = header.tensors[name].num_bytes
+    with open(path, "rb") as file:  # read, not mapped: mapped pages would count as this process's memory
+        file.seek(offset)
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+            left -= len(chunk)
+            yield chunk
+
+
+def _sha256(chunks: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
