@@ -1,1 +1,71 @@
-"""prepkit."""
+"""prepkit: trained networks as data.
+
+    network = prepkit.architecture("resnet8@cifar10").build()
+    layout = prepkit.Layout.of(network)
+    prep = layout.pack(network.state_dict(), layout.shape(width=512))     # [H, 512]
+    network.load_state_dict(layout.unpack(prep))
+
+Names are loaded when they are first used, so that importing prepkit imports neither torch nor anything else heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prepkit.checkpoint import Checkpoint as Checkpoint
+    from prepkit.checkpoint import load_checkpoint as load_checkpoint
+    from prepkit.errors import PrepkitError as PrepkitError
+    from prepkit.export import save_state_dict as save_state_dict
+    from prepkit.fusion import fuse_batch_norm as fuse_batch_norm
+    from prepkit.layout import Layout as Layout
+    from prepkit.layout import PRepShape as PRepShape
+    from prepkit.layout import Slot as Slot
+    from prepkit.packing import pack_checkpoint as pack_checkpoint
+    from prepkit.prep_file import PRep as PRep
+    from prepkit.prep_file import load_prep as load_prep
+    from prepkit.prep_file import save_prep as save_prep
+    from prepkit.registry import Architecture as Architecture
+    from prepkit.registry import Registry as Registry
+    from prepkit.registry import architecture as architecture
+    from prepkit.registry import architectures as architectures
+    from prepkit.registry import built_in_registry as built_in_registry
+    from prepkit.registry import detect as detect
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Architecture": "registry",
+    "Checkpoint": "checkpoint",
+    "Layout": "layout",
+    "PRep": "prep_file",
+    "PRepShape": "layout",
+    "PrepkitError": "errors",
+    "Registry": "registry",
+    "Slot": "layout",
+    "architecture": "registry",
+    "architectures": "registry",
+    "built_in_registry": "registry",
+    "detect": "registry",
+    "fuse_batch_norm": "fusion",
+    "load_checkpoint": "checkpoint",
+    "load_prep": "prep_file",
+    "pack_checkpoint": "packing",
+    "save_prep": "prep_file",
+    "save_state_dict": "export",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prepkit' has no attribute '{name}'")
+    value = getattr(import_module(f"prepkit.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -8,6 +8,9 @@
     │   └── UnsafeCheckpoint     reading it would run code or allocate more than the file holds
     ├── RegistryError            an architecture or a ClassId is unknown or in conflict
     ├── PRepFileError            a .prep.safetensors file is damaged, foreign or of a newer format
+    ├── ZooError                 a zoo is damaged, foreign, of a newer format, or does not hold what was asked for
+    │   ├── WhereError           a condition on a zoo's table cannot be read
+    │   └── ZooLocked            another process is writing the zoo
     ├── OutputError              a result cannot be written where it was asked for
     └── VerificationError        a result was computed and found wrong; nothing was written
 
@@ -55,6 +58,20 @@ class RegistryError(PrepkitError, LookupError):
 
 class PRepFileError(PrepkitError, ValueError):
     """A .prep.safetensors file is damaged, foreign or of a newer format."""
+
+
+class ZooError(PrepkitError, ValueError):
+    """A zoo is damaged, foreign or of a newer format, or does not hold what was asked for."""
+
+
+class WhereError(ZooError):
+    """A condition on a zoo's table cannot be read."""
+
+
+class ZooLocked(ZooError):
+    """Another process is writing the zoo."""
+
+    exit_code = 1
 
 
 class OutputError(PrepkitError, OSError):

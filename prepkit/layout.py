@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,7 +84,7 @@ class Layout:
             if slot.start != start:
                 raise LayoutMismatch(f"slot '{slot.name}' starts at {slot.start}, not at {start}: slots must touch.")
             start = slot.stop
-        if len(self._names | {alias for alias, _ in self.ties}) != len(self.slots) + len(self.ties):
+        if len(self.names) != len(self.slots) + len(self.ties):
             raise LayoutMismatch("a name stands twice in the layout.")
         for alias, name in self.ties:
             if name not in self._names:
@@ -137,6 +137,11 @@ class Layout:
             start = slot.stop
         return cls(tuple(slots), tuple(ties))
 
+    def with_dtypes_of(self, tensors: Mapping[str, Tensor]) -> Layout:
+        """The same slots with the dtypes that these tensors have: a layout of float32 names, packed in float16."""
+        slots = tuple(replace(slot, dtype=dtype_name(tensors[slot.name].dtype)) for slot in self.slots)
+        return self if slots == self.slots else Layout(slots, self.ties)
+
     # Facts ----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -172,6 +177,11 @@ class Layout:
     @cached_property
     def _is_mixed(self) -> bool:
         return len({slot.dtype for slot in self.slots}) > 1
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All names that `unpack` gives: the slots' and the aliases'."""
+        return self._names | {alias for alias, _ in self.ties}
 
     def __len__(self) -> int:
         return len(self.slots)

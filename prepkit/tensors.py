@@ -81,3 +81,15 @@ def storage_identity(tensor: Tensor) -> object:
 def same_values(a: Tensor, b: Tensor) -> bool:
     """True if two tensors are one memory or equal in shape and in every value."""
     return storage_identity(a) == storage_identity(b) or (a.shape == b.shape and bool((a == b).all()))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """True if two tensors agree in dtype, shape and every bit, so that NaN equals itself and -0 differs from 0."""
+    import torch
+
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.contiguous().view(words), b.contiguous().view(words))

@@ -1,0 +1,53 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11+ and make, nothing else.
+# On a machine whose package index gives a CUDA build of torch that you do not want (or the other way round), choose the
+# index yourself: make test PIP_ARGS="--extra-index-url URL". PYTHON names another interpreter, VENV another folder.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test lint types unit bench check-wheel check-standalone clean
+
+demo: $(VENV)/.installed
+	rm -rf $(DEMO) && mkdir -p $(DEMO)
+	$(BIN)/python examples/digits.py train $(DEMO)/model.pt
+	$(BIN)/prepkit pack $(DEMO)/model.pt --width 512 -o $(DEMO)/model.prep.safetensors
+	$(BIN)/prepkit inspect $(DEMO)/model.prep.safetensors
+	$(BIN)/prepkit show $(DEMO)/model.prep.safetensors -o $(DEMO)/model.png
+	$(BIN)/prepkit unpack $(DEMO)/model.prep.safetensors -o $(DEMO)/unpacked.pt
+	$(BIN)/python examples/digits.py compare $(DEMO)/model.pt $(DEMO)/unpacked.pt
+
+test: lint types unit
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+
+# The wheel as a user gets it: built, installed in an empty environment outside the clone, used there.
+check-wheel: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" bash tests/check_wheel.sh dist/*.whl
+
+# prepkit stands alone: its tests pass in a copy without netspace.
+check-standalone: $(VENV)/.installed
+	bash tests/check_standalone.sh "$(abspath $(BIN))/python"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prepkit needs Python 3.11 or newer; make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,87 @@
+"""`prepkit arch`: the registered architectures, without importing torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prepkit.cli.common import json_option, print_json, table
+
+if TYPE_CHECKING:
+    from prepkit.layout import Layout
+    from prepkit.registry import Architecture
+
+
+@click.group()
+def arch() -> None:
+    """List and describe the registered architectures."""
+
+
+@arch.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List all architectures with their ClassId and number of packed (BatchNorm-folded) parameters."""
+    from prepkit import registry
+
+    architectures = [registry.architecture(name) for name in registry.architectures()]
+    if as_json:
+        print_json({"architectures": [_facts(architecture) for architecture in architectures]})
+        return
+    rows = [
+        (a.name, _class_id(a.name, "-"), a.num_parameters, a.num_trainable, _shape(a.input_shape))
+        for a in architectures
+    ]
+    click.echo(table(rows, ("name", "ClassId", "parameters", "with BatchNorm", "input")))
+
+
+@arch.command()
+@click.argument("name")
+@click.option("--width", default=512, show_default=True, help="Width of the PRep whose height is told.")
+@json_option
+def show(name: str, width: int, as_json: bool) -> None:
+    """Describe one architecture: its layers in packing order and its PRep's height."""
+    from prepkit import registry
+
+    architecture = registry.architecture(name)
+    layout = architecture.layout
+    shape = layout.shape(width)
+    facts = {**_facts(architecture), "height": shape.height, "width": shape.width, "layout": layout.to_dict()}
+    if as_json:
+        print_json(facts)
+        return
+    class_id = _class_id(name, "none")
+    click.echo(f"{name}: family {architecture.family}, ClassId {class_id}, input {_shape(architecture.input_shape)}")
+    click.echo(
+        f"{architecture.num_parameters:,} packed parameters ({architecture.num_trainable:,} with BatchNorm), "
+        f"PRep {shape} ({architecture.num_parameters / shape.cells:.1%} filled)\n"
+    )
+    click.echo(slot_table(layout))
+
+
+def slot_table(layout: Layout) -> str:
+    """The slots of a layout as text."""
+    rows = [(slot.start, slot.name, _shape(slot.shape), slot.size, slot.dtype, slot.kind) for slot in layout]
+    return table(rows, ("start", "name", "shape", "values", "dtype", "kind"))
+
+
+def _facts(architecture: Architecture) -> dict[str, Any]:
+    return {
+        "name": architecture.name,
+        "family": architecture.family,
+        "class_id": _class_id(architecture.name),
+        "input_shape": list(architecture.input_shape),
+        "num_parameters": architecture.num_parameters,
+        "num_trainable": architecture.num_trainable,
+    }
+
+
+def _class_id(name: str, missing: str | None = None) -> int | str | None:
+    from prepkit.registry import default_class_id
+
+    class_id = default_class_id(name)
+    return missing if class_id is None else class_id
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,258 @@
+"""Architecture: the structure of a network without values, and what is known of it without building it.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prepkit.errors import RegistryError
+from prepkit.families.importing import load_builder, load_plugin, plugins_named, reason
+from prepkit.families.table import FAMILIES
+from prepkit.layout import Layout, canonical_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BUILT_IN_BUILDERS = frozenset(family.builder for family in FAMILIES.values())
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")  # it stands in the file names of zoos
+
+T = TypeVar("T")
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was written down about an architecture, so that it need not be built to learn it."""
+
+    num_parameters: int | None = None
+    num_trainable: int | None = None
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """The structure of a network without values.
+
+    name:             unique, such as `resnet8@cifar10`
+    family:           the kind of network
+    input_shape:      of one input, without the batch axis
+    builder:          `module:callable`, imported when a network is built
+    arguments:        keyword arguments of the builder, JSON-able
+    folded_arguments: what to add to them for the network without BatchNorm; None if prepkit.fusion must fold it
+    known:            counts and layout, where they are known without building
+    trusted:          False for a builder that a file names: it is imported only if it is built in or registered
+
+    Two architectures are equal if all that `to_dict` writes is.
+    raises RegistryError for an illegal name or input shape, or arguments that are not JSON
+    """
+
+    name: str
+    family: str
+    input_shape: tuple[int, ...]
+    builder: str
+    arguments: Mapping[str, Any]
+    folded_arguments: Mapping[str, Any] | None = None
+    known: Known = Known()
+    trusted: bool = True
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise RegistryError(
+                f"{self.name!r} cannot name an architecture: use up to 100 letters, digits and _ . @ + -, "
+                "the first one a letter, digit or _."
+            )
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        if not self.input_shape or not all(type(size) is int and size > 0 for size in self.input_shape):
+            raise RegistryError(
+                f"'{self.name}': {list(self.input_shape)} is not an input shape; give whole numbers such as 3x32x32."
+            )
+        try:
+            canonical_json([self.arguments, self.folded_arguments])
+        except (TypeError, ValueError) as error:
+            raise RegistryError(f"'{self.name}': the builder's arguments are not JSON: {reason(error)}.") from None
+
+    # Networks -------------------------------------------------------------------------------------------------
+
+    def build(self) -> nn.Module:
+        """A trainable network with fresh weights from torch's global random generator.
+
+        raises RegistryError if the builder cannot be imported, is not trusted, fails or returns no nn.Module
+        """
+        return self._network(self.arguments)
+
+    def build_folded(self) -> nn.Module:
+        """The network without BatchNorm whose tensors `layout` packs, with fresh weights.
+
+        raises RegistryError as `build` does, FusionError if a BatchNorm cannot be folded
+        """
+        if self.folded_arguments is not None:
+            return self._network({**self.arguments, **self.folded_arguments})
+        from prepkit.fusion import fold
+
+        folded: nn.Module = fold(self.build().eval(), self.example_input(), keep_unfoldable=False).network
+        return folded
+
+    def _network(self, arguments: Mapping[str, Any]) -> nn.Module:
+        from torch import nn
+        from torch.nn.parameter import is_lazy
+
+        self._check_trusted()
+        builder = load_builder(self.builder)
+        if isinstance(builder, nn.Module):
+            raise RegistryError(f"'{self.builder}' is a network already; name the function or class that builds it.")
+        try:
+            network = builder(**copy.deepcopy(dict(arguments)))
+        except (Exception, SystemExit) as error:
+            raise RegistryError(f"'{self.builder}' failed to build '{self.name}': {reason(error)}.") from error
+        if not isinstance(network, nn.Module):
+            raise RegistryError(
+                f"'{self.builder}' returned an object of type {type(network).__name__}, not a torch.nn.Module."
+            )
+        if any(map(is_lazy, network.parameters())):
+            raise RegistryError(f"'{self.builder}' returned lazy layers; run the network once before returning it.")
+        return network
+
+    def _check_trusted(self) -> None:
+        """A zoo is data: opening one must not import and call whatever it names."""
+        if self.trusted or self.builder in BUILT_IN_BUILDERS:
+            return
+        registered = [getattr(load_plugin(entry), "config", None) for entry in plugins_named(self.name)]
+        if registered != [self.config]:
+            raise RegistryError(
+                f"'{self.name}' is built by '{self.builder}', which a file names and nothing here registers, so it is "
+                "not imported. Install the package that registers it, or read the file with trust_code=True."
+            )
+
+    def _spare_network(self, folded: bool) -> nn.Module:
+        """A network to look at, not to run: no values where we can, and the global generators as they were."""
+        import torch
+
+        build = self.build_folded if folded else self.build
+        if self.builder in BUILT_IN_BUILDERS:
+            with torch.device("meta"):
+                return build()
+        with torch.random.fork_rng(devices=[]):
+            return build()
+
+    def example_input(self, batch: int = 2, seed: int = 0) -> Tensor:
+        """Standard normal `[batch, *input_shape]`, the same for the same seed; the global generator is not used."""
+        import torch
+
+        return torch.randn(batch, *self.input_shape, generator=torch.Generator().manual_seed(seed))
+
+    # Facts ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layout of the packed network, so with BatchNorm folded."""
+        return self.known.layout or Layout.of(self._spare_network(folded=True))
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of packed parameters, so with BatchNorm folded."""
+        return self.layout.num_parameters if self.known.num_parameters is None else self.known.num_parameters
+
+    @cached_property
+    def num_trainable(self) -> int:
+        """Number of parameters of the network that is trained, with BatchNorm."""
+        if self.known.num_trainable is not None:
+            return self.known.num_trainable
+        return sum(parameter.numel() for parameter in self._spare_network(folded=False).parameters())
+
+    @property
+    def signature(self) -> str:
+        """sha256 of the layout: equal for networks whose PReps can be exchanged."""
+        return self.layout.sha256
+
+    @cached_property
+    def trainable_shapes(self) -> Shapes:
+        """Names and shapes of the floating-point tensors in the trained network's state dict."""
+        return floating_shapes(self._spare_network(folded=False).state_dict())
+
+    @cached_property
+    def folded_shapes(self) -> Shapes:
+        """Names and shapes of the floating-point tensors in the folded network's state dict."""
+        shapes = {slot.name: slot.shape for slot in self.layout}
+        return shapes | {alias: shapes[name] for alias, name in self.layout.ties}
+
+    # As data --------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What is needed to build the network again, JSON-able."""
+        folded = None if self.folded_arguments is None else dict(self.folded_arguments)
+        config = {"builder": self.builder, "arguments": dict(self.arguments), "folded_arguments": folded}
+        return copy.deepcopy(config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form with the layout, so that tensors come back even where the builder is missing."""
+        return {
+            "name": self.name,
+            "family": self.family,
+            "input_shape": list(self.input_shape),
+            "num_parameters": self.num_parameters,
+            "num_trainable": self.num_trainable,
+            "layout": self.layout.to_dict(),
+            "config": self.config,
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, place: str = "architecture", *, trust_code: bool = False) -> Architecture:
+        """The architecture that `to_dict` wrote; nothing is imported. Unknown keys are ignored.
+
+        trust_code: whether `build` may import a builder that is neither built in nor registered here
+        raises RegistryError or LayoutMismatch with the place of what is wrong
+        """
+        layout = Layout.from_dict(item(data, "layout", dict, place), f"{place}.layout")
+        config = item(data, "config", dict, place)
+        known = Known(item(data, "num_parameters", int, place), item(data, "num_trainable", int, place), layout)
+        if layout.num_parameters != known.num_parameters:
+            raise RegistryError(
+                f"{place}: num_parameters is {known.num_parameters:,}, but its layout has {layout.num_parameters:,}."
+            )
+        at_config = f"{place}.config"
+        folded = config.get("folded_arguments")
+        fields: dict[str, Any] = {
+            "name": item(data, "name", str, place),
+            "family": item(data, "family", str, place),
+            "input_shape": tuple(item(data, "input_shape", list, place)),
+            "builder": item(config, "builder", str, at_config),
+            "arguments": item(config, "arguments", dict, at_config),
+            "folded_arguments": None if folded is None else item(config, "folded_arguments", dict, at_config),
+        }
+        try:
+            return cls(**fields, known=known, trusted=trust_code)
+        except RegistryError as error:
+            raise RegistryError(f"{place}: {error}") from None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Architecture):
+            return NotImplemented
+        return self is other or (self.name == other.name and self.to_dict() == other.to_dict())
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def floating_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Names and shapes of the floating-point tensors: integer buffers such as `num_batches_tracked` do not count."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def item(data: object, key: str, kind: type[T], place: str) -> T:
+    """`data[key]`, which came from outside, checked to be of this type."""
+    if not isinstance(data, dict):
+        raise RegistryError(f"{place}: expected an object, found {data!r:.80}.")
+    if key not in data:
+        raise RegistryError(f"{place}.{key} is missing.")
+    value = data[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RegistryError(f"{place}.{key}: expected {kind.__name__}, found {value!r:.80}.")
+    return value

@@ -1,0 +1,221 @@
+"""From a checkpoint on the disk to a PRep: read, recognise, fold, pack, and prove that nothing was lost.
+
+What `prepkit pack` does, as a function. The order of a PRep is the registration order of the network when the network
+is known, the natural order of names when only a state dict is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prepkit.checkpoint import Checkpoint, load_checkpoint, sha256_of
+from prepkit.errors import CheckpointError, FusionError, LayoutMismatch, VerificationError, listed
+from prepkit.fusion import Fusion, fold
+from prepkit.layout import Layout, PRepShape
+from prepkit.prep_file import Origin, PRep
+from prepkit.registry import Architecture, default_class_id, detect, explain_mismatch, floating_shapes
+from prepkit.tensors import same_bits, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+EXAMPLE_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed checkpoint and how it came about.
+
+    fusion: None where no BatchNorm was folded, else what was, with both equality errors
+    num_trained: values of the parameters before folding
+    """
+
+    prep: PRep
+    source: Path
+    source_format: str
+    num_trained: int
+    fusion: Fusion | None
+
+
+def pack_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    width: int = 512,
+    height: int | None = None,
+    architecture: Architecture | None = None,
+    key: str | None = None,
+    keep_batch_norm: bool = False,
+    dtype: str | None = None,
+    allow_nonfinite: bool = False,
+) -> Packed:
+    """Pack a checkpoint file into a PRep; its tensors come back bit for bit.
+
+    width, height:   of the PRep; the least height if none is given
+    architecture:    of the network; recognised among the registered ones if None
+    key:             of the state dict inside the file, where several fit
+    keep_batch_norm: pack BatchNorm with its running statistics instead of folding it
+    dtype:           cast the tensors to it; None keeps each in its own
+    allow_nonfinite: pack NaN and infinity too
+    raises InvalidShape, CheckpointError, LayoutMismatch, FusionError; VerificationError if the round trip fails
+    """
+    PRepShape.least(1, width)  # a wrong width is said before a large file is read
+    checkpoint = load_checkpoint(path, key)
+    if not allow_nonfinite:
+        check_finite(checkpoint, path)
+    tensors, layout, fusion, architecture = _prepared(checkpoint, architecture, keep_batch_norm, path)
+    if dtype is not None:
+        tensors = _cast(tensors, dtype)
+        layout = layout.with_dtypes_of(tensors)
+        if not allow_nonfinite:
+            check_finite(tensors, path, after=f" after the cast to {dtype}")
+    prep = PRep(
+        layout.pack(tensors, layout.shape(width, height)),
+        layout,
+        Origin(
+            architecture=architecture.name if architecture else None,
+            class_id=default_class_id(architecture.name) if architecture else None,
+            source_sha256=sha256_of(path),
+            folded=tuple(pair.layer for pair in fusion.folded) if fusion else (),
+        ),
+        {name: tensor for name, tensor in tensors.items() if name not in layout.names},
+    )
+    check_round_trip(prep, tensors)
+    return Packed(prep, Path(path), checkpoint.format, _num_trained(checkpoint), fusion)
+
+
+def fold_checkpoint(
+    path: str | os.PathLike[str], architecture: Architecture | None = None, *, key: str | None = None
+) -> tuple[dict[str, Tensor], Fusion]:
+    """The state dict of a checkpoint's network without BatchNorm, and what was folded.
+
+    raises CheckpointError, LayoutMismatch; FusionError if there is nothing to fold or it cannot be
+    """
+    checkpoint = load_checkpoint(path, key)
+    architecture, folded = _recognised(checkpoint, architecture, path)
+    if folded or not batch_norms(checkpoint):
+        raise FusionError(f"'{path}' has no BatchNorm to fold; `prepkit pack` takes it as it is.")
+    if architecture is None:
+        raise FusionError(_unknown_with_batch_norm(checkpoint, path, "").rstrip() + ".")
+    fusion = fold(_loaded(architecture, checkpoint), architecture.example_input(EXAMPLE_BATCH))
+    return dict(fusion.network.state_dict()), fusion
+
+
+def describe_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> tuple[dict[str, Any], Layout]:
+    """Facts about a checkpoint, and the layout in which its tensors as they are would be packed.
+
+    raises CheckpointError, LayoutMismatch
+    """
+    checkpoint = load_checkpoint(path, key)
+    detection = detect(checkpoint)
+    layout = Layout.of_tensors(checkpoint)
+    return {
+        "format": checkpoint.format,
+        "key": checkpoint.key,
+        "prefix": checkpoint.prefix or None,
+        "architecture": detection.architecture.name if detection else None,
+        "class_id": default_class_id(detection.architecture.name) if detection else None,
+        "num_parameters": layout.num_parameters,
+        "batch_norms": len(batch_norms(checkpoint)),
+    }, layout
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: object, after: str = "") -> None:
+    """Raise CheckpointError if a tensor holds NaN or infinity, saying which and how many."""
+    import torch
+
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        least, greatest = torch.aminmax(tensor)  # NaN wins in both; no mask as large as the tensor
+        if bool(torch.isfinite(least)) and bool(torch.isfinite(greatest)):
+            continue
+        num_nan, num_infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        raise CheckpointError(
+            f"'{path}': '{name}' holds {num_nan:,} NaN and {num_infinite:,} infinite of {tensor.numel():,} values"
+            f"{after}; pass --allow-nonfinite if they are meant."
+        )
+
+
+def batch_norms(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the modules that keep running statistics."""
+    return [name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] == "running_var"]
+
+
+def check_round_trip(prep: PRep, tensors: Mapping[str, Tensor]) -> None:
+    """Unpack a PRep and compare every tensor bit for bit with what was packed.
+
+    raises VerificationError with the names that differ
+    """
+    unpacked = prep.tensors()
+    wrong = [name for name, tensor in tensors.items() if name not in unpacked or not same_bits(unpacked[name], tensor)]
+    if wrong or len(unpacked) != len(tensors):
+        raise VerificationError(f"the round trip failed for {listed(wrong)}; nothing was written. Please report this.")
+
+
+def _prepared(
+    checkpoint: Checkpoint, architecture: Architecture | None, keep_batch_norm: bool, path: object
+) -> tuple[Mapping[str, Tensor], Layout, Fusion | None, Architecture | None]:
+    """The tensors to pack, their layout, what was folded, and the architecture that was recognised."""
+    architecture, folded = _recognised(checkpoint, architecture, path)
+    fold_it = bool(batch_norms(checkpoint)) and not folded and not keep_batch_norm
+    if architecture is None:
+        if fold_it:
+            raise FusionError(
+                _unknown_with_batch_norm(checkpoint, path, ", or pack it with its BatchNorm (--keep-bn)") + "."
+            )
+        return checkpoint, Layout.of_tensors(checkpoint), None, None
+    if folded:
+        return checkpoint, architecture.layout.with_dtypes_of(checkpoint), None, architecture
+    network = _loaded(architecture, checkpoint)
+    if not fold_it:
+        return checkpoint, Layout.of(network), None, architecture
+    fusion = fold(network, architecture.example_input(EXAMPLE_BATCH))
+    return fusion.network.state_dict(), Layout.of(fusion.network), fusion, architecture
+
+
+def _num_trained(checkpoint: Checkpoint) -> int:
+    return Layout.of_tensors(checkpoint).num_parameters
+
+
+def _unknown_with_batch_norm(checkpoint: Checkpoint, path: object, other_way: str) -> str:
+    return (
+        f"'{path}' has BatchNorm ({listed(batch_norms(checkpoint), 3)}), and its architecture is none of the "
+        "registered ones, so it cannot be folded. Name the network "
+        f"(--arch NAME, or --arch module:callable --input CxHxW){other_way}"
+    )
+
+
+def _recognised(
+    checkpoint: Checkpoint, architecture: Architecture | None, path: object
+) -> tuple[Architecture | None, bool]:
+    """The architecture of a checkpoint, and whether the checkpoint is its folded form.
+
+    raises LayoutMismatch if the architecture that was named has other names or shapes
+    """
+    if architecture is None:
+        detection = detect(checkpoint)
+        return (detection.architecture, detection.folded) if detection else (None, False)
+    if floating_shapes(checkpoint) == architecture.trainable_shapes:
+        return architecture, False
+    if detect(checkpoint, [architecture]) is None:
+        raise LayoutMismatch(f"'{path}' is no {architecture.name}: {explain_mismatch(checkpoint, architecture)}")
+    return architecture, True
+
+
+def _loaded(architecture: Architecture, checkpoint: Checkpoint) -> nn.Module:
+    """The architecture's network holding the checkpoint's own tensors, not copies cast to its dtype."""
+    network = architecture.build()
+    try:
+        network.load_state_dict(dict(checkpoint), strict=False, assign=True)  # names and shapes were compared
+    except (RuntimeError, ValueError) as error:
+        raise LayoutMismatch(f"'{checkpoint.path}' does not load into {architecture.name}: {error}") from None
+    return network.eval()
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    target = torch_dtype(dtype)
+    return {name: tensor.to(target) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

@@ -1,0 +1,367 @@
+"""Architectures by name, ClassId or tensors: Registry, Detection and the look-ups.
+
+    architecture("resnet8@cifar10")     one architecture: built in, or from a plug-in
+    architectures()                     the names of all
+    built_in_registry("cifar10")                 the built-in architectures of a dataset with their ClassIds
+    detect(tensors)                     the architecture that a state dict belongs to
+    architecture_from_callable(spec)    any importable function that builds a network
+
+A plug-in is an entry point of the group `prepkit.architectures`: its name is the architecture's name, its value loads
+to an Architecture or to a function without arguments that returns one. Plug-ins are imported only when looked at.
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from prepkit.errors import RegistryError, listed, nearest
+from prepkit.families.architecture import Architecture as Architecture
+from prepkit.families.architecture import Known as Known
+from prepkit.families.architecture import Shapes, item
+from prepkit.families.architecture import floating_shapes as floating_shapes
+from prepkit.families.importing import load_plugin, origin, plugins, plugins_named
+from prepkit.families.table import DATASETS, FAMILIES, TABLE, Row
+from prepkit.layout import RUNNING_STATISTICS
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True, init=False)
+class Registry:
+    """An ordered set of architectures: the position of each is its ClassId.
+
+    architectures: those with a ClassId, in ClassId order
+    others:        members without ClassId, such as a teacher
+    """
+
+    architectures: tuple[Architecture, ...]
+    others: tuple[Architecture, ...]
+
+    def __init__(
+        self,
+        architectures: Iterable[Architecture],
+        others: Iterable[Architecture] = (),
+        class_ids: Mapping[str, int] | None = None,
+    ) -> None:
+        """Put architectures into ClassId order.
+
+        class_ids: name -> 0 .. A-1; if missing, ascending in packed parameters (and by name where those are equal)
+        raises RegistryError if a name stands twice or the ClassIds are not 0 .. A-1, one for each architecture
+        """
+        members, others = tuple(architectures), tuple(others)
+        names = [member.name for member in (*members, *others)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise RegistryError(f"a registry holds each name once; found twice: {listed(twice)}.")
+        if class_ids is None:
+            members = tuple(sorted(members, key=lambda member: (member.num_parameters, member.name)))
+        else:
+            check_class_ids(class_ids, [member.name for member in members])
+            members = tuple(sorted(members, key=lambda member: class_ids[member.name]))
+        object.__setattr__(self, "architectures", members)
+        object.__setattr__(self, "others", others)
+
+    @cached_property
+    def class_ids(self) -> dict[str, int]:
+        """The ClassId of each architecture that has one, in their order."""
+        return {member.name: class_id for class_id, member in enumerate(self.architectures)}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Architecture]:
+        return {member.name: member for member in (*self.architectures, *self.others)}
+
+    def __getitem__(self, name: str) -> Architecture:
+        """The member of this name, with or without ClassId."""
+        if name not in self._by_name:
+            raise RegistryError(unknown("architecture", name, self._by_name))
+        return self._by_name[name]
+
+    def class_id(self, name: str) -> int | None:
+        """The ClassId of a member; None for a teacher."""
+        return self.class_ids.get(self[name].name)
+
+    def by_class_id(self, class_id: int) -> Architecture:
+        """The architecture with this ClassId."""
+        if not 0 <= class_id < len(self):
+            raise RegistryError(f"unknown ClassId {class_id}; this registry has {len(self)}: {listed(self.class_ids)}.")
+        return self.architectures[class_id]
+
+    @property
+    def teacher(self) -> Architecture | None:
+        """The one member without ClassId, if there is one."""
+        if len(self.others) > 1:
+            raise RegistryError(f"which is the teacher? Without ClassId are {listed(o.name for o in self.others)}.")
+        return self.others[0] if self.others else None
+
+    def __len__(self) -> int:
+        """Number of ClassIds."""
+        return len(self.architectures)
+
+    def __iter__(self) -> Iterator[Architecture]:
+        """The architectures in ClassId order, without those that have none."""
+        return iter(self.architectures)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form: `architectures`, each with its `class_id` (null for a teacher)."""
+        members = (*self.architectures, *self.others)
+        return {
+            "architectures": [{"class_id": self.class_ids.get(member.name), **member.to_dict()} for member in members]
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, place: str = "registry", *, trust_code: bool = False) -> Registry:
+        """The registry that `to_dict` wrote; nothing is imported. `place` names the source in errors.
+
+        trust_code: see Architecture.from_dict
+        raises RegistryError or LayoutMismatch with the place of what is wrong
+        """
+        numbered: dict[str, int] = {}
+        members: list[Architecture] = []
+        for index, entry in enumerate(item(data, "architectures", list, place)):
+            where = f"{place}.architectures[{index}]"
+            members.append(Architecture.from_dict(entry, where, trust_code=trust_code))
+            if entry.get("class_id") is not None:
+                numbered[members[-1].name] = item(entry, "class_id", int, where)
+        try:
+            return cls(
+                tuple(member for member in members if member.name in numbered),
+                tuple(member for member in members if member.name not in numbered),
+                numbered,
+            )
+        except RegistryError as error:
+            raise RegistryError(f"{place}: {error}") from None
+
+
+def check_class_ids(class_ids: Mapping[str, int], names: list[str]) -> None:
+    """Raise RegistryError unless the ClassIds are 0 .. A-1, one for each name."""
+    missing = [name for name in names if name not in class_ids]
+    if missing:
+        raise RegistryError(f"ClassIds are missing for {listed(missing)}; give all of them or none.")
+    strangers = [name for name in class_ids if name not in names]
+    if strangers:
+        raise RegistryError(f"ClassIds are given for {listed(strangers)}, which the registry does not hold.")
+    if sorted(class_ids.values()) != list(range(len(names))):
+        given = listed(f"{name}: {class_ids[name]}" for name in names)
+        raise RegistryError(f"ClassIds must be 0 to {len(names) - 1}, each once; given: {given}.")
+
+
+# Look-ups -----------------------------------------------------------------------------------------------------
+
+
+def architecture(name: str) -> Architecture:
+    """The built-in or third-party architecture of this name, the same object each time.
+
+    raises RegistryError if the name is unknown or claimed twice, or if the plug-in behind it is broken
+    """
+    entries = plugins_named(name)
+    check_claims(name, entries)
+    if entries:
+        return architecture_of(entries[0])
+    if name not in built_in():
+        raise RegistryError(unknown("architecture", name, [*built_in(), *(entry.name for entry in plugins())]))
+    return built_in()[name]
+
+
+def architectures() -> list[str]:
+    """The names of all architectures: the built-in ones in the order of the table, then those of plug-ins.
+
+    raises RegistryError if two distributions claim one name; no plug-in is imported
+    """
+    names = list(dict.fromkeys([*built_in(), *(entry.name for entry in plugins())]))
+    for name in names:
+        check_claims(name, plugins_named(name))
+    return names
+
+
+@cache
+def built_in_registry(name: str) -> Registry:
+    """The built-in registry of a dataset: cifar10, tiny_imagenet, digits, sdf or sdf_small.
+
+    raises RegistryError for another name
+    """
+    if name not in DATASETS:
+        raise RegistryError(unknown("registry", name, DATASETS))
+    rows = [row for row in TABLE if row.dataset == name]
+    return Registry(
+        tuple(built_in()[row.name] for row in rows if row.class_id is not None),
+        tuple(built_in()[row.name] for row in rows if row.class_id is None),
+        {row.name: row.class_id for row in rows if row.class_id is not None},
+    )
+
+
+def default_class_id(name: str) -> int | None:
+    """The ClassId of a built-in architecture in the registry of its dataset; None for teachers and all others."""
+    return next((row.class_id for row in TABLE if row.name == name), None)
+
+
+@cache
+def built_in() -> dict[str, Architecture]:
+    """The architectures of the table by name."""
+    return {row.name: from_row(row) for row in TABLE}
+
+
+def from_row(row: Row) -> Architecture:
+    """An architecture of the table."""
+    family = FAMILIES[row.family]
+    input_shape, _ = DATASETS[row.dataset]
+    known = Known(row.num_parameters, row.num_trainable)
+    return Architecture(row.name, row.family, input_shape, family.builder, row.arguments, family.folded, known)
+
+
+def architecture_of(entry: EntryPoint) -> Architecture:
+    """The architecture that a plug-in registers.
+
+    raises RegistryError with the distribution if it is broken
+    """
+    found = load_plugin(entry)
+    if not isinstance(found, Architecture):
+        raise RegistryError(
+            f"architecture '{entry.name}' of {origin(entry)} ({entry.value}) is of type {type(found).__name__}, "
+            "not a prepkit Architecture."
+        )
+    if found.name != entry.name:
+        raise RegistryError(
+            f"{origin(entry)} registers '{entry.name}', but {entry.value} is named '{found.name}'; "
+            "give both the same name."
+        )
+    return found
+
+
+def check_claims(name: str, entries: list[EntryPoint]) -> None:
+    """Raise RegistryError if more than one party registers this name."""
+    claims = ["prepkit itself"] * (name in built_in()) + [origin(entry) for entry in entries]
+    if len(claims) > 1:
+        raise RegistryError(f"architecture '{name}' is registered by {' and by '.join(claims)}; uninstall one.")
+
+
+def unknown(what: str, asked: str, choices: Iterable[str]) -> str:
+    """What to say where a look-up failed. A name asked for without its dataset is compared without datasets."""
+    names = list(choices)
+    message = f"unknown {what} '{asked}'. Registered: {listed(names)}."
+    if "@" in asked:
+        return message + nearest(asked, names)
+    first = {name.partition("@")[0]: name for name in reversed(names)}
+    close = difflib.get_close_matches(asked, first, n=1, cutoff=0.5)
+    return f"{message} Did you mean '{first[close[0]]}'?" if close else message
+
+
+def architecture_from_callable(
+    spec: str, input_shape: Iterable[int], name: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> Architecture:
+    """The architecture of the network that an importable function builds; it is built once to see that it can be.
+
+    spec:        `module:callable`, such as `my_package.nets:small_net`
+    input_shape: of one input, without the batch axis
+    name:        `my_package.nets.small_net` if missing
+    arguments:   keyword arguments of the callable, JSON-able
+    raises RegistryError with the place and the reason if it cannot be imported or does not build an nn.Module
+    """
+    module, _, family = spec.rpartition(":")
+    name = safe_name(f"{module}.{family}") if name is None else name
+    draft = Architecture(name, family, tuple(input_shape), spec, dict(arguments or {}))
+    return replace(draft, known=Known(num_trainable=draft.num_trainable))
+
+
+def safe_name(text: str) -> str:
+    """The end of a text as the name of an architecture, which can stand in a file name: no `:`, no `ü`."""
+    return re.sub(r"[^A-Za-z0-9_.]", "_", text)[-100:].lstrip(".") or "network"
+
+
+# Detection ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a state dict belongs to; `folded` if it is the form that is packed, without BatchNorm.
+
+    A network that has no BatchNorm has one form only, which is the folded one.
+    """
+
+    architecture: Architecture
+    folded: bool
+
+
+def detect(tensors: Mapping[str, Tensor], candidates: Iterable[Architecture] | None = None) -> Detection | None:
+    """The architecture whose names and shapes these are, in any order and dtype; integer buffers do not count.
+
+    candidates: where to look; if missing, in the built-in architectures, then in plug-ins (which are imported)
+    raises RegistryError if several match, or if a plug-in is broken that had to be looked at
+    """
+    found = floating_shapes(tensors)
+    if candidates is not None:
+        return the_match(found, candidates)
+    return the_match(found, likely(found)) or the_match(found, (architecture(entry.name) for entry in plugins()))
+
+
+def likely(found: Shapes) -> list[Architecture]:
+    """The built-in architectures with this number of parameters: only these few need to be built and compared."""
+    count = sum(math.prod(shape) for name, shape in found.items() if not is_running_statistic(name))
+    return [built_in()[row.name] for row in TABLE if count in (row.num_parameters, row.num_trainable)]
+
+
+def is_running_statistic(name: str) -> bool:
+    """Whether a tensor's name is that of a BatchNorm's mean or variance."""
+    return name.rpartition(".")[2] in RUNNING_STATISTICS
+
+
+def the_match(found: Shapes, candidates: Iterable[Architecture]) -> Detection | None:
+    """The one candidate with these names and shapes."""
+    matches = [match for match in (fits(found, candidate) for candidate in candidates) if match]
+    if len(matches) > 1:
+        names = listed(match.architecture.name for match in matches)
+        raise RegistryError(f"these tensors fit several architectures: {names}. Name the one that is meant.")
+    return matches[0] if matches else None
+
+
+def fits(found: Shapes, candidate: Architecture) -> Detection | None:
+    """Whether these are the names and shapes of a candidate, and in which form."""
+    if any(map(is_running_statistic, found)) and found == candidate.trainable_shapes:
+        return Detection(candidate, folded=False)
+    # Folding changes no weight's shape, so most strangers are told apart without folding, or failing to fold, anything.
+    if candidate.known.layout is None and any(
+        candidate.trainable_shapes.get(name) != shape for name, shape in found.items() if not name.endswith("bias")
+    ):
+        return None
+    return Detection(candidate, folded=True) if found == candidate.folded_shapes else None
+
+
+def explain_mismatch(tensors: Mapping[str, Tensor], architecture: Architecture) -> str:
+    """One sentence: which names and shapes differ from an architecture, in that of its two forms that is nearer."""
+    found = floating_shapes(tensors)
+    forms = [(" with BatchNorm folded", architecture.folded_shapes), (" with BatchNorm", architecture.trainable_shapes)]
+    form, differing = min(
+        ((form, differences(found, expected)) for form, expected in forms),
+        key=lambda candidate: sum(map(len, candidate[1].values())),
+    )
+    if architecture.folded_shapes == architecture.trainable_shapes:
+        form = ""
+    parts = [f"{len(names)} {what} ({listed(names)})" for what, names in differing.items() if names]
+    if not parts:
+        return f"the tensors fit {architecture.name}{form}."
+    return f"the tensors do not fit {architecture.name}{form}: {'; '.join(parts)}."
+
+
+def differences(found: Shapes, expected: Shapes) -> dict[str, list[str]]:
+    """What is missing, what is unexpected, and what has another shape."""
+    return {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} is {list(found[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }

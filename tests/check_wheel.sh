@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Usage: check_wheel.sh WHEEL. Installs the wheel in an empty environment outside the clone and packs a checkpoint there.
+set -euo pipefail
+wheel=$(realpath "$1")
+constraints=$(realpath "$(dirname "$0")/../constraints.txt")
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+"${PYTHON:-python3}" -m venv environment
+# shellcheck disable=SC2086
+environment/bin/python -m pip install --quiet ${PIP_ARGS:-} --constraint "$constraints" "$wheel"
+export PATH="$folder/environment/bin:$PATH"
+python - <<'PYTHON'
+import torch, prepkit
+torch.manual_seed(0)
+network = prepkit.architecture("resnet8@cifar10").build()
+for module in network.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):  # fresh statistics would hide every mistake
+        module.running_mean.normal_(), module.running_var.uniform_(0.5, 2.0)
+torch.save(network.state_dict(), "model.pt")
+PYTHON
+prepkit --version
+prepkit arch list > /dev/null
+prepkit pack model.pt --width 512
+prepkit inspect model.prep.safetensors > /dev/null
+prepkit unpack model.prep.safetensors -o unpacked.pt
+python - <<'PYTHON'
+import torch, prepkit
+folded = prepkit.architecture("resnet8@cifar10").build_folded().eval()
+folded.load_state_dict(torch.load("unpacked.pt", weights_only=True))
+trained = prepkit.architecture("resnet8@cifar10").build().eval()
+trained.load_state_dict(torch.load("model.pt", weights_only=True))
+images = torch.randn(4, 3, 32, 32)
+torch.testing.assert_close(folded(images), trained(images), rtol=1e-4, atol=1e-4)
+PYTHON
+if ls "$(python -c 'import prepkit; print(prepkit.__path__[0])')/py.typed" > /dev/null; then echo "wheel: passed"; fi
