@@ -1,0 +1,294 @@
+"""Reading checkpoints: any file of weights -> names and CPU tensors, without running what is in it.
+
+    checkpoint = load_checkpoint("model.pt")       # .pt, .pth, .bin, .ckpt, .safetensors, *.safetensors.index.json
+    checkpoint["fc.weight"].shape                  # a read-only mapping of names to tensors
+    checkpoint.key, checkpoint.prefix              # ('state_dict', 'module.'): what was unwrapped and stripped
+
+What is read is the state dict alone: the optimizer, the epoch and the like stay in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prepkit.checkpoint_formats import Format, is_index, opened, quoted, read_content, shards_of
+from prepkit.errors import CheckpointError, UnsafeCheckpoint, listed, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Keys under which training scripts keep state dicts. Several in one file are a conflict that only its owner can judge.
+ROLES = ("model", "net", "network", "module", "backbone", "encoder", "decoder", "classifier", "student", "teacher")
+RIVALS = ("generator", "discriminator", "G", "D", "netG", "netD", "g", "d", "actor", "critic", "policy")
+AVERAGES = ("ema", "swa", "state_dict_ema", "ema_state_dict", "swa_state_dict", "ema_model", "swa_model", "params_ema")
+SUFFIXES = ("", "_state_dict", "_state", "_weights", "_params", "_ema")
+WRAPPERS = frozenset(
+    ("state_dict", "weights", "params", "parameters", *AVERAGES)
+    + tuple(name + suffix for name in ROLES + RIVALS for suffix in SUFFIXES)
+)
+# Left by DataParallel and DDP, torch.compile, FSDP and activation checkpointing around a whole network.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# Where a LightningModule usually holds its network; elsewhere these may be the network's own names.
+LIGHTNING_PREFIXES = ("model.", "net.", "network.")
+AVERAGE_COUNT = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts in it, beside `module.`
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint(Mapping[str, "Tensor"]):
+    """Names -> CPU tensors, as one file holds them; tied tensors are one memory, mapped files stay mapped.
+
+    path:    the file
+    format:  "torch zip", "torch legacy", "safetensors" or "safetensors index"
+    key:     dotted key of the state dict inside what was saved, None if it was saved as it is
+    prefix:  what was stripped from every name, "" if nothing
+    dropped: full names left out: the counter of an AveragedModel
+    """
+
+    path: Path
+    format: Format
+    key: str | None
+    prefix: str
+    dropped: tuple[str, ...]
+    _tensors: dict[str, Tensor] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def load_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
+    """Read the state dict in a file that torch.save or safetensors wrote, told by its content, never by its name.
+
+    key: where the state dict is, needed only if there are several; dotted for nested ones ("ema.model")
+    raises UnsafeCheckpoint if reading would run code or take more memory than the file holds
+    raises CheckpointError for every other file that is not one readable state dict
+    """
+    path = Path(path)
+    content = read_content(path)
+    taken, state = find_state_dict(path, content.value, key)
+    check_entries(path, taken, state)
+    if content.data_bytes is not None:
+        check_memory(path, state, content.data_bytes)
+    prefix, dropped = wrapping(state, from_lightning=is_lightning(content.value))
+    tensors = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name not in dropped}
+    return Checkpoint(path, content.format, taken or None, prefix, dropped, tensors)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """sha256 of a file's bytes, in hex.
+
+    Of a sharded index: sha256 of its bytes followed by the 32-byte sha256 of every shard, by ascending shard name.
+    raises CheckpointError if the file, or a shard, is missing or cannot be read
+    """
+    path = Path(path)
+    if not is_index(path):
+        return digest_of(path).hex()
+    shards = [path.parent / shard for shard in shards_of(path)]
+    with opened(path) as file:
+        return hashlib.sha256(b"".join((file.read(), *map(digest_of, shards)))).hexdigest()
+
+
+def digest_of(path: Path) -> bytes:
+    """The sha256 of one file, streamed."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+# Finding the state dict
+
+
+def find_state_dict(path: Path, value: object, key: str | None) -> tuple[str, Mapping[str, Tensor]]:
+    """The one state dict in a saved object and its dotted key, "" for the object itself.
+
+    raises CheckpointError if there is none, if there are several, or if the key leads nowhere
+    """
+    start = value if key is None else descend(path, value, key)
+    found = dict(state_dicts(start, key or "", depth=0))
+    if len(found) > 1:
+        raise CheckpointError(f"{path} holds {len(found)} state dicts: {sizes(found)}; choose one with --key (key=).")
+    if not found:
+        raise nothing_found(path, start, key or "")
+    return next(iter(found.items()))
+
+
+def state_dicts(value: object, key: str, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Every state dict under a usual key, at most two levels down, with its dotted key.
+
+    A mapping with tensors is a state dict itself unless usual keys inside it lead to others: it is then a wrapper
+    that also keeps, say, a loss. In a list or tuple, such as `(state_dict, accuracy)`, the position is the key.
+    """
+    inside: list[tuple[str, Mapping[str, Tensor]]] = []
+    for name, child in children(value).items() if depth < 2 and not all_tensors(value) else ():
+        known = name in WRAPPERS or (depth == 0 and not isinstance(value, Mapping))
+        found = state_dicts(child, joined(key, name), depth + 1)
+        inside += [(where, state) for where, state in found if known or where != joined(key, name)]
+    if not inside and isinstance(value, Mapping) and num_tensors(value):
+        inside = [(key, value)]
+    yield from inside
+
+
+def nothing_found(path: Path, value: object, key: str) -> CheckpointError:
+    """The error for an object without a state dict under a usual key, naming state dicts under unusual ones."""
+    others = {
+        joined(key, *names): child
+        for names, child in descendants(value)
+        if isinstance(child, Mapping) and num_tensors(child)
+    }
+    if others:
+        return CheckpointError(
+            f"{path} holds no state dict under a usual key, but {sizes(others)}; choose one with --key (key=)."
+        )
+    where = f"{path}, key '{key}'," if key else f"{path}"
+    return CheckpointError(
+        f"{where} holds no named tensors but {described(value)}; save torch.save(model.state_dict(), path)."
+    )
+
+
+def descend(path: Path, value: object, key: str) -> object:
+    """What a dotted key leads to; names may have dots of their own."""
+    names = children(value)
+    if key in names:
+        return names[key]
+    for name in names:
+        if key.startswith(f"{name}."):
+            return descend(path, names[name], key.removeprefix(f"{name}."))
+    if all_tensors(value):
+        raise CheckpointError(f"{path} has no key '{key}': it holds {described(value)}; leave the key out.")
+    raise CheckpointError(f"{path} has no key '{key}' among {quoted(names)}.{nearest(key, names)}")
+
+
+def children(value: object) -> dict[str, object]:
+    """The entries of a mapping, list or tuple by name or position; nothing for any other object."""
+    if isinstance(value, Mapping):
+        return {str(name): child for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return {str(position): child for position, child in enumerate(value)}
+    return {}
+
+
+def descendants(value: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Children and their children, by their names."""
+    for name, child in children(value).items():
+        yield (name,), child
+        yield from (((name, inner), grandchild) for inner, grandchild in children(child).items())
+
+
+def joined(*names: str) -> str:
+    """A dotted key."""
+    return ".".join(name for name in names if name)
+
+
+def num_tensors(value: object) -> int:
+    """How many of the direct entries are tensors."""
+    from torch import Tensor
+
+    return sum(isinstance(child, Tensor) for child in children(value).values())
+
+
+def all_tensors(value: object) -> bool:
+    """True for what is plainly a state dict: names and tensors, nothing else."""
+    return isinstance(value, Mapping) and 0 < num_tensors(value) == len(value)
+
+
+def sizes(states: Mapping[str, object]) -> str:
+    """`'model' (12 tensors), 'ema' (12 tensors)`."""
+    return listed([f"{key!r} ({num_tensors(state)} tensors)" for key, state in states.items()])
+
+
+def described(value: object) -> str:
+    """What an object is, in a few words."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return f"a single tensor of shape {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {quoted(value)}" if value else f"an empty {type(value).__name__}"
+    kinds = listed(sorted({type(child).__name__ for child in children(value).values()}))
+    return f"a {type(value).__name__} of {kinds}" if kinds else f"an object of type {type(value).__name__}"
+
+
+# Checking what was found
+
+
+def check_entries(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless every name is a string and every value a tensor."""
+    from torch import Tensor
+
+    where = f"{path}, key '{key}'" if key else f"{path}"
+    unnamed = [name for name in state if not isinstance(name, str)]
+    if unnamed:
+        raise CheckpointError(f"{where}: tensors need names, found {quoted(unnamed)}; save model.state_dict().")
+    foreign = [f"{name!r} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise CheckpointError(
+            f"{where}: among the tensors stand {listed(foreign)}, which are none; save the tensors alone: "
+            "{name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}."
+        )
+
+
+def check_memory(path: Path, state: Mapping[str, Tensor], data_bytes: int) -> None:
+    """Raise UnsafeCheckpoint if a tensor is larger than its storage, or all storages larger than the file's data.
+
+    Sparse, quantised and meta tensors lay their values out in other ways, or have none; the caller judges those.
+    """
+    import torch
+
+    storages: dict[int, int] = {}
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            continue
+        storage, needed = tensor.untyped_storage(), tensor.numel() * tensor.element_size()
+        storages[storage.data_ptr()] = storage.nbytes()
+        if needed > storage.nbytes():
+            raise UnsafeCheckpoint(
+                f"{path}: {name!r} of shape {list(tensor.shape)} takes {needed} bytes but only {storage.nbytes()} are "
+                "stored (an expanded tensor); save it as tensor.contiguous()."
+            )
+    if sum(storages.values()) > data_bytes:
+        raise UnsafeCheckpoint(f"{path} claims {sum(storages.values())} bytes of tensors but stores {data_bytes}.")
+
+
+# Names
+
+
+def wrapping(names: Iterable[str], *, from_lightning: bool) -> tuple[str, tuple[str, ...]]:
+    """The prefix that wrappers put before every name, and full names to leave out.
+
+    A prefix counts only if all names carry it, so stripping it cannot make two names one. A network whose only child
+    is called `module` looks the same as a wrapped one and is stripped too; `Checkpoint.prefix` says so.
+    """
+    left, prefix = list(names), ""
+    dropped: list[str] = []
+    usual = WRAPPER_PREFIXES + (LIGHTNING_PREFIXES if from_lightning else ())
+    while True:
+        counter = prefix + AVERAGE_COUNT
+        others = [name for name in left if name != counter]
+        step = carried_by_all(others, prefix, usual)
+        if not step or (len(others) < len(left) and step != "module."):
+            return prefix, tuple(dropped)
+        dropped += [counter] if len(others) < len(left) else []
+        left, prefix, usual = others, prefix + step, WRAPPER_PREFIXES
+
+
+def carried_by_all(names: list[str], prefix: str, steps: Iterable[str]) -> str:
+    """The step that follows the prefix in all names, "" if none does or a name would be empty without it."""
+    for step in steps:
+        start = prefix + step
+        if names and all(name.startswith(start) and name != start for name in names):
+            return step
+    return ""
+
+
+def is_lightning(value: object) -> bool:
+    """True for a checkpoint of PyTorch Lightning."""
+    return isinstance(value, Mapping) and "pytorch-lightning_version" in value
