@@ -1,0 +1,385 @@
+"""Folding BatchNorm into the layer before it, with proof that the network's function stays the same.
+
+In evaluation a BatchNorm is a fixed affine map of each channel, so the layer before it can take it in:
+    w' = w * gamma / sqrt(var + eps)        b' = (b - mean) * gamma / sqrt(var + eps) + beta
+(Learning the Space of Deep Models, Supplementary VI). Whether that layer's output goes nowhere else is a matter of the
+network's run, not of its list of modules: one run is watched (fusion_watch.py), each fold is compared in its place,
+and the whole network is compared before it is returned. What was proved holds for the path that the example takes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prepkit.fusion_plan import Step, cannot_fold, plan, refuse_without_values
+from prepkit.fusion_watch import Refusal as Refusal
+from prepkit.fusion_watch import UnfoldableNetwork as UnfoldableNetwork
+from prepkit.fusion_watch import Watch, own_tensors, quoted, storage_key, tensors_in, watch
+
+LIMIT = 1e-9  # relative, in float64; rounding leaves about 1e-15, the mildest wrong fold far more
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The names of a layer and of the BatchNorm that it took in."""
+
+    layer: str
+    batch_norm: str
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A folded network and its record.
+
+    network:           an equivalent copy in eval mode, in the original's dtypes and on its device
+    folded:            what was folded, in the order of the run
+    kept:              what was not, with reasons; empty unless `keep_unfoldable`
+    error_before_cast: max|a - b| / max|a| between the outputs of the original and the folded network in float64
+    error_after_cast:  the same once the folded parameters are rounded to their own dtypes (float32: about 1e-7)
+    """
+
+    network: nn.Module
+    folded: tuple[Folded, ...]
+    kept: tuple[Refusal, ...]
+    error_before_cast: float
+    error_after_cast: float
+
+
+def fuse_batch_norm(network: nn.Module, example_input: Inputs, *, keep_unfoldable: bool = False) -> nn.Module:
+    """An equivalent network without BatchNorm, in eval mode; arguments and errors as in `fold`.
+
+    >>> folded = fuse_batch_norm(network, torch.randn(1, 3, 32, 32))
+    """
+    return fold(network, example_input, keep_unfoldable=keep_unfoldable).network
+
+
+def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: bool = False) -> Fusion:
+    """Fold every BatchNorm of a network into the layer before it; the network itself is not changed.
+
+    network:         any module; it is run as in evaluation, in copies, in float64
+    example_input:   a tensor, a tuple of positional or a dict of keyword arguments; floating-point values are cast,
+                     and all go to the network's device. An argument that is a tuple or a dict itself: `(argument,)`
+    keep_unfoldable: leave what cannot be folded in place instead of raising
+    raises UnfoldableNetwork, a FusionError, naming every BatchNorm that cannot be folded and why (`.refusals`); also if
+    the network cannot be copied or run, if two runs of it differ, or if the folded network is not the same function
+    """
+    refuse_without_values(network)
+    example = _Example.of(network, example_input)
+    with torch.no_grad(), example.kept_random_state():
+        original = example.float64_copy(network)
+        with example.explained("A float64 copy of the network"):
+            seen = watch(original, *example.inputs(), network)
+            _refuse_without_results(seen)
+        steps, refusals = plan(network, original, seen)
+        steps, refusals = _without_faults(steps, refusals, _faults(original, steps, seen, example))
+        if refusals and not keep_unfoldable:
+            raise cannot_fold(refusals, len(seen.batch_norms) + len(seen.functional))
+        before = example.error(_apply(example.float64_copy(network), steps), seen.results)
+        _refuse_difference(before, LIMIT, "in float64")
+        folded = _apply(_copied(network), steps)
+        after = example.error(example.float64_copy(folded), seen.results)
+        _refuse_difference(after, math.inf, "after the cast to its own dtypes")
+    return Fusion(folded, tuple(Folded(s.layer, s.batch_norm) for s in steps), tuple(refusals), before, after)
+
+
+@dataclass(frozen=True)
+class _Example:
+    """The arguments that the network is run on, and where: on its own device, but on the CPU where that is mps."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    device: torch.device | None
+
+    @staticmethod
+    def of(network: nn.Module, value: Inputs) -> _Example:
+        first = next(own_tensors(network), None)
+        device = None if first is None else first.device
+        if device is not None and device.type == "mps":
+            device = torch.device("cpu")  # mps has no float64
+        if isinstance(value, dict):
+            return _Example((), dict(value), device)
+        return _Example(value if isinstance(value, tuple) else (value,), {}, device)
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Args and kwargs for one run; copies, because a network may overwrite its input."""
+        args, kwargs = pytree.tree_map(self._own, (self.args, self.kwargs))
+        return args, kwargs
+
+    def _own(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return _wide(leaf.detach().clone() if self.device is None else leaf.detach().to(self.device, copy=True))
+
+    def float64_copy(self, network: nn.Module) -> nn.Module:
+        """A deep copy in eval mode and float64; integers stay."""
+        copied = _copied(network)
+        if any(tensor.device.type == "mps" for tensor in own_tensors(copied)):
+            copied.cpu()
+        copied._apply(_wide)  # type: ignore[no-untyped-call]
+        return copied
+
+    def error(self, network: nn.Module, expected: list[Tensor]) -> float:
+        """The relative error of a folded float64 network."""
+        with self.explained("The folded network"):
+            args, kwargs = self.inputs()
+            return relative_error(expected, tensors_in(network(*args, **kwargs)))
+
+    @contextmanager
+    def explained(self, what: str) -> Iterator[None]:
+        """Any exception of a run as an UnfoldableNetwork that names the input's shapes and the cause, in one line."""
+        try:
+            yield
+        except UnfoldableNetwork:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{list(t.shape)} {str(t.dtype)[6:]}" for t in tensors_in((self.args, self.kwargs)))
+            cause = f"{what} fails on the example input {shapes or 'without tensors'}: {_one_line(error)}"
+            raise UnfoldableNetwork(f"{cause}; pass an input that the network runs on in eval mode.") from error
+
+    def kept_random_state(self) -> Any:
+        """A context after which torch's random state is as before: a network may draw numbers in eval mode too."""
+        if self.device is None or self.device.type in ("cpu", "meta"):
+            return torch.random.fork_rng(devices=[])
+        return torch.random.fork_rng(devices=[self.device], device_type=self.device.type)
+
+
+def _faults(original: nn.Module, steps: Sequence[Step], seen: Watch, example: _Example) -> dict[str, str]:
+    """For each BatchNorm that the folded layer does not stand in for, at its place, why.
+
+    Compared twice in float64: on random input of the shape that was seen, because an example of zeros proves little,
+    and on what the layer and the BatchNorm made of the example in a second run, which must equal the first.
+    """
+    trials = [_Trial(step, original) for step in steps]
+    faults: dict[str, str] = {}
+    for layer in {step.layer: None for step in steps}:
+        chain = [trial for trial in trials if trial.step.layer == layer]
+        faults.update(_faults_on_noise(original, chain, seen.arguments[layer]))
+    with ExitStack() as hooks:
+        for trial in trials:
+            _compare_in_run(hooks, original, trial, faults)
+        with example.explained("A second run of the network"):
+            args, kwargs = example.inputs()
+            error = relative_error(seen.results, tensors_in(original(*args, **kwargs)))
+    if error > LIMIT:
+        raise UnfoldableNetwork(
+            f"Two runs of the network on the same input differ by {error:.1e}: it draws random numbers or keeps state "
+            "in eval mode. Nothing can be proved of it; make it deterministic in eval mode."
+        )
+    return faults
+
+
+class _Trial:
+    """A folded layer and what stands for its BatchNorm, for comparison at their place."""
+
+    def __init__(self, step: Step, original: nn.Module) -> None:
+        self.step = step
+        self.batch_norm = original.get_submodule(step.batch_norm)
+        self.layer = copy.deepcopy(original.get_submodule(step.layer))
+        _set_parameters(self.layer, step)
+        self.replacement = _replacement(self.batch_norm)
+
+    def make(self, args: Any, kwargs: Any) -> Tensor | str:
+        """What stands in the BatchNorm's place, made of the layer's arguments; or why it cannot be made."""
+        try:
+            made: Tensor = self.replacement(self.layer(*args, **kwargs))
+        except Exception as problem:
+            return f"{quoted(self.step.layer)}, folded, fails in its place: {_one_line(problem)}"
+        return made
+
+    def fault(self, expected: Any, made: Any) -> str | None:
+        """Why `made` is not the `expected` output of the BatchNorm; None if it is."""
+        if isinstance(made, str):
+            return made
+        error = relative_error([expected], [made]) if isinstance(expected, Tensor) else math.inf
+        if error <= LIMIT:
+            return None
+        kinds = f"{type(self.layer).__name__}, {type(self.batch_norm).__name__}"
+        return (
+            f"{quoted(self.step.layer)}, folded, gives something else in its place (relative error {error:.1e}): "
+            f"the forward of one of the two ({kinds}) is more than its class promises"
+        )
+
+
+def _faults_on_noise(original: nn.Module, chain: list[_Trial], arguments: Any) -> dict[str, str]:
+    """Compare the trials of one layer, in order, on random values of the shapes in `arguments`."""
+    args, kwargs = pytree.tree_map(_noise(next(own_tensors(chain[0].layer)).device), arguments)
+    faults = {}
+    try:
+        value = original.get_submodule(chain[0].step.layer)(*args, **kwargs)
+        for trial in chain:
+            value = trial.batch_norm(value)
+            if fault := trial.fault(value, trial.make(args, kwargs)):
+                faults[trial.step.batch_norm] = fault
+    except Exception as problem:
+        reason = f"{quoted(chain[0].step.layer)} and it do not run on random input: {_one_line(problem)}"
+        return {trial.step.batch_norm: reason for trial in chain}
+    return faults
+
+
+def _noise(device: torch.device) -> Callable[[Any], Any]:
+    """A function that fills tensors on the meta device with the same random values each time, off the global state."""
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_meta:
+            return leaf
+        return torch.randn(leaf.shape, dtype=leaf.dtype, generator=generator, device="cpu").to(device)
+
+    return fill
+
+
+_NOT_AGAIN = "it did not return from a second run, so that nothing could be compared"
+
+
+def _compare_in_run(hooks: ExitStack, original: nn.Module, trial: _Trial, faults: dict[str, str]) -> None:
+    """Hook a trial into the next run of `original`: made after the layer, before its input can be overwritten."""
+    made: list[Any] = []
+    name = trial.step.batch_norm
+    faults.setdefault(name, _NOT_AGAIN)
+
+    def after_layer(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        made.append(trial.make(args, kwargs))
+
+    def after_batch_norm(module: nn.Module, args: Any, output: Any) -> None:
+        if fault := trial.fault(output, made.pop()):
+            faults[name] = fault
+        elif faults.get(name) == _NOT_AGAIN:
+            del faults[name]
+
+    layer = original.get_submodule(trial.step.layer)
+    hooks.enter_context(layer.register_forward_hook(after_layer, with_kwargs=True))
+    hooks.enter_context(trial.batch_norm.register_forward_hook(after_batch_norm))
+
+
+def _without_faults(
+    steps: Sequence[Step], refusals: Sequence[Refusal], faults: Mapping[str, str]
+) -> tuple[list[Step], list[Refusal]]:
+    """Move what failed its comparison, and what was folded on top of it, from the steps to the refusals."""
+    good: list[Step] = []
+    refused, broken = list(refusals), dict[str, str]()
+    for step in steps:
+        reason = faults.get(step.batch_norm)
+        if step.layer in broken:
+            reason = f"it follows BatchNorm {quoted(broken[step.layer])}, which cannot be folded"
+        if reason is None:
+            good.append(step)
+        else:
+            broken.setdefault(step.layer, step.batch_norm)
+            refused.append(Refusal(step.batch_norm, reason))
+    return good, refused
+
+
+def _apply(network: nn.Module, steps: Sequence[Step]) -> nn.Module:
+    """Fold in place; returns the network."""
+    for step in steps:
+        _set_parameters(network.get_submodule(step.layer), step)
+        batch_norm = network.get_submodule(step.batch_norm)
+        replacement = _replacement(batch_norm)
+        for parent in network.modules():  # a module may be registered under several names
+            for name in [name for name, child in parent._modules.items() if child is batch_norm]:
+                parent._modules[name] = replacement
+    return network
+
+
+def _set_parameters(layer: Any, step: Step) -> None:
+    """New parameters, so that a layer whose weight was tied to this one keeps its own; dtype, device, strides stay."""
+    weight, bias = layer.weight, layer.bias
+    template = weight.new_empty(step.bias.shape) if bias is None else torch.empty_like(bias)
+    bias_learns = weight.requires_grad if bias is None else bias.requires_grad
+    weight_values = torch.empty_like(weight).copy_(step.weight.to(weight.dtype))  # cast first: mps has no float64
+    layer.weight = nn.Parameter(weight_values, requires_grad=weight.requires_grad)
+    layer.bias = nn.Parameter(template.copy_(step.bias.to(template.dtype)), requires_grad=bias_learns)
+
+
+def _replacement(batch_norm: nn.Module) -> nn.Module:
+    """What stands for a folded BatchNorm: the modules that it applies after normalising (`BatchNormAct2d` of timm)."""
+    children = dict(batch_norm.named_children())
+    return (nn.Sequential(OrderedDict(children)) if children else nn.Identity()).eval()
+
+
+def relative_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest max|a - b| / max|a| over pairs of tensors; infinite where shapes differ or values are not finite.
+
+    For a tensor of zeros it is max|b|. Integer and boolean tensors are compared as numbers.
+    """
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
+        return math.inf
+    return max((_relative(_number(a), _number(b)) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    if not a.numel():
+        return 0.0
+    error = (a - b.to(a.device)).abs().max().item() / (a.abs().max().item() or 1.0)
+    return error if math.isfinite(error) else math.inf
+
+
+def _number(tensor: Tensor) -> Tensor:
+    dense = tensor.to_dense() if tensor.layout != torch.strided else tensor
+    return dense.to(torch.complex128 if dense.is_complex() else torch.float64)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A deep copy in eval mode that shares nothing with the network."""
+    # torch refuses to copy what an operation under autograd made, such as the weight that weight_norm caches.
+    cached = {
+        id(value): value.detach().clone()
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        copied = copy.deepcopy(network, cached)
+    except Exception as error:
+        raise UnfoldableNetwork(f"The network cannot be deep-copied: {_one_line(error)}") from error
+    if _identities(copied) & _identities(network):
+        raise UnfoldableNetwork("The network cannot be deep-copied: its copy shares modules or tensors with it.")
+    copied.eval()  # its result is no network where `train` is overridden without a return
+    return copied
+
+
+def _identities(network: nn.Module) -> set[tuple[str, int | None]]:
+    storages = {storage_key(tensor) for tensor in own_tensors(network)} - {None}
+    return {("module", id(module)) for module in network.modules()} | {("storage", key) for key in storages}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A floating-point tensor as float64, a complex one as complex128, any other as it is."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _refuse_without_results(seen: Watch) -> None:
+    if not any(tensor.numel() for tensor in seen.results):
+        raise UnfoldableNetwork(
+            "The network's output holds no tensor with values: nothing can be compared. Fold a network that returns "
+            "tensors, on an input that is not empty."
+        )
+    if not all(_number(tensor).isfinite().all() for tensor in seen.results):
+        raise UnfoldableNetwork("The network's output on the example input is not finite: nothing can be compared.")
+
+
+def _refuse_difference(error: float, limit: float, when: str) -> None:
+    if error >= limit:
+        raise UnfoldableNetwork(
+            f"The folded network is not the same function: relative error {error:.1e} {when}. It is not returned; keep "
+            "the BatchNorms (--keep-bn on the command line)."
+        )

@@ -1,0 +1,334 @@
+"""Watching one run of a network: which module made a tensor, and who read it.
+
+A TorchFunctionMode sees what Python does to a tensor (`.numpy()`, `.data_ptr()`), a TorchDispatchMode sees what
+TorchScript and C++ do; forward hooks say inside which module it happened. Reading a shape is not a read.
+A tensor is known by its storage, so a view of it is no way round. Only weak references to storages are kept: these
+reserve the address, so that no later tensor can take it for its own, and free the data: no activation is held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prepkit.errors import FusionError
+
+BatchNorm, Convolution = _BatchNorm, _ConvNd
+_METADATA = """
+    shape size dim ndim ndimension numel nelement stride storage_offset element_size itemsize nbytes dtype device layout
+    names has_names get_device requires_grad is_leaf is_floating_point is_complex is_signed is_contiguous is_same_size
+    is_cpu is_cuda is_mps is_xpu is_meta is_sparse is_sparse_csr is_mkldnn is_quantized is_nested __len__ __hash__
+    empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones new_full
+"""
+METADATA = frozenset(_METADATA.split())  # what says nothing of a tensor's values
+
+
+class UnfoldableNetwork(FusionError):
+    """A network, or some of its BatchNorms, cannot be folded.
+
+    refusals: the BatchNorms that cannot, each with its reason; empty where the network as a whole is at fault
+    """
+
+    def __init__(self, message: str, refusals: Sequence[Refusal] = ()) -> None:
+        super().__init__(message)
+        self.refusals = tuple(refusals)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A BatchNorm (by its module's name) that stays, and why."""
+
+    batch_norm: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.batch_norm or quoted(self.batch_norm)}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An operation and the innermost module it ran in."""
+
+    operation: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} in {quoted(self.place)}" if self.operation else "the network's return"
+
+
+@dataclass
+class Output:
+    """The tensor that a call of a layer or a BatchNorm returned.
+
+    module:  whose output it is
+    axes:    its number of axes
+    readers: who read it after the call, in order
+    held:    whether someone still had it, or a view of it, after the run, and may read it then
+    """
+
+    module: str
+    axes: int
+    storage: StorageWeakRef
+    readers: dict[Reader, None] = field(default_factory=dict)
+    held: bool = False
+
+
+_ESCAPE = (
+    "The network cannot be deep-copied: its copy runs on tensors of the original, by {}; a lambda or a closure holds "
+    "them. Make it a method or a module."
+)
+
+
+class Watch:
+    """What one run did; modules are known by their names in `network.named_modules()`.
+
+    calls:      how often each module ran
+    sources:    for each BatchNorm that ran, the layer's or BatchNorm's output it was given, or what else, in words
+    outputs:    the last output of each layer and BatchNorm
+    arguments:  args and kwargs of each layer's last call, floating-point tensors on the meta device
+    outside:    for each module, a read of its parameters or buffers outside its calls
+    functional: modules in which batch_norm ran outside a BatchNorm module
+    results:    copies of the tensors that the network returned
+    """
+
+    def __init__(self, network: nn.Module, foreign: set[int | None]) -> None:
+        self.network, self.foreign = network, foreign
+        self.calls: Counter[str] = Counter()
+        self.sources: dict[str, Output | str] = {}
+        self.outputs: dict[str, Output] = {}
+        self.arguments: dict[str, tuple[Any, Any]] = {}
+        self.outside: dict[str, Reader] = {}
+        self.functional: dict[str, None] = {}
+        self.results: list[Tensor] = []
+        self.escape: UnfoldableNetwork | None = None
+        self.stack, self.functions = [""], [""]
+        self.tracked: dict[int | None, Output] = {}
+        self.makers: dict[int | None, str] = {}  # storages to sentences: an address used again is a word wrong, no more
+        self.batch_norms = {name for name, module in network.named_modules() if isinstance(module, BatchNorm)}
+        self.owners = _owners(network)
+
+    def enter(self, name: str, args: Any, kwargs: Any) -> None:
+        """Note that module `name` starts, and where a BatchNorm's input came from."""
+        self.stack.append(name)
+        self.calls[name] += 1
+        if name in self.batch_norms:
+            self.sources[name] = self._source([*args, *kwargs.values()])
+
+    def _source(self, inputs: list[Any]) -> Output | str:
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            return "it is called with more than one tensor"
+        key = storage_key(inputs[0])
+        return self.tracked.get(key) or self.makers.get(key, "its input is a tensor that no operation of the run made")
+
+    def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Note that module `name` ended, and start to track what a layer or a BatchNorm returned."""
+        while self.stack.pop() != name:
+            pass
+        if not isinstance(module, (Convolution, nn.Linear, BatchNorm)) or not isinstance(output, Tensor):
+            return
+        if (key := storage_key(output)) is not None:
+            with torch._C.DisableTorchFunction():
+                found = Output(name, output.dim(), StorageWeakRef(output.untyped_storage()))  # type: ignore[no-untyped-call]
+                self.arguments[name] = pytree.tree_map(_without_values, (args, kwargs))
+            self.outputs[name] = self.tracked[key] = found
+
+    def read(self, operation: str, value: Any) -> None:
+        """Note that `operation` reads the tensors in `value`."""
+        inside = not self.batch_norms.isdisjoint(self.stack) or "instance_norm" in self.functions
+        if "batch_norm" in operation and not inside:
+            self.functional.setdefault(self.stack[-1])
+        if operation not in METADATA:
+            self._read(map(storage_key, _leaves(value)), Reader(self._operation(operation), self.stack[-1]))
+
+    def _read(self, keys: Iterable[int | None], reader: Reader) -> None:
+        for key in keys:
+            if key in self.foreign:
+                # Before it happens: in training mode the operation could change the statistics of the original.
+                self.escape = UnfoldableNetwork(_ESCAPE.format(reader))
+                raise self.escape
+            if key in self.tracked:
+                self.tracked[key].readers.setdefault(reader)
+            owners = self.owners.get(key, set())
+            if not owners.intersection(self.stack):
+                self.outside.update(dict.fromkeys(owners, reader))
+
+    def made(self, operation: str, value: Any) -> None:
+        """Note that `operation` made the tensors in `value`."""
+        maker = Reader(self._operation(operation), self.stack[-1])
+        words = f"its input comes from {maker}, not straight from a convolution or Linear layer"
+        self.makers.update({storage_key(tensor): words for tensor in _leaves(value)})
+
+    def _operation(self, operation: str) -> str:
+        """The name the user knows: of the Python function, but of what it calls where that works in place (`relu_`)."""
+        return operation if operation.endswith("_") else self.functions[-1] or operation
+
+    def finish(self, result: Any) -> None:
+        """Copy what the network returned; that is a read too."""
+        returned = tensors_in(result)
+        self._read(map(storage_key, returned), Reader("", ""))
+        self.results = [tensor.detach().clone() for tensor in returned]
+
+    def mark_held(self) -> None:
+        """Note which outputs outlived the run, in an attribute or a list."""
+        if any(map(_alive, self.outputs.values())):
+            gc.collect()  # a reference cycle in the network is no holder
+        for output in self.outputs.values():
+            output.held = _alive(output)
+
+
+class _Functions(TorchFunctionMode):
+    """Python's operations on tensors."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = _function_name(func)
+        self.watch.functions.append(name)
+        try:
+            result = func(*args, **(kwargs or {}))
+            # What returns its argument itself (dropout, contiguous) may do nothing; if it does, it dispatches.
+            if not any(result is leaf for leaf in _leaves(args)):
+                self.watch.read(name, (args, kwargs))
+            return result
+        finally:
+            self.watch.functions.pop()
+
+
+class _Dispatches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Operations below Python, whoever calls them."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.watch = watch
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would load its compiler (more than a second) to wrap `__torch_dispatch__`."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        self.watch.read(name, (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        self.watch.made(name, result)
+        return result
+
+
+_INPUT = "its input is the network's input: there is no layer before it"
+
+
+def watch(network: nn.Module, args: Any, kwargs: Any, original: nn.Module) -> Watch:
+    """Run `network(*args, **kwargs)` once and say what it did.
+
+    original: the network that `network` is a copy of
+    raises UnfoldableNetwork before an operation touches a tensor of `original`
+    """
+    seen = Watch(network, set(map(storage_key, own_tensors(original))) - {None})
+    seen.makers.update({storage_key(tensor): _INPUT for tensor in _leaves((args, kwargs))})
+    with _hooked(network, seen), _Functions(seen), _Dispatches(seen):
+        result = network(*args, **kwargs)
+    if seen.escape:  # raised already, and swallowed by the network
+        raise seen.escape
+    seen.finish(result)
+    del result
+    seen.mark_held()
+    return seen
+
+
+@contextmanager
+def _hooked(network: nn.Module, seen: Watch) -> Iterator[None]:
+    with ExitStack() as handles:
+        for name, module in network.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # has no hooks; its operations are seen all the same, in the module that calls it
+            before, after = _hooks(name, seen)
+            # First in, last out: the user's hooks run inside. `always_call`: a network may catch a module's exception.
+            handles.enter_context(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+            handles.enter_context(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+        yield
+
+
+def _hooks(name: str, seen: Watch) -> tuple[Callable[..., None], Callable[..., None]]:
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.enter(name, args, kwargs)
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        seen.leave(name, module, args, kwargs, output)
+
+    return before, after
+
+
+def quoted(name: str) -> str:
+    """A module's name as messages show it; the root has none."""
+    return f"'{name}'" if name else "the network itself"
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """The address of a tensor's storage; None if it has none (sparse, or wrapped by a transform such as vmap)."""
+    try:
+        with torch._C.DisableTorchFunction():
+            return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def own_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Every parameter and buffer."""
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of nested tuples, lists, dicts and dataclasses, in order."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_in([getattr(leaf, item.name) for item in dataclasses.fields(leaf)])
+    return found
+
+
+def _owners(network: nn.Module) -> dict[int | None, set[str]]:
+    owners: dict[int | None, set[str]] = {}
+    for name, module in network.named_modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            owners.setdefault(storage_key(tensor), set()).add(name)
+    owners.pop(None, None)
+    return owners
+
+
+def _alive(output: Output) -> bool:
+    return not output.storage.expired()  # type: ignore[no-untyped-call]
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _without_values(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+    return leaf
+
+
+def _function_name(func: Any) -> str:
+    """The name of an operation; for `tensor.shape`, which is a descriptor's `__get__`, that of the attribute."""
+    name = str(getattr(func, "__name__", "an operation"))
+    return str(getattr(func.__self__, "__name__", name)) if name == "__get__" else name
