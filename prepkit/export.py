@@ -57,7 +57,8 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write_torch(tensors: dict[str, Tensor], path: Path) -> None:
     import torch
 
-    torch.save(tensors, path)
+    with path.open("wb") as file:  # given a path, torch writes its name into the file and hides why writing failed
+        torch.save(tensors, file)
 
 
 def _write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prepkit.errors import OutputError
+from prepkit.errors import OutputError, PrepkitError
 
 
 @contextmanager
@@ -19,14 +22,18 @@ def replacing(target: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     """
     path = Path(target)
     check_writable(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not named after the target: a name may be as long as the system allows, and two threads may write one file.
+    temporary = path.with_name(f".prepkit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         publish(temporary, path)
-    except OSError as error:
-        if isinstance(error, OutputError):
+    except PrepkitError:
+        raise
+    except Exception as error:
+        cause = system_error(error)
+        if cause is None:
             raise
-        raise output_error(path, error) from error
+        raise output_error(path, cause) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -34,9 +41,17 @@ def replacing(target: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
     """Raise OutputError before any work is done for a result that could not be written."""
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except OSError as error:
+        raise output_error(path, error) from error
+    if stat.S_ISDIR(mode):
         raise OutputError(f"cannot write '{path}': it is a directory; name a file in it.")
-    if path.exists() and not overwrite:
+    if mode and not stat.S_ISREG(mode):  # it would be replaced by a file, which root may even do to /dev/null
+        raise OutputError(f"cannot write '{path}': it is a device or a pipe; name a file.")
+    if mode and not overwrite:
         raise OutputError(f"'{path}' exists already; use another name, or --force (overwrite=True) to replace it.")
     parent = path.parent
     if not parent.is_dir():
@@ -71,6 +86,19 @@ def current_umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def system_error(error: Exception) -> OSError | None:
+    """The system's own error behind a library's, None if there is none.
+
+    torch raises a RuntimeError while it handles the OSError; safetensors leaves its number in a text.
+    """
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

@@ -7,18 +7,19 @@ is known, the natural order of names when only a state dict is.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.checkpoint import Checkpoint, load_checkpoint, sha256_of
-from prepkit.errors import CheckpointError, FusionError, LayoutMismatch, VerificationError, listed
+from prepkit.errors import CheckpointError, FusionError, InvalidShape, LayoutMismatch, VerificationError, listed
 from prepkit.fusion import Fusion, fold
 from prepkit.layout import Layout, PRepShape
-from prepkit.prep_file import Origin, PRep
+from prepkit.prep_file import Origin, PRep, is_prep_file
 from prepkit.registry import Architecture, default_class_id, detect, explain_mismatch, floating_shapes
-from prepkit.tensors import same_bits, torch_dtype
+from prepkit.tensors import BITS, dtype_name, same_bits, stands_beside, storage_identity, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,8 +31,9 @@ EXAMPLE_BATCH = 2
 class Packed:
     """A packed checkpoint and how it came about.
 
-    fusion: None where no BatchNorm was folded, else what was, with both equality errors
     num_trained: values of the parameters before folding
+    fusion:      None where no BatchNorm was folded, else what was, with both equality errors
+    cast:        the dtype that was asked for, None where each tensor kept its own
     """
 
     prep: PRep
@@ -39,6 +41,7 @@ class Packed:
     source_format: str
     num_trained: int
     fusion: Fusion | None
+    cast: str | None
 
 
 def pack_checkpoint(
@@ -63,17 +66,17 @@ def pack_checkpoint(
     raises InvalidShape, CheckpointError, LayoutMismatch, FusionError; VerificationError if the round trip fails
     """
     PRepShape.least(1, width)  # a wrong width is said before a large file is read
-    checkpoint = load_checkpoint(path, key)
+    checkpoint = _read(path, key)
     if not allow_nonfinite:
         check_finite(checkpoint, path)
-    tensors, layout, fusion, architecture = _prepared(checkpoint, architecture, keep_batch_norm, path)
+    tensors, layout, fusion, architecture = prepared(checkpoint, architecture, keep_batch_norm, path)
     if dtype is not None:
         tensors = _cast(tensors, dtype)
         layout = layout.with_dtypes_of(tensors)
         if not allow_nonfinite:
             check_finite(tensors, path, after=f" after the cast to {dtype}")
     prep = PRep(
-        layout.pack(tensors, layout.shape(width, height)),
+        layout.pack(tensors, out=_empty(layout.shape(width, height), layout.dtype)),
         layout,
         Origin(
             architecture=architecture.name if architecture else None,
@@ -84,7 +87,8 @@ def pack_checkpoint(
         {name: tensor for name, tensor in tensors.items() if name not in layout.names},
     )
     check_round_trip(prep, tensors)
-    return Packed(prep, Path(path), checkpoint.format, _num_trained(checkpoint), fusion)
+    num_trained = architecture.num_trainable if architecture and fusion else layout.num_parameters
+    return Packed(prep, Path(path), checkpoint.format, num_trained, fusion, dtype)
 
 
 def fold_checkpoint(
@@ -94,13 +98,13 @@ def fold_checkpoint(
 
     raises CheckpointError, LayoutMismatch; FusionError if there is nothing to fold or it cannot be
     """
-    checkpoint = load_checkpoint(path, key)
+    checkpoint = _read(path, key)
     architecture, folded = _recognised(checkpoint, architecture, path)
     if folded or not batch_norms(checkpoint):
         raise FusionError(f"'{path}' has no BatchNorm to fold; `prepkit pack` takes it as it is.")
     if architecture is None:
-        raise FusionError(_unknown_with_batch_norm(checkpoint, path, "").rstrip() + ".")
-    fusion = fold(_loaded(architecture, checkpoint), architecture.example_input(EXAMPLE_BATCH))
+        raise FusionError(_unknown_with_batch_norm(checkpoint, path, "") + ".")
+    fusion = fold(_loaded(architecture, checkpoint, path), architecture.example_input(EXAMPLE_BATCH))
     return dict(fusion.network.state_dict()), fusion
 
 
@@ -111,7 +115,7 @@ def describe_checkpoint(path: str | os.PathLike[str], key: str | None = None) ->
     """
     checkpoint = load_checkpoint(path, key)
     detection = detect(checkpoint)
-    layout = Layout.of_tensors(checkpoint)
+    layout = _natural_layout(checkpoint, path)
     return {
         "format": checkpoint.format,
         "key": checkpoint.key,
@@ -121,6 +125,19 @@ def describe_checkpoint(path: str | os.PathLike[str], key: str | None = None) ->
         "num_parameters": layout.num_parameters,
         "batch_norms": len(batch_norms(checkpoint)),
     }, layout
+
+
+def check_packable(tensors: Mapping[str, Tensor], path: object) -> None:
+    """Raise LayoutMismatch for a tensor that no PRep can hold; integer ones may be buffers, which the layout says."""
+    for name, tensor in tensors.items():
+        with _named(path):
+            beside = stands_beside(name, tensor, "buffer")
+        if tensor.is_meta:
+            raise LayoutMismatch(f"'{path}': '{name}' is on the meta device, so it has no values; save real tensors.")
+        if not beside and dtype_name(tensor.dtype) not in BITS:
+            raise LayoutMismatch(
+                f"'{path}': '{name}' has dtype {dtype_name(tensor.dtype)}; a PRep holds {listed(BITS)}. Cast it first."
+            )
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: object, after: str = "") -> None:
@@ -156,41 +173,81 @@ def check_round_trip(prep: PRep, tensors: Mapping[str, Tensor]) -> None:
         raise VerificationError(f"the round trip failed for {listed(wrong)}; nothing was written. Please report this.")
 
 
-def _prepared(
-    checkpoint: Checkpoint, architecture: Architecture | None, keep_batch_norm: bool, path: object
+def prepared(
+    checkpoint: Mapping[str, Tensor], architecture: Architecture | None, keep_batch_norm: bool, path: object
 ) -> tuple[Mapping[str, Tensor], Layout, Fusion | None, Architecture | None]:
-    """The tensors to pack, their layout, what was folded, and the architecture that was recognised."""
+    """What a state dict is packed as: tensors, their layout, what was folded, and the architecture.
+
+    path: names the state dict in errors
+    raises LayoutMismatch, FusionError as `pack_checkpoint` does
+    """
     architecture, folded = _recognised(checkpoint, architecture, path)
     fold_it = bool(batch_norms(checkpoint)) and not folded and not keep_batch_norm
     if architecture is None:
+        layout = _natural_layout(checkpoint, path)
         if fold_it:
             raise FusionError(
                 _unknown_with_batch_norm(checkpoint, path, ", or pack it with its BatchNorm (--keep-bn)") + "."
             )
-        return checkpoint, Layout.of_tensors(checkpoint), None, None
+        return checkpoint, layout, None, None
     if folded:
         return checkpoint, architecture.layout.with_dtypes_of(checkpoint), None, architecture
-    network = _loaded(architecture, checkpoint)
+    network = _loaded(architecture, checkpoint, path)
     if not fold_it:
         return checkpoint, Layout.of(network), None, architecture
     fusion = fold(network, architecture.example_input(EXAMPLE_BATCH))
     return fusion.network.state_dict(), Layout.of(fusion.network), fusion, architecture
 
 
-def _num_trained(checkpoint: Checkpoint) -> int:
-    return Layout.of_tensors(checkpoint).num_parameters
+def _read(path: str | os.PathLike[str], key: str | None) -> Checkpoint:
+    """A checkpoint whose tensors can all be packed."""
+    if is_prep_file(path):
+        raise CheckpointError(f"'{path}' is a PRep already; `prepkit unpack` makes a checkpoint of it.")
+    checkpoint = load_checkpoint(path, key)
+    check_packable(checkpoint, path)
+    return checkpoint
 
 
-def _unknown_with_batch_norm(checkpoint: Checkpoint, path: object, other_way: str) -> str:
+@contextmanager
+def _named(path: object) -> Iterator[None]:
+    """Put the file's name before a LayoutMismatch that knows the tensor only."""
+    try:
+        yield
+    except LayoutMismatch as error:
+        raise LayoutMismatch(f"'{path}': {error}") from None
+
+
+def _natural_layout(tensors: Mapping[str, Tensor], path: object) -> Layout:
+    """The layout of a state dict whose network is unknown."""
+    with _named(path):
+        layout = Layout.of_tensors(tensors)
+    if not layout.total:
+        raise LayoutMismatch(f"'{path}': there is nothing to pack: its tensors hold no values.")
+    return layout
+
+
+def _empty(shape: PRepShape, dtype: str) -> Tensor:
+    import torch
+
+    try:
+        return torch.empty(shape.height, shape.width, dtype=torch_dtype(dtype))
+    except (RuntimeError, TypeError):  # no memory, or more rows than a 64-bit number counts
+        size = shape.cells * BITS[dtype] // 8
+        raise InvalidShape(
+            f"there is no memory for a PRep of {shape} {dtype} ({size:,} bytes); use a smaller height, or none."
+        ) from None
+
+
+def _unknown_with_batch_norm(checkpoint: Mapping[str, Tensor], path: object, other_way: str) -> str:
+    names = listed([f"'{name}'" for name in batch_norms(checkpoint)], 3)
     return (
-        f"'{path}' has BatchNorm ({listed(batch_norms(checkpoint), 3)}), and its architecture is none of the "
-        "registered ones, so it cannot be folded. Name the network "
-        f"(--arch NAME, or --arch module:callable --input CxHxW){other_way}"
+        f"'{path}' has BatchNorm ({names}), and its architecture is none of the registered ones, so it cannot be "
+        f"folded. Name the network (--arch NAME, or --arch module:callable --input CxHxW){other_way}"
     )
 
 
 def _recognised(
-    checkpoint: Checkpoint, architecture: Architecture | None, path: object
+    checkpoint: Mapping[str, Tensor], architecture: Architecture | None, path: object
 ) -> tuple[Architecture | None, bool]:
     """The architecture of a checkpoint, and whether the checkpoint is its folded form.
 
@@ -202,20 +259,50 @@ def _recognised(
     if floating_shapes(checkpoint) == architecture.trainable_shapes:
         return architecture, False
     if detect(checkpoint, [architecture]) is None:
+        for name in architecture.trainable_shapes.keys() & checkpoint.keys():
+            with _named(path):
+                stands_beside(name, checkpoint[name], "parameter")  # an integer parameter is there, but cannot be
         raise LayoutMismatch(f"'{path}' is no {architecture.name}: {explain_mismatch(checkpoint, architecture)}")
     return architecture, True
 
 
-def _loaded(architecture: Architecture, checkpoint: Checkpoint) -> nn.Module:
+def _loaded(architecture: Architecture, checkpoint: Mapping[str, Tensor], path: object) -> nn.Module:
     """The architecture's network holding the checkpoint's own tensors, not copies cast to its dtype."""
     network = architecture.build()
     try:
-        network.load_state_dict(dict(checkpoint), strict=False, assign=True)  # names and shapes were compared
+        tensors = _tied(network, checkpoint)
+        network.load_state_dict(tensors, strict=False, assign=True)  # names and shapes were compared
     except (RuntimeError, ValueError) as error:
-        raise LayoutMismatch(f"'{checkpoint.path}' does not load into {architecture.name}: {error}") from None
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise LayoutMismatch(f"'{path}' does not load into {architecture.name}: {reason}.") from None
     return network.eval()
+
+
+def _tied(network: nn.Module, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, with one Parameter for all names of one: loading and copying keep such ties.
+
+    A .safetensors file holds tied tensors once for each name; the network says that they are tied.
+    raises LayoutMismatch if the values of such names differ
+    """
+    from torch.nn import Parameter
+
+    tensors = dict(checkpoint)
+    for alias, name in Layout.of(network).ties:
+        if not same_bits(tensors[alias], tensors[name]):
+            raise LayoutMismatch(f"'{alias}' and '{name}' are tied in the network, but their values differ")
+        tensors[alias] = tensors[name]
+    parameters: dict[object, Parameter] = {}
+    for name, _ in network.named_parameters(remove_duplicate=False):
+        if name in tensors:
+            parameter = Parameter(tensors[name], requires_grad=False)
+            tensors[name] = parameters.setdefault(storage_identity(parameter), parameter)
+    return tensors
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     target = torch_dtype(dtype)
-    return {name: tensor.to(target) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    cast: dict[object, Tensor] = {}  # each memory once, so that ties stay ties
+    for tensor in tensors.values():
+        if storage_identity(tensor) not in cast:
+            cast[storage_identity(tensor)] = tensor.to(target) if tensor.is_floating_point() else tensor
+    return {name: cast[storage_identity(tensor)] for name, tensor in tensors.items()}

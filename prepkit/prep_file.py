@@ -2,8 +2,8 @@
 
 The file holds the tensor `prep` `[H, W]`, integer buffers as `buffer.<name>`, and one metadata key `prepkit` with
 canonical JSON. One key, because the safetensors library orders several at random and the same input must give the
-same bytes. The JSON carries a sha256 of all tensors' bytes: neither safetensors nor the Hub's client notices a
-flipped bit.
+same bytes. The JSON carries two sums, because neither safetensors nor the Hub's client notices a flipped bit:
+`content_sha256` of all tensors' bytes, and `sha256` of all the rest, so that a header can be trusted by itself.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError
+from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError, listed
 from prepkit.files import replacing
 from prepkit.layout import Layout, PRepShape, canonical_json
-from prepkit.safetensors_header import DTYPE_NAMES, Header, HeaderError, read_header
+from prepkit.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, Header, HeaderError, read_header
+from prepkit.tensors import dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "prepkit-prep/1"
+FORMAT_FAMILY = "prepkit-prep/"
 METADATA_KEY = "prepkit"
 VALUES_KEY = "prep"
 BUFFER_PREFIX = "buffer."
@@ -71,13 +73,16 @@ class PRep:
 
 @dataclass(frozen=True)
 class PRepHeader:
-    """What a PRep file says of itself, read without torch and without touching the values."""
+    """What a PRep file says of itself, read without torch and without touching the values.
+
+    content_sha256: of all tensors' bytes, in the order of their names
+    """
 
     layout: Layout
     shape: PRepShape
     dtype: str
     origin: Origin
-    sha256: str
+    content_sha256: str
     buffer_names: tuple[str, ...]
 
 
@@ -85,29 +90,32 @@ def save_prep(prep: PRep, path: str | os.PathLike[str], *, overwrite: bool = Fal
     """Write a PRep file whole or not at all; what was written is read back and compared before it gets its name.
 
     raises OutputError if the file exists and `overwrite` is false or cannot be written,
+           InvalidShape if the values are fewer than the layout's,
            VerificationError if the disk gives other bytes back
     """
     from safetensors.torch import save_file
 
+    prep.layout.shape(prep.shape.width, prep.shape.height)
     tensors = {VALUES_KEY: prep.values.detach(), **{BUFFER_PREFIX + name: t for name, t in prep.buffers.items()}}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    sha256 = _sha256_of_tensors(tensors)
+    metadata = _metadata(prep, tensors)
     with replacing(path, overwrite=overwrite) as temporary:
-        save_file(tensors, temporary, metadata={METADATA_KEY: canonical_json(_metadata(prep, sha256))})
-        if _sha256_of_file(temporary, read_header(temporary)) != sha256:
+        save_file(tensors, temporary, metadata={METADATA_KEY: canonical_json(metadata)})
+        if _sha256_of_file(temporary, read_header(temporary)) != metadata["content_sha256"]:
             raise VerificationError(f"'{path}': the disk gave back other bytes than were written; nothing was kept.")
 
 
 def load_prep(path: str | os.PathLike[str], *, verify: bool = True) -> PRep:
     """Read a PRep file; its values are mapped, not copied, and writing to them does not change the file.
 
-    verify: compare the content with the sha256 in the file (about 1 GB/s)
+    verify: compare the content with the sha256 in the file (about 1 GB/s); the header always is
     raises PRepFileError if the file is damaged, foreign or of a newer format
     """
     from safetensors import safe_open
 
-    about = read_prep_header(path)
-    if verify and _sha256_of_file(path, read_header(path)) != about.sha256:
+    header, data = _read(path)
+    about = _checked(header, data, path)
+    if verify and _sha256_of_file(path, header) != about.content_sha256:
         raise PRepFileError(f"'{path}' is damaged: its content does not match the sha256 it carries. Fetch it again.")
     with safe_open(path, framework="pt") as file:
         buffers = {name: file.get_tensor(BUFFER_PREFIX + name) for name in about.buffer_names}
@@ -119,18 +127,7 @@ def read_prep_header(path: str | os.PathLike[str]) -> PRepHeader:
 
     raises PRepFileError with the file, the place and the reason
     """
-    header, data = _read(path)
-    stored = header.tensors.get(VALUES_KEY)
-    if stored is None or len(stored.shape) != 2 or stored.dtype not in DTYPE_NAMES:
-        raise PRepFileError(f"'{path}': it has no matrix '{VALUES_KEY}' of floats.")
-    try:
-        layout = Layout.from_dict(data.get("layout"))
-        shape = PRepShape(*stored.shape)
-        layout.shape(shape.width, shape.height)
-    except (LayoutMismatch, InvalidShape) as error:
-        raise PRepFileError(f"'{path}': {error}") from None
-    names = tuple(name.removeprefix(BUFFER_PREFIX) for name in header.tensors if name.startswith(BUFFER_PREFIX))
-    return PRepHeader(layout, shape, DTYPE_NAMES[stored.dtype], _origin(data, path), str(data.get("sha256")), names)
+    return _checked(*_read(path), path)
 
 
 def is_prep_file(path: str | os.PathLike[str]) -> bool:
@@ -153,16 +150,41 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Any]]:
         raise PRepFileError(f"'{path}' cannot be read: {error.strerror}.") from None
     except KeyError:
         raise PRepFileError(f"'{path}' is safetensors, but no PRep; `prepkit pack` makes one of it.") from None
-    except ValueError as error:
-        raise PRepFileError(f"'{path}' is no PRep file: {error}.") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else None
-        raise PRepFileError(f"'{path}' has format {found!r}; this prepkit reads {FORMAT!r}. Is there a newer prepkit?")
+    except (ValueError, RecursionError) as error:
+        raise PRepFileError(f"'{path}' is no PRep file: {error}. `prepkit pack` makes one of a checkpoint.") from None
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT and isinstance(found, str) and found.startswith(FORMAT_FAMILY):
+        raise PRepFileError(f"'{path}' has format {found!r}; this prepkit reads {FORMAT!r}. Upgrade prepkit.")
+    if found != FORMAT:
+        raise PRepFileError(f"'{path}' is no PRep file: its format is {found!r}, not {FORMAT!r}.")
     return header, data
 
 
-def _metadata(prep: PRep, sha256: str) -> dict[str, Any]:
-    return {
+def _checked(header: Header, data: dict[str, Any], path: object) -> PRepHeader:
+    dtypes = DTYPE_NAMES | INTEGER_NAMES
+    described = {name: (dtypes.get(t.dtype, t.dtype), t.shape) for name, t in header.tensors.items()}
+    if data.get("sha256") != _sha256_of_header(data, described):
+        raise PRepFileError(f"'{path}' is damaged: its header does not match the sha256 it carries. Fetch it again.")
+    stored = header.tensors.get(VALUES_KEY)
+    if stored is None or len(stored.shape) != 2 or stored.dtype not in DTYPE_NAMES:
+        raise PRepFileError(f"'{path}': it has no matrix '{VALUES_KEY}' of floats.")
+    others = [name for name in header.tensors if name != VALUES_KEY]
+    strange = [n for n in others if not n.startswith(BUFFER_PREFIX) or header.tensors[n].dtype not in INTEGER_NAMES]
+    if strange:
+        raise PRepFileError(f"'{path}': beside '{VALUES_KEY}' stand {listed(strange)}, which are no integer buffers.")
+    try:
+        layout = Layout.from_dict(data.get("layout"))
+        shape = PRepShape(*stored.shape)
+        layout.shape(shape.width, shape.height)
+    except (LayoutMismatch, InvalidShape, OverflowError) as error:
+        raise PRepFileError(f"'{path}': {error}") from None
+    names = tuple(name.removeprefix(BUFFER_PREFIX) for name in others)
+    content = str(data.get("content_sha256"))
+    return PRepHeader(layout, shape, DTYPE_NAMES[stored.dtype], _origin(data, path), content, names)
+
+
+def _metadata(prep: PRep, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    data = {
         "format": FORMAT,
         "layout": prep.layout.to_dict(),
         "architecture": prep.origin.architecture,
@@ -170,8 +192,10 @@ def _metadata(prep: PRep, sha256: str) -> dict[str, Any]:
         "num_parameters": prep.layout.num_parameters,
         "source_sha256": prep.origin.source_sha256,
         "folded": list(prep.origin.folded),
-        "sha256": sha256,
+        "content_sha256": _sha256_of_tensors(tensors),
     }
+    described = {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return {**data, "sha256": _sha256_of_header(data, described)}
 
 
 def _origin(data: dict[str, Any], path: object) -> Origin:
@@ -186,6 +210,15 @@ def _origin(data: dict[str, Any], path: object) -> Origin:
     if not sound:
         raise PRepFileError(f"'{path}': architecture, class_id, source_sha256 or folded has the wrong type.")
     return Origin(architecture, class_id, source, tuple(map(str, folded)))
+
+
+def _sha256_of_header(data: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    """Of the metadata without its own sum, and of the tensors' names, dtypes and shapes."""
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    try:
+        return _sha256([canonical_json([rest, dict(tensors)]).encode()])
+    except ValueError:  # NaN or infinity, which we never write
+        return ""
 
 
 def _sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:

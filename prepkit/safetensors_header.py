@@ -14,6 +14,17 @@ from typing import IO, Any
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+INTEGER_NAMES = {
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 DTYPE_BYTES = {
     "F64": 8,
     "F32": 4,
@@ -63,6 +74,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     raises HeaderError if the file is not whole or its header is not sound, OSError if it cannot be read
     """
     size = Path(path).stat().st_size
+    if size < 8:  # a pipe has no size either, and opening one would wait for a writer
+        raise HeaderError(f"it has {size} bytes, which are no header")
     with open(path, "rb") as file:
         data_offset, text = _read_text(file, size)
     try:
@@ -81,7 +94,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def _read_text(file: IO[bytes], size: int) -> tuple[int, bytes]:
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
+    if length > MAX_HEADER_BYTES or 8 + length > size:
         raise HeaderError(f"its first 8 bytes give no header of a file of {size:,} bytes; it may be truncated")
     return 8 + length, file.read(length)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,28 +27,46 @@ class Failure(click.ClickException):
     def __init__(self, error: Exception, exit_code: int) -> None:
         super().__init__(str(error))
         self.kind = type(error).__name__
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
 
 class Commands(click.Group):
     """A group whose commands fail with one line, and with one JSON document too where --json was given."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether JSON is asked for before anything is parsed, so that errors of parsing are JSON too."""
+        ctx.meta[JSON_ASKED] = "--json" in args
+        with failures(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors that prepkit or the system raised become Failures."""
-        try:
+        """Run the command."""
+        with failures(ctx):
             return super().invoke(ctx)
-        except PrepkitError as error:
-            failure: click.ClickException = Failure(error, error.exit_code)
-        except OSError as error:
-            failure = Failure(error, 1)
-        except MemoryError:
-            failure = Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1)
-        except click.ClickException as error:
-            failure = error
-        if ctx.meta.get(JSON_ASKED):
-            kind = getattr(failure, "kind", "UsageError")
-            print_json({"error": {"kind": kind, "message": failure.format_message()}})
-        raise failure
+
+
+@contextmanager
+def failures(ctx: click.Context) -> Iterator[None]:
+    """Turn errors that prepkit or the system raised into Failures, and print all as JSON where it was asked for."""
+    try:
+        yield
+        return
+    except PrepkitError as error:
+        failure: click.ClickException = Failure(error, error.exit_code)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `| head` has read enough; click exits quietly
+            raise
+        failure = Failure(error, 1)
+    except MemoryError:
+        failure = Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1)
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.ClickException as error:
+        failure = error
+    if ctx.meta[JSON_ASKED]:
+        kind = getattr(failure, "kind", "UsageError")
+        print_json({"error": {"kind": kind, "message": failure.format_message()}})
+    raise failure
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -55,15 +75,8 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def json_option(command: F) -> F:
-    """`--json`, known before the other options are parsed, so that their errors are JSON too."""
-
-    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
-        ctx.meta[JSON_ASKED] = value
-        return value
-
-    return click.option(
-        "--json", "as_json", is_flag=True, is_eager=True, callback=remember, help="Print one JSON document."
-    )(command)
+    """`--json`; see Commands for how errors learn of it."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, on failure too.")(command)
 
 
 def force_option(command: F) -> F:
@@ -89,7 +102,11 @@ class InputShape(click.ParamType[tuple[int, ...]]):
 def architecture_options(command: F) -> F:
     """`--arch` and `--input`, which name a network."""
     command = click.option(
-        "--input", "input_shape", type=InputShape(), help="Shape of one input of a module:callable, without the batch."
+        "--input",
+        "input_shape",
+        type=InputShape(),
+        metavar="CxHxW",
+        help="Shape of one input of a module:callable, without the batch.",
     )(command)
     return click.option(
         "--arch",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from prepkit.packing import Packed
 
 PREP_SUFFIX = ".prep.safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 key_option = click.option("--key", help="Which state dict of the file, where several fit (dotted: ema.model).")
 
@@ -58,13 +60,12 @@ def pack(
     MODEL is a .pt, .pth or .safetensors file (sharded ones by their index). Writes <stem>.prep.safetensors in the
     current folder unless -o says otherwise.
     """
-    from prepkit.files import check_writable
     from prepkit.shape import PRepShape
 
     PRepShape.least(1, width)
     targets = _targets(models, output)
     for target in targets:
-        check_writable(target, overwrite=force)
+        _check_target(target, models, force)
     network = find_architecture(architecture, input_shape)
 
     from prepkit.packing import pack_checkpoint
@@ -103,11 +104,10 @@ def pack(
 def unpack(prep: Path, output: Path | None, force: bool, as_json: bool) -> None:
     """Write a PRep's tensors as a plain state dict that torch.load or safetensors reads without prepkit."""
     from prepkit.export import save_state_dict, writer_for
-    from prepkit.files import check_writable
 
     target = output or Path(f"{_stem(prep)}.unpacked.pt")
     writer_for(target)
-    check_writable(target, overwrite=force)
+    _check_target(target, [prep], force)
 
     from prepkit.prep_file import load_prep
 
@@ -137,10 +137,9 @@ def fuse(
 ) -> None:
     """Fold BatchNorm into the layers before it and write the equivalent network's state dict."""
     from prepkit.export import save_state_dict, writer_for
-    from prepkit.files import check_writable
 
     writer_for(output)
-    check_writable(output, overwrite=force)
+    _check_target(output, [model], force)
     network = find_architecture(architecture, input_shape)
 
     from prepkit.packing import fold_checkpoint
@@ -160,12 +159,10 @@ def fuse(
 @json_option
 def show(prep: Path, output: Path | None, force: bool, as_json: bool) -> None:
     """Draw a PRep as a picture: robust colours, layer boundaries, padding in grey."""
-    from prepkit.files import check_writable
-
     target = output or Path(f"{_stem(prep)}.png")
     if target.suffix.lower() != ".png":
         raise OutputError(f"'{target}': the picture is a PNG; name it {target.stem}.png.")
-    check_writable(target, overwrite=force)
+    _check_target(target, [prep], force)
 
     from prepkit.figures import draw_prep
     from prepkit.prep_file import load_prep
@@ -227,19 +224,31 @@ def _inspect_prep(path: Path) -> tuple[dict[str, Any], Layout]:
 
 def _targets(models: tuple[Path, ...], output: Path | None) -> list[Path]:
     """One target a model, all different."""
-    if output is not None and len(models) == 1 and not output.is_dir():
+    is_folder = output is not None and os.path.isdir(output)  # Path.is_dir raises for a name that is too long
+    if output is not None and len(models) == 1 and not is_folder:
         return [output]
-    if output is not None and not output.is_dir():
+    if output is not None and not is_folder:
         raise OutputError(f"-o '{output}' must be an existing folder for {len(models)} models.")
-    targets = [(output or Path()) / f"{model.stem}{PREP_SUFFIX}" for model in models]
+    targets = [(output or Path()) / f"{_stem(model)}{PREP_SUFFIX}" for model in models]
     twice = {str(target) for target in targets if targets.count(target) > 1}
     if twice:
         raise OutputError(f"two models would both become {min(twice)}; pack them one at a time with -o.")
     return targets
 
 
+def _check_target(target: Path, sources: Iterable[Path], force: bool) -> None:
+    """Raise OutputError before any work is done for a result that could not be written, or would replace its source."""
+    from prepkit.files import check_writable
+
+    if target.resolve() in {source.resolve() for source in sources}:
+        raise OutputError(f"'{target}' is the file to be read; name another one for the result.")
+    check_writable(target, overwrite=force)
+
+
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(PREP_SUFFIX) if path.name.endswith(PREP_SUFFIX) else path.stem
+    """The name without its suffix: `model` for model.pt, model.prep.safetensors and model.safetensors.index.json."""
+    suffix = next((suffix for suffix in (PREP_SUFFIX, INDEX_SUFFIX) if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(suffix)
 
 
 def _progress(pairs: list[tuple[Path, Path]], quiet: bool) -> Iterator[tuple[Path, Path]]:
@@ -289,13 +298,15 @@ def _summary(packed: Packed, target: Path) -> str:
     layout, shape, origin = prep.layout, prep.shape, prep.origin
     class_id = "" if origin.class_id is None else f" (ClassId {origin.class_id})"
     before = f" ({packed.num_trained:,} before folding)" if packed.fusion else ""
+    before_cast = f", all before the cast to {packed.cast}" if packed.cast else ""
+    in_dtype = f" in {packed.cast}" if packed.cast else ""
     lines = [
         f"{packed.source} -> {target}",
         f"  architecture  {origin.architecture or 'unknown; tensors in natural name order'}{class_id}",
         f"  parameters    {layout.num_parameters:,}{before}",
         f"  PRep          {shape} {layout.dtype}, {layout.total / shape.cells:.1%} filled",
-        *([f"  folded        {_fusion_text(packed.fusion)}"] if packed.fusion else []),
-        f"  round trip    exact: {len(layout)} tensors come back bit for bit",
+        *([f"  folded        {_fusion_text(packed.fusion)}{before_cast}"] if packed.fusion else []),
+        f"  round trip    exact: {len(layout.names) + len(prep.buffers)} tensors come back bit for bit{in_dtype}",
     ]
     return "\n".join(lines)
 
