@@ -11,50 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import InvalidShape, LayoutMismatch, listed
 from prepkit.shape import PRepShape as PRepShape
+from prepkit.slot import Kind, slot_from_dict
+from prepkit.slot import Slot as Slot
 from prepkit.tensors import BITS, dtype_name, flat_view, same_values, stands_beside, storage_identity, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Kind = Literal["parameter", "buffer"]
 RUNNING_STATISTICS = ("running_mean", "running_var")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where one tensor lies in a PRep.
-
-    name:  the tensor's name in the state dict
-    shape: its shape, `()` for a scalar
-    dtype: its own dtype: float32, float64, float16 or bfloat16
-    kind:  "parameter", or "buffer" for running statistics of a BatchNorm that was kept
-    start: index of its first value in the row-major PRep
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    kind: Kind
-    start: int
-
-    @cached_property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-    @property
-    def stop(self) -> int:
-        """Index after its last value."""
-        return self.start + self.size
 
 
 @dataclass(frozen=True)
@@ -171,8 +143,17 @@ class Layout:
         return [slot.size for slot in self.slots]
 
     @cached_property
-    def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        return [(slot.name, slot.shape) for slot in self.slots]
+    def _ordered_names(self) -> list[str]:
+        return [slot.name for slot in self.slots]
+
+    @cached_property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [slot.shape for slot in self.slots]
+
+    @cached_property
+    def _fitting(self) -> set[tuple[int, int]]:
+        """Heights and widths that were found to be legal and large enough."""
+        return set()
 
     @cached_property
     def _is_mixed(self) -> bool:
@@ -219,12 +200,15 @@ class Layout:
         import torch
 
         values, batch = self._checked(tensors)
-        shape = self._resolved(shape, out, batch)
-        pieces = [value.reshape(*batch, size) for value, size in zip(values, self._sizes, strict=True)]
-        if shape.cells > self.total:
-            pieces.append(values[0].new_zeros(*batch, shape.cells - self.total))
+        height, width = self._resolved(shape, out, batch)
+        if batch:
+            pieces = [value.reshape(*batch, size) for value, size in zip(values, self._sizes, strict=True)]
+        else:
+            pieces = [*map(torch.flatten, values)]  # the fastest way from Python; it matters for small networks
+        if height * width > self.total:
+            pieces.append(values[0].new_zeros(*batch, height * width - self.total))
         if out is None:
-            return torch.cat(pieces, dim=-1).view(*batch, shape.height, shape.width)
+            return torch.cat(pieces, dim=-1).view(*batch, height, width)
         self._write(pieces, out, flat_view(out))
         return out
 
@@ -232,7 +216,7 @@ class Layout:
         import torch
 
         tracked = torch.is_grad_enabled() and (out.requires_grad or any(piece.requires_grad for piece in pieces))
-        if not tracked and all(piece.dtype == out.dtype and piece.device == out.device for piece in pieces):
+        if not tracked and {piece.dtype for piece in pieces} == {out.dtype} and pieces[0].device == out.device:
             torch.cat(pieces, dim=-1, out=flat_out)  # touches each byte once
             return
         flat = torch.cat(pieces, dim=-1)
@@ -246,18 +230,20 @@ class Layout:
     def _checked(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
         """The slots' tensors in order, and the batch axes that they all have in front."""
         try:
-            values = [tensors[slot.name] for slot in self.slots]
+            values = [tensors[name] for name in self._ordered_names]
         except KeyError:
             values = []
         if len(tensors) != len(self.slots) or not values:
             self._check_names(tensors)
         first = self.slots[0]
         batch = tuple(values[0].shape[: values[0].dim() - len(first.shape)])
-        for value, (name, shape) in zip(values, self._shapes, strict=True):
-            if value.shape != batch + shape:
+        if not batch and [value.shape for value in values] == self._shapes:  # one comparison, not one a tensor
+            return values, batch
+        for value, slot in zip(values, self.slots, strict=True):
+            if value.shape != batch + slot.shape:
                 raise LayoutMismatch(
-                    f"'{name}' has shape {list(value.shape)}; the layout says "
-                    f"{list(shape)}{f' after batch axes {list(batch)}' if batch else ''}."
+                    f"'{slot.name}' has shape {list(value.shape)}; the layout says "
+                    f"{list(slot.shape)}{f' after batch axes {list(batch)}' if batch else ''}."
                 )
         return values, batch
 
@@ -277,17 +263,20 @@ class Layout:
             if alias in tensors and not same_values(tensors[alias], tensors[name]):
                 raise LayoutMismatch(f"'{alias}' is tied to '{name}' in the layout, but their values differ.")
 
-    def _resolved(self, shape: PRepShape | None, out: Tensor | None, batch: tuple[int, ...]) -> PRepShape:
-        if out is not None:
-            if tuple(out.shape[:-2]) != batch or out.dim() < 2:
-                raise LayoutMismatch(f"out has shape {list(out.shape)}; the tensors need {[*batch, 'H', 'W']}.")
-            given = PRepShape(out.shape[-2], out.shape[-1])
-            if shape is not None and shape != given:
-                raise LayoutMismatch(f"out is {given}, but shape says {shape}; leave one of them out.")
-            shape = given
-        if shape is None:
+    def _resolved(self, shape: PRepShape | None, out: Tensor | None, batch: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width to pack to, checked once for each pair."""
+        if out is not None and (out.dim() < 2 or out.shape[:-2] != batch):
+            raise LayoutMismatch(f"out has shape {list(out.shape)}; the tensors need {[*batch, 'H', 'W']}.")
+        if shape is None and out is None:
             raise LayoutMismatch("pack needs the shape of the PRep or a buffer `out`; see Layout.shape(width).")
-        return self.shape(shape.width, shape.height)
+        height, width = (shape.height, shape.width) if shape is not None else tuple(out.shape[-2:])  # type: ignore[union-attr]
+        if out is not None and out.shape[-2:] != (height, width):
+            found = f"{out.shape[-2]} x {out.shape[-1]}"
+            raise LayoutMismatch(f"out is {found}, but shape says {shape}; leave one of them out.")
+        if (height, width) not in self._fitting:
+            self.shape(width, height)
+            self._fitting.add((height, width))
+        return height, width
 
     def unpack(self, prep: Tensor) -> dict[str, Tensor]:
         """The named tensors of a PRep, as views: no value is copied. Differentiable.
@@ -298,13 +287,17 @@ class Layout:
                 gives each slot back in its own (the one case that copies, exactly).
         raises LayoutMismatch if the PRep is not contiguous or too small
         """
+        import torch
+
         flat = flat_view(prep)
         batch = flat.shape[:-1]
         tail = flat.shape[-1] - self.total
         if tail < 0:
             raise LayoutMismatch(f"a PRep of {list(prep.shape)} is too small for {self.total:,} values.")
         parts = flat.split_with_sizes([*self._sizes, tail], -1)
-        tensors = {name: part.view(batch + shape) for (name, shape), part in zip(self._shapes, parts, strict=False)}
+        shapes = [(*batch, *shape) for shape in self._shapes] if batch else self._shapes
+        # `map` stops at the last shape, before the tail; without a loop in Python it takes half the time.
+        tensors = dict(zip(self._ordered_names, map(torch.Tensor.view, parts, shapes), strict=True))
         if self._is_mixed and dtype_name(prep.dtype) == self.dtype:
             tensors = {slot.name: tensors[slot.name].to(torch_dtype(slot.dtype)) for slot in self.slots}
         for alias, name in self.ties:
@@ -381,19 +374,3 @@ def canonical_json(data: object) -> str:
 def is_pair_of_names(value: object) -> bool:
     """True for `[str, str]`."""
     return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
-
-
-def slot_from_dict(item: object, start: int, place: str) -> Slot:
-    """One slot out of JSON, checked."""
-    if not isinstance(item, dict):
-        raise LayoutMismatch(f"{place}: expected an object.")
-    name, shape, dtype, kind = (item.get(key) for key in ("name", "shape", "dtype", "kind"))
-    if not isinstance(name, str):
-        raise LayoutMismatch(f"{place}.name: expected text, found {name!r}.")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise LayoutMismatch(f"{place}.shape: expected whole numbers, found {shape!r}.")
-    if dtype not in BITS:
-        raise LayoutMismatch(f"{place}.dtype: expected one of {listed(BITS)}, found {dtype!r}.")
-    if kind not in ("parameter", "buffer"):
-        raise LayoutMismatch(f"{place}.kind: expected 'parameter' or 'buffer', found {kind!r}.")
-    return Slot(name, tuple(shape), dtype, kind, start)

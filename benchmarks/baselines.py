@@ -1,0 +1,42 @@
+"""The plain ways, as the field writes them today, with the same threads and allocator. Never weakened."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def memory_copy(source: Tensor, out: Tensor) -> Tensor:
+    """The same bytes from one buffer to another with torch's own parallel copy: the limit of packing."""
+    return out.copy_(source)
+
+
+def allocate_and_copy(source: Tensor) -> Tensor:
+    """The same bytes into a fresh buffer: the limit of packing without `out`."""
+    return torch.empty_like(source).copy_(source)
+
+
+def pack_row_by_row(tensors: list[Tensor], height: int, width: int) -> np.ndarray:
+    """A matrix filled row by row in Python from the flat values: the usual research code."""
+    flat = np.concatenate([tensor.detach().numpy().ravel() for tensor in tensors])
+    matrix = np.zeros((height, width), dtype=flat.dtype)
+    for row in range(height):
+        values = flat[row * width : (row + 1) * width]
+        matrix[row, : len(values)] = values
+    return matrix
+
+
+def pack_vector_and_pad(tensors: list[Tensor], height: int, width: int) -> Tensor:
+    """`parameters_to_vector`, then padding, then a view."""
+    vector = torch.nn.utils.parameters_to_vector(tensors)
+    return torch.nn.functional.pad(vector, (0, height * width - vector.numel())).view(height, width)
+
+
+def unpack_by_slices(prep: Tensor, shapes: list[tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
+    """Slice, view and clone a tensor at a time."""
+    flat = prep.view(-1)
+    tensors, start = {}, 0
+    for name, shape in shapes:
+        size = int(np.prod(shape))
+        tensors[name] = flat[start : start + size].view(shape).clone()
+        start += size
+    return tensors
