@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import PrepkitError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 ROBUST_PERCENTILE = 99.0  # colours span this share of the absolute values: a few outliers would flatten the rest
 MAX_PIXELS = 2048  # along either axis; more cells than that are averaged in blocks
 PADDING_COLOUR = "0.8"
+LABEL_POINTS = 6
 SAMPLE_VALUES = 1_000_000
 
 
@@ -39,10 +41,10 @@ def draw_prep(prep: PRep, path: str | os.PathLike[str], *, title: str = "", over
 
 
 def prep_figure(values: Tensor, layout: Layout, title: str = "") -> Any:
-    """A matplotlib Figure of one PRep `[H, W]`."""
+    """A matplotlib Figure of one PRep `[H, W]`; padding is grey, and so is what is not finite."""
     figure_class, colour_map = _matplotlib()
     shape = PRepShape(values.shape[0], values.shape[1])
-    cells = values.detach().float().cpu().numpy()
+    cells = (values if values.dtype.itemsize == 8 else values.float()).detach().cpu().numpy()
     limit = colour_limit(cells, layout.total)
     figure = figure_class(figsize=_figure_size(shape), layout="constrained")
     axes = figure.add_subplot()
@@ -58,8 +60,17 @@ def prep_figure(values: Tensor, layout: Layout, title: str = "") -> Any:
         extent=extent,
     )
     _mark_layers(axes, layout, shape)
-    axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="column", ylabel="row", title=title)
-    figure.colorbar(image, ax=axes, extend="both", label=f"value ({ROBUST_PERCENTILE:g} % lie within the range)")
+    axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="column", ylabel="row")
+    axes.set_title(title, parse_math=False)  # a name may hold a `$`
+    figure.colorbar(
+        image,
+        ax=axes,
+        extend="both",
+        fraction=0.03,
+        pad=0.02,
+        aspect=30,
+        label=f"value ({ROBUST_PERCENTILE:g} % lie within the range)",
+    )
     return figure
 
 
@@ -91,52 +102,48 @@ def pooled(cells: np.ndarray) -> np.ndarray:
     for axis, block in ((0, rows), (1, columns)):
         starts = np.arange(0, cells.shape[axis], block)
         counts = np.diff(np.append(starts, cells.shape[axis]))
-        sums = np.add.reduceat(cells, starts, axis=axis)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities may stand in a block, or arise
+            sums = np.add.reduceat(cells, starts, axis=axis)
         cells = sums / np.expand_dims(counts, 1 - axis)
     return cells
 
 
 def _figure_size(shape: PRepShape) -> tuple[float, float]:
+    return 9.0, 1.2 + _axes_inches(shape)
+
+
+def _axes_inches(shape: PRepShape) -> float:
     # A PRep of 8 x 10,000 drawn to scale would be a line, so the aspect is bounded.
-    aspect = min(max(shape.height / shape.width, 0.25), 1.6)
-    return 9.0, 1.2 + 6.5 * aspect
+    return 6.5 * min(max(shape.height / shape.width, 0.25), 1.6)
 
 
 def _mark_layers(axes: Any, layout: Layout, shape: PRepShape) -> None:
-    """A stepped line where each layer (weight and bias together) ends, and its name at the right edge."""
-    ends: dict[str, int] = {}
+    """A stepped line where each layer (weight and bias together) ends, and its name beside its rows."""
+    layers: dict[str, tuple[int, int]] = {}
     for slot in layout:
-        ends[slot.name.rpartition(".")[0] or slot.name] = slot.stop
-    labels = _spread(list(ends.items()), shape)
-    for name, stop in ends.items():
+        name = slot.name.rpartition(".")[0] or slot.name
+        layers[name] = (layers.get(name, (slot.start, 0))[0], slot.stop)
+    for _, stop in layers.values():
         row, column = divmod(stop, shape.width)
-        axes.plot(
-            [0, column, column, shape.width], [row + 1, row + 1, row, row], color="black", linewidth=0.6, alpha=0.7
-        )
-        if name in labels:
-            axes.annotate(
-                name,
-                (shape.width, row),
-                xytext=(-3, 2),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                fontsize=6,
-                bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.8},
-            )
+        edge = [0, column, column, shape.width], [row + 1, row + 1, row, row]
+        axes.plot(*edge, color="black", linewidth=0.6, alpha=0.7)
+    for name, middle in label_rows(layers, shape).items():
+        beside = axes.get_yaxis_transform()
+        axes.text(1.005, middle, name, transform=beside, va="center", fontsize=LABEL_POINTS, parse_math=False)
 
 
-def _spread(ends: list[tuple[str, int]], shape: PRepShape) -> set[str]:
-    """The names that can be written without one covering another."""
-    least_gap = shape.height / 25
-    kept: set[str] = set()
-    last = -math.inf
-    for name, stop in ends:
-        row = stop / shape.width
-        if row - last >= least_gap:
-            kept.add(name)
-            last = row
-    return kept
+def label_rows(layers: Mapping[str, tuple[int, int]], shape: PRepShape) -> dict[str, float]:
+    """The row beside which a layer's name stands, for as many layers as have room, the largest first.
+
+    layers: name -> index of its first value and index after its last
+    """
+    gap = 1.2 * LABEL_POINTS / 72 / _axes_inches(shape) * shape.height
+    rows: dict[str, float] = {}
+    for name, (start, stop) in sorted(layers.items(), key=lambda item: item[1][0] - item[1][1]):
+        row = (start // shape.width + max(stop - 1, start) // shape.width + 1) / 2
+        if all(abs(row - other) >= gap for other in rows.values()):
+            rows[name] = row
+    return rows
 
 
 def _matplotlib() -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and hashing them."""
+"""Writing files whole or not at all."""
 
 from __future__ import annotations
 

@@ -268,7 +268,10 @@ def _recognised(
 
 def _loaded(architecture: Architecture, checkpoint: Mapping[str, Tensor], path: object) -> nn.Module:
     """The architecture's network holding the checkpoint's own tensors, not copies cast to its dtype."""
-    network = architecture.build()
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # fresh weights, drawn to be replaced
+        network = architecture.build()
     try:
         tensors = _tied(network, checkpoint)
         network.load_state_dict(tensors, strict=False, assign=True)  # names and shapes were compared

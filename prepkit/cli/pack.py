@@ -288,7 +288,7 @@ def _fusion_record(fusion: Fusion) -> dict[str, Any]:
 
 def _fusion_text(fusion: Fusion) -> str:
     return (
-        f"{len(fusion.folded)} BatchNorm layers; outputs equal to {fusion.error_before_cast:.1e} in float64, "
+        f"{len(fusion.folded)} BatchNorm layers; outputs equal within {fusion.error_before_cast:.1e} in float64, "
         f"{fusion.error_after_cast:.1e} after the cast back"
     )
 
@@ -298,7 +298,7 @@ def _summary(packed: Packed, target: Path) -> str:
     layout, shape, origin = prep.layout, prep.shape, prep.origin
     class_id = "" if origin.class_id is None else f" (ClassId {origin.class_id})"
     before = f" ({packed.num_trained:,} before folding)" if packed.fusion else ""
-    before_cast = f", all before the cast to {packed.cast}" if packed.cast else ""
+    before_cast = f", before the cast to {packed.cast}" if packed.cast else ""
     in_dtype = f" in {packed.cast}" if packed.cast else ""
     lines = [
         f"{packed.source} -> {target}",

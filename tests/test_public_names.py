@@ -1,0 +1,103 @@
+"""The public surface: what is there is a contract, and it costs nothing until it is used."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import prepkit
+
+# Adding a name is a decision; removing one breaks someone.
+NAMES = [
+    "Architecture",
+    "Checkpoint",
+    "Layout",
+    "PRep",
+    "PRepShape",
+    "PrepkitError",
+    "Registry",
+    "Slot",
+    "__version__",
+    "architecture",
+    "architectures",
+    "built_in_registry",
+    "detect",
+    "fuse_batch_norm",
+    "load_checkpoint",
+    "load_prep",
+    "pack_checkpoint",
+    "save_prep",
+    "save_state_dict",
+]
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_is_this_list() -> None:
+    assert sorted(prepkit.__all__) == NAMES
+    assert len(set(prepkit.__all__)) == len(prepkit.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_there_under_its_name_with_a_docstring(name: str) -> None:
+    value = getattr(prepkit, name)
+    if name == "__version__":
+        assert value == version("prepkit")
+        return
+    assert value.__name__ == name
+    assert value.__module__.startswith("prepkit.")
+    first_line = value.__doc__.strip().splitlines()[0]
+    assert first_line.endswith((".", ":"))
+    assert not first_line.startswith(f"{name}(")  # what dataclasses write by themselves
+
+
+def test_dir_lists_all_names_before_any_is_used() -> None:
+    assert set(NAMES) <= set(dir(prepkit))
+    assert set(NAMES) <= set(python("import prepkit; print(*dir(prepkit))").split())
+
+
+def test_names_for_type_checkers_are_the_names_at_run_time() -> None:
+    """`__getattr__` hides names from type checkers, so that they stand twice in the module."""
+    tree = ast.parse(Path(prepkit.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        (alias,) = node.names
+        assert alias.name == alias.asname  # the form that re-exports
+        told[alias.name] = node.module
+    assert sorted(told) == [name for name in NAMES if name != "__version__"]
+    for name, module in told.items():
+        assert getattr(import_module(str(module)), name) is getattr(prepkit, name)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'prepkit' has no attribute 'pack'"):
+        prepkit.pack  # noqa: B018
+    assert not hasattr(prepkit, "__wrapped__")
+    with pytest.raises(ImportError, match="cannot import name 'layuot'"):
+        from prepkit import layuot  # noqa: F401
+
+
+def test_a_name_is_looked_up_once() -> None:
+    assert prepkit.Layout is prepkit.Layout
+    assert "Layout" in vars(prepkit)
+
+
+def test_star_import_gives_the_names() -> None:
+    names = python("from prepkit import *; print(*sorted(name for name in dir() if name[0] != '_'))").split()
+    assert names == [name for name in NAMES if name != "__version__"]
+
+
+def test_importing_prepkit_imports_nothing_heavy() -> None:
+    heavy = ["torch", "numpy", "safetensors", "click", "pyarrow", "h5py", "huggingface_hub", "matplotlib"]
+    code = "import sys, prepkit; prepkit.PrepkitError; prepkit.PRepShape; prepkit.architectures(); prepkit.PRep; "
+    assert python(code + f"print(*(name for name in {heavy} if name in sys.modules))").split() == []
