@@ -31,7 +31,7 @@ unit: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=median,iqr,rounds
 
 # The wheel as a user gets it: built, installed in an empty environment outside the clone, used there.
 check-wheel: $(VENV)/.installed

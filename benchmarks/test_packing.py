@@ -6,6 +6,7 @@ network again and again, all in the cache. Ratios are to torch's own copy with t
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import prepkit
@@ -82,7 +83,7 @@ CASES = {
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("temperature", ["cold", "hot"])
 @pytest.mark.parametrize("case", CASES)
-def test_pack(case: str, temperature: str, threads: int) -> None:
+def test_pack(benchmark: BenchmarkFixture, case: str, temperature: str, threads: int) -> None:
     layout, tensors = CASES[case]()
     num_bytes = layout.total * 4
     copies = max(1, COLD_BYTES // num_bytes) if temperature == "cold" and num_bytes < COLD_BYTES // 2 else 1
@@ -105,17 +106,18 @@ def test_pack(case: str, temperature: str, threads: int) -> None:
             }
             seconds = interleaved(ways, rounds=11, loops=loops)
             check(layout, turns.networks[-1], turns.outs[-1])
+            benchmark.pedantic(turns.pack_into_out, rounds=11, iterations=loops)
     finally:
         torch.set_num_threads(before)
     result = summary(seconds, "memory copy")
     result["pack to allocate and copy"] = {  # type: ignore[assignment]
         "ratio": round(result["pack"]["microseconds"] / result["allocate and copy"]["microseconds"], 3)
     }
-    record("packing", {f"{case}, {temperature}, {threads} threads": result})
+    record(benchmark, "packing", f"{case}, {temperature}, {threads} threads", result)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_pack_a_stack(threads: int) -> None:
+def test_pack_a_stack(benchmark: BenchmarkFixture, threads: int) -> None:
     layout, one = folded("resnet8@cifar10")
     stack = {name: torch.randn(1_000, *tensor.shape) for name, tensor in one.items()}
     before = torch.get_num_threads()
@@ -131,18 +133,18 @@ def test_pack_a_stack(threads: int) -> None:
                 "pack": lambda: layout.pack(stack, layout.shape(WIDTH)),
             }
             result = summary(interleaved(ways, rounds=11), "memory copy")
-            layout.pack(stack, out=out)
+            benchmark.pedantic(lambda: layout.pack(stack, out=out), rounds=11)
             check(layout, stack, out)
     finally:
         torch.set_num_threads(before)
     result["pack to allocate and copy"] = {  # type: ignore[assignment]
         "ratio": round(result["pack"]["microseconds"] / result["allocate and copy"]["microseconds"], 3)
     }
-    record("packing", {f"1,000 stacked resnet8@cifar10, {threads} threads": result})
+    record(benchmark, "packing", f"1,000 stacked resnet8@cifar10, {threads} threads", result)
 
 
 @pytest.mark.parametrize("case", ["resnet8@cifar10", "resnet32@cifar10", "1,000 stacked", "10,000 slots"])
-def test_unpack(case: str) -> None:
+def test_unpack(benchmark: BenchmarkFixture, case: str) -> None:
     if case == "10,000 slots":
         layout = Layout(tuple(Slot(f"s{i}", (3, 3), "float32", "parameter", 9 * i) for i in range(10_000)))
     else:
@@ -155,9 +157,9 @@ def test_unpack(case: str) -> None:
     if not batch:
         ways["slices and clones"] = lambda: baselines.unpack_by_slices(prep, shapes)
     seconds = interleaved(ways, rounds=15, loops=3 if len(layout) > 1_000 else 100)
-    tensors = layout.unpack(prep)
+    tensors = benchmark.pedantic(layout.unpack, (prep,), rounds=15, iterations=10)
     memory = prep.untyped_storage().data_ptr()
     assert all(tensor.untyped_storage().data_ptr() == memory for tensor in tensors.values())  # views: no copies
     result = summary(seconds, "unpack")
     result["unpack"]["microseconds a tensor"] = round(result["unpack"]["microseconds"] / len(layout), 3)
-    record("unpacking", {case: result})
+    record(benchmark, "packing", f"unpack, {case}", result)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import platform
 import statistics
 import sys
@@ -9,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pytest_benchmark.fixture import BenchmarkFixture
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,15 +66,13 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def record(theme: str, results: Mapping[str, Any]) -> None:
-    """Print the figures; with PREPKIT_RESULTS=<suffix> also keep them in results/<theme>_<suffix>.json."""
-    import os
-
-    document = {"conditions": conditions(), "results": results}
-    text = json.dumps(document, indent=1)
-    print(text, file=sys.stderr)
+def record(benchmark: BenchmarkFixture, theme: str, name: str, result: Mapping[str, Any]) -> None:
+    """Print the figures and give them to pytest-benchmark; PREPKIT_RESULTS=<suffix> keeps them in results/ too."""
+    benchmark.extra_info.update(result)
+    print(json.dumps({name: result}, indent=1), file=sys.stderr)
     if suffix := os.environ.get("PREPKIT_RESULTS"):
         path = RESULTS / f"{theme}_{suffix}.json"
-        known = json.loads(path.read_text()) if path.exists() else {"conditions": conditions(), "results": {}}
-        known["results"].update(results)
+        known = json.loads(path.read_text()) if path.exists() else {"results": {}}
+        known["conditions"] = conditions()
+        known["results"][name] = result
         path.write_text(json.dumps(known, indent=1) + "\n")
