@@ -97,7 +97,7 @@ def save_prep(prep: PRep, path: str | os.PathLike[str], *, overwrite: bool = Fal
 
     prep.layout.shape(prep.shape.width, prep.shape.height)
     tensors = {VALUES_KEY: prep.values.detach(), **{BUFFER_PREFIX + name: t for name, t in prep.buffers.items()}}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     metadata = _metadata(prep, tensors)
     with replacing(path, overwrite=overwrite) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: canonical_json(metadata)})

@@ -79,8 +79,8 @@ def storage_identity(tensor: Tensor) -> object:
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """True if two tensors are one memory or equal in shape and in every value."""
-    return storage_identity(a) == storage_identity(b) or (a.shape == b.shape and bool((a == b).all()))
+    """True if two tensors are one memory or agree in every bit."""
+    return storage_identity(a) == storage_identity(b) or same_bits(a, b)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -112,7 +112,9 @@ def test_two_threads_that_write_one_file_do_not_share_a_temporary_one(tmp_path: 
 # Failure ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), KeyboardInterrupt(), VerificationError("x")])
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), RuntimeError("x"), KeyboardInterrupt(), VerificationError("x"), OutputError("x")]
+)
 @pytest.mark.parametrize("old", [None, "old"])
 def test_an_exception_leaves_the_folder_as_it_was(error: BaseException, old: str | None, tmp_path: Path) -> None:
     target = tmp_path / "result"

@@ -432,6 +432,7 @@ def test_other_files(path: Path) -> None:
         ((1000).to_bytes(8, "little") + b"{", "it may be truncated"),
         ((2).to_bytes(8, "little") + b"[]", "its header is not an object"),
         ((4).to_bytes(8, "little") + b"{]{]", "its header is not JSON"),
+        ((16).to_bytes(8, "little") + b'{"a":{}, "a":{}}', "its header is not JSON (a name stands twice)"),
         ((20_000).to_bytes(8, "little") + b"[" * 20_000, "its header is not JSON"),
     ]
     for content, message in cases:
