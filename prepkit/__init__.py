@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prepkit.api import open_zoo as open_zoo
     from prepkit.checkpoint import Checkpoint as Checkpoint
     from prepkit.checkpoint import load_checkpoint as load_checkpoint
     from prepkit.errors import PrepkitError as PrepkitError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from prepkit.registry import architectures as architectures
     from prepkit.registry import built_in_registry as built_in_registry
     from prepkit.registry import detect as detect
+    from prepkit.zoo.writer import ZooWriter as ZooWriter
+    from prepkit.zoo.zoo import Zoo as Zoo
 
 __version__ = "0.1.0"
 
@@ -44,6 +47,8 @@ _HOMES = {
     "PrepkitError": "errors",
     "Registry": "registry",
     "Slot": "layout",
+    "Zoo": "zoo.zoo",
+    "ZooWriter": "zoo.writer",
     "architecture": "registry",
     "architectures": "registry",
     "built_in_registry": "registry",
@@ -51,6 +56,7 @@ _HOMES = {
     "fuse_batch_norm": "fusion",
     "load_checkpoint": "checkpoint",
     "load_prep": "prep_file",
+    "open_zoo": "api",
     "pack_checkpoint": "packing",
     "save_prep": "prep_file",
     "save_state_dict": "export",

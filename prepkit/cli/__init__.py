@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from prepkit.cli import arch, pack
+from prepkit.cli import arch, pack, zoo
 from prepkit.cli.common import Commands
 
 
@@ -23,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (pack.pack, pack.unpack, pack.fuse, pack.show, pack.inspect, arch.arch):
+for command in (pack.pack, pack.unpack, pack.fuse, pack.show, pack.inspect, arch.arch, zoo.zoo):
     main.add_command(command)

@@ -1,0 +1,268 @@
+"""`prepkit zoo`: make, describe, check, convert, merge and split zoos. `info` imports neither torch nor pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prepkit.cli.common import architecture_options, find_architecture, force_option, json_option, print_json
+from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text, without_nan
+from prepkit.errors import OutputError, PrepkitError, listed
+
+if TYPE_CHECKING:
+    from prepkit.verify import Rerun
+    from prepkit.zoo.csv_columns import Record
+    from prepkit.zoo.manifest import Manifest
+    from prepkit.zoo.writer import ZooWriter
+
+FORMATS = click.Choice(("safetensors", "hdf5"))
+folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+
+
+@click.group()
+def zoo() -> None:
+    """Make, describe, check, convert, merge and split zoos: many networks as PReps, with a table of what they are."""
+
+
+# Describing and checking --------------------------------------------------------------------------------------
+
+
+@zoo.command()
+@folder
+@json_option
+def info(folder: Path, as_json: bool) -> None:
+    """Tell what a zoo's manifest says: architectures, splits, sizes, task, licence."""
+    from prepkit.zoo.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    if as_json:
+        print_json(facts(manifest))
+    else:
+        click.echo(description(manifest))
+
+
+@zoo.command()
+@folder
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads that read and hash. [default: up to 8]")
+@click.option("--rerun", "reruns", type=click.IntRange(min=1), metavar="N", help="Also run N instances on test data.")
+@json_option
+def verify(folder: Path, jobs: int | None, reruns: int | None, as_json: bool) -> None:
+    """Compare every file with its sha256, and the table and all headers with the manifest.
+
+    --rerun N also runs N instances on the test data of the zoo's task, if it is at hand, and compares the accuracy.
+    Exit status 1 when a fault is found.
+    """
+    from prepkit import verify as checks
+
+    with _bytes_bar("verifying", folder, as_json) as progress:
+        found = checks.verify(folder, jobs, progress)
+    runs: tuple[Rerun, ...] = ()
+    if reruns is not None and found.ok:
+        from prepkit.api import open_zoo
+
+        runs = checks.rerun(open_zoo(folder), reruns)
+    if as_json:
+        print_json(verification(found, runs))
+    else:
+        click.echo(verification_text(found, runs))
+    if not found.ok or not all(run.agrees for run in runs):
+        click.get_current_context().exit(1)
+
+
+# Making -------------------------------------------------------------------------------------------------------
+
+
+@zoo.command()
+@folder
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@click.option("--table", "csv", type=click.Path(path_type=Path), help="CSV with a column `file`, and what to keep.")
+@click.option("--width", default=512, show_default=True, help="Columns of the PReps, a multiple of 8.")
+@click.option("--format", "format_", type=FORMATS, default="safetensors", show_default=True, help="Of the shards.")
+@click.option("--name", help="Of the zoo. [default: the folder's]")
+@click.option("--license", "license_", help="Of the zoo, an identifier such as mit or cc-by-4.0.")
+@architecture_options
+@click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
+@json_option
+def create(
+    folder: Path,
+    models: tuple[Path, ...],
+    csv: Path | None,
+    width: int,
+    format_: str,
+    name: str | None,
+    license_: str | None,
+    architecture: str | None,
+    input_shape: tuple[int, ...] | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Make a zoo of checkpoints and PRep files; BatchNorm is folded.
+
+    The column `file` of the CSV names models by file name, with or without suffix; the columns `id` and `split` are
+    the zoo's, all others are kept with the instances, as whole numbers, numbers, booleans (true, false) or text.
+    """
+    from prepkit.zoo.csv_columns import records_of
+
+    records, strangers = records_of(models, csv)
+    network = find_architecture(architecture, input_shape)
+
+    from prepkit.card import write_card
+    from prepkit.zoo.manifest import read_manifest
+    from prepkit.zoo.writer import ZooWriter
+
+    notes = [f"{len(strangers)} rows of {csv} have no model here: {listed(strangers)}."] if strangers else []
+    with ZooWriter(folder, width=width, format=format_, name=name, license=license_, resume=resume) as writer:
+        _add_all(writer, records, network, as_json)
+    write_card(folder)
+    _tell(read_manifest(folder), folder, notes, as_json)
+
+
+@zoo.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("target", type=click.Path(path_type=Path), metavar="DST")
+@click.option("--format", "format_", type=FORMATS, required=True, help="Of the new zoo's shards.")
+@json_option
+def convert(source: Path, target: Path, format_: str, as_json: bool) -> None:
+    """Write a zoo again with shards of another format, and prove that nothing was lost."""
+    from prepkit.card import write_card
+    from prepkit.zoo.convert import convert as convert_zoo
+
+    with _bytes_bar("converting", source, as_json) as progress:
+        manifest = convert_zoo(source, target, format_, progress)
+    write_card(target)
+    _tell(manifest, target, [], as_json)
+
+
+@zoo.command()
+@click.argument("target", type=click.Path(path_type=Path), metavar="DST")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SRC SRC...")
+@click.option("--name", help="Of the new zoo. [default: the folder's]")
+@click.option("--license", "license_", help="Of the new zoo; needed where the licences differ.")
+@click.option("--format", "format_", type=FORMATS, help="Of the shards. [default: the first zoo's]")
+@click.option("--prefix", is_flag=True, help="Put each zoo's name before its ids and runs.")
+@json_option
+def merge(
+    target: Path,
+    sources: tuple[Path, ...],
+    name: str | None,
+    license_: str | None,
+    format_: str | None,
+    prefix: bool,
+    as_json: bool,
+) -> None:
+    """Make one zoo of several; architectures are reconciled by name, and their ClassIds given anew."""
+    from prepkit.card import write_card
+    from prepkit.zoo.merge import merge as merge_zoos
+
+    with _bytes_bar("merging", None, as_json) as progress:
+        merged = merge_zoos(
+            target, list(sources), name=name, license=license_, format=format_, prefix=prefix, progress=progress
+        )
+    write_card(target)
+    _tell(merged.manifest, target, list(merged.notes), as_json)
+
+
+@zoo.command()
+@folder
+@click.option("--train", default=0.8, show_default=True, help="Share of the instances for training.")
+@click.option("--validation", default=0.1, show_default=True, help="Share for validation.")
+@click.option("--test", default=0.1, show_default=True, help="Share for testing.")
+@click.option("--seed", default=0, show_default=True, help="Another seed gives another split.")
+@click.option("--group", help="Column whose values are kept together, or none. [default: run, if there is one]")
+@json_option
+def split(
+    folder: Path, train: float, validation: float, test: float, seed: int, group: str | None, as_json: bool
+) -> None:
+    """Split a zoo anew: seeded, with the same shares of each architecture, instances of one run kept together."""
+    from prepkit.card import write_card
+    from prepkit.zoo.splitting import split_zoo
+
+    shares = {"train": train, "validation": validation, "test": test}
+    found = split_zoo(folder, shares, seed=seed, group=None if group == "none" else group, grouped=group != "none")
+    write_card(folder)
+    if as_json:
+        print_json({"zoo": str(folder), **vars(found), "notes": list(found.notes)})
+        return
+    _note(found.notes)
+    click.echo(split_text(found))
+
+
+@zoo.command()
+@folder
+@click.argument("id_", metavar="ID")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")
+@force_option
+@json_option
+def export(folder: Path, id_: str, output: Path, force: bool, as_json: bool) -> None:
+    """Write one instance as a plain state dict that torch.load or safetensors reads without prepkit."""
+    from prepkit.export import save_state_dict, writer_for
+    from prepkit.files import check_writable
+
+    writer_for(output)
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise OutputError(f"'{output}' lies in the zoo '{folder}'; name a file outside it.")
+    check_writable(output, overwrite=force)
+
+    from prepkit.api import open_zoo
+
+    prep, row = open_zoo(folder)[id_]
+    tensors = prep.tensors()
+    save_state_dict(tensors, output, overwrite=force)
+    if as_json:
+        print_json({"output": str(output), "tensors": len(tensors), "metadata": without_nan(row)})
+    else:
+        click.echo(f"{folder} {id_} -> {output}: {row['architecture']}, {len(tensors)} tensors")
+
+
+# Inside -------------------------------------------------------------------------------------------------------
+
+
+def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool) -> None:
+    """Add what is not in the zoo yet; on a failure say that what is in it is kept."""
+    from tqdm import tqdm
+
+    from prepkit.checkpoint import load_checkpoint
+    from prepkit.packing import check_packable
+    from prepkit.prep_file import is_prep_file, load_prep
+
+    waiting = [record for record in records if record.id not in writer.finished_ids]
+    try:
+        for record in tqdm(waiting, unit="model", desc="adding", disable=True if quiet else None):
+            model: Any
+            if is_prep_file(record.file):
+                model = load_prep(record.file)
+            else:
+                model = load_checkpoint(record.file)
+                check_packable(model, record.file)
+            writer.add(model, id=record.id, split=record.split, architecture=network, **record.columns)
+    except PrepkitError:
+        kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
+        click.echo(kept, err=True)
+        raise
+
+
+@contextmanager
+def _bytes_bar(what: str, source: Path | None, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar of bytes on a terminal; its end is known where the source can be read."""
+    from tqdm import tqdm
+
+    total = None if source is None else sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+    with tqdm(total=total or None, unit="B", unit_scale=True, desc=what, disable=True if quiet else None) as bar:
+        yield lambda count: bar.update(count)
+
+
+def _note(notes: list[str] | tuple[str, ...]) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _tell(manifest: Manifest, path: Path, notes: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"output": str(path), **facts(manifest), "notes": notes})
+        return
+    _note(notes)
+    click.echo(description(manifest))

@@ -1,0 +1,45 @@
+"""How much memory is free, and which process of how many this is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prepkit.errors import ZooError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a device; None where it does not tell."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return (available_bytes() or None) if device.type == "cpu" else None
+
+
+def process_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and world size as given, or of torch.distributed if it is running, or (0, 1).
+
+    raises ZooError if only one of them is given
+    """
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    if rank is not None or world_size is not None:
+        raise ZooError("give both rank and world_size, or neither.")
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,52 @@
+"""Paths that a manifest names: relative, inside the zoo, no links but those of the Hub's own cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from prepkit.errors import ZooError
+
+SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
+
+
+def check_relative(path: str, place: str) -> str:
+    """The path itself, if it can only name a file inside the zoo.
+
+    raises ZooError for an absolute path, a drive, `..`, a backslash or an odd character
+    """
+    parts = PurePosixPath(path).parts
+    absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive or PureWindowsPath(path).root
+    if absolute or not parts or path != "/".join(parts) or not all(SAFE_PART.fullmatch(part) for part in parts):
+        raise ZooError(f"{place}: {path!r} is refused; a zoo names files inside itself, as in shards/name.safetensors.")
+    return path
+
+
+def check_part(name: str, place: str) -> str:
+    """The name itself, if it can stand in a file name.
+
+    raises ZooError
+    """
+    if not SAFE_PART.fullmatch(name):
+        raise ZooError(f"{place}: {name!r} is refused; it would stand in file names.")
+    return name
+
+
+def inside(root: Path, path: str, place: str) -> Path:
+    """The file that a checked relative path names, if no link leads out of the zoo.
+
+    The Hub's cache keeps a snapshot's files as links to `blobs` beside `snapshots`; those are followed.
+    raises ZooError for any other link
+    """
+    file = root
+    for part in PurePosixPath(check_relative(path, place)).parts:
+        file = file / part
+        if file.is_symlink() and file.resolve().parent != hub_blobs(root):
+            raise ZooError(f"{place}: {path!r} is a link to '{file.resolve()}'; links are refused, copy the file.")
+    return file
+
+
+def hub_blobs(root: Path) -> Path | None:
+    """The `blobs` folder of the Hub's cache if `root` is a snapshot in it: .../snapshots/<commit>."""
+    snapshots = root.absolute().parent
+    return snapshots.parent.resolve() / "blobs" if snapshots.name == "snapshots" else None

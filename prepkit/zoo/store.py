@@ -1,0 +1,138 @@
+"""The files of a whole zoo, opened: manifest and table at once, shards mapped when they are first touched.
+
+Opening checks the manifest, the table, and that every shard is there with its size; mapping a shard checks its header.
+Contents are compared with their sha256 by `prepkit zoo verify`. A mapping is private (copy on write): writing into a
+tensor that was read changes nothing on the disk. Files are kept by path, so a store can be pickled and forked.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prepkit.errors import ZooError
+from prepkit.tensors import torch_dtype
+from prepkit.zoo.manifest import MANIFEST, Manifest, Shard, StoredArchitecture, read_manifest
+from prepkit.zoo.paths import inside
+from prepkit.zoo.shards import Extent, offset_of_values, shard_format
+from prepkit.zoo.tables import read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14: map the pages now, all at once
+
+
+class Store:
+    """An open zoo. Instance `i` is row `i` of the table."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self.manifest: Manifest = read_manifest(self.root)
+        self.table: pa.Table = self._table()
+        self.kind = shard_format(self.manifest.shard_format)
+        self._check_files()
+        self.shard_of: np.ndarray = _integers(self.table, "shard")
+        self.row_of: np.ndarray = _integers(self.table, "row")
+        self._check_rows()
+        self._stored = {stored.name: stored for stored in self.manifest.architectures}
+        self._values: dict[int, Tensor] = {}
+        self._populated: set[int] = set()
+        self._mappings: dict[int, mmap.mmap] = {}
+
+    def architecture_of_shard(self, number: int) -> StoredArchitecture:
+        """The architecture whose instances a shard holds."""
+        return self._stored[self.manifest.shards[number].architecture]
+
+    def values(self, number: int) -> Tensor:
+        """The values of a shard, mapped: `[rows, height * width]` in the zoo's dtype.
+
+        raises ZooError if the file is not the shard that the manifest describes
+        """
+        if number not in self._values:
+            self._values[number] = self._map(number)
+        return self._values[number]
+
+    def populate(self, number: int) -> None:
+        """Map all pages of a shard now: a shuffled pass would pay for each of them when it touches it."""
+        self.values(number)
+        if number in self._populated:
+            return
+        self._populated.add(number)
+        try:
+            self._mappings[number].madvise(POPULATE_READ)
+        except OSError:  # an older kernel: pages are mapped when touched
+            return
+
+    def file(self, shard: Shard) -> Path:
+        """The file of a shard."""
+        return inside(self.root, shard.path, str(self.root / MANIFEST))
+
+    def extent(self, number: int) -> Extent:
+        """The array that a shard holds."""
+        height = self.architecture_of_shard(number).height
+        return Extent(self.manifest.shards[number].rows, height, self.manifest.width, self.manifest.dtype)
+
+    def _map(self, number: int) -> Tensor:
+        import torch
+
+        file, extent = self.file(self.manifest.shards[number]), self.extent(number)
+        offset = offset_of_values(file, self.kind, extent)
+        with open(file, "rb") as opened:
+            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._mappings[number] = mapping
+        cells = extent.height * extent.width
+        flat = torch.frombuffer(mapping, dtype=torch_dtype(extent.dtype), count=extent.rows * cells, offset=offset)
+        return flat.view(extent.rows, cells)
+
+    def _table(self) -> pa.Table:
+        stored = self.manifest.table
+        return read_table(inside(self.root, stored.path, str(self.root / MANIFEST)), stored)
+
+    def _check_files(self) -> None:
+        for shard in self.manifest.shards:
+            file = self.file(shard)
+            try:
+                size = file.stat().st_size
+            except OSError:
+                raise ZooError(f"{file}: missing; the zoo is not whole. Fetch it again.") from None
+            if size != shard.bytes:
+                raise ZooError(f"{file}: it has {size:,} bytes, the manifest says {shard.bytes:,}; fetch it again.")
+
+    def _check_rows(self) -> None:
+        rows = np.array([shard.rows for shard in self.manifest.shards], dtype=np.int64)
+        place = self.root / self.manifest.table.path
+        known = (self.shard_of >= 0) & (self.shard_of < len(rows))
+        if not known.all():
+            raise ZooError(
+                f"{place}, row {int(np.argmin(known))}: there is no shard {self.shard_of[np.argmin(known)]}."
+            )
+        held = (self.row_of >= 0) & (self.row_of < rows[self.shard_of]) if len(rows) else known
+        if not held.all():
+            raise ZooError(f"{place}, row {int(np.argmin(held))}: its shard has no row {self.row_of[np.argmin(held)]}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: which zoo; it is opened there."""
+        return {"root": self.root.absolute(), "sha256": self.manifest.to_dict()["sha256"]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["root"])  # type: ignore[misc]
+        if self.manifest.to_dict()["sha256"] != state["sha256"]:
+            raise ZooError(f"'{self.root}' was replaced while this process was started; open it anew.")
+
+
+def _integers(table: pa.Table, name: str) -> np.ndarray:
+    import pyarrow as pa
+
+    column = table[name]
+    if column.null_count:
+        raise ZooError(f"the zoo's table: the column '{name}' has missing values.")
+    if not pa.types.is_integer(column.type):
+        raise ZooError(f"the zoo's table: the column '{name}' has type {column.type}, not whole numbers.")
+    numbers: np.ndarray = column.to_numpy().astype(np.int64, copy=False)
+    return numbers

@@ -1,0 +1,171 @@
+"""`where`: a condition on a zoo's table, parsed into a pyarrow expression. Nothing in it is evaluated as Python.
+
+    accuracy > 0.8 and architecture == 'resnet8@cifar10'
+    0.1 <= lr < 0.5 and split in ('train', 'validation') and not run == 3
+    teacher_accuracy is None
+
+Grammar: comparisons of columns and constants (chains too), `in` and `not in` with a list of constants, `is None`,
+`is not None` (also `== None`, `!= None`), `and`, `or`, `not`, parentheses.
+
+A comparison with a missing value is neither true nor false, as in SQL: its row does not match, nor does it match the
+comparison's `not`. `and` and `or` go on from there: where one side decides, the missing one does not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prepkit.errors import WhereError, listed, nearest
+
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+MAX_LENGTH = 10_000  # Python's parser recurses; a condition that a person writes is far shorter
+QUOTED = 200  # characters of a condition that an error repeats
+
+
+def parse_where(text: str, columns: Sequence[str]) -> Any:
+    """The pyarrow.compute expression of a condition.
+
+    columns: names that the condition may use
+    raises WhereError with the place and the reason
+    """
+    if len(text) > MAX_LENGTH:
+        raise WhereError(f"the condition has {len(text):,} characters; at most {MAX_LENGTH:,} are read.")
+    try:
+        return _Parser(text, columns).condition(_parsed(text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, WhereError):
+            raise
+        reason = error.msg if isinstance(error, SyntaxError) else _reason(error)
+        example = "accuracy > 0.8 and split == 'train'"
+        raise WhereError(f"{_short(text)!r} is not a condition: {reason}. Example: {example}") from None
+
+
+def _parsed(text: str) -> ast.expr:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of `1in x` and '\\d', which the user need not hear twice
+        return ast.parse(text.strip(), mode="eval").body
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError | MemoryError) else str(error)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
+
+
+class _Parser:
+    """Holds the text and the columns for the errors."""
+
+    def __init__(self, text: str, columns: Sequence[str]) -> None:
+        self.text = text
+        self.columns = columns
+
+    def condition(self, node: ast.expr) -> Any:
+        """An expression that is true or false for a row."""
+        if isinstance(node, ast.BoolOp):
+            combine = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+            return _combined(combine, [self.condition(value) for value in node.values])
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ~self.condition(node.operand)
+        if isinstance(node, ast.Compare):
+            return self.comparison(node)
+        if isinstance(node, ast.Name):  # a column of booleans
+            return self.column(node)
+        raise self.error(node, "expected a comparison such as accuracy > 0.8")
+
+    def comparison(self, node: ast.Compare) -> Any:
+        """`a < b <= c`, `a in (...)`, `a is None`."""
+        terms = [node.left, *node.comparators]
+        links = [self.link(a, op, b, node) for a, op, b in zip(terms, node.ops, terms[1:], strict=False)]
+        return _combined(operator.and_, links)
+
+    def link(self, left: ast.expr, op: ast.cmpop, right: ast.expr, node: ast.Compare) -> Any:
+        """One comparison of a chain."""
+        if isinstance(op, ast.In | ast.NotIn):
+            column = self.column(left)
+            # Not `isin`, for which a missing value is in no list, and which wants all constants of the column's type.
+            found = _combined(operator.or_, [column == constant for constant in self.constants(right)])
+            return found if isinstance(op, ast.In) else ~found
+        if isinstance(op, ast.Eq | ast.NotEq) and _is_none(left):
+            left, right = right, left
+        if isinstance(op, ast.Is | ast.IsNot) or (isinstance(op, ast.Eq | ast.NotEq) and _is_none(right)):
+            if not _is_none(right):
+                raise self.error(right, "`is` goes with None only")
+            column = self.column(left)
+            return column.is_null() if isinstance(op, ast.Is | ast.Eq) else column.is_valid()
+        if not isinstance(left, ast.Name) and not isinstance(right, ast.Name):
+            raise self.error(node, "a comparison needs a column")
+        return COMPARISONS[type(op)](self.term(left), self.term(right))
+
+    def term(self, node: ast.expr) -> Any:
+        """A column or a constant."""
+        return self.column(node) if isinstance(node, ast.Name) else self.constant(node)
+
+    def column(self, node: ast.expr) -> Any:
+        """A column that the table has."""
+        import pyarrow.compute as pc
+
+        if not isinstance(node, ast.Name):
+            raise self.error(node, "expected the name of a column")
+        if node.id not in self.columns:
+            hint = nearest(node.id, self.columns)
+            raise self.error(node, f"there is no column '{node.id}'; there are {listed(self.columns, 20)}.{hint}")
+        return pc.field(node.id)
+
+    def constants(self, node: ast.expr) -> list[Any]:
+        """The constants of a list, tuple or set."""
+        if not isinstance(node, ast.List | ast.Tuple | ast.Set) or not node.elts:
+            raise self.error(node, "`in` needs a list of constants such as ('train', 'test')")
+        return [self.constant(element) for element in node.elts]
+
+    def constant(self, node: ast.expr) -> Any:
+        """A number, text, True or False, as an expression."""
+        import pyarrow.compute as pc
+
+        value = self.value(node)
+        try:
+            return pc.scalar(value)
+        except OverflowError:
+            raise self.error(node, "the number does not fit 64 bits") from None
+        except UnicodeError:
+            raise self.error(node, "the text is not valid Unicode") from None
+
+    def value(self, node: ast.expr) -> int | float | str:
+        """The Python value of a constant, with its sign."""
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+            operand = node.operand
+            if not isinstance(operand, ast.Constant) or type(operand.value) not in (int, float):
+                raise self.error(node, "a sign goes with a number")
+            number: int | float = operand.value  # type: ignore[assignment]  # its type was looked at
+            return -number if isinstance(node.op, ast.USub) else number
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, int | float | str):
+            raise self.error(node, "expected a number, text in quotes, True or False")
+        return node.value
+
+    def error(self, node: ast.AST, reason: str) -> WhereError:
+        """A WhereError that quotes the part it is about."""
+        return WhereError(f"condition {_short(self.text)!r}, at {_short(ast.unparse(node))!r}: {reason}")
+
+
+def _combined(combine: Callable[[Any, Any], Any], terms: list[Any]) -> Any:
+    """All terms combined as a balanced tree: a deep one would exhaust the stack of whoever walks it."""
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return combine(_combined(combine, terms[:middle]), _combined(combine, terms[middle:]))
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
