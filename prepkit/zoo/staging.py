@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition
@@ -25,6 +26,7 @@ from prepkit.zoo.shards import Extent, Frame, ShardFormat
 
 SHARDS = "shards"
 CHUNK_BYTES = 4 << 20
+WRITE_BACK_BYTES = 32 << 20
 MAX_UNHASHED_BYTES = 64 << 20  # handed to the hashing thread and not yet hashed; bounds the writer's memory
 
 
@@ -50,6 +52,7 @@ class Stage:
         self.threads = threads
         self.on_published = on_published
         self.rows = 0
+        self._unwritten = 0
         self._published: list[Future[Shard]] = []
         self._file: int | None = None
         self._digest: Any = None
@@ -148,6 +151,10 @@ class Stage:
             self._digest = hashlib.sha256(self.frame.before)
         write_all(self._file, values, len(self.frame.before) + start * self.full.row_bytes, self.part(number))
         self.threads.hash(self._digest, values)
+        self._unwritten += len(values)
+        if self._unwritten >= WRITE_BACK_BYTES:  # or the disk would idle until the shard is full
+            self._unwritten = 0
+            self.threads.publishing.submit(write_back, os.dup(self._file))
 
     def _finish_full(self, number: int) -> None:
         """Hash what comes after the values, and publish, both behind the values that are still being hashed."""
@@ -226,6 +233,13 @@ def _done(shard: Shard) -> Future[Shard]:
     future: Future[Shard] = Future()
     future.set_result(shard)
     return future
+
+
+def write_back(file: int) -> None:
+    """Bring to the disk what was written so far, and close this descriptor; publishing reports errors."""
+    with suppress(OSError):
+        os.fdatasync(file)
+    os.close(file)
 
 
 def write_all(file: int, values: memoryview, offset: int, path: Path) -> None:

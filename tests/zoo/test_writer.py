@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from writer_samples import files_of, tensors_of, trained, write_digits
 
 import prepkit
 from prepkit.api import open_zoo
-from prepkit.errors import FusionError, LayoutMismatch
+from prepkit.errors import FusionError, LayoutMismatch, PrepkitError
 from prepkit.zoo.writer import ZooWriter
 
 
@@ -123,3 +124,17 @@ def test_closing_twice_is_closing_once(tmp_path):
     writer.close()
     with pytest.raises(prepkit.PrepkitError, match="this writer is closed"):
         writer.add(tensors_of(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_large_finite_values_are_kept_although_their_sum_is_infinite(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.full((64,), torch.finfo(dtype).max, dtype=dtype)
+    with ZooWriter(tmp_path / "zoo", width=8) as writer:
+        writer.add({"w": values})
+        for wrong in (float("inf"), float("nan"), -float("inf")):
+            damaged = values.clone()
+            damaged[17] = wrong
+            with pytest.raises(PrepkitError, match=r"1 NaN|1 infinite"):
+                writer.add({"w": damaged})
+    prep, _ = open_zoo(tmp_path / "zoo")[0]
+    assert torch.equal(prep.tensors()["w"], values)
