@@ -1,0 +1,161 @@
+"""Running many instances of one architecture, differentiable with respect to their weights.
+
+    outputs = run_instances(architecture, preps, inputs)        # [K, B, outputs]
+
+One forward serves both the training of zoos (tensors are leaves) and predicted instances (tensors are views of PReps
+that a network wrote). How the instances run is chosen here and nowhere else: at once (stacking.py) where one instance
+alone leaves the device idle, one after another where its matrix products fill it.
+Shapes: K instances, B inputs, H x W the PRep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from prepkit.errors import LayoutMismatch
+from prepkit.registry import Architecture
+from prepkit.stacking import StackedNetwork, Unstackable, stack_network
+
+# Measured on two cores (benchmarks/results): below, calls cost more than arithmetic, and stacked channels-last
+# convolutions win by 1.5 to 6; above, a loop does. An accelerator has room for many instances of any size here.
+STACKED_FLOPS_ON_CPU = 1.5e8  # of one instance's forward on its batch
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """The forward of many instances of one network; made by `runner`.
+
+    network:       the network itself, or StackedNetwork
+    input_axes:    of one input
+    channels_last: images are laid out so, which is faster wherever it was measured
+    """
+
+    network: nn.Module
+    input_axes: int
+    channels_last: bool = True
+
+    @property
+    def stacked(self) -> bool:
+        """True if instances run at once, False if one after another."""
+        return isinstance(self.network, StackedNetwork)
+
+    def __call__(self, tensors: Mapping[str, Tensor], inputs: Tensor, training: bool = False) -> Tensor:
+        """Outputs `[K, B, ...]`.
+
+        tensors:  `[K, *shape]` by name, all of the network's state dict; running statistics are updated in place
+        inputs:   `[B, *input_shape]` shared by all, or `[K, B, *input_shape]`
+        training: BatchNorm normalises by the batch, Dropout drops
+        """
+        shared = inputs.dim() == self.input_axes + 1
+        network = self.network.train(training)
+        if isinstance(network, StackedNetwork):
+            return network.call(tensors, inputs, shared, self.channels_last)
+        count = next(iter(tensors.values())).shape[0]
+        rows = {name: tensor.unbind(0) for name, tensor in tensors.items()}
+        outputs = []
+        for index in range(count):
+            given = self._laid_out(inputs if shared else inputs[index])
+            outputs.append(functional_call(network, {name: row[index] for name, row in rows.items()}, (given,)))
+        return torch.stack(outputs)
+
+    def _laid_out(self, inputs: Tensor) -> Tensor:
+        images = self.channels_last and inputs.dim() == 4
+        return inputs.contiguous(memory_format=torch.channels_last) if images else inputs
+
+
+@lru_cache(maxsize=64)
+def runner(architecture: Architecture, folded: bool, stacked: bool, device: torch.device) -> Runner:
+    """The forward of many instances.
+
+    folded:  of the network without BatchNorm, whose tensors PReps hold; else of the one that is trained
+    stacked: at once, else one after another
+    raises Unstackable if they cannot run at once; RegistryError, FusionError if the network cannot be built
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = architecture.build_folded() if folded else architecture.build()
+    network = network.requires_grad_(False)
+    if stacked:
+        network = stack_network(network, architecture.input_shape)
+    return Runner(network.to(device), len(architecture.input_shape))
+
+
+@lru_cache(maxsize=64)
+def is_stackable(architecture: Architecture, folded: bool) -> bool:
+    """True if its instances can run at once, which is proved by running some."""
+    try:
+        runner(architecture, folded, True, torch.device("cpu"))
+    except Unstackable:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one instance's forward takes for one input: floating-point operations, and values that layers put out."""
+
+    flops: int
+    values: int
+
+
+@lru_cache(maxsize=64)
+def forward_cost(architecture: Architecture) -> Cost:
+    """Measured on one input: convolutions and matrix products count as operations."""
+    with torch.random.fork_rng(devices=[]):
+        network = architecture.build().eval()
+    counts = []
+    for module in network.modules():
+        module.register_forward_hook(lambda module, args, output: counts.append(output.numel()))
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        network(architecture.example_input(1))
+    return Cost(int(counter.get_total_flops()), sum(counts))
+
+
+def forward_flops(architecture: Architecture, batch: int) -> int:
+    """Floating-point operations of one instance's forward on `batch` inputs."""
+    return forward_cost(architecture).flops * batch
+
+
+def activation_bytes(architecture: Architecture, batch: int) -> int:
+    """Bytes in float32 of what one instance's layers put out for `batch` inputs: what a backward keeps, about."""
+    return forward_cost(architecture).values * batch * 4
+
+
+def stacking_pays(architecture: Architecture, batch: int, device: torch.device, folded: bool = True) -> bool:
+    """Whether instances of this architecture are run at once on a device, `batch` inputs each; the same every time."""
+    small = device.type != "cpu" or forward_flops(architecture, batch) <= STACKED_FLOPS_ON_CPU
+    return small and is_stackable(architecture, folded)
+
+
+def run_instances(architecture: Architecture, preps: Tensor, inputs: Tensor) -> Tensor:
+    """The outputs `[K, B, ...]` of K instances in evaluation, differentiable with respect to PReps and inputs.
+
+    preps:  `[K, H, W]`, of this architecture
+    inputs: `[B, *input_shape]` shared by all, or `[K, B, *input_shape]`; on the PReps' device
+    raises LayoutMismatch if PReps or inputs have another shape
+
+    >>> outputs = run_instances(prepkit.architecture("resnet8@cifar10"), preps, images)
+    """
+    axes = len(architecture.input_shape)
+    if preps.dim() != 3:
+        raise LayoutMismatch(f"expected PReps [K, H, W], found {list(preps.shape)}.")
+    fits = inputs.dim() in (axes + 1, axes + 2) and tuple(inputs.shape[-axes:]) == architecture.input_shape
+    if not fits or (inputs.dim() == axes + 2 and len(inputs) != len(preps)):
+        shape = ", ".join(map(str, architecture.input_shape))
+        raise LayoutMismatch(
+            f"{architecture.name} reads inputs [B, {shape}], or [{len(preps)}, B, {shape}] to give each instance its "
+            f"own; found {list(inputs.shape)}."
+        )
+    tensors = architecture.layout.unpack(preps)
+    if not len(preps):
+        raise LayoutMismatch("there are no PReps to run: found [0, H, W].")
+    tied = {alias: tensors[name] for alias, name in architecture.layout.ties}
+    pays = stacking_pays(architecture, inputs.shape[-axes - 1], preps.device)
+    return runner(architecture, True, pays, preps.device)({**tensors, **tied}, inputs)

@@ -1,0 +1,75 @@
+"""Folding the BatchNorms of a whole stack: proved on every instance, watched on one.
+
+Which BatchNorm goes into which layer is a matter of the architecture, so `prepkit.fusion` finds it out and proves it on
+the first instance. The others take the same formula, and the outputs of each, trained and folded, are compared in
+float64. Shapes: K instances, B inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prepkit.errors import VerificationError
+from prepkit.fusion import LIMIT, Folded, fold
+from prepkit.fusion_plan import folded_parameters
+from prepkit.instances import runner
+from prepkit.registry import Architecture
+
+EXAMPLE_BATCH = 2
+
+
+def fold_stack(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors `[K, *shape]` of the architecture's layout, of K trained networks, in the dtypes they had.
+
+    rows: the state dict of each, on the CPU
+    raises UnfoldableNetwork if a BatchNorm cannot be folded, VerificationError if an instance is another function after
+    """
+    networks = [loaded(architecture, row) for row in rows]
+    fusion = fold(networks[0], architecture.example_input(EXAMPLE_BATCH))
+    folded = [folded_tensors(network, fusion.folded, architecture) for network in networks]
+    stacked = {name: torch.stack([row[name] for row in folded]) for name in folded[0]}
+    check(architecture, rows, stacked)
+    dtypes = {slot.name: rows[0][slot.name].dtype if slot.name in rows[0] else None for slot in architecture.layout}
+    default = next(tensor.dtype for tensor in rows[0].values() if tensor.is_floating_point())
+    return {name: stacked[name].to(dtypes[name] or default) for name in architecture.layout.names}
+
+
+def loaded(architecture: Architecture, row: Mapping[str, Tensor]) -> nn.Module:
+    """The trained network in evaluation, in float64."""
+    with torch.random.fork_rng(devices=[]):
+        network = architecture.build().double().eval()
+    names = {id(tensor): name for name, tensor in reversed([*network.named_parameters(), *network.named_buffers()])}
+    own = {name: row[names[id(tensor)]] for name, tensor in network.state_dict(keep_vars=True).items()}  # ties too
+    network.load_state_dict(own)
+    return network.requires_grad_(False)
+
+
+def folded_tensors(network: nn.Module, pairs: Sequence[Folded], architecture: Architecture) -> dict[str, Tensor]:
+    """All tensors of the layout, in float64; a layer that is followed by several BatchNorms takes them in in order."""
+    state = {name: tensor for name, tensor in network.state_dict().items() if name in architecture.layout.names}
+    for pair in pairs:
+        layer, norm = network.get_submodule(pair.layer), network.get_submodule(pair.batch_norm)
+        weight = state[f"{pair.layer}.weight"]
+        bias = state.get(f"{pair.layer}.bias")
+        state[f"{pair.layer}.weight"], state[f"{pair.layer}.bias"] = folded_parameters(layer, weight, bias, norm)
+    return {name: state[name] for name in architecture.layout.names}
+
+
+def check(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]], folded: Mapping[str, Tensor]) -> None:
+    """Compare each instance before and after, on the same inputs, in float64."""
+    inputs = architecture.example_input(EXAMPLE_BATCH).double()
+    trained = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    trained = {name: t.double() if t.is_floating_point() else t for name, t in trained.items()}
+    aliases = {alias: folded[name] for alias, name in architecture.layout.ties}
+    cpu = torch.device("cpu")
+    with torch.no_grad():
+        expected = runner(architecture, False, False, cpu)(trained, inputs)
+        found = runner(architecture, True, False, cpu)({**folded, **aliases}, inputs)
+    error = (found - expected).abs().flatten(1).amax(1) / expected.abs().flatten(1).amax(1).clamp_min(1e-30)
+    if not bool((error < LIMIT).all()):
+        raise VerificationError(
+            f"an instance of {architecture.name} is another function once folded: relative error {error.max():.1e}."
+        )

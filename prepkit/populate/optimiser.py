@@ -1,0 +1,150 @@
+"""SGD and Adam over a whole stack: the parameters of K instances in one buffer, each with its own hyper-parameters.
+
+    parameters = Parameters(tensors)          # leaves [K, *shape] that look into one buffer
+    optimiser = Sgd(parameters, ...)
+    loss.backward(); optimiser.step(rates)
+
+The updates are those of torch.optim.SGD, Adam and AdamW, element by element, so that a stack equals its instances
+trained alone. They are written out here because torch.optim has one learning rate a tensor, not one an instance, and
+because one buffer takes a handful of calls a step where a list of tensors takes hundreds.
+Shapes: K instances, N values of all their parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Parameters:
+    """All parameters of K instances in one buffer `[N]`, tensor after tensor, and their gradients in another.
+
+    leaves: by name `[K, *shape]`, views of the buffer whose `.grad` are views of `gradients`
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.count = len(next(iter(tensors.values())))
+        self.values = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
+        self.gradients = torch.zeros_like(self.values)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.leaves = self.tensors(self.values)
+        for leaf, gradient in zip(self.leaves.values(), self.tensors(self.gradients).values(), strict=True):
+            leaf.requires_grad_()
+            leaf.grad = gradient
+
+    def tensors(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views `[K, *shape]` of a buffer that is laid out as this one's values are."""
+        sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
+        parts = zip(self.shapes.items(), torch.split(flat, sizes), strict=True)
+        return {name: part.view(shape) for (name, shape), part in parts}
+
+    def rows(self, flat: Tensor, kept: Sequence[int]) -> Tensor:
+        """The values of some instances out of a buffer, laid out for a stack of these alone."""
+        index = torch.tensor(kept, device=flat.device)
+        return torch.cat([part.index_select(0, index).reshape(-1) for part in self.tensors(flat).values()])
+
+    def by_value(self, numbers: Sequence[float]) -> Tensor | float:
+        """One number an instance as one a value `[N]`; as a plain number where all are equal."""
+        if len(set(numbers)) == 1:
+            return numbers[0]
+        each = torch.tensor(numbers, dtype=self.values.dtype, device=self.values.device)
+        return torch.cat([each.repeat_interleave(torch.Size(shape[1:]).numel()) for shape in self.shapes.values()])
+
+
+class Optimiser(Protocol):
+    """What a stack is trained with.
+
+    state: buffers `[N]` by name, laid out as the parameters are
+    steps: how many were done
+    """
+
+    state: dict[str, Tensor]
+    steps: int
+
+    def step(self, parameters: Parameters, rates: Rates) -> None:
+        """Update the values from their gradients."""
+        ...
+
+
+class Rates:
+    """The hyper-parameters of one epoch, one value an instance each.
+
+    learning_rate, weight_decay, momentum: K numbers
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        learning_rate: Sequence[float],
+        weight_decay: Sequence[float],
+        momentum: Sequence[float],
+    ) -> None:
+        self.learning_rate = parameters.by_value(learning_rate)
+        self.weight_decay = parameters.by_value(weight_decay)
+        self.momentum = parameters.by_value(momentum)
+
+
+class Sgd:
+    """Stochastic gradient descent with momentum and L2 weight decay, as torch.optim.SGD (Sutskever et al., 2013)."""
+
+    def __init__(self, nesterov: bool = False) -> None:
+        self.nesterov = nesterov
+        self.state: dict[str, Tensor] = {}
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, parameters: Parameters, rates: Rates) -> None:
+        """v = momentum v + g;  p = p - lr v, with g + momentum v in place of v for Nesterov."""
+        gradients = with_decay(parameters, rates.weight_decay)
+        if "momentum" not in self.state:
+            self.state["momentum"] = torch.zeros_like(parameters.values)
+        velocity = self.state["momentum"].mul_(rates.momentum).add_(gradients)
+        if self.nesterov:
+            velocity = gradients + velocity * rates.momentum
+        descend(parameters.values, velocity, rates.learning_rate)
+        self.steps += 1
+
+
+class Adam:
+    """Adam (Kingma and Ba, 2015) as torch.optim.Adam; with `decoupled` weight decay AdamW (Loshchilov and Hutter)."""
+
+    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, decoupled: bool = False) -> None:
+        self.betas, self.eps, self.decoupled = betas, eps, decoupled
+        self.state: dict[str, Tensor] = {}
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, parameters: Parameters, rates: Rates) -> None:
+        """m and v are moving averages of g and g squared; p = p - lr m' / (sqrt(v') + eps), ' without start bias."""
+        values = parameters.values
+        if self.decoupled:
+            values.mul_(1 - rates.learning_rate * rates.weight_decay)
+            gradients = parameters.gradients
+        else:
+            gradients = with_decay(parameters, rates.weight_decay)
+        if not self.state:
+            self.state = {"mean": torch.zeros_like(values), "square": torch.zeros_like(values)}
+        self.steps += 1
+        first, second = self.betas
+        mean = self.state["mean"].lerp_(gradients, 1 - first)
+        square = self.state["square"].mul_(second).addcmul_(gradients, gradients, value=1 - second)
+        root = (square.sqrt() / (1 - second**self.steps) ** 0.5).add_(self.eps)
+        descend(values, mean / (1 - first**self.steps) / root, rates.learning_rate)
+
+
+def with_decay(parameters: Parameters, weight_decay: Tensor | float) -> Tensor:
+    """The gradients plus weight decay times the values; the gradients' own buffer is overwritten."""
+    if isinstance(weight_decay, Tensor):
+        return parameters.gradients.addcmul_(parameters.values, weight_decay)
+    return parameters.gradients.add_(parameters.values, alpha=weight_decay) if weight_decay else parameters.gradients
+
+
+def descend(values: Tensor, direction: Tensor, learning_rate: Tensor | float) -> None:
+    """values -= learning_rate * direction, in place."""
+    if isinstance(learning_rate, Tensor):
+        values.addcmul_(direction, learning_rate, value=-1)
+    else:
+        values.sub_(direction, alpha=learning_rate)

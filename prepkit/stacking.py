@@ -1,0 +1,315 @@
+"""Many instances of one architecture as one network: tensors stacked along a first axis, channels side by side.
+
+    stacked = stack_network(network)                 # the same forward, its layers exchanged
+    outputs = functional_call(stacked, tensors, inputs)
+
+A convolution over K instances is one convolution with K times the groups, a BatchNorm one over K times the channels, a
+linear layer one batched matrix product; what has no parameters (activations, pooling, sums) works on channels that lie
+side by side as it is. Whether that holds for a network is a matter of its forward, so `stack_network` compares outputs,
+gradients and running statistics with those of single instances in float64 before it hands the network out.
+Shapes: K instances, B inputs, C channels, [K, ...] a stacked tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from prepkit.errors import PrepkitError
+
+LIMIT = 1e-9  # relative, in float64; a layer that mixes instances is off by far more
+TRIAL_INSTANCES, TRIAL_BATCH = 2, 3  # of two samples a BatchNorm leaves nothing but signs
+
+
+class Unstackable(PrepkitError):
+    """A network whose instances cannot be run as one; run them one after another."""
+
+
+class StackedConvolution(nn.Module):
+    """K convolutions as one: `[B, K * C, ...]`, or `[B, C, ...]` shared by all, -> `[B, K * outputs, ...]`."""
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        if layer.padding_mode != "zeros":
+            raise Unstackable(f"padding mode {layer.padding_mode!r}")
+        self.weight = _stacked(layer.weight)
+        self.bias = _stacked_or_none(layer.bias)
+        self.groups, self.channels = layer.groups, layer.in_channels
+        self.arguments = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        self.convolve: Callable[..., Tensor] = _CONVOLUTIONS[type(layer)]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The convolution of each instance."""
+        count = self.weight.shape[0]
+        shared = features.shape[1] == self.channels
+        if shared and self.groups > 1:
+            features, shared = _repeated(features, count), False
+        groups = self.groups if shared else self.groups * count
+        bias = None if self.bias is None else self.bias.flatten()
+        return self.convolve(features, self.weight.flatten(0, 1), bias, groups=groups, **self.arguments)
+
+
+class StackedLinear(nn.Module):
+    """K linear layers as one: `[B, K * C]`, `[B, C]` shared by all, or `[K, B, C]`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = _stacked(layer.weight)
+        self.bias = _stacked_or_none(layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[B, K * outputs]`, or `[K, B, outputs]` if instances come first."""
+        if features.dim() == 3:
+            return self._apply_to(features)
+        if features.dim() != 2:
+            raise Unstackable(f"a linear layer reads a tensor of {features.dim()} axes")
+        count, _, inputs = self.weight.shape
+        if features.shape[1] == inputs:
+            rows = features.expand(count, *features.shape)
+        else:
+            rows = features.reshape(len(features), count, inputs).transpose(0, 1)
+        return self._apply_to(rows).transpose(0, 1).flatten(1)
+
+    def _apply_to(self, rows: Tensor) -> Tensor:
+        weight = self.weight.transpose(1, 2)
+        return torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, weight)
+
+
+class StackedBatchNorm(nn.Module):
+    """K BatchNorms as one over `[B, K * C, ...]`: statistics are those of a channel, so each instance has its own."""
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+    def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
+        super().__init__()
+        if layer.momentum is None:
+            raise Unstackable("a BatchNorm with momentum=None counts its batches")
+        self.momentum, self.eps, self.channels = layer.momentum, layer.eps, layer.num_features
+        self.weight = _stacked_or_none(layer.weight)
+        self.bias = _stacked_or_none(layer.bias)
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            buffer = getattr(layer, name)
+            self.register_buffer(name, None if buffer is None else buffer.unsqueeze(0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise each channel of each instance; in training from the batch, and running statistics follow."""
+        if features.shape[1] == self.channels:
+            features = _repeated(features, self._count())
+        return F.batch_norm(
+            features,
+            _flat(self.running_mean),
+            _flat(self.running_var),
+            _flat(self.weight),
+            _flat(self.bias),
+            self.training or self.running_mean is None,
+            self.momentum,
+            self.eps,
+        )
+
+    def _count(self) -> int:
+        known = next((t for t in (self.weight, self.running_mean) if t is not None), None)
+        if known is None:
+            raise Unstackable("a BatchNorm without any tensor")
+        return known.shape[0]
+
+
+class StackedNetwork(nn.Module):
+    """A network whose layers are stacked; its tensors have the names of the single network's and a first axis K.
+
+    instances_first: inputs go in as `[K, B, C]`, for networks of linear layers alone, else as `[B, K * C, ...]`
+    """
+
+    def __init__(self, network: nn.Module, instances_first: bool) -> None:
+        super().__init__()
+        self.network = _exchanged(copy.deepcopy(network), {})
+        self.instances_first = instances_first
+
+    def forward(self, inputs: Tensor, shared: bool, channels_last: bool = False) -> Tensor:
+        """Inputs `[B, ...]` shared by all or `[K, B, ...]` -> outputs `[K, B, ...]`."""
+        count = next(self.parameters()).shape[0]
+        if self.instances_first:
+            rows = inputs.expand(count, *inputs.shape) if shared else inputs
+            return self._checked(self.network(rows), count)
+        features = inputs if shared else inputs.transpose(0, 1).flatten(1, 2)
+        if channels_last and features.dim() == 4:
+            features = features.contiguous(memory_format=torch.channels_last)
+        outputs: Tensor = self.network(features)
+        if outputs.shape[1] % count:
+            raise Unstackable("its outputs do not stand instance by instance")
+        rows = outputs.reshape(len(outputs), count, outputs.shape[1] // count, *outputs.shape[2:])
+        return self._checked(rows.transpose(0, 1), count)
+
+    @staticmethod
+    def _checked(outputs: Tensor, count: int) -> Tensor:
+        if outputs.shape[0] != count:
+            raise Unstackable("its outputs do not stand instance by instance")
+        return outputs
+
+    def call(
+        self, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool, channels_last: bool = False
+    ) -> Tensor:
+        """Run with these tensors `[K, ...]`, named as in the single network, in place of its own."""
+        named = {f"network.{name}": tensor for name, tensor in tensors.items()}
+        outputs: Tensor = functional_call(self, named, (inputs, shared, channels_last))
+        return outputs
+
+
+def stack_network(network: nn.Module, input_shape: tuple[int, ...]) -> StackedNetwork:
+    """The network that runs K instances of `network` at once, proved equal to running them one after another.
+
+    raises Unstackable with the reason
+    """
+    reasons = []
+    for instances_first in (True, False) if len(input_shape) == 1 else (False,):
+        try:
+            stacked = StackedNetwork(network, instances_first).to(_device(network))
+            _prove(network, stacked, input_shape)
+            return stacked
+        except Unstackable as reason:
+            reasons.append(str(reason))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            reasons.append(f"its forward does not run on stacked channels: {str(error).splitlines()[0]}")
+    raise Unstackable(reasons[-1])
+
+
+# Exchanging layers ------------------------------------------------------------------------------------------------
+
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+}
+_LAYERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    **dict.fromkeys(_CONVOLUTIONS, StackedConvolution),
+    nn.Linear: StackedLinear,
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), StackedBatchNorm),
+}
+
+
+def _exchanged(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The module with all its layers exchanged, those that stand in several places once."""
+    if module not in done:
+        layer = _LAYERS.get(type(module))
+        own = [*module._parameters, *module._buffers]
+        if layer is not None:
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise Unstackable(f"a {type(module).__name__} has hooks")
+            done[module] = layer(module)
+        elif own:
+            raise Unstackable(f"{type(module).__name__} holds '{own[0]}' itself")
+        else:
+            done[module] = module
+            for name, child in module._modules.items():
+                if child is not None:
+                    module._modules[name] = _exchanged(child, done)
+    return done[module]
+
+
+def _stacked(parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().unsqueeze(0))
+
+
+def _stacked_or_none(parameter: Tensor | None) -> nn.Parameter | None:
+    return None if parameter is None else _stacked(parameter)
+
+
+def _flat(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.flatten()
+
+
+def _repeated(features: Tensor, count: int) -> Tensor:
+    """`[B, C, ...]` -> `[B, K * C, ...]`, the same for each instance."""
+    return features.repeat(1, count, *[1] * (features.dim() - 2))
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+
+
+# The proof --------------------------------------------------------------------------------------------------------
+
+
+def _prove(network: nn.Module, stacked: StackedNetwork, input_shape: tuple[int, ...]) -> None:
+    """Compare outputs, gradients and statistics of three random instances, trained and evaluated, in float64."""
+    single = copy.deepcopy(network).double()
+    stacked = copy.deepcopy(stacked).double()
+    generator = torch.Generator().manual_seed(0)
+    device = _device(network)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
+
+    tensors = {name: _trial_values(name, tensor, noise) for name, tensor in single.state_dict().items()}
+    missing = tensors.keys() ^ {name.removeprefix("network.") for name in stacked.state_dict()}
+    if missing:
+        raise Unstackable(f"its tensors have other names once stacked: {sorted(missing)[0]}")
+    inputs = noise(TRIAL_INSTANCES, TRIAL_BATCH, *input_shape)
+    for training, shared in ((True, False), (False, True)):
+        given = inputs[0] if shared else inputs
+        expected = _alone(single.train(training), tensors, given, shared)
+        found = _results(stacked.train(training).call, tensors, (given, shared))
+        _compare(expected, found)
+
+
+def _trial_values(name: str, tensor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
+    """Random values; variances above 0, and fan-in-scaled weights so that deep networks stay finite."""
+    if not tensor.is_floating_point():
+        return tensor.expand(TRIAL_INSTANCES, *tensor.shape).clone()
+    values = noise(TRIAL_INSTANCES, *tensor.shape)
+    if name.endswith("running_var"):
+        return values.abs() + 0.5
+    return values / max(1.0, tensor[0].numel() if tensor.dim() > 1 else 1.0) ** 0.5
+
+
+def _alone(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool) -> dict[str, Tensor]:
+    """The results of single instances, one after another."""
+
+    def call(own: Mapping[str, Tensor], given: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(network, {name: tensor[0] for name, tensor in own.items()}, (given,))
+        one: Tensor = outputs.unsqueeze(0)
+        return one
+
+    rows = []
+    for index in range(TRIAL_INSTANCES):
+        own = {name: tensor[index : index + 1] for name, tensor in tensors.items()}
+        rows.append(_results(call, own, (inputs if shared else inputs[index],)))
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def _results(
+    call: Callable[..., Tensor], tensors: Mapping[str, Tensor], arguments: tuple[Any, ...]
+) -> dict[str, Tensor]:
+    """Outputs, running statistics and gradients, all `[K, ...]`; gradients of a sum that weighs outputs differently."""
+    own = {name: tensor.clone() for name, tensor in tensors.items()}
+    learning = [n for n, t in own.items() if t.is_floating_point() and not n.endswith(("running_mean", "running_var"))]
+    for name in learning:
+        own[name].requires_grad_()
+    outputs = call(own, *arguments)
+    weights = torch.linspace(-1, 1, outputs[0].numel(), dtype=outputs.dtype, device=outputs.device)
+    gradients = torch.autograd.grad(
+        (outputs * weights.view(outputs.shape[1:])).sum(), [own[name] for name in learning], allow_unused=True
+    )
+    results = {"output": outputs.detach()}
+    results |= {name: own[name].detach() for name in own if name not in learning and own[name].is_floating_point()}
+    for name, gradient in zip(learning, gradients, strict=True):
+        results[f"gradient of {name}"] = torch.zeros_like(own[name]) if gradient is None else gradient
+    return results
+
+
+def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise Unstackable for the first difference; gradients by the largest one, as some are rounding around 0."""
+    largest = max((g.abs().amax() for name, g in expected.items() if name.startswith("gradient")), default=0.0)
+    for name, value in expected.items():
+        if value.shape != found[name].shape:
+            raise Unstackable(f"its {name} is {list(found[name].shape)}, one by one {list(value.shape)}")
+        scale = largest if name.startswith("gradient") else value.abs().amax()
+        error = float((value - found[name]).abs().amax() / max(float(scale), 1e-30)) if value.numel() else 0.0
+        if not error <= LIMIT:
+            raise Unstackable(f"its {name} differs from that of single instances by {error:.1e}")
