@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from prepkit.errors import PrepkitError as PrepkitError
     from prepkit.export import save_state_dict as save_state_dict
     from prepkit.fusion import fuse_batch_norm as fuse_batch_norm
+    from prepkit.instances import run_instances as run_instances
     from prepkit.layout import Layout as Layout
     from prepkit.layout import PRepShape as PRepShape
     from prepkit.layout import Slot as Slot
     from prepkit.packing import pack_checkpoint as pack_checkpoint
+    from prepkit.populate.run import train_zoo as train_zoo
+    from prepkit.populate.spec import load_spec as load_spec
     from prepkit.prep_file import PRep as PRep
     from prepkit.prep_file import load_prep as load_prep
     from prepkit.prep_file import save_prep as save_prep
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from prepkit.registry import architectures as architectures
     from prepkit.registry import built_in_registry as built_in_registry
     from prepkit.registry import detect as detect
+    from prepkit.tasks import load_task as load_task
     from prepkit.zoo.writer import ZooWriter as ZooWriter
     from prepkit.zoo.zoo import Zoo as Zoo
 
@@ -56,10 +60,14 @@ _HOMES = {
     "fuse_batch_norm": "fusion",
     "load_checkpoint": "checkpoint",
     "load_prep": "prep_file",
+    "load_spec": "populate.spec",
+    "load_task": "tasks",
     "open_zoo": "api",
     "pack_checkpoint": "packing",
+    "run_instances": "instances",
     "save_prep": "prep_file",
     "save_state_dict": "export",
+    "train_zoo": "populate.run",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -152,9 +152,7 @@ class StackedNetwork(nn.Module):
             raise Unstackable("its outputs do not stand instance by instance")
         return outputs
 
-    def call(
-        self, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool, channels_last: bool = False
-    ) -> Tensor:
+    def call(self, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool, channels_last: bool = False) -> Tensor:
         """Run with these tensors `[K, ...]`, named as in the single network, in place of its own."""
         named = {f"network.{name}": tensor for name, tensor in tensors.items()}
         outputs: Tensor = functional_call(self, named, (inputs, shared, channels_last))
@@ -273,8 +271,8 @@ def _alone(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, sh
 
     def call(own: Mapping[str, Tensor], given: Tensor) -> Tensor:
         outputs: Tensor = functional_call(network, {name: tensor[0] for name, tensor in own.items()}, (given,))
-        one: Tensor = outputs.unsqueeze(0)
-        return one
+        together: Tensor = outputs[None]
+        return together
 
     rows = []
     for index in range(TRIAL_INSTANCES):

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prepkit.errors import PrepkitError, ZooError, listed
 from prepkit.zoo.manifest import MANIFEST, Manifest, Shard, read_manifest
@@ -24,7 +24,9 @@ from prepkit.zoo.shards import Extent, offset_of_values, shard_format
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
+    from prepkit.tasks.task import Task
     from prepkit.zoo.zoo import Zoo
 
 CHUNK_BYTES = 4 << 20
@@ -33,6 +35,8 @@ MAX_FAULTS_OF_TABLE = 5  # of one kind; a table that is wrong everywhere need no
 EXPECTED_BESIDE = frozenset((MANIFEST, "README.md", "card.png", ".gitattributes", ".gitignore"))
 EXPECTED_FOLDERS = frozenset((".git", ".cache"))  # of git, and of the Hub's client
 ACCURACY = "accuracy"
+ITEM = "item"  # the column that says which data set of the task an instance was trained on
+TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -118,38 +122,39 @@ def verify(
     )
 
 
-def rerun(zoo: Zoo, count: int) -> tuple[Rerun, ...]:
+def rerun(zoo: Zoo, count: int, data: Path | None = None) -> tuple[Rerun, ...]:
     """Run `count` instances, spread evenly over the zoo, on the task's test data, and compare the column `accuracy`.
 
-    One image may tip over where arithmetic differs from the machine that measured; two are a disagreement.
-    raises ZooError if the task's data is not at hand, or the table has no such column
+    data: where the task's data lies, if it is a folder of the user's
+    One sample may tip over where arithmetic differs from the machine that measured; two are a disagreement.
+    raises ZooError if the task's data is not at hand or not that of the zoo, or the table has no such column
     """
-    from prepkit.tasks import test_set
+    from prepkit.tasks import load_task
 
     if ACCURACY not in zoo.table.column_names:
         raise ZooError(f"'{zoo.name}' has no column '{ACCURACY}' to compare with.")
-    inputs, labels = test_set(zoo.task)
+    task = load_task(zoo.task, data)
     chosen = [index * len(zoo) // count for index in range(count)] if count < len(zoo) else range(len(zoo))
-    return tuple(_rerun_one(zoo, index, inputs, labels) for index in chosen)
+    return tuple(_rerun_one(zoo, index, task) for index in chosen)
 
 
-def _rerun_one(zoo: Zoo, index: int, inputs: Any, labels: Any) -> Rerun:
-    import torch
-
+def _rerun_one(zoo: Zoo, index: int, task: Task) -> Rerun:
     row = zoo.metadata(index)
     network = zoo.network(index).float()
+    shared = 1 + len(task.input_shape)  # axes of inputs that all instances share; one more where each has its own
+
+    def run(inputs: Tensor) -> Tensor:
+        outputs: Tensor = network(inputs if inputs.ndim == shared else inputs[0])
+        return outputs[None]
+
     try:
-        with torch.inference_mode():
-            outputs = network(inputs)
-        hits = int((outputs.argmax(-1) == labels).sum())
+        found = task.evaluate(run, [row.get(ITEM) or 0], TEST)[ACCURACY].item()
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ZooError(f"instance '{row['id']}' does not run on the task's test data: {reason}") from None
     stored = row[ACCURACY]
-    one_image = 1.001 / len(labels)  # a little more than one: the stored number is rounded
-    return Rerun(
-        row["id"], stored, hits / len(labels), stored is not None and abs(stored - hits / len(labels)) <= one_image
-    )
+    one_sample = 1.001 / task.splits[TEST]  # a little more than one: the stored number is rounded
+    return Rerun(row["id"], stored, found, stored is not None and abs(stored - found) <= one_sample)
 
 
 def _expected(manifest: Manifest) -> Iterator[_Expected]:

@@ -37,6 +37,7 @@ ORDER = (
     "export",
     "packing",
     "figures",
+    "stacking",
     "instances",
     "zoo",
     "tasks",
@@ -78,6 +79,7 @@ LIGHT = (
     "cli.arch",
     "cli.common",
     "cli.pack",
+    "cli.train",
     "cli.zoo",
     "cli.zoo_text",
 )

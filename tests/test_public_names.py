@@ -31,10 +31,14 @@ NAMES = [
     "fuse_batch_norm",
     "load_checkpoint",
     "load_prep",
+    "load_spec",
+    "load_task",
     "open_zoo",
     "pack_checkpoint",
+    "run_instances",
     "save_prep",
     "save_state_dict",
+    "train_zoo",
 ]
 
 

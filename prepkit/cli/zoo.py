@@ -84,6 +84,9 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, as_json: bool) ->
 @click.option("--format", "format_", type=FORMATS, default="safetensors", show_default=True, help="Of the shards.")
 @click.option("--name", help="Of the zoo. [default: the folder's]")
 @click.option("--license", "license_", help="Of the zoo, an identifier such as mit or cc-by-4.0.")
+@click.option(
+    "--task", "task_file", type=click.Path(path_type=Path), help="JSON file: what the models were trained on."
+)
 @architecture_options
 @click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
 @json_option
@@ -95,6 +98,7 @@ def create(
     format_: str,
     name: str | None,
     license_: str | None,
+    task_file: Path | None,
     architecture: str | None,
     input_shape: tuple[int, ...] | None,
     resume: bool,
@@ -104,10 +108,16 @@ def create(
 
     The column `file` of the CSV names models by file name, with or without suffix; the columns `id` and `split` are
     the zoo's, all others are kept with the instances, as whole numbers, numbers, booleans (true, false) or text.
+    The column `source_sha256` is filled with the sum of each checkpoint.
+
+    The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
     from prepkit.zoo.csv_columns import records_of
+    from prepkit.zoo.sources import check_columns, provenance_of_sources, read_task
 
+    task = None if task_file is None else read_task(task_file)
     records, strangers = records_of(models, csv)
+    check_columns(records, csv)
     network = find_architecture(architecture, input_shape)
 
     from prepkit.card import write_card
@@ -115,8 +125,11 @@ def create(
     from prepkit.zoo.writer import ZooWriter
 
     notes = [f"{len(strangers)} rows of {csv} have no model here: {listed(strangers)}."] if strangers else []
-    with ZooWriter(folder, width=width, format=format_, name=name, license=license_, resume=resume) as writer:
+    settings: dict[str, Any] = {"width": width, "format": format_, "name": name, "license": license_, "task": task}
+    with ZooWriter(folder, **settings, resume=resume) as writer:
         _add_all(writer, records, network, as_json)
+        # Not given at the start: an interrupted zoo may be resumed with more models, or after an update.
+        writer.provenance = provenance_of_sources(len(writer))
     write_card(folder)
     _tell(read_manifest(folder), folder, notes, as_json)
 
@@ -225,20 +238,14 @@ def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool
     """Add what is not in the zoo yet; on a failure say that what is in it is kept."""
     from tqdm import tqdm
 
-    from prepkit.checkpoint import load_checkpoint
-    from prepkit.packing import check_packable
-    from prepkit.prep_file import is_prep_file, load_prep
+    from prepkit.zoo.sources import SOURCE_SHA256, read_source
 
     waiting = [record for record in records if record.id not in writer.finished_ids]
     try:
         for record in tqdm(waiting, unit="model", desc="adding", disable=True if quiet else None):
-            model: Any
-            if is_prep_file(record.file):
-                model = load_prep(record.file)
-            else:
-                model = load_checkpoint(record.file)
-                check_packable(model, record.file)
-            writer.add(model, id=record.id, split=record.split, architecture=network, **record.columns)
+            model, sha256 = read_source(record.file)
+            columns = {**record.columns, SOURCE_SHA256: sha256}
+            writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
     except PrepkitError:
         kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
         click.echo(kept, err=True)

@@ -2,11 +2,15 @@
 
 A task record is JSON with a `kind`, which says what the rest means:
     images      classify images; see prepkit.tasks.images
+    shapes      signed distances of one shape an instance; see prepkit.tasks.shapes
+
+The record of a kind is checked by a light module of its own; its module has `load(record, data) -> Task`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed, nearest
@@ -14,23 +18,77 @@ from prepkit.errors import ZooError, listed, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = ("images",)
+    from prepkit.tasks.task import Task
 
 
-def test_set(task: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
-    """The inputs `[N, ...]` float32 and labels `[N]` int64 on which a task's instances are judged.
+def load_task(record: Mapping[str, Any] | None, data: Path | None = None) -> Task:
+    """The task of a record, with its data; `load_task(task.record)` is the same task again.
 
-    raises ZooError if the zoo names no task, or its data is not at hand
+    data: where the data lies, for a data set that is a folder of the user's
+    raises ZooError with the place in the record that is wrong, or that the data at hand differ from the recorded ones
+    raises DataMissing with the command that gets the data
     """
-    if task is None:
-        raise ZooError("the zoo names no task, so there is no data to run its instances on.")
-    kind = task.get("kind")
-    if kind not in KINDS:
-        near = nearest(str(kind), KINDS)
-        raise ZooError(f"task kind {kind!r} has no data at hand; kinds at hand: {listed(KINDS)}.{near}")
+    found = _checked(record)
+    return LOADERS[found["kind"]](found, data)
+
+
+def check_record(record: Mapping[str, Any] | None) -> None:
+    """Raise ZooError with place and reason if a task record is wrong; no data is loaded."""
+    _checked(record)
+
+
+def test_set(record: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
+    """The normalised inputs `[N, C, H, W]` float32 and labels `[N]` int64 on which a task's instances are judged.
+
+    raises what `load_task` does; ZooError for a task where each instance has data of its own
+    """
+    found = _checked(record)
+    if found["kind"] != "images":
+        raise ZooError(f"a task of kind {found['kind']!r} has no test set that its instances share; use load_task.")
     from prepkit.tasks import images
 
-    return images.test_set(task)
+    return images.load(found).normalised("test")
 
 
 test_set.__test__ = False  # type: ignore[attr-defined]  # pytest takes imported functions of this name for tests
+
+
+def _checked(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if record is None:
+        raise ZooError("the zoo names no task, so there is no data to run its instances on.")
+    if not isinstance(record, Mapping):
+        raise ZooError(f"task: expected a table of keys and values, found {record!r}.")
+    kind = record.get("kind")
+    if kind not in CHECKS:
+        near = nearest(str(kind), CHECKS)
+        raise ZooError(f"task, kind: {kind!r} is unknown; kinds are: {listed(CHECKS)}.{near}")
+    CHECKS[str(kind)](record)
+    return record
+
+
+def _check_images(record: Mapping[str, Any]) -> None:
+    from prepkit.tasks.image_record import check
+
+    check(record)
+
+
+def _check_shapes(record: Mapping[str, Any]) -> None:
+    from prepkit.tasks.shape_record import check
+
+    check(record)
+
+
+def _load_images(record: Mapping[str, Any], data: Path | None) -> Task:
+    from prepkit.tasks.images import load
+
+    return load(record, data)
+
+
+def _load_shapes(record: Mapping[str, Any], data: Path | None) -> Task:
+    from prepkit.tasks.shapes import load
+
+    return load(record, data)
+
+
+CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {"images": _check_images, "shapes": _check_shapes}
+LOADERS: dict[str, Callable[[Mapping[str, Any], Path | None], Task]] = {"images": _load_images, "shapes": _load_shapes}

@@ -1,100 +1,259 @@
-"""Image classification: the task record, the data sets at hand, and a split that is the same everywhere and always.
+"""Image classification: the task record, and a task that trains and judges many instances on images.
 
-    {"kind": "images", "dataset": "digits", "mean": [0.3], "std": [0.4],
-     "split": {"seed": 0, "test": 360, "validation": 180}}
+    {"kind": "images", "dataset": "digits", "mean": [0.3053], "std": [0.3761],
+     "split": {"seed": 0, "test": 360, "validation": 180},
+     "augmentation": {"crop_padding": 1, "horizontal_flip": False}}
 
-dataset:   a key of DATASETS; digits are scikit-learn's 1,797 images of 8 x 8, scaled to 0 .. 1
-mean, std: one number a channel, subtracted and divided by after the scaling; 0 and 1 if missing
-split:     how many images the test and the validation set hold ("validation" may be missing); the rest is for training
+    {"kind": "images", "dataset": "uoft-cs/cifar10", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+     "split": {"seed": 0, "test": "test", "validation": 10000},
+     "augmentation": {"crop_padding": 4, "horizontal_flip": True}}
+
+What is given:
+dataset:      "digits" (scikit-learn's 1,797 images of 8 x 8), a data set of the Hub ("owner/name"), or "folder"
+mean, std:    one number a channel, subtracted and divided by after pixels are scaled to 0 .. 1; 0 and 1 if missing
+split:        seed        draws images out of the set's training part, the same everywhere and always
+              train       name of that part in the set; "train" if missing
+              test        a number of images to draw, or the name of a part of the set, such as "test" or "valid"
+              validation  the same; 0 if missing
+augmentation: crop_padding     zeros on each side before a random crop back to the size of the image; 0 if missing
+              horizontal_flip  mirror every second image; False if missing
+              (of training batches only; missing = none)
+revision:     (Hub only) branch, tag or commit; the set's main branch if missing
+config:       (Hub only) name of the configuration, where a set has several
+columns:      (Hub only) {"image": NAME, "label": NAME}, where they cannot be told from the set's features
+
+What loading adds, and compares if it is there already, so that two machines can tell that they hold the same data:
+revision:     (Hub only) the commit
+input_shape:  [C, H, W]
+classes:      how many
+class_names:  where the set has them
+samples:      images in "train", "validation" and "test"
+sha256:       of the decoded images and labels of the parts that are used
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import PrepkitError, ZooError, listed, nearest
+from prepkit.errors import ZooError, listed, nearest
+from prepkit.tasks.augmentation import Images, Normalisation, draw
+from prepkit.tasks.image_record import Augmentation, ImageRecord, Split, check, per_channel, split_indices
+from prepkit.tasks.image_set import ImageSet, Part
+from prepkit.tasks.task import EVALUATION_BATCH, Batch
 
 if TYPE_CHECKING:
-    import numpy as np
+    from typing import Self
+
+    import torch
     from torch import Tensor
 
-DIGITS_LEVELS = 16.0  # pixels of scikit-learn's digits are 0 .. 16
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
-class DataMissing(PrepkitError, ImportError):
-    """The package that holds a data set is not installed."""
+def load(record: Mapping[str, Any], data: Path | None = None) -> ImageTask:
+    """The task of a record, its images on the CPU.
 
-    exit_code = 1
+    data: the folder of images, for the data set "folder"; a copy of the repository, for a set of the Hub
+    raises ZooError naming the place in the record that is wrong, or in which the data at hand differ from it
+    raises DataMissing with the command that gets the data
+    """
+    from prepkit.tasks.image_sources import image_set
+
+    asked = check(record)
+    found = image_set(asked, data)
+    parts = deal(found, asked.split)
+    channels = found.image_shape[0]
+    mean, std = per_channel(record, "mean", 0.0, channels), per_channel(record, "std", 1.0, channels)
+    resolved = _resolved(record, asked, found, {name: len(part) for name, part in parts.items()})
+    return ImageTask(resolved, parts, found.classes, Normalisation(found.levels, mean, std), asked.augmentation)
 
 
-def test_set(task: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Normalised test images `[N, C, H, W]` float32 and labels `[N]` int64.
+def deal(images: ImageSet, split: Split) -> dict[str, Dealt]:
+    """The training, validation and test images of a set: drawn from its training part, or parts of their own.
 
-    raises ZooError naming the place in the record that is wrong, or what is at hand for an unknown data set
+    raises ZooError if more images are to be drawn than there are
     """
     import torch
 
-    inputs, labels = _dataset(task)
-    chosen = split_indices(len(labels), task.get("split"))["test"]
-    mean, std = (_per_channel(task, key, default, inputs.shape[1]) for key, default in (("mean", 0.0), ("std", 1.0)))
-    if not (std > 0).all():
-        raise ZooError(f"task, std: {task.get('std')!r} must be above 0.")
-    normalised = (inputs[chosen] - mean) / std
-    return torch.from_numpy(normalised.astype("float32")), torch.from_numpy(labels[chosen].astype("int64"))
+    pool = images.parts[split.train]
+    wanted = {TEST: split.test, VALIDATION: split.validation}
+    drawn = {name: size for name, size in wanted.items() if isinstance(size, int)}
+    chosen = split_indices(len(pool.labels), split.seed, drawn.get(TEST, 0), drawn.get(VALIDATION, 0))
+    dealt = {}
+    for name in (TRAIN, VALIDATION, TEST):
+        own = wanted.get(name)
+        if isinstance(own, str):
+            dealt[name] = Dealt(images.parts[own])
+        else:
+            dealt[name] = Dealt(pool, torch.from_numpy(chosen[name]))
+    return dealt
 
 
-test_set.__test__ = False  # type: ignore[attr-defined]  # pytest takes imported functions of this name for tests
+@dataclass(frozen=True)
+class Dealt:
+    """The images of a split: those of a part with these indices, or all. They are copied when they are taken."""
+
+    part: Part
+    indices: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.part.labels if self.indices is None else self.indices)
+
+    def take(self) -> Part:
+        """The images and labels themselves."""
+        if self.indices is None:
+            return self.part
+        return Part(self.part.images.index_select(0, self.indices), self.part.labels[self.indices])
 
 
-def split_indices(count: int, split: object) -> dict[str, np.ndarray]:
-    """Ascending indices of `test`, `validation` and `train` images out of `count`.
+class ImageTask:
+    """Classify images; see prepkit.tasks.task.Task for what it does. All instances share the images; `items` is unused.
 
-    Images are ordered by the sha256 of seed and index: unlike a generator's stream, it never changes.
-    raises ZooError if the record is wrong or asks for more images than there are
+    parts: of "train", "validation" and "test", on the CPU
     """
-    import numpy as np
 
-    record = split if isinstance(split, Mapping) else {}
-    sizes = [record.get("test"), record.get("validation", 0)]
-    seed = record.get("seed")
-    if type(seed) is not int or not all(type(size) is int and size >= 0 for size in sizes) or not sizes[0]:
-        raise ZooError(f'task, split: expected {{"seed": 0, "test": 360, "validation": 180}}, found {split!r}.')
-    test, validation = (int(size or 0) for size in sizes)
-    if test + validation > count:
-        raise ZooError(f"task, split: {test} + {validation} images are more than the {count} of the data set.")
-    order = np.array(sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest()))
-    cuts = np.split(order, [test, test + validation])
-    return {name: np.sort(part) for name, part in zip(("test", "validation", "train"), cuts, strict=True)}
+    def __init__(
+        self,
+        record: Mapping[str, Any],
+        parts: Mapping[str, Dealt],
+        num_classes: int,
+        normalisation: Normalisation,
+        augmentation: Augmentation,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        import torch
+
+        self.record = record
+        self.num_outputs = num_classes
+        self.input_shape: tuple[int, ...] = tuple(parts[TRAIN].part.images.shape[1:])
+        self.splits: Mapping[str, int] = {name: len(part) for name, part in parts.items()}
+        self.device = torch.device(device)
+        self.dtype = dtype or torch.float32
+        self._parts = parts
+        self._normalisation = normalisation
+        self._augmentation = augmentation
+        self._held: dict[str, tuple[Images, Tensor]] = {}  # what was asked for so far is on the device
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """The same task with its data on a device and its batches in a floating-point dtype, float32 if missing."""
+        return type(self)(
+            self.record, self._parts, self.num_outputs, self._normalisation, self._augmentation, device, dtype
+        )
+
+    def num_batches(self, batch_size: int) -> int:
+        """Steps of one epoch; the last batch may be smaller."""
+        return -(-self.splits[TRAIN] // batch_size)
+
+    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[Batch]:
+        """The batches of one epoch: every training image once, with order, crop and mirroring of its own.
+
+        raises ZooError for a batch size below 1
+        """
+        if batch_size < 1:
+            raise ZooError(f"batch_size: {batch_size} is no number of images; use 1 or more.")
+        images, labels = self._on_device(TRAIN)
+        crop, flip = self._augmentation.crop_padding, self._augmentation.horizontal_flip
+        draws = draw(seeds, epoch, self.splits[TRAIN], crop, flip)
+        starts = images.starts(draws.order, draws.corners).to(self.device)
+        order = draws.order.to(self.device)
+        flips = None if draws.flips is None else draws.flips.to(self.device)
+        for first in range(0, self.splits[TRAIN], batch_size):
+            step = slice(first, first + batch_size)
+            mirrored = None if flips is None else flips[:, step]
+            yield Batch(images.gather(starts[:, step], mirrored), labels[order[:, step]])
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy of each instance `[K]`, mean over its batch, in float32 at least.
+
+        outputs: `[K, B, classes]` logits
+        targets: `[K, B]` class numbers
+        """
+        return _cross_entropy(outputs, targets).mean(1)
+
+    def evaluate(
+        self, run: Callable[[Tensor], Tensor], items: Sequence[int], split: str, batch_size: int = EVALUATION_BATCH
+    ) -> dict[str, Tensor]:
+        """Share of images classified correctly and mean cross entropy, each `[K]` float64 on the CPU.
+
+        run:   of images `[B, C, H, W]` gives logits `[K, B, classes]`
+        items: one an instance; only their number counts
+        raises ZooError for an unknown split, or one without images
+        """
+        import torch
+
+        images, labels = self._on_device(self._known(split))
+        hits, losses = (torch.zeros(len(items), dtype=torch.float64, device=self.device) for _ in range(2))
+        with torch.no_grad():
+            for first in range(0, len(labels), batch_size):
+                index = torch.arange(first, min(first + batch_size, len(labels)), device=self.device)
+                outputs = run(images.gather(images.starts(index, None)))
+                expected = (len(items), len(index), self.num_outputs)
+                if outputs.shape != expected:
+                    told = f"outputs are {list(outputs.shape)}, not {list(expected)}"
+                    raise ZooError(f"{told}: [instances, images, classes of the task].")
+                targets = labels[index].expand(len(items), -1)
+                hits += (outputs.argmax(-1) == targets).sum(1)
+                losses += _cross_entropy(outputs, targets).double().sum(1)
+        return {"accuracy": hits.cpu() / len(labels), "loss": losses.cpu() / len(labels)}
+
+    def normalised(self, split: str) -> tuple[Tensor, Tensor]:
+        """All images of a split `[N, C, H, W]`, normalised and not augmented, and their labels `[N]`, on the device.
+
+        raises ZooError for an unknown split, or one without images
+        """
+        import torch
+
+        images, labels = self._on_device(self._known(split))
+        return images.gather(images.starts(torch.arange(len(labels), device=self.device), None)), labels
+
+    def _known(self, split: str) -> str:
+        if split not in self.splits:
+            raise ZooError(f"unknown split {split!r}; a task has {listed(self.splits)}.{nearest(split, self.splits)}")
+        if not self.splits[split]:
+            raise ZooError(f"task, split: no images are set aside for {split}.")
+        return split
+
+    def _on_device(self, split: str) -> tuple[Images, Tensor]:
+        if split not in self._held:
+            part = self._parts[split].take()
+            padding = self._augmentation.crop_padding if split == TRAIN else 0
+            images = Images(part.images, self._normalisation, padding, self.device, self.dtype)
+            self._held[split] = (images, part.labels.to(self.device))
+        return self._held[split]
 
 
-def _dataset(task: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    name = task.get("dataset")
-    if name not in DATASETS:
-        near = nearest(str(name), DATASETS)
-        raise ZooError(f"task, dataset: {name!r} is not at hand; at hand are: {listed(DATASETS)}.{near}")
-    return DATASETS[name]()
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """`[K, B]` in float32 at least: under bfloat16 a softmax is too coarse to be a loss."""
+    import torch
+
+    logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return loss.view(targets.shape)
 
 
-def _per_channel(task: Mapping[str, Any], key: str, default: float, channels: int) -> np.ndarray:
-    """`[1, C, 1, 1]` float64."""
-    import numpy as np
+def _resolved(
+    record: Mapping[str, Any], asked: ImageRecord, found: ImageSet, samples: Mapping[str, int]
+) -> dict[str, Any]:
+    """The record with what loading found out.
 
-    values = task.get(key, [default] * channels)
-    numbers = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
-    if not numbers or len(values) != channels:
-        raise ZooError(f"task, {key}: expected {channels} numbers, one a channel, found {values!r}.")
-    return np.array(values, dtype=np.float64).reshape(1, -1, 1, 1)
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataMissing("the digits come with scikit-learn; pip install 'prepkit[train]'.") from None
-    digits = load_digits()
-    return digits.images[:, None] / DIGITS_LEVELS, digits.target
-
-
-DATASETS: dict[str, Callable[[], tuple[Any, Any]]] = {"digits": _digits}
+    raises ZooError if it said something else
+    """
+    facts: dict[str, Any] = {
+        "input_shape": list(found.image_shape),
+        "classes": found.classes,
+        "samples": dict(samples),
+        "sha256": found.sha256,
+    }
+    if found.class_names is not None:
+        facts["class_names"] = list(found.class_names)
+    for key, value in facts.items():
+        if key in record and record[key] != value:
+            raise ZooError(
+                f"task, {key}: the data of '{asked.dataset}' at hand are not those of the record, which says "
+                f"{record[key]!r}; here it is {value!r}. Use the recorded data, or leave out '{key}' for a new task."
+            )
+    return {**record, **facts} | ({"revision": found.revision} if found.revision else {})

@@ -50,6 +50,13 @@ def stack_size(layout: Layout, tensors: Mapping[str, Tensor], place: str) -> int
     return shape[0]
 
 
+def check_counts(lists: Mapping[str, Sequence[Any]], count: int, place: str) -> None:
+    """Raise ZooError naming the lists that have not one value for each of `count` instances."""
+    wrong = [f"{name}: {len(values)}" for name, values in lists.items() if len(values) != count]
+    if wrong:
+        raise ZooError(f"{place}: there are {count} instances, but {listed(wrong)} values.")
+
+
 def check_json(about: Mapping[str, Any]) -> None:
     """Raise ZooError naming the value that is not JSON."""
     for name, value in about.items():

@@ -2,34 +2,33 @@
 
 Shards of both formats are frames around the same bytes (see shards.py), so a shard is streamed from one frame into
 another: table, teacher, ClassIds and all that the manifest says are kept as they are, also what this version does not
-know. The new zoo is built in a folder beside the target, read back and compared, and only then gets its name. What a
-kill leaves behind is a folder `.prepkit-*.tmp`, never half a zoo.
+know. The new zoo is built in a folder beside the target, read back and compared, and only then gets its name (see
+building.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prepkit.errors import OutputError, VerificationError, ZooError, listed
-from prepkit.files import flush, output_error, publish
+from prepkit.files import publish
+from prepkit.zoo.building import building
 from prepkit.zoo.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from prepkit.zoo.paths import inside
 from prepkit.zoo.shards import Extent, ShardFormat, offset_of_values, shard_format
+from prepkit.zoo.staging import SHARDS
 
 if TYPE_CHECKING:
     import numpy as np
 
 CHUNK_BYTES = 4 << 20
-SHARDS = "shards"
 Progress = Callable[[int], None] | None
 # What a conversion may change in a manifest.
 CONVERTED = frozenset(("shard_format", "shards", "sha256"))
@@ -83,28 +82,6 @@ def convert(
         write_manifest(replace(manifest, shard_format=kind.name, shards=tuple(shards)), root, overwrite=False)
         prove_same(Path(source), root)
     return read_manifest(target)
-
-
-@contextmanager
-def building(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a folder beside `target`, which is missing or empty; on success it becomes `target`, else it is removed.
-
-    raises OutputError if it cannot be written
-    """
-    path = Path(target)
-    temporary = path.absolute().parent / f".prepkit-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        (temporary / SHARDS).mkdir(parents=True)
-        yield temporary
-        flush(temporary)
-        os.rename(temporary, path.absolute())
-        flush(temporary.parent)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise output_error(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_target(target: Path, sources: list[Path]) -> None:

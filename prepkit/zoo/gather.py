@@ -54,4 +54,5 @@ def words(tensor: Tensor) -> Words:
     """The same memory as a numpy array; bfloat16, which numpy lacks, as 16-bit words."""
     import torch
 
+    tensor = tensor.detach()
     return tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -5,7 +5,8 @@ Everything that can be wrong with an instance is found here, before anything is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,18 @@ from prepkit.errors import LayoutMismatch, ZooError, listed
 from prepkit.layout import Layout
 from prepkit.packing import batch_norms, check_finite, prepared
 from prepkit.prep_file import PRep
-from prepkit.registry import Architecture, detect
-from prepkit.tensors import BITS, torch_dtype
+from prepkit.registry import Architecture, architecture, architectures, detect
+from prepkit.shape import WIDTH_MULTIPLE, PRepShape
+from prepkit.tensors import BITS, same_values, torch_dtype
+from prepkit.zoo.buffers import Buffers, Piece
+from prepkit.zoo.gather import words
 from prepkit.zoo.manifest import KEPT_BATCH_NORM, StoredArchitecture
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COUNTERS = "num_batches_tracked"
+PIECE_BYTES = 2 << 20  # of a stack, packed at once: small enough to be written and hashed out of the cache
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Packable:
         )
 
 
+def looked_up(known: Architecture | str | None) -> Architecture | None:
+    """An architecture that may be given by its registered name."""
+    return architecture(known) if isinstance(known, str) else known
+
+
 def packable(model: nn.Module | Mapping[str, Tensor] | PRep, architecture: Architecture | None, place: str) -> Packable:
     """What was given for one network, recognised and with its BatchNorm folded.
 
@@ -90,40 +100,102 @@ def packable_stack(tensors: Mapping[str, Tensor], architecture: Architecture, pl
     return Packable(tensors, layout.with_dtypes_of(tensors), architecture, fused=True)
 
 
-def rows_of(item: Packable, width: int, dtype: str, batch: tuple[int, ...], place: str) -> Tensor:
-    """The PReps `[*batch, height, width]` in the zoo's dtype.
+def rows_of(
+    item: Packable, width: int, dtype: str, batch: tuple[int, ...], place: str, buffers: Buffers
+) -> Iterator[Piece]:
+    """The PReps of one network, or of the N of a stack, in the zoo's dtype, piece by piece.
 
-    raises CheckpointError for NaN or infinity, ZooError for values that the dtype cannot hold exactly
+    All values were checked when this returns.
+    raises CheckpointError for NaN or infinity, ZooError for values that the dtype cannot hold exactly, LayoutMismatch
+    """
+    check_dtype(item, dtype, place)
+    if batch:
+        check_stack(item, batch[0], place)
+        return _pieces(item, width, dtype, batch[0], buffers)
+    shape = item.layout.shape(width)
+    with buffers.filled(shape.cells * BITS[dtype] // 8) as (values, piece):
+        out = values.view(torch_dtype(dtype)).view(shape.height, shape.width)
+        item.layout.pack(item.tensors, out=out)
+        if not has_finite_sum(out):
+            check_finite({slot.name: item.tensors[slot.name] for slot in item.layout}, place)
+    return iter([piece])
+
+
+def _pieces(item: Packable, width: int, dtype: str, count: int, buffers: Buffers) -> Iterator[Piece]:
+    cells = item.layout.shape(width).cells
+    row_bytes = cells * BITS[dtype] // 8
+    rows = max(1, PIECE_BYTES // row_bytes)
+    for start in range(0, count, rows):
+        stop = min(start + rows, count)
+        with buffers.filled((stop - start) * row_bytes) as (values, piece):
+            pack_rows(item, slice(start, stop), values.view(torch_dtype(dtype)).view(stop - start, cells))
+        yield piece
+
+
+def pack_rows(item: Packable, rows: slice, out: Tensor) -> None:
+    """Pack some networks of a stack into `out` `[rows, cells]`.
+
+    numpy copies, not torch, which would divide each copy among all cores: hashing and writing keep those busy, and
+    torch's threads wait for one another.
     """
     import torch
 
-    target = torch_dtype(dtype)
-    found = torch_dtype(item.layout.dtype)
+    target = words(out)
+    for slot in item.layout:
+        values = item.tensors[slot.name][rows].reshape(len(out), slot.size)
+        if values.dtype == out.dtype and values.device.type == "cpu":
+            target[:, slot.start : slot.stop] = words(values)
+        else:
+            with torch.no_grad():
+                out[:, slot.start : slot.stop] = values
+    target[:, item.layout.total :] = 0
+
+
+def check_dtype(item: Packable, dtype: str, place: str) -> None:
+    """Raise ZooError for values that the zoo's dtype cannot hold exactly."""
+    import torch
+
+    target, found = torch_dtype(dtype), torch_dtype(item.layout.dtype)
     if torch.promote_types(found, target) != target:
         raise ZooError(
             f"{place}: values of {item.layout.dtype} do not fit the zoo's {dtype} exactly; cast them first, or give "
             f"ZooWriter(dtype=...), one of {listed(BITS)}."
         )
-    shape = item.layout.shape(width)
-    values = item.layout.pack(item.tensors, out=torch.empty(*batch, shape.height, shape.width, dtype=target))
-    if not has_finite_sum(values):
-        check_finite({slot.name: item.tensors[slot.name] for slot in item.layout}, place)
-    return values
+
+
+def check_stack(item: Packable, count: int, place: str) -> None:
+    """Check all tensors `[N, *shape]` of a stack before the first of its rows is written.
+
+    raises LayoutMismatch for other names or shapes or an alias with other values, CheckpointError for NaN or infinity
+    """
+    layout = item.layout
+    for slot in layout:
+        tensor = item.tensors[slot.name]
+        if tuple(tensor.shape) != (count, *slot.shape):
+            raise LayoutMismatch(
+                f"{place}: '{slot.name}' has shape {list(tensor.shape)}; in a stack of {count} it has "
+                f"{[count, *slot.shape]}."
+            )
+        if not has_finite_sum(tensor):
+            check_finite({slot.name: tensor}, place)
+    for alias, name in layout.ties:
+        if alias in item.tensors and not same_values(item.tensors[alias], item.tensors[name]):
+            raise LayoutMismatch(f"{place}: '{alias}' is tied to '{name}' in the layout, but their values differ.")
+    none = {name: tensor[:0] if tensor.dim() else tensor for name, tensor in item.tensors.items()}
+    layout.pack(none, PRepShape.least(layout.total, WIDTH_MULTIPLE))  # for what it says of names
 
 
 def has_finite_sum(values: Tensor) -> bool:
     """True only if all values are finite: one NaN or infinity makes the sum one. Many large values may do so too."""
+    import numpy as np
     import torch
 
-    wide = torch.float32 if values.element_size() == 2 else None
-    return bool(torch.isfinite(values.sum(dtype=wide)))
-
-
-def bytes_of(values: Tensor) -> memoryview:
-    """The values' own memory as bytes, without a copy."""
-    import torch
-
-    return values.reshape(-1).view(torch.uint8).numpy().data
+    if values.device.type != "cpu" or values.dtype == torch.bfloat16:
+        wide = torch.float32 if values.element_size() == 2 else None
+        return bool(torch.isfinite(values.detach().sum(dtype=wide)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.detach().numpy().sum(dtype=np.float32 if values.element_size() == 2 else None)
+    return math.isfinite(total)
 
 
 def _of_prep(prep: PRep, architecture: Architecture | None, place: str) -> Packable:
@@ -142,8 +214,6 @@ def _of_prep(prep: PRep, architecture: Architecture | None, place: str) -> Packa
 
 
 def _named(prep: PRep) -> Architecture | None:
-    from prepkit.registry import architecture, architectures
-
     name = prep.origin.architecture
     return architecture(name) if name in architectures() else None
 

@@ -1,9 +1,10 @@
 """The journal of a zoo that is being written: one JSON line an instance, appended after its values.
 
-First line: the writer's settings, which a resuming writer must share. Then lines of three kinds:
+First line: the writer's settings, which a resuming writer must share. Then lines of four kinds:
     {"id": ..., "architecture": ..., "split": ..., "columns": {...}}     an instance is finished
     {"begin": {...}, "dtype": ...}                                       an architecture's first instance comes next
     {"shard": {...}}                                                     a shard is published
+    {"teacher": {...}, "sha256": ...}                                    the teacher, kept; the last such line counts
 A kill can leave a last line without its end; it is cut off, and with it an instance whose `add` had not returned.
 """
 
@@ -38,6 +39,17 @@ class Begin:
 
     stored: StoredArchitecture
     dtype: str
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The teacher: what it is, and the sha256 of its file."""
+
+    stored: StoredArchitecture
+    sha256: str
+
+
+Line = Entry | Shard | Begin | Taught
 
 
 class Journal:
@@ -84,7 +96,14 @@ class Journal:
         """Append a published shard."""
         self._append(_json({"shard": dict(vars(shard))}))
 
-    def lines(self, width: int) -> Iterator[Entry | Shard | Begin]:
+    def teach(self, taught: Taught) -> None:
+        """Append the teacher whose file is kept.
+
+        raises OutputError
+        """
+        self._append(_json({"teacher": architecture_to_dict(taught.stored), "sha256": taught.sha256}))
+
+    def lines(self, width: int) -> Iterator[Line]:
         """All that is in the journal after the settings, in order; read from the disk, not kept in memory.
 
         raises ZooError naming the line that is damaged
@@ -128,11 +147,13 @@ def _line(entry: Entry) -> dict[str, Any]:
     return {**vars(entry), "columns": dict(entry.columns)}
 
 
-def _read(data: dict[str, Any], width: int, place: str) -> Entry | Shard | Begin:
+def _read(data: dict[str, Any], width: int, place: str) -> Line:
     if "shard" in data:
         return Shard(**data["shard"])
     if "begin" in data:
         return Begin(architecture_from_dict(data["begin"], width, place), data["dtype"])
+    if "teacher" in data:
+        return Taught(architecture_from_dict(data["teacher"], width, place), data["sha256"])
     return Entry(**data)
 
 

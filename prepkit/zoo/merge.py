@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
-from prepkit.zoo.convert import Progress, building, check_target, check_whole, copy_file, copy_shards, verified
+from prepkit.zoo.building import building
+from prepkit.zoo.convert import Progress, check_target, check_whole, copy_file, copy_shards, verified
 from prepkit.zoo.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.shards import ShardFormat, shard_format
 from prepkit.zoo.tables import OWN_COLUMNS, ROWS_A_GROUP, publish_table, read_table

@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Condition
 from typing import Any
 
 from prepkit.errors import OutputError, ZooError
@@ -27,7 +26,6 @@ from prepkit.zoo.shards import Extent, Frame, ShardFormat
 SHARDS = "shards"
 CHUNK_BYTES = 4 << 20
 WRITE_BACK_BYTES = 32 << 20
-MAX_UNHASHED_BYTES = 64 << 20  # handed to the hashing thread and not yet hashed; bounds the writer's memory
 
 
 class Stage:
@@ -65,20 +63,22 @@ class Stage:
         """The file of a shard that is not published."""
         return self.folder / f"{self.architecture}-{number:05d}.part"
 
-    def append(self, values: memoryview) -> None:
-        """Write whole rows; they may fill several shards.
+    def append(self, values: memoryview) -> Future[None]:
+        """Write whole rows; they may fill several shards. When the future is done, the values are hashed too.
 
         raises OutputError if the disk is full; what was written of these rows is taken back
         """
+        hashed: Future[None] = Future()
         row_bytes = self.full.row_bytes
         while len(values):
             number, start = self.locate(self.rows)
             count = min(len(values) // row_bytes, self.full.rows - start)
             piece, values = values[: count * row_bytes], values[count * row_bytes :]
-            self._write(number, start, piece)
+            hashed = self._write(number, start, piece)
             self.rows += count
             if start + count == self.full.rows:
                 self._finish_full(number)
+        return hashed
 
     def shards(self) -> list[Shard]:
         """All shards, published; the last one cut to the rows it has."""
@@ -144,17 +144,18 @@ class Stage:
 
     # Writing --------------------------------------------------------------------------------------------------
 
-    def _write(self, number: int, start: int, values: memoryview) -> None:
+    def _write(self, number: int, start: int, values: memoryview) -> Future[None]:
         if self._file is None:
             self._file = os.open(self.part(number), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             write_all(self._file, memoryview(self.frame.before), 0, self.part(number))
             self._digest = hashlib.sha256(self.frame.before)
         write_all(self._file, values, len(self.frame.before) + start * self.full.row_bytes, self.part(number))
-        self.threads.hash(self._digest, values)
+        hashed = self.threads.hash(self._digest, values)
         self._unwritten += len(values)
         if self._unwritten >= WRITE_BACK_BYTES:  # or the disk would idle until the shard is full
             self._unwritten = 0
             self.threads.publishing.submit(write_back, os.dup(self._file))
+        return hashed
 
     def _finish_full(self, number: int) -> None:
         """Hash what comes after the values, and publish, both behind the values that are still being hashed."""
@@ -207,21 +208,10 @@ class Threads:
     def __init__(self) -> None:
         self.hashing = ThreadPoolExecutor(1, "prepkit-hash")
         self.publishing = ThreadPoolExecutor(1, "prepkit-fsync")
-        self._room = Condition()
-        self._waiting = 0
 
-    def hash(self, digest: Any, values: memoryview) -> None:
-        """Hash these bytes after all that were given before; waits while too many are in line."""
-        size = len(values)
-        with self._room:
-            self._room.wait_for(lambda: not self._waiting or self._waiting + size <= MAX_UNHASHED_BYTES)
-            self._waiting += size
-        self.hashing.submit(digest.update, values).add_done_callback(lambda _: self._leave(size))
-
-    def _leave(self, size: int) -> None:
-        with self._room:
-            self._waiting -= size
-            self._room.notify()
+    def hash(self, digest: Any, values: memoryview) -> Future[None]:
+        """Hash these bytes after all that were given before; they must stay as they are until it is done."""
+        return self.hashing.submit(digest.update, values)
 
     def stop(self) -> None:
         """Wait for what is in line."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,23 +19,25 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import OutputError, ZooError, listed
 from prepkit.files import output_error
 from prepkit.prep_file import PRep
-from prepkit.registry import Architecture, Registry, architecture
+from prepkit.registry import Architecture, Registry
 from prepkit.shape import PRepShape
-from prepkit.zoo.checks import check_json, check_splits, checked_dtype, new_ids, stack_size
-from prepkit.zoo.finishing import members, table_rows, write_teacher
-from prepkit.zoo.intake import Packable, bytes_of, packable, packable_stack, rows_of
-from prepkit.zoo.journal import Begin, Entry, Journal
+from prepkit.zoo.buffers import Buffers
+from prepkit.zoo.checks import check_counts, check_json, check_splits, checked_dtype, new_ids, stack_size
+from prepkit.zoo.finishing import members, table_rows
+from prepkit.zoo.intake import Packable, looked_up, packable, packable_stack, rows_of
+from prepkit.zoo.journal import Begin, Entry, Taught
 from prepkit.zoo.lock import Lock
-from prepkit.zoo.manifest import MANIFEST, Manifest, Shard, StoredArchitecture, write_manifest
+from prepkit.zoo.manifest import Manifest, Shard, StoredArchitecture, write_manifest
+from prepkit.zoo.settings import settings_of
 from prepkit.zoo.shards import Extent, shard_format
 from prepkit.zoo.staging import SHARDS, Stage, Threads
 from prepkit.zoo.tables import Schema, plain_columns, write_table
+from prepkit.zoo.teacher import drop_others, keep_teacher, publish_teacher, take_back
+from prepkit.zoo.working import WRITING, open_journal, prepare, remove_litter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WRITING = ".writing"
-JOURNAL = "journal.jsonl"
 SHARD_BYTES = 256 << 20
 
 
@@ -51,9 +54,11 @@ class ZooWriter:
                   added, ascending in packed parameters
     task:         what the instances were trained on, JSON-able
     license:      of the zoo, an identifier such as "mit"
-    provenance:   how it was made, JSON-able; without times, if the same input is to give the same bytes
+    provenance:   how it was made, JSON-able; without times, if the same input is to give the same bytes. It becomes
+                  the attribute `provenance`, a dict in which the caller may change what `close` will write
     shard_bytes:  a shard holds at most this many bytes of values, but at least one instance
-    resume:       go on with an unfinished zoo; `finished_ids` says what is there
+    resume:       go on with an unfinished zoo, given all other arguments as before; `finished_ids` and
+                  `has_teacher` say what is there
     raises ZooLocked if another process writes it, ZooError if it is finished or was begun with other settings
 
     >>> with ZooWriter("my-zoo", width=512) as writer:
@@ -84,22 +89,34 @@ class ZooWriter:
         self._kind = shard_format(format)
         self._dtype = checked_dtype(dtype)
         self._shard_bytes = shard_bytes
-        self._about = {"task": task, "license": license, "provenance": dict(provenance or {})}
-        check_json(self._about)
+        self.provenance = dict(provenance or {})
+        self._about = {"task": task, "license": license}
+        check_json({**self._about, "provenance": self.provenance})
+        self._settings = settings_of(
+            self.width, self.height, format, name, registry, task, license, provenance, shard_bytes
+        )
         for member in registry or ():
             member.layout.shape(self.width, self.height)
-        self._teacher: Packable | None = None
+        self._teacher: Taught | None = None
         self._stages: dict[str, Stage] = {}
         self._stored: dict[str, StoredArchitecture] = {}
         self._schema = Schema()
         self._ids: set[str] = set()
         self._splits: dict[str, int] = {}
         self._closed = False
-        self._broken: Exception | None = None
+        self._broken: BaseException | None = None
         self._folder = self.root / WRITING
         self._open(resume)
 
     # Adding ---------------------------------------------------------------------------------------------------
+
+    @property
+    def working_folder(self) -> Path:
+        """The folder `.writing`, which is there as long as the zoo is unfinished and removed by `close`.
+
+        A caller may keep files of its own in a folder in it; a resuming writer leaves them alone.
+        """
+        return self._folder
 
     @property
     def finished_ids(self) -> frozenset[str]:
@@ -128,7 +145,7 @@ class ZooWriter:
         raises ZooError, LayoutMismatch, FusionError, CheckpointError (NaN) before anything is written
         """
         place = f"instance '{id}'" if id is not None else f"instance {len(self)}"
-        item = packable(model, _looked_up(architecture), place)
+        item = packable(model, looked_up(architecture), place)
         return self._add(item, (), [id], [split], [columns], place)[0]
 
     def add_stack(
@@ -150,7 +167,7 @@ class ZooWriter:
         """
         from torch import Tensor
 
-        known = _looked_up(architecture)
+        known = looked_up(architecture)
         if known is None:
             raise ZooError("a stack needs its architecture.")
         place = f"stack of {known.name}"
@@ -159,22 +176,29 @@ class ZooWriter:
         count = stack_size(item.layout, item.tensors, place)
         splits = [split] * count if split is None or isinstance(split, str) else list(split)
         names: list[str | None] = [None] * count if ids is None else list(ids)
-        lists = {"ids": names, "split": splits, **columns}
-        wrong = [f"{name}: {len(values)}" for name, values in lists.items() if len(values) != count]
-        if wrong:
-            raise ZooError(f"{place}: there are {count} instances, but {listed(wrong)} values.")
+        check_counts({"ids": names, "split": splits, **columns}, count, place)
         rows = [{name: values[index] for name, values in columns.items()} for index in range(count)]
         return self._add(item, (count,), names, splits, rows, place)
+
+    @property
+    def has_teacher(self) -> bool:
+        """True if the zoo has a teacher; what `set_teacher` was given is kept, also after a kill."""
+        return self._teacher is not None
 
     def set_teacher(self, model: nn.Module | Mapping[str, Tensor] | PRep, architecture: Any = None) -> None:
         """Keep one network beside the instances as their teacher; the last one given counts.
 
-        raises as `add` does
+        raises as `add` does; the teacher that was there stays then
         """
         self._check_open()
-        item = packable(model, _looked_up(architecture), "teacher")
-        rows_of(item, self.width, item.layout.dtype, (), "teacher")
-        self._teacher = item
+        item = packable(model, looked_up(architecture), "teacher")
+        for piece in rows_of(item, self.width, item.layout.dtype, (), "teacher", self._buffers):  # checks the values
+            self._buffers.give_back(piece.buffer)
+        taught = keep_teacher(item, self.width, self._folder)
+        if taught != self._teacher:
+            self._journal.teach(taught)
+        self._teacher = taught
+        drop_others(taught, self._folder)
 
     def _add(
         self,
@@ -194,15 +218,14 @@ class ZooWriter:
         check_splits(splits, place)
         self._check_member(item, place)
         dtype = self._dtype or item.layout.dtype
-        values = rows_of(item, self.width, dtype, batch, place)
+        rows = rows_of(item, self.width, dtype, batch, place, self._buffers)
         self._dtype = dtype
         entries = [Entry(n, item.name, s, row) for n, s, row in zip(names, splits, plain, strict=True)]
-        try:
-            self._stage(item).append(bytes_of(values))
+        with self._noting_failures():
+            stage = self._stage(item)
+            for piece in rows:
+                self._buffers.give_back_after(stage.append(piece.values), piece)
             self._journal.add(entries)
-        except OSError as error:
-            self._broken = error if isinstance(error, OutputError) else output_error(self.root, error)
-            raise self._broken from error
         self._schema = schema
         self._count(entries)
         return names
@@ -228,25 +251,31 @@ class ZooWriter:
     # Finishing ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Finish the zoo: publish the last shards, the table and the teacher, then zoo.json."""
+        """Finish the zoo: publish the last shards, the table and the teacher, then zoo.json.
+
+        raises ZooError if `provenance` is not JSON; it can be put right and `close` called again
+        """
         if self._closed and self._broken is None:
             return
         self._check_open()
+        check_json({"provenance": self.provenance})
         try:
-            (self.root / SHARDS).mkdir(exist_ok=True)
-            architectures = members(self._stored, self.registry, self._teacher, self.width)
-            staged = [self._stages[stored.name] for stored in architectures if stored.name in self._stages]
-            shards = [shard for stage in staged for shard in stage.shards()]
-            rows_a_shard = {name: stage.full.rows for name, stage in self._stages.items()}
-            rows = table_rows(self._journal.entries(self.width), architectures, shards, rows_a_shard)
-            table = write_table(rows, self._schema.arrow(), self.root, self._folder)
-            write_manifest(self._manifest(architectures, shards, table), self.root, overwrite=False)
-        except OSError as error:
-            self._broken = error if isinstance(error, OutputError) else output_error(self.root, error)
-            raise self._broken from error
+            with self._noting_failures():
+                self._publish()
         finally:
             self._release()
         shutil.rmtree(self._folder)
+
+    def _publish(self) -> None:
+        (self.root / SHARDS).mkdir(exist_ok=True)
+        teacher = None if self._teacher is None else self._teacher.stored
+        architectures = members(self._stored, self.registry, teacher, self.width)
+        staged = [self._stages[stored.name] for stored in architectures if stored.name in self._stages]
+        shards = [shard for stage in staged for shard in stage.shards()]
+        rows_a_shard = {name: stage.full.rows for name, stage in self._stages.items()}
+        rows = table_rows(self._journal.entries(self.width), architectures, shards, rows_a_shard)
+        table = write_table(rows, self._schema.arrow(), self.root, self._folder)
+        write_manifest(self._manifest(architectures, shards, table), self.root, overwrite=False)
 
     def _manifest(self, architectures: list[StoredArchitecture], shards: list[Shard], table: Any) -> Manifest:
         from prepkit import __version__
@@ -262,10 +291,9 @@ class ZooWriter:
             shards=tuple(shards),
             table=table,
             splits=dict(sorted(self._splits.items())),
-            teacher=None
-            if self._teacher is None
-            else write_teacher(self._teacher, self.width, self.root, self._folder),
+            teacher=publish_teacher(self._teacher, self.root, self._folder),
             created_by=f"prepkit {__version__}",
+            provenance=self.provenance,
             **self._about,  # type: ignore[arg-type]
         )
 
@@ -276,78 +304,44 @@ class ZooWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Finish the zoo; after an exception leave it unfinished, to be resumed."""
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                self.close()
+        finally:
             self._release()
 
     # Opening --------------------------------------------------------------------------------------------------
 
     def _open(self, resume: bool) -> None:
-        if (self.root / MANIFEST).exists():
-            shutil.rmtree(self._folder, ignore_errors=True)  # of a writer that was killed after its last step
-            raise ZooError(f"'{self.root}' is a finished zoo; write another folder, or `prepkit zoo merge` the two.")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            others = sorted(entry.name for entry in self.root.iterdir() if entry.name != WRITING)
-            if others and not self._folder.exists():
-                raise ZooError(f"'{self.root}' holds other files ({listed(others, 3)}); name an empty folder.")
-            self._folder.mkdir(exist_ok=True)
-            (self.root / SHARDS).mkdir(exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise OutputError(f"'{self.root}' is a file, not a folder.") from None
-        except OSError as error:
-            raise output_error(self.root, error) from error
+        prepare(self.root, self._folder)
         self._lock = Lock.take(self._folder / "lock", self.root)
-        self._threads = Threads()
+        self._threads, self._buffers = Threads(), Buffers()
         try:
-            self._begin(resume)
+            self._journal, begun = open_journal(self.root, self._folder, self._settings, resume)
+            if begun:
+                self._resume()
         except BaseException:
             self._release()
             raise
 
-    def _begin(self, resume: bool) -> None:
-        path = self._folder / JOURNAL
-        if not path.exists() or path.stat().st_size == 0:
-            self._journal = Journal.create(path, self._settings())
-            return
-        if not resume:
-            raise ZooError(
-                f"'{self.root}' is an unfinished zoo; go on with resume=True (--resume), or delete the folder first."
-            )
-        self._journal = Journal.reopen(path)
-        found = self._journal.settings()
-        if not found:
-            self._journal.close()
-            self._journal = Journal.create(path, self._settings())
-            return
-        different = [key for key, value in self._settings().items() if found.get(key) != value]
-        if different:
-            told = listed(f"{key} {found.get(key)!r}, not {self._settings()[key]!r}" for key in different)
-            raise ZooError(f"'{self.root}' was begun with other settings: {told}. Give the same ones to resume.")
-        self._resume()
-
-    def _settings(self) -> dict[str, Any]:
-        return {"width": self.width, "format": self._kind.name, "shard_bytes": self._shard_bytes}
-
     def _resume(self) -> None:
-        for litter in ("models-*.parquet", "teacher-*.prep.safetensors", ".prepkit-*.tmp"):  # of a killed `close`
-            for file in self.root.glob(litter):
-                file.unlink()
+        remove_litter(self.root)
         counts: dict[str, int] = {}
         published: dict[str, Shard] = {}
         for line in self._journal.lines(self.width):
             if isinstance(line, Shard):
                 published[line.path] = line
-                continue
-            if isinstance(line, Begin):
+            elif isinstance(line, Begin):
                 self._take_up(line)
-                continue
-            counts[line.architecture] = counts.get(line.architecture, 0) + 1
-            self._schema = self._schema.extended([line.columns], f"instance '{line.id}'")
-            self._count([line])
+            elif isinstance(line, Taught):
+                self._teacher = line
+            else:
+                counts[line.architecture] = counts.get(line.architecture, 0) + 1
+                self._schema = self._schema.extended([line.columns], f"instance '{line.id}'")
+                self._count([line])
         for name, stored in self._stored.items():
             self._stage_of(stored).resume(counts.get(name, 0), published)
+        take_back(self._teacher, self.root, self._folder)
 
     def _take_up(self, begin: Begin) -> None:
         if self._dtype not in (None, begin.dtype):
@@ -371,11 +365,23 @@ class ZooWriter:
         self._stages[stored.name] = stage
         return stage
 
+    @contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        """Around what writes: after a failure the files may hold more than the journal says, so nothing may follow."""
+        try:
+            yield
+        except OSError as error:
+            self._broken = error if isinstance(error, OutputError) else output_error(self.root, error)
+            raise self._broken from error
+        except BaseException as error:
+            self._broken = error
+            raise
+
     def _check_open(self) -> None:
         if self._broken is not None:
             raise ZooError(
-                f"writing '{self.root}' failed before ({self._broken}); what was finished is kept. Remove the cause, "
-                "then go on with ZooWriter(..., resume=True)."
+                f"writing '{self.root}' failed before ({str(self._broken) or type(self._broken).__name__}); what was "
+                "finished is kept. Remove the cause, then go on with ZooWriter(..., resume=True)."
             ) from self._broken
         if self._closed:
             raise ZooError(f"'{self.root}': this writer is closed.")
@@ -391,7 +397,3 @@ class ZooWriter:
         if hasattr(self, "_journal"):
             self._journal.close()
         self._lock.release()
-
-
-def _looked_up(known: Architecture | str | None) -> Architecture | None:
-    return architecture(known) if isinstance(known, str) else known

@@ -1,6 +1,5 @@
 """A stack equals its instances trained alone by a plain PyTorch loop that shares nothing with it but the data."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from prepkit.instances import runner
 from prepkit.populate.plan import Job
 from prepkit.populate.training import Setting, Stack
 from prepkit.populate.training_spec import Training
-from prepkit.populate.training_values import Epochs, Keep, Range, Schedule
+from prepkit.populate.training_values import Epochs, Range, Schedule
 from prepkit.registry import Architecture
 from prepkit.tasks.task import Batch
 

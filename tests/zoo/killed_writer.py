@@ -1,4 +1,4 @@
-"""A process that writes zoos in forked children and kills them; test_faults.py talks to it in lines of JSON.
+"""A process that writes, converts and merges zoos in forked children and kills them; tests tell it in lines of JSON.
 
 One process that has imported everything forks each child, so that fifty kills take seconds.
 """
@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 from writer_samples import tensors_of
 
+from prepkit.zoo.convert import convert
+from prepkit.zoo.merge import merge
 from prepkit.zoo.writer import ZooWriter
 
 OPTIONS = {"width": 8, "name": "zoo", "shard_bytes": 1000, "provenance": {"spec": "test"}}
@@ -50,14 +53,36 @@ def write(root: str, format: str, done=lambda ids: None) -> None:
         writer.set_teacher(tensors_of(99, (3, 50, 2)))
 
 
+def write_other(root: Path) -> str:
+    """A zoo that can be merged with the one of `write`."""
+    with ZooWriter(root, width=8, shard_bytes=1000) as writer:
+        for index in range(8):
+            writer.add(tensors_of(index, (4, 6, 2)), id=f"other{index}", accuracy=0.5)
+    return str(root)
+
+
+def convert_zoo(root: str, format: str, sources: list[str], done=lambda ids: None) -> None:
+    """Convert a zoo; `done` is called for each piece that was written."""
+    convert(sources[0], root, format, lambda count: done([str(count)]))
+
+
+def merge_zoos(root: str, format: str, sources: list[str], done=lambda ids: None) -> None:
+    """Merge zoos; `done` is called for each piece that was written."""
+    merge(root, list(sources), format=format, name="zoo", progress=lambda count: done([str(count)]))
+
+
+JOBS = {"write": write, "convert": convert_zoo, "merge": merge_zoos}
+
+
 def child(order: dict, pipe: int) -> None:
-    """Write, telling the pipe what has returned."""
+    """Do the job, telling the pipe what has returned."""
 
     def done(ids):
         os.write(pipe, "".join(f"{id}\n" for id in ids).encode())
 
     try:
-        write(order["root"], order["format"], done)
+        sources = {"sources": order["sources"]} if "sources" in order else {}
+        JOBS[order.get("job", "write")](order["root"], order["format"], done=done, **sources)
         os.write(pipe, b"closed\n")
     except BaseException as error:
         os.write(pipe, f"error {error!r}\n".encode())
@@ -102,6 +127,8 @@ if __name__ == "__main__":
     warm = Path(sys.argv[1])
     write(str(warm / "safetensors"), "safetensors")  # what is imported late is imported once
     write(str(warm / "hdf5"), "hdf5")
+    merge_zoos(str(warm / "merged"), "hdf5", [str(warm / "safetensors"), write_other(warm / "other")])
+    shutil.rmtree(warm / "merged")
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)

@@ -2,11 +2,8 @@
 
 import contextlib
 import errno
-import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import killed_writer
@@ -47,39 +44,6 @@ def check_whole(root: Path) -> None:
     for index in range(killed_writer.NUM_STACKED):
         flat = zoo[f"s{index}"][0].values.reshape(-1)
         assert torch.equal(flat[:4481], index + torch.arange(4481) / 8192)
-
-
-class Killer:
-    """The process of killed_writer.py."""
-
-    def __init__(self, folder: Path) -> None:
-        script = Path(killed_writer.__file__)
-        environment = {**os.environ, "PYTHONPATH": f"{script.parent}{os.pathsep}{script.parents[2]}"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def run(self, **order: object) -> dict:
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def stop(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def killer(tmp_path_factory):
-    killer = Killer(tmp_path_factory.mktemp("warm"))
-    yield killer
-    killer.stop()
 
 
 def finished_after(root: Path, format: str) -> frozenset[str] | None:

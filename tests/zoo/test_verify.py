@@ -8,11 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from prepkit.api import open_zoo
 from prepkit.errors import ZooError
 from prepkit.registry import architecture
-from prepkit.tasks import images, test_set
+from prepkit.tasks import load_task, test_set
+from prepkit.tasks.image_record import split_indices
+from prepkit.tasks.task import DataMissing
 from prepkit.verify import rerun, verify
 from prepkit.zoo.manifest import MANIFEST, checksum, read_manifest
 from prepkit.zoo.staging import sha256_of_file
@@ -208,6 +211,30 @@ def test_rerun_finds_a_wrong_accuracy(tmp_path):
     assert [run.agrees for run in rerun(open_zoo(tmp_path / "zoo"), 4)] == [True, True, False, False]
 
 
+def test_rerun_reads_a_folder_of_the_users_and_refuses_another(tmp_path):
+    def folder(name, shade):
+        for label in range(10):
+            for number in range(4):
+                file = tmp_path / name / f"class{label}" / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng(4 * label + number).integers(shade, size=(8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(file)
+        return tmp_path / name
+
+    task = load_task({"kind": "images", "dataset": "folder", "split": {"seed": 0, "test": 4}}, folder("mine", 256))
+    network = architecture("lenet_like@digits").build().eval()
+    inputs, labels = task.normalised("test")
+    with torch.no_grad():
+        right = (network(inputs).argmax(-1) == labels).double().mean().item()
+    with ZooWriter(tmp_path / "zoo", task=task.record) as writer:
+        writer.add(network, accuracy=right)
+    assert rerun(open_zoo(tmp_path / "zoo"), 1, tmp_path / "mine")[0].agrees
+    with pytest.raises(ZooError, match=r"sha256.* are not those of the record"):
+        rerun(open_zoo(tmp_path / "zoo"), 1, folder("yours", 200))
+    with pytest.raises(DataMissing, match="--data PATH"):
+        rerun(open_zoo(tmp_path / "zoo"), 1)
+
+
 def test_rerun_says_what_it_lacks(tmp_path):
     network = architecture("lenet_like@cifar10").build()
 
@@ -222,8 +249,8 @@ def test_rerun_says_what_it_lacks(tmp_path):
     assert "has no column 'accuracy'" in error(TASK)
     assert "names no task" in error(None, accuracy=0.5)
     assert "does not run on the task's test data" in error(TASK, accuracy=0.5)
-    assert "'cifar10' is not at hand; at hand are: digits." in error({**TASK, "dataset": "cifar10"}, accuracy=0.5)
-    assert "kinds at hand: images" in error({"kind": "shapes"}, accuracy=0.5)
+    assert "Did you mean 'uoft-cs/cifar10'?" in error({**TASK, "dataset": "cifar10"}, accuracy=0.5)
+    assert "Did you mean 'images'?" in error({**TASK, "kind": "image"}, accuracy=0.5)
 
 
 def test_the_test_set_is_seeded_normalised_and_disjoint_from_the_rest():
@@ -237,7 +264,7 @@ def test_the_test_set_is_seeded_normalised_and_disjoint_from_the_rest():
     assert 0 <= plain.min() < plain.max() == 1
     torch.testing.assert_close(inputs, (plain - 0.3) / 0.4)
     assert not torch.equal(inputs, other)
-    parts = images.split_indices(1797, {"seed": 0, "test": 360, "validation": 180})
+    parts = split_indices(1797, 0, test=360, validation=180)
     assert {name: len(part) for name, part in parts.items()} == {"test": 360, "validation": 180, "train": 1257}
     assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(1797))
     assert parts["test"][:5].tolist() == [7, 15, 18, 20, 25]  # the same for ever

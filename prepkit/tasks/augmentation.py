@@ -1,0 +1,120 @@
+"""Images whole on the device, and training batches cut out of them: crop, mirror and normalise, for a stack at once.
+
+K instances, B images a step, N images, C channels, H x W pixels, p pixels of padding on each side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prepkit.tasks.randomness import generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MAX_NORMALISED_BYTES = 64 << 20  # larger sets stay bytes, a quarter of the memory to hold and to gather from
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """`(pixel / levels - mean) / std` as one product and one sum. mean, std: one number a channel."""
+
+    levels: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def apply(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Normalised pixels `[..., C, H, W]` of uint8 ones: computed in float32, or float64 for that dtype."""
+        import torch
+
+        exact = torch.promote_types(dtype, torch.float32)
+        products = [1 / (self.levels * std) for std in self.std]
+        sums = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        by_channel = (
+            torch.tensor(values, dtype=exact, device=pixels.device).view(-1, 1, 1) for values in (products, sums)
+        )
+        scale, shift = by_channel
+        return pixels.to(exact).mul_(scale).add_(shift).to(dtype)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for one epoch of every instance.
+
+    order:   `[K, N]` int64, the image at each position
+    corners: `[K, N, 2]` int64 in 0 .. 2p, row and column of the crop's corner in the padded image; None without crop
+    flips:   `[K, N]` bool; None without mirroring
+    """
+
+    order: Tensor
+    corners: Tensor | None
+    flips: Tensor | None
+
+
+def draw(seeds: Sequence[int], epoch: int, count: int, padding: int, flip: bool) -> Draws:
+    """The random numbers of an epoch, on the CPU: instance k's are a function of its seed, the epoch and the set.
+
+    Streams "order", "crop" and "flip" of (seed, epoch), each drawn at once for all positions of the epoch.
+    """
+    import torch
+
+    order = [torch.randperm(count, generator=generator("order", seed, epoch)) for seed in seeds]
+    span = 2 * padding + 1
+    corners = [torch.randint(span, (count, 2), generator=generator("crop", s, epoch)) for s in seeds if padding]
+    flips = [torch.randint(2, (count,), generator=generator("flip", s, epoch)) for s in seeds if flip]
+    return Draws(
+        torch.stack(order), torch.stack(corners) if padding else None, torch.stack(flips).bool() if flip else None
+    )
+
+
+class Images:
+    """The images of a split on a device, padded once, from which windows are gathered.
+
+    images: `[N, C, H, W]` uint8
+    They are kept normalised where that takes little room, else as bytes that are normalised after gathering.
+    """
+
+    def __init__(
+        self, images: Tensor, normalisation: Normalisation, padding: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        import torch
+
+        _, channels, height, width = images.shape
+        self.padding = padding
+        self.normalisation = normalisation
+        self.dtype = dtype
+        # Zeros around the raw image, before normalisation: what a random crop of a picture file does.
+        held = torch.nn.functional.pad(images.to(device), [padding] * 4)
+        self.kept_normalised = held.numel() * dtype.itemsize <= MAX_NORMALISED_BYTES
+        if self.kept_normalised:
+            held = normalisation.apply(held, dtype)
+        self._row = width + 2 * padding
+        self._plane = self._row * (height + 2 * padding)
+        self._image = self._plane * channels
+        # All windows of H x W at any corner, as one view that overlaps itself: a window is the index where it begins.
+        window = (channels - 1) * self._plane + (height - 1) * self._row + width
+        strides = (1, self._plane, self._row, 1)
+        self._windows = held.contiguous().as_strided(
+            (max(0, held.numel() - window + 1), channels, height, width), strides
+        )
+
+    def starts(self, order: Tensor, corners: Tensor | None) -> Tensor:
+        """Where the window of each image begins, in the shape of `order`; in the middle if there are no corners."""
+        start = order * self._image
+        if corners is None:
+            return start + self.padding * (self._row + 1)
+        return start + corners[..., 0] * self._row + corners[..., 1]
+
+    def gather(self, starts: Tensor, flips: Tensor | None = None) -> Tensor:
+        """Normalised images `[..., C, H, W]` for `starts` `[...]`; those where `flips` `[...]` is true mirrored."""
+        import torch
+
+        windows = self._windows.index_select(0, starts.reshape(-1))
+        if flips is not None:
+            windows = torch.where(flips.reshape(-1, 1, 1, 1), windows.flip(-1), windows)
+        if not self.kept_normalised:
+            windows = self.normalisation.apply(windows, self.dtype)
+        return windows.view(*starts.shape, *windows.shape[1:])

@@ -1,0 +1,196 @@
+"""Signed distances of shapes: the task record, the points, and the Task that trains one network a shape.
+
+    {"kind": "shapes", "dataset": "procedural_chairs", "count": 1000, "seed": 0,
+     "points": {"pool": 65536, "near_surface": 0.5, "sigma": 0.05},
+     "split": {"seed": 0, "test": 4096, "validation": 4096},
+     "steps_per_epoch": 100, "clamp": 0.1}
+
+An instance's item is the number of the shape that it fits, 0 .. count - 1.
+
+dataset:   "procedural_chairs" (prepkit.tasks.chairs; nothing to download), "sdf_files" (.npz files with `pos` and `neg`
+           as DeepSDF writes them, `--data FOLDER`) or "meshes" (.obj, .ply, .stl, .off, `--data FOLDER`)
+count:     how many shapes there are; may be missing: chairs are then unlimited, files are counted when they are found
+sha256:    of the names and contents of files; may be missing: then it is filled in when the task is loaded
+seed:      of the chairs; not for files
+points:    pool          even number of training points a shape, half of them inside, half outside
+           near_surface  share of points drawn on the surface, uniform by area, and moved by N(0, sigma) along each
+                         axis; the others are uniform in the solid, and in the cube -1 .. 1 around it; 0.5 if missing
+           sigma         0.05 if missing
+           (of sdf_files only `pool`: their points are in the files)
+split:     seed              of the points of all splits
+           test, validation  even numbers of other points of the same shape, drawn in the same way; no validation if
+                             missing
+steps_per_epoch: an epoch is that many steps; each draws batch_size points from the pool, half of them inside
+clamp:     distances beyond it count as it (DeepSDF: 0.1), in training and evaluation; unlimited if missing. Outputs are
+           not cut: a network learns the cut distance everywhere
+Shapes are as DeepSDF has them: bounding box centred on the origin, farthest point at 1 / 1.03 from it; distances are
+negative inside. Points of sdf_files are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from prepkit.errors import ZooError, listed, nearest
+from prepkit.tasks.randomness import generator
+from prepkit.tasks.shape_record import check as check
+from prepkit.tasks.shape_sources import SOURCES, Source
+from prepkit.tasks.task import Batch
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from torch import Tensor
+
+CLOSE = 1e-2  # METHOD: an output within this of the true distance counts as right
+EVALUATION_POINTS = 16_384
+
+
+class ShapeTask:
+    """A Task (prepkit.tasks.task) whose instances each fit the signed distance of a shape of their own.
+
+    Shapes: K instances, B points a step, P points of a shape in all its splits. Points are made when a stack asks for
+    them, and kept on the device for as many shapes as the largest stack so far has.
+    """
+
+    input_shape: tuple[int, ...] = (3,)
+    num_outputs = 1
+
+    def __init__(
+        self,
+        record: Mapping[str, Any],
+        source: Source,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.checked = check(record)
+        self.record: Mapping[str, Any] = {**record, **source.facts}
+        self.splits: Mapping[str, int] = self.checked.sizes
+        self._source = source
+        self._device, self._dtype = torch.device(device), dtype
+        self._slots: OrderedDict[int, int] = OrderedDict()  # item -> row of _rows
+        self._rows = torch.empty(0, sum(self.splits.values()), 4, device=self._device)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """The same task with its points on a device and its batches in a dtype, float32 if missing."""
+        return type(self)(self.record, self._source, device, dtype or torch.float32)
+
+    def num_batches(self, batch_size: int) -> int:
+        """Steps of one epoch: `steps_per_epoch` of the record, whatever the batch size."""
+        return self.checked.steps_per_epoch
+
+    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[Batch]:
+        """`steps_per_epoch` batches; half of each instance's points are inside, one more outside if B is odd.
+
+        Each point is drawn from the shape's pool by a stream of the instance's seed and the epoch.
+        """
+        if batch_size < 1:
+            raise ZooError(f"batch_size: a step needs at least one point, found {batch_size}.")
+        streams = [generator("points", seed, epoch) for seed in seeds]
+        half = self.checked.pool // 2
+        side = (torch.arange(batch_size) >= batch_size // 2) * half  # [B]: the pool's second half is outside
+        for _ in range(self.checked.steps_per_epoch):
+            first = torch.tensor(self.prepare(items))[:, None] * self._rows.shape[1]  # [K, 1]
+            draws = torch.stack([torch.randint(half, (batch_size,), generator=stream) for stream in streams])
+            places = (first + side + draws).to(self._device, non_blocking=True)
+            points = self._rows.view(-1, 4)[places].to(self._dtype)
+            yield Batch(points[..., :3], points[..., 3:])
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`[K]`: mean squared error of outputs `[K, B, 1]`, in float32 at least (METHOD, Eq. 2)."""
+        wide = torch.promote_types(outputs.dtype, torch.float32)
+        return (outputs.to(wide) - targets.to(wide)).square().mean((1, 2))
+
+    def evaluate(
+        self,
+        run: Callable[[Tensor], Tensor],
+        items: Sequence[int],
+        split: str,
+        batch_size: int = EVALUATION_POINTS,
+    ) -> dict[str, Tensor]:
+        """`[K]` each: share of a split's points with an output within CLOSE of the distance; mean squared error."""
+        part = self._part(split)
+        chosen = self.prepare(items)
+        right, squared = torch.zeros(2, len(items), dtype=torch.float64)
+        for start in range(part.start, part.stop, batch_size):
+            rows = self._rows[chosen, start : min(start + batch_size, part.stop)].to(self._dtype)  # [K, N, 4]
+            with torch.no_grad():
+                error = run(rows[..., :3])[..., 0].double() - rows[..., 3].double()
+            right += (error.abs() <= CLOSE).sum(1).cpu()
+            squared += error.square().sum(1).cpu()
+        size = self.splits[split]
+        return {"accuracy": right / size, "loss": squared / size}
+
+    def points(self, item: int, split: str) -> tuple[Tensor, Tensor]:
+        """Points `[N, 3]` of a shape's split and their signed distances `[N]`, half inside first, half outside."""
+        part = self._part(split)
+        (row,) = self.prepare([item])
+        rows = self._rows[row, part].to(self._dtype, copy=True)  # the row is another shape's in time
+        return rows[:, :3], rows[:, 3]
+
+    def prepare(self, items: Sequence[int]) -> list[int]:
+        """Have the points of these shapes on the device; the row of each item.
+
+        raises ZooError for an item that is no shape of the data set
+        """
+        wanted = list(dict.fromkeys(items))
+        missing = [item for item in wanted if item not in self._slots]
+        if missing:
+            self._check_items(missing)
+            self._make_room(wanted, missing)
+        for item in wanted:
+            self._slots.move_to_end(item)
+        return [self._slots[item] for item in items]
+
+    def _check_items(self, items: Sequence[int]) -> None:
+        count = self._source.count
+        for item in items:
+            if item < 0 or (count is not None and item >= count):
+                known = "from 0" if count is None else f"0 to {count - 1}"
+                raise ZooError(f"item {item}: the shapes of this task are numbered {known}.")
+
+    def _make_room(self, wanted: Sequence[int], missing: Sequence[int]) -> None:
+        """Fill rows with the missing shapes, in place of those that were not asked for longest."""
+        if len(wanted) > len(self._rows):
+            more = torch.empty(len(wanted) - len(self._rows), *self._rows.shape[1:], device=self._device)
+            self._rows = torch.cat([self._rows, more])
+        idle = [item for item in self._slots if item not in wanted]
+        for item in idle[: max(0, len(self._slots) + len(missing) - len(self._rows))]:
+            del self._slots[item]
+        free = sorted(set(range(len(self._rows))) - set(self._slots.values()))
+        for item, row in zip(missing, free, strict=False):
+            parts = self._source.rows(item)
+            found = torch.from_numpy(np.concatenate([parts[split] for split in self.splits]))
+            if self.checked.clamp is not None:
+                found[:, 3].clamp_(-self.checked.clamp, self.checked.clamp)
+            self._rows[row] = found.to(self._device)
+            self._slots[item] = row
+
+    def _part(self, split: str) -> slice:
+        """Which of a shape's points are a split's."""
+        if not self.splits.get(split):
+            names = [name for name, size in self.splits.items() if size]
+            raise ZooError(f"split {split!r} has no points; splits are: {listed(names)}.{nearest(split, names)}")
+        start = 0
+        for name, size in self.splits.items():
+            if name == split:
+                break
+            start += size
+        return slice(start, start + size)
+
+
+def load(record: Mapping[str, Any], data: Path | None = None) -> ShapeTask:
+    """The task of a record.
+
+    data: the folder of the files; not for procedural chairs
+    raises ZooError if the record is wrong, or the files are not the ones it names
+    raises DataMissing if the folder is not there
+    """
+    checked = check(record)
+    return ShapeTask(record, SOURCES[checked.dataset](checked, data))

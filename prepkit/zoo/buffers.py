@@ -1,0 +1,82 @@
+"""Memory for rows on their way to a file, used again and again.
+
+Fresh memory costs more than the copy into it: the system has to find and clear each page. A buffer is taken, filled,
+written, hashed by another thread, and given back by that thread when it is done with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Condition
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_BYTES = 64 << 20  # taken at one time; what is larger than half of it is taken two at a time
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole rows of a zoo as bytes, and the buffer in which they lie until they are hashed."""
+
+    values: memoryview
+    buffer: Tensor
+
+
+class Buffers:
+    """A bounded set of buffers; `take` waits until there is one."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._free: list[Tensor] = []
+        self._taken: list[int] = []  # sizes of the buffers that are in use
+
+    def take(self, num_bytes: int) -> Tensor:
+        """A buffer of at least so many bytes, uint8, with any content."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_room(num_bytes))
+            fitting = [buffer for buffer in self._free if len(buffer) >= num_bytes]
+            if fitting:
+                buffer = min(reversed(fitting), key=len)  # of several, the one used last: it may be in the cache
+                self._free = [other for other in self._free if other is not buffer]
+            else:
+                buffer = self._fresh(num_bytes)
+            self._taken.append(len(buffer))
+            return buffer
+
+    def give_back(self, buffer: Tensor) -> None:
+        """Say that nothing reads a buffer any more."""
+        with self._changed:
+            self._taken.remove(len(buffer))
+            self._free.append(buffer)
+            self._changed.notify()
+
+    @contextmanager
+    def filled(self, num_bytes: int) -> Iterator[tuple[Tensor, Piece]]:
+        """A buffer of just so many bytes to be filled, as a tensor and as a piece; given back if that fails."""
+        buffer = self.take(num_bytes)
+        try:
+            values = buffer[:num_bytes]
+            yield values, Piece(values.numpy().data, buffer)
+        except BaseException:
+            self.give_back(buffer)
+            raise
+
+    def give_back_after(self, hashed: Future[None], piece: Piece) -> None:
+        """Give a piece's buffer back when a future is done."""
+        hashed.add_done_callback(lambda _: self.give_back(piece.buffer))
+
+    def _has_room(self, num_bytes: int) -> bool:
+        return len(self._taken) < 2 or sum(self._taken) + num_bytes <= MAX_BYTES
+
+    def _fresh(self, num_bytes: int) -> Tensor:
+        import torch
+
+        room = MAX_BYTES - sum(self._taken) - num_bytes
+        while self._free and sum(map(len, self._free)) > room:  # smaller ones, which a larger one replaces
+            self._free.pop(0)
+        return torch.empty(num_bytes, dtype=torch.uint8)
