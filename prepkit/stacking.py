@@ -13,6 +13,7 @@ Shapes: K instances, B inputs, C channels, [K, ...] a stacked tensor.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -263,7 +264,7 @@ def _trial_values(name: str, tensor: Tensor, noise: Callable[..., Tensor]) -> Te
     values = noise(TRIAL_INSTANCES, *tensor.shape)
     if name.endswith("running_var"):
         return values.abs() + 0.5
-    return values / max(1.0, tensor[0].numel() if tensor.dim() > 1 else 1.0) ** 0.5
+    return values / math.sqrt(tensor[0].numel() if tensor.dim() > 1 else 1)
 
 
 def _alone(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool) -> dict[str, Tensor]:
