@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from prepkit.errors import LayoutMismatch
@@ -46,6 +47,12 @@ class Runner:
         """True if instances run at once, False if one after another."""
         return isinstance(self.network, StackedNetwork)
 
+    @cached_property
+    def _aliases(self) -> frozenset[str]:
+        """Second names of tied tensors, of which functional_call takes one name alone."""
+        own = {name for name, _ in (*self.network.named_parameters(), *self.network.named_buffers())}
+        return frozenset(self.network.state_dict().keys() - own)
+
     def __call__(self, tensors: Mapping[str, Tensor], inputs: Tensor, training: bool = False) -> Tensor:
         """Outputs `[K, B, ...]`.
 
@@ -58,7 +65,7 @@ class Runner:
         if isinstance(network, StackedNetwork):
             return network.call(tensors, inputs, shared, self.channels_last)
         count = next(iter(tensors.values())).shape[0]
-        rows = {name: tensor.unbind(0) for name, tensor in tensors.items()}
+        rows = {name: tensor.unbind(0) for name, tensor in tensors.items() if name not in self._aliases}
         outputs = []
         for index in range(count):
             given = self._laid_out(inputs if shared else inputs[index])
@@ -109,9 +116,13 @@ def forward_cost(architecture: Architecture) -> Cost:
     """Measured on one input: convolutions and matrix products count as operations."""
     with torch.random.fork_rng(devices=[]):
         network = architecture.build().eval()
-    counts = []
+    counts: list[int] = []
+
+    def count(module: nn.Module, arguments: object, output: object) -> None:
+        counts.extend(leaf.numel() for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+
     for module in network.modules():
-        module.register_forward_hook(lambda module, args, output: counts.append(output.numel()))
+        module.register_forward_hook(count)
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
         network(architecture.example_input(1))
@@ -126,6 +137,15 @@ def forward_flops(architecture: Architecture, batch: int) -> int:
 def activation_bytes(architecture: Architecture, batch: int) -> int:
     """Bytes in float32 of what one instance's layers put out for `batch` inputs: what a backward keeps, about."""
     return forward_cost(architecture).values * batch * 4
+
+
+@lru_cache(maxsize=64)
+def is_linear(architecture: Architecture) -> bool:
+    """True if all tensors of the network belong to linear layers: then samples of a batch do not meet."""
+    with torch.random.fork_rng(devices=[]):
+        network = architecture.build()
+    own = [module for module in network.modules() if module._parameters or module._buffers]
+    return all(type(module) is nn.Linear for module in own)
 
 
 def stacking_pays(architecture: Architecture, batch: int, device: torch.device, folded: bool = True) -> bool:

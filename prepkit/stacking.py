@@ -250,11 +250,20 @@ def _prove(network: nn.Module, stacked: StackedNetwork, input_shape: tuple[int, 
     if missing:
         raise Unstackable(f"its tensors have other names once stacked: {sorted(missing)[0]}")
     inputs = noise(TRIAL_INSTANCES, TRIAL_BATCH, *input_shape)
-    for training, shared in ((True, False), (False, True)):
-        given = inputs[0] if shared else inputs
-        expected = _alone(single.train(training), tensors, given, shared)
-        found = _results(stacked.train(training).call, tensors, (given, shared))
-        _compare(expected, found)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for training, shared in ((True, False), (False, True)):
+            given = inputs[0] if shared else inputs
+            before = _generator_state(device)
+            expected = _alone(single.train(training), tensors, given, shared)
+            if not torch.equal(before, _generator_state(device)):  # few drops may leave the trial's outputs equal
+                raise Unstackable("it draws random numbers, as Dropout does")
+            found = _results(stacked.train(training).call, tensors, (given, shared))
+            _compare(expected, found)
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    """Of the global generator that layers draw from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _trial_values(name: str, tensor: Tensor, noise: Callable[..., Tensor]) -> Tensor:

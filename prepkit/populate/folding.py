@@ -32,9 +32,9 @@ def fold_stack(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]])
     folded = [folded_tensors(network, fusion.folded, architecture) for network in networks]
     stacked = {name: torch.stack([row[name] for row in folded]) for name in folded[0]}
     check(architecture, rows, stacked)
-    dtypes = {slot.name: rows[0][slot.name].dtype if slot.name in rows[0] else None for slot in architecture.layout}
     default = next(tensor.dtype for tensor in rows[0].values() if tensor.is_floating_point())
-    return {name: stacked[name].to(dtypes[name] or default) for name in architecture.layout.names}
+    dtypes = {name: rows[0][name].dtype if name in rows[0] else default for name in stacked}
+    return {name: tensor.to(dtypes[name]) for name, tensor in stacked.items()}
 
 
 def loaded(architecture: Architecture, row: Mapping[str, Tensor]) -> nn.Module:
@@ -48,14 +48,14 @@ def loaded(architecture: Architecture, row: Mapping[str, Tensor]) -> nn.Module:
 
 
 def folded_tensors(network: nn.Module, pairs: Sequence[Folded], architecture: Architecture) -> dict[str, Tensor]:
-    """All tensors of the layout, in float64; a layer that is followed by several BatchNorms takes them in in order."""
-    state = {name: tensor for name, tensor in network.state_dict().items() if name in architecture.layout.names}
+    """The tensors of the layout, in float64; a layer that is followed by several BatchNorms takes them in in order."""
+    state = network.state_dict()
     for pair in pairs:
         layer, norm = network.get_submodule(pair.layer), network.get_submodule(pair.batch_norm)
         weight = state[f"{pair.layer}.weight"]
         bias = state.get(f"{pair.layer}.bias")
         state[f"{pair.layer}.weight"], state[f"{pair.layer}.bias"] = folded_parameters(layer, weight, bias, norm)
-    return {name: state[name] for name in architecture.layout.names}
+    return {slot.name: state[slot.name] for slot in architecture.layout}
 
 
 def check(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]], folded: Mapping[str, Tensor]) -> None:

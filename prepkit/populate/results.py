@@ -70,7 +70,8 @@ def judge(setting: Setting, folded: dict[str, Tensor], items: Sequence[int]) -> 
     columns: dict[str, list[float]] = {}
     for split in SPLITS:
         if setting.task.splits.get(split):
-            found = setting.task.evaluate(lambda inputs: run(on_device, inputs), items, split)
+            size = setting.part or setting.training.batch_size
+            found = setting.task.evaluate(lambda inputs: run(on_device, inputs), items, split, size)
             prefix = "" if split == "test" else f"{split}_"
             columns |= {f"{prefix}{name}": values.tolist() for name, values in found.items()}
     return columns

@@ -24,7 +24,7 @@ from prepkit.populate.schedule import factor
 from prepkit.populate.training_spec import Training
 from prepkit.registry import Architecture
 from prepkit.tasks.randomness import stream_seed
-from prepkit.tasks.task import Task
+from prepkit.tasks.task import Batch, Task
 
 Tensors = dict[str, Tensor]
 
@@ -36,6 +36,7 @@ class Setting:
     task:   on the device, in the dtype that weights are to have
     runner: the forward of the trained network
     stack:  how many instances are run at once at most
+    part:   how many samples of a batch are run at once, their gradients added up; None for all
     """
 
     architecture: Architecture
@@ -44,6 +45,7 @@ class Setting:
     runner: Runner
     device: torch.device
     stack: int = 1
+    part: int | None = None
     dtype: torch.dtype = torch.float32
 
 
@@ -155,12 +157,13 @@ class Stack:
         total = torch.zeros(len(jobs), dtype=torch.float64, device=setting.device)
         for batch in setting.task.batches(seeds, items, self.epoch, training.batch_size):
             self.parameters.gradients.zero_()
-            with autocast(training, setting.device):
-                outputs = setting.runner(tensors, batch.inputs, training=True)
-            losses = setting.task.losses(outputs.to(setting.dtype), batch.targets)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            for inputs, targets, share in parts(batch, setting.part):
+                with autocast(training, setting.device):
+                    outputs = setting.runner(tensors, inputs, training=True)
+                losses = setting.task.losses(outputs.to(setting.dtype), targets) * share
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                total += losses.detach()
             self.optimiser.step(self.parameters, rates)
-            total += losses.detach()
         sums: list[float] = total.tolist()
         return sums
 
@@ -308,6 +311,16 @@ def stacked(rows: Sequence[Tensors], setting: Setting) -> Tensors:
         name: tensor.to(setting.device, setting.dtype if tensor.is_floating_point() else None)
         for name, tensor in joined.items()
     }
+
+
+def parts(batch: Batch, size: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Inputs, targets and share of a batch, so many samples at a time."""
+    count = batch.inputs.shape[1]
+    if size is None or size >= count:
+        yield batch.inputs, batch.targets, 1.0
+        return
+    for inputs, targets in zip(torch.split(batch.inputs, size, 1), torch.split(batch.targets, size, 1), strict=True):
+        yield inputs, targets, inputs.shape[1] / count
 
 
 def optimiser_of(training: Training) -> Optimiser:
