@@ -32,6 +32,21 @@ OWN_MEANINGS = {
     "shard": "index of its file in the `shards` of zoo.json",
     "row": "its row in that file",
 }
+MEANINGS_OF_TRAINING = {  # of the columns that `zoo train` writes; in other zoos they are the user's
+    "run": "the training that it is from; shared by all weights that are kept of one",
+    "item": "number of the data set of its own",
+    "seed": "of start, data order and augmentation",
+    "epoch": "after which its weights were taken",
+    "epochs": "of the whole training",
+    "schedule": "of the learning rate",
+    "precision": "of the forward pass in training",
+    "train_accuracy": "on all training data, without augmentation",
+    "train_loss": "the same",
+    "validation_accuracy": "on the validation data",
+    "validation_loss": "the same",
+    "accuracy": "on the test data",
+    "loss": "the same",
+}
 
 
 @dataclass(frozen=True)
@@ -167,8 +182,10 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
 
 
 def _columns(zoo: Zoo) -> list[str]:
+    trained = (zoo.manifest.provenance or {}).get("command") == "zoo train"
+    meanings = OWN_MEANINGS | MEANINGS_OF_TRAINING if trained else OWN_MEANINGS
     rows = [
-        (field.name, str(field.type), zoo.table[field.name].null_count, OWN_MEANINGS.get(field.name, ""))
+        (field.name, str(field.type), zoo.table[field.name].null_count, meanings.get(field.name, ""))
         for field in zoo.table.schema
     ]
     return _markdown(("column", "type", "missing", "meaning"), rows)

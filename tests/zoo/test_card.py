@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 from zoo_samples import bytes_of, write_zoo
 
+import prepkit
 from prepkit.api import open_zoo
 from prepkit.card import MARK, PICTURE, README, write_card
 from prepkit.errors import ZooError
@@ -150,3 +151,12 @@ def test_what_is_no_zoo_has_no_card(tmp_path):
     with pytest.raises(ZooError, match="no zoo"):
         write_card(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "meaning"), [("zoo train", "on the test data"), ("zoo create", "")])
+def test_columns_of_training_are_explained_where_training_wrote_them(tmp_path, command, meaning):
+    network = prepkit.architecture("resnet8@digits").build_folded()
+    with prepkit.ZooWriter(tmp_path / "zoo", width=64, provenance={"command": command}) as writer:
+        writer.add(network, split="train", accuracy=0.5)
+    write_card(tmp_path / "zoo")
+    assert f"| accuracy | double | 0 | {meaning} |" in text_of(tmp_path / "zoo")
