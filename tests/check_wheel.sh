@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: check_wheel.sh WHEEL. Installs the wheel in an empty environment outside the clone and packs a checkpoint there.
+# Usage: check_wheel.sh WHEEL. Installs the wheel in an empty environment outside the clone packs a checkpoint and trains a zoo there.
 set -euo pipefail
 wheel=$(realpath "$1")
 constraints=$(realpath "$(dirname "$0")/../constraints.txt")
@@ -33,4 +33,7 @@ trained.load_state_dict(torch.load("model.pt", weights_only=True))
 images = torch.randn(4, 3, 32, 32)
 torch.testing.assert_close(folded(images), trained(images), rtol=1e-4, atol=1e-4)
 PYTHON
+prepkit zoo specs | grep --quiet chairs_mini
+prepkit zoo train chairs_mini zoo --instances 1 --epochs 1  # needs no extra
+prepkit zoo verify zoo --rerun 2
 if ls "$(python -c 'import prepkit; print(prepkit.__path__[0])')/py.typed" > /dev/null; then echo "wheel: passed"; fi

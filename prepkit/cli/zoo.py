@@ -49,13 +49,16 @@ def info(folder: Path, as_json: bool) -> None:
 @folder
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads that read and hash. [default: up to 8]")
 @click.option("--rerun", "reruns", type=click.IntRange(min=1), metavar="N", help="Also run N instances on test data.")
+@click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="With --rerun: folder of the task's data.")
 @json_option
-def verify(folder: Path, jobs: int | None, reruns: int | None, as_json: bool) -> None:
+def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None, as_json: bool) -> None:
     """Compare every file with its sha256, and the table and all headers with the manifest.
 
     --rerun N also runs N instances on the test data of the zoo's task, if it is at hand, and compares the accuracy.
     Exit status 1 when a fault is found.
     """
+    if data is not None and reruns is None:
+        raise click.UsageError("--data goes with --rerun N.")
     from prepkit import verify as checks
 
     with _bytes_bar("verifying", folder, as_json) as progress:
@@ -64,7 +67,7 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, as_json: bool) ->
     if reruns is not None and found.ok:
         from prepkit.api import open_zoo
 
-        runs = checks.rerun(open_zoo(folder), reruns)
+        runs = checks.rerun(open_zoo(folder), reruns, data)
     if as_json:
         print_json(verification(found, runs))
     else:

@@ -6,6 +6,9 @@ as units finish, in any order.
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +22,7 @@ from prepkit.populate.units import Done, Unit, train_unit
 from prepkit.tasks.task import Task
 
 RETRIES = 3  # of a unit whose worker or machine is lost
+CONNECT_SECONDS = 10.0  # for a cluster's port to answer; Ray itself tries a dead address for ten minutes
 AHEAD = 4  # units in line for each that can run at once: workers never wait, and the driver's memory is bounded
 
 
@@ -78,7 +82,9 @@ def cluster(address: str) -> Iterator[Any]:
     connected = ray.is_initialized()
     if not connected:
         try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
+            knock(address)
+            # Only what we say ourselves is for the user's terminal: errors come as exceptions.
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             reason = (str(error).strip().splitlines() or ["no answer"])[0]
             raise ZooError(
@@ -89,6 +95,14 @@ def cluster(address: str) -> Iterator[Any]:
     finally:
         if not connected:
             ray.shutdown()
+
+
+def knock(address: str) -> None:
+    """Raise OSError unless somebody listens where a cluster is said to be; of "auto" and "local" Ray itself knows."""
+    place = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address
+    host, _, port = place.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal() and int(port) < 2**16:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def needed(engine: Engine, gpus: float) -> dict[str, Any]:

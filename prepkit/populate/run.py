@@ -7,7 +7,7 @@ folder holds
     training/record.json              what was begun (record.py)
     training/unit-<n>.safetensors     a unit on its way (units.py)
     training/done-<n>.safetensors     a finished one that waits (spool.py)
-    training/told.jsonl               attempts that diverged, and how the teacher turned out
+    training/told.jsonl               attempts that diverged, how the teacher turned out, accuracies so far
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Run:
         self.of = sum(len(unit.ids) for unit in units)
         self.left = [unit for unit in units if not writer.finished_ids.issuperset(unit.ids)]
         self.teacher = teacher_unit(spec, jobs.teacher, len(units))
-        self._accuracies: list[float] = []
+        self._accuracies = self.told.accuracies
 
     def train(self, execute: Executor, task: Task) -> None:
         """Train what is left, and write it in the order of the zoo."""
@@ -171,17 +171,27 @@ class Run:
         self.writer.add_stack(rows.tensors, architecture=known, ids=rows.ids, split=rows.splits, **rows.columns)
         done_file(self.folder, done.unit).unlink(missing_ok=True)
         self.left.pop(0)
-        self._accuracies += rows.columns.get("accuracy", [])
+        self.told.add({"unit": done.unit.number, "accuracies": rows.columns.get("accuracy", [])})
+        self._accuracies = self.told.accuracies
         self.progress.finished(self.standing)
 
 
 class Told:
-    """What is known only by training, and stands in the zoo at its end; appended to a file, which survives a kill."""
+    """What only training knows, and the zoo or the bar tells later; appended to a file, which survives a kill.
+
+    raises ZooError if the file is damaged
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        self.entries: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
+        content = file.read_bytes() if file.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:  # a kill cut the last line; what follows must not be joined to it
+            os.truncate(file, len(whole))
+        try:
+            self.entries: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise ZooError(f"{file}: is damaged: {error}. Delete '{file.parents[2]}' and train it again.") from None
 
     def add(self, entry: dict[str, Any]) -> None:
         """Keep an entry, once: a unit that was killed after it is trained, and tells it, again."""
@@ -195,6 +205,11 @@ class Told:
         """The attempts that were given up, in an order that does not depend on who was first."""
         gone = [entry["diverged"] for entry in self.entries if "diverged" in entry]
         return sorted(gone, key=lambda entry: (entry["run"], entry["epoch"], entry["seed"]))
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Of the instances finished so far."""
+        return [accuracy for entry in self.entries for accuracy in entry.get("accuracies", [])]
 
     @property
     def teacher(self) -> dict[str, Any] | None:

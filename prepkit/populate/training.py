@@ -172,7 +172,8 @@ class Stack:
         if self.setting.training.keep.kind != "best_validation":
             return
         items = [job.item for job in self.active_jobs]
-        found = self.setting.task.evaluate(self._run, items, "validation")
+        size = self.setting.part or self.setting.training.batch_size
+        found = self.setting.task.evaluate(self._run, items, "validation", size)
         accuracy, loss = found["accuracy"].tolist(), found["loss"].tolist()
         if self.best is None:
             count = len(self.active)

@@ -272,7 +272,7 @@ POISONED = 41  # the seed of the second job
 
 
 class Poisoned(Noise):
-    """Batches of one seed hold an infinite pixel from the second epoch on: its instance diverges, another seed's not."""
+    """Batches of one seed hold an infinite pixel from the second epoch on: its instance diverges."""
 
     def batch(self, seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         images, labels = super().batch(seed, epoch, step)
