@@ -53,6 +53,13 @@ class Runner:
         own = {name for name, _ in (*self.network.named_parameters(), *self.network.named_buffers())}
         return frozenset(self.network.state_dict().keys() - own)
 
+    @cached_property
+    def _constants(self) -> dict[str, Tensor]:
+        """Floating-point buffers that no state dict holds; they follow the dtype of the tensors."""
+        kept = self.network.state_dict()
+        buffers = self.network.named_buffers()
+        return {name: buffer for name, buffer in buffers if name not in kept and buffer.is_floating_point()}
+
     def __call__(self, tensors: Mapping[str, Tensor], inputs: Tensor, training: bool = False) -> Tensor:
         """Outputs `[K, B, ...]`.
 
@@ -66,10 +73,13 @@ class Runner:
             return network.call(tensors, inputs, shared, self.channels_last)
         count = next(iter(tensors.values())).shape[0]
         rows = {name: tensor.unbind(0) for name, tensor in tensors.items() if name not in self._aliases}
+        dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+        constants = {name: buffer.to(dtype) for name, buffer in self._constants.items()}
         outputs = []
         for index in range(count):
             given = self._laid_out(inputs if shared else inputs[index])
-            outputs.append(functional_call(network, {name: row[index] for name, row in rows.items()}, (given,)))
+            own = {name: row[index] for name, row in rows.items()}
+            outputs.append(functional_call(network, {**constants, **own}, (given,)))
         return torch.stack(outputs)
 
     def _laid_out(self, inputs: Tensor) -> Tensor:

@@ -66,6 +66,19 @@ class Attentive(nn.Module):
         return self.last(self.attention(inputs, inputs, inputs)[0].mean(1))
 
 
+class Constant(nn.Module):
+    """With buffers that its state dict does not hold, or that are no numbers to learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 5), nn.Linear(5, 2)
+        self.register_buffer("mixing", torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), persistent=False)
+        self.register_buffer("order", torch.tensor([2, 0, 1, 4, 3]))
+
+    def forward(self, inputs):
+        return self.last(torch.tanh(self.first(inputs @ self.mixing))[:, self.order])
+
+
 class Dropping(nn.Module):
     def __init__(self, rate=0.5):
         super().__init__()
@@ -79,7 +92,12 @@ def foreign(network, input_shape, **arguments):
     return architecture_from_callable(f"{__name__}:{network.__name__}", input_shape, arguments=arguments)
 
 
-FOREIGN = {"Normed": (Normed, (5,)), "Tied": (Tied, (5,)), "Attentive": (Attentive, (6, 4))}
+FOREIGN = {
+    "Normed": (Normed, (5,)),
+    "Tied": (Tied, (5,)),
+    "Attentive": (Attentive, (6, 4)),
+    "Constant": (Constant, (5,)),
+}
 
 
 def known(name):
@@ -112,7 +130,8 @@ def plain(architecture, prep):
         state[slot.name] = values[start : start + slot.size].view(slot.shape)
         start += slot.size
     state |= {alias: state[name] for alias, name in architecture.layout.ties}
-    network.load_state_dict(state)
+    integers = {name: buffer for name, buffer in network.named_buffers() if not buffer.is_floating_point()}
+    network.load_state_dict(state | integers)
     return network
 
 

@@ -239,6 +239,11 @@ def tied():
     return network
 
 
+def twice():
+    layer = nn.Linear(5, 5)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
@@ -290,6 +295,7 @@ UNSTACKABLE = {
     "own parameters": (Scaled, (5,), "Scaled holds 'scale' itself"),
     "a subclass": (lambda: nn.Sequential(Masked(5, 4)), (5,), "Masked holds 'weight' itself"),
     "tied parameters": (tied, (5,), "tied"),
+    "a layer under two names": (twice, (5,), "tied"),
     "no channels": (lambda: Network(lambda n, x: n.conv(x).amax(1), conv=nn.Conv2d(4, 5, 3)), IMAGES, "its output"),
     "tokens": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Flatten()), (3, 5), "its forward does not run on stacked"),
     "BatchNorm of nothing": (

@@ -89,7 +89,11 @@ def jobs(architecture: str, count: int, epochs: Sequence[int] = (3,), **changes:
     made = []
     for index in range(count):
         own = epochs[index % len(epochs)]
-        fixed: dict[str, Any] = {"learning_rate": 0.02 * (index + 1), "momentum": 0.9, "weight_decay": 0.01 * index}
+        fixed: dict[str, Any] = {
+            "learning_rate": 0.02 * (index + 1),
+            "momentum": 0.9 - index / 5,
+            "weight_decay": 0.01 * index,
+        }
         run = f"run-{index:05d}"
         made.append(Job(architecture, index, "train", 40 + index, index, own, run=run, kept_epochs=(own,), **fixed))
     return [replace(job, **changes) for job in made]
@@ -198,7 +202,7 @@ def test_three_steps_in_float32_are_equal_to_rounding() -> None:
         job = all_jobs[shot.position]
         expected = alone(prepkit.architecture("resnet8@digits"), own, job, ThreeSteps(torch.float32))
         assert all(tensor.dtype == torch.float32 for tensor in shot.tensors.values() if tensor.is_floating_point())
-        assert worst(counted(shot.tensors, expected), expected) < 1e-4  # measured: 8e-6
+        assert worst(counted(shot.tensors, expected), expected) < 2e-5  # at most 3.4e-6 in 15 instances
 
 
 @pytest.mark.parametrize("kind", ["exponential", "cosine", "shares"])
@@ -295,11 +299,10 @@ def test_a_diverged_instance_begins_anew_with_its_next_seed_and_the_others_do_no
     assert stack.jobs == [all_jobs[0], again, all_jobs[2]]
     assert sorted(shot.position for shot in stack.snapshots) == [0, 0, 1, 1, 2, 2]
     assert all(tensor.isfinite().all() for shot in stack.snapshots for tensor in shot.tensors.values())
-    if keep.kind == "last":
-        for shot in stack.snapshots:
-            states = list(alone_by_epoch(own, stack.jobs[shot.position], factors=[1, 0.5, 0.25]))
-            expected = states[shot.epoch - 1]
-            assert worst(counted(shot.tensors, expected), expected) < 1e-9
+    for shot in stack.snapshots:
+        states = list(alone_by_epoch(own, stack.jobs[shot.position], factors=[1, 0.5, 0.25]))
+        expected = states[shot.epoch - 1]  # which epoch is the best one, is compared above
+        assert worst(counted(shot.tensors, expected), expected) < 1e-9
 
 
 def test_a_learning_rate_that_is_too_large_diverges_alone() -> None:
@@ -322,6 +325,9 @@ def test_every_attempt_has_another_seed_and_the_others_are_trained_once() -> Non
     assert len({gone.seed for gone in stack.diverged}) == 101
     assert {gone.run for gone in stack.diverged} == {"run-00001"}
     assert [(shot.position, shot.epoch) for shot in stack.snapshots] == [(0, 2), (2, 2)]
+    for shot in stack.snapshots:
+        *_, expected = alone_by_epoch(own.training, all_jobs[shot.position])
+        assert worst(shot.tensors, expected) < 1e-9
 
 
 # Interruption -------------------------------------------------------------------------------------------------
@@ -421,6 +427,38 @@ class Dropping(nn.Module):
         return outputs
 
 
+class Odd(nn.Module):
+    """A third party's network with a tied and a frozen parameter, and buffers of three kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 64)
+        self.last = nn.Linear(64, CLASSES)
+        self.second.weight = self.first.weight
+        self.last.bias.requires_grad_(False)
+        self.register_buffer("mixing", torch.randn(64, 64) / 8, persistent=False)
+        self.register_buffer("order", torch.randperm(64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = torch.tanh(self.norm(self.first(images.flatten(1) @ self.mixing)))[:, self.order]
+        outputs: Tensor = self.last(torch.tanh(self.second(hidden)))
+        return outputs
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_third_partys_network_is_trained_as_by_the_loop(kind: str) -> None:
+    known = architecture_from_callable(f"{__name__}:Odd", (1, 8, 8))
+    own, all_jobs = TRAININGS[kind], jobs(known.name, 2, learning_rate=0.01)
+    made = trained(Setting(known, own, Noise(), runner(known, False, False, CPU), CPU, dtype=torch.float64), all_jobs)
+    for shot, job in zip(made.snapshots, all_jobs, strict=True):
+        expected = alone(known, own, job, Noise())
+        found = {**shot.tensors, "second.weight": shot.tensors["first.weight"]}
+        assert found.pop("mixing").shape == (64, 64)
+        assert torch.equal(found["order"], expected["order"])
+        assert torch.equal(found["last.bias"], expected["last.bias"])
+        assert worst(found, expected) < 1e-9
+
+
 def test_a_network_with_dropout_depends_on_its_seed_alone() -> None:
     known = architecture_from_callable(f"{__name__}:Dropping", (1, 8, 8))
     assert not is_stackable(known, folded=False)
@@ -433,7 +471,7 @@ def test_a_network_with_dropout_depends_on_its_seed_alone() -> None:
         results.append(trained(own, [job]).snapshots[0].tensors)
         assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(results[0][name], tensor) for name, tensor in results[1].items())
-    same_start = replace(other, seed=job.seed, learning_rate=job.learning_rate, weight_decay=job.weight_decay)
+    same_start = replace(job, index=other.index, item=other.item, run=other.run)
     assert torch.equal(trained(own, [same_start]).snapshots[0].tensors["last.weight"], results[0]["last.weight"])
     reseeded = replace(job, seed=job.seed + 1)
     assert not torch.equal(trained(own, [reseeded]).snapshots[0].tensors["last.weight"], results[0]["last.weight"])
@@ -468,20 +506,23 @@ def test_training_leaves_the_global_generator_alone() -> None:
 
 
 def test_bfloat16_reaches_the_accuracy_of_float32_on_digits() -> None:
-    """Mean over 12 instances after 6 epochs; weights, statistics and loss stay in float32."""
+    """Mean over 12 instances after 6 epochs; weights, statistics and loss stay in float32.
+
+    With other seeds the means are 0.849 to 0.883, and bfloat16's 0.016 above to 0.009 below float32's.
+    """
     record = prepkit.load_spec("digits_multi").task
     task = prepkit.load_task(record)
     known = prepkit.architecture("lenet_like@digits")
-    all_jobs = jobs(known.name, 12, epochs=(6,), learning_rate=0.05, weight_decay=5e-4)
-    means = {}
+    all_jobs = jobs(known.name, 12, epochs=(6,), learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
+    means: dict[str, Tensor] = {}
     for precision in ("float32", "bfloat16"):
         own = training(batch_size=64, precision=precision)
         stack = trained(Setting(known, own, task, runner(known, False, True, CPU), CPU, 12), all_jobs)
         tensors = stacked([shot.tensors for shot in sorted(stack.snapshots, key=lambda s: s.position)], stack.setting)
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
         run = partial(runner(known, False, True, CPU), tensors)
-        found = task.evaluate(run, range(12), "test")["accuracy"]
-        means[precision] = float(found.mean()), float(found.std())
-    print(means)
-    assert abs(means["bfloat16"][0] - means["float32"][0]) < 0.03
-    assert means["float32"][0] > 0.8
+        means[precision] = task.evaluate(run, range(12), "test")["accuracy"]
+    difference = means["bfloat16"] - means["float32"]
+    assert difference.count_nonzero() > 6  # it was another arithmetic
+    assert abs(difference.mean()) < 0.03
+    assert means["float32"].mean() > 0.83
