@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ def train(spec: str, folder: Path, as_json: bool, **settings: Any) -> None:
 
     bar = progress(as_json)
     try:
-        trained = train_zoo(spec, folder, progress=bar, **settings)
+        with redirect_stdout(sys.stderr):  # Ray prints of workers that are lost, on stdout
+            trained = train_zoo(spec, folder, progress=bar, **settings)
     except KeyboardInterrupt:
         bar.close()
         click.echo(f"interrupted; what is finished is kept in '{folder}'. The same command goes on.", err=True)
@@ -116,9 +118,8 @@ def progress(quiet: bool) -> Any:
             if self.lines:
                 self._say(f"training: {standing.of - standing.instances} of {standing.of} instances are left")
                 return
-            form = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-            self.bar = tqdm(total=work, desc="training", bar_format=form, disable=quiet)
-            self._beside(standing)
+            form = "{desc} {percentage:3.0f}%|{bar}| {unit} [{elapsed}<{remaining}]"
+            self.bar = tqdm(total=work, desc="training", bar_format=form, disable=quiet, unit=text_of(standing))
 
         def advance(self, work: float) -> None:
             """Move on by some work."""
@@ -147,7 +148,8 @@ def progress(quiet: bool) -> Any:
                 self.bar.close()
 
         def _beside(self, standing: Standing) -> None:
-            self.bar.set_postfix_str(text_of(standing))
+            self.bar.unit = text_of(standing)  # where tqdm's own postfix would begin with a comma
+            self.bar.refresh()
 
         def _line(self) -> None:
             if self.now is None:

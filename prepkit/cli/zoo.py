@@ -49,7 +49,9 @@ def info(folder: Path, as_json: bool) -> None:
 @folder
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads that read and hash. [default: up to 8]")
 @click.option("--rerun", "reruns", type=click.IntRange(min=1), metavar="N", help="Also run N instances on test data.")
-@click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="With --rerun: folder of the task's data.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="PATH", help="With --rerun: folder of the task's data."
+)
 @json_option
 def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None, as_json: bool) -> None:
     """Compare every file with its sha256, and the table and all headers with the manifest.

@@ -86,9 +86,9 @@ def cluster(address: str) -> Iterator[Any]:
             # Only what we say ourselves is for the user's terminal: errors come as exceptions.
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            reason = (str(error).strip().splitlines() or ["no answer"])[0]
+            reason = (str(error).strip().splitlines() or ["no answer"])[0].rstrip(".")
             raise ZooError(
-                f"no Ray cluster answers at '{address}': {reason} Start one (`ray start --head`), or use --ray local."
+                f"no Ray cluster answers at '{address}': {reason}. Start one (`ray start --head`), or use --ray local."
             ) from None
     try:
         yield ray

@@ -106,6 +106,22 @@ def check_same(record: Record, spec: Spec, device: torch.device | None, root: Pa
         raise ZooError(f"'{root}' was begun with {had}; here is {have}. Install those to go on, or begin anew.")
 
 
+def check_engine(record: Record, chosen: Engine, stack: int | None, threads: int | None, root: Path) -> None:
+    """Raise ZooError if another stack or number of threads is asked for than a training was begun with.
+
+    chosen: what would be chosen if it began now; stack, threads: None if none was asked for
+    """
+    had = record.engine
+    other_stack = stack is not None and dict(chosen.stacks) != dict(had.stacks)
+    if other_stack or (threads is not None and chosen.threads != had.threads):
+        sizes = ", ".join(f"{name} {size}" for name, size in had.stacks.items())
+        on = "" if had.threads is None else f" and {had.threads} threads"
+        raise ZooError(
+            f"'{root}' was begun with stacks of {sizes}{on}, and goes on so: others give other last bits. Leave out "
+            "--stack and --threads, or name another folder."
+        )
+
+
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     from prepkit import __version__

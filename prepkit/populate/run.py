@@ -26,7 +26,7 @@ from prepkit.errors import ZooError
 from prepkit.populate.engine import Engine, choose_engine
 from prepkit.populate.plan import Job, Plan, plan
 from prepkit.populate.progress import Progress, Standing
-from prepkit.populate.record import Record, begun, check_same, training_folder
+from prepkit.populate.record import Record, begun, check_engine, check_same, training_folder
 from prepkit.populate.spec import Spec, load_spec
 from prepkit.populate.spool import done_file, load_done, save_done
 from prepkit.populate.units import Done, Unit, train_unit, units_of
@@ -93,7 +93,10 @@ def train_zoo(
     task = load_task(loaded.task, None if data is None else Path(data))
     check_fit(loaded, task)
     jobs = plan(loaded)
-    engine = choose_engine(loaded, jobs, where, stack, threads) if record is None else record.engine
+    engine = choose_engine(loaded, jobs, where, stack, threads)
+    if record is not None:
+        check_engine(record, engine, stack, threads, root)
+        engine = record.engine
     record = record or Record.of(loaded, engine, where)
     with ZooWriter(
         root,
@@ -149,7 +152,7 @@ class Run:
         for gone in done.diverged:
             self.told.add({"diverged": asdict(gone)})
             self.progress.note(f"{gone.run} diverged with seed {gone.seed} after epoch {gone.epoch}: replaced.")
-        if done.unit is self.teacher:
+        if done.unit == self.teacher:
             columns = {name: values[0] for name, values in done.rows.columns.items() if name != "run"}
             self.told.add({"teacher": columns})
             tensors = {name: tensor[0] for name, tensor in done.rows.tensors.items()}

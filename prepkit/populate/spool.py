@@ -43,6 +43,8 @@ def load_done(unit: Unit, folder: Path) -> Done | None:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads(opened.metadata()["facts"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
+        if tuple(facts["ids"]) != unit.ids:
+            raise ZooError("it is of other instances")
         rows = Rows(facts["ids"], facts["splits"], tensors, facts["columns"])
         return Done(unit, rows, [Diverged(**gone) for gone in facts["diverged"]])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:

@@ -103,7 +103,7 @@ def train_unit(
         resume(stack, unit, file)
     saved = time.monotonic()
     epoch_work = unit.work(task) / max(1, sum(job.epochs for job in unit.jobs))
-    before = len(stack.active)
+    before = len(stack.active) or len(stack.waiting)
 
     def after_epoch(stack: Stack) -> None:
         nonlocal saved, before
@@ -176,7 +176,7 @@ def resume(stack: Stack, unit: Unit, file: Path) -> None:
         if facts.pop("runs") != [job.run for job in unit.jobs]:
             raise ZooError("it is of other instances")
         stack.restore(tensors, facts)
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise ZooError(f"{file}: cannot be gone on with: {error}. Delete it to train these instances anew.") from None
 
 
