@@ -1,0 +1,275 @@
+"""The losses of NetSpace: Eq. 1 to 12 of Learning the Space of Deep Models, one function an equation.
+
+    pairs, factors = boundary_pairs(class_ids, 4), gammas(4)
+    latent_PGE = interpolate(latent_NE, pairs, factors)
+    ...                     # decode, run the predicted instances on the images
+    loss = loss_multi(
+        loss_kd(p_NBC, t_star_BC, y_B),
+        loss_class(c_p_NA, c_t_N),
+        loss_gamma(c_p_PGA, factors, p_PGBC, t_star_BC, y_B),
+    )
+
+Shapes: N instances, B samples, C classes of the task, D values of a signal, A architectures, E embedding values,
+P pairs of boundary instances, G interpolation factors. Symbols are the paper's: p, t and t* are logits of the
+predicted, the target and the teacher network, y labels; c_p logits and c_t ClassIds; A and B the boundaries.
+
+Reduction: a function gives one value an instance (or a pair and factor), averaged across its samples; `loss_multi` adds
+them up, and in the single-architecture setting the mean is taken. Teacher, targets and labels come once for all
+instances, `[B, ...]`, or for each of them, `[N, B, ...]`. CE(softmax(p), y) in the paper is the cross entropy of those
+probabilities: logits are given here, and softmax is taken once.
+
+How Eq. 7 to 12 are read: boundaries are the smallest and the largest ClassId of all A architectures, 0 and A - 1, not
+of the batch. Each instance of ClassId 0 is paired with each of ClassId A - 1. On the line from the first (gamma = 0) to
+the second (gamma = 1) lie G = A - 2 points, gamma = i / (A - 1), where ClassId i is asked for: ClassIds rise along the
+line, with or without instances of those between. The ends have their own losses (Eq. 3 to 6); a point between has no
+target instance, so it learns from its ClassId, the teacher and the labels. Gradients reach both ends. For A = 2 there
+are no points, and without a pair in the batch none either: the sum is 0.
+"""
+
+# ruff: noqa: N803, N806 - names of tensors end in their axes
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+import prepkit
+
+TEMPERATURE = 4.0  # T, supplementary IV
+ALPHA = 0.9  # section IV
+TOLERANCE = 1e-6  # of an interpolated ClassId; gammas are rounded, ClassIds whole
+
+
+class LossError(prepkit.PrepkitError, ValueError):
+    """Tensors or ClassIds that were given to a loss do not go together."""
+
+
+# Outputs of instances: Eq. 1 to 5 --------------------------------------------------------------------------------
+
+
+def loss_pred(p_NBC: Tensor, t_NBC: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Eq. 1, L_pred: KL(softmax(t / T) || softmax(p / T)) T^2, averaged across samples.
+
+    p_NBC:   logits of the predicted instances
+    t_NBC:   logits of their target instances
+    returns `[N]`
+    The paper writes the arguments the other way round; this is the distillation divergence that its code computes.
+    """
+    return _distillation(p_NBC, t_NBC, temperature)
+
+
+def loss_pred_signal(y_p_NBD: Tensor, y_t_NBD: Tensor) -> Tensor:
+    """Eq. 2, L_pred of signals: MSE(y_p, y_t) over samples and their D values.
+
+    y_p_NBD: outputs of the predicted instances
+    y_t_NBD: outputs of their target instances for the same inputs
+    returns `[N]`
+    """
+    _check("outputs", y_p_NBD, y_t_NBD)
+    return (_precise(y_p_NBD) - _precise(y_t_NBD)).square().mean(dim=(-2, -1))
+
+
+def loss_pred_star(p_NBC: Tensor, t_star_BC: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Eq. 3, L*_pred: KL(softmax(t* / T) || softmax(p / T)) T^2, averaged across samples.
+
+    p_NBC:     logits of the predicted instances
+    t_star_BC: logits of the teacher
+    returns   `[N]`
+    """
+    return _distillation(p_NBC, t_star_BC, temperature)
+
+
+def loss_task(p_NBC: Tensor, y_B: Tensor) -> Tensor:
+    """Eq. 4, L_task: CE(softmax(p), y), averaged across samples.
+
+    p_NBC:   logits of the predicted instances
+    y_B:     labels, int64
+    returns `[N]`
+    """
+    return _cross_entropy(p_NBC, y_B).mean(dim=-1)
+
+
+def loss_kd(
+    p_NBC: Tensor, t_star_BC: Tensor, y_B: Tensor, temperature: float = TEMPERATURE, alpha: float = ALPHA
+) -> Tensor:
+    """Eq. 5, L_kd: alpha L*_pred + (1 - alpha) L_task.
+
+    p_NBC:     logits of the predicted instances
+    t_star_BC: logits of the teacher
+    y_B:       labels, int64
+    returns   `[N]`
+    """
+    return alpha * loss_pred_star(p_NBC, t_star_BC, temperature) + (1 - alpha) * loss_task(p_NBC, y_B)
+
+
+# ClassIds: Eq. 6 -------------------------------------------------------------------------------------------------
+
+
+def loss_class(c_p_NA: Tensor, c_t_N: Tensor) -> Tensor:
+    """Eq. 6, L_class: CE(softmax(c_p), c_t).
+
+    c_p_NA:  logits of the ClassId classifier
+    c_t_N:   ClassIds of the target instances, int64
+    returns `[N]`
+    """
+    return _cross_entropy(c_p_NA, c_t_N)
+
+
+# The line between boundaries: Eq. 7 to 12 ------------------------------------------------------------------------
+
+
+def gammas(num_architectures: int) -> tuple[float, ...]:
+    """Eq. 12: gamma = i / (A - 1) for i = 1 .. A - 2, so none for A = 2.
+
+    raises LossError for fewer than 2 architectures
+    """
+    if num_architectures < 2:
+        raise LossError(f"{num_architectures} architectures have no boundaries to interpolate between; use at least 2.")
+    return tuple(i / (num_architectures - 1) for i in range(1, num_architectures - 1))
+
+
+def boundary_pairs(class_ids: Sequence[int], num_architectures: int) -> list[tuple[int, int]]:
+    """Positions (a, b) in the batch of all pairs of an instance of ClassId 0 and one of ClassId A - 1.
+
+    class_ids: of the N target instances of the batch, from the zoo's table; no device has to be waited for
+    raises LossError for a ClassId that is not among 0 .. A - 1
+    """
+    for class_id in class_ids:
+        if not 0 <= class_id < num_architectures:
+            raise LossError(
+                f"ClassId {class_id} is in the batch, but {num_architectures} architectures have ClassIds 0 to "
+                f"{num_architectures - 1}; give the number of all architectures of the zoo's registry."
+            )
+    first = [position for position, class_id in enumerate(class_ids) if class_id == 0]
+    last = [position for position, class_id in enumerate(class_ids) if class_id == num_architectures - 1]
+    return [(a, b) for a in first for b in last]
+
+
+def interpolate(latent_NE: Tensor, pairs: Sequence[tuple[int, int]], factors: Sequence[float]) -> Tensor:
+    """e^gamma = (1 - gamma) e^A + gamma e^B, for each pair (a, b) of positions and each factor: `[P, G, E]`."""
+    if not pairs or not factors:
+        return latent_NE.new_zeros(len(pairs), len(factors), latent_NE.shape[1])
+    # Taken one by one: a tensor of positions or factors would be copied to the device, and the host would wait for it.
+    e_A_PE = torch.stack([latent_NE[a] for a, _ in pairs])
+    e_B_PE = torch.stack([latent_NE[b] for _, b in pairs])
+    return torch.stack([(1 - gamma) * e_A_PE + gamma * e_B_PE for gamma in factors], dim=1)
+
+
+def interpolated_class_ids(factors: Sequence[float], num_architectures: int) -> tuple[int, ...]:
+    """c_t^gamma = (1 - gamma) c^A + gamma c^B of the boundaries c^A = 0 and c^B = A - 1, for each factor.
+
+    raises LossError for a factor that leads to no ClassId
+    """
+    class_ids = []
+    for gamma in factors:
+        class_id = gamma * (num_architectures - 1)
+        if abs(class_id - round(class_id)) > TOLERANCE or not 0 <= round(class_id) < num_architectures:
+            raise LossError(
+                f"gamma {gamma:g} leads to ClassId {class_id:g}, which none of {num_architectures} architectures has; "
+                f"use gammas({num_architectures})."
+            )
+        class_ids.append(round(class_id))
+    return tuple(class_ids)
+
+
+def loss_class_gamma(c_p_PGA: Tensor, factors: Sequence[float]) -> Tensor:
+    """Eq. 7, L_class^gamma: CE(softmax(c_p^gamma), c_t^gamma).
+
+    c_p_PGA: logits of the ClassId classifier at the interpolated embeddings
+    factors: gamma for each of the G points, from `gammas`
+    returns `[P, G]`
+    raises LossError for a factor that leads to no ClassId
+    """
+    c_t_G = torch.zeros(len(factors), dtype=torch.int64, device=c_p_PGA.device)
+    for position, class_id in enumerate(interpolated_class_ids(factors, c_p_PGA.shape[-1])):
+        c_t_G[position] = class_id  # a number goes to the device without the host waiting
+    return _cross_entropy(c_p_PGA, c_t_G)
+
+
+def loss_pred_gamma(p_PGBC: Tensor, t_star_BC: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Eq. 8, L_pred^gamma: KL(softmax(t* / T) || softmax(p^gamma / T)) T^2, averaged across samples.
+
+    p_PGBC:    logits of the instances predicted from the interpolated embeddings
+    t_star_BC: logits of the teacher
+    returns   `[P, G]`
+    """
+    return _distillation(p_PGBC, t_star_BC, temperature)
+
+
+def loss_task_gamma(p_PGBC: Tensor, y_B: Tensor) -> Tensor:
+    """Eq. 9, L_task^gamma: CE(softmax(p^gamma), y), averaged across samples.
+
+    p_PGBC:  logits of the instances predicted from the interpolated embeddings
+    y_B:     labels, int64
+    returns `[P, G]`
+    """
+    return _cross_entropy(p_PGBC, y_B).mean(dim=-1)
+
+
+def loss_kd_gamma(
+    p_PGBC: Tensor, t_star_BC: Tensor, y_B: Tensor, temperature: float = TEMPERATURE, alpha: float = ALPHA
+) -> Tensor:
+    """Eq. 10, L_kd^gamma: alpha L_pred^gamma + (1 - alpha) L_task^gamma; arguments as there, `[P, G]`."""
+    return alpha * loss_pred_gamma(p_PGBC, t_star_BC, temperature) + (1 - alpha) * loss_task_gamma(p_PGBC, y_B)
+
+
+def loss_gamma(
+    c_p_PGA: Tensor,
+    factors: Sequence[float],
+    p_PGBC: Tensor,
+    t_star_BC: Tensor,
+    y_B: Tensor,
+    temperature: float = TEMPERATURE,
+    alpha: float = ALPHA,
+) -> Tensor:
+    """Eq. 11, L^gamma: L_class^gamma + L_kd^gamma, for each pair and factor; arguments as there, `[P, G]`."""
+    return loss_class_gamma(c_p_PGA, factors) + loss_kd_gamma(p_PGBC, t_star_BC, y_B, temperature, alpha)
+
+
+def loss_multi(loss_kd_N: Tensor, loss_class_N: Tensor, loss_gamma_PG: Tensor) -> Tensor:
+    """The final loss (after Eq. 12): the sum of L_kd and L_class over instances and of L^gamma over pairs and factors.
+
+    loss_gamma_PG: may be empty
+    returns a scalar
+    """
+    return loss_kd_N.sum() + loss_class_N.sum() + loss_gamma_PG.sum()
+
+
+# What the equations share ----------------------------------------------------------------------------------------
+
+
+def _precise(values: Tensor) -> Tensor:
+    """Float32 at least: in bfloat16 softmax and KL gave -0.088 for 0.003, and a gradient at cosine 0.92."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _distillation(predicted: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(target / T) || softmax(predicted / T)) T^2 `[...]` of logits `[..., B, C]`, averaged over B."""
+    _check("logits", predicted, target)
+    log_predicted = log_softmax(_precise(predicted) / temperature, dim=-1)
+    log_target = log_softmax(_precise(target) / temperature, dim=-1)
+    divergence = (log_target.exp() * (log_target - log_predicted)).sum(dim=-1)
+    # T^2 keeps soft-target gradients on the scale of the hard ones as T varies (Hinton et al., 2015).
+    return divergence.mean(dim=-1) * temperature**2
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(logits)[label] `[..., B]` of logits `[..., B, C]` and labels `[..., B]` or `[B]`."""
+    if labels.dim() == 0 or labels.shape != logits.shape[:-1][-labels.dim() :]:
+        raise LossError(
+            f"labels of {list(labels.shape)} do not go with logits of {list(logits.shape)}; "
+            f"give one for each row: {list(logits.shape[:-1])}, or its last axes."
+        )
+    labels = labels.expand(logits.shape[:-1])
+    return -log_softmax(_precise(logits), dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def _check(what: str, predicted: Tensor, target: Tensor) -> None:
+    if target.dim() < 2 or target.shape != predicted.shape[-target.dim() :]:
+        raise LossError(
+            f"target {what} of {list(target.shape)} do not go with predicted {what} of {list(predicted.shape)}; "
+            f"give {list(predicted.shape)}, or its last axes: {list(predicted.shape[-2:])}."
+        )

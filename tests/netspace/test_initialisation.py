@@ -1,0 +1,113 @@
+"""The starts of a NetSpace: their distributions, and that embeddings differ where they are asked to."""
+
+import pytest
+import torch
+
+import prepkit
+from netspace.initialisation import InitialisationError, start_from_preps
+from netspace.network import Decoder, NetSpace
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def test_the_papers_start_of_scale_and_bias():
+    decoder = Decoder(32, 1024, 256)
+    assert decoder.scale.std().item() == pytest.approx(1e-3, rel=0.02)
+    assert abs(decoder.scale.mean().item()) < 3e-5
+    assert decoder.bias.min() >= 0
+    assert 0.0099 < decoder.bias.max() < 0.01
+    assert decoder.bias.mean().item() == pytest.approx(5e-3, rel=0.02)
+
+
+def test_the_start_for_small_zoos():
+    decoder = Decoder(32, 1024, 256, initialisation="small_zoos")
+    assert decoder.scale.std().item() == pytest.approx(0.01, rel=0.02)
+    assert decoder.bias.std().item() == pytest.approx(0.1, rel=0.02)
+    assert abs(decoder.bias.mean().item()) < 3e-3
+
+
+@pytest.fixture
+def signals():
+    """PReps of freshly initialised sine MLPs that differ as trained ones would: a layout and 40 PReps."""
+    sine = prepkit.architecture("sine_mlp@sdf_small")
+    layout = prepkit.Layout.of(sine.build())
+    shape = layout.shape(width=64)
+    preps = torch.stack([layout.pack(sine.build().state_dict(), shape) for _ in range(40)])
+    return layout, shape, preps
+
+
+def test_a_start_from_preps(signals):
+    layout, shape, preps = signals
+    netspace = NetSpace(height=shape.height, width=shape.width, embedding_size=256, num_architectures=2)
+    classifier = {name: value.clone() for name, value in netspace.classifier.state_dict().items()}
+    before = netspace.encode(preps).std(0)
+    start_from_preps(netspace, preps, preps[7], layout)
+    deviation, mean = torch.std_mean(netspace.encode(preps), dim=0)
+    assert before.max() < 0.1
+    torch.testing.assert_close(mean, torch.ones(256), rtol=0, atol=5e-3)
+    torch.testing.assert_close(deviation, torch.ones(256), rtol=0, atol=5e-3)
+    for name, value in netspace.classifier.state_dict().items():
+        assert torch.equal(value, classifier[name])
+    assert all(parameter.requires_grad for parameter in netspace.parameters())
+
+    decoder = netspace.decoder
+    assert torch.equal(decoder.bias, preps[7])
+    scale, values = decoder.scale.flatten(), preps.flatten(1)
+    for slot in layout:
+        expected = values[:, slot.start : slot.stop].double().std().item() * 0.3
+        assert scale[slot.start : slot.stop].tolist() == pytest.approx([expected] * slot.size, rel=1e-5)
+    assert not scale[layout.total :].any()
+    # Every prediction is near the instance, and no two are the same.
+    predicted = netspace.decode(netspace.encode(preps[:4]))
+    assert ((predicted - preps[7]) / decoder.scale.clamp(min=1e-9)).std().item() == pytest.approx(1.5, rel=0.4)
+    assert not predicted.flatten(1)[:, layout.total :].any()
+    assert (predicted[0] - predicted[1]).abs().max() > 1e-3
+
+
+def test_kaiming_convolutions(signals):
+    """Variance 2 / (1 + slope^2) / inputs where LeakyReLU follows, 1 / inputs at the decoder's end; biases 0."""
+    layout, shape, preps = signals
+    netspace = NetSpace(height=shape.height, width=shape.width, embedding_size=256)
+    start_from_preps(netspace, preps, preps[0], layout)
+    layers = [*list(netspace.encoder.children())[1:3], *netspace.decoder.children()]
+    for layer in layers:
+        inputs = layer.weight[0].numel()
+        expected = (1.0 if layer is netspace.decoder.conv4 else 2 / (1 + 0.01**2)) / inputs
+        assert layer.weight.var().item() == pytest.approx(expected, rel=0.15)
+        assert not layer.bias.any()
+
+
+def test_the_same_seed_gives_the_same_start(signals):
+    layout, shape, preps = signals
+    starts = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        netspace = NetSpace(height=shape.height, width=shape.width, embedding_size=256)
+        start_from_preps(netspace, preps, preps[0], layout)
+        starts.append(netspace.state_dict())
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+
+
+def test_a_start_that_cannot_be(signals):
+    layout, shape, preps = signals
+    netspace = NetSpace(height=shape.height, width=shape.width, embedding_size=256)
+    with pytest.raises(InitialisationError, match="needs at least 2 of 72 x 64"):
+        start_from_preps(netspace, preps[:1], preps[0], layout)
+    with pytest.raises(InitialisationError, match=r"found \[40, 4, 64\] and \[72, 64\]"):
+        start_from_preps(netspace, preps[:, :4], preps[0], layout)
+    with pytest.raises(InitialisationError, match=r"is the same for all 3 PReps.*give more PReps"):
+        start_from_preps(netspace, preps[:1].expand(3, -1, -1), preps[0], layout)
+    other = prepkit.Layout.of(prepkit.architecture("lenet_like@cifar10").build())
+    with pytest.raises(InitialisationError, match="a layout of 62,006 values does not fit PReps of 72 x 64"):
+        start_from_preps(netspace, preps, preps[0], other)
