@@ -196,16 +196,21 @@ class Stack:
         stay = []
         for index, (position, job) in enumerate(zip(self.active, self.active_jobs, strict=True)):
             if not (finite[index] and math.isfinite(losses[index])):
-                self.diverged.append(Diverged(job.run, job.seed, self.epoch))
-                self.attempts[position] += 1
-                self.waiting.append(position)
-                self.snapshots = [shot for shot in self.snapshots if shot.position != position]
+                self.give_up(position, self.epoch)
                 continue
             if self.epoch in job.kept_epochs:
                 self.snapshots.append(self._snapshot(index, position))
             if self.epoch < job.epochs:
                 stay.append(index)
         self.keep(stay)
+
+    def give_up(self, position: int, epoch: int) -> None:
+        """Drop all that is kept of a job's attempt, which diverged, and let its next seed wait for its turn."""
+        job = self.jobs[position]
+        self.diverged.append(Diverged(job.run, job.seed, epoch))
+        self.attempts[position] += 1
+        self.waiting.append(position)
+        self.snapshots = [shot for shot in self.snapshots if shot.position != position]
 
     def _finite_instances(self) -> list[bool]:
         finite = torch.ones(len(self.active), dtype=torch.bool, device=self.setting.device)

@@ -6,6 +6,7 @@ Shapes: K instances.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,9 +118,24 @@ def train_unit(
         keep_freed_memory()
     tell(epoch_work * done_epochs(stack))
     with threads(engine.threads):
-        stack.run(after_epoch)
-        rows = rows_of(setting, stack.jobs, stack.snapshots)
+        rows = finished_rows(stack, after_epoch)
     return Done(unit, rows, stack.diverged)
+
+
+def finished_rows(stack: Stack, after_epoch: Callable[[Stack], None]) -> Rows:
+    """Train until every row can be judged: weights may be finite, and outputs on data that training never saw not."""
+    while True:
+        stack.run(after_epoch)
+        rows = rows_of(stack.setting, stack.jobs, stack.snapshots)
+        losses = [values for name, values in rows.columns.items() if name.endswith("loss")]
+        infinite = {
+            run for run, *each in zip(rows.columns["run"], *losses, strict=True) if not all(map(math.isfinite, each))
+        }
+        if not infinite:
+            return rows
+        for position, job in enumerate(stack.jobs):
+            if job.run in infinite:
+                stack.give_up(position, job.epochs)
 
 
 def setting_of(unit: Unit, task: Task, engine: Engine, device: torch.device) -> Setting:

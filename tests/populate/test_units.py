@@ -1,6 +1,7 @@
 """Units: which there are, what is kept of one that is interrupted, and that it ends the same."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from killed_training import BEST, CHAIRS, KILLED, LAST, TRAJECTORY, spec
 
 from prepkit.errors import ZooError
-from prepkit.populate import units
+from prepkit.populate import results, units
 from prepkit.populate.engine import choose_engine
 from prepkit.populate.plan import plan
 from prepkit.populate.training import Stack
@@ -181,3 +182,24 @@ def test_a_unit_is_trained_on_the_threads_of_its_engine(monkeypatch, count):
     )
     train_unit(unit, task, replace(engine, threads=count), CPU)
     assert found == {count}
+
+
+def test_an_instance_whose_loss_on_unseen_data_is_infinite_has_diverged(monkeypatch):
+    (unit, *_), task, engine = parts()
+    first, second = unit.jobs
+    judge = results.judge
+
+    def judged(setting, folded, items):
+        columns = judge(setting, folded, items)
+        if not calls:
+            columns["validation_loss"] = [columns["validation_loss"][0], math.inf]
+        calls.append(len(items))
+        return columns
+
+    calls = []
+    monkeypatch.setattr(results, "judge", judged)
+    done = train_unit(unit, task, engine, CPU)
+    assert calls == [2, 2]
+    assert [(gone.run, gone.seed, gone.epoch) for gone in done.diverged] == [(second.run, second.seed, second.epochs)]
+    assert done.rows.columns["seed"] == [first.seed, second.reseeded(1).seed]
+    assert all(math.isfinite(loss) for loss in done.rows.columns["validation_loss"])
