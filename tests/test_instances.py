@@ -25,13 +25,7 @@ CPU = torch.device("cpu")
 NAMES = ["lenet_like@digits", "resnet8@digits", "sine_mlp@sdf_small", "resnet8@cifar10"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """On shared cores, threads that wait for each other take longer than tensors of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Normed(nn.Module):

@@ -24,13 +24,7 @@ LARGE = ["resnet56@cifar10", "resnet32@tiny_imagenet", "resnet56@tiny_imagenet"]
 LIMIT = 1e-9
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """On shared cores, threads that wait for each other take longer than tensors of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def values(network, count, seed=0):

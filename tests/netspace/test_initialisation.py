@@ -7,13 +7,7 @@ import prepkit
 from netspace.initialisation import InitialisationError, start_from_preps
 from netspace.network import Decoder, NetSpace
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,7 @@ T, ALPHA = 4.0, 0.9
 N, B, C, A, P = 3, 4, 5, 4, 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def leaf(*shape, seed=0):

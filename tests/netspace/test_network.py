@@ -23,12 +23,7 @@ SIZES = [(4, 8), (8, 24), (12, 40), (44, 64), (88, 128), (8, 512), (8, 10_000), 
 EMBEDDINGS = [256, 1024, 4096, 16_384]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

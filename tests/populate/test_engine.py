@@ -19,13 +19,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = {"lenet_like@digits": 9, "resnet8@digits": 7}  # instances in the sample spec
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """On shared cores, threads that wait for each other take longer than tensors of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def chosen(own, **asked):

@@ -11,14 +11,7 @@ from prepkit.populate import folding
 from prepkit.populate.folding import fold_stack
 from prepkit.registry import architecture_from_callable
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """On shared cores, threads that wait for each other take longer than tensors of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TwoNorms(nn.Module):

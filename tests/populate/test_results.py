@@ -40,13 +40,7 @@ ADAM = Training(
 SPLITS = ("train", "test", "validation")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """On shared cores, threads that wait for each other take longer than tensors of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
