@@ -216,8 +216,9 @@ class Told:
 
     @property
     def teacher(self) -> dict[str, Any] | None:
-        """The columns of the teacher."""
-        return next((entry["teacher"] for entry in self.entries if "teacher" in entry), None)
+        """The columns of the teacher; of the last one, as a kill may have come between telling and keeping it."""
+        told = [entry["teacher"] for entry in self.entries if "teacher" in entry]
+        return told[-1] if told else None
 
 
 def executor(task: Task, engine: Engine, device: torch.device, run: Run, ray: str | None, gpus: float) -> Executor:

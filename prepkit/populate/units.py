@@ -95,7 +95,8 @@ def train_unit(
     task:   on the device
     folder: where a training that is interrupted leaves what it needs to go on; None to begin anew then
     tell:   called after each epoch with the work that it was
-    raises ZooError if instances diverge whatever their seed, UnfoldableNetwork, VerificationError
+    raises ZooError if instances diverge whatever their seed or do not fit the memory, UnfoldableNetwork,
+    VerificationError
     """
     setting = setting_of(unit, task, engine, device)
     stack = Stack(setting, unit.jobs)
@@ -118,7 +119,13 @@ def train_unit(
         keep_freed_memory()
     tell(epoch_work * done_epochs(stack))
     with threads(engine.threads):
-        rows = finished_rows(stack, after_epoch)
+        try:
+            rows = finished_rows(stack, after_epoch)
+        except torch.OutOfMemoryError:
+            raise ZooError(
+                f"{setting.stack} instances of {unit.architecture} at once, {unit.training.batch_size} samples each, "
+                f"do not fit the memory of {device}. Train them into a new folder with a smaller --stack."
+            ) from None
     return Done(unit, rows, stack.diverged)
 
 

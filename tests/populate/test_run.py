@@ -17,7 +17,7 @@ from prepkit.errors import ZooError
 from prepkit.populate import run as running
 from prepkit.populate.plan import STRIDE, plan
 from prepkit.populate.progress import Progress
-from prepkit.populate.run import train_zoo
+from prepkit.populate.run import Told, train_zoo
 from prepkit.populate.training import Stack
 from prepkit.populate.units import train_unit
 from prepkit.verify import rerun, verify
@@ -158,7 +158,7 @@ def test_a_trial_of_digits_unseen_registers_what_it_does_not_train(tmp_path):
     assert {row["architecture"] for row in zoo.table.to_pylist()} == {"lenet_like@digits", "resnet14@digits"}
     assert {row["epochs"] for row in zoo.table.to_pylist()} == {1}
     assert zoo.manifest.provenance["sizes"] == {"instances": 1, "epochs": 1}
-    assert zoo.teacher is not None
+    assert sum(parameter.numel() for parameter in zoo.teacher.parameters()) == 68_250  # a ResNet20
     assert verify(tmp_path / "zoo").ok
 
 
@@ -496,3 +496,10 @@ def test_numbers_below_one(tmp_path, what):
 def test_a_device_that_is_not_there(tmp_path, name):
     with pytest.raises(ZooError, match=f"device '{name}' cannot be used here: "):
         trained(tmp_path / "zoo", TEXTS["last"], device=name)
+
+
+def test_of_a_teacher_trained_twice_the_last_counts(tmp_path):
+    told = Told(tmp_path / "told.jsonl")
+    for accuracy in (0.5, 0.75):
+        told.add({"teacher": {"accuracy": accuracy}})
+    assert Told(told.file).teacher == {"accuracy": 0.75}

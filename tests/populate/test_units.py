@@ -203,3 +203,16 @@ def test_an_instance_whose_loss_on_unseen_data_is_infinite_has_diverged(monkeypa
     assert [(gone.run, gone.seed, gone.epoch) for gone in done.diverged] == [(second.run, second.seed, second.epochs)]
     assert done.rows.columns["seed"] == [first.seed, second.reseeded(1).seed]
     assert all(math.isfinite(loss) for loss in done.rows.columns["validation_loss"])
+
+
+def test_too_little_memory_is_told_with_what_to_do(monkeypatch):
+    (unit, *_), task, engine = parts()
+
+    def exhausted(stack, tell):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(Stack, "run", exhausted)
+    with pytest.raises(
+        ZooError, match=r"2 instances of lenet_like@digits at once, \d+ samples each, do not fit .*--stack"
+    ):
+        train_unit(unit, task, engine, CPU)
