@@ -73,9 +73,9 @@ class ShapeTask:
         self.record: Mapping[str, Any] = {**record, **source.facts}
         self.splits: Mapping[str, int] = self.checked.sizes
         self._source = source
-        self._device, self._dtype = torch.device(device), dtype
+        self.device, self._dtype = torch.device(device), dtype
         self._slots: OrderedDict[int, int] = OrderedDict()  # item -> row of _rows
-        self._rows = torch.empty(0, sum(self.splits.values()), 4, device=self._device)
+        self._rows = torch.empty(0, sum(self.splits.values()), 4, device=self.device)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """The same task with its points on a device and its batches in a dtype, float32 if missing."""
@@ -98,7 +98,7 @@ class ShapeTask:
         for _ in range(self.checked.steps_per_epoch):
             first = torch.tensor(self.prepare(items))[:, None] * self._rows.shape[1]  # [K, 1]
             draws = torch.stack([torch.randint(half, (batch_size,), generator=stream) for stream in streams])
-            places = (first + side + draws).to(self._device, non_blocking=True)
+            places = (first + side + draws).to(self.device, non_blocking=True)
             points = self._rows.view(-1, 4)[places].to(self._dtype)
             yield Batch(points[..., :3], points[..., 3:])
 
@@ -158,7 +158,7 @@ class ShapeTask:
     def _make_room(self, wanted: Sequence[int], missing: Sequence[int]) -> None:
         """Fill rows with the missing shapes, in place of those that were not asked for longest."""
         if len(wanted) > len(self._rows):
-            more = torch.empty(len(wanted) - len(self._rows), *self._rows.shape[1:], device=self._device)
+            more = torch.empty(len(wanted) - len(self._rows), *self._rows.shape[1:], device=self.device)
             self._rows = torch.cat([self._rows, more])
         idle = [item for item in self._slots if item not in wanted]
         for item in idle[: max(0, len(self._slots) + len(missing) - len(self._rows))]:
@@ -169,7 +169,7 @@ class ShapeTask:
             found = torch.from_numpy(np.concatenate([parts[split] for split in self.splits]))
             if self.checked.clamp is not None:
                 found[:, 3].clamp_(-self.checked.clamp, self.checked.clamp)
-            self._rows[row] = found.to(self._device)
+            self._rows[row] = found.to(self.device)
             self._slots[item] = row
 
     def _part(self, split: str) -> slice:

@@ -45,6 +45,7 @@ class Task(Protocol):
     input_shape: of one input
     num_outputs: of a network for this task
     splits:      number of samples of "train", "validation" and "test"
+    device:      where its data are
     """
 
     @property
@@ -55,6 +56,8 @@ class Task(Protocol):
     def num_outputs(self) -> int: ...  # noqa: D102
     @property
     def splits(self) -> Mapping[str, int]: ...  # noqa: D102
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """The same task with its data on a device and its batches in a dtype, float32 if missing."""

@@ -1,0 +1,300 @@
+"""Run: the folder of one training, whole at any time, and how a NetSpace comes back from it.
+
+    run/
+      run.json               recipe, registry, zoo with its sha256, task, versions: all but the weights
+      metrics.jsonl          one line every few steps and one a validation
+      checkpoints/
+        latest.json          step, scores, and the file of the state that training goes on from, with its sha256
+        best.json            the same of the best validation
+        step-<n>-....safetensors, best-<n>-....safetensors
+      tensorboard/
+      figures/
+      README.md
+
+    space = netspace.load("run")                   # the best NetSpace, ready to use
+    run = netspace.open_run("run")                 # what it was trained from: run.recipe, run.registry, run.open_zoo()
+
+A state is written first and named last, by replacing one small JSON file: a kill at any time leaves the state before or
+the one after. Weights of the best validation are plain safetensors under the names of NetSpace's state dict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import prepkit
+from netspace.config import Recipe, recipe_of
+from netspace.data import ZooMismatch
+from netspace.network import NetSpace
+from prepkit.errors import listed
+from prepkit.files import replacing
+from prepkit.zoo.lock import Lock
+from prepkit.zoo.staging import sha256_of_file
+
+FORMAT = "netspace-run/1"
+RECORD, METRICS, CHECKPOINTS, FIGURES, TENSORBOARD, LOCK = (
+    "run.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "figures",
+    "tensorboard",
+    ".lock",
+)
+LATEST, BEST = "latest", "best"
+NETWORK, OPTIMISER = "network.", "optimiser."  # prefixes of the tensors of a state
+
+
+class RunError(prepkit.PrepkitError, ValueError):
+    """A run's folder is missing, damaged, foreign, of a newer format, or in the way."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A training's state after a number of steps.
+
+    step:    steps that were taken
+    tensors: of the network under `network.`, of the optimiser under `optimiser.`
+    facts:   scores and what else is needed to go on, JSON-able
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix, without it."""
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+class Run:
+    """A run's folder, opened.
+
+    raises RunError if it is no run, or one of a newer format
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, trust_code: bool = False) -> None:
+        self.path = Path(path)
+        self.record = _record(self.path)
+        self.recipe: Recipe = recipe_of(self.record["recipe"], f"{self.path / RECORD}, recipe")
+        self.registry = prepkit.Registry.from_dict(
+            self.record["registry"], f"{self.path / RECORD}, registry", trust_code=trust_code
+        )
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], recipe: Recipe, zoo: prepkit.Zoo, zoo_path: str | os.PathLike[str]
+    ) -> Run:
+        """Begin a run in a new or empty folder.
+
+        raises RunError if something is there
+        """
+        root = Path(path)
+        if (root / RECORD).exists():
+            raise RunError(
+                f"'{root}' holds a run already; --resume (resume=True) goes on with it, or name another folder."
+            )
+        if root.exists() and (not root.is_dir() or any(name != LOCK for name in os.listdir(root))):
+            raise RunError(f"'{root}' is there and no run; name a new or empty folder.")
+        record = {
+            "format": FORMAT,
+            "recipe": recipe.to_dict(),
+            "registry": zoo.registry.to_dict(),
+            "zoo": _identity(zoo) | {"path": os.fspath(zoo_path)},
+            "task": None if zoo.task is None else dict(zoo.task),
+            "versions": versions(),
+        }
+        (root / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        (root / FIGURES).mkdir(exist_ok=True)
+        with replacing(root / RECORD) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return cls(root, trust_code=True)
+
+    def lock(self) -> Lock:
+        """Keep other trainings out of the folder; raises prepkit's ZooLocked."""
+        return Lock.take(self.path / LOCK, self.path)
+
+    def open_zoo(self, path: str | os.PathLike[str] | None = None) -> prepkit.Zoo:
+        """The zoo that the run was trained on, read at the recipe's height and width.
+
+        path: where it is now; where it was, if missing
+        raises ZooMismatch if it is another zoo
+        """
+        recorded = self.record["zoo"]
+        network = self.recipe.network
+        zoo = prepkit.open_zoo(path or recorded["path"], width=network.width, height=network.height)
+        if _identity(zoo)["sha256"] != recorded["sha256"]:
+            raise ZooMismatch(
+                f"the run '{self.path}' was trained on zoo '{recorded['name']}' with sha256 {recorded['sha256'][:12]}; "
+                f"'{path or recorded['path']}' has {_identity(zoo)['sha256'][:12]}. Give the zoo it was trained on."
+            )
+        return zoo
+
+    # States -------------------------------------------------------------------------------------------------------
+
+    def save(self, kind: str, state: State) -> None:
+        """Write a state as the latest or the best, in place of the one before.
+
+        raises prepkit's OutputError if it cannot be written; the one before is still there then
+        """
+        folder = self.path / CHECKPOINTS
+        before = self._named(kind)
+        name = f"{kind}-{state.step:08d}.safetensors"
+        with replacing(folder / name, overwrite=True) as temporary:
+            tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
+            safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+        document = {**state.facts, "step": state.step, "file": name, "sha256": sha256_of_file(folder / name)}
+        with replacing(folder / f"{kind}.json", overwrite=True) as temporary:
+            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if before is not None and before["file"] != name:
+            (folder / before["file"]).unlink(missing_ok=True)
+
+    def state(self, kind: str) -> State | None:
+        """The latest or the best state; None if there is none yet.
+
+        raises RunError if it is damaged
+        """
+        named = self._named(kind)
+        if named is None:
+            return None
+        file = self.path / CHECKPOINTS / named["file"]
+        if not file.is_file() or sha256_of_file(file) != named["sha256"]:
+            raise RunError(
+                f"{file}: missing or damaged, it does not match the sha256 in {kind}.json. Restore it, or train anew."
+            )
+        facts = {key: value for key, value in named.items() if key not in ("step", "file", "sha256")}
+        return State(named["step"], safetensors.torch.load_file(file), facts)
+
+    def facts(self, kind: str) -> dict[str, Any] | None:
+        """What is known of the latest or the best state: step, scores; None if there is none yet."""
+        return self._named(kind)
+
+    def space(self, kind: str = BEST, device: torch.device | str = "cpu") -> NetSpace:
+        """The NetSpace of the best validation, or the latest one, in eval mode.
+
+        raises RunError if there is none yet
+        """
+        state = self.state(kind)
+        if state is None:
+            raise RunError(
+                f"the run '{self.path}' has no {kind} checkpoint yet: its training ended before the first validation. "
+                "Go on with --resume."
+            )
+        space = self.new_space()
+        space.load_state_dict(state.part(NETWORK) if kind == LATEST else dict(state.tensors))
+        return space.to(device).eval()
+
+    def new_space(self) -> NetSpace:
+        """A NetSpace of the recipe's sizes that begins with the recipe's seed."""
+        return new_space(self.recipe)
+
+    def _named(self, kind: str) -> dict[str, Any] | None:
+        file = self.path / CHECKPOINTS / f"{kind}.json"
+        if not file.exists():
+            return None
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            if type(document["step"]) is not int or Path(document["file"]).name != document["file"]:
+                raise ValueError("step or file")
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise RunError(f"{file}: damaged ({error}). Restore it, or train anew.") from None
+        return dict(document)
+
+    # Metrics ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def metrics_file(self) -> Path:
+        """Where one JSON document a line says how training went."""
+        return self.path / METRICS
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines, in order."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget lines of steps that are taken again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        with replacing(self.metrics_file, overwrite=True) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def load(path: str | os.PathLike[str], *, kind: str = BEST, device: torch.device | str = "cpu") -> NetSpace:
+    """The NetSpace of a run, ready to use, in eval mode.
+
+    kind: "best", of the best validation, or "latest"
+    raises RunError if the folder is no run or has no checkpoint
+
+    >>> space = netspace.load("run")
+    >>> latent_NE = space.encode(zoo.split("test").preps())
+    """
+    if kind not in (BEST, LATEST):
+        raise RunError(f"kind {kind!r} is none of best, latest.")
+    return Run(path).space(kind, device)
+
+
+def open_run(path: str | os.PathLike[str], *, trust_code: bool = False) -> Run:
+    """The folder of a training: its recipe, registry, zoo and checkpoints.
+
+    trust_code: whether builders that only the run names may be imported
+    raises RunError if it is no run
+    """
+    return Run(path, trust_code=trust_code)
+
+
+def new_space(recipe: Recipe) -> NetSpace:
+    """A NetSpace of a recipe's sizes that begins with its seed; the global generator stays as it is.
+
+    raises InvalidNetSpace, InitialisationError, or prepkit's InvalidShape
+    """
+    network = recipe.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        return NetSpace(
+            height=network.height,
+            width=network.width,
+            embedding_size=network.embedding_size,
+            num_architectures=recipe.num_architectures,
+            columns=network.columns,
+            # A start from PReps replaces it when the zoo is there.
+            initialisation="paper" if network.initialisation == "from_preps" else network.initialisation,
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of what figures depend on."""
+    return {"prepkit": prepkit.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _identity(zoo: prepkit.Zoo) -> dict[str, Any]:
+    return {"name": zoo.name, "sha256": zoo.manifest.to_dict()["sha256"]}
+
+
+def _record(root: Path) -> dict[str, Any]:
+    file = root / RECORD
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"'{root}' is no run: it has no {RECORD}. `netspace train` makes one.") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read ({error}).") from None
+    if not isinstance(record, dict) or not str(record.get("format", "")).startswith("netspace-run/"):
+        raise RunError(f"{file}: not a run of netspace.")
+    if record["format"] != FORMAT:
+        raise RunError(f"{file}: format {record['format']!r}; this version reads {FORMAT}. Install a newer prepkit.")
+    missing = [key for key in ("recipe", "registry", "zoo", "task") if key not in record]
+    if missing:
+        raise RunError(f"{file}: {listed(missing)} missing; the file is damaged.")
+    return record

@@ -1,0 +1,28 @@
+"""The command line `netspace`: thin commands over the Python API. torch is imported only by commands that need it."""
+
+from __future__ import annotations
+
+import click
+
+from netspace.cli import explore, train
+from prepkit.cli.common import Commands
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="prepkit", prog_name="netspace")
+def main() -> None:
+    """Learn a space of networks from a zoo; interpolate, optimise and sample networks in it.
+
+    \b
+    prepkit zoo train digits_multi zoo              a zoo to learn from
+    netspace train digits_multi --zoo zoo --out run
+    netspace evaluate run
+    netspace interpolate run --steps 13 -o line
+
+    Results go to stdout, progress and errors to stderr. Exit status: 0 done, 1 the operation failed,
+    2 wrong usage or input.
+    """
+
+
+for command in (train.train, train.recipes, *explore.COMMANDS):
+    main.add_command(command)

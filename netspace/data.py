@@ -1,0 +1,262 @@
+"""What a NetSpace is trained on: a zoo whole on the device, its task's samples, its teacher, and which go together.
+
+All that is drawn is a function of the recipe's seed and the number of the batch, so a run that is resumed sees what it
+would have seen. Shapes: N instances of a batch, H x W the PRep, B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import prepkit
+from prepkit.errors import listed
+from prepkit.tasks.randomness import generator
+
+if TYPE_CHECKING:
+    from netspace.config import Recipe
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+ITEM = "item"  # the column of the shape that an instance fits
+
+
+class ZooMismatch(prepkit.PrepkitError, ValueError):
+    """A zoo cannot be used with a recipe or a run."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees.
+
+    preps:     `[N, H, W]` float32
+    class_ids: of the N targets
+    indices:   of the N targets in the split of the zoo
+    inputs:    `[B, *input_shape]` images that all instances see, or `[N, B, 3]` points of each
+    labels:    `[B]` int64; None for signals
+    """
+
+    preps: Tensor
+    class_ids: tuple[int, ...]
+    indices: tuple[int, ...]
+    inputs: Tensor
+    labels: Tensor | None
+
+
+def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
+    """raises ZooMismatch if the zoo is not one that the recipe can be trained on."""
+    remedy = f"`prepkit zoo train {recipe.zoo} DIR` makes one that fits."
+    found = tuple(zoo.registry.class_ids)
+    if found != recipe.architectures:
+        raise ZooMismatch(
+            f"recipe '{recipe.name}' is for {listed(recipe.architectures)} with ClassIds from 0 in this order; zoo "
+            f"'{zoo.name}' has {listed(found)}. {remedy}"
+        )
+    needed = max(zoo.registry, key=lambda architecture: architecture.layout.total)
+    prepkit.PRepShape(recipe.network.height, recipe.network.width)
+    cells = recipe.network.height * recipe.network.width
+    if needed.layout.total > cells:
+        raise ZooMismatch(
+            f"recipe '{recipe.name}' has PReps of {recipe.network.height} x {recipe.network.width}, but "
+            f"{needed.name} has {needed.layout.total:,} values; use a height of at least "
+            f"{needed.layout.shape(recipe.network.width).height}."
+        )
+    splits = (TRAIN,) if recipe.setting == "sdf" else (TRAIN, VALIDATION)
+    for split in splits:
+        if not zoo.manifest.splits.get(split):
+            raise ZooMismatch(
+                f"zoo '{zoo.name}' has no instances in the split '{split}'; it has "
+                f"{listed(zoo.manifest.splits) or 'none'}. `prepkit zoo split` deals them, or {remedy}"
+            )
+    if zoo.task is None:
+        raise ZooMismatch(
+            f"zoo '{zoo.name}' does not record its task, so there are no samples to run its instances on; "
+            f"`prepkit zoo create --task` records one, or {remedy}"
+        )
+    if recipe.has_classes and zoo.manifest.teacher is None:
+        raise ZooMismatch(
+            f"zoo '{zoo.name}' has no teacher, which Eq. 3 needs; `ZooWriter.set_teacher` gives one, or {remedy}"
+        )
+
+
+def task_of(zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) -> Any:
+    """The zoo's task, with its data on the device.
+
+    raises ZooMismatch if none is recorded, and what prepkit.load_task raises
+    """
+    if zoo.task is None:
+        raise ZooMismatch(f"zoo '{zoo.name}' does not record its task; `prepkit zoo create --task` records one.")
+    return prepkit.load_task(zoo.task, data).to(device)
+
+
+def items_of(zoo: prepkit.Zoo) -> list[int]:
+    """The number of each instance's own data set; 0 where the task has one for all."""
+    if ITEM not in zoo.table.column_names:
+        return [0] * len(zoo)
+    return [0 if item is None else int(item) for item in zoo.table[ITEM].to_pylist()]
+
+
+class Data:
+    """Batches for the training of a recipe. The whole training split, the samples and the teacher are on the device.
+
+    raises ZooMismatch if the zoo does not fit the recipe
+    """
+
+    def __init__(self, recipe: Recipe, zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) -> None:
+        check_zoo(recipe, zoo)
+        self.recipe, self.device = recipe, device
+        self.zoo = zoo
+        self.registry = zoo.registry
+        self.train = zoo.split(TRAIN)
+        self.task = task_of(zoo, device, data)
+        self.preps_NHW: Tensor = self.train.to(device).preps().float()
+        self.class_ids: list[int] = self.train.class_ids().tolist()
+        self.items = items_of(self.train)
+        self.signals = recipe.setting == "sdf"
+        self.teacher: nn.Module | None = zoo.teacher if recipe.has_classes else None
+        if self.teacher is not None:
+            self.teacher = self.teacher.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+        if self.signals:
+            self.task.prepare(sorted(set(self.items)))  # all on the device, or they would be made again and again
+        self.order = order_of(recipe, self.class_ids)
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """Batch `first`, the next, and so on without end."""
+        samples = self._points(first) if self.signals else self._images(first)
+        for number, (inputs, labels) in enumerate(samples, first):
+            indices = self.order.indices(number)
+            preps = torch.stack([self.preps_NHW[index] for index in indices])
+            class_ids = tuple(self.class_ids[index] for index in indices)
+            yield Batch(preps, class_ids, tuple(indices), inputs, labels)
+
+    def _images(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        size, seed = self.recipe.batch.samples, self.recipe.training.seed
+        epoch, skipped = divmod(first, self.task.num_batches(size))
+        while True:
+            for position, batch in enumerate(self.task.batches([seed], [0], epoch, size)):
+                if position >= skipped:
+                    yield batch.inputs[0], batch.targets[0]
+            epoch, skipped = epoch + 1, 0
+
+    def _points(self, first: int) -> Iterator[tuple[Tensor, None]]:
+        size, seed = self.recipe.batch.samples, self.recipe.training.seed
+        number = first
+        while True:
+            items = [self.items[index] for index in self.order.indices(number)]
+            seeds = [seed + position for position in range(len(items))]
+            yield next(iter(self.task.batches(seeds, items, number, size))).inputs, None
+            number += 1
+
+
+# Which instances go together ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """All instances in a random order, then all in another one: single-architecture setting and signals."""
+
+    count: int
+    size: int
+    seed: int
+
+    def indices(self, number: int) -> list[int]:
+        """Of batch `number`."""
+        places = range(number * self.size, (number + 1) * self.size)
+        return [permutation(self.count, self.seed, place // self.count)[place % self.count] for place in places]
+
+
+@dataclass(frozen=True)
+class AtRandom:
+    """Distinct instances drawn at random, or, with a probability, pairs of the boundary architectures."""
+
+    count: int
+    size: int
+    seed: int
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+    boundary_share: float
+
+    def indices(self, number: int) -> list[int]:
+        """Of batch `number`."""
+        stream = generator("instances", self.seed, number)
+        if float(torch.rand((), generator=stream)) >= self.boundary_share:
+            return torch.randperm(self.count, generator=stream)[: self.size].tolist()
+        firsts = torch.randint(len(self.first), (self.size // 2,), generator=stream).tolist()
+        lasts = torch.randint(len(self.last), (self.size // 2,), generator=stream).tolist()
+        return [index for a, b in zip(firsts, lasts, strict=True) for index in (self.first[a], self.last[b])]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Unseen architectures: pairs of the two boundary ones while there are both, then pairs of those left over."""
+
+    size: int
+    seed: int
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+
+    def indices(self, number: int) -> list[int]:
+        """Of batch `number`."""
+        each = self.size // 2
+        per_epoch = (len(self.first) + len(self.last)) // 2
+        found: list[int] = []
+        for place in range(number * each, (number + 1) * each):
+            epoch, position = divmod(place, per_epoch)
+            found.extend(self._epoch(epoch)[position])
+        return found
+
+    def _epoch(self, epoch: int) -> list[tuple[int, int]]:
+        a = [self.first[index] for index in permutation(len(self.first), self.seed, 2 * epoch)]
+        b = [self.last[index] for index in permutation(len(self.last), self.seed, 2 * epoch + 1)]
+        both = min(len(a), len(b))
+        left = [*a[both:], *b[both:]]
+        pairs = [*zip(a[:both], b[:both], strict=True), *zip(left[::2], left[1::2], strict=False)]
+        return [pairs[index] for index in permutation(len(pairs), self.seed + 1, epoch)]
+
+
+def order_of(recipe: Recipe, class_ids: Sequence[int]) -> InTurn | AtRandom | Pairs:
+    """Which instances each batch of a recipe holds.
+
+    class_ids: of the training instances
+    raises ZooMismatch if there are too few
+    """
+    size, seed = recipe.batch.instances, recipe.training.seed
+    if recipe.setting != "unseen" and size > len(class_ids):
+        raise ZooMismatch(
+            f"recipe '{recipe.name}' takes batches of {size} instances; the zoo has {len(class_ids)} to train on. "
+            "Use a smaller batch.instances."
+        )
+    if not recipe.has_classes:
+        return InTurn(len(class_ids), size, seed)
+    last_id = len(recipe.architectures) - 1
+    first = tuple(index for index, class_id in enumerate(class_ids) if class_id == 0)
+    last = tuple(index for index, class_id in enumerate(class_ids) if class_id == last_id)
+    for boundary, found in ((0, first), (last_id, last)):
+        if not found:
+            raise ZooMismatch(
+                f"the zoo has no training instance of the boundary architecture {recipe.architectures[boundary]} "
+                f"(ClassId {boundary}), so nothing can be interpolated."
+            )
+    if recipe.setting == "unseen":
+        between = sorted(
+            {recipe.architectures[class_id] for class_id in class_ids}
+            - {recipe.architectures[0], recipe.architectures[-1]}
+        )
+        if between:
+            raise ZooMismatch(
+                f"setting 'unseen' trains on the boundary architectures alone; the zoo also has training instances of "
+                f"{listed(between)}. Use setting 'multi', or a zoo such as {recipe.zoo}."
+            )
+        return Pairs(size, seed, first, last)
+    return AtRandom(len(class_ids), size, seed, first, last, recipe.batch.boundary_share)
+
+
+@lru_cache(maxsize=8)
+def permutation(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """A random order of 0 .. count - 1, the same for the same seed and epoch."""
+    return tuple(torch.randperm(count, generator=generator("instances in turn", seed, epoch)).tolist())

@@ -1,0 +1,49 @@
+"""Where and how precisely NetSpace runs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+import prepkit
+
+
+class DeviceError(prepkit.PrepkitError):
+    """A device was asked for that is not there."""
+
+
+def device_of(name: str = "auto") -> torch.device:
+    """The device of a name: "auto" is a GPU if there is one, else the CPU.
+
+    raises DeviceError
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"device '{name}' is unknown; use auto, cpu, cuda, cuda:1 or mps.") from None
+    there = {
+        "cpu": device.index in (None, 0),
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no GPU"
+        raise DeviceError(f"device '{name}' was asked for, but this torch sees {found}; use --device auto or cpu.")
+    return device
+
+
+def half(device: torch.device, wanted: bool) -> AbstractContextManager[object]:
+    """Convolutions and matrix products in bfloat16 if wanted; weights and what is stored stay in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+
+
+def use_tf32(device: torch.device) -> None:
+    """Let float32 matrix products and convolutions on a GPU use TF32, as the paper's PyTorch did."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True

@@ -1,0 +1,209 @@
+"""How well a NetSpace predicts the instances of a zoo: target and predicted accuracy, ClassIds, closeness of signals.
+
+    found = evaluate(space, registry, zoo.split("test"), task, "test")
+    found.table                          # one row an instance
+    found.summary()                      # means over instances and by architecture
+
+All instances of an architecture run together, INSTANCES_AT_ONCE at most.
+Shapes: N instances, H x W the PRep, E embedding values, P points of a shape.
+"""
+
+# ruff: noqa: N803, N806 - names of tensors end in their axes
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import prepkit
+from netspace.data import ITEM, ZooMismatch, items_of
+from netspace.device import half
+from netspace.predict import predict, run_by_class_id
+from prepkit.tasks.task import EVALUATION_BATCH
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from netspace.network import NetSpace
+
+INSTANCES_AT_ONCE = 64
+POINTS_AT_ONCE = 4096
+CLOSE = 1e-2  # supplementary V: an output this near to the target's counts as right
+NEAR = 0.1  # of the surface: the distance at which DeepSDF cuts its targets
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found, one row an instance of the zoo, in its order.
+
+    table: `id`, `architecture`, `class_id`, `predicted_architecture`, `predicted_class_id`, `target_accuracy` and
+           `predicted_accuracy` on the task's own samples; for signals also `closeness`, the share of outputs within
+           1e-2 of the target's, and `closeness_near`, the same where the target's are within 0.1 of the surface
+    """
+
+    table: pa.Table
+
+    def column(self, name: str) -> Tensor:
+        """A column as a tensor."""
+        return torch.from_numpy(self.table[name].to_numpy().copy())
+
+    def summary(self) -> dict[str, Any]:
+        """Means over all instances, and of each architecture that was to be predicted, JSON-able."""
+        groups: dict[str, list[int]] = {}
+        for row, name in enumerate(self.table["architecture"].to_pylist()):
+            groups.setdefault(name, []).append(row)
+        by_architecture = {name: self._means(torch.tensor(rows)) for name, rows in groups.items()}
+        return {**self._means(torch.arange(len(self.table))), "by_architecture": by_architecture}
+
+    def _means(self, rows: Tensor) -> dict[str, Any]:
+        target, predicted = self.column("target_accuracy")[rows], self.column("predicted_accuracy")[rows]
+        right = (self.column("class_id") == self.column("predicted_class_id"))[rows].double()
+        means = {
+            "instances": len(rows),
+            "target_accuracy": float(target.mean()),
+            "predicted_accuracy": float(predicted.mean()),
+            "mean_difference": float((target - predicted).abs().mean()),
+            "class_id_accuracy": float(right.mean()),
+        }
+        for name in ("closeness", "closeness_near"):
+            if name in self.table.column_names:
+                means[name] = float(self.column(name)[rows].nanmean())
+        return means
+
+
+def evaluate(
+    space: NetSpace,
+    registry: prepkit.Registry,
+    zoo: prepkit.Zoo,
+    task: Any,
+    split: str,
+    *,
+    bf16: bool = False,
+    targets: Sequence[float] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Encode, decode and judge every instance of a zoo or view.
+
+    task:     the zoo's, with its data on the space's device
+    split:    of the task's samples
+    bf16:     convolutions and matrix products in bfloat16; accuracies move by some 0.1 points
+    targets:  accuracies of the target instances, if they were computed before
+    progress: told the number of instances that are finished
+    raises ZooMismatch if the zoo is empty, ZooError for an unknown split
+    """
+    import pyarrow as pa
+
+    if not len(zoo):
+        raise ZooMismatch(f"zoo '{zoo.name}': no instances to evaluate.")
+    device = next(space.parameters()).device
+    signals = ITEM in zoo.table.column_names
+    class_ids: list[int] = []
+    accuracies: list[float] = []
+    closeness: list[tuple[float, float]] = []
+    with torch.inference_mode():
+        for rows in chunks(len(zoo)):
+            view = zoo.select(rows)
+            preps_NHW = view.preps().to(device, torch.float32)
+            with half(device, bf16):
+                predicted = predict(space, space.encode(preps_NHW), registry)
+            found = accuracy_of(registry, predicted.class_ids, predicted.preps, view, task, split, bf16=bf16)
+            class_ids += predicted.class_ids
+            accuracies += found
+            if signals:
+                closeness += _closeness(registry, predicted.class_ids, predicted.preps, preps_NHW, view, task, split)
+            if progress is not None:
+                progress(len(rows))
+    names = list(registry.class_ids)
+    columns: dict[str, Any] = {
+        "id": zoo.table["id"],
+        "architecture": zoo.table["architecture"],
+        "class_id": pa.array(zoo.class_ids().tolist(), pa.int64()),
+        "predicted_architecture": pa.array([names[class_id] for class_id in class_ids]),
+        "predicted_class_id": pa.array(class_ids, pa.int64()),
+        "target_accuracy": pa.array(target_accuracy(registry, zoo, task, split) if targets is None else list(targets)),
+        "predicted_accuracy": pa.array(accuracies),
+    }
+    if signals:
+        columns["closeness"] = pa.array([every for every, _ in closeness])
+        columns["closeness_near"] = pa.array([near for _, near in closeness])
+    return Evaluation(pa.table(columns))
+
+
+def target_accuracy(registry: prepkit.Registry, zoo: prepkit.Zoo, task: Any, split: str) -> list[float]:
+    """The accuracy of a zoo's own instances, in its order."""
+    found: list[float] = []
+    with torch.inference_mode():
+        for rows in chunks(len(zoo)):
+            view = zoo.select(rows)
+            preps_NHW = view.preps().to(task.device, torch.float32)
+            found += accuracy_of(registry, view.class_ids().tolist(), preps_NHW, view, task, split)
+    return found
+
+
+def accuracy_of(
+    registry: prepkit.Registry,
+    class_ids: Sequence[int],
+    preps_NHW: Tensor,
+    zoo: prepkit.Zoo | None,
+    task: Any,
+    split: str,
+    *,
+    bf16: bool = False,
+) -> list[float]:
+    """The accuracy of instances on a split of the task's samples; NaN outputs count as wrong.
+
+    class_ids: which architecture runs each
+    zoo:       whose rows say which data set is whose, for signals
+    """
+    items = items_of(zoo) if zoo is not None else [0] * len(preps_NHW)
+    found = [0.0] * len(preps_NHW)
+    signals = zoo is not None and ITEM in zoo.table.column_names
+    for class_id in sorted(set(class_ids)):
+        places = [place for place, one in enumerate(class_ids) if one == class_id]
+        own = torch.stack([preps_NHW[place] for place in places])
+        architecture = registry.by_class_id(class_id)
+
+        def run(inputs: Tensor, own: Tensor = own, architecture: prepkit.Architecture = architecture) -> Tensor:
+            with half(own.device, bf16 and not signals):
+                return prepkit.run_instances(architecture, own, inputs).float()
+
+        batch = POINTS_AT_ONCE if signals else EVALUATION_BATCH
+        judged = task.evaluate(run, [items[place] for place in places], split, batch)["accuracy"]
+        for place, accuracy in zip(places, judged.tolist(), strict=True):
+            found[place] = accuracy
+    return found
+
+
+def _closeness(
+    registry: prepkit.Registry,
+    class_ids: Sequence[int],
+    predicted_NHW: Tensor,
+    target_NHW: Tensor,
+    zoo: prepkit.Zoo,
+    task: Any,
+    split: str,
+) -> list[tuple[float, float]]:
+    """Of each instance: the share of outputs within CLOSE of the target's, on all points and near the surface."""
+    points_NP3 = torch.stack([task.points(item, split)[0] for item in items_of(zoo)])
+    right, near = [], []
+    for points in torch.split(points_NP3, POINTS_AT_ONCE, dim=1):
+        target = run_by_class_id(registry, zoo.class_ids().tolist(), target_NHW, points)
+        predicted = run_by_class_id(registry, class_ids, predicted_NHW, points)
+        right.append(((predicted - target).abs() <= CLOSE).flatten(1))
+        near.append((target.abs() <= NEAR).flatten(1))
+    right_NP, near_NP = torch.cat(right, dim=1), torch.cat(near, dim=1)
+    all_N = right_NP.double().mean(dim=1)
+    near_N = (right_NP & near_NP).sum(dim=1).double() / near_NP.sum(dim=1)  # NaN without such points
+    return list(zip(all_N.tolist(), near_N.tolist(), strict=True))
+
+
+def chunks(count: int, size: int = INSTANCES_AT_ONCE) -> Iterator[list[int]]:
+    """0 .. count - 1, `size` at a time."""
+    for first in range(0, count, size):
+        yield list(range(first, min(first + size, count)))

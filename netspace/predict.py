@@ -1,0 +1,101 @@
+"""Predicted instances: PReps that a NetSpace wrote, each run by the architecture of its predicted ClassId.
+
+    predicted = predict(space, latent_NE, registry)
+    predicted.class_ids                       # the predicted ones
+    predicted.outputs(images)                 # [N, B, C], all instances of an architecture at once
+    network = predicted.network(0)            # a ready nn.Module
+
+Shapes: N instances, H x W the PRep, B inputs, E embedding values, A architectures.
+"""
+
+# ruff: noqa: N803, N806 - names of tensors end in their axes
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+import prepkit
+
+if TYPE_CHECKING:
+    from netspace.network import NetSpace
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Instances that a NetSpace predicted.
+
+    preps:     `[N, H, W]`
+    class_ids: the predicted one of each, argmax of the classifier; 0 for all in the single-architecture setting
+    logits:    of the classifier `[N, A]`; None in the single-architecture setting
+    registry:  which architecture a ClassId stands for
+    """
+
+    preps: Tensor
+    class_ids: tuple[int, ...]
+    logits: Tensor | None
+    registry: prepkit.Registry
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    def architecture(self, index: int) -> prepkit.Architecture:
+        """The architecture that runs an instance."""
+        return self.registry.by_class_id(self.class_ids[index])
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """An instance's tensors by name, tied ones under all their names: a state dict of the folded network."""
+        layout = self.architecture(index).layout
+        tensors = dict(layout.unpack(self.preps[index].detach()))
+        return tensors | {alias: tensors[name] for alias, name in layout.ties}
+
+    def network(self, index: int) -> nn.Module:
+        """An instance as a ready network without BatchNorm, in eval mode, with parameters of its own."""
+        with torch.random.fork_rng(devices=[]):
+            network = self.architecture(index).build_folded()
+        network.load_state_dict(self.tensors(index), strict=False)  # integer buffers are not in a PRep
+        return network.to(self.preps.device).eval()
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Outputs `[N, B, ...]`, differentiable with respect to PReps and inputs.
+
+        inputs: `[B, *input_shape]` that all share, or `[N, B, *input_shape]`
+        """
+        return run_by_class_id(self.registry, self.class_ids, self.preps, inputs)
+
+
+def predict(space: NetSpace, latent_NE: Tensor, registry: prepkit.Registry) -> Prediction:
+    """The instances that stand at these embeddings.
+
+    latent_NE: `[N, E]`
+    registry:  with the ClassIds that the space was trained on
+    """
+    logits_NA = None if space.num_architectures is None else space.classify(latent_NE)
+    class_ids = (0,) * len(latent_NE) if logits_NA is None else tuple(logits_NA.argmax(1).tolist())
+    return Prediction(space.decode(latent_NE), class_ids, logits_NA, registry)
+
+
+def run_by_class_id(registry: prepkit.Registry, class_ids: Sequence[int], preps_NHW: Tensor, inputs: Tensor) -> Tensor:
+    """Outputs `[N, B, ...]` of instances of several architectures: those of one run together.
+
+    inputs: `[B, *input_shape]` that all share, or `[N, B, *input_shape]`
+    """
+    positions: dict[int, list[int]] = {}
+    for position, class_id in enumerate(class_ids):
+        positions.setdefault(class_id, []).append(position)
+    if len(positions) == 1:
+        return prepkit.run_instances(registry.by_class_id(class_ids[0]), preps_NHW, inputs)
+    shared = inputs.dim() == len(registry.by_class_id(class_ids[0]).input_shape) + 1
+    rows: list[Tensor] = [preps_NHW] * len(class_ids)  # each is replaced
+    for class_id, found in positions.items():
+        # Taken one by one: a tensor of positions would be copied to the device, and the host would wait for it.
+        preps = torch.stack([preps_NHW[position] for position in found])
+        own = inputs if shared else torch.stack([inputs[position] for position in found])
+        outputs = prepkit.run_instances(registry.by_class_id(class_id), preps, own)
+        for position, row in zip(found, outputs.unbind(0), strict=True):
+            rows[position] = row
+    return torch.stack(rows)

@@ -1,0 +1,1 @@
+"""Recipes, one TOML file each; `netspace.config.load_recipe` finds them by name."""
