@@ -1,0 +1,155 @@
+"""`netspace train` and `netspace recipes`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prepkit.cli.common import json_option, print_json, table
+
+LINE_SECONDS = 10.0  # between plain lines where there is no terminal
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE")
+@click.option("--zoo", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The zoo to learn from.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run that is there.")
+@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
+@click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
+@click.option("--steps", type=click.IntRange(min=1), help="In place of the recipe's.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Another value of the recipe's: optimiser.clip=1"
+)
+@click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the task's data.")
+@json_option
+def train(
+    recipe: str,
+    zoo: Path,
+    out: Path,
+    resume: bool,
+    device: str,
+    seed: int | None,
+    steps: int | None,
+    changes: tuple[str, ...],
+    data: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a NetSpace from a recipe: a built-in name (`netspace recipes`) or the path of a TOML file.
+
+    \b
+    netspace train digits_multi --zoo zoo --out run
+    netspace train digits_multi --zoo zoo --out run --resume
+    torchrun --nproc-per-node 4 -m netspace train cifar10_multi --zoo zoo --out run
+
+    The run's folder holds recipe, metrics, checkpoints and TensorBoard's log. Ctrl-C keeps the state; --resume goes on
+    with it, to the same losses.
+    """
+    from netspace.config import load_recipe
+    from netspace.trainer import train as train_space
+
+    values = dict(change(text) for text in changes)
+    values |= {} if seed is None else {"training.seed": seed}
+    values |= {} if steps is None else {"training.steps": steps}
+    bar = progress(as_json)
+    try:
+        run = train_space(load_recipe(recipe, values), zoo, out, resume=resume, device=device, data=data, progress=bar)
+    finally:
+        bar.close()
+    tell(run, as_json)
+
+
+@click.command()
+@json_option
+def recipes(as_json: bool) -> None:
+    """List the recipes that are built in."""
+    from netspace.config import load_recipe, recipe_names
+
+    known = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        print_json({"recipes": [recipe.to_dict() for recipe in known]})
+        return
+    rows = [(recipe.name, recipe.setting, recipe.zoo, recipe.description) for recipe in known]
+    click.echo(table(rows, ("name", "setting", "zoo", "description")))
+
+
+def change(text: str) -> tuple[str, Any]:
+    """`optimiser.clip=1` -> ("optimiser.clip", 1): the value as TOML has it, else as text."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE, such as optimiser.clip=1.", param_hint="--set")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def tell(run: Any, as_json: bool) -> None:
+    """What was trained, as text or as one JSON document."""
+    best = run.facts("best")
+    if as_json:
+        print_json({"output": str(run.path), "recipe": run.recipe.name, "best": best})
+        return
+    scores = " ".join(f"{name} {value:.4g}" for name, value in best["scores"].items())
+    click.echo(f"{run.path}: best after step {best['step']}: {scores}")
+    click.echo(f"netspace evaluate {run.path}")
+
+
+def progress(quiet: bool) -> Any:
+    """A Progress that draws a bar on a terminal, writes plain lines elsewhere, and nothing with --json."""
+    from tqdm import tqdm
+
+    from netspace.logs import Progress
+
+    class Bar(Progress):
+        """A bar over the steps that are left; losses and instances a second beside it."""
+
+        def __init__(self) -> None:
+            self.bar: Any = None
+            self.lines = not sys.stderr.isatty()
+            self.told = self.started = time.monotonic()
+            self.first = self.steps = 0
+
+        def begin(self, step: int, steps: int) -> None:
+            self.first, self.steps, self.started = step, steps, time.monotonic()
+            if self.lines:
+                self._say(f"training: {steps - step} of {steps} steps are left")
+            elif not quiet:
+                self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", dynamic_ncols=True)
+
+        def advance(self, step: int, losses: Mapping[str, float], instances_per_second: float) -> None:
+            text = f"{' '.join(f'{name} {value:.3g}' for name, value in losses.items())}, "
+            text += f"{instances_per_second:.0f} instances/s"
+            if self.bar is not None:
+                self.bar.set_postfix_str(text, refresh=False)
+                self.bar.update(step - self.bar.n)
+            elif self.lines and time.monotonic() - self.told >= LINE_SECONDS:
+                self.told = time.monotonic()
+                done = step - self.first
+                left = (self.told - self.started) / done * (self.steps - step) if done else 0.0
+                self._say(f"step {step}/{self.steps}: {text}, {tqdm.format_interval(left)} left")
+
+        def validated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
+            text = " ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self._say(f"step {step}/{self.steps}: validation {text}{' (best so far)' if best else ''}")
+
+        def note(self, text: str) -> None:
+            self._say(f"note: {text}")
+
+        def close(self) -> None:
+            """Leave the bar as it is."""
+            if self.bar is not None:
+                self.bar.close()
+
+        def _say(self, text: str) -> None:
+            if not quiet:
+                tqdm.write(text, file=sys.stderr)
+
+    return Bar()

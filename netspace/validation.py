@@ -1,0 +1,89 @@
+"""Which state of a training is the best: the paper's measure for each of the four settings.
+
+Shapes: N instances, H x W the PRep, E embedding values, P pairs, G interpolation factors.
+"""
+
+# ruff: noqa: N806 - names of tensors end in their axes
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import prepkit
+from netspace import losses
+from netspace.config import Recipe
+from netspace.data import TRAIN, VALIDATION, Data
+from netspace.evaluate import accuracy_of, evaluate, target_accuracy
+from netspace.network import NetSpace
+from netspace.predict import predict
+
+PAIRS = 8  # of boundary instances, whose lines are judged
+
+
+class Validation:
+    """Judges a NetSpace by a score, the higher the better.
+
+    single: minus the mean difference of target and predicted accuracy on instances for validation
+    multi:  the mean accuracy of instances predicted for validation, and of those along the lines of boundary pairs;
+            an instance of another class than was asked for counts 0, because for the first few hundred steps one class
+            is named for all, its network alone learns, and accuracy looks like success
+    unseen: the same; only the boundary architectures have instances
+    sdf:    the share of outputs within 1e-2 of the target's, on the instances that are trained (supplementary V)
+    """
+
+    def __init__(self, recipe: Recipe, zoo: prepkit.Zoo, data: Data) -> None:
+        self.recipe, self.registry, self.task = recipe, data.registry, data.task
+        self.zoo = zoo.split(TRAIN if recipe.setting == "sdf" else VALIDATION)
+        self.split = VALIDATION
+        if not self.task.splits.get(VALIDATION):
+            self.split = "train" if recipe.setting == "sdf" else "test"
+        self.targets = target_accuracy(self.registry, self.zoo, self.task, self.split)
+        self.device = data.device
+
+    def __call__(self, space: NetSpace) -> dict[str, float]:
+        """`score`, and what it is made of."""
+        space.eval()
+        found = evaluate(space, self.registry, self.zoo, self.task, self.split, targets=self.targets)
+        space.train()
+        means = {name: value for name, value in found.summary().items() if isinstance(value, float)}
+        if self.recipe.setting == "single":
+            return {"score": -means["mean_difference"], **means}
+        if self.recipe.setting == "sdf":
+            return {"score": means["closeness"], **means}
+        right = found.column("class_id") == found.column("predicted_class_id")
+        counted = [found.column("predicted_accuracy") * right]
+        line = self._line(space)
+        if line is not None:
+            accuracy, class_ids = line
+            means["line_accuracy"] = float(accuracy.mean())
+            means["line_class_id_accuracy"] = float(class_ids.double().mean())
+            counted.append(accuracy * class_ids)
+        return {"score": float(torch.cat(counted).mean()), **means}
+
+    def _line(self, space: NetSpace) -> tuple[Tensor, Tensor] | None:
+        """Accuracy, and whether the ClassId is right, of the instances along the lines of boundary pairs `[P G]`."""
+        count = len(self.recipe.architectures)
+        factors = losses.gammas(count)
+        class_ids = self.zoo.class_ids().tolist()
+        first = [row for row, class_id in enumerate(class_ids) if class_id == 0][:PAIRS]
+        last = [row for row, class_id in enumerate(class_ids) if class_id == count - 1][:PAIRS]
+        chosen = list(zip(first, last, strict=False))
+        if not factors or not chosen:
+            return None
+        rows = [row for pair in chosen for row in pair]
+        pairs = [(2 * pair, 2 * pair + 1) for pair in range(len(chosen))]
+        with torch.inference_mode():
+            preps_NHW = self.zoo.select(rows).preps().to(self.device, torch.float32)
+            latent_PGE = losses.interpolate(space.encode(preps_NHW), pairs, factors)
+            predicted = predict(space, latent_PGE.flatten(0, 1), self.registry)
+            found = accuracy_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
+        asked = losses.interpolated_class_ids(factors, count) * len(pairs)
+        return torch.tensor(found), torch.tensor(predicted.class_ids) == torch.tensor(asked)
+
+    def pictures(self, space: NetSpace) -> tuple[Tensor, Tensor]:
+        """The first instance and its prediction, each `[H, W]`."""
+        with torch.inference_mode():
+            target_NHW = self.zoo.select([0]).preps().to(self.device, torch.float32)
+            predicted_NHW = space.decode(space.encode(target_NHW))
+        return target_NHW[0], predicted_NHW[0]
