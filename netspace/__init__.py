@@ -1,11 +1,46 @@
 """NetSpace: an encoder-decoder over PReps that learns a space of networks (arXiv 2206.05194).
 
-    space = netspace.NetSpace(height=88, width=128, embedding_size=256, num_architectures=4)
+    run = netspace.train(netspace.load_recipe("digits_multi"), "zoo", "run")
+    space = netspace.load("run")                    # ready to use
     preps = space.decode(space.encode(preps))       # [N, H, W] -> [N, E] -> [N, H, W]
 
-The package lives on prepkit's public names and never the other way round.
+The package lives on prepkit's public names and never the other way round. Names are loaded when they are first used.
 """
 
-from netspace.network import NetSpace as NetSpace
+from __future__ import annotations
 
-__all__ = ["NetSpace"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from netspace.checkpoint import Run as Run
+    from netspace.checkpoint import load as load
+    from netspace.checkpoint import open_run as open_run
+    from netspace.config import Recipe as Recipe
+    from netspace.config import load_recipe as load_recipe
+    from netspace.network import NetSpace as NetSpace
+    from netspace.trainer import train as train
+
+_HOMES = {
+    "NetSpace": "network",
+    "Recipe": "config",
+    "Run": "checkpoint",
+    "load": "checkpoint",
+    "load_recipe": "config",
+    "open_run": "checkpoint",
+    "train": "trainer",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'netspace' has no attribute '{name}'")
+    value = getattr(import_module(f"netspace.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

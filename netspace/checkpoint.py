@@ -116,9 +116,13 @@ class Run:
         }
         (root / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (root / FIGURES).mkdir(exist_ok=True)
-        with replacing(root / RECORD) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        _write(root / RECORD, record)
         return cls(root, trust_code=True)
+
+    def change_steps(self, recipe: Recipe) -> None:
+        """Keep a recipe that differs in the number of steps alone."""
+        self.record["recipe"], self.recipe = recipe.to_dict(), recipe
+        _write(self.path / RECORD, self.record)
 
     def lock(self) -> Lock:
         """Keep other trainings out of the folder; raises prepkit's ZooLocked."""
@@ -154,8 +158,7 @@ class Run:
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
             safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
         document = {**state.facts, "step": state.step, "file": name, "sha256": sha256_of_file(folder / name)}
-        with replacing(folder / f"{kind}.json", overwrite=True) as temporary:
-            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        _write(folder / f"{kind}.json", document)
         if before is not None and before["file"] != name:
             (folder / before["file"]).unlink(missing_ok=True)
 
@@ -276,6 +279,11 @@ def new_space(recipe: Recipe) -> NetSpace:
 def versions() -> dict[str, str]:
     """Of what figures depend on."""
     return {"prepkit": prepkit.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _write(file: Path, document: Mapping[str, Any]) -> None:
+    with replacing(file, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _identity(zoo: prepkit.Zoo) -> dict[str, Any]:

@@ -57,14 +57,11 @@ def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
             f"recipe '{recipe.name}' is for {listed(recipe.architectures)} with ClassIds from 0 in this order; zoo "
             f"'{zoo.name}' has {listed(found)}. {remedy}"
         )
-    needed = max(zoo.registry, key=lambda architecture: architecture.layout.total)
-    prepkit.PRepShape(recipe.network.height, recipe.network.width)
-    cells = recipe.network.height * recipe.network.width
-    if needed.layout.total > cells:
+    network = recipe.network
+    if zoo.shape != prepkit.PRepShape(network.height, network.width):
         raise ZooMismatch(
-            f"recipe '{recipe.name}' has PReps of {recipe.network.height} x {recipe.network.width}, but "
-            f"{needed.name} has {needed.layout.total:,} values; use a height of at least "
-            f"{needed.layout.shape(recipe.network.width).height}."
+            f"recipe '{recipe.name}' has PReps of {network.height} x {network.width}; zoo '{zoo.name}' is read at "
+            f"{zoo.shape}. Open it with width={network.width}, height={network.height}."
         )
     splits = (TRAIN,) if recipe.setting == "sdf" else (TRAIN, VALIDATION)
     for split in splits:

@@ -97,10 +97,10 @@ class Objective:
             joint_NE = self.ranks.gather(latent_nE)
             latent_PGE = losses.interpolate(joint_NE, pairs, factors)
             latent_ME = torch.cat([latent_nE, latent_PGE.flatten(0, 1)])  # M = n + P G
-            logits_MA = self.space.classify(latent_ME).float()
+            logits_MA = self.space.classify(latent_ME)
         predicted_ids = _OnTheWay(logits_MA.detach().argmax(1))
         with torch.no_grad(), self._half(batch.inputs):
-            t_star_BC = self.teacher(_channels_last(batch.inputs)).float()
+            t_star_BC = self.teacher(_channels_last(batch.inputs))
         p_MBC = self._decode_and_run(latent_ME, predicted_ids, batch.inputs)
 
         count, lines = len(latent_nE), (len(pairs), len(factors))
@@ -132,7 +132,7 @@ class Objective:
     # What they share --------------------------------------------------------------------------------------------------
 
     def _decode_and_run(self, latent_ME: Tensor, class_ids: Sequence[int] | _OnTheWay, inputs: Tensor) -> Tensor:
-        """Outputs `[M, B, ...]` of the instances that stand at embeddings, in float32."""
+        """Outputs `[M, B, ...]` of the instances that stand at embeddings."""
         if not self.recipe.training.recompute:
             with self._half(latent_ME):
                 preps_MHW = self.space.decode(latent_ME)
@@ -153,9 +153,9 @@ class Objective:
         return torch.cat(outputs)
 
     def _run(self, class_ids: Sequence[int], preps_NHW: Tensor, inputs: Tensor) -> Tensor:
-        """Outputs of instances in float32. Signals run in it too: sin(30 x) has no digits to spare."""
+        """Outputs of instances. Signals always run in float32: sin(30 x) has no digits to spare."""
         with half(preps_NHW.device, self.bf16 and self.recipe.setting != "sdf"):
-            return run_by_class_id(self.registry, class_ids, preps_NHW, inputs).float()
+            return run_by_class_id(self.registry, class_ids, preps_NHW, inputs)
 
     def _half(self, tensor: Tensor) -> AbstractContextManager[object]:
         return half(tensor.device, self.bf16)

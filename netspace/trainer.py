@@ -257,6 +257,8 @@ def _folder(
         if resume:
             run = Run(out, trust_code=True)
             _check_same(run, recipe, zoo)
+            if recipe != run.recipe:
+                run.change_steps(recipe)
         else:
             run = Run.create(out, recipe, zoo, zoo_path)
         lock = run.lock()

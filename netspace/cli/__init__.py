@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from netspace.cli import explore, train
+from netspace.cli.explore import COMMANDS
+from netspace.cli.train import recipes, train
 from prepkit.cli.common import Commands
 
 
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (train.train, train.recipes, *explore.COMMANDS):
+for command in (train, recipes, *COMMANDS):
     main.add_command(command)

@@ -1,0 +1,163 @@
+"""The losses of a whole batch against the same computed plainly: one instance at a time, with networks of their own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_zoos import SMALL
+from torch.nn import functional
+
+import prepkit
+from netspace.checkpoint import new_space
+from netspace.config import load_recipe
+from netspace.data import Data
+from netspace.objective import Objective
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+T, ALPHA = 4.0, 0.9
+
+
+@pytest.fixture
+def setting(small_zoo):
+    """Objective, batch and space of a recipe, all in float64."""
+
+    def made(name, position=0, **changes):
+        recipe = load_recipe(name, {**SMALL[name], "training.precision": "float32", **changes})
+        network = recipe.network
+        zoo = prepkit.open_zoo(small_zoo(name), width=network.width, height=network.height)
+        data = Data(recipe, zoo, torch.device("cpu"))
+        space = new_space(recipe).double()
+        with torch.no_grad():
+            space.decoder.scale.mul_(30)  # predicted networks that differ, so that a mix-up shows
+        batch = next(data.batches(position))
+        batch = replace(batch, preps=batch.preps.double(), inputs=batch.inputs.double())
+        teacher = None if data.teacher is None else data.teacher.double()
+        return Objective(space, recipe, data.registry, teacher), batch, space
+
+    return made
+
+
+def network_of(architecture, prep_HW):
+    network = architecture.build_folded().double()
+    tensors = architecture.layout.unpack(prep_HW)
+    return lambda inputs: torch.func.functional_call(network, dict(tensors), (inputs,))
+
+
+def kl(predicted, target):
+    return (
+        functional.kl_div(
+            functional.log_softmax(predicted / T, 1), functional.softmax(target / T, 1), reduction="batchmean"
+        )
+        * T**2
+    )
+
+
+def kd(predicted, teacher, labels):
+    return ALPHA * kl(predicted, teacher) + (1 - ALPHA) * functional.cross_entropy(predicted, labels)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-10, atol=0)
+
+
+def test_single(setting):
+    objective, batch, space = setting("digits_single")
+    total = 0.0
+    architecture = objective.registry.by_class_id(0)
+    for prep_HW in batch.preps:
+        predicted = space.decode(space.encode(prep_HW[None]))[0]
+        target = network_of(architecture, prep_HW)(batch.inputs)
+        total = total + kl(network_of(architecture, predicted)(batch.inputs), target.detach()) / len(batch.preps)
+    found = objective(batch)
+    close(found.total, total)
+    close(found.parts["loss"], total)
+
+
+def test_signals(setting):
+    objective, batch, space = setting("chairs_mini")
+    architecture, total = objective.registry.by_class_id(0), 0.0
+    for prep_HW, points in zip(batch.preps, batch.inputs, strict=True):
+        predicted = network_of(architecture, space.decode(space.encode(prep_HW[None]))[0])(points)
+        target = network_of(architecture, prep_HW)(points)
+        total = total + (predicted - target).square().mean() / len(batch.preps)
+    close(objective(batch).total, total)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_several_architectures(setting, share):
+    objective, batch, space = setting("digits_multi", **{"batch.boundary_share": share, "batch.instances": 4})
+    registry, teacher = objective.registry, objective.teacher(batch.inputs).detach()
+    parts = dict.fromkeys(("loss_kd", "loss_class", "loss_gamma"), torch.zeros((), dtype=torch.float64))
+
+    def judged(latent_E, class_id):
+        logits = space.classify(latent_E[None])
+        prep_HW = space.decode(latent_E[None])[0]
+        outputs = network_of(registry.by_class_id(int(logits.argmax())), prep_HW)(batch.inputs)
+        return kd(outputs, teacher, batch.labels), functional.cross_entropy(logits, torch.tensor([class_id]))
+
+    latents = [space.encode(prep_HW[None])[0] for prep_HW in batch.preps]
+    for latent_E, class_id in zip(latents, batch.class_ids, strict=True):
+        loss_kd, loss_class = judged(latent_E, class_id)
+        parts["loss_kd"], parts["loss_class"] = parts["loss_kd"] + loss_kd, parts["loss_class"] + loss_class
+    pairs = 0
+    for a, first in zip(batch.class_ids, latents, strict=True):
+        for b, last in zip(batch.class_ids, latents, strict=True):
+            if (a, b) == (0, 3):
+                pairs += 1
+                for class_id in (1, 2):
+                    gamma = class_id / 3
+                    parts["loss_gamma"] = parts["loss_gamma"] + sum(
+                        judged((1 - gamma) * first + gamma * last, class_id)
+                    )
+    assert pairs == (4 if share else pairs)
+    found = objective(batch)
+    for name, expected in parts.items():
+        if pairs or name != "loss_gamma":
+            close(found.parts[name], expected)
+    close(found.total, sum(parts.values()))
+
+
+@pytest.mark.parametrize("name", ["digits_single", "digits_multi", "chairs_mini"])
+def test_recomputing_changes_neither_losses_nor_gradients(setting, name):
+    changes = {"batch.boundary_share": 1.0} if name == "digits_multi" else {}
+    gradients = []
+    for recompute in (False, True):
+        objective, batch, space = setting(name, **{"training.recompute": recompute, **changes})
+        found = objective(batch)
+        found.total.backward()
+        gradients.append([found.total.detach(), *(parameter.grad for parameter in space.parameters())])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-10, atol=1e-14)
+        assert plain.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["digits_single", "digits_multi", "digits_unseen", "chairs_mini"])
+def test_half_precision_is_near(small_zoo, name):
+    totals = {}
+    for precision in ("float32", "bf16"):
+        recipe = load_recipe(name, {**SMALL[name], "training.precision": precision})
+        zoo = prepkit.open_zoo(small_zoo(name), width=recipe.network.width, height=recipe.network.height)
+        data = Data(recipe, zoo, torch.device("cpu"))
+        objective = Objective(new_space(recipe), recipe, data.registry, data.teacher)
+        found = objective(next(data.batches(0)))
+        assert found.total.dtype == torch.float32
+        assert all(part.dtype == torch.float32 for part in found.parts.values())
+        totals[precision] = found.total.item()
+    assert totals["bf16"] == pytest.approx(totals["float32"], rel=0.05)
+    assert totals["bf16"] != totals["float32"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["digits_single", "digits_multi", "chairs_mini"])
+def test_a_gpu_agrees_with_the_cpu(small_zoo, name):
+    found = {}
+    for device in ("cpu", "cuda"):
+        recipe = load_recipe(name, {**SMALL[name], "training.precision": "float32"})
+        zoo = prepkit.open_zoo(small_zoo(name), width=recipe.network.width, height=recipe.network.height)
+        data = Data(recipe, zoo, torch.device(device))
+        space = new_space(recipe).to(device)
+        losses = Objective(space, recipe, data.registry, data.teacher)(next(data.batches(0)))
+        losses.total.backward()
+        found[device] = [losses.total.detach().cpu(), *(parameter.grad.cpu() for parameter in space.parameters())]
+    for cpu, gpu in zip(found["cpu"], found["cuda"], strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-3, atol=1e-5 * float(cpu.abs().max()) + 1e-9)

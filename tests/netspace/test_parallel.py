@@ -1,0 +1,82 @@
+"""Two processes over gloo against one with the joint batch: the same losses, gradients and runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_zoos import SMALL
+
+import netspace
+from netspace.parallel import ParallelError, Ranks
+
+HERE = Path(__file__).parent
+
+
+def start(count: int, *arguments: str) -> None:
+    """Run a script or module with the tests' interpreter in `count` processes that find each other."""
+    command = [sys.executable, *arguments]
+    if count > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command = [sys.executable, *launcher, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("digits_multi", {"batch.instances": 4, "batch.boundary_share": 1.0, "batch.samples": 16}),
+        ("digits_single", {"batch.instances": 4, "batch.samples": 16}),
+    ],
+)
+def test_two_processes_agree_with_one(tmp_path, small_zoo, name, changes):
+    changes = repr({**changes, "training.precision": "float32"})
+    for count in (1, 2):
+        start(count, str(HERE / "parallel_losses.py"), name, str(small_zoo(name)), str(tmp_path), changes)
+    one, first, second = (torch.load(tmp_path / f) for f in ("0-of-1.pt", "0-of-2.pt", "1-of-2.pt"))
+    if name == "digits_multi":
+        assert one["parts"]["loss_gamma"] > 1  # 4 pairs, all but those within a process straddle
+    for key, part in one["parts"].items():
+        torch.testing.assert_close(first["parts"][key], part, rtol=1e-5, atol=0)
+        assert torch.equal(first["parts"][key], second["parts"][key])
+    for key, gradient in one["gradients"].items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(first["gradients"][key], gradient, rtol=1e-4, atol=1e-5 * scale)
+        assert torch.equal(first["gradients"][key], second["gradients"][key])
+
+
+def test_a_training_of_two_processes_ends_where_that_of_one_does(tmp_path, small_zoo):
+    settings = {**SMALL["digits_multi"], "batch.instances": 4, "training.precision": "float32"}
+    settings |= {"training.steps": 4, "training.validate_every": 2}
+    arguments = [argument for key, value in settings.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
+    for count in (1, 2):
+        out = str(tmp_path / f"run{count}")
+        start(
+            count,
+            "-m",
+            "netspace",
+            "train",
+            "digits_multi",
+            "--zoo",
+            str(small_zoo("digits_multi")),
+            "--out",
+            out,
+            *arguments,
+        )
+    one, two = (netspace.open_run(tmp_path / f"run{count}") for count in (1, 2))
+    for ours, theirs in zip(one.metrics(), two.metrics(), strict=True):
+        assert ours["step"] == theirs["step"]
+        for key in ("loss", "loss_kd", "loss_class", "loss_gamma", "gradient_norm"):
+            assert ours.get(key, 0.0) == pytest.approx(theirs.get(key, 0.0), rel=1e-3)
+    assert len(one.metrics()) == 4
+
+
+def test_what_cannot_be_dealt_evenly_is_refused():
+    assert [Ranks(rank, 2).block(6) for rank in (0, 1)] == [slice(0, 3), slice(3, 6)]
+    with pytest.raises(ParallelError, match=r"3 instances a batch cannot be dealt evenly to 2 .* of 4"):
+        Ranks(0, 2).block(3)

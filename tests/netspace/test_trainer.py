@@ -1,0 +1,284 @@
+"""Training as a whole: learning, going on bit for bit, being killed, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from small_zoos import SMALL, digits_zoo
+
+import netspace
+import prepkit
+from netspace import trainer
+from netspace.checkpoint import RunError
+from netspace.config import load_recipe
+from netspace.device import DeviceError
+from netspace.logs import NotFinite, Progress
+from netspace.memory import OutOfMemory, advice, step_bytes
+from prepkit.errors import ZooLocked
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TIMES = ("instances_per_second",)
+
+
+def recipe_of(name, steps, **changes):
+    return load_recipe(name, {**SMALL[name], "training.steps": steps, "training.validate_every": steps, **changes})
+
+
+def curve(run):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in run.metrics()]
+
+
+def weights(run, kind="latest"):
+    return run.state(kind).tensors
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_every_embedded_recipe_trains_end_to_end(tmp_path, small_zoo, name):
+    run = netspace.train(recipe_of(name, 3), small_zoo(name), tmp_path / "run", device="cpu")
+    last, validation = run.metrics()
+    assert last["step"] == validation["step"] == 3
+    assert last["loss"] > 0
+    assert validation["best"]
+    space = netspace.load(tmp_path / "run")
+    zoo = run.open_zoo()
+    preps = zoo.split("train").preps()
+    with torch.inference_mode():
+        again = space.decode(space.encode(preps))
+    assert again.shape == preps.shape
+    assert not space.training
+    # The weights are plain safetensors of NetSpace's own names.
+    (file,) = (tmp_path / "run" / "checkpoints").glob("best-*.safetensors")
+    assert set(safetensors.torch.load_file(file)) == set(space.state_dict())
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_one_prep_of_one_architecture_is_learnt(tmp_path):
+    """The predicted instance reaches the accuracy of its target, which was trained well."""
+    network = prepkit.architecture("resnet8@digits").build()
+    task = prepkit.load_task(
+        {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 60, "validation": 40}}
+    )
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    for epoch in range(3):
+        for batch in task.batches([0], [0], epoch, 64):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(network(batch.inputs[0]), batch.targets[0]).backward()
+            optimiser.step()
+    registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
+    with prepkit.ZooWriter(tmp_path / "zoo", width=128, registry=registry, task=task.record) as writer:
+        for split in ("train", "validation"):
+            writer.add(network.eval(), split=split)
+    changes = {"batch.instances": 1, "batch.samples": 64, "training.precision": "float32"}
+    recipe = recipe_of("digits_single", 150, **changes)
+    run = netspace.train(recipe, tmp_path / "zoo", tmp_path / "run", device="cpu")
+    scores = run.facts("best")["scores"]
+    assert scores["target_accuracy"] > 0.85
+    assert scores["predicted_accuracy"] > scores["target_accuracy"] - 0.05
+    losses = [line["loss"] for line in run.metrics() if "loss" in line]
+    assert losses[-1] < losses[0] / 5
+
+
+# Going on -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits_multi", "chairs_mini"])
+def test_going_on_is_the_same_bit_for_bit(tmp_path, small_zoo, name, monkeypatch):
+    recipe = recipe_of(name, 26, **{"training.validate_every": 12})
+    whole = netspace.train(recipe, small_zoo(name), tmp_path / "whole", device="cpu")
+
+    class EndsAt(Progress):
+        """Asks for an end, as Ctrl-C does, when a validation was told or a line was written."""
+
+    for end in (12, 17):
+        counted = iter(range(1, 100))
+        step_of = torch.optim.Adam.step
+
+        def step(self, *args, end=end, counted=counted, step_of=step_of, **kwargs):
+            step_of(self, *args, **kwargs)
+            if next(counted) == end:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        out = tmp_path / f"parts{end}"
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.optim.Adam, "step", step)
+            with pytest.raises(trainer.Interrupted, match=f"after step {end}; --resume goes on"):
+                netspace.train(recipe, small_zoo(name), out, device="cpu")
+        assert netspace.open_run(out).facts("latest")["step"] == end
+        parts = netspace.train(recipe, small_zoo(name), out, device="cpu", resume=True)
+        assert curve(parts) == curve(whole)
+        for kind in ("latest", "best"):
+            assert weights(parts, kind).keys() == weights(whole, kind).keys()
+            assert all(torch.equal(value, weights(parts, kind)[key]) for key, value in weights(whole, kind).items())
+    # A finished run has nothing left to do, and says so without a step.
+    again = netspace.train(recipe, small_zoo(name), out, device="cpu", resume=True)
+    assert curve(again) == curve(whole)
+
+
+def test_more_steps_go_on_from_the_last(tmp_path, small_zoo):
+    name = "digits_single"
+    recipes = [recipe_of(name, steps, **{"training.validate_every": 2}) for steps in (2, 4)]
+    netspace.train(recipes[0], small_zoo(name), tmp_path / "run", device="cpu")
+    run = netspace.train(recipes[1], small_zoo(name), tmp_path / "run", device="cpu", resume=True)
+    assert run.facts("latest")["step"] == 4
+    assert [line["step"] for line in run.metrics()] == [2, 2, 4, 4]
+    assert netspace.open_run(tmp_path / "run").recipe.training.steps == 4
+
+
+def test_a_kill_at_any_time_leaves_a_run_to_go_on_with(tmp_path, small_zoo):
+    out, name = tmp_path / "run", "digits_single"
+    settings = {**SMALL[name], "training.validate_every": 1, "training.steps": 400}
+    arguments = [argument for key, value in settings.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "netspace", "train", name, "--zoo", str(small_zoo(name)), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    reached = 0
+    for wait in (0.0, 0.13, 0.31):
+        resume = ["--resume"] if reached else []
+        process = subprocess.Popen([*command, *arguments, *resume], env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            state = out / "checkpoints" / "latest.json"
+            if state.exists() and json.loads(state.read_text())["step"] > reached + 1:
+                break
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+        run = netspace.open_run(out)
+        assert run.state("latest").step > reached
+        assert run.space().encode(torch.zeros(1, 40, 128)).shape == (1, 256)
+        reached = run.state("latest").step
+    assert [line["step"] for line in run.metrics() if "loss" in line][:reached] == list(range(1, reached + 1))
+    files = {path.name for path in (out / "checkpoints").iterdir()}
+    assert {"latest.json", "best.json"} <= files
+
+
+# What is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_in_the_way(tmp_path, small_zoo):
+    name, out = "digits_single", tmp_path / "run"
+    with pytest.raises(RunError, match=r"is no run: it has no run.json"):
+        netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu", resume=True)
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is there and no run"):
+        netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu")
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    run = netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu")
+    before = weights(run)
+    with pytest.raises(RunError, match="holds a run already; --resume"):
+        netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu")
+    with pytest.raises(RunError, match=r"another recipe: optimiser.learning_rate was 0.001, is 0.5"):
+        netspace.train(
+            recipe_of(name, 1, **{"optimiser.learning_rate": 0.5}), small_zoo(name), out, device="cpu", resume=True
+        )
+    counts = {"resnet8@digits": {"train": 4, "validation": 1}}
+    other = digits_zoo(tmp_path / "other", counts, teacher=False, single=True)
+    with pytest.raises(RunError, match="was begun with another zoo"):
+        netspace.train(recipe_of(name, 1), other, out, device="cpu", resume=True)
+    lock = run.lock()
+    with pytest.raises(ZooLocked, match="being written by process"):
+        netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu", resume=True)
+    lock.release()
+    assert all(torch.equal(value, before[key]) for key, value in weights(run).items())
+
+
+def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_good_state(tmp_path, small_zoo):
+    name = "digits_single"
+    recipe = load_recipe(
+        name,
+        {
+            **SMALL[name],
+            "training.steps": 40,
+            "training.validate_every": 3,
+            "optimiser.learning_rate": 1e30,
+            "optimiser.warmup_steps": 0,
+        },
+    )
+    with pytest.raises(NotFinite, match=r"step \d+: (loss|gradient_norm) is (nan|inf), with the training instances \d"):
+        netspace.train(recipe, small_zoo(name), tmp_path / "run", device="cpu")
+    run = netspace.open_run(tmp_path / "run")
+    state = run.state("latest")
+    assert state is None or all(value.isfinite().all() for value in state.tensors.values())
+
+
+def test_devices():
+    with pytest.raises(
+        DeviceError, match="'cuda' was asked for, but this torch sees no GPU" if not torch.cuda.is_available() else ""
+    ):
+        trainer.device_of("cuda" if not torch.cuda.is_available() else "cuda:99")
+    with pytest.raises(DeviceError, match="unknown; use auto, cpu"):
+        trainer.device_of("gpu")
+
+
+def test_out_of_memory_says_what_would_fit(tmp_path, small_zoo, monkeypatch):
+    name = "digits_single"
+    recipe = recipe_of(name, 1, **{"training.precision": "float32", "batch.instances": 4})
+
+    def refuse(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("netspace.objective.Objective.__call__", refuse)
+    with pytest.raises(OutOfMemory) as caught:
+        netspace.train(recipe, small_zoo(name), tmp_path / "run", device="cpu")
+    message = str(caught.value)
+    assert "A step of 'digits_single' takes about" in message
+    assert "--set training.precision=bf16 would take" in message
+    assert "--set training.recompute=true would take" in message
+    assert "--set batch.instances=2 --set batch.accumulate=2 would take" in message
+    registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
+    whole = step_bytes(recipe, registry)
+    for smaller in ({"training.precision": "bf16"}, {"training.recompute": True}, {"batch.instances": 2}):
+        assert (
+            step_bytes(
+                load_recipe(name, {**SMALL[name], "batch.instances": 4, "training.precision": "float32", **smaller}),
+                registry,
+            )
+            < whole
+        )
+    assert "free now" in advice(recipe, registry, torch.device("cpu"))
+
+
+def test_damaged_runs(tmp_path, small_zoo):
+    name = "digits_single"
+    run = netspace.train(recipe_of(name, 1), small_zoo(name), tmp_path / "run", device="cpu")
+    (file,) = (tmp_path / "run" / "checkpoints").glob("best-*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=r"does not match the sha256 in best\.json"):
+        netspace.load(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "latest.json").write_text("{")
+    with pytest.raises(RunError, match=r"latest\.json: damaged"):
+        run.state("latest")
+    with pytest.raises(RunError, match="kind 'last' is none of best, latest"):
+        netspace.load(tmp_path / "run", kind="last")
+    with pytest.raises(RunError, match="is no run"):
+        netspace.load(tmp_path)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    for change, message in (
+        ({"format": "netspace-run/9"}, "this version reads netspace-run/1"),
+        ({"format": "x"}, "not a run"),
+    ):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**record, **change}))
+        with pytest.raises(RunError, match=message):
+            netspace.open_run(tmp_path / "run")
+
+
+def test_the_folder_explains_itself(tmp_path, small_zoo):
+    name = "digits_single"
+    run = netspace.train(recipe_of(name, 1), small_zoo(name), tmp_path / "run", device="cpu")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["recipe"] == json.loads(json.dumps(run.recipe.to_dict()))
+    assert record["zoo"]["sha256"] == prepkit.open_zoo(small_zoo(name)).manifest.to_dict()["sha256"]
+    assert record["versions"]["torch"] == torch.__version__
+    assert run.registry.class_ids == {"resnet8@digits": 0}
+    assert Path(record["zoo"]["path"]) == small_zoo(name)
