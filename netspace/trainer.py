@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import prepkit
+from netspace.card import write_card
 from netspace.checkpoint import BEST, LATEST, NETWORK, OPTIMISER, Run, RunError, State
 from netspace.config import Recipe
 from netspace.data import Data
@@ -235,6 +236,7 @@ class Training:
                 if moment != "step":
                     tensors[f"{OPTIMISER}{moment}.{name}"] = value
         run.save(LATEST, State(step, tensors, {"best": best, "pending": {"names": log.names, "rows": pending}}))
+        write_card(run)
 
 
 def _restore(optimiser: torch.optim.Adam, space: NetSpace, state: State) -> None:

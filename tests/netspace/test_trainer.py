@@ -16,6 +16,7 @@ from small_zoos import SMALL, digits_zoo
 import netspace
 import prepkit
 from netspace import trainer
+from netspace.card import write_card
 from netspace.checkpoint import RunError
 from netspace.config import load_recipe
 from netspace.device import DeviceError
@@ -282,3 +283,18 @@ def test_the_folder_explains_itself(tmp_path, small_zoo):
     assert record["versions"]["torch"] == torch.__version__
     assert run.registry.class_ids == {"resnet8@digits": 0}
     assert Path(record["zoo"]["path"]) == small_zoo(name)
+    readme = tmp_path / "run" / "README.md"
+    text = readme.read_text()
+    best = run.facts("best")
+    for expected in (
+        f"best after step {best['step']}",
+        "| 0 | resnet8@digits | 5,058 |",
+        record["zoo"]["sha256"],
+        "netspace.load(",
+    ):
+        assert expected in text
+    assert f"| score | {best['scores']['score']:.4f} |" in text
+    assert write_card(run) == readme
+    readme.write_text("my own words")
+    assert write_card(run) is None
+    assert readme.read_text() == "my own words"
