@@ -100,12 +100,7 @@ class Run:
         raises RunError if something is there
         """
         root = Path(path)
-        if (root / RECORD).exists():
-            raise RunError(
-                f"'{root}' holds a run already; --resume (resume=True) goes on with it, or name another folder."
-            )
-        if root.exists() and (not root.is_dir() or any(name != LOCK for name in os.listdir(root))):
-            raise RunError(f"'{root}' is there and no run; name a new or empty folder.")
+        check_free(root)
         record = {
             "format": FORMAT,
             "recipe": recipe.to_dict(),
@@ -255,6 +250,14 @@ def open_run(path: str | os.PathLike[str], *, trust_code: bool = False) -> Run:
     raises RunError if it is no run
     """
     return Run(path, trust_code=trust_code)
+
+
+def check_free(root: Path) -> None:
+    """raises RunError if a run cannot begin in a folder, because something is there."""
+    if (root / RECORD).exists():
+        raise RunError(f"'{root}' holds a run already; --resume (resume=True) goes on with it, or name another folder.")
+    if root.exists() and (not root.is_dir() or any(name != LOCK for name in os.listdir(root))):
+        raise RunError(f"'{root}' is there and no run; name a new or empty folder.")
 
 
 def new_space(recipe: Recipe) -> NetSpace:

@@ -37,8 +37,8 @@ class Ranks:
     @classmethod
     def join(cls, device: torch.device) -> Ranks:
         """The processes that torchrun started, once they have met; a single one without torchrun."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+        told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))  # a cluster may tell some
+        if not told or os.environ["WORLD_SIZE"] == "1":
             return cls()
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -26,13 +26,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import prepkit
 from netspace.card import write_card
-from netspace.checkpoint import BEST, LATEST, NETWORK, OPTIMISER, Run, RunError, State
+from netspace.checkpoint import BEST, LATEST, NETWORK, OPTIMISER, Run, RunError, State, check_free
 from netspace.config import Recipe
 from netspace.data import Data
 from netspace.device import device_of, use_tf32
 from netspace.initialisation import start_from_preps
 from netspace.logs import EVERY_STEPS, Log, NotFinite, Progress, board_of
-from netspace.memory import OutOfMemory, advice, is_out_of_memory
+from netspace.memory import OutOfMemory, advice, is_out_of_memory, num_weights
 from netspace.network import NetSpace
 from netspace.objective import Objective
 from netspace.parallel import Ranks
@@ -75,6 +75,9 @@ def train(
     ranks = Ranks.join(where)
     lock: Lock | None = None
     try:
+        num_weights(recipe)  # raises what the network's sizes may be wrong in, before anything is read or written
+        if ranks.first and not resume:
+            check_free(Path(out))
         opened = prepkit.open_zoo(zoo, width=recipe.network.width, height=recipe.network.height, trust_code=trust_code)
         training = Training(recipe, opened, where, ranks, data, progress or Progress())
         run, lock = _folder(Path(out), recipe, opened, zoo, resume, ranks)

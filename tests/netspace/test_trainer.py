@@ -192,6 +192,13 @@ def test_a_folder_that_is_in_the_way(tmp_path, small_zoo):
     assert all(torch.equal(value, before[key]) for key, value in weights(run).items())
 
 
+def test_sizes_that_cannot_be_leave_no_folder(tmp_path, small_zoo):
+    name = "digits_single"
+    with pytest.raises(prepkit.PrepkitError, match="columns 7 do not keep the element counts"):
+        netspace.train(recipe_of(name, 1, **{"network.columns": 7}), small_zoo(name), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_good_state(tmp_path, small_zoo):
     name = "digits_single"
     recipe = load_recipe(
