@@ -60,7 +60,8 @@ def card_text(run: Run) -> str:
             "```python",
             "import netspace",
             'space = netspace.load("path/to/this/folder")',
-            f"latent = space.encode(preps)       # {network.height} x {network.width} -> {network.embedding_size} values",
+            "latent = space.encode(preps)       "
+            f"# {network.height} x {network.width} -> {network.embedding_size} values",
             "preps = space.decode(latent)",
             "```",
             "",
