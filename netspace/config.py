@@ -67,10 +67,15 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Of Eq. 1 to 5: T, and alpha, the teacher's share of L_kd."""
+    """Of Eq. 1 to 5: T, and alpha, the teacher's share of L_kd.
+
+    identity: (multi, unseen) weight of Eq. 1 towards the target's own outputs, beside L_kd, which never uses them: without
+              it the decoder writes one network a class. Not in the paper
+    """
 
     temperature: float = 4.0
     alpha: float = 0.9
+    identity: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -276,6 +281,11 @@ def _check(recipe: Recipe, place: str) -> None:
     _range(place, "optimiser.final_share", optimiser.final_share, 0, 1)
     _range(place, "loss.alpha", recipe.loss.alpha, 0, 1)
     _range(place, "loss.temperature", recipe.loss.temperature, 1e-3)
+    _range(place, "loss.identity", recipe.loss.identity, 0)
+    if recipe.loss.identity and not recipe.has_classes:
+        raise RecipeError(
+            f"{place}, loss.identity: setting '{recipe.setting}' learns from targets alone; leave it out."
+        )
     if optimiser.clip is not None:
         _range(place, "optimiser.clip", optimiser.clip, 1e-12)
     if training.stop_at is not None:

@@ -119,11 +119,19 @@ class Objective:
                 settings.alpha,
             )
         total = losses.loss_multi(loss_kd_n, loss_class_n, loss_gamma_PG)
+        identity = {}
+        if settings.identity:
+            with torch.no_grad():
+                t_NBC = self._run(batch.class_ids[own], batch.preps[own], batch.inputs)
+            loss_pred_n = losses.loss_pred(p_MBC[:count], t_NBC, settings.temperature)
+            total = total + settings.identity * loss_pred_n.sum()
+            identity = {"loss_identity": loss_pred_n.detach().sum()}
         parts = {
             "loss": total.detach(),
             "loss_kd": loss_kd_n.detach().sum(),
             "loss_class": loss_class_n.detach().sum(),
             "loss_gamma": loss_gamma_PG.detach().sum(),
+            **identity,
         }
         if pairs and self.ranks.size > 1:
             total = total + 0 * joint_NE.sum()  # every process takes part in the gathering's backward

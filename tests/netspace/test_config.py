@@ -31,7 +31,7 @@ def test_names():
             for data in ("cifar10", "tiny_imagenet", "digits")
             for setting in ("single", "multi", "unseen")
         ]
-        + ["chairs", "chairs_mini"]
+        + ["chairs", "chairs_mini", "digits_multi_identity"]
     )
 
 

@@ -117,6 +117,22 @@ def test_several_architectures(setting, share):
     close(found.total, sum(parts.values()))
 
 
+def test_identity_adds_each_target_s_own_outputs(setting):
+    objective, batch, space = setting("digits_multi", **{"loss.identity": 0.5})
+    plain, _, same = setting("digits_multi")
+    same.load_state_dict(space.state_dict())
+    expected = 0.0
+    for prep_HW, class_id in zip(batch.preps, batch.class_ids, strict=True):
+        latent_1E = space.encode(prep_HW[None])
+        runs_as = objective.registry.by_class_id(int(space.classify(latent_1E).argmax()))
+        predicted = network_of(runs_as, space.decode(latent_1E)[0])(batch.inputs)
+        target = network_of(objective.registry.by_class_id(class_id), prep_HW)(batch.inputs)
+        expected = expected + kl(predicted, target.detach())
+    found = objective(batch)
+    close(found.parts["loss_identity"], expected)
+    close(found.total, plain(batch).total + 0.5 * expected)
+
+
 @pytest.mark.parametrize("name", ["digits_single", "digits_multi", "chairs_mini"])
 def test_recomputing_changes_neither_losses_nor_gradients(setting, name):
     changes = {"batch.boundary_share": 1.0} if name == "digits_multi" else {}
