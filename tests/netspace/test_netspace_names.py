@@ -1,12 +1,32 @@
-"""The names that netspace offers, and that they come from the package and not from this folder."""
+"""The names that netspace offers, that they come from the package and not from this folder, and that they are light."""
 
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 import netspace
-import netspace.network
+
+NAMES = ["NetSpace", "Recipe", "Run", "load", "load_recipe", "open_run", "train"]
 
 
 def test_names() -> None:
-    assert netspace.__all__ == ["NetSpace"]
-    assert netspace.NetSpace is netspace.network.NetSpace
+    assert sorted(netspace.__all__) == NAMES
     assert Path(netspace.__file__).parent != Path(__file__).parent
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        netspace.trian  # noqa: B018
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_comes_from_its_home_with_a_docstring(name: str) -> None:
+    value = getattr(netspace, name)
+    assert value is getattr(import_module(value.__module__), name)
+    assert value.__doc__
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, netspace.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
