@@ -37,7 +37,7 @@ class NetworkSettings:
 
     height, width:  of the PReps
     embedding_size: E = 4^k, k >= 4
-    initialisation: "paper", "small_zoos", or "from_preps" (see initialisation.py)
+    initialisation: "paper", "small_zoos", "without_scale" or "from_preps" (see initialisation.py)
     columns:        of the decoder's first reshape; about W / 2 if missing
     """
 
@@ -69,13 +69,18 @@ class BatchSettings:
 class LossSettings:
     """Of Eq. 1 to 5: T, and alpha, the teacher's share of L_kd.
 
-    identity: (multi, unseen) weight of Eq. 1 towards the target's own outputs, beside L_kd, which never uses them: without
-              it the decoder writes one network a class. Not in the paper
+    interpolation: (multi, unseen) Eq. 7 to 12; false to see what they are good for
+    weights:  (single, sdf) learn the target's weights, by their mean squared error, instead of its outputs; true to see
+              what the outputs are good for
+    identity: (multi, unseen) weight of Eq. 1 towards the target's own outputs, beside L_kd, which never uses them:
+              without it the decoder writes one network a class. Not in the paper
     """
 
     temperature: float = 4.0
     alpha: float = 0.9
     identity: float = 0.0
+    interpolation: bool = True
+    weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -282,6 +287,12 @@ def _check(recipe: Recipe, place: str) -> None:
     _range(place, "loss.alpha", recipe.loss.alpha, 0, 1)
     _range(place, "loss.temperature", recipe.loss.temperature, 1e-3)
     _range(place, "loss.identity", recipe.loss.identity, 0)
+    if recipe.loss.weights and recipe.has_classes:
+        raise RecipeError(
+            f"{place}, loss.weights: setting '{recipe.setting}' has a teacher, not weights; leave it out."
+        )
+    if not recipe.loss.interpolation and not recipe.has_classes:
+        raise RecipeError(f"{place}, loss.interpolation: setting '{recipe.setting}' has no such loss; leave it out.")
     if recipe.loss.identity and not recipe.has_classes:
         raise RecipeError(
             f"{place}, loss.identity: setting '{recipe.setting}' learns from targets alone; leave it out."

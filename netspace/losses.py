@@ -105,6 +105,12 @@ def loss_kd(
     return alpha * loss_pred_star(p_NBC, t_star_BC, temperature) + (1 - alpha) * loss_task(p_NBC, y_B)
 
 
+def loss_weights(predicted_NHW: Tensor, target_NHW: Tensor) -> Tensor:
+    """Mean squared error of the PReps themselves, `[N]`: what the paper argues against, so it has no equation there."""
+    _check("PReps", predicted_NHW, target_NHW)
+    return (_precise(predicted_NHW) - _precise(target_NHW)).square().mean(dim=(-2, -1))
+
+
 # ClassIds: Eq. 6 -------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, empty, nn
 from torch.nn.functional import leaky_relu
 
 import prepkit
+from netspace import fast
 from netspace.initialisation import NEGATIVE_SLOPE, start_scale_and_bias
 
 LEAST_EMBEDDING = 4**4
@@ -130,6 +131,12 @@ class Encoder(nn.Module):
         """`[N, H, W]` -> `[N, E]`; H and W may be any."""
         if preps_NHW.dim() != 3 or 0 in preps_NHW.shape[1:]:
             raise InvalidNetSpace(f"PReps of {list(preps_NHW.shape)} cannot be encoded; give [N, H, W].")
+        if fast.applies(preps_NHW, *self.parameters()):
+            return fast.encode(preps_NHW, (self.conv1, self.conv2, self.conv3, self.conv4))
+        return self.plain(preps_NHW)
+
+    def plain(self, preps_NHW: Tensor) -> Tensor:
+        """What `forward` computes, as the paper writes it; a CPU takes another way to it (fast.py)."""
         features = leaky_relu(self.conv4(self.row_features(preps_NHW)), NEGATIVE_SLOPE)
         latent_NE: Tensor = features.max(dim=2).values.squeeze(2)
         return latent_NE
@@ -141,7 +148,7 @@ class Decoder(nn.Module):
     height, width:  of the PRep
     embedding_size: E = 4^k, k >= 4
     columns:        of the first reshape; `default_columns` if missing
-    initialisation: of scale and bias, "paper" or "small_zoos" (see initialisation.py)
+    initialisation: of scale and bias, "paper", "small_zoos" or "without_scale" (see initialisation.py)
     """
 
     def __init__(
@@ -163,6 +170,14 @@ class Decoder(nn.Module):
 
     def forward(self, latent_NE: Tensor) -> Tensor:
         """`[N, E]` -> `[N, H, W]`."""
+        if fast.applies(latent_NE, *self.parameters()):
+            convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
+            cells_NHW = fast.decode(self.image.view(latent_NE), convolutions, self.height, self.width, self.columns)
+            return cells_NHW * self.scale + self.bias
+        return self.plain(latent_NE)
+
+    def plain(self, latent_NE: Tensor) -> Tensor:
+        """What `forward` computes, as the paper writes it; a CPU takes another way to it (fast.py)."""
         count, height, width = len(latent_NE), self.height, self.width
         features = leaky_relu(self.conv1(self.image.view(latent_NE)), NEGATIVE_SLOPE)
         features = features.reshape(count, 128, height, self.columns)

@@ -73,6 +73,10 @@ class Objective:
         inputs = batch.inputs if batch.labels is not None else batch.inputs[own]
         with self._half(preps):
             latent_nE = self.space.encode(preps)
+        if self.recipe.loss.weights:
+            loss_n = losses.loss_weights(self._decode(latent_nE), preps)
+            mean = loss_n.sum() / count
+            return Losses(mean, {"loss": mean.detach()})
         with torch.no_grad():
             target = self._run(class_ids, preps, inputs)
         predicted = self._decode_and_run(latent_nE, class_ids, inputs)
@@ -90,7 +94,8 @@ class Objective:
         if y_B is None or self.teacher is None:
             raise ZooMismatch("several architectures are trained on labels and with a teacher; this zoo has none.")
         own = self.ranks.block(len(batch.preps))
-        pairs = losses.boundary_pairs(batch.class_ids, len(self.recipe.architectures))
+        wanted = settings.interpolation
+        pairs = losses.boundary_pairs(batch.class_ids, len(self.recipe.architectures)) if wanted else []
         factors = tuple(self.ranks.share(self.factors)) if pairs else ()
         with self._half(batch.preps):
             latent_nE = self.space.encode(batch.preps[own])
@@ -109,41 +114,32 @@ class Objective:
         loss_class_n = losses.loss_class(logits_MA[:count], c_t_n)
         loss_gamma_PG = loss_kd_n.new_zeros(lines)
         if factors:
+            c_p_PGA, p_PGBC = torch.unflatten(logits_MA[count:], 0, lines), torch.unflatten(p_MBC[count:], 0, lines)
             loss_gamma_PG = losses.loss_gamma(
-                torch.unflatten(logits_MA[count:], 0, lines),
-                factors,
-                torch.unflatten(p_MBC[count:], 0, lines),
-                t_star_BC,
-                y_B,
-                settings.temperature,
-                settings.alpha,
+                c_p_PGA, factors, p_PGBC, t_star_BC, y_B, settings.temperature, settings.alpha
             )
         total = losses.loss_multi(loss_kd_n, loss_class_n, loss_gamma_PG)
-        identity = {}
+        parts = {"loss_kd": loss_kd_n, "loss_class": loss_class_n, "loss_gamma": loss_gamma_PG}
         if settings.identity:
-            with torch.no_grad():
-                t_NBC = self._run(batch.class_ids[own], batch.preps[own], batch.inputs)
-            loss_pred_n = losses.loss_pred(p_MBC[:count], t_NBC, settings.temperature)
-            total = total + settings.identity * loss_pred_n.sum()
-            identity = {"loss_identity": loss_pred_n.detach().sum()}
-        parts = {
-            "loss": total.detach(),
-            "loss_kd": loss_kd_n.detach().sum(),
-            "loss_class": loss_class_n.detach().sum(),
-            "loss_gamma": loss_gamma_PG.detach().sum(),
-            **identity,
-        }
+            parts["loss_identity"] = self._identity(p_MBC[:count], batch, own)
+            total = total + parts["loss_identity"].sum()
+        told = {"loss": total.detach()} | {name: part.detach().sum() for name, part in parts.items()}
         if pairs and self.ranks.size > 1:
             total = total + 0 * joint_NE.sum()  # every process takes part in the gathering's backward
-        return Losses(total, parts)
+        return Losses(total, told)
+
+    def _identity(self, p_nBC: Tensor, batch: Batch, own: slice) -> Tensor:
+        """Eq. 1 towards the targets' own outputs, weighted, `[n]`."""
+        with torch.no_grad():
+            t_nBC = self._run(batch.class_ids[own], batch.preps[own], batch.inputs)
+        return self.recipe.loss.identity * losses.loss_pred(p_nBC, t_nBC, self.recipe.loss.temperature)
 
     # What they share --------------------------------------------------------------------------------------------------
 
     def _decode_and_run(self, latent_ME: Tensor, class_ids: Sequence[int] | _OnTheWay, inputs: Tensor) -> Tensor:
         """Outputs `[M, B, ...]` of the instances that stand at embeddings."""
         if not self.recipe.training.recompute:
-            with self._half(latent_ME):
-                preps_MHW = self.space.decode(latent_ME)
+            preps_MHW = self._decode(latent_ME)
             return self._run(_host(class_ids), preps_MHW, inputs)
         known = _host(class_ids)
         shared = self.recipe.setting != "sdf"
@@ -153,12 +149,15 @@ class Objective:
             ids = known[position : position + 1]
 
             def decode_and_run(latent_1E: Tensor, given: Tensor, ids: Sequence[int] = ids) -> Tensor:
-                with self._half(latent_1E):
-                    prep_1HW = self.space.decode(latent_1E)
-                return self._run(ids, prep_1HW, given)
+                return self._run(ids, self._decode(latent_1E), given)
 
             outputs.append(checkpoint(decode_and_run, latent_E.unsqueeze(0), one, use_reentrant=False))
         return torch.cat(outputs)
+
+    def _decode(self, latent_ME: Tensor) -> Tensor:
+        with self._half(latent_ME):
+            preps_MHW = self.space.decode(latent_ME)
+        return preps_MHW
 
     def _run(self, class_ids: Sequence[int], preps_NHW: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of instances. Signals always run in float32: sin(30 x) has no digits to spare."""

@@ -113,7 +113,7 @@ class Training:
         start = 0 if state is None else state.step
         best: float | None = None if state is None else state.facts["best"]
         objective = Objective(space, recipe, self.data.registry, self.data.teacher, ranks)
-        parameters = list(space.parameters())
+        parameters = [one for one in space.parameters() if one.requires_grad]
         if ranks.first:
             run.cut_metrics(start)
         log = Log(run, ranks, self.progress, recipe.batch.instances * recipe.batch.accumulate)
@@ -200,7 +200,8 @@ class Training:
             for tensor in space.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
         fused = self.device.type in ("cpu", "cuda")
-        optimiser = torch.optim.Adam(space.parameters(), lr=self.recipe.optimiser.learning_rate, fused=fused)
+        trained = [parameter for parameter in space.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.Adam(trained, lr=self.recipe.optimiser.learning_rate, fused=fused)
         if state is not None:
             _restore(optimiser, space, state)
         return space, optimiser, state
@@ -235,7 +236,7 @@ class Training:
             run.save(BEST, State(step, network, {"scores": dict(scores)}))
         tensors = {NETWORK + name: value for name, value in network.items()}
         for name, parameter in space.named_parameters():
-            for moment, value in optimiser.state[parameter].items():
+            for moment, value in (optimiser.state[parameter] if parameter.requires_grad else {}).items():
                 if moment != "step":
                     tensors[f"{OPTIMISER}{moment}.{name}"] = value
         run.save(LATEST, State(step, tensors, {"best": best, "pending": {"names": log.names, "rows": pending}}))
@@ -246,6 +247,8 @@ def _restore(optimiser: torch.optim.Adam, space: NetSpace, state: State) -> None
     """Adam's moments and number of steps, as they were."""
     kept = state.part(OPTIMISER)
     for name, parameter in space.named_parameters():
+        if not parameter.requires_grad:
+            continue
         optimiser.state[parameter] = {
             "step": torch.tensor(float(state.step), device=parameter.device if parameter.is_cuda else "cpu"),
             "exp_avg": kept[f"exp_avg.{name}"].to(parameter.device),

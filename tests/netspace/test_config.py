@@ -73,6 +73,7 @@ def document(**changes):
 
 
 MISTAKES = {
+    "loss.weights: setting 'multi' has a teacher": {"loss": {"weights": True}},
     "unknown key 'steps'.*known are": {"steps": 3},
     "expected a table": {"batch": 3},
     "'name' is missing": None,

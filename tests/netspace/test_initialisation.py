@@ -31,6 +31,14 @@ def test_the_start_for_small_zoos():
     assert abs(decoder.bias.mean().item()) < 3e-3
 
 
+def test_no_scale_layer():
+    decoder = Decoder(32, 1024, 256, initialisation="without_scale")
+    assert (decoder.scale == 1).all()
+    assert (decoder.bias == 0).all()
+    assert not decoder.scale.requires_grad
+    assert not decoder.bias.requires_grad
+
+
 @pytest.fixture
 def signals():
     """PReps of freshly initialised sine MLPs that differ as trained ones would: a layout and 40 PReps."""

@@ -129,8 +129,18 @@ def test_identity_adds_each_target_s_own_outputs(setting):
         target = network_of(objective.registry.by_class_id(class_id), prep_HW)(batch.inputs)
         expected = expected + kl(predicted, target.detach())
     found = objective(batch)
-    close(found.parts["loss_identity"], expected)
+    close(found.parts["loss_identity"], 0.5 * expected)
     close(found.total, plain(batch).total + 0.5 * expected)
+
+
+def test_what_the_ablations_leave_out(setting):
+    objective, batch, space = setting("digits_multi", **{"loss.interpolation": False, "batch.boundary_share": 1.0})
+    found = objective(batch)
+    assert found.parts["loss_gamma"] == 0
+    close(found.total, found.parts["loss_kd"] + found.parts["loss_class"])
+    objective, batch, space = setting("digits_single", **{"loss.weights": True})
+    expected = (space.decode(space.encode(batch.preps)) - batch.preps).square().mean()
+    close(objective(batch).total, expected)
 
 
 @pytest.mark.parametrize("name", ["digits_single", "digits_multi", "chairs_mini"])
