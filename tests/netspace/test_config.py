@@ -32,6 +32,7 @@ def test_names():
             for setting in ("single", "multi", "unseen")
         ]
         + ["chairs", "chairs_mini", "digits_multi_identity"]
+        + ["digits_single_weights", "digits_multi_no_interpolation", "digits_multi_no_scale"]
     )
 
 
