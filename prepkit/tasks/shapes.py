@@ -143,7 +143,8 @@ class ShapeTask:
         missing = [item for item in wanted if item not in self._slots]
         if missing:
             self._check_items(missing)
-            self._make_room(wanted, missing)
+            with torch.inference_mode(False):  # points outlive the mode that they were first asked for in
+                self._make_room(wanted, missing)
         for item in wanted:
             self._slots.move_to_end(item)
         return [self._slots[item] for item in items]

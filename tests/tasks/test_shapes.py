@@ -301,3 +301,13 @@ def test_a_small_network_learns_its_chair_and_no_other():
     own, other = task.evaluate(network, [1, 2], "test")["accuracy"]
     assert own > 0.35
     assert own > 2 * other
+
+
+def test_points_first_asked_for_in_inference_mode_can_be_replaced_outside():
+    task = load_task(CHAIRS)
+    with torch.inference_mode():
+        first, _ = task.points(0, "test")
+        first = first.clone()
+    task.points(1, "test")  # takes the place of the first, in the same memory
+    with torch.no_grad():
+        assert torch.equal(task.points(0, "test")[0], first)
