@@ -1,0 +1,273 @@
+"""Lines between instances: through the embedding space, and plainly from weight to weight, side by side (Fig. 3 to 5).
+
+    found = interpolate(run, zoo, "resnet8-3", "resnet8-7", steps=11)
+    found.table                        # one row a line, pair and step: gamma, accuracy, predicted ClassId
+    found.summary()                    # mean and spread over pairs
+    found.predicted(0).network(5)      # the instance in the middle of the first pair's line, ready to use
+
+Shapes: P pairs, S steps, M = P S points, E embedding values, H x W the PRep.
+"""
+
+# ruff: noqa: N803, N806 - names of tensors end in their axes
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import prepkit
+from netspace import losses, meshes
+from netspace.data import ITEM
+from netspace.evaluate import accuracy_of, chunks
+from netspace.network import NetSpace
+from netspace.predict import Prediction, predict
+from netspace.sample import PointError, Points, own_task, points_of, samples_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from netspace.checkpoint import Run
+
+EMBEDDING, WEIGHTS = "embedding", "weights"
+TEST = "test"
+GRID = 32  # points along an axis when only volumes are asked for
+
+Progress = Callable[[int], None]
+Asked = str | Sequence[str] | Tensor
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """What stands along the lines of P pairs.
+
+    table:      `pair`, `first`, `second`, `line` ("embedding" or "weights"), `step`, `gamma`, `class_id` and
+                `architecture` of the network that runs there (predicted along an embedding line), and `accuracy` on the
+                task's samples; for signals instead `volume` inside the surface, `has_surface`, and `accuracy_first` and
+                `accuracy_second`, the share of outputs within 1e-2 of the true distances of either end's shape
+    latents:    `[P, S, E]` embeddings
+    gammas:     of the S steps: 0 at the first end, 1 at the second
+    notes:      why a pair has no line of weights
+    """
+
+    table: pa.Table
+    latents: Tensor
+    gammas: tuple[float, ...]
+    first: Points
+    second: Points
+    notes: tuple[str, ...]
+    space: NetSpace = field(repr=False)
+    registry: prepkit.Registry = field(repr=False)
+
+    @property
+    def value(self) -> str:
+        """The column that tells how a line goes: accuracy, or the volume of signals."""
+        return "accuracy" if "accuracy" in self.table.column_names else "volume"
+
+    def predicted(self, pair: int = 0) -> Prediction:
+        """The S instances along a pair's embedding line."""
+        with torch.no_grad():
+            return predict(self.space, self.latents[pair], self.registry)
+
+    def values(self, line: str = EMBEDDING) -> Tensor:
+        """The column `value` of all pairs that have such a line, `[pairs, S]` float64."""
+        import pyarrow.compute as pc
+
+        chosen = self.table.filter(pc.equal(self.table["line"], line))
+        return torch.tensor(chosen[self.value].to_pylist(), dtype=torch.float64).view(-1, len(self.gammas))
+
+    def class_ids(self) -> Tensor:
+        """The predicted ClassIds along the embedding lines, `[P, S]` int64."""
+        import pyarrow.compute as pc
+
+        chosen = self.table.filter(pc.equal(self.table["line"], EMBEDDING))
+        return torch.tensor(chosen["class_id"].to_pylist()).view(-1, len(self.gammas))
+
+    def summary(self) -> dict[str, Any]:
+        """Mean and spread over pairs, JSON-able.
+
+        Of each line: by step the mean and the deviation over pairs (None for one pair); `largest_fall`, how far the
+        value falls below what it was before, and `from_straight_line`, its mean distance from the straight line between
+        its own ends, both averaged over pairs. `class_ids_in_order`: the share of pairs whose predicted ClassIds never
+        fall on the way.
+        """
+        lines: dict[str, Any] = {}
+        for line in (EMBEDDING, WEIGHTS):
+            values_PS = self.values(line)
+            if not len(values_PS):
+                continue
+            straight_PS = torch.lerp(
+                values_PS[:, :1], values_PS[:, -1:], torch.tensor(self.gammas, dtype=torch.float64)
+            )
+            falls_P = (values_PS.cummax(dim=1).values - values_PS).amax(dim=1)
+            spread = values_PS.std(dim=0).tolist() if len(values_PS) > 1 else [None] * len(self.gammas)
+            lines[line] = {
+                "pairs": len(values_PS),
+                "mean": values_PS.mean(dim=0).tolist(),
+                "deviation": spread,
+                "largest_fall": float(falls_P.mean()),
+                "from_straight_line": float((values_PS - straight_PS).abs().mean()),
+            }
+        rising_P = (self.class_ids().diff(dim=1) >= 0).all(dim=1)
+        return {
+            "pairs": len(self.first),
+            "value": self.value,
+            "gammas": list(self.gammas),
+            "lines": lines,
+            "class_ids_in_order": float(rising_P.double().mean()),
+            "notes": list(self.notes),
+        }
+
+
+def interpolate(
+    run: Run,
+    zoo: prepkit.Zoo,
+    first: Asked,
+    second: Asked,
+    steps: int = 11,
+    *,
+    samples: str = TEST,
+    space: NetSpace | None = None,
+    task: Any = None,
+    data: Path | None = None,
+    resolution: int = GRID,
+    progress: Progress | None = None,
+) -> Interpolation:
+    """Walk from each first point to its second one and judge all steps at once.
+
+    first, second: ids of instances, or embeddings `[E]` or `[P, E]`; as many of one as of the other
+    steps:         points of a line, both ends among them: any number from 2
+    samples:       the split of the task's samples that accuracy is measured on
+    space, task:   the run's NetSpace and the zoo's task, if they were loaded before; else that of its best validation,
+                   on the CPU, and the task with its data in the folder `data`
+    resolution:    for signals: points along an axis of the grid that volumes are counted on
+    progress:      told the number of points that are finished
+    Weights are interpolated between the instances' own PReps, where both are of one architecture.
+    raises PointError for less than 2 steps or points that are not there, ZooError for unknown ids
+    """
+    if steps < 2:
+        raise PointError(f"{steps} steps: a line has at least its 2 ends.")
+    space = run.space() if space is None else space
+    a, b = points_of(space, zoo, first), points_of(space, zoo, second)
+    if len(a) != len(b):
+        raise PointError(
+            f"{len(a)} first and {len(b)} second points are no pairs; give as many of one as of the other."
+        )
+    task = own_task(zoo, space, task, data)
+    judge = _Judge(run.registry, zoo, task, samples_of(task, samples), resolution, progress)
+    gammas = tuple(step / (steps - 1) for step in range(steps))
+    pairs = [(pair, len(a) + pair) for pair in range(len(a))]
+    latent_PSE = losses.interpolate(torch.cat([a.latents, b.latents]), pairs, gammas)
+
+    flat_ME = latent_PSE.flatten(0, 1)
+    ends = [(pair, step) for pair in range(len(a)) for step in range(steps)]
+    with torch.no_grad():
+        for places in chunks(len(ends)):
+            predicted = predict(space, flat_ME[places[0] : places[-1] + 1], run.registry)
+            judge.add(EMBEDDING, [ends[place] for place in places], a, b, predicted.class_ids, predicted.preps)
+        alike, notes = _of_one_architecture(run, zoo, a, b)
+        ends = [(pair, step) for pair in alike for step in range(steps)]
+        for places in chunks(len(ends)):
+            chosen = [ends[place] for place in places]
+            class_ids, preps_MHW = weights_between(zoo, a, b, chosen, gammas, task.device)
+            judge.add(WEIGHTS, chosen, a, b, class_ids, preps_MHW)
+    return Interpolation(judge.table(gammas), latent_PSE, gammas, a, b, notes, space, run.registry)
+
+
+def _of_one_architecture(run: Run, zoo: prepkit.Zoo, a: Points, b: Points) -> tuple[list[int], tuple[str, ...]]:
+    """The pairs whose weights can be interpolated, and why others cannot."""
+    if a.rows is None or b.rows is None:
+        return [], ("an embedding that was given has no weights of its own, so there is no line of weights.",)
+    ids = list(zip(zoo.class_ids(list(a.rows)).tolist(), zoo.class_ids(list(b.rows)).tolist(), strict=True))
+    alike = [pair for pair, (one, other) in enumerate(ids) if one == other]
+    apart: dict[tuple[int, int], int] = {}
+    for one, other in ids:
+        if one != other:
+            apart[one, other] = apart.get((one, other), 0) + 1
+    names = [architecture.name for architecture in run.registry if architecture.name in run.registry.class_ids]
+    notes = tuple(
+        f"{count} of {len(ids)} pairs have no line of weights: {names[one]} and {names[other]} differ in their layers."
+        for (one, other), count in apart.items()
+    )
+    return alike, notes
+
+
+def weights_between(
+    zoo: prepkit.Zoo,
+    a: Points,
+    b: Points,
+    chosen: Sequence[tuple[int, int]],
+    gammas: Sequence[float],
+    device: torch.device,
+) -> tuple[list[int], Tensor]:
+    """ClassIds and PReps `[M, H, W]` of the instances on lines of weights.
+
+    a, b:   points that are instances, pairwise of one architecture
+    chosen: pair and step of each of the M
+    """
+    rows_a, rows_b = a.rows or (), b.rows or ()
+    start_MHW = zoo.preps([rows_a[pair] for pair, _ in chosen]).to(device, torch.float32)
+    stop_MHW = zoo.preps([rows_b[pair] for pair, _ in chosen]).to(device, torch.float32)
+    gamma_M11 = torch.tensor([gammas[step] for _, step in chosen], device=device).view(-1, 1, 1)
+    class_ids: list[int] = zoo.class_ids([rows_a[pair] for pair, _ in chosen]).tolist()
+    return class_ids, (1 - gamma_M11) * start_MHW + gamma_M11 * stop_MHW
+
+
+@dataclass
+class _Judge:
+    """Gathers the rows of an Interpolation's table."""
+
+    registry: prepkit.Registry
+    zoo: prepkit.Zoo
+    task: Any
+    samples: str
+    resolution: int
+    progress: Progress | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self,
+        line: str,
+        chosen: Sequence[tuple[int, int]],
+        a: Points,
+        b: Points,
+        class_ids: Sequence[int],
+        preps_MHW: Tensor,
+    ) -> None:
+        """Judge instances at these (pair, step)."""
+        names = list(self.registry.class_ids)
+        found = self._judged([pair for pair, _ in chosen], a, b, class_ids, preps_MHW)
+        for place, (pair, step) in enumerate(chosen):
+            row = {"pair": pair, "first": a.names[pair], "second": b.names[pair], "line": line, "step": step}
+            row |= {"class_id": class_ids[place], "architecture": names[class_ids[place]]}
+            self.rows.append(row | {name: values[place] for name, values in found.items()})
+        if self.progress is not None:
+            self.progress(len(chosen))
+
+    def _judged(
+        self, pairs: Sequence[int], a: Points, b: Points, class_ids: Sequence[int], preps_MHW: Tensor
+    ) -> dict[str, Sequence[Any]]:
+        if ITEM not in self.zoo.table.column_names:
+            found = accuracy_of(self.registry, class_ids, preps_MHW, None, self.task, self.samples)
+            return {"accuracy": found}
+        grids = meshes.distance_grids(self.registry, class_ids, preps_MHW, self.resolution)
+        judged: dict[str, Sequence[Any]] = {"volume": meshes.volumes(grids), "has_surface": meshes.has_surface(grids)}
+        for name, end in (("accuracy_first", a), ("accuracy_second", b)):
+            if end.rows is None:
+                judged[name] = [None] * len(pairs)
+                continue
+            view = self.zoo.select([end.rows[pair] for pair in pairs])
+            judged[name] = accuracy_of(self.registry, class_ids, preps_MHW, view, self.task, self.samples)
+        return judged
+
+    def table(self, gammas: Sequence[float]) -> pa.Table:
+        """All rows; `gamma` stands after `step`."""
+        import pyarrow as pa
+
+        table = pa.Table.from_pylist(self.rows)
+        place = table.column_names.index("step") + 1
+        return table.add_column(place, "gamma", pa.array([gammas[step] for step in table["step"].to_pylist()]))

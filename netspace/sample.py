@@ -1,0 +1,250 @@
+"""Where in a space to look: at instances, at embeddings of the user's, and on lines between boundary architectures.
+
+    found = points_of(space, zoo, ["resnet8-3", "resnet8-7"])      # or a tensor [N, E]
+    drawn = sample(run, zoo, gammas=(1 / 3,), pairs=8)              # unseen architectures, Eq. 12
+    prepkit.save_state_dict(drawn.predicted.tensors(0), "model.pt") # plain PyTorch reads it
+
+Shapes: N points, P pairs, G interpolation factors, E embedding values, H x W the PRep.
+"""
+
+# ruff: noqa: N806 - names of tensors end in their axes
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import prepkit
+from netspace import losses
+from netspace.data import TRAIN, task_of
+from netspace.embed import encode
+from netspace.network import NetSpace
+from netspace.predict import Prediction, predict
+from prepkit.errors import nearest
+from prepkit.tasks.randomness import generator
+
+if TYPE_CHECKING:
+    from netspace.checkpoint import Run
+
+
+class PointError(prepkit.PrepkitError, ValueError):
+    """A point of the space, or a pair of points, was asked for that is not there."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of a space.
+
+    names:   the ids of instances, or `embedding 0`, `embedding 1`, ...
+    latents: `[N, E]` embeddings
+    rows:    of the instances in the zoo; None for embeddings that were given
+    """
+
+    names: tuple[str, ...]
+    latents: Tensor
+    rows: tuple[int, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def points_of(space: NetSpace, zoo: prepkit.Zoo, asked: str | Sequence[str] | Tensor) -> Points:
+    """The points that are asked for.
+
+    asked: the id of an instance of the zoo, several ids, or embeddings `[E]` or `[N, E]`
+    raises ZooError for an unknown id, PointError for embeddings of another size, or none
+    """
+    if isinstance(asked, Tensor):
+        device = next(space.parameters()).device
+        latent_NE = asked.detach().to(device, torch.float32)
+        latent_NE = latent_NE.unsqueeze(0) if latent_NE.dim() == 1 else latent_NE
+        if latent_NE.dim() != 2 or latent_NE.shape[1] != space.embedding_size or not len(latent_NE):
+            raise PointError(
+                f"embeddings of {list(asked.shape)} are no points of this space, which has "
+                f"[{space.embedding_size}] or [N, {space.embedding_size}]."
+            )
+        if not latent_NE.isfinite().all():
+            raise PointError("the embeddings hold values that are not finite; give others.")
+        return Points(tuple(f"embedding {number}" for number in range(len(latent_NE))), latent_NE, None)
+    ids = (asked,) if isinstance(asked, str) else tuple(asked)
+    if not ids:
+        raise PointError("no instance was named; give an id or more.")
+    rows = tuple(zoo.index(id) for id in ids)
+    return Points(ids, encode(space, zoo, rows), rows)
+
+
+# Pairs ----------------------------------------------------------------------------------------------------------
+
+
+def random_pairs(
+    run: Run, zoo: prepkit.Zoo, count: int, *, seed: int = 0, accuracies: Sequence[float] | None = None
+) -> tuple[list[str], list[str]]:
+    """Ids of `count` different pairs of a zoo's or view's instances, drawn at random.
+
+    One architecture: any two instances. Several: one of the smallest ClassId and one of the largest, in this order.
+    accuracies: of all instances of the view; the worse one of each pair of one architecture comes first then, so that
+                lines can be averaged
+    raises PointError if there are fewer pairs
+    """
+    ids: list[str] = zoo.table["id"].to_pylist()
+    if run.recipe.has_classes:
+        class_ids = zoo.class_ids().tolist()
+        first = [row for row, class_id in enumerate(class_ids) if class_id == 0]
+        last = [row for row, class_id in enumerate(class_ids) if class_id == len(run.recipe.architectures) - 1]
+        possible, what = len(first) * len(last), "pairs of the boundary architectures"
+    else:
+        possible, what = math.comb(len(ids), 2), "pairs"
+    if not 1 <= count <= possible:
+        raise PointError(f"{count} {what} were asked for; '{zoo.name}' has {possible} here. Use a number up to it.")
+    stream = generator("pairs", seed)
+    found: dict[tuple[int, int], None] = {}
+    while len(found) < count:
+        if run.recipe.has_classes:
+            a, b = (group[int(torch.randint(len(group), (), generator=stream))] for group in (first, last))
+        else:
+            a, b = sorted(torch.randperm(len(ids), generator=stream)[:2].tolist())
+            if accuracies is not None and accuracies[b] < accuracies[a]:
+                a, b = b, a
+        found[a, b] = None
+    return [ids[a] for a, _ in found], [ids[b] for _, b in found]
+
+
+def random_instances(zoo: prepkit.Zoo, each: int, seed: int = 0) -> list[str]:
+    """Ids of `each` instances of every architecture of a zoo or view, or all that there are, drawn at random."""
+    ids, class_ids = zoo.table["id"].to_pylist(), zoo.class_ids().tolist()
+    found: list[str] = []
+    for class_id in sorted(set(class_ids)):
+        own = [id for id, one in zip(ids, class_ids, strict=True) if one == class_id]
+        order = torch.randperm(len(own), generator=generator("start points", seed, class_id)).tolist()
+        found += [own[place] for place in order[:each]]
+    return found
+
+
+# Sampling -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Instances on the lines between boundary instances, factor after factor for each pair.
+
+    first, second: ids of the P pairs
+    gammas:        the G factors
+    latents:       `[P G, E]` embeddings
+    predicted:     the P G instances
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    gammas: tuple[float, ...]
+    latents: Tensor
+    predicted: Prediction
+
+
+def sample(
+    run: Run,
+    zoo: prepkit.Zoo,
+    gammas: Sequence[float] | None = None,
+    *,
+    pairs: int = 1,
+    split: str = TRAIN,
+    seed: int = 0,
+    space: NetSpace | None = None,
+) -> Samples:
+    """Instances on the lines from the smallest ClassId's instances (gamma = 0) to the largest's (gamma = 1).
+
+    gammas: any; those of Eq. 12, where ClassIds 1 to A - 2 are asked for, if missing
+    pairs:  drawn at random from a split of the zoo
+    space:  the run's NetSpace, if it was loaded before; else that of its best validation, on the CPU
+    raises PointError in the single-architecture setting, for gammas outside of 0 .. 1, and for too many pairs
+    """
+    if not run.recipe.has_classes:
+        raise PointError(
+            f"the run '{run.path}' knows one architecture, {run.recipe.architectures[0]}: there are no boundaries to "
+            "sample between. Interpolate between two of its instances."
+        )
+    factors = losses.gammas(len(run.recipe.architectures)) if gammas is None else tuple(gammas)
+    if not factors or not all(0 <= gamma <= 1 for gamma in factors):
+        raise PointError(f"gammas {list(factors)}: use one or more from 0 to 1.")
+    space = run.space() if space is None else space
+    first, second = random_pairs(run, zoo.split(split), pairs, seed=seed)
+    ends = points_of(space, zoo, [*first, *second])
+    with torch.no_grad():
+        places = [(pair, pairs + pair) for pair in range(pairs)]
+        latent_NE = losses.interpolate(ends.latents, places, factors).flatten(0, 1)
+        predicted = predict(space, latent_NE, run.registry)
+    return Samples(tuple(first), tuple(second), factors, latent_NE, predicted)
+
+
+def sample_class_id(
+    run: Run,
+    zoo: prepkit.Zoo,
+    class_id: int,
+    *,
+    tries: int = 64,
+    split: str = TRAIN,
+    seed: int = 0,
+    space: NetSpace | None = None,
+) -> Samples:
+    """One instance of a ClassId, from the line where Eq. 12 asks for it: that of the first pair where it is predicted.
+
+    tries: pairs of boundary instances that are looked at, at most
+    raises PointError for a ClassId that the run does not have, or one that was predicted on none of the lines
+    """
+    count = len(run.recipe.architectures)
+    if not 0 <= class_id < count or not run.recipe.has_classes:
+        known = ", ".join(f"{number} {name}" for number, name in enumerate(run.recipe.architectures))
+        known = known if run.recipe.has_classes else f"one architecture, {run.recipe.architectures[0]}"
+        raise PointError(f"ClassId {class_id} cannot be sampled; the run '{run.path}' has {known}.")
+    space = run.space() if space is None else space
+    gamma = class_id / (count - 1)
+    boundary = [zoo.split(split).class_ids().tolist().count(number) for number in (0, count - 1)]
+    tries = min(tries, math.prod(boundary))
+    drawn = sample(run, zoo, (gamma,), pairs=max(1, tries), split=split, seed=seed, space=space)
+    right = [place for place, found in enumerate(drawn.predicted.class_ids) if found == class_id]
+    if not right:
+        others = sorted({run.registry.by_class_id(found).name for found in drawn.predicted.class_ids})
+        raise PointError(
+            f"at gamma {gamma:g} of {tries} lines between boundary instances, ClassId {class_id} "
+            f"({run.recipe.architectures[class_id]}) was never predicted, but {', '.join(others)}; the space has not "
+            "learnt it. Train longer, or use --gamma."
+        )
+    place = right[0]
+    one = slice(place, place + 1)
+    logits_NA = drawn.predicted.logits
+    predicted = Prediction(
+        drawn.predicted.preps[one], (class_id,), None if logits_NA is None else logits_NA[one], run.registry
+    )
+    return Samples(drawn.first[one], drawn.second[one], drawn.gammas, drawn.latents[one], predicted)
+
+
+# What all explorations take --------------------------------------------------------------------------------------
+
+
+def own_task(zoo: prepkit.Zoo, space: NetSpace, task: Any, data: Path | None) -> Any:
+    """The task that was given, or the zoo's, with its data on the space's device."""
+    return task_of(zoo, next(space.parameters()).device, data) if task is None else task
+
+
+def samples_of(task: Any, split: str) -> str:
+    """The split of a task's samples that was asked for.
+
+    raises PointError if it has none
+    """
+    known = [name for name, count in task.splits.items() if count]
+    if split not in known:
+        raise PointError(f"the task has no samples '{split}'; it has {', '.join(known)}.{nearest(split, known)}")
+    return split
+
+
+def class_ids_of(zoo: prepkit.Zoo, points: Points) -> list[int] | None:
+    """The ClassIds of points that are instances; None for embeddings."""
+    if points.rows is None:
+        return None
+    class_ids: list[int] = zoo.class_ids(list(points.rows)).tolist()
+    return class_ids

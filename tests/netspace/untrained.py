@@ -1,0 +1,28 @@
+"""Runs of spaces that were never trained: what exploring needs of a run, made in a second."""
+
+from pathlib import Path
+
+import torch
+
+import prepkit
+from netspace.checkpoint import Run, State
+from netspace.config import load_recipe
+
+
+def untrained_run(path: Path, name: str, zoo: Path, class_id: int | None = None, **changes) -> Run:
+    """A run of a built-in recipe on a small zoo; its space predicts one ClassId for all, if one is given."""
+    changes = {"network.initialisation": "small_zoos", "network.width": prepkit.open_zoo(zoo).shape.width, **changes}
+    recipe = load_recipe(name, changes)
+    network = recipe.network
+    run = Run.create(path, recipe, prepkit.open_zoo(zoo, width=network.width, height=network.height), zoo)
+    space = run.new_space()
+    if class_id is not None:
+        with torch.no_grad():
+            space.classifier.linear.bias[class_id] = 1e3
+    # An untrained encoder gives all PReps nearly the same embedding.
+    with torch.no_grad():
+        space.encoder.conv4.weight.mul_(100)
+        space.encoder.conv1.weight.mul_(10)
+        space.decoder.conv1.weight.mul_(10)
+    run.save("best", State(7, space.state_dict(), {"scores": {"score": 0.0}}))
+    return run
