@@ -1,0 +1,124 @@
+"""Lines, boundaries, chairs and optimisation: their numbers against the same computed by hand, on small zoos."""
+
+import numpy as np
+import pytest
+import torch
+from small_zoos import SMALL
+
+import prepkit
+from netspace.checkpoint import Run, State
+from netspace.config import load_recipe
+from netspace.data import task_of
+from netspace.experiments import boundaries, chairs, lines, optimisation
+from netspace.experiments.result import Result
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def ready(tmp_path, small_zoo):
+    """A run of an untrained space, its zoo and task, and an empty folder."""
+
+    def made(name):
+        recipe = load_recipe(name, SMALL[name])
+        zoo = prepkit.open_zoo(small_zoo(name), width=recipe.network.width, height=recipe.network.height)
+        run = Run.create(tmp_path / "run", recipe, zoo, small_zoo(name))
+        space = run.new_space()
+        with torch.no_grad():
+            space.decoder.scale.mul_(30)
+        run.save("best", State(1, space.state_dict(), {"scores": {}}))
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        return run, zoo, task_of(zoo, torch.device("cpu")), torch.device("cpu"), folder
+
+    return made
+
+
+def complete(result, folder):
+    """Its pictures are there, and it comes back as it was saved."""
+    assert all((folder / picture.file).stat().st_size > 5000 for picture in result.pictures)
+    assert Result.load(result.save(folder)) == result
+    return result
+
+
+def test_lines(ready):
+    run, zoo, task, device, folder = ready("digits_single")
+    found = complete(lines.run(run, zoo, task, device, folder, pairs=3, steps=5), folder)
+    weak, strong = found.numbers["pairs_of"]
+    assert set(weak) == {"resnet8@digits-test-0"}
+    assert set(strong) == {"resnet8@digits-test-1"}
+    mean = found.numbers["lines"]["embedding"]["mean"]
+    fall = max(max(mean[: step + 1]) - value for step, value in enumerate(mean))
+    assert found.claims[0].number == pytest.approx(fall)
+    worst = min(found.numbers["lines"]["weights"]["mean"][1:-1])
+    assert found.claims[1].number == pytest.approx(worst)
+    assert len(found.tables[0].rows) == 5
+
+
+def test_boundaries(ready):
+    run, zoo, task, device, folder = ready("digits_multi")
+    found = complete(boundaries.run(run, zoo, task, device, folder, pairs=2), folder)
+    space, test = run.space(), zoo.split("test")
+    ids = test.class_ids().tolist()
+    with torch.no_grad():
+        latents = space.encode(test.preps())
+        first, last = latents[ids.index(0)], latents[ids.index(3)]
+        for class_id, name in enumerate(run.registry.class_ids):
+            latent = first + (last - first) * class_id / 3
+            named = int(space.classify(latent[None]).argmax())
+            assert found.numbers["at_gamma"][name]["right"] == float(named == class_id)
+    steps = found.numbers["along_the_line"]
+    assert len(steps) == 13
+    assert all(sum(one["share"] for one in step["architectures"].values()) == pytest.approx(1) for step in steps)
+    assert found.claims[0].number == found.numbers["evaluation"]["class_id_accuracy"]
+
+
+def test_unseen_boundaries_have_a_claim_of_their_own(ready):
+    run, zoo, task, device, folder = ready("digits_unseen")
+    found = complete(boundaries.run(run, zoo, task, device, folder, pairs=1), folder)
+    trained = found.numbers["evaluation"]["by_architecture"]
+    between = [found.numbers["at_gamma"][name]["accuracy"] for name in ("vanilla_cnn@digits", "resnet8@digits")]
+    expected = min(one["predicted_accuracy"] for one in trained.values()) - min(between)
+    assert found.claims[-1].number == pytest.approx(expected)
+
+
+def test_chairs(ready):
+    run, zoo, task, device, folder = ready("chairs_mini")
+    found = complete(chairs.run(run, zoo, task, device, folder, pairs=2, steps=3, resolution=16), folder)
+    closeness = found.numbers["closeness"]
+    assert set(closeness) == {"train", "test"}
+    assert 0 <= closeness["train"]["closeness"] <= 1
+    assert set(found.numbers["iou"]) == set(chairs.WAYS)
+
+
+def test_overlap_volumes_and_closed_surfaces():
+    axis = torch.linspace(-1, 1, 41)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    balls = torch.stack([(x**2 + y**2 + z**2).sqrt() - radius for radius in (0.4, 0.5, 0.6)])
+    same = chairs._iou([balls], [balls])
+    assert torch.equal(same, torch.ones(1, 3, dtype=torch.float64))
+    shrunk = chairs._iou([balls[:2]], [balls[1:]])
+    assert shrunk[0, 0].item() == pytest.approx((0.4 / 0.5) ** 3, abs=0.02)
+    assert chairs._monotone_volumes([balls, balls.flip(0)]) == 1.0
+    assert chairs._monotone_volumes([balls[[0, 2, 1]]]) == 0.0
+    closed, chamfer = chairs._meshes_on_the_way([balls], [balls])
+    assert closed == 1.0
+    assert chamfer == [0.0, 0.0, 0.0]
+    tetrahedron = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+    assert chairs.is_closed(tetrahedron)
+    assert not chairs.is_closed(tetrahedron[:3])
+    assert not chairs.is_closed(np.array([[0, 1, 2], [0, 1, 3], [1, 2, 3], [0, 3, 2]]))
+    apart = chairs.chamfer(np.zeros((1, 3)), np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0]]))
+    assert apart == pytest.approx((1 + (5 + 1) / 2) / 2)
+
+
+def test_optimisation(ready):
+    run, zoo, task, device, folder = ready("digits_multi")
+    found = complete(optimisation.run(run, zoo, task, device, folder, starts=1, steps=3), folder)
+    rows = found.tables[0].rows
+    assert len(rows) == 8
+    for name, kind, initial, best, gain, _, room in rows:
+        means = found.numbers[kind][name]
+        assert initial == pytest.approx(100 * means["initial_accuracy"], abs=0.006)
+        assert gain == pytest.approx(best - initial, abs=0.011)
+        assert (room == "yes") == (found.numbers["targets"][name] - means["initial_accuracy"] > 0.01)
