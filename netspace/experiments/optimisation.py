@@ -55,7 +55,8 @@ def run(
             space=space,
             task=task,
         )
-    rows, gains = [], {kind: [] for kind in found}
+    rows: list[tuple[Any, ...]] = []
+    gains: dict[str, list[float]] = {kind: [] for kind in found}
     for kind, one in found.items():
         for name, means in one.summary().items():
             gain = means["accuracy"] - means["initial_accuracy"]
