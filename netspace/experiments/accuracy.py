@@ -1,0 +1,163 @@
+"""Fig. 3 a, c: accuracy of unseen target instances and of the instances that are predicted for them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import prepkit
+from netspace.data import TEST, TRAIN
+from netspace.evaluate import Evaluation, evaluate
+from netspace.experiments.judged import short, split_of
+from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
+from netspace.experiments.statistics import interval, pearson, spearman
+
+if TYPE_CHECKING:
+    from netspace.checkpoint import Run
+
+NAME = "accuracy"
+SPEARMAN, MEAN_DIFFERENCE = 0.95, 0.03  # what is aimed at on the embedded zoos
+TARGET_COLOUR, PREDICTED_COLOUR = "#222222", "#1f77b4"
+
+
+def run(
+    run: Run,
+    zoo: prepkit.Zoo,
+    task: Any,
+    device: torch.device,
+    folder: Path,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Judge all test instances and those predicted for them on the task's test samples, and training instances too."""
+    space = run.space(device=device)
+    found: dict[str, Evaluation] = {}
+    for split in (TEST, TRAIN):
+        if progress is not None:
+            progress(f"accuracy of the {split} instances and of what is predicted for them")
+        found[split] = evaluate(space, run.registry, split_of(zoo, split), task, TEST)
+    numbers = {split: measures(one, seed) for split, one in found.items()}
+    guess = float(found[TRAIN].column("target_accuracy").median())
+    constant = float((found[TEST].column("target_accuracy") - guess).abs().mean())
+    test = numbers[TEST]
+    claims = [claim("Mean difference of target and predicted accuracy", test["mean_difference"], "<=", MEAN_DIFFERENCE)]
+    if run.recipe.has_classes:
+        claims.append(claim("Share of unseen instances with the right ClassId", test["class_id_accuracy"], ">=", 1.0))
+    else:  # where several architectures all learnt what there is to learn, the order of their accuracies is luck
+        claims.insert(0, claim("Rank correlation of target and predicted accuracy", test["spearman"], ">=", SPEARMAN))
+    return Result(
+        name=NAME,
+        title="Accuracy of unseen instances (Fig. 3 a, c)",
+        text=_text(run, numbers, constant, task.splits[TEST]),
+        numbers={**test, "of_constant_guess": constant, "training_instances": numbers[TRAIN]},
+        claims=claims,
+        tables=(_summary(numbers), _instances(found[TEST])),
+        pictures=(Picture("Target and predicted accuracy of unseen instances", draw(found[TEST], folder)),),
+    )
+
+
+def measures(found: Evaluation, seed: int) -> dict[str, Any]:
+    """How target and predicted accuracy go together, over all instances and by architecture."""
+    table = found.table.to_pylist()
+    names = sorted({(row["class_id"], row["architecture"]) for row in table})
+    groups = {name: [row for row in table if row["architecture"] == name] for _, name in names}
+    return {**_measures(table, seed), "by_architecture": {name: _measures(rows, seed) for name, rows in groups.items()}}
+
+
+def _measures(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    target, predicted = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("target", "predicted"))
+    differences = [abs(a - b) for a, b in zip(target, predicted, strict=True)]
+    return {
+        "instances": len(rows),
+        "target_accuracy": sum(target) / len(rows),
+        "predicted_accuracy": sum(predicted) / len(rows),
+        "mean_difference": sum(differences) / len(rows),
+        "largest_difference": max(differences),
+        "spearman": float(spearman(target, predicted)),
+        "spearman_interval": list(interval(spearman, target, predicted, seed)),
+        "pearson": float(pearson(target, predicted)),
+        "class_id_accuracy": sum(row["class_id"] == row["predicted_class_id"] for row in rows) / len(rows),
+    }
+
+
+def _text(run: Run, numbers: dict[str, dict[str, Any]], constant: float, images: int) -> str:
+    test, train = numbers[TEST], numbers[TRAIN]
+    low, high = test["spearman_interval"]
+    if run.recipe.has_classes:
+        order = (
+            "Where several architectures have all learnt what there is to learn, the order of accuracies is little "
+            "more than the luck of the test images, so no claim is made about it."
+        )
+    elif math.isfinite(test["spearman"]):
+        order = (
+            f"Their rank correlation is {test['spearman']:.3f}; 95 % of bootstrap draws of the instances lie between "
+            f"{low:.3f} and {high:.3f}."
+        )
+    else:
+        order = "They have no rank correlation, as all of one kind are equal."
+    return (
+        f"{test['instances']} test instances that NetSpace never saw are encoded and decoded; both networks, target "
+        f"and predicted, are judged on the task's {images} test images. The picture shows them in the order of "
+        "target accuracy: the better the space, the closer the two lines.\n\n"
+        f"Target and predicted accuracy differ by {100 * test['mean_difference']:.1f} points on average, "
+        f"{100 * test['largest_difference']:.1f} at most. Always guessing the median of the training targets would be "
+        f"off by {100 * constant:.1f} points on average; on training instances predictions are off by "
+        f"{100 * train['mean_difference']:.1f}. {order}"
+    )
+
+
+def draw(found: Evaluation, folder: Path) -> str:
+    """Accuracies in the order of the targets', one panel an architecture; the name of the file."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(found.table.to_pylist(), key=lambda row: (row["class_id"], row["target_accuracy"], row["id"])):
+        groups.setdefault(row["architecture"], []).append(row)
+    figure = new_figure(7.2 if len(groups) == 1 else max(7.2, 2.9 * len(groups)), 3.8)
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (name, rows) in zip(panels, groups.items(), strict=True):
+        places = list(range(1, len(rows) + 1))
+        target, predicted = ([100 * row[f"{kind}_accuracy"] for row in rows] for kind in ("target", "predicted"))
+        axes.vlines(places, target, predicted, color="0.75", linewidth=1, zorder=1)
+        axes.plot(places, target, color=TARGET_COLOUR, marker="o", markersize=4, label="target")
+        axes.plot(places, predicted, color=PREDICTED_COLOUR, marker="s", markersize=4, label="predicted")
+        wrong = [place for place, row in enumerate(rows) if row["class_id"] != row["predicted_class_id"]]
+        if wrong:
+            at = [places[place] for place in wrong], [predicted[place] for place in wrong]
+            axes.scatter(*at, marker="x", s=50, color="#d62728", label="predicted, of another ClassId", zorder=4)
+        axes.set_title(short(name), parse_math=False, fontsize="medium")
+        axes.grid(axis="y", color="0.92")
+    panels[0].set_ylabel("accuracy on test images, %")
+    figure.supxlabel("test instance, in the order of target accuracy", fontsize="medium")
+    handles = {label: one for axes in panels for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    return save_figure(figure, folder, f"{NAME}.png")
+
+
+def _summary(numbers: dict[str, dict[str, Any]]) -> Table:
+    rows = []
+    for split, kind in ((TEST, "unseen"), (TRAIN, "training")):
+        parts = [("all", numbers[split]), *numbers[split]["by_architecture"].items()]
+        for name, one in parts if len(parts) > 2 else parts[1:]:
+            values = [round(100 * one[key], 2) for key in ("target_accuracy", "predicted_accuracy", "mean_difference")]
+            rows.append((kind, name, one["instances"], *values, round(one["spearman"], 3), round(one["pearson"], 3)))
+    columns = ("instances", "architecture", "number", "target, %", "predicted, %", "mean difference, points")
+    return Table("Target and predicted accuracy", (*columns, "Spearman", "Pearson"), tuple(rows))
+
+
+def _instances(found: Evaluation) -> Table:
+    rows = tuple(
+        (
+            row["id"],
+            row["architecture"],
+            row["predicted_architecture"],
+            round(100 * row["target_accuracy"], 2),
+            round(100 * row["predicted_accuracy"], 2),
+        )
+        for row in found.table.to_pylist()
+    )
+    return Table(
+        "Unseen instances", ("id", "architecture", "predicted architecture", "target, %", "predicted, %"), rows
+    )

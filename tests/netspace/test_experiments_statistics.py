@@ -1,0 +1,144 @@
+"""Correlations, ceilings and ridge regression against slow transcriptions and other libraries."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import scipy.stats
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.preprocessing import StandardScaler
+
+from netspace.experiments import ridge
+from netspace.experiments.statistics import (
+    interval,
+    kendall,
+    pearson,
+    r2,
+    spearman,
+    tau_of_halves,
+    tau_of_ties,
+)
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def some(random, count, ties):
+    """Two lists that go together a little, with equal values among them if asked for."""
+    first = random.normal(size=count)
+    second = first + random.normal(size=count)
+    return (first.round(), second.round()) if ties else (first, second)
+
+
+def slow_ranks(values):
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
+    ]
+
+
+def slow_tau_b(first, second):
+    signs = [
+        (np.sign(first[i] - first[j]), np.sign(second[i] - second[j])) for i, j in combinations(range(len(first)), 2)
+    ]
+    return sum(a * b for a, b in signs) / np.sqrt(sum(a != 0 for a, _ in signs) * sum(b != 0 for _, b in signs))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_correlations(random, ties):
+    first, second = some(random, 30, ties)
+    assert pearson(first, second) == pytest.approx(np.corrcoef(first, second)[0, 1])
+    assert pearson(first, second) == pytest.approx(scipy.stats.pearsonr(first, second).statistic)
+    assert spearman(first, second) == pytest.approx(np.corrcoef(slow_ranks(first), slow_ranks(second))[0, 1])
+    assert spearman(first, second) == pytest.approx(scipy.stats.spearmanr(first, second).statistic)
+    assert kendall(first, second) == pytest.approx(slow_tau_b(first, second))
+    assert r2(first, second) == pytest.approx(r2_score(first, second))
+
+
+def test_correlations_over_the_last_axis(random):
+    first, second = random.normal(size=(2, 5, 12))
+    assert spearman(first, second) == pytest.approx([spearman(a, b) for a, b in zip(first, second, strict=True)])
+
+
+@pytest.mark.parametrize("statistic", [pearson, spearman, kendall, r2])
+@pytest.mark.parametrize(("first", "second"), [([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), ([2.0], [3.0])])
+def test_what_does_not_exist_is_nan(statistic, first, second):
+    assert np.isnan(statistic(first, second))
+
+
+def test_the_interval_holds_the_middle_of_the_draws(random):
+    first, second = some(random, 40, ties=False)
+    low, high = interval(pearson, first, second, seed=3)
+    assert (low, high) == interval(pearson, first, second, seed=3) != interval(pearson, first, second, seed=4)
+    assert low < pearson(first, second) < high
+    drawn = np.random.default_rng(3).integers(40, size=(1000, 40))
+    slow = sorted(np.corrcoef(first[rows], second[rows])[0, 1] for rows in drawn)
+    assert slow[24] <= low <= slow[25]
+    assert slow[974] <= high <= slow[975]
+    # Fisher's z is the textbook's interval for normal variables.
+    fisher = np.tanh(np.arctanh(pearson(first, second)) + np.array([-1.96, 1.96]) / np.sqrt(40 - 3))
+    assert (low, high) == pytest.approx(tuple(fisher), abs=0.08)
+    assert np.isnan(interval(spearman, [0.5], [0.7], seed=0)).all()
+
+
+def test_the_ceiling_of_ties_is_what_a_perfect_guess_gets(random):
+    truth = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 3.0])
+    perfect = truth + 0.01 * np.arange(len(truth))
+    assert tau_of_ties(truth) == pytest.approx(slow_tau_b(truth, perfect))
+    assert tau_of_ties(truth) < 1
+    for _ in range(200):
+        assert slow_tau_b(truth, truth + random.normal(size=len(truth))) <= tau_of_ties(truth) + 1e-12
+    assert tau_of_ties([1.0, 2.0, 3.0]) == 1.0
+    assert np.isnan(tau_of_ties([1.0, 1.0]))
+
+
+def test_the_ceiling_of_halves(random):
+    chances = np.array([0.1, 0.5, 0.9])
+    many = random.random((3, 2000)) < chances[:, None]
+    assert tau_of_halves(many, 20, seed=0) == 1.0
+    luck = random.random((40, 60)) < 0.5
+    assert abs(tau_of_halves(luck, 50, seed=0)) < 0.15
+    assert np.isnan(tau_of_halves(np.ones((4, 10)), 5, seed=0))
+    # Every sample is in exactly one half: with two of them each is a half of its own.
+    pair = np.array([[1, 0], [0, 1], [1, 1], [0, 0]])
+    assert tau_of_halves(pair, 3, seed=0) == pytest.approx(slow_tau_b(pair[:, 0], pair[:, 1])) == 0.0
+
+
+# Ridge ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def regression():
+    random = np.random.default_rng(2)
+    features = random.normal(size=(50, 80)) * random.uniform(0.1, 10, size=80) + 3
+    features[:, 7] = 0.1  # never changes
+    labels = 3 * features[:, 8:12] @ [1.0, -0.5, 0.3, 0.8] + 3 * random.normal(size=50)
+    return (features[:30], labels[:30]), (features[30:40], labels[30:40]), features[40:]
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_ridge_is_scikit_learns_at_the_strength_that_validation_chooses(regression, each):
+    train, validation, test = regression
+    found = ridge.fit(train, validation, each=each)
+    scale = StandardScaler().fit(train[0])
+    if not each:
+        scale.scale_ = np.full(80, np.sqrt(scale.var_.mean()))
+    errors, guesses = [], []
+    for strength in ridge.STRENGTHS:
+        slow = Ridge(alpha=strength * len(train[1])).fit(scale.transform(train[0]), train[1])
+        errors.append(((slow.predict(scale.transform(validation[0])) - validation[1]) ** 2).mean())
+        guesses.append(slow.predict(scale.transform(test)))
+    best = int(np.argmin(errors))
+    assert 0 < best < len(errors) - 1
+    assert found.strength == ridge.STRENGTHS[best]
+    assert found(test) == pytest.approx(guesses[best], rel=1e-6)
+
+
+def test_features_that_never_changed_count_for_nothing(regression):
+    train, validation, test = regression
+    found = ridge.fit(train, validation)
+    changed = test.copy()
+    changed[:, 7] += 100
+    assert np.array_equal(found(changed), found(test))

@@ -1,0 +1,288 @@
+"""Accuracy, PReps and identity of unseen instances, against the same found one network at a time, by hand."""
+
+import json
+from functools import lru_cache
+from itertools import permutations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from small_zoos import DIGITS, digits_zoo
+from torch.nn.functional import kl_div, log_softmax
+from untrained import untrained_run
+
+import prepkit
+from netspace.checkpoint import State
+from netspace.data import ZooMismatch, task_of
+from netspace.experiments import accuracy, identity, preps
+from netspace.experiments.judged import judge
+from netspace.experiments.result import Result
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+COUNTS = {"train": 3, "validation": 1, "test": 5}
+
+
+class Bench:
+    """A run on a small zoo, and all that an experiment asks for."""
+
+    def __init__(self, root, setting, zoo, **changes):
+        self.run = untrained_run(root / setting, f"digits_{setting}", zoo, **changes)
+        space = self.run.space()
+        with torch.no_grad():
+            space.decoder.scale.mul_(5)  # or all predicted networks would name one class for every image
+        self.run.save("best", State(8, space.state_dict(), {"scores": {}}))
+        self.zoo = self.run.open_zoo()
+        self.task = task_of(self.zoo, CPU)
+        self.root = root
+
+    def __call__(self, experiment, **sizes):
+        folder = self.root / "pictures"
+        folder.mkdir(exist_ok=True)
+        result = experiment.run(self.run, self.zoo, self.task, CPU, folder, **sizes)
+        assert all((folder / picture.file).read_bytes().startswith(b"\x89PNG") for picture in result.pictures)
+        assert repr(Result.load(result.save(folder))) == repr(result)  # a NaN is not equal to itself
+        return result
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    root = tmp_path_factory.mktemp("single")
+    zoo = digits_zoo(root / "zoo", {"resnet8@digits": COUNTS}, teacher=False, single=True)
+    return Bench(root, "single", zoo)
+
+
+@pytest.fixture(scope="module")
+def multi(tmp_path_factory):
+    root = tmp_path_factory.mktemp("multi")
+    names = ("lenet_like@digits", "vanilla_cnn@digits", "resnet8@digits", "resnet14@digits")
+    return Bench(root, "multi", digits_zoo(root / "zoo", dict.fromkeys(names, COUNTS), height=88))
+
+
+def pairs_of(bench, split="test"):
+    """Each instance of a split: its row of the table, the target network, the predicted one."""
+    space, view = bench.run.space(), bench.zoo.split(split)
+    found = []
+    for row in range(len(view)):
+        with torch.no_grad():
+            latent = space.encode(view.preps([row]))
+            class_id = int(space.classify(latent).argmax()) if space.num_architectures else 0
+            prep = space.decode(latent)[0]
+        architecture = bench.run.registry.by_class_id(class_id)
+        network = architecture.build_folded().eval()
+        network.load_state_dict(architecture.layout.unpack(prep))
+        found.append((view.metadata(row) | {"predicted_class_id": class_id}, view.network(row), network, prep))
+    return found
+
+
+@lru_cache
+def images_and_labels():
+    return prepkit.load_task(DIGITS).normalised("test")
+
+
+def logits_of(network):
+    with torch.no_grad():
+        return network(images_and_labels()[0])
+
+
+def accuracy_of(network):
+    _, labels = images_and_labels()
+    return float((logits_of(network).argmax(1) == labels).double().mean())
+
+
+# Accuracy ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["single", "multi"])
+def test_accuracy(setting, request):
+    bench = request.getfixturevalue(setting)
+    told = []
+    result = bench(accuracy, progress=told.append)
+    assert len(told) == 2
+    for split, numbers in (("test", result.numbers), ("train", result.numbers["training_instances"])):
+        found = pairs_of(bench, split)
+        target, predicted = (np.array([accuracy_of(one[place]) for one in found]) for place in (1, 2))
+        assert numbers["instances"] == len(found)
+        assert numbers["target_accuracy"] == pytest.approx(target.mean())
+        assert numbers["predicted_accuracy"] == pytest.approx(predicted.mean())
+        assert numbers["mean_difference"] == pytest.approx(np.abs(target - predicted).mean())
+        assert numbers["largest_difference"] == pytest.approx(np.abs(target - predicted).max())
+        if np.ptp(target) and np.ptp(predicted):
+            assert numbers["spearman"] == pytest.approx(scipy.stats.spearmanr(target, predicted).statistic)
+            assert numbers["pearson"] == pytest.approx(np.corrcoef(target, predicted)[0, 1])
+        right = [row["class_id"] == row["predicted_class_id"] for row, *_ in found]
+        assert numbers["class_id_accuracy"] == pytest.approx(np.mean(right))
+        if split == "train":
+            guess = np.sort(target)[(len(target) - 1) // 2]  # torch's median: of two in the middle the lower
+        for name, own in numbers["by_architecture"].items():
+            of_name = [place for place, one in enumerate(found) if one[0]["architecture"] == name]
+            assert own["mean_difference"] == pytest.approx(np.abs(target - predicted)[of_name].mean())
+    assert result.numbers["spearman"] is not None  # the small zoo shows what is tested
+    test_target = np.array([accuracy_of(one[1]) for one in pairs_of(bench)])
+    assert result.numbers["of_constant_guess"] == pytest.approx(np.abs(test_target - guess).mean())
+    claims = {claim.bound: claim for claim in result.claims}
+    assert claims["<= 0.03"].number == pytest.approx(result.numbers["mean_difference"])
+    assert set(claims) == {"<= 0.03", ">= 0.95" if setting == "single" else ">= 1"}
+    assert [row[0] for row in result.tables[1].rows] == bench.zoo.split("test").table["id"].to_pylist()
+
+
+def test_pictures_and_numbers_are_the_same_every_time(single):
+    first = single(accuracy, seed=3)
+    picture = (single.root / "pictures" / first.pictures[0].file).read_bytes()
+    assert repr(single(accuracy, seed=3)) == repr(first)
+    assert (single.root / "pictures" / first.pictures[0].file).read_bytes() == picture
+
+
+# PReps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["single", "multi"])
+def test_prep_distances(setting, request):
+    bench = request.getfixturevalue(setting)
+    result = bench(preps)
+    found = pairs_of(bench)
+    view = bench.zoo.split("test")
+    means = []
+    for name, numbers in result.numbers["by_architecture"].items():
+        rows = [row for row, one in enumerate(found) if one[0]["architecture"] == name]
+        total = prepkit.architecture(name).num_parameters
+        target = [view.preps([row])[0].flatten()[:total].double() for row in rows]
+        predicted = [found[row][3].flatten()[:total].double() for row in rows]
+        pairs = list(permutations(range(len(rows)), 2))
+        to_target = [float((p - t).norm() / t.norm()) for p, t in zip(predicted, target, strict=True)]
+        means.append(np.mean(to_target))
+        assert numbers["to_target"] == pytest.approx(np.mean(to_target), rel=1e-5)
+        for key, first, second in (
+            ("to_other_targets", predicted, target),
+            ("among_targets", target, target),
+            ("among_predicted", predicted, predicted),
+        ):
+            apart = [float((first[i] - second[j]).norm() / second[j].norm()) for i, j in pairs]
+            # the reference sees one instance at a time; matrix products round in another order
+            assert numbers[key] == pytest.approx(np.mean(apart), rel=1e-3)
+        cosines = [torch.nn.functional.cosine_similarity(p, t, 0) for p, t in zip(predicted, target, strict=True)]
+        assert numbers["cosine"] == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-5)
+        ratios = [float(p.norm() / t.norm()) for p, t in zip(predicted, target, strict=True)]
+        assert numbers["norm_ratio"] == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert result.claims[0].number == pytest.approx(min(means), rel=1e-5)
+
+
+def test_examples_are_the_worst_the_middle_and_the_best(single, multi):
+    for bench, expected in ((single, [0.0, 0.2, 0.4]), (multi, [0.2] * 4)):  # accuracy in small zoos is the number / 10
+        judged = judge(bench.run, bench.run.space(), bench.zoo)
+        chosen = preps.examples(judged)
+        assert [judged.view.metadata(row)["accuracy"] for row in chosen] == pytest.approx(expected)
+    assert [judged.view.metadata(row)["class_id"] for row in chosen] == [0, 1, 2, 3]
+
+
+def test_a_picture_holds_all_values_in_order():
+    values = torch.arange(1.0, 101.0)
+    cells = preps.folded(values)
+    assert 2 <= cells.shape[1] / cells.shape[0] <= 4
+    assert cells.reshape(-1)[:100].tolist() == values.tolist()
+    assert not cells.reshape(-1)[100:].any()
+
+
+# Identity ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["single", "multi"])
+def test_identity(setting, request):
+    bench = request.getfixturevalue(setting)
+    result = bench(identity)
+    found = pairs_of(bench)
+    paired = {"agreement": [], "kl": []}
+    for name, numbers in result.numbers["by_architecture"].items():
+        own = [one for one in found if one[0]["architecture"] == name]
+        target, predicted = ([logits_of(one[place]).double() for one in own] for place in (1, 2))
+        count = range(len(own))
+        agreement = [
+            [float((predicted[i].argmax(1) == target[j].argmax(1)).double().mean()) for j in count] for i in count
+        ]
+        divergence = [
+            [
+                float(
+                    kl_div(
+                        log_softmax(predicted[i], 1), log_softmax(target[j], 1), reduction="batchmean", log_target=True
+                    )
+                )
+                for j in count
+            ]
+            for i in count
+        ]
+        pairs = list(permutations(count, 2))
+        for kind, likeness, sign in (("agreement", np.array(agreement), 1), ("kl", -np.array(divergence), -1)):
+            measured = numbers[kind]
+            near = {"rel": 1e-3, "abs": 1e-5}  # float32 outputs, one network at a time
+            assert measured["own"] == pytest.approx(sign * likeness.diagonal().mean(), **near)
+            assert measured["others"] == pytest.approx(sign * np.mean([likeness[i, j] for i, j in pairs]), **near)
+            if kind == "agreement":  # of whole numbers of images; divergences may be equal but for rounding
+                wins = [np.sign(round(360 * (likeness[i, i] - likeness[i, j]))) for i, j in pairs]
+                assert measured["own_preferred"] == pytest.approx(np.mean(wins) / 2 + 0.5)
+                both = [likeness[i, i] + likeness[j, j] - likeness[i, j] - likeness[j, i] for i, j in pairs]
+                assert measured["paired"] == pytest.approx(np.mean(np.sign(np.round(both, 6))) / 2 + 0.5)
+            paired[kind].append(measured["paired"])
+        among = [float((target[i].argmax(1) == target[j].argmax(1)).double().mean()) for i, j in pairs]
+        assert numbers["agreement_among_targets"] == pytest.approx(np.mean(among))
+    for claim, kind in zip(result.claims, ("agreement", "kl"), strict=True):
+        assert claim.number == pytest.approx(np.mean(paired[kind]))
+
+
+def test_measures_of_identity_by_hand():
+    accuracy_N = torch.tensor([0.1, 0.9, 0.2, 0.8])
+    likeness = torch.tensor(
+        [[0.9, 0.1, 0.9, 0.1], [0.2, 0.8, 0.2, 0.9], [0.1, 0.1, 0.9, 0.1], [0.0, 0.9, 0.0, 0.8]]
+    ).double()
+    found = identity.measures(likeness, accuracy_N)
+    assert found["own"] == pytest.approx(0.85)
+    assert found["others"] == pytest.approx(3.6 / 12)
+    # nearest in accuracy: 0 -> 2, 3;  1 -> 3, 2;  2 -> 0, 3;  3 -> 1, 2
+    assert found["nearest_in_accuracy"] == pytest.approx((0.9 + 0.1 + 0.9 + 0.2 + 0.1 + 0.1 + 0.9 + 0.0) / 8)
+    assert found["own_preferred"] == pytest.approx((2.5 + 2 + 3 + 2) / 12)
+    assert found["own_first"] == pytest.approx(1 / 4)
+    # pairs 0-1, 0-2, 0-3, 1-2, 2-3 fit better rightly, 1-3 crosswise
+    assert found["paired"] == pytest.approx(5 / 6)
+    assert found["paired_nearest"] == pytest.approx(6 / 8)
+
+
+def test_margins_are_taken_away():
+    values = torch.tensor([1.0, 2.0, 3.0])[:, None] + torch.tensor([10.0, 20.0])
+    extra = torch.tensor([[1.0, -1.0], [-2.0, 2.0], [1.0, -1.0]])
+    torch.testing.assert_close(identity.beyond_margins(values + extra), extra)
+
+
+def test_one_network_for_all_has_no_identity_and_copies_have_it():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(6, 300, 10, generator=generator)
+    accuracy_N = torch.linspace(0, 1, 6)
+    for predicted, expected in ((targets[:1].expand(6, -1, -1), 0.5), (targets, 1.0)):
+        agreement, divergence = identity.compare(predicted, targets)
+        for likeness in (agreement, -divergence):
+            assert identity.measures(likeness, accuracy_N)["paired"] == expected
+    assert divergence.diagonal().abs().max() < 1e-12
+
+
+# All of them ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experiment", [accuracy, preps, identity])
+def test_one_instance_of_each_architecture_is_enough(experiment, small_zoo, tmp_path):
+    """Then there are no pairs, and what needs them is unknown, not an error and not held."""
+    result = Bench(tmp_path, "multi", small_zoo("digits_multi"))(experiment)
+    assert json.loads((tmp_path / "pictures" / f"{result.name}.json").read_text())["numbers"]
+    if experiment is identity:
+        assert not any(claim.held for claim in result.claims)
+        assert result.numbers["paired"] == {"agreement": None, "kl": None}
+
+
+def test_signals_have_preps_too(small_zoo, tmp_path):
+    run = untrained_run(tmp_path / "run", "chairs_mini", small_zoo("chairs_mini"))
+    zoo = run.open_zoo()
+    result = preps.run(run, zoo, task_of(zoo, CPU), CPU, tmp_path)
+    assert result.numbers["by_architecture"]["sine_mlp@sdf_small"]["instances"] == 1
+
+
+def test_an_empty_split_is_refused(single):
+    with pytest.raises(ZooMismatch, match="no instances in the split 'test'"):
+        judge(single.run, single.run.space(), single.zoo.select(range(3)))
