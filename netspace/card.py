@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 
 from netspace.checkpoint import BEST, LATEST, Run
+from prepkit.card_licence import licence_of_card
 from prepkit.files import replacing
+from prepkit.hub.address import HUB_SCHEME
 
 README = "README.md"
 MARK = "<!-- Written by netspace; remove this line to keep your own changes. -->"
@@ -37,8 +39,11 @@ def write_card(run: Run) -> Path | None:
     return path
 
 
-def card_text(run: Run) -> str:
-    """The whole README.md."""
+def card_text(run: Run, repo: str | None = None, license: str | None = None) -> str:
+    """The whole README.md.
+
+    repo, license: for the Hub: the repository that it is read from, and what its YAML says
+    """
     recipe, network, zoo = run.recipe, run.recipe.network, run.record["zoo"]
     best, latest = run.facts(BEST), run.facts(LATEST)
     architectures = [
@@ -48,7 +53,7 @@ def card_text(run: Run) -> str:
     scores = [] if best is None else [f"| {name} | {value:.4f} |" for name, value in best["scores"].items()]
     after = "not reached yet" if best is None else f"best after step {best['step']}"
     sections = [
-        ["---", "library_name: prepkit", "tags:", *(f"- {tag}" for tag in TAGS), "---", MARK],
+        ["---", *_licence_lines(license), "library_name: prepkit", "tags:", *(f"- {tag}" for tag in TAGS), "---", MARK],
         [
             f"# {recipe.name}",
             "",
@@ -59,7 +64,7 @@ def card_text(run: Run) -> str:
             "",
             "```python",
             "import netspace",
-            'space = netspace.load("path/to/this/folder")',
+            f'space = netspace.load("{HUB_SCHEME + repo if repo else "path/to/this/folder"}")',
             "latent = space.encode(preps)       "
             f"# {network.height} x {network.width} -> {network.embedding_size} values",
             "preps = space.decode(latent)",
@@ -95,3 +100,10 @@ def card_text(run: Run) -> str:
         ["## Files", "", *(f"- `{name}`: {meaning}" for name, meaning in MEANINGS.items())],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def _licence_lines(license: str | None) -> list[str]:
+    if license is None:
+        return []
+    name, other = licence_of_card(license)
+    return [f"license: {name}", *([f"license_name: {other}"] if other else [])]

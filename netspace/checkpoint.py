@@ -39,6 +39,7 @@ from netspace.data import ZooMismatch
 from netspace.network import NetSpace
 from prepkit.errors import listed
 from prepkit.files import replacing
+from prepkit.hub.address import HUB_SCHEME
 from prepkit.zoo.lock import Lock
 from prepkit.zoo.staging import sha256_of_file
 
@@ -80,11 +81,12 @@ class State:
 class Run:
     """A run's folder, opened.
 
-    raises RunError if it is no run, or one of a newer format
+    path: a folder, or hf://user/name[@revision], which is fetched and checked
+    raises RunError if it is no run, or one of a newer format; HubError
     """
 
     def __init__(self, path: str | os.PathLike[str], *, trust_code: bool = False) -> None:
-        self.path = Path(path)
+        self.path = _here(path)
         self.record = _record(self.path)
         self.recipe: Recipe = recipe_of(self.record["recipe"], f"{self.path / RECORD}, recipe")
         self.registry = prepkit.Registry.from_dict(
@@ -105,7 +107,7 @@ class Run:
             "format": FORMAT,
             "recipe": recipe.to_dict(),
             "registry": zoo.registry.to_dict(),
-            "zoo": _identity(zoo) | {"path": os.fspath(zoo_path)},
+            "zoo": _identity(zoo) | {"path": os.fspath(zoo_path), "license": zoo.manifest.license},
             "task": None if zoo.task is None else dict(zoo.task),
             "versions": versions(),
         }
@@ -130,6 +132,11 @@ class Run:
         raises ZooMismatch if it is another zoo
         """
         recorded = self.record["zoo"]
+        if path is None and recorded["path"] is None:
+            raise ZooMismatch(
+                f"the run '{self.path}' is from the Hub and does not say where its zoo '{recorded['name']}' is; "
+                "give its folder or its hf:// address (--zoo)."
+            )
         network = self.recipe.network
         zoo = prepkit.open_zoo(path or recorded["path"], width=network.width, height=network.height)
         if _identity(zoo)["sha256"] != recorded["sha256"]:
@@ -232,8 +239,9 @@ class Run:
 def load(path: str | os.PathLike[str], *, kind: str = BEST, device: torch.device | str = "cpu") -> NetSpace:
     """The NetSpace of a run, ready to use, in eval mode.
 
+    path: the run's folder, or hf://user/name[@revision]
     kind: "best", of the best validation, or "latest"
-    raises RunError if the folder is no run or has no checkpoint
+    raises RunError if the folder is no run or has no checkpoint, HubError if it cannot be fetched
 
     >>> space = netspace.load("run")
     >>> latent_NE = space.encode(zoo.split("test").preps())
@@ -282,6 +290,16 @@ def new_space(recipe: Recipe) -> NetSpace:
 def versions() -> dict[str, str]:
     """Of what figures depend on."""
     return {"prepkit": prepkit.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _here(path: str | os.PathLike[str]) -> Path:
+    """The folder of a run: itself, or the copy in the Hub's cache."""
+    if not os.fspath(path).startswith(HUB_SCHEME):
+        return Path(path)
+    from prepkit.hub.version import fetch_folder
+
+    folder, _ = fetch_folder(os.fspath(path), repo_type="model")
+    return folder
 
 
 def _write(file: Path, document: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ All of it comes from the manifest, the table and a few PReps, without times, so 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prepkit.card_licence import licence_of_card
 from prepkit.files import replacing
 from prepkit.zoo.counts import counts_of, num_bytes_of, readable
 from prepkit.zoo.manifest import Manifest
@@ -47,6 +49,11 @@ MEANINGS_OF_TRAINING = {  # of the columns that `zoo train` writes; in other zoo
     "accuracy": "on the test data",
     "loss": "the same",
 }
+MEANINGS_OF_SOURCES = {  # of the columns that `zoo create` fills
+    "source": "address on the Hub of the checkpoint, with its commit",
+    "source_sha256": "of the checkpoint's file",
+}
+MEANINGS = {"zoo train": MEANINGS_OF_TRAINING, "zoo create": MEANINGS_OF_SOURCES}
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,17 @@ def write_card(path: str | os.PathLike[str]) -> Card:
     return Card(readme, picture)
 
 
-def card_text(zoo: Zoo, has_picture: bool) -> str:
-    """The whole README.md."""
+def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
+    """The whole README.md.
+
+    repo: where the zoo is on the Hub, None for a local folder
+    """
     manifest = zoo.manifest
+    header = [line for lines in card_header(manifest).values() for line in lines]
     sections = [
-        [*_header(manifest), MARK, "", f"# {_line(manifest.name)}", "", _summary(manifest)],
+        ["---", *header, "---", MARK, "", f"# {_line(manifest.name)}", "", _summary(manifest)],
         [f"![accuracy by architecture, and PReps]({PICTURE})"] if has_picture else [],
-        ["## How to load it", "", *_loading(manifest)],
+        ["## How to load it", "", *_loading(manifest, repo)],
         ["## Architectures", "", *_architectures(manifest)],
         ["## Splits", "", *_splits(manifest)],
         ["## Task and preprocessing", "", *_task(manifest)],
@@ -95,22 +106,19 @@ def card_text(zoo: Zoo, has_picture: bool) -> str:
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
-def _header(manifest: Manifest) -> list[str]:
-    """YAML that the Hub reads; text is quoted as JSON, which YAML reads too."""
+def card_header(manifest: Manifest) -> dict[str, list[str]]:
+    """The lines of the YAML that the Hub reads, by key; text is quoted as JSON, which YAML reads too."""
     size = next((name for limit, name in SIZES if manifest.table.rows < limit), "10M<n<100M")
-    return [
-        "---",
-        f"license: {_quoted((manifest.license or 'unknown').lower())}",
-        f"pretty_name: {_quoted(manifest.name)}",
-        "tags:",
-        *(f"- {tag}" for tag in TAGS),
-        "size_categories:",
-        f"- {size}",
-        "configs:",
-        "- config_name: default",
-        f"  data_files: {_quoted(manifest.table.path)}",
-        "---",
-    ]
+    licence, name = licence_of_card(manifest.license)
+    header = {
+        "license": [f"license: {_quoted(licence)}"],
+        "license_name": [] if name is None else [f"license_name: {_quoted(name)}"],
+        "pretty_name": [f"pretty_name: {_quoted(manifest.name)}"],
+        "tags": ["tags:", *(f"- {tag}" for tag in TAGS)],
+        "size_categories": ["size_categories:", f"- {size}"],
+        "configs": ["configs:", "- config_name: default", f"  data_files: {_quoted(manifest.table.path)}"],
+    }
+    return {key: lines for key, lines in header.items() if lines}
 
 
 def _summary(manifest: Manifest) -> str:
@@ -122,16 +130,19 @@ def _summary(manifest: Manifest) -> str:
     )
 
 
-def _loading(manifest: Manifest) -> list[str]:
+def _loading(manifest: Manifest, repo: str | None) -> list[str]:
     names = [name for name in ("train", *manifest.splits) if name in manifest.splits and _plain(name)]
     part = f'.split("{names[0]}")' if names else ""
     shape = f"[N, {manifest.height}, {manifest.width}]"
+    where = "path/to/this/folder" if repo is None else f"hf://{repo}"
+    whole = [] if repo is None else ["", f"`prepkit pull {repo}` fetches all of it, and compares each file's sha256."]
     return [
         "```python",
         "import prepkit",
-        f'zoo = prepkit.open_zoo("path/to/this/folder"){part}',
+        f'zoo = prepkit.open_zoo("{where}"){part}',
         f"preps, metadata = zoo.preps(), zoo.table    # {shape}, and a row each",
         "```",
+        *whole,
     ]
 
 
@@ -182,8 +193,8 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
 
 
 def _columns(zoo: Zoo) -> list[str]:
-    trained = (zoo.manifest.provenance or {}).get("command") == "zoo train"
-    meanings = OWN_MEANINGS | MEANINGS_OF_TRAINING if trained else OWN_MEANINGS
+    command = (zoo.manifest.provenance or {}).get("command")
+    meanings = OWN_MEANINGS | (MEANINGS.get(command, {}) if isinstance(command, str) else {})
     rows = [
         (field.name, str(field.type), zoo.table[field.name].null_count, meanings.get(field.name, ""))
         for field in zoo.table.schema
@@ -226,6 +237,16 @@ def _is_word(text: str) -> bool:
 
 
 def _picture(zoo: Zoo, root: Path) -> Path | None:
+    content = picture_of(zoo)
+    if content is None:
+        return None
+    with replacing(root / PICTURE, overwrite=True) as temporary:
+        temporary.write_bytes(content)
+    return root / PICTURE
+
+
+def picture_of(zoo: Zoo) -> bytes | None:
+    """The bytes of card.png; None for an empty zoo or without matplotlib."""
     from prepkit.card_picture import card_figure
     from prepkit.figures import PlotsMissing
 
@@ -235,7 +256,7 @@ def _picture(zoo: Zoo, root: Path) -> Path | None:
         figure = card_figure(zoo)
     except PlotsMissing:
         return None
-    with replacing(root / PICTURE, overwrite=True) as temporary:
-        # Without the name and version of the software the same picture has the same bytes.
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
-    return root / PICTURE
+    content = io.BytesIO()
+    # Without the name and version of the software the same picture has the same bytes.
+    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
+    return content.getvalue()

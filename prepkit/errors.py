@@ -11,6 +11,7 @@
     ├── ZooError                 a zoo is damaged, foreign, of a newer format, or does not hold what was asked for
     │   ├── WhereError           a condition on a zoo's table cannot be read
     │   └── ZooLocked            another process is writing the zoo
+    ├── HubError                 the Hub refuses, cannot be reached, or does not hold what was asked for
     ├── OutputError              a result cannot be written where it was asked for
     └── VerificationError        a result was computed and found wrong; nothing was written
 
@@ -70,6 +71,12 @@ class WhereError(ZooError):
 
 class ZooLocked(ZooError):
     """Another process is writing the zoo."""
+
+    exit_code = 1
+
+
+class HubError(PrepkitError):
+    """The Hub refuses, cannot be reached, or does not hold what was asked for."""
 
     exit_code = 1
 

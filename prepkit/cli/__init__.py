@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from prepkit.cli import arch, pack, train, zoo
+from prepkit.cli import arch, hub, pack, train, zoo
 from prepkit.cli.common import Commands
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     """
 
 
-for command in (pack.pack, pack.unpack, pack.fuse, pack.show, pack.inspect, arch.arch, zoo.zoo):
+for command in (pack.pack, pack.unpack, pack.fuse, pack.show, pack.inspect, arch.arch, zoo.zoo, hub.pull, hub.push):
     main.add_command(command)
 for command in (train.train, train.specs):
     zoo.zoo.add_command(command)

@@ -16,10 +16,12 @@ from prepkit.cli.common import (
     json_option,
     print_json,
 )
+from prepkit.cli.models import Model, at_hand
 from prepkit.errors import OutputError
 
 if TYPE_CHECKING:
     from prepkit.fusion import Fusion
+    from prepkit.hub.address import HubAddress
     from prepkit.layout import Layout
     from prepkit.packing import Packed
 
@@ -30,7 +32,7 @@ key_option = click.option("--key", help="Which state dict of the file, where sev
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@click.argument("models", nargs=-1, required=True, type=Model(), metavar="MODEL...")
 @click.option("--width", default=512, show_default=True, help="Columns of the PRep, a multiple of 8.")
 @click.option("--height", type=int, help="Rows, a multiple of 4. [default: the least that holds all parameters]")
 @architecture_options
@@ -42,7 +44,7 @@ key_option = click.option("--key", help="Which state dict of the file, where sev
 @force_option
 @json_option
 def pack(
-    models: tuple[Path, ...],
+    models: tuple[Path | HubAddress, ...],
     width: int,
     height: int | None,
     architecture: str | None,
@@ -57,7 +59,8 @@ def pack(
 ) -> None:
     """Pack checkpoints into PReps: recognise the network, fold its BatchNorm, write it as one matrix, check it.
 
-    MODEL is a .pt, .pth or .safetensors file (sharded ones by their index). Writes <stem>.prep.safetensors in the
+    MODEL is a .pt, .pth or .safetensors file (sharded ones by their index), or one of the Hub: hf://user/model, with
+    @revision and /path/of/a/file where they are needed. Writes <stem>.prep.safetensors in the
     current folder unless -o says otherwise.
     """
     from prepkit.shape import PRepShape
@@ -73,20 +76,21 @@ def pack(
 
     records = []
     for model, target in _progress(list(zip(models, targets, strict=True)), as_json):
-        packed = pack_checkpoint(
-            model,
-            width=width,
-            height=height,
-            architecture=network,
-            key=key,
-            keep_batch_norm=keep_bn,
-            dtype=dtype,
-            allow_nonfinite=allow_nonfinite,
-        )
+        with at_hand(model, as_json) as found:
+            packed = pack_checkpoint(
+                found.file,
+                width=width,
+                height=height,
+                architecture=network,
+                key=key,
+                keep_batch_norm=keep_bn,
+                dtype=dtype,
+                allow_nonfinite=allow_nonfinite,
+            )
         save_prep(packed.prep, target, overwrite=force)
-        records.append(_record(packed, target))
+        records.append(_record(packed, found.source, target))
         if not as_json:
-            click.echo(_summary(packed, target))
+            click.echo(_summary(packed, found.source, target))
     if as_json:
         print_json({"packed": records})
 
@@ -222,25 +226,32 @@ def _inspect_prep(path: Path) -> tuple[dict[str, Any], Layout]:
     }, header.layout
 
 
-def _targets(models: tuple[Path, ...], output: Path | None) -> list[Path]:
+def _targets(models: tuple[Path | HubAddress, ...], output: Path | None) -> list[Path]:
     """One target a model, all different."""
     is_folder = output is not None and os.path.isdir(output)  # Path.is_dir raises for a name that is too long
     if output is not None and len(models) == 1 and not is_folder:
         return [output]
     if output is not None and not is_folder:
         raise OutputError(f"-o '{output}' must be an existing folder for {len(models)} models.")
-    targets = [(output or Path()) / f"{_stem(model)}{PREP_SUFFIX}" for model in models]
+    targets = [(output or Path()) / f"{_name_of(model)}{PREP_SUFFIX}" for model in models]
     twice = {str(target) for target in targets if targets.count(target) > 1}
     if twice:
         raise OutputError(f"two models would both become {min(twice)}; pack them one at a time with -o.")
     return targets
 
 
-def _check_target(target: Path, sources: Iterable[Path], force: bool) -> None:
+def _name_of(model: Path | HubAddress) -> str:
+    """What names the target: the file's stem, or the repository where an address has no path."""
+    if isinstance(model, Path):
+        return _stem(model)
+    return _stem(Path(model.path)) if model.path else model.repo_id.rpartition("/")[2]
+
+
+def _check_target(target: Path, sources: Iterable[Path | HubAddress], force: bool) -> None:
     """Raise OutputError before any work is done for a result that could not be written, or would replace its source."""
     from prepkit.files import check_writable
 
-    if target.resolve() in {source.resolve() for source in sources}:
+    if target.resolve() in {source.resolve() for source in sources if isinstance(source, Path)}:
         raise OutputError(f"'{target}' is the file to be read; name another one for the result.")
     check_writable(target, overwrite=force)
 
@@ -251,7 +262,7 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(suffix)
 
 
-def _progress(pairs: list[tuple[Path, Path]], quiet: bool) -> Iterator[tuple[Path, Path]]:
+def _progress(pairs: list[tuple[Path | HubAddress, Path]], quiet: bool) -> Iterator[tuple[Path | HubAddress, Path]]:
     if quiet or len(pairs) == 1:
         return iter(pairs)
     from tqdm import tqdm
@@ -259,10 +270,10 @@ def _progress(pairs: list[tuple[Path, Path]], quiet: bool) -> Iterator[tuple[Pat
     return iter(tqdm(pairs, unit="model", desc="packing", disable=None))
 
 
-def _record(packed: Packed, target: Path) -> dict[str, Any]:
+def _record(packed: Packed, source: str, target: Path) -> dict[str, Any]:
     prep = packed.prep
     return {
-        "source": str(packed.source),
+        "source": source,
         "source_format": packed.source_format,
         "source_sha256": prep.origin.source_sha256,
         "output": str(target),
@@ -293,7 +304,7 @@ def _fusion_text(fusion: Fusion) -> str:
     )
 
 
-def _summary(packed: Packed, target: Path) -> str:
+def _summary(packed: Packed, source: str, target: Path) -> str:
     prep = packed.prep
     layout, shape, origin = prep.layout, prep.shape, prep.origin
     class_id = "" if origin.class_id is None else f" (ClassId {origin.class_id})"
@@ -301,7 +312,7 @@ def _summary(packed: Packed, target: Path) -> str:
     before_cast = f", before the cast to {packed.cast}" if packed.cast else ""
     in_dtype = f" in {packed.cast}" if packed.cast else ""
     lines = [
-        f"{packed.source} -> {target}",
+        f"{source} -> {target}",
         f"  architecture  {origin.architecture or 'unknown; tensors in natural name order'}{class_id}",
         f"  parameters    {layout.num_parameters:,}{before}",
         f"  PRep          {shape} {layout.dtype}, {layout.total / shape.cells:.1%} filled",

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prepkit.cli.common import architecture_options, find_architecture, force_option, json_option, print_json
+from prepkit.cli.models import Model, at_hand
 from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text, without_nan
 from prepkit.errors import OutputError, PrepkitError, listed
 
 if TYPE_CHECKING:
+    from prepkit.hub.address import HubAddress
     from prepkit.verify import Rerun
     from prepkit.zoo.csv_columns import Record
     from prepkit.zoo.manifest import Manifest
@@ -83,7 +85,7 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
 
 @zoo.command()
 @folder
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@click.argument("models", nargs=-1, required=True, type=Model(), metavar="MODEL...")
 @click.option("--table", "csv", type=click.Path(path_type=Path), help="CSV with a column `file`, and what to keep.")
 @click.option("--width", default=512, show_default=True, help="Columns of the PReps, a multiple of 8.")
 @click.option("--format", "format_", type=FORMATS, default="safetensors", show_default=True, help="Of the shards.")
@@ -97,7 +99,7 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
 @json_option
 def create(
     folder: Path,
-    models: tuple[Path, ...],
+    models: tuple[Path | HubAddress, ...],
     csv: Path | None,
     width: int,
     format_: str,
@@ -111,9 +113,12 @@ def create(
 ) -> None:
     """Make a zoo of checkpoints and PRep files; BatchNorm is folded.
 
-    The column `file` of the CSV names models by file name, with or without suffix; the columns `id` and `split` are
-    the zoo's, all others are kept with the instances, as whole numbers, numbers, booleans (true, false) or text.
-    The column `source_sha256` is filled with the sum of each checkpoint.
+    A MODEL may be one of the Hub, hf://user/model or hf://user/model@revision/file.safetensors; the column `source`
+    then tells the commit of each.
+
+    The column `file` of the CSV names models by file name, with or without suffix, or by address; the columns `id`
+    and `split` are the zoo's, all others are kept with the instances, as whole numbers, numbers, booleans (true,
+    false) or text. The column `source_sha256` is filled with the sum of each checkpoint.
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
@@ -243,14 +248,17 @@ def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool
     """Add what is not in the zoo yet; on a failure say that what is in it is kept."""
     from tqdm import tqdm
 
-    from prepkit.zoo.sources import SOURCE_SHA256, read_source
+    from prepkit.zoo.sources import SOURCE, SOURCE_SHA256, are_of_hub, read_source
 
+    of_hub = are_of_hub(records)
     waiting = [record for record in records if record.id not in writer.finished_ids]
     try:
         for record in tqdm(waiting, unit="model", desc="adding", disable=True if quiet else None):
-            model, sha256 = read_source(record.file)
-            columns = {**record.columns, SOURCE_SHA256: sha256}
-            writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
+            with at_hand(record.file, quiet) as found:
+                model, sha256 = read_source(found.file)
+                source = {SOURCE: None if isinstance(record.file, Path) else found.source} if of_hub else {}
+                columns = {**record.columns, **source, SOURCE_SHA256: sha256}
+                writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
     except PrepkitError:
         kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
         click.echo(kept, err=True)

@@ -10,54 +10,27 @@ What the repository has already is skipped; what an interrupted push has uploade
 from __future__ import annotations
 
 import hashlib
-import io
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Literal
+from functools import partial
+from threading import Event
+from typing import Literal
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from prepkit.errors import HubError, listed
 from prepkit.hub.client import api, explained, is_passing, quiet
+from prepkit.hub.sending import Addition, Upload, batches, interruptibly, one_at_a_time
 
 RepoType = Literal["dataset", "model"]
 MAIN = "main"
+GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own, in every repository
 FILES_A_COMMIT = 100  # what the Hub's documentation recommends as the most
-FILES_A_BATCH = 64  # uploaded by one call of the client, five at a time
-BYTES_A_BATCH = 512 << 20
 COMMIT_ATTEMPTS = 4
 FIRST_PAUSE_SECONDS = 1.0  # doubled after each attempt
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file to be pushed.
-
-    path:    in the repository
-    content: a file on the disk, or the bytes themselves
-    sha256:  of the content, in hex
-    bytes:   its size
-    """
-
-    path: str
-    content: Path | bytes
-    sha256: str
-    bytes: int
-
-    @classmethod
-    def of(cls, path: str, content: Path | bytes, sha256: str | None = None) -> Upload:
-        """A file to be pushed; it is read and hashed here if its sha256 is not known."""
-        if isinstance(content, bytes):
-            return cls(path, content, hashlib.sha256(content).hexdigest(), len(content))
-        if sha256 is None:
-            with open(content, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(path, content, sha256, content.stat().st_size)
 
 
 @dataclass(frozen=True)
@@ -73,6 +46,7 @@ class PushedFile:
 class Push:
     """What was pushed, or would be.
 
+    url:     of its page
     commit:  that holds all files; None after a dry run, unless all of them are there
     commits: how many were made
     created: whether the repository is new
@@ -81,6 +55,7 @@ class Push:
 
     repo: str
     repo_type: RepoType
+    url: str
     files: tuple[PushedFile, ...]
     commit: str | None
     commits: int
@@ -118,7 +93,7 @@ def push_folder(
     last:     paths that name other files, such as a manifest: in the last commit if there are several
     private:  create the repository for its owner only
     dry_run:  look what is there, change nothing
-    progress: called with a number of bytes each time that many more of the new files are there
+    progress: called with a number of bytes each time that many more are there; once for all that were there before
     raises HubError if the Hub refuses, cannot be reached, or has got another version meanwhile
     """
     client = api(token)
@@ -132,18 +107,21 @@ def push_folder(
         if remote is None:
             raise HubError(f"'{repo}' was created, but the Hub does not show it; try again in a minute.")
     remote = remote or _Remote(None, {})
-    told = tuple(PushedFile(file.path, file.bytes, _is_there(file, remote.files.get(file.path))) for file in files)
-    others = tuple(sorted(remote.files.keys() - {file.path for file in files}))
+    told = tuple(PushedFile(file.path, file.size, _is_there(file, remote.files.get(file.path))) for file in files)
+    others = tuple(sorted(remote.files.keys() - {GIT_ATTRIBUTES} - {file.path for file in files}))
+    url = f"{client.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     new = [file for file, known in zip(files, told, strict=True) if not known.there]
+    progress = one_at_a_time(None if dry_run else progress)
+    progress(sum(file.bytes for file in told if file.there))
     if dry_run or not new:
-        return Push(repo, repo_type, told, None if new else remote.commit, 0, created, others)
+        return Push(repo, repo_type, url, told, None if new else remote.commit, 0, created, others)
     version = _Version(client, repo, repo_type, message, remote.commit)
     with explained(repo, repo_type), quiet():
-        parts = _parts(version.uploaded(new, progress or _nothing), set(last))
+        parts = _parts(version.uploaded(new, progress), set(last))
         for number, part in enumerate(parts, 1):
             version.commit(part, f" (part {number} of {len(parts)})" if len(parts) > 1 else "")
         version.check(files)
-    return Push(repo, repo_type, told, version.parent, len(parts), created, others)
+    return Push(repo, repo_type, url, told, version.parent, len(parts), created, others)
 
 
 def _remote(client: HfApi, repo: str, repo_type: RepoType, private: bool) -> _Remote | None:
@@ -168,7 +146,7 @@ def _tree(client: HfApi, repo: str, repo_type: RepoType, commit: str | None) -> 
 
 def _is_there(file: Upload, known: RepoFile | None) -> bool:
     """Whether the repository's file of this path has this content."""
-    if known is None or known.size != file.bytes:
+    if known is None or known.size != file.size:
         return False
     if known.lfs is not None:
         return known.lfs.sha256 == file.sha256
@@ -194,24 +172,28 @@ class _Version:
     message: str
     parent: str | None
 
-    def uploaded(self, files: Sequence[Upload], progress: Callable[[int], None]) -> list[_Addition]:
+    def uploaded(self, files: Sequence[Upload], progress: Callable[[int], None]) -> list[Addition]:
         """The contents of files, uploaded: nobody sees them before a commit names them."""
-        additions = [_Addition(file, progress) for file in files]
-        for batch in _batches(additions):
-            self.client.preupload_lfs_files(
-                self.repo,
-                batch,
-                repo_type=self.repo_type,
-                revision=MAIN,
-                free_memory=False,
-                gitignore_content="",  # one in the repository would leave files out without a word
-            )
+        stop = Event()
+        additions = [Addition(file, progress, stop) for file in files]
+        for batch in batches(additions):
+            interruptibly(partial(self._preupload, batch), stop)
             for addition in batch:
                 addition.check()
-                addition.counted(addition.file.bytes)
+                addition.counted(addition.file.size)
         return additions
 
-    def commit(self, additions: list[_Addition], part: str) -> None:
+    def _preupload(self, additions: list[Addition]) -> None:
+        self.client.preupload_lfs_files(
+            self.repo,
+            additions,
+            repo_type=self.repo_type,
+            revision=MAIN,
+            free_memory=False,
+            gitignore_content="",  # one in the repository would leave files out without a word
+        )
+
+    def commit(self, additions: list[Addition], part: str) -> None:
         """Make files visible, all at once.
 
         A commit whose answer was lost is tried again: its parent says whether it was made.
@@ -247,7 +229,7 @@ class _Version:
                 "sent; push again, and delete that version if it stays so."
             )
 
-    def _made_before(self, additions: list[_Addition]) -> str:
+    def _made_before(self, additions: list[Addition]) -> str:
         """The commit on main if it holds these files, as it does when the answer to our own commit was lost.
 
         raises HubError if somebody else's version came in between
@@ -256,72 +238,13 @@ class _Version:
         tree = _tree(self.client, self.repo, self.repo_type, head)
         if head is None or not all(_is_there(item.file, tree.get(item.file.path)) for item in additions):
             raise HubError(
-                f"'{self.repo}' got another version while this one was uploaded, so nothing was changed; look at it, "
-                "then push again: what was uploaded is not sent twice."
+                f"'{self.repo}' got another version while this one was uploaded, so this one was not made; look at the "
+                "other, then push again: what was uploaded is not sent twice."
             )
         return head
 
 
-class _Addition(CommitOperationAdd):
-    """A file for a commit, which tells how many of its bytes were sent."""
-
-    def __init__(self, file: Upload, progress: Callable[[int], None]) -> None:
-        self.file = file
-        self.progress = progress
-        self.sent = 0
-        super().__init__(file.path, file.content)
-
-    @contextmanager
-    def as_file(self, with_tqdm: bool = False) -> Iterator[IO[bytes]]:  # type: ignore[override]
-        """The content; the client asks for a progress bar where it is about to send it."""
-        if with_tqdm and isinstance(self.file.content, Path):
-            with _Told(self.file.content, self.counted) as told:
-                yield told  # type: ignore[misc]
-        else:
-            with super().as_file() as file:
-                yield file
-
-    def counted(self, position: int) -> None:
-        """Everything before this position was sent; a retry begins before it, and is not told."""
-        if position > self.sent:
-            self.progress(position - self.sent)
-            self.sent = position
-
-    def check(self) -> None:
-        """Raise HubError if other bytes were sent than were meant: the file was changed meanwhile."""
-        if self.upload_info.sha256.hex() != self.file.sha256:
-            raise HubError(f"'{self.file.content!s}' was changed while it was pushed; nothing is visible. Push again.")
-
-
-class _Told(io.FileIO):
-    """A file that tells how far it was read."""
-
-    def __init__(self, path: Path, progress: Callable[[int], None]) -> None:
-        super().__init__(path)
-        self._progress = progress
-
-    def read(self, size: int | None = -1, /) -> Any:
-        """As FileIO does, and tell."""
-        content = super().read(-1 if size is None else size)
-        self._progress(self.tell())
-        return content
-
-
-def _batches(additions: list[_Addition]) -> Iterator[list[_Addition]]:
-    """Additions in groups of some files and bytes."""
-    batch: list[_Addition] = []
-    size = 0
-    for addition in additions:
-        if batch and (len(batch) == FILES_A_BATCH or size + addition.file.bytes > BYTES_A_BATCH):
-            yield batch
-            batch, size = [], 0
-        batch.append(addition)
-        size += addition.file.bytes
-    if batch:
-        yield batch
-
-
-def _parts(additions: list[_Addition], last: set[str]) -> list[list[_Addition]]:
+def _parts(additions: list[Addition], last: set[str]) -> list[list[Addition]]:
     """One commit, or several of which the last one names the others' files."""
     if len(additions) <= FILES_A_COMMIT:
         return [additions]
@@ -334,7 +257,3 @@ def _parts(additions: list[_Addition], last: set[str]) -> list[list[_Addition]]:
 def _is_stale(error: Exception) -> bool:
     """Whether a commit was refused because its parent is not the newest any more."""
     return isinstance(error, HfHubHTTPError) and error.response.status_code == 412
-
-
-def _nothing(count: int) -> None:
-    """Tell nobody."""

@@ -4,8 +4,9 @@
     run0_epoch9.pt,run0-9,train,0.91
     run1_epoch9,run1-9,test,
 
-`file` is a model's file name, with or without its suffix; `id` and `split` may be missing; each other column is the
-user's. A column holds int, float, bool or text: the narrowest that all its cells can be read as; an empty cell is None.
+`file` is a model's file name, with or without its suffix, or its address on the Hub as it was given; `id` and `split`
+may be missing; each other column is the user's. A column holds int, float, bool or text: the narrowest that all its
+cells can be read as; an empty cell is None.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import ZooError, listed, nearest
+from prepkit.hub.address import HUB_SCHEME, HubAddress
 from prepkit.zoo.tables import OWN_COLUMNS, plain_columns
 
 FILE = "file"
@@ -31,21 +33,21 @@ SUFFIXES = (".prep.safetensors", ".safetensors.index.json")
 
 @dataclass(frozen=True)
 class Record:
-    """A model to be added: its file, its id, its split and the user's columns."""
+    """A model to be added: its file or address, its id, its split and the user's columns."""
 
-    file: Path
+    file: Path | HubAddress
     id: str
     split: str | None
     columns: dict[str, Any]
 
 
-def records_of(models: Iterable[Path], table: Path | None) -> tuple[list[Record], list[str]]:
+def records_of(models: Iterable[Path | HubAddress], table: Path | None) -> tuple[list[Record], list[str]]:
     """Each model with its row, and the `file` of rows that no model has.
 
     raises ZooError for a model without a file or a row, two rows or ids of one name, a damaged CSV
     """
     models = list(models)
-    absent = [str(model) for model in models if not model.is_file()]
+    absent = [str(model) for model in models if isinstance(model, Path) and not model.is_file()]
     if absent:
         raise ZooError(f"{len(absent)} of {len(models)} models are no files: {listed(absent)}.")
     rows = {} if table is None else read_csv(table)
@@ -54,7 +56,7 @@ def records_of(models: Iterable[Path], table: Path | None) -> tuple[list[Record]
         _check_ids(records)
         return records, []
     pairs = [(model, _row_name(model, rows)) for model in models]
-    missing = [model.name for model, name in pairs if name is None]
+    missing = [_name(model) for model, name in pairs if name is None]
     if missing:
         near = nearest(missing[0], rows)
         raise ZooError(f"{table}: {len(missing)} models have no row in it: {listed(missing)}.{near}")
@@ -64,10 +66,21 @@ def records_of(models: Iterable[Path], table: Path | None) -> tuple[list[Record]
     return records, [name for name in rows if name not in used]
 
 
-def stem(file: Path) -> str:
-    """The name without its suffix: `model` for model.pt and model.prep.safetensors."""
-    suffix = next((suffix for suffix in SUFFIXES if file.name.endswith(suffix)), file.suffix)
-    return file.name.removesuffix(suffix) or file.name
+def stem(model: Path | HubAddress) -> str:
+    """The name without its suffix: `model` for model.pt and model.prep.safetensors, `user/model` for hf://user/model.
+
+    An address keeps its whole path: most files of the Hub are called model.safetensors.
+    """
+    name = _name(model).removeprefix(HUB_SCHEME)
+    if isinstance(model, HubAddress) and model.path is None:
+        return name
+    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), Path(name).suffix)
+    return name.removesuffix(suffix) or name
+
+
+def _name(model: Path | HubAddress) -> str:
+    """What the table calls a model: the name of its file, or its address."""
+    return model.name if isinstance(model, Path) else str(model)
 
 
 def read_csv(path: Path) -> dict[str, dict[str, Any]]:
@@ -84,10 +97,11 @@ def read_csv(path: Path) -> dict[str, dict[str, Any]]:
     for index, (number, _) in enumerate(lines):
         row = {name: values[index] for name, values in columns.items()}
         file = row.pop(FILE)
-        if file is None or Path(file).name in rows:
+        name = file if file is None or file.startswith(HUB_SCHEME) else Path(file).name
+        if name is None or name in rows:
             what = "is missing" if file is None else f"'{file}' stands twice"
             raise ZooError(f"{path}, line {number}: {FILE} {what}.")
-        rows[Path(file).name] = row
+        rows[name] = row
     return rows
 
 
@@ -142,17 +156,17 @@ def _check_header(path: Path, header: list[str]) -> None:
     plain_columns(dict.fromkeys(users), str(path))
 
 
-def _row_name(model: Path, rows: dict[str, dict[str, Any]]) -> str | None:
-    return next((name for name in (model.name, stem(model)) if name in rows), None)
+def _row_name(model: Path | HubAddress, rows: dict[str, dict[str, Any]]) -> str | None:
+    return next((name for name in (_name(model), stem(model)) if name in rows), None)
 
 
-def _record(model: Path, row: dict[str, Any]) -> Record:
+def _record(model: Path | HubAddress, row: dict[str, Any]) -> Record:
     users = {name: value for name, value in row.items() if name not in ("id", "split")}
     return Record(model, row.get("id") or stem(model), row.get("split"), users)
 
 
 def _check_ids(records: list[Record]) -> None:
-    files: dict[str, Path] = {}
+    files: dict[str, Path | HubAddress] = {}
     for record in records:
         if record.id in files:
             raise ZooError(

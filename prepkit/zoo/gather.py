@@ -26,7 +26,9 @@ def gather(store: Store, instances: np.ndarray, out: Tensor) -> None:
     """
     target = words(out)
     shards, rows = store.shard_of[instances], store.row_of[instances]
-    sources = {number: words(store.values(number)) for number in set(shards.tolist())}
+    numbers = set(shards.tolist())
+    store.need(numbers)
+    sources = {number: words(store.values(number)) for number in numbers}
     same_size = all(values.shape[1] == target.shape[1] for values in sources.values())
     if same_size and len(sources) == 1:
         (values,) = sources.values()

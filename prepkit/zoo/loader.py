@@ -35,7 +35,8 @@ class Loader:
     """Batches (preps `[B, H, W]`, class_ids `[B]`, indices `[B]`) of a zoo or view; indices count within it.
 
     batch_size:       instances a batch; the last one may have fewer
-    shuffle:          another order each epoch, the same for the same seed; else the zoo's own
+    shuffle:          another order each epoch, the same for the same seed; else the zoo's own; "shards" for a zoo that
+                      is streamed: shards in random order, instances shuffled within a few of them (see order.py)
     device:           where the tensors are; for a CUDA device copies go through pinned memory, beside the computation
     drop_last:        leave out a last smaller batch
     rank, world_size: of distributed training; asked of torch.distributed if missing
@@ -45,7 +46,7 @@ class Loader:
         self,
         zoo: Zoo,
         batch_size: int,
-        shuffle: bool = True,
+        shuffle: bool | str = True,
         seed: int = 0,
         device: str | torch.device = "cpu",
         drop_last: bool = False,
@@ -56,7 +57,8 @@ class Loader:
 
         self.zoo = zoo
         self.device = torch.device(device)
-        self.order = Order(len(zoo), batch_size, shuffle, seed, drop_last, *process_rank(rank, world_size))
+        parts = process_rank(rank, world_size)
+        self.order = Order(len(zoo), batch_size, shuffle, seed, drop_last, *parts, zoo.shard_numbers)
         self._position = Position(self.order)
         self._buffers: list[Buffer] = []  # of an iterator that has ended, for the next one
 
@@ -181,12 +183,13 @@ def fill(
     """
     try:
         populate = zoo.num_bytes < available_bytes() / 2
-        for indices in batches:
-            buffer = free.get()
-            if buffer is None or stop.is_set():
-                return
-            if populate:
-                zoo.populate(indices)
-            ready.put(buffer.fill(zoo, indices))
+        with zoo.ahead(batches):
+            for indices in batches:
+                buffer = free.get()
+                if buffer is None or stop.is_set():
+                    return
+                if populate:
+                    zoo.populate(indices)
+                ready.put(buffer.fill(zoo, indices))
     except BaseException as error:
         ready.put(error)

@@ -139,7 +139,12 @@ def write_manifest(manifest: Manifest, root: Path, *, overwrite: bool) -> None:
     raises OutputError if it exists and `overwrite` is false or cannot be written
     """
     with replacing(root / MANIFEST, overwrite=overwrite) as temporary:
-        temporary.write_text(json.dumps(manifest.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_bytes(manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of zoo.json."""
+    return (json.dumps(manifest.to_dict(), indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_manifest(root: str | os.PathLike[str]) -> Manifest:
@@ -229,6 +234,8 @@ def _why_no_manifest(root: Path) -> str:
         return f"'{root}' is not a folder; a zoo is a folder with a {MANIFEST}."
     if (root / ".writing").is_dir():
         return f"'{root}' is an unfinished zoo: writing it was interrupted. Run the command that wrote it again."
+    if (root / ".pulling").is_dir():
+        return f"'{root}' is an unfinished zoo: pulling it was interrupted. Run the same `prepkit pull` again."
     return f"'{root}' is not a zoo: it has no {MANIFEST}."
 
 

@@ -20,7 +20,7 @@ from prepkit.zoo.building import building
 from prepkit.zoo.convert import Progress, check_target, check_whole, copy_file, copy_shards, verified
 from prepkit.zoo.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.shards import ShardFormat, shard_format
-from prepkit.zoo.tables import OWN_COLUMNS, ROWS_A_GROUP, publish_table, read_table
+from prepkit.zoo.tables import OWN_COLUMNS, read_table, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +90,7 @@ def merge(
         shards = _copied(plan, kind, root, progress)
         name = name or Path(target).resolve().name
         manifest = replace(plan.manifest, name=name, shard_format=kind.name, shards=tuple(shards))
-        write_manifest(replace(manifest, table=_written(plan.table, root)), root, overwrite=False)
+        write_manifest(replace(manifest, table=write_whole(plan.table, root)), root, overwrite=False)
         check_whole(root)
     return Merged(read_manifest(target), plan.notes)
 
@@ -361,14 +361,6 @@ def _replaced(table: pa.Table, name: str, values: list[Any], kind: str) -> pa.Ta
     import pyarrow as pa
 
     return table.set_column(table.column_names.index(name), name, pa.array(values, pa.type_for_alias(kind)))
-
-
-def _written(table: pa.Table, root: Path) -> Any:
-    import pyarrow.parquet as pq
-
-    part = root / "models.part"
-    pq.write_table(table, part, compression="zstd", row_group_size=ROWS_A_GROUP)
-    return publish_table(part, root, len(table))
 
 
 def _split_counts(table: pa.Table) -> dict[str, int]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError
+from prepkit.hub.address import HubAddress
 
 if TYPE_CHECKING:
     from prepkit.checkpoint import Checkpoint
     from prepkit.prep_file import PRep
     from prepkit.zoo.csv_columns import Record
 
+SOURCE = "source"  # the address of a model of the Hub, with its commit
 SOURCE_SHA256 = "source_sha256"
 
 
@@ -35,9 +37,17 @@ def read_source(file: Path) -> tuple[Checkpoint | PRep, str | None]:
 
 
 def check_columns(records: Iterable[Record], table: Path | None) -> None:
-    """Raise ZooError if the user's table fills the column that is filled from the models."""
-    if any(SOURCE_SHA256 in record.columns for record in records):
-        raise ZooError(f"{table}: the column '{SOURCE_SHA256}' is filled from the models themselves; rename it.")
+    """Raise ZooError if the user's table fills a column that is filled from the models."""
+    records = list(records)
+    filled = (SOURCE, SOURCE_SHA256) if are_of_hub(records) else (SOURCE_SHA256,)
+    for name in filled:
+        if any(name in record.columns for record in records):
+            raise ZooError(f"{table}: the column '{name}' is filled from the models themselves; rename it.")
+
+
+def are_of_hub(records: Iterable[Record]) -> bool:
+    """Whether any of the models is of the Hub: the zoo then tells of each where it is from."""
+    return any(isinstance(record.file, HubAddress) for record in records)
 
 
 def provenance_of_sources(count: int) -> dict[str, Any]:

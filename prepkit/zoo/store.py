@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from prepkit.errors import ZooError
 from prepkit.tensors import torch_dtype
-from prepkit.zoo.manifest import MANIFEST, Manifest, Shard, StoredArchitecture, read_manifest
+from prepkit.zoo.manifest import MANIFEST, Manifest, StoredArchitecture, read_manifest
 from prepkit.zoo.paths import inside
 from prepkit.zoo.shards import Extent, offset_of_values, shard_format
 from prepkit.zoo.tables import read_table
@@ -58,20 +60,25 @@ class Store:
             self._values[number] = self._map(number)
         return self._values[number]
 
+    def need(self, numbers: Collection[int]) -> None:
+        """Say that the values of these shards are asked for next: what is elsewhere can be fetched all at once."""
+
+    def ahead(self, numbers: Iterable[int]) -> AbstractContextManager[None]:
+        """While inside, shards that are elsewhere are fetched in this order by threads that stay ahead."""
+        return nullcontext()
+
     def populate(self, number: int) -> None:
         """Map all pages of a shard now: a shuffled pass would pay for each of them when it touches it."""
         self.values(number)
         if number in self._populated:
             return
         self._populated.add(number)
-        try:
+        with suppress(OSError, KeyError):  # an older kernel: pages are mapped when touched; or it was let go meanwhile
             self._mappings[number].madvise(POPULATE_READ)
-        except OSError:  # an older kernel: pages are mapped when touched
-            return
 
-    def file(self, shard: Shard) -> Path:
-        """The file of a shard."""
-        return inside(self.root, shard.path, str(self.root / MANIFEST))
+    def file(self, path: str) -> Path:
+        """The file that the manifest names so."""
+        return inside(self.root, path, str(self.root / MANIFEST))
 
     def extent(self, number: int) -> Extent:
         """The array that a shard holds."""
@@ -81,22 +88,24 @@ class Store:
     def _map(self, number: int) -> Tensor:
         import torch
 
-        file, extent = self.file(self.manifest.shards[number]), self.extent(number)
+        file, extent = self.file(self.manifest.shards[number].path), self.extent(number)
         offset = offset_of_values(file, self.kind, extent)
-        with open(file, "rb") as opened:
-            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._mappings[number] = mapping
+        mapping = self._mappings[number] = self._mapping_of(file)
         cells = extent.height * extent.width
         flat = torch.frombuffer(mapping, dtype=torch_dtype(extent.dtype), count=extent.rows * cells, offset=offset)
         return flat.view(extent.rows, cells)
 
+    def _mapping_of(self, file: Path) -> mmap.mmap:
+        with open(file, "rb") as opened:
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+
     def _table(self) -> pa.Table:
         stored = self.manifest.table
-        return read_table(inside(self.root, stored.path, str(self.root / MANIFEST)), stored)
+        return read_table(self.file(stored.path), stored)
 
     def _check_files(self) -> None:
         for shard in self.manifest.shards:
-            file = self.file(shard)
+            file = self.file(shard.path)
             try:
                 size = file.stat().st_size
             except OSError:

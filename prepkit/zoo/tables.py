@@ -98,6 +98,15 @@ def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, root: Path, f
     return publish_table(part, root, count)
 
 
+def write_whole(table: pa.Table, root: Path) -> StoredFile:
+    """Write a table that is in memory as models-<hash>.parquet, and describe it."""
+    import pyarrow.parquet as pq
+
+    part = root / "models.part"
+    pq.write_table(table, part, compression="zstd", row_group_size=ROWS_A_GROUP)
+    return publish_table(part, root, len(table))
+
+
 def publish_table(part: Path, root: Path, rows: int) -> StoredFile:
     """Give a finished table the name that carries its hash."""
     with open(part, "rb") as file:
@@ -125,7 +134,8 @@ def read_table(file: Path, stored: StoredFile) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != stored.sha256:
         raise ZooError(f"{file}: damaged, its content does not match the sha256 in the manifest. Fetch it again.")
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        # Not read_table: its threads may let go of `content` while the interpreter ends, which aborts the process.
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ZooError(f"{file}: it is no parquet table ({str(error)[:80]}).") from None
     missing = [name for name in OWN_COLUMNS if name not in table.column_names]

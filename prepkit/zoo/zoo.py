@@ -12,6 +12,7 @@ Shapes: `N` instances of the zoo or view, `B` of a batch, `H` height, `W` width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ from prepkit.tensors import torch_dtype
 from prepkit.zoo.gather import gather
 from prepkit.zoo.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.networks import architecture_of, network_of
-from prepkit.zoo.paths import inside
 from prepkit.zoo.staging import sha256_of_file
 from prepkit.zoo.where import parse_where
 
@@ -97,7 +97,7 @@ class Zoo:
         record = self.manifest.teacher
         if record is None:
             return None
-        file = inside(self._store.root, record.path, self._place)
+        file = self._store.file(record.path)
         if not file.is_file() or sha256_of_file(file) != record.sha256:
             raise ZooError(f"{file}: missing or damaged, it does not match the sha256 in the manifest. Fetch it again.")
         prep = load_prep(file, verify=False)
@@ -255,7 +255,7 @@ class Zoo:
         self,
         batch_size: int,
         *,
-        shuffle: bool = True,
+        shuffle: bool | str = True,
         seed: int = 0,
         device: str | torch.device = "cpu",
         drop_last: bool = False,
@@ -287,10 +287,22 @@ class Zoo:
         """Bytes of the files that hold instances of this zoo or view."""
         return sum(self.manifest.shards[number].bytes for number in self._shards.tolist())
 
+    @property
+    def shard_numbers(self) -> np.ndarray:
+        """Of each instance, the number of the shard that holds it."""
+        numbers: np.ndarray = self._store.shard_of[self._instances_of(None)]
+        return numbers
+
     def populate(self, indices: Any = None) -> None:
         """Map the files of these instances whole, now: a shuffled pass would pay for each page when it touches it."""
         for number in np.unique(self._store.shard_of[self._instances_of(indices)]).tolist():
             self._store.populate(number)
+
+    def ahead(self, batches: Sequence[np.ndarray]) -> AbstractContextManager[None]:
+        """While inside, what these batches of indices need is fetched in that order, where it is elsewhere."""
+        return self._store.ahead(
+            int(number) for indices in batches for number in self._store.shard_of[self._instances_of(indices)]
+        )
 
     # Inside ---------------------------------------------------------------------------------------------------
 
@@ -300,7 +312,7 @@ class Zoo:
 
     @cached_property
     def _shards(self) -> np.ndarray:
-        return np.unique(self._store.shard_of[self._instances_of(None)])
+        return np.unique(self.shard_numbers)
 
     @cached_property
     def _class_ids(self) -> np.ndarray:

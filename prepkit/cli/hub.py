@@ -1,0 +1,208 @@
+"""`prepkit pull` and `prepkit push`: zoos on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prepkit.cli.common import force_option, json_option, print_json, table
+from prepkit.zoo.counts import num_bytes_of, readable
+
+if TYPE_CHECKING:
+    from prepkit.hub.progress import Progress, State
+    from prepkit.hub.pull import Pulled
+    from prepkit.hub.upload import Push
+
+LINE_SECONDS = 10.0  # between plain lines where there is no terminal
+
+
+@click.command()
+@click.argument("repo", metavar="REPO")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
+@click.option("--revision", metavar="R", help="Branch, tag or commit. [default: the newest version]")
+@click.option("--where", metavar="EXPR", help="Only instances that meet a condition on the table: accuracy > 0.9")
+@click.option("--split", metavar="S", multiple=True, help="Only instances of this split; may be given again.")
+@click.option("--architecture", metavar="A", multiple=True, help="Only instances of this one; may be given again.")
+@force_option
+@json_option
+def pull(
+    repo: str,
+    folder: Path | None,
+    revision: str | None,
+    where: str | None,
+    split: tuple[str, ...],
+    architecture: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fetch a zoo from the Hub into DIR, by default ./NAME, and check every file of it.
+
+    \b
+    prepkit pull user/zoo
+    prepkit pull user/zoo good --where "accuracy > 0.9 and epoch == 50"
+    prepkit pull user/zoo --revision v1.0 --split test
+
+    With a condition only the table and the shards that hold such instances are fetched, and DIR becomes a zoo of just
+    these. If it is interrupted, the same command goes on.
+    """
+    from prepkit.hub.pull import pull_zoo
+    from prepkit.hub.selection import Selection
+
+    selection = Selection.of(where, split, architecture)
+    try:
+        with pull_progress(as_json) as progress:
+            done = pull_zoo(repo, folder, revision=revision, selection=selection, force=force, progress=progress)
+    except KeyboardInterrupt:
+        click.echo("interrupted; what came is kept. The same command goes on.", err=True)
+        os._exit(130)  # a thread that waits for a slow network would hold the process
+    if not (selection.is_whole or done.was_there):
+        from prepkit.card import write_card
+
+        write_card(done.path)
+    if as_json:
+        print_json(_pull_record(done))
+    else:
+        click.echo(_pull_text(done))
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("repo", metavar="REPO")
+@click.option("--license", "license_", metavar="L", help="Given to a zoo that has none, and kept in it.")
+@click.option("--private", is_flag=True, help="Create the repository for its owner only.")
+@click.option("--dry-run", is_flag=True, help="Verify, and list what would be sent; change nothing.")
+@json_option
+def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: bool, as_json: bool) -> None:
+    """Make a zoo the newest version of a dataset repository on the Hub, which is created if there is none.
+
+    \b
+    prepkit push my-zoo user/my-zoo --dry-run
+    prepkit push my-zoo user/my-zoo
+
+    The zoo is verified first, and must have a licence. Its new version becomes visible whole, in one commit; what the
+    repository has already is not sent again. If it is interrupted, the same command goes on.
+    """
+    from prepkit.hub.push import num_bytes_to_hash, push_files, repo_name, zoo_files
+
+    repo = repo_name(repo)
+    try:
+        with bytes_progress("verifying", num_bytes_to_hash(folder), as_json) as progress:
+            zoo = zoo_files(folder, repo, license=license_, dry_run=dry_run, progress=progress)
+        with bytes_progress("pushing", zoo.num_bytes, as_json or dry_run) as progress:
+            done = push_files(zoo, private=private, dry_run=dry_run, progress=progress)
+    except KeyboardInterrupt:
+        click.echo("interrupted; what was sent is kept. The same command goes on.", err=True)
+        raise click.exceptions.Exit(130) from None
+    if as_json:
+        print_json(_record(folder, done, dry_run))
+    else:
+        click.echo(_text(folder, done, private, dry_run))
+
+
+@contextmanager
+def bytes_progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """What counts bytes: a bar on a terminal, a line now and then elsewhere, nothing if quiet."""
+    if sys.stderr.isatty() and not quiet:
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit="B", unit_scale=True, desc=what) as bar:
+            yield lambda count: bar.update(count)
+        return
+    done, told = 0, time.monotonic()
+
+    def count(more: int) -> None:
+        nonlocal done, told
+        done += more
+        if not quiet and time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            click.echo(f"{what}: {readable(done)} of {readable(total)}", err=True)
+
+    yield count
+
+
+@contextmanager
+def pull_progress(quiet: bool) -> Iterator[Progress]:
+    """What tells bytes and instances: a bar on a terminal, a line now and then elsewhere, nothing if quiet."""
+    if sys.stderr.isatty() and not quiet:
+        from tqdm import tqdm
+
+        with tqdm(unit="B", unit_scale=True, desc="pulling") as bar:
+
+            def draw(state: State) -> None:
+                bar.total = state.total_bytes
+                bar.set_postfix_str(f"{state.instances:,} of {state.total_instances:,} instances", refresh=False)
+                bar.update(state.bytes - bar.n)
+
+            yield draw
+        return
+    told = time.monotonic()
+
+    def tell(state: State) -> None:
+        nonlocal told
+        if not quiet and time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            click.echo(
+                f"pulling: {readable(state.bytes)} of {readable(state.total_bytes)}, "
+                f"{state.instances:,} of {state.total_instances:,} instances",
+                err=True,
+            )
+
+    yield tell
+
+
+def _pull_record(done: Pulled) -> dict[str, Any]:
+    record, manifest = done.record, done.manifest
+    return {
+        "zoo": str(done.path),
+        "repo": record.repo,
+        "commit": record.commit,
+        "was_there": done.was_there,
+        "instances": manifest.table.rows,
+        "shards": len(manifest.shards),
+        "bytes": num_bytes_of(manifest),
+        "selection": None if record.selection.is_whole else dict(vars(record.selection)),
+    }
+
+
+def _pull_text(done: Pulled) -> str:
+    record, manifest = done.record, done.manifest
+    size = f"{manifest.table.rows:,} instances, {readable(num_bytes_of(manifest))}"
+    part = "" if record.selection.is_whole else f" ({record.selection})"
+    what = "all of it was there" if done.was_there else "every file checked"
+    return f"{record.repo}{part} -> {done.path}: {size}; commit {record.commit}; {what}"
+
+
+def _record(folder: Path, done: Push, dry_run: bool) -> dict[str, Any]:
+    return {
+        "zoo": str(folder),
+        "repo": done.repo,
+        "url": done.url,
+        "dry_run": dry_run,
+        "created": done.created,
+        "commit": done.commit,
+        "commits": done.commits,
+        "bytes": sum(file.bytes for file in done.files),
+        "new_bytes": done.new_bytes,
+        "files": [dict(vars(file)) for file in done.files],
+        "others": list(done.others),
+    }
+
+
+def _text(folder: Path, done: Push, private: bool, dry_run: bool) -> str:
+    new = [file for file in done.files if not file.there]
+    there = len(done.files) - len(new)
+    what = f"{len(new)} files, {readable(done.new_bytes)}" + (f"; {there} are there already" if there else "")
+    if dry_run:
+        rows = [(file.path, file.bytes, "there" if file.there else "new") for file in done.files]
+        kind = f"{'a new' if done.created else 'the'}{' private' if private else ''} repository {done.repo}"
+        return f"{table(rows, ('file', 'bytes', ''))}\n\nwould send to {kind}: {what}"
+    if not new:
+        return f"{done.repo} has all of {folder} already: commit {done.commit}\n{done.url}"
+    return f"{folder} -> {done.repo}: {what}; commit {done.commit}\n{done.url}"

@@ -1,0 +1,1 @@
+"""Zoos and checkpoints on the Hugging Face Hub: addresses, pull, push, streaming."""

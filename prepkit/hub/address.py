@@ -1,0 +1,42 @@
+"""Addresses on the Hub: `hf://user/name`, with `@revision` and `/path` where they are needed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from prepkit.errors import HubError
+
+HUB_SCHEME = "hf://"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+ADDRESS = re.compile(rf"({NAME}/{NAME})(?:@([^@/\s][^@\s]*?))?(?:/(\S+))?")
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A repository of the Hub, a version of it, a file in it.
+
+    revision: branch, tag or commit; None for the newest version
+    path:     of a file in the repository
+    """
+
+    repo_id: str
+    revision: str | None = None
+    path: str | None = None
+
+    def __str__(self) -> str:
+        """`hf://user/name@revision/path`."""
+        at = "" if self.revision is None else f"@{self.revision}"
+        return f"{HUB_SCHEME}{self.repo_id}{at}" + ("" if self.path is None else f"/{self.path}")
+
+
+def parse(text: str) -> HubAddress:
+    """The address in a text, with or without `hf://`.
+
+    raises HubError with an example
+    """
+    found = ADDRESS.fullmatch(text.removeprefix(HUB_SCHEME))
+    path = found[3] if found else None
+    if found is None or (path is not None and ".." in path.split("/")):
+        raise HubError(f"'{text}' is no address on the Hub; write hf://user/name or hf://user/name@revision/path.")
+    return HubAddress(found[1], found[2], path)

@@ -1,0 +1,165 @@
+"""The folder that a zoo is pulled into: what may lie in it, who works in it, and how the new zoo becomes the folder's.
+
+While a pull is under way `.pulling` lies in the folder, with a lock and what was asked for. An old zoo in it stays
+whole until the new one's zoo.json takes the place of its own: names carry hashes, so their files do not collide.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prepkit.errors import OutputError, ZooError, listed
+from prepkit.files import flush, output_error
+from prepkit.hub.selection import RECORD, Record, read_record, write_record
+from prepkit.zoo.lock import Lock
+from prepkit.zoo.manifest import MANIFEST, Manifest, read_manifest
+
+WORK = ".pulling"
+REQUEST = "request.json"
+OURS = ("shards/*", "models-*.parquet", "teacher-*.prep.safetensors")
+
+
+def known_zoo(root: Path) -> tuple[Record, Manifest] | None:
+    """Where the zoo in a folder was pulled from, and its manifest; None if it was not, or was changed since."""
+    record = read_record(root / RECORD)
+    try:
+        manifest = read_manifest(root) if record is not None else None
+    except ZooError:
+        return None
+    if record is None or manifest is None or record.manifest != manifest.to_dict()["sha256"]:
+        return None
+    return record, manifest
+
+
+@dataclass(frozen=True)
+class Target:
+    """A folder, what is to be pulled into it, and whether another zoo in it may be replaced."""
+
+    root: Path
+    record: Record
+    force: bool
+
+    @property
+    def work(self) -> Path:
+        """Where the pull works."""
+        return self.root / WORK
+
+    def check_folder(self) -> None:
+        """Raise OutputError unless the folder is new, empty, half pulled, or holds a zoo."""
+        if not self.root.exists():
+            return
+        if not self.root.is_dir():
+            raise OutputError(f"'{self.root}' is a file, not a folder; name a folder.")
+        if (self.root / MANIFEST).exists() or self.work.is_dir():
+            return
+        if others := sorted(entry.name for entry in self.root.iterdir()):
+            raise OutputError(f"'{self.root}' holds other files ({listed(others, 3)}); name a new or empty folder.")
+
+    def check(self) -> None:
+        """Raise OutputError if what the folder holds may not be replaced, or is an unfinished pull of another thing."""
+        self.check_folder()
+        if (self.root / MANIFEST).exists():
+            if not self.force:
+                raise OutputError(self._occupied())
+            if not (self.root / RECORD).exists():  # a damaged zoo may be replaced where we know that it was one
+                read_manifest(self.root)
+        elif self.work.is_dir():
+            self._check_request()
+
+    @contextmanager
+    def working(self) -> Iterator[Path]:
+        """Hold the folder, and give the one to work in; it stays if the pull fails, so that it can go on.
+
+        raises OutputError if it cannot be made, ZooLocked if another process pulls into it
+        """
+        is_new = not self.root.exists()
+        self.check()
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            lock = Lock.take(self.work / "lock", self.root)
+        except (FileExistsError, NotADirectoryError):
+            raise OutputError(f"'{self.root}' cannot be made: there is a file of that name.") from None
+        except OSError as error:
+            raise error if isinstance(error, OutputError) else output_error(self.root, error) from error
+        try:
+            write_record(self.record, self.work / REQUEST)
+            yield self.work
+        except BaseException:
+            self._leave(is_new)
+            raise
+        finally:
+            lock.release()
+
+    def finish(self, manifest: Manifest) -> None:
+        """Make the zoo whose zoo.json lies in the working folder that of the folder, and remove what was before.
+
+        raises OutputError
+        """
+        try:
+            old = self._old_files()
+            self.note(manifest)
+            flush(self.work / MANIFEST)
+            os.replace(self.work / MANIFEST, self.root / MANIFEST)
+            flush(self.root)
+            for path in old - named(manifest):
+                (self.root / path).unlink(missing_ok=True)
+            shutil.rmtree(self.work, ignore_errors=True)
+        except OSError as error:
+            raise error if isinstance(error, OutputError) else output_error(self.root, error) from error
+
+    def note(self, manifest: Manifest) -> None:
+        """Keep where the folder's zoo came from."""
+        record = replace(self.record, manifest=manifest.to_dict()["sha256"])
+        if read_record(self.root / RECORD) != record:
+            write_record(record, self.root / RECORD)
+
+    def _leave(self, is_new: bool) -> None:
+        """After a failure: remove what is of no use for going on."""
+        if next(self._half_pulled(), None) is None and not any(self.work.glob("cut/*.json")):
+            shutil.rmtree(self.work, ignore_errors=True)
+            if is_new:
+                shutil.rmtree(self.root, ignore_errors=True)
+
+    def _old_files(self) -> set[str]:
+        """Files of the zoo that was there, or of an unfinished pull of another version."""
+        try:
+            return named(read_manifest(self.root))
+        except ZooError:
+            return set(self._half_pulled())
+
+    def _half_pulled(self) -> Iterator[str]:
+        """Files that are named as those of zoos are; the folder was new or empty before."""
+        for pattern in OURS:
+            for file in self.root.glob(pattern):
+                yield file.relative_to(self.root).as_posix()
+
+    def _check_request(self) -> None:
+        begun = read_record(self.work / REQUEST)
+        if begun is None or self.force or replace(begun, commit=self.record.commit) == self.record:
+            return
+        raise OutputError(
+            f"'{self.root}' holds an unfinished pull of something else ({begun.repo}, {begun.selection}); finish that, "
+            "name another folder, or --force (force=True) to begin anew."
+        )
+
+    def _occupied(self) -> str:
+        known = known_zoo(self.root)
+        if known is None:
+            return f"'{self.root}' holds a zoo that is not this one, or was changed; name another folder, or --force."
+        record, _ = known
+        return (
+            f"'{self.root}' holds {record.selection} of {record.repo} at {record.commit[:12]}, not "
+            f"{self.record.selection} of {self.record.repo} at {self.record.commit[:12]}; name another folder, or "
+            "--force (force=True) to replace it."
+        )
+
+
+def named(manifest: Manifest) -> set[str]:
+    """Paths of the files that a manifest names."""
+    teacher = [] if manifest.teacher is None else [manifest.teacher.path]
+    return {manifest.table.path, *(shard.path for shard in manifest.shards), *teacher}

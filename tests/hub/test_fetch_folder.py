@@ -1,0 +1,69 @@
+"""fetch_folder: a whole repository in the Hub's cache, each file with its sum."""
+
+import pytest
+from huggingface_hub import constants
+
+from prepkit.errors import HubError
+from prepkit.hub.version import fetch_folder
+
+FILES = {
+    "run.json": b'{"a": 1}',
+    "checkpoints/best.safetensors": b"x" * 5000,
+    "a/b/c.txt": b"c",
+    "README.md": b"# run",
+}
+
+
+def content_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_files_come_and_the_commit_is_told(hub):
+    commit = hub.add("me/run", FILES, repo_type="model")
+    folder, address = fetch_folder("hf://me/run")
+    assert content_of(folder) == FILES
+    assert str(address) == f"hf://me/run@{commit}"
+    hub.forget()
+    assert fetch_folder(address) == (folder, address)
+    assert hub.requests == []
+
+
+def test_versions_and_kinds(hub):
+    old = hub.add("me/run", FILES, repo_type="model")
+    hub.add("me/run", {"run.json": b"new"}, repo_type="model")
+    assert content_of(fetch_folder("me/run")[0]) == FILES | {"run.json": b"new"}
+    assert content_of(fetch_folder(f"hf://me/run@{old}")[0]) == FILES
+    with pytest.raises(HubError, match="no dataset repository"):
+        fetch_folder("hf://me/run", repo_type="dataset")
+    with pytest.raises(HubError, match="names a file"):
+        fetch_folder("hf://me/run/run.json")
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_damage_is_found(hub, path):
+    hub.add("me/run", FILES, repo_type="model")
+    hub.fault("flip", path)
+    assert content_of(fetch_folder("hf://me/run")[0]) == FILES
+    hub.add("me/other", FILES, repo_type="model")
+    hub.fault("flip", path, times=9)
+    with pytest.raises(HubError, match=f"{path} came damaged"):
+        fetch_folder("hf://me/other")
+
+
+def test_offline(hub, monkeypatch):
+    hub.add("me/run", FILES, repo_type="model")
+    folder, _ = fetch_folder("hf://me/run")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_folder("hf://me/run")[0] == folder
+    (folder / "run.json").unlink()
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE|out of reach"):
+        fetch_folder("hf://me/run")
+
+
+@pytest.mark.parametrize("path", ["../../evil.txt", "/etc/evil"])
+def test_a_malicious_path(hub, tmp_path, path):
+    hub.add("me/run", FILES, repo_type="model")
+    hub.extra = [path]
+    with pytest.raises(HubError):
+        fetch_folder("hf://me/run")
+    assert not list(tmp_path.rglob("evil*"))
