@@ -5,6 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import kl_div, log_softmax, softmax
+
+from prepkit import Layout
 
 
 def memory_copy(source: Tensor, out: Tensor) -> Tensor:
@@ -73,3 +77,42 @@ def train_one_at_a_time(
 def accuracy(network: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Share of images classified correctly."""
     return float((network(inputs).argmax(1) == labels).double().mean())
+
+
+def netspace_step(
+    space: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    network: nn.Module,
+    layout: Layout,
+    preps: Tensor,
+    images: Tensor,
+) -> Tensor:
+    """A step of the single-architecture setting as it is usually written: float32, one instance after another.
+
+    space:   with `encoder.plain` and `decoder.plain`, the network as the paper defines it
+    network: one instance's, without BatchNorm; its values come from PReps
+    returns the loss before the step
+    """
+    predicted = space.decoder.plain(space.encoder.plain(preps))  # type: ignore[union-attr, operator]
+    losses = []
+    for target_prep, predicted_prep in zip(preps, predicted, strict=True):
+        with torch.no_grad():
+            target = functional_call(network, layout.unpack(target_prep), (images,))
+        outputs = functional_call(network, layout.unpack(predicted_prep), (images,))
+        log_outputs, probabilities = log_softmax(outputs / 4, dim=1), softmax(target / 4, dim=1)
+        losses.append(16 * kl_div(log_outputs, probabilities, reduction="batchmean"))
+    loss = torch.stack(losses).mean()
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return loss.detach()
+
+
+def evaluate_one_at_a_time(network: nn.Module, layout: Layout, preps: Tensor, images: Tensor) -> Tensor:
+    """The outputs of instances, each loaded into the network and run."""
+    outputs = []
+    with torch.no_grad():
+        for prep in preps:
+            network.load_state_dict(layout.unpack(prep))
+            outputs.append(network(images))
+    return torch.stack(outputs)

@@ -3,14 +3,13 @@
     encoder     Of the second convolution's [E/16, H, W/4] only the maximum over the width is read. Rows go through in
                 blocks that stay in the cache; the maxima and where they stood are all that is kept. Backward looks at
                 the 7 PRep values behind each maximum and convolves those again.
-    decoder     Convolutions as matrix products, a row of their output at a time. Columns are laid out once for each
-                row of the input and tap of the kernel, [rows, 3, channels, places]: the 3 kernel rows of an output row
-                then lie side by side, rows are shared by neighbours, and padding above and below is left out. Small
-                PReps go through several at once. What the first convolution puts out is made again in backward.
+    decoder     Convolutions as matrix products, one instance and one row of the output at a time. Even and odd columns
+                of a map are laid out apart: each tap of a kernel of stride 2 then reads a matrix that lies there, and
+                padding above and below is left out. What the first convolution puts out is made again in backward.
 
 Under bfloat16 autocast, large matrix products are taken in bfloat16; what goes in and comes out, parameters' gradients
 and sums over instances stay in float32, and so do the maxima: bfloat16 only finds their places.
-Shapes: N instances, H x W the PRep, E embedding values, K columns; R rows, G instances at once, L places, C channels.
+Shapes: N instances, H x W the PRep, E embedding values; R rows, L places along them, C channels, O outputs, K factors.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -29,16 +28,32 @@ from torch.nn.functional import fold, leaky_relu, leaky_relu_, linear, pad, unfo
 
 from netspace.initialisation import NEGATIVE_SLOPE
 
+# Measured on one core: below, the plain network is as fast or faster.
+WIDE = 256  # PReps to encode
+WIDE_DECODED, MANY_COLUMNS = 2048, 1024  # PReps to decode: products over a row of a map fill a core
+
 BLOCK_VALUES = 2**20  # of an intermediate tensor of the encoder: a few MiB, which stay in the cache
-PLACES_AT_ONCE = 1024  # columns of a matrix product of the decoder, below which several instances share it
-GROUP_VALUES = 2**23  # of the decoder's largest tensor, for these several
+ALIGNED = 32  # values: rows of the decoder's images begin at multiples of it
 FEW_PLACES = 64  # a maximum over no more is found directly
 
+# Of the decoder's kernels by stride, for each tap of their width: the plane that it reads, and how far shifted.
+TAPS = {1: ((0, -1), (0, 0), (0, 1)), 2: ((1, -1), (0, 0), (1, 0))}
 
-def applies(*tensors: Tensor) -> bool:
-    """Whether the functions here do what the plain network would: on a CPU, in one dtype, float32 or float64."""
+
+def encodes(preps_NHW: Tensor, encoder: nn.Module) -> bool:
+    """Whether `encode` pays for these PReps and does what the plain network would."""
+    return preps_NHW.shape[2] >= WIDE and _applies(preps_NHW, *encoder.parameters())
+
+
+def decodes(latent_NE: Tensor, decoder: nn.Module, width: int, columns: int) -> bool:
+    """Whether `decode` pays for PReps of this width and does what the plain network would."""
+    return columns >= MANY_COLUMNS and width >= WIDE_DECODED and _applies(latent_NE, *decoder.parameters())
+
+
+def _applies(*tensors: Tensor) -> bool:
+    """On a CPU, in one dtype, float32 or float64."""
     dtype = tensors[0].dtype
-    if dtype not in (torch.float32, torch.float64) or not all(tensors[0].shape):
+    if dtype not in (torch.float32, torch.float64) or not len(tensors[0]):
         return False
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
@@ -63,7 +78,9 @@ def encode(preps_NHW: Tensor, convolutions: Sequence[nn.Conv2d]) -> Tensor:
     first, second, third, fourth = convolutions
     dtype = _dtype_of_products(preps_NHW)
     with _as_given():
-        rows_NHC: Tensor = _RowMaxima.apply(preps_NHW, first.weight, first.bias, second.weight, second.bias, dtype)
+        rows_NHC: Tensor = _RowMaxima.apply(  # type: ignore[no-untyped-call]
+            preps_NHW, first.weight, first.bias, second.weight, second.bias, dtype
+        )
         features_NHC = leaky_relu(_along_height(rows_NHC, third), NEGATIVE_SLOPE)
         latent_NE: Tensor = _along_height(features_NHC, fourth).max(dim=1).values
         return leaky_relu(latent_NE, NEGATIVE_SLOPE)  # rises everywhere: it may follow the maximum
@@ -115,73 +132,79 @@ class _RowMaxima(torch.autograd.Function):
     def forward(
         ctx: Any, preps_NHW: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        height, width = preps_NHW.shape[1:]
-        widths = _Widths(width)
-        padded_RW = widths.pad_rows(preps_NHW.reshape(-1, width))
-        taps_ToC = w2[:, :, 0].permute(2, 1, 0)  # [3, E / 32, E / 16]
-        pair, third = taps_ToC[:2].flatten(0, 1).to(dtype), taps_ToC[2].to(dtype).contiguous()
-        shift = b2.to(dtype)
-        w1_4C = _with_bias(w1, b1)
-        tall_4C = w1_4C if dtype == w1.dtype else torch.cat(_high_low_high(w1_4C)[::2] + _high_low_high(w1_4C)[:1])
-        del tall_4C
-        channels = len(b1)
-        places_RC = preps_NHW.new_empty(len(padded_RW), len(b2), dtype=torch.int64)
-        values_RC = preps_NHW.new_empty(len(padded_RW), len(b2))
-        step = max(1, BLOCK_VALUES // (widths.padded * channels))
-        valid_L1 = widths.are_places(torch.arange(widths.padded)).to(w1.dtype).unsqueeze(1)
-        for start in range(0, len(padded_RW), step):
-            block_RW = padded_RW[start : start + step]
-            rows, outputs = len(block_RW), widths.second + 1
-            taps_RL3 = pad(block_RW, (0, 2)).unfold(1, 3, 2)[:, : widths.padded]
-            taps_RL4 = torch.cat([taps_RL3 * valid_L1, valid_L1.expand(rows, -1, -1)], dim=2)
-            features = block_RW.new_empty(rows * widths.padded + 1, channels, dtype=dtype)
-            features[-1] = 0
-            _product_4(taps_RL4.flatten(0, 1), w1_4C, features[:-1])
-            leaky_relu_(features, NEGATIVE_SLOPE)
-            sums = torch.addmm(shift, features[:-1].view(rows * outputs, 2 * channels), pair)
-            sums.addmm_(features[2:].as_strided((rows * outputs, channels), (2 * channels, 1)), third)
-            sums_RLC = sums.view(rows, outputs, -1)[:, : widths.second]
-            found = slice(start, start + rows)
-            values, places_RC[found] = _first_maxima(sums_RLC)
-            if dtype == values_RC.dtype:
-                values_RC[found] = values
-        if dtype != values_RC.dtype:
-            for found in _blocks(len(padded_RW), 3 * channels * len(b2)):
-                _, _, features_CRT = _behind(padded_RW[found], places_RC[found], widths, w1_4C)
-                values = torch.bmm(features_CRT.flatten(2), w2[:, :, 0].transpose(1, 2).reshape(len(b2), -1, 1))
-                values_RC[found] = values.squeeze(2).t() + b2
+        widths = _Widths(preps_NHW.shape[2])
+        padded_RW = widths.pad_rows(preps_NHW.reshape(-1, widths.given))
+        w1_4O, w2_C3O = _with_bias(w1, b1), w2[:, :, 0].transpose(1, 2).contiguous()
+        values_RC, places_RC = _find_maxima(padded_RW, widths, w1_4O, w2_C3O, b2, dtype)
+        if dtype != w1.dtype:  # rounded: the places are kept, the values are computed again
+            for block in _blocks(len(padded_RW), w2_C3O.numel()):
+                _, _, features_CR3O = _behind(padded_RW[block], places_RC[block], widths, w1_4O)
+                values_CR1 = torch.bmm(features_CR3O.flatten(2), w2_C3O.view(len(b2), -1, 1))
+                torch.add(values_CR1.squeeze(2).t(), b2, out=values_RC[block])
         rows_RC = leaky_relu_(values_RC, NEGATIVE_SLOPE)
         ctx.save_for_backward(preps_NHW, w1, b1, w2, places_RC, rows_RC)
-        return rows_RC.view(-1, height, len(b2))
+        return rows_RC.view(*preps_NHW.shape[:2], len(b2))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient_NHC: Tensor) -> tuple[Tensor | None, ...]:
         preps_NHW, w1, b1, w2, places_RC, rows_RC = ctx.saved_tensors
         widths = _Widths(preps_NHW.shape[2])
+        to_preps, to_w1, to_b1, to_w2 = ctx.needs_input_grad[:4]
         with _as_given():
             gradient_RC = _through_leaky_relu(gradient_NHC.reshape(rows_RC.shape), rows_RC)
-            padded_RW = widths.pad_rows(preps_NHW.reshape(-1, preps_NHW.shape[2]))
-            w1_4C = _with_bias(w1, b1)
-            w2_CTo = w2[:, :, 0].transpose(1, 2).contiguous()  # [E / 16, 3, E / 32]
-            g1_4C, g2_CTo = torch.zeros_like(w1_4C), torch.zeros_like(w2_CTo)
-            g_RW = torch.zeros_like(padded_RW) if ctx.needs_input_grad[0] else None
-            for block in _blocks(len(padded_RW), w2_CTo.numel()):
-                indices, taps_CRT4, features_CRTo = _behind(padded_RW[block], places_RC[block], widths, w1_4C)
-                g_CR = gradient_RC[block].t()
-                if ctx.needs_input_grad[3]:
-                    g2_CTo += torch.bmm(g_CR.unsqueeze(1), features_CRTo.flatten(2)).view(w2_CTo.shape)
-                g_CRTo = g_CR[:, :, None, None] * w2_CTo.unsqueeze(1)
-                g_sum = _through_leaky_relu(g_CRTo, features_CRTo).flatten(0, 2)
-                if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-                    g1_4C += taps_CRT4.flatten(0, 2).t() @ g_sum
+            padded_RW = widths.pad_rows(preps_NHW.reshape(-1, widths.given))
+            w1_4O, w2_C3O = _with_bias(w1, b1), w2[:, :, 0].transpose(1, 2).contiguous()
+            g1_4O, g2_C3O = torch.zeros_like(w1_4O), torch.zeros_like(w2_C3O)
+            g_RW = torch.zeros_like(padded_RW) if to_preps else None
+            for block in _blocks(len(padded_RW), w2_C3O.numel()):
+                indices_CR7, taps_CR34, features_CR3O = _behind(padded_RW[block], places_RC[block], widths, w1_4O)
+                g_CR = gradient_RC[block].t().contiguous()
+                if to_w2:
+                    g2_C3O += torch.bmm(g_CR.unsqueeze(1), features_CR3O.flatten(2)).view(g2_C3O.shape)
+                if not (to_preps or to_w1 or to_b1):
+                    continue
+                g_CR3O = _through_leaky_relu(g_CR[:, :, None, None] * w2_C3O.unsqueeze(1), features_CR3O)
+                if to_w1 or to_b1:
+                    g1_4O.addmm_(taps_CR34.flatten(0, 2).t(), g_CR3O.flatten(0, 2))
                 if g_RW is not None:
-                    g_taps = (g_sum @ w1_4C[:3].t()).view(*taps_CRT4.shape[:3], 3) * taps_CRT4[..., 3:]
-                    where = indices.unfold(2, 3, 2).transpose(0, 1).flatten(1)
-                    g_RW[block].scatter_add_(1, where, g_taps.transpose(0, 1).flatten(1))
+                    g_CR33 = (g_CR3O @ w1_4O[:3].t()) * taps_CR34[..., 3:]
+                    where_CR33 = indices_CR7.unfold(2, 3, 2)
+                    g_RW[block].scatter_add_(
+                        1, where_CR33.transpose(0, 1).flatten(1), g_CR33.transpose(0, 1).flatten(1)
+                    )
         g_preps = None if g_RW is None else g_RW[:, 3 : 3 + widths.given].reshape(preps_NHW.shape)
-        g_w1, g_b1 = g1_4C[:3].t().reshape(w1.shape), g1_4C[3]
-        return g_preps, g_w1, g_b1, g2_CTo.transpose(1, 2).unsqueeze(2), gradient_RC.sum(0), None
+        g_w1, g_w2 = g1_4O[:3].t().reshape(w1.shape), g2_C3O.transpose(1, 2).unsqueeze(2)
+        return g_preps, g_w1, g1_4O[3], g_w2, gradient_RC.sum(0), None
+
+
+def _find_maxima(
+    padded_RW: Tensor, widths: _Widths, w1_4O: Tensor, w2_C3O: Tensor, b2: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The maxima over the width before LeakyReLU, and their first places, `[R, E / 16]`; computed in `dtype`."""
+    channels, outputs = w1_4O.shape[1], widths.second + 1
+    w1_KO, w2_3OC = _factors(w1_4O, dtype, (0, 0, 1)), w2_C3O.permute(1, 2, 0).to(dtype)
+    pair, third = w2_3OC[:2].flatten(0, 1), w2_3OC[2].contiguous()
+    inside_L1 = widths.are_places(torch.arange(widths.padded)).to(padded_RW.dtype).unsqueeze(1)
+    values_RC = padded_RW.new_empty(len(padded_RW), len(b2))
+    places_RC = torch.empty(values_RC.shape, dtype=torch.int64)
+    blocks = list(_blocks(len(padded_RW), widths.padded * channels))
+    most = len(padded_RW[blocks[0]])
+    all_features = padded_RW.new_zeros(most * widths.padded + ALIGNED, channels, dtype=dtype)  # read on, times 0
+    all_sums = all_features.new_empty(most * outputs, len(b2))
+    for block in blocks:
+        rows = len(padded_RW[block])
+        features, sums = all_features[: rows * widths.padded], all_sums[: rows * outputs]
+        taps_RL3 = pad(padded_RW[block], (0, 1)).unfold(1, 3, 2)
+        taps_RL4 = torch.cat([taps_RL3 * inside_L1, inside_L1.expand(rows, -1, -1)], dim=2)
+        torch.mm(_factors(taps_RL4.flatten(0, 1).t(), dtype, (0, 1, 0)).t(), w1_KO, out=features)
+        leaky_relu_(features, NEGATIVE_SLOPE)
+        # Three taps of an output lie side by side, but outputs overlap: two products, none of which repeats a value.
+        torch.mm(features.view(rows * outputs, 2 * channels), pair, out=sums)
+        sums.addmm_(all_features[2:].as_strided((rows * outputs, channels), (2 * channels, 1)), third)
+        sums_RLC = sums.view(rows, outputs, -1)[:, : widths.second]
+        values_RC[block], places_RC[block] = _first_maxima(sums_RLC)
+    return values_RC.add_(b2), places_RC
 
 
 def _with_bias(w1: Tensor, b1: Tensor) -> Tensor:
@@ -189,6 +212,336 @@ def _with_bias(w1: Tensor, b1: Tensor) -> Tensor:
     return torch.cat([w1.flatten(1).t(), b1.unsqueeze(0)])
 
 
-def _high_low_high(values: Tensor) -> list[Tensor]:
-    high = values.bfloat16()
-    return [high, (values - high).bfloat16(), high]
+def _factors(values_KX: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) -> Tensor:
+    """A factor of a product over few K; in bfloat16 as `[.., 3 K, X]` of its high (0) and low (1) part, for 16 bits."""
+    if dtype == values_KX.dtype:
+        return values_KX
+    high = values_KX.to(dtype)
+    pair = (high, (values_KX - high).to(dtype))
+    return torch.cat([pair[part] for part in parts], dim=-2)
+
+
+def _first_maxima(sums_RLC: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima over L and their first places, `[R, C]`.
+
+    Reductions that look for places as well are slow: they only see the maxima of pieces, then one piece.
+    """
+    length = sums_RLC.shape[1]
+    if length <= FEW_PLACES:
+        maxima = sums_RLC.max(dim=1)
+        return maxima.values, maxima.indices
+    size = math.isqrt(length)
+    whole = length // size * size
+    pieces = [torch.unflatten(sums_RLC[:, :whole], 1, (-1, size)).amax(2)]
+    if whole < length:
+        pieces.append(sums_RLC[:, whole:].amax(1, keepdim=True))
+    values_RC, piece_RC = torch.cat(pieces, dim=1).max(dim=1)
+    inside_RLC = piece_RC.unsqueeze(1) * size + torch.arange(size).unsqueeze(1)
+    first_RC = sums_RLC.gather(1, inside_RLC.clamp_(max=length - 1)).max(dim=1).indices
+    return values_RC, piece_RC * size + first_RC
+
+
+def _behind(padded_RW: Tensor, places_RC: Tensor, widths: _Widths, w1_4O: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What outputs of the second convolution at these places depend on.
+
+    returns indices `[C, R, 7]` into the padded rows; the three taps of the first convolution at each of three places,
+            and whether it is one, `[C, R, 3, 4]`; and what it puts out there, zeros where there is no place,
+            `[C, R, 3, E / 32]`
+    """
+    places_CR1 = places_RC.t().unsqueeze(2)
+    indices_CR7 = 4 * places_CR1 + torch.arange(7)
+    values_CR7 = padded_RW.gather(1, indices_CR7.transpose(0, 1).flatten(1)).view(len(padded_RW), -1, 7)
+    inside_CR31 = widths.are_places(2 * places_CR1 + torch.arange(3)).to(padded_RW.dtype).unsqueeze(3)
+    taps_CR33 = values_CR7.transpose(0, 1).unfold(2, 3, 2)
+    taps_CR34 = torch.cat([taps_CR33 * inside_CR31, inside_CR31], dim=3)
+    return indices_CR7, taps_CR34, leaky_relu_(taps_CR34 @ w1_4O, NEGATIVE_SLOPE)
+
+
+def _blocks(rows: int, values_a_row: int) -> Iterator[slice]:
+    """Blocks of rows, each of them of about BLOCK_VALUES values."""
+    step = max(1, BLOCK_VALUES // values_a_row)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _through_leaky_relu(gradient: Tensor, output: Tensor) -> Tensor:
+    """The gradient before a LeakyReLU, whose output has the sign of its input."""
+    before: Tensor = torch.ops.aten.leaky_relu_backward(gradient, output, NEGATIVE_SLOPE, True)
+    return before
+
+
+# Decoder ----------------------------------------------------------------------------------------------------------
+
+
+def decode(images_NCSS: Tensor, convolutions: Sequence[nn.Conv2d], height: int, width: int, columns: int) -> Tensor:
+    """`[N, C, S, S]` -> the cells of PReps before scale and bias, `[N, H, W]`, by the decoder's four convolutions."""
+    tensors = [tensor for convolution in convolutions for tensor in convolution.parameters()]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images_NCSS, *tensors))
+    layers = _layers(tensors, height, width, columns, _dtype_of_products(images_NCSS))
+    with _as_given():
+        cells_NHW: Tensor = _Decode.apply(images_NCSS, *tensors, layers, keep)  # type: ignore[no-untyped-call]
+    return cells_NHW
+
+
+class _First:
+    """The first convolution: it reads the embedding, one value or a few at a place, and puts out many."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        self.weight_KO = torch.cat([weight.flatten(1).t(), bias.unsqueeze(0)]).detach()
+        self.factor_OK = _factors(self.weight_KO, dtype, (0, 0, 1)).t().contiguous()
+        self.shape, self.dtype = weight.shape, dtype
+        self.gradient_OK = torch.zeros_like(self.weight_KO.t())
+
+    def taps(self, image_CSS: Tensor) -> Tensor:
+        """What the kernel reads and ones for the bias, `[9 C + 1, L]`."""
+        return pad(unfold(image_CSS, 3, padding=1, stride=2), (0, 0, 0, 1), value=1.0)
+
+    def forward(self, image_CSS: Tensor) -> Tensor:
+        """`[O, L]`, after LeakyReLU."""
+        return leaky_relu_(self.factor_OK @ _factors(self.taps(image_CSS), self.dtype, (0, 1, 0)), NEGATIVE_SLOPE)
+
+    def add_gradients(self, gradient_OL: Tensor, image_CSS: Tensor) -> None:
+        """Add to the gradients of weight and bias."""
+        self.gradient_OK += gradient_OL @ self.taps(image_CSS).to(self.dtype).t()
+
+    def take_gradients(self) -> tuple[Tensor, Tensor]:
+        """Of weight and bias; sums begin anew."""
+        gradient_OK, self.gradient_OK = self.gradient_OK, torch.zeros_like(self.gradient_OK)
+        return gradient_OK[:, :-1].reshape(self.shape), gradient_OK[:, -1].contiguous()
+
+    def transposed(self, gradient_OL: Tensor, image_CSS: Tensor) -> Tensor:
+        """The gradient of the image."""
+        gradient_KL = (self.weight_KO[:-1].to(self.dtype) @ gradient_OL).to(image_CSS.dtype)
+        return fold(gradient_KL, image_CSS.shape[1:], 3, padding=1, stride=2)
+
+
+class _Layer:
+    """A 3 x 3 convolution with padding 1 of an image `[C, Y, X]`, as matrix products for each row of its output.
+
+    weight: `[O, C, 3, 3]`, multiplied in `dtype`
+    shape:  C, Y and X
+    The image is kept as planes `[stride, Y, C, ..]` of its even and its odd columns, or of all; L places of each, with
+    zeros on either side. Each tap of the kernel's width reads one plane: TAPS. The rows that an output row reads lie
+    side by side, so that for a tap they and all channels are one factor.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, shape: tuple[int, int, int], stride: int, dtype: torch.dtype):
+        self.shape, self.stride, self.outputs = shape, stride, len(weight)
+        self.channels, self.height, width = shape
+        self.rows, self.places = self.height // stride, width // stride
+        self.unshifted = [tap for tap, (_, shift) in enumerate(TAPS[stride]) if not shift]
+        self.shifted = [tap for tap, (_, shift) in enumerate(TAPS[stride]) if shift]
+        self.dtype = weight.dtype
+        self.weight_3OK = weight.detach().permute(3, 0, 2, 1).flatten(2).to(dtype)  # K = 3 C: kernel row, channel
+        self.bias_O1 = bias.detach().to(dtype).unsqueeze(1)
+        self.weight_3KO: Tensor | None = None
+        self.gradient_3OK: Tensor | None = None
+        self.gradient_O: Tensor | None = None
+        self.rooms: dict[str, Tensor] = {}
+
+    def room(self, name: str, *shape: int) -> Tensor:
+        """A tensor that holds anything, the same at every call: fresh memory is slow."""
+        if name not in self.rooms:
+            self.rooms[name] = self._fresh(shape)
+        return self.rooms[name]
+
+    def planes(self, name: str | None = None) -> Tensor:
+        """Planes with nothing but the zeros at their sides; fresh ones, or those that have this name."""
+        shape = (self.stride, self.height, self.channels, ALIGNED * (self.places // ALIGNED + 2))
+        planes = self._fresh(shape) if name is None else self.room(name, *shape)
+        planes[..., :ALIGNED] = 0
+        planes[..., ALIGNED + self.places :] = 0
+        return planes
+
+    def _fresh(self, shape: tuple[int, ...]) -> Tensor:
+        """Followed by zeros: bfloat16 products read on beyond rows of odd lengths, times 0, and a NaN would stay."""
+        values = self.weight_3OK.new_empty(math.prod(shape) + ALIGNED)
+        values[-ALIGNED:] = 0
+        return values[:-ALIGNED].view(shape)
+
+    def inner(self, planes: Tensor) -> Tensor:
+        """Planes without the zeros at their sides, a view."""
+        return planes[..., ALIGNED : ALIGNED + self.places]
+
+    def lay_out(self, map_CYX: Tensor, planes: Tensor) -> Tensor:
+        """Write an image into planes."""
+        for plane, first in zip(self.inner(planes), range(self.stride), strict=True):
+            plane.copy_(map_CYX[..., first :: self.stride].transpose(0, 1))
+        return planes
+
+    def collect(self, planes: Tensor) -> Tensor:
+        """The transpose of `lay_out`: the image that stands in planes."""
+        map_CYX = self.room("map", *self.shape)
+        for plane, first in zip(self.inner(planes), range(self.stride), strict=True):
+            map_CYX[..., first :: self.stride].transpose(0, 1).copy_(plane)
+        return map_CYX
+
+    def forward(self, planes: Tensor) -> Iterator[Tensor]:
+        """Row after row of the output `[O, L]`, in a room that is used again."""
+        product_OL = self.room("product", self.outputs, self.places)
+        for row in range(self.rows):
+            read, part = self._reads(row)
+            torch.mm(self.weight_3OK[0, :, part], self._factor(planes, 0, read), out=product_OL)
+            for tap in (1, 2):
+                product_OL.addmm_(self.weight_3OK[tap, :, part], self._factor(planes, tap, read))
+            yield product_OL.add_(self.bias_O1)
+
+    def add_gradients(self, gradient_OYL: Tensor, planes: Tensor) -> None:
+        """Add to the gradients of weight and bias, which are summed over images in the dtype that was given."""
+        total_3OK = self.room("total", *self.weight_3OK.shape).zero_()
+        if self.outputs < 3 * self.channels:  # products of few rows are slower, their transposes are not
+            total_3OK = total_3OK.view(3, -1, self.outputs).transpose(1, 2)
+        for row in range(self.rows):
+            read, part = self._reads(row)
+            for tap in range(3):
+                total_3OK[tap, :, part].addmm_(gradient_OYL[:, row], self._factor(planes, tap, read).t())
+        total_O = gradient_OYL.sum(2).to(self.dtype).sum(1)
+        if self.gradient_3OK is None or self.gradient_O is None:
+            self.gradient_3OK, self.gradient_O = total_3OK.to(self.dtype, copy=True), total_O
+        else:
+            self.gradient_3OK += total_3OK
+            self.gradient_O += total_O
+
+    def take_gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of weight and bias, shaped as these; sums begin anew."""
+        gradient_3OK, gradient_O = self.gradient_3OK, self.gradient_O
+        self.gradient_3OK = self.gradient_O = None
+        if gradient_3OK is None:
+            return None, None
+        gradient_3O3C = torch.unflatten(gradient_3OK, 2, (3, self.channels))  # columns, outputs, rows of the kernel
+        return gradient_3O3C.permute(1, 3, 2, 0).contiguous(), gradient_O
+
+    def transposed(self, gradient_OYL: Tensor) -> Tensor:
+        """The gradient of the image in planes, whose sides hold anything."""
+        if self.weight_3KO is None:
+            weight_3KO = self.weight_3OK.transpose(1, 2)
+            self.weight_3KO = self.room("transposed", *weight_3KO.shape).copy_(weight_3KO)  # a view of it is slower
+        planes = self.planes("gradient")
+        begun = 0  # rows of the image below this one hold a gradient already
+        for row in range(self.rows):
+            read, part = self._reads(row)
+            again = max(begun - read.start, 0)  # how many of them this row of the output reads too
+            for tap in self.unshifted + self.shifted:
+                weight_KO, into_KL = self.weight_3KO[tap, part], self._factor(planes, tap, read)
+                split = again * self.channels if tap in self.unshifted else len(into_KL)
+                if split:
+                    into_KL[:split].addmm_(weight_KO[:split], gradient_OYL[:, row])
+                if split < len(into_KL):
+                    torch.mm(weight_KO[split:], gradient_OYL[:, row], out=into_KL[split:])
+            begun = read.stop
+        return planes
+
+    def _reads(self, row: int) -> tuple[slice, slice]:
+        """Which rows of the image a row of the output reads, and which part of the weight does it."""
+        first = row * self.stride - 1
+        low, high = max(first, 0), min(first + 3, self.height)
+        return slice(low, high), slice((low - first) * self.channels, (high - first) * self.channels)
+
+    def _factor(self, planes: Tensor, tap: int, read: slice) -> Tensor:
+        """What a tap reads in these rows of the image, `[rows C, L]`, a view."""
+        plane, shift = TAPS[self.stride][tap]
+        return planes[plane, read].flatten(0, 1)[:, ALIGNED + shift : ALIGNED + shift + self.places]
+
+
+_Layers = tuple[_First, _Layer, _Layer, _Layer]
+
+
+def _layers(tensors: Sequence[Tensor], height: int, width: int, columns: int, dtype: torch.dtype) -> _Layers:
+    """The decoder's convolutions, of weights and biases in turn; their sizes are network.py's."""
+    w1, b1, w2, b2, w3, b3, w4, b4 = tensors
+    return (
+        _First(w1, b1, dtype),
+        _Layer(w2, b2, (128, height, columns), 2, dtype),
+        _Layer(w3, b3, (512, height // 2, width // 4), 2, dtype),
+        _Layer(w4, b4, (256, height // 4, width // 8), 1, dtype),
+    )
+
+
+class _Decode(torch.autograd.Function):
+    """The four convolutions: `[N, C, S, S]` -> `[N, H, W]`."""
+
+    @staticmethod
+    def forward(ctx: Any, images_NCSS: Tensor, *arguments: Any) -> Tensor:
+        layers, keep = arguments[-2:]
+        first, second, third, fourth = layers
+        cells_NOYL = images_NCSS.new_empty(len(images_NCSS), fourth.outputs, fourth.rows, fourth.places)
+        kept = []
+        for image_CSS, cells_OYL in zip(images_NCSS, cells_NOYL, strict=True):
+            planes = second.lay_out(first.forward(image_CSS).view(second.shape), second.planes("image"))
+            map_OYL = second.room("output", second.outputs, second.rows, second.places)
+            for row, output_OL in enumerate(second.forward(planes)):
+                _leaky_relu(output_OL, out=map_OYL[:, row])
+            third_planes = third.lay_out(map_OYL.view(third.shape), third.planes(None if keep else "image"))
+            fourth_planes = fourth.planes(None if keep else "image")
+            for output_OL, plane in zip(third.forward(third_planes), fourth.inner(fourth_planes)[0], strict=True):
+                _leaky_relu(output_OL, out=plane)
+            for row, output_OL in enumerate(fourth.forward(fourth_planes)):
+                cells_OYL[:, row] = output_OL
+            kept += [third_planes, fourth_planes] if keep else []
+        for layer in (second, third, fourth):
+            layer.rooms.clear()  # until backward the memory is others'
+        if keep:
+            ctx.save_for_backward(images_NCSS, *kept)
+            ctx.layers = layers
+        return cells_NOYL.view(len(images_NCSS), fourth.height * 4, fourth.places * 8)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NHW: Tensor) -> tuple[Tensor | None, ...]:
+        images_NCSS, *kept = ctx.saved_tensors
+        to_images, *wanted = ctx.needs_input_grad[:9]
+        wants = [weight or bias for weight, bias in zip(wanted[::2], wanted[1::2], strict=True)]
+        depth = 0 if to_images else wants.index(True)  # of the lowest layer that has to be reached
+        g_images_NCSS = torch.zeros_like(images_NCSS)
+        with _as_given():
+            for number, image_CSS in enumerate(images_NCSS):
+                g_image_CSS = g_images_NCSS[number] if to_images else None
+                third_planes, fourth_planes = kept[2 * number : 2 * number + 2]
+                g_HW = gradient_NHW[number]
+                _decode_backward(ctx.layers, wants, depth, image_CSS, third_planes, fourth_planes, g_HW, g_image_CSS)
+        gradients = [gradient for layer in ctx.layers for gradient in layer.take_gradients()]
+        asked = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+        return g_images_NCSS if to_images else None, *asked, None, None
+
+
+def _decode_backward(
+    layers: _Layers,
+    wants: Sequence[bool],
+    depth: int,
+    image_CSS: Tensor,
+    third_planes: Tensor,
+    fourth_planes: Tensor,
+    gradient_HW: Tensor,
+    g_image_CSS: Tensor | None,
+) -> None:
+    """Backward of one instance: add to the gradients of layers that want it, down to `depth`, and of the image."""
+    first, second, third, fourth = layers
+    g_OYL = gradient_HW.reshape(fourth.outputs, fourth.rows, fourth.places).to(fourth_planes.dtype)
+    if wants[3]:
+        fourth.add_gradients(g_OYL, fourth_planes)
+    if depth < 3:
+        g_planes = _through_leaky_relu_(fourth.transposed(g_OYL), fourth_planes)
+        g_OYL = fourth.inner(g_planes)[0].transpose(0, 1)
+        if wants[2]:
+            third.add_gradients(g_OYL, third_planes)
+    if depth < 2:
+        g_planes = _through_leaky_relu_(third.transposed(g_OYL), third_planes)
+        g_OYL = third.collect(g_planes).view(second.outputs, second.rows, second.places)
+        first_OL = first.forward(image_CSS)
+        if wants[1]:
+            second.add_gradients(g_OYL, second.lay_out(first_OL.view(second.shape), second.planes("image")))
+    if depth < 1:
+        g_OL = _through_leaky_relu_(second.collect(second.transposed(g_OYL)).view(first_OL.shape), first_OL)
+        if wants[0]:
+            first.add_gradients(g_OL, image_CSS)
+        if g_image_CSS is not None:
+            g_image_CSS.copy_(first.transposed(g_OL, image_CSS))
+
+
+def _leaky_relu(values: Tensor, out: Tensor) -> None:
+    torch.ops.aten.leaky_relu.out(values, NEGATIVE_SLOPE, out=out)
+
+
+def _through_leaky_relu_(gradient: Tensor, output: Tensor) -> Tensor:
+    """`_through_leaky_relu`, written over the gradient."""
+    torch.ops.aten.leaky_relu_backward.grad_input(gradient, output, NEGATIVE_SLOPE, True, grad_input=gradient)
+    return gradient

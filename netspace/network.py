@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         """`[N, H, W]` -> `[N, E]`; H and W may be any."""
         if preps_NHW.dim() != 3 or 0 in preps_NHW.shape[1:]:
             raise InvalidNetSpace(f"PReps of {list(preps_NHW.shape)} cannot be encoded; give [N, H, W].")
-        if fast.applies(preps_NHW, *self.parameters()):
+        if fast.encodes(preps_NHW, self):
             return fast.encode(preps_NHW, (self.conv1, self.conv2, self.conv3, self.conv4))
         return self.plain(preps_NHW)
 
@@ -170,7 +170,7 @@ class Decoder(nn.Module):
 
     def forward(self, latent_NE: Tensor) -> Tensor:
         """`[N, E]` -> `[N, H, W]`."""
-        if fast.applies(latent_NE, *self.parameters()):
+        if fast.decodes(latent_NE, self, self.width, self.columns):
             convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
             cells_NHW = fast.decode(self.image.view(latent_NE), convolutions, self.height, self.width, self.columns)
             return cells_NHW * self.scale + self.bias

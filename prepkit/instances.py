@@ -75,9 +75,10 @@ class Runner:
         rows = {name: tensor.unbind(0) for name, tensor in tensors.items() if name not in self._aliases}
         dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
         constants = {name: buffer.to(dtype) for name, buffer in self._constants.items()}
+        given = self._laid_out(inputs) if shared else inputs
         outputs = []
         for index in range(count):
-            given = self._laid_out(inputs if shared else inputs[index])
+            given = given if shared else self._laid_out(inputs[index])
             own = {name: row[index] for name, row in rows.items()}
             outputs.append(functional_call(network, {**constants, **own}, (given,)))
         return torch.stack(outputs)
@@ -169,6 +170,7 @@ def run_instances(architecture: Architecture, preps: Tensor, inputs: Tensor) -> 
 
     preps:  `[K, H, W]`, of this architecture
     inputs: `[B, *input_shape]` shared by all, or `[K, B, *input_shape]`; on the PReps' device
+    returns them in the dtype of the PReps, under autocast too
     raises LayoutMismatch if PReps or inputs have another shape
 
     >>> outputs = run_instances(prepkit.architecture("resnet8@cifar10"), preps, images)
@@ -188,4 +190,4 @@ def run_instances(architecture: Architecture, preps: Tensor, inputs: Tensor) -> 
         raise LayoutMismatch("there are no PReps to run: found [0, H, W].")
     tied = {alias: tensors[name] for alias, name in architecture.layout.ties}
     pays = stacking_pays(architecture, inputs.shape[-axes - 1], preps.device)
-    return runner(architecture, True, pays, preps.device)({**tensors, **tied}, inputs)
+    return runner(architecture, True, pays, preps.device)({**tensors, **tied}, inputs).to(preps.dtype)

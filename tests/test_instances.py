@@ -342,3 +342,19 @@ def test_the_rule_decides_how_instances_run(monkeypatch):
         one = known(name)
         run_instances(one, some_preps(one, 2), some_inputs(one, batch))
     assert made == [True, False, False]
+
+
+@pytest.mark.parametrize("engine", ["in_a_loop", "at_once"])
+def test_outputs_have_the_dtype_of_preps_under_autocast_too(engine, request):
+    request.getfixturevalue(engine)
+    architecture = known("lenet_like@digits")
+    preps = some_preps(architecture, 2, dtype=torch.float32).requires_grad_()
+    inputs = some_inputs(architecture, 3, dtype=torch.float32)
+    expected = run_instances(architecture, preps, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run_instances(architecture, preps, inputs)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)  # bfloat16 was used
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.detach().abs().max()))
+    found.sum().backward()
+    assert preps.grad.dtype == torch.float32
