@@ -62,7 +62,7 @@ def start_scale_and_bias(scale_HW: Tensor, bias_HW: Tensor, start: str) -> None:
     raises InitialisationError for an unknown start
     """
     if start not in STARTS:
-        raise InitialisationError(f"unknown initialisation {start!r}; use {' or '.join(map(repr, STARTS))}.")
+        raise InitialisationError(f"unknown initialisation {start!r}; use one of {', '.join(map(repr, STARTS))}.")
     STARTS[start](scale_HW, bias_HW)
 
 
