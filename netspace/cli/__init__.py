@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from netspace.cli.explore import COMMANDS
+from netspace.cli.hub import push
+from netspace.cli.report import COMMANDS as REPORTS
 from netspace.cli.train import recipes, train
 from prepkit.cli.common import Commands
 
@@ -25,5 +27,5 @@ def main() -> None:
     """
 
 
-for command in (train, recipes, *COMMANDS):
+for command in (train, recipes, *COMMANDS, *REPORTS, push):
     main.add_command(command)

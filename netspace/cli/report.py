@@ -1,0 +1,173 @@
+"""`netspace report` and `netspace paper`: every claim with its number, on one page."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prepkit.cli.common import force_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from netspace.report import Doing, Report
+
+LINE_SECONDS = 10.0  # between plain lines where there is no terminal
+DRAWN_SECONDS = 0.1  # between drawings on a terminal
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="RUN...")
+@click.option("-o", "--output", type=FOLDER, default=Path("report.html"), show_default=True, metavar="FILE.html")
+@click.option("--only", multiple=True, metavar="NAME", help="This experiment; may be given again. [default: all]")
+@click.option("--zoo", "zoos", multiple=True, type=FOLDER, metavar="DIR", help="Where a run's zoo is, if it was moved.")
+@click.option("--title", metavar="TEXT", help="Of the page.")
+@click.option("--again", is_flag=True, help="Make experiments again that were made before.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what experiments draw.")
+@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
+@click.option("--data", type=FOLDER, metavar="PATH", help="Folder of the task's data.")
+@force_option
+@json_option
+def report(
+    runs: tuple[Path, ...],
+    output: Path,
+    only: tuple[str, ...],
+    zoos: tuple[Path, ...],
+    title: str | None,
+    again: bool,
+    seed: int,
+    device: str,
+    data: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make all experiments on runs and write one page: claims, pictures, numbers, recipes, versions, times.
+
+    \b
+    netspace report run -o report.html
+    netspace report run-a run-b --only accuracy --only lines
+
+    FILE.md and FILE.json are written beside FILE.html. What an experiment found is kept in RUN/experiments and made
+    again only for another state, zoo or seed. Exit status 1 if an experiment could not be made: the page tells why.
+    """
+    from netspace.checkpoint import Run
+    from netspace.report import report as report_of
+
+    opened = [Run(path) for path in runs]
+    line = Line(as_json)
+    settings: dict[str, Any] = {} if title is None else {"title": title}
+    try:
+        found = report_of(
+            opened,
+            output,
+            only=only or None,
+            device=device,
+            data=data,
+            zoos=zoos,
+            seed=seed,
+            again=again,
+            overwrite=force,
+            progress=line,
+            **settings,
+        )
+    except KeyboardInterrupt:
+        line.close()
+        click.echo("interrupted; experiments that are finished are kept. The same command goes on.", err=True)
+        raise click.exceptions.Exit(130) from None
+    finally:
+        line.close()
+    tell(found, output, as_json)
+
+
+@click.command()
+@click.argument("folder", type=FOLDER, metavar="OUT")
+@click.option("--quick", "size", flag_value="quick", help="A trial run of a few minutes: too short for the claims.")
+@click.option("--full", "size", flag_value="full", help="Three seeds and the ablations: hours.")
+@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
+@json_option
+def paper(folder: Path, size: str | None, device: str, as_json: bool) -> None:
+    """Train the embedded zoos, train spaces on them, make all experiments, and write OUT/report.html.
+
+    \b
+    netspace paper paper-mini            under an hour on two cores; nothing is downloaded
+    netspace paper paper-quick --quick   minutes: everything once, in small
+
+    If it is interrupted, the same command goes on; nothing that is finished is done again.
+    """
+    from netspace.paper import PAGE
+    from netspace.paper import paper as paper_of
+    from netspace.trainer import Interrupted
+
+    line = Line(as_json)
+    try:
+        found = paper_of(folder, size or "mini", device=device, progress=line)
+    except (KeyboardInterrupt, Interrupted):
+        line.close()
+        click.echo(f"interrupted; what is finished is kept in '{folder}'. The same command goes on.", err=True)
+        raise click.exceptions.Exit(130) from None
+    finally:
+        line.close()
+    tell(found, folder / PAGE, as_json)
+
+
+def tell(found: Report, page: Path, as_json: bool) -> None:
+    """Which claims held, as text or as one JSON document; exit status 1 if an experiment could not be made."""
+    from netspace.report_markdown import found as number_of
+    from netspace.report_markdown import tally, verdict
+
+    if as_json:
+        print_json({"output": str(page), **found.to_dict()})
+    else:
+        for one in found.merits:
+            click.echo(f"{verdict(one):9}  {one.recipe}: {one.text}: {number_of(one)} (must be {one.bound})")
+        click.echo(f"{page}: {tally(found.merits)}")
+    for failure in found.failures:
+        click.echo(f"could not be made: {failure}", err=True)
+    if found.failures:
+        raise click.exceptions.Exit(1)
+
+
+class Line:
+    """One line that says what runs and what is left: drawn over and over on a terminal, now and then elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.drawn = quiet, sys.stderr.isatty()
+        self.told, self.what, self.width = 0.0, "", 0
+        self.began = time.monotonic()
+
+    def __call__(self, doing: Doing) -> None:
+        """Say it, unless something was said just now."""
+        now = time.monotonic()
+        due = doing.what != self.what or now - self.told >= (DRAWN_SECONDS if self.drawn else LINE_SECONDS)
+        if self.quiet or not due:
+            return
+        self.told, self.what = now, doing.what
+        text = text_of(doing, now - self.began)
+        if not self.drawn:
+            click.echo(text, err=True)
+            return
+        import shutil
+
+        text = text[: shutil.get_terminal_size().columns - 1]
+        click.echo("\r" + text.ljust(self.width), nl=False, err=True)
+        self.width = len(text)
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        if self.width:
+            click.echo("", err=True)
+            self.width = 0
+
+
+def text_of(doing: Doing, seconds: float) -> str:
+    """`[ 3/41] 02:10 training digits_multi: step 300/1500 | then: 36 experiments; the page`."""
+    minutes, rest = divmod(int(seconds), 60)
+    text = f": {doing.text}" if doing.text else ""
+    left = f" | then: {doing.left}" if doing.left else ""
+    return f"[{doing.number:>{len(str(doing.of))}}/{doing.of}] {minutes:02}:{rest:02} {doing.what}{text}{left}"
+
+
+COMMANDS: tuple[click.Command, ...] = (report, paper)

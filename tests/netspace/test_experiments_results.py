@@ -1,0 +1,314 @@
+"""Results of experiments: how they come back, when they are made again; split hygiene; the latent map."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_zoos import CHAIRS, DIGITS, digits_zoo
+from untrained import untrained_run
+
+import prepkit
+from netspace import experiments
+from netspace.checkpoint import RunError, State
+from netspace.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    UnknownExperiment,
+    experiment_function,
+    experiment_names,
+    hygiene,
+    latent_map,
+    running,
+)
+from netspace.experiments.result import Claim, Picture, Result, ResultError, Table, claim, new_figure, save_figure
+from netspace.experiments.running import Bench, experiment
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# Results --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "relation", "limit", "held"),
+    [
+        (0.95, ">=", 0.95, True),
+        (0.9499, ">=", 0.95, False),
+        (3.0, "<=", 3, True),
+        (3.1, "<=", 3, False),
+        (0, "==", 0, True),
+        (1, "==", 0, False),
+        (2, ">", 2, False),
+        (1.9, "<", 2, True),
+        (math.nan, ">=", 0.0, False),
+        (math.nan, "<=", 0.0, False),
+    ],
+)
+def test_a_number_decides_a_claim(number, relation, limit, held):
+    made = claim("Something", number, relation, limit)
+    assert made.held is held
+    assert made.bound == f"{relation} {limit:g}"
+
+
+def test_a_result_comes_back_as_it_was(tmp_path):
+    result = Result(
+        "accuracy",
+        "Accuracy",
+        "Words, `code` and ü.",
+        {"numpy": np.float32(0.5), "tensor": torch.arange(2), "none": math.nan, "deep": {"rows": [(1, np.int64(2))]}},
+        [claim("A", np.float64(0.96), ">=", 0.95), claim("B", 1, "==", 0)],
+        [Table("T", ("name", "value", "flag"), (("a", np.int64(3), True), ("b", math.inf, None)))],
+        [Picture("P", "p.png")],
+        {"seed": 0},
+    )
+    assert result.numbers == {"numpy": 0.5, "tensor": [0, 1], "none": None, "deep": {"rows": [[1, 2]]}}
+    assert result.tables[0].rows == (("a", 3, True), ("b", None, None))
+    assert Result.load(result.save(tmp_path)) == result
+    assert [path.name for path in tmp_path.iterdir()] == ["accuracy.json"]
+    # What was not found is null in the file, and not held.
+    lost = replace(result, claims=[claim("A", math.nan, ">=", 0)])
+    assert json.loads(lost.save(tmp_path).read_text())["claims"][0]["number"] is None
+    (back,) = Result.load(tmp_path / "accuracy.json").claims
+    assert math.isnan(back.number)
+    assert not back.held
+
+
+def test_what_json_has_no_form_for_is_refused():
+    with pytest.raises(ResultError, match=r"result 'a', numbers, x, \[1\]: a set has no form"):
+        Result("a", "", "", {"x": [1, {2}]})
+    with pytest.raises(ResultError, match="table 'T': 2 columns, a row of 1"):
+        Result("a", "", "", tables=[Table("T", ("a", "b"), ((1,),))])
+
+
+@pytest.mark.parametrize("file", ["../secret.png", "/etc/hosts", "a/b.png", "", 3])
+def test_a_picture_is_a_file_of_the_same_folder(tmp_path, file):
+    path = Result("a", "", "", pictures=[Picture("P", "p.png")]).save(tmp_path)
+    document = json.loads(path.read_text())
+    document["pictures"][0]["file"] = file
+    path.write_text(json.dumps(document))
+    with pytest.raises(ResultError, match="not a result"):
+        Result.load(path)
+
+
+def test_no_result_is_told(tmp_path):
+    with pytest.raises(ResultError, match=r"missing\.json"):
+        Result.load(tmp_path / "missing.json")
+    (tmp_path / "cut.json").write_text('{"name": "a"')
+    with pytest.raises(ResultError, match="Run the experiment again"):
+        Result.load(tmp_path / "cut.json")
+
+
+def test_pictures_of_the_same_figure_have_the_same_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        figure = new_figure(2, 2)
+        figure.subplots().plot([1, 2], [3, 4])
+        assert save_figure(figure, tmp_path, name) == name
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_every_experiment_has_its_function():
+    for name in experiment_names():
+        assert callable(experiment_function(name))
+        assert set(EXPERIMENTS[name].settings) <= set(experiments.ALL)
+    with pytest.raises(UnknownExperiment, match="Did you mean 'accuracy'"):
+        experiment_function("acuracy")
+    assert "chairs" in experiment_names("sdf")
+    assert "chairs" not in experiment_names("single")
+
+
+# Running --------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """An experiment that counts how often it is made."""
+
+    def __init__(self):
+        self.seeds = []
+
+    def __call__(self, run, zoo, task, device, folder, *, seed=0, progress=None, factor=1):
+        self.seeds.append(seed)
+        progress("counting")
+        (folder / "c.png").write_bytes(b"picture")
+        drawn = float(torch.rand(()))
+        return Result(
+            "counted", "C", "", {"instances": len(zoo) * factor, "drawn": drawn}, pictures=[Picture("", "c.png")]
+        )
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    function = Counted()
+    monkeypatch.setitem(EXPERIMENTS, "counted", Experiment("counted", ("single",)))
+    monkeypatch.setattr(running, "experiment_function", lambda name: function)
+    return function
+
+
+@pytest.fixture
+def run(tmp_path, small_zoo):
+    return untrained_run(tmp_path / "run", "digits_single", small_zoo("digits_single"))
+
+
+def test_an_experiment_is_made_once_for_a_state_a_seed_and_sizes(run, counted):
+    before, told = torch.get_rng_state(), []
+    first = Bench(run, "cpu").result("counted", progress=told.append)
+    assert told == ["counting"]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.numbers["instances"] == 9
+    assert first.stamp["checkpoint"] == {key: run.facts("best")[key] for key in ("step", "sha256")}
+    assert first.stamp["zoo"] == run.record["zoo"]["sha256"]
+    assert {"seconds", "hardware", "device", "versions"} <= set(first.stamp)
+    assert experiment(run, "counted", device="cpu") == first
+    assert len(counted.seeds) == 1
+    assert Bench(run, "cpu").result("counted", again=True).numbers == first.numbers  # what is drawn follows the seed
+    assert Bench(run, "cpu", seed=3).result("counted").numbers["drawn"] != first.numbers["drawn"]
+    bench = Bench(run, "cpu", seed=3, sizes={"counted": {"factor": 2}})
+    assert bench.result("counted").numbers["instances"] == 18
+    assert counted.seeds == [0, 0, 3, 3]
+
+
+def test_what_is_damaged_or_of_another_state_is_made_again(run, counted):
+    bench = Bench(run, "cpu")
+    bench.result("counted")
+    file = bench.folder / "counted.json"
+    file.write_text(file.read_text()[:40])
+    bench.result("counted")
+    (bench.folder / "c.png").unlink()
+    bench.result("counted")
+    assert len(counted.seeds) == 3
+    run.save("best", State(9, run.new_space().state_dict(), {"scores": {"score": 1.0}}))
+    assert bench.result("counted").stamp["checkpoint"]["step"] == 9
+    assert len(counted.seeds) == 4
+
+
+def test_a_failed_experiment_leaves_no_result(run, counted, monkeypatch):
+    bench = Bench(run, "cpu")
+    bench.result("counted")
+
+    def fail(*_, **__):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(running, "experiment_function", lambda name: fail)
+    with pytest.raises(ValueError, match="broken"):
+        bench.result("counted", again=True)
+    assert bench.saved("counted") is None  # or half of its pictures might be of another one
+
+
+def test_an_experiment_for_other_settings_is_refused(run):
+    with pytest.raises(UnknownExperiment, match=r"'boundaries' is for the settings multi, unseen; .* has 'single'"):
+        Bench(run, "cpu").result("boundaries")
+
+
+def test_a_run_without_a_best_state_has_nothing_to_judge(run):
+    (run.path / "checkpoints" / "best.json").unlink()
+    with pytest.raises(RunError, match="no best checkpoint yet"):
+        Bench(run, "cpu").result("hygiene")
+
+
+# Split hygiene --------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_zoo_is_proved_clean(tmp_path, small_zoo):
+    for name, kinds in (("digits_multi", {"id", "values", "images"}), ("chairs_mini", {"id", "item", "values"})):
+        run = untrained_run(tmp_path / name, name, small_zoo(name))
+        result = Bench(run, "cpu").result("hygiene")
+        assert set(result.numbers["shared"]) == kinds
+        assert all(set(of.values()) == {0} for of in result.numbers["shared"].values())
+        assert [one.held for one in result.claims] == [True]
+
+
+def test_every_leak_is_counted(tmp_path):
+    """One instance stands in train and test under two ids, one run and seed gave a training and a test instance."""
+    torch.manual_seed(0)
+    registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
+    rows = [("a", "train", "r0", 1), ("b", "train", "r1", 2), ("c", "validation", "r2", 3), ("d", "test", "r3", 4)]
+    with prepkit.ZooWriter(tmp_path / "zoo", width=128, task=DIGITS, registry=registry) as writer:
+        networks = [registry.by_class_id(0).build() for _ in rows]
+        for (id, split, made_by, seed), network in zip(rows, networks, strict=True):
+            writer.add(network, id=id, split=split, run=made_by, seed=seed)
+        writer.add(networks[0], id="a-again", split="test", run="r4", seed=5)
+        writer.add(registry.by_class_id(0).build(), id="e", split="test", run="r1", seed=2)
+        writer.add(registry.by_class_id(0).build(), id="f", split="test", run="r2", seed=6)
+    run = untrained_run(tmp_path / "run", "digits_single", tmp_path / "zoo")
+    result = Bench(run, "cpu").result("hygiene")
+    none, train = {"train": 0, "validation": 0}, {"train": 1, "validation": 0}
+    shared = {"id": none, "run": {"train": 1, "validation": 1}, "seed": train, "values": train, "images": none}
+    assert result.numbers["shared"] == shared
+    assert [(one.number, one.held) for one in result.claims] == [(4, False)]
+    rows = {row[0]: row[1:] for row in result.tables[0].rows}
+    assert rows["training runs"] == (4, 1, 1)
+
+
+def test_a_seed_of_another_architecture_is_another_seed(tmp_path):
+    with prepkit.ZooWriter(tmp_path, width=128, registry=prepkit.built_in_registry("digits")) as writer:
+        writer.add(prepkit.architecture("resnet8@digits").build(), id="a", split="train", seed=1)
+        writer.add(prepkit.architecture("lenet_like@digits").build(), id="b", split="test", seed=1)
+    zoo = prepkit.open_zoo(tmp_path)
+    assert not hygiene.things(zoo, "train", "seed") & hygiene.things(zoo, "test", "seed")
+
+
+def test_shapes_that_were_seen_are_counted(tmp_path):
+    registry = prepkit.Registry([prepkit.architecture("sine_mlp@sdf_small")])
+    with prepkit.ZooWriter(tmp_path / "zoo", width=64, task=CHAIRS, registry=registry) as writer:
+        for id, split, item in (("a", "train", 0), ("b", "train", 1), ("c", "test", 1), ("d", "test", 2)):
+            writer.add(registry.by_class_id(0).build(), id=id, split=split, item=item)
+    result = Bench(untrained_run(tmp_path / "run", "chairs_mini", tmp_path / "zoo"), "cpu").result("hygiene")
+    assert result.numbers["shared"]["item"] == {"train": 1, "validation": 0}
+    assert not result.claims[0].held
+
+
+def test_an_unseen_architecture_that_was_chosen_by_is_found(tmp_path, small_zoo):
+    run = untrained_run(tmp_path / "run", "digits_unseen", small_zoo("digits_unseen"))
+    clean = hygiene.between(run, prepkit.open_zoo(small_zoo("digits_unseen")))
+    counts = {"lenet_like@digits": {"train": 1}, "resnet8@digits": {"validation": 1, "test": 1}}
+    assert clean == []
+    assert hygiene.between(run, prepkit.open_zoo(digits_zoo(tmp_path / "zoo", counts, height=88))) == [
+        "resnet8@digits-validation-0"
+    ]
+
+
+# The latent map -------------------------------------------------------------------------------------------------
+
+
+def test_the_map_is_that_of_principal_components():
+    from sklearn.decomposition import PCA
+
+    values = np.random.default_rng(0).normal(size=(20, 6)) * [5, 3, 1, 1, 1, 0.5] + 2
+    places, explained = latent_map.principal(torch.from_numpy(values), 2)
+    expected = PCA(2).fit(values)
+    there = expected.transform(values)
+    signs = np.sign((there * places.numpy()).sum(0))
+    np.testing.assert_allclose(places.numpy() * signs, there, atol=1e-9)
+    np.testing.assert_allclose(explained, expected.explained_variance_ratio_, atol=1e-9)
+    one, shares = latent_map.principal(torch.ones(1, 6, dtype=torch.float64), 2)
+    assert one.shape == (1, 2)
+    assert shares == [0.0, 0.0]
+
+
+def test_the_nearest_centre_is_that_of_training_instances():
+    latent = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0], [4, 0], [1, 1], [11, 0], [7, 0]]).double()
+    class_ids = torch.tensor([0, 0, 2, 2, 0, 2, 2, 0])
+    splits = ["train"] * 4 + ["test"] * 4
+    # Centres at 1 and 11: the one at (1, 1) of class 2 and the one at 7 of class 0 are nearer to the other's.
+    assert latent_map.nearest_own(latent, class_ids, splits) == 0.5
+
+
+def test_thumbnails_are_spread_over_accuracies():
+    accuracies = [0.5, 0.1, math.nan, 0.9, 0.3, 0.2, 0.7, 0.6, 0.8]
+    assert [accuracies[index] for index in latent_map.spread([0, 1, 3, 4], accuracies)] == [0.1, 0.3, 0.5, 0.9]
+    chosen = latent_map.spread(list(range(9)), accuracies)
+    assert len(chosen) == latent_map.THUMBNAILS
+    assert (chosen[0], chosen[-1]) == (1, 2)  # what has none comes last
+
+
+@pytest.mark.parametrize("name", ["digits_single", "digits_multi", "chairs_mini"])
+def test_the_map_of_a_run(tmp_path, small_zoo, name):
+    result = Bench(untrained_run(tmp_path / "run", name, small_zoo(name)), "cpu").result("latent_map")
+    assert 0 < sum(result.numbers["explained"]) <= 1 + 1e-9
+    assert ("nearest_own" in result.numbers) is (name == "digits_multi")
+    for picture in result.pictures:
+        assert (tmp_path / "run" / "experiments" / picture.file).read_bytes().startswith(b"\x89PNG")
+    assert isinstance(result.claims, tuple)
+    assert all(isinstance(one, Claim) for one in result.claims)
