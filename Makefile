@@ -6,8 +6,9 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 DEMO ?= demo
+PAPER ?= paper
 
-.PHONY: demo test lint types unit bench check-wheel check-standalone clean
+.PHONY: demo test lint types unit bench paper-mini paper-full check-wheel check-standalone clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -33,6 +34,14 @@ unit: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=median,iqr,rounds
 
+# The paper in miniature, on data that needs no download: zoos, spaces, experiments and one report; go on by the same command.
+paper-mini: $(VENV)/.installed
+	$(BIN)/netspace paper $(PAPER)-mini
+
+# The same with three seeds and the ablations: hours.
+paper-full: $(VENV)/.installed
+	$(BIN)/netspace paper $(PAPER)-full --full
+
 # The wheel as a user gets it: built, installed in an empty environment outside the clone, used there.
 check-wheel: $(VENV)/.installed
 	rm -rf dist
@@ -50,4 +59,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(DEMO) $(PAPER)-mini $(PAPER)-full build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -18,16 +18,28 @@ if TYPE_CHECKING:
     from netspace.checkpoint import open_run as open_run
     from netspace.config import Recipe as Recipe
     from netspace.config import load_recipe as load_recipe
+    from netspace.embedding import embed as embed
+    from netspace.evaluation import evaluate as evaluate
+    from netspace.interpolation import interpolate as interpolate
     from netspace.network import NetSpace as NetSpace
+    from netspace.optimization import optimize as optimize
+    from netspace.prediction import predict as predict
+    from netspace.sampling import sample as sample
     from netspace.trainer import train as train
 
 _HOMES = {
     "NetSpace": "network",
     "Recipe": "config",
     "Run": "checkpoint",
+    "embed": "embedding",
+    "evaluate": "evaluation",
+    "interpolate": "interpolation",
     "load": "checkpoint",
     "load_recipe": "config",
     "open_run": "checkpoint",
+    "optimize": "optimization",
+    "predict": "prediction",
+    "sample": "sampling",
     "train": "trainer",
 }
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.evaluate import POINTS_AT_ONCE
-from netspace.predict import run_by_class_id
+from netspace.evaluation import POINTS_AT_ONCE
+from netspace.prediction import run_by_class_id
 from prepkit.errors import OutputError
 from prepkit.files import replacing
 

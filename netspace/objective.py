@@ -26,7 +26,7 @@ from netspace.data import Batch, ZooMismatch
 from netspace.device import half
 from netspace.network import NetSpace
 from netspace.parallel import Ranks
-from netspace.predict import run_by_class_id
+from netspace.prediction import run_by_class_id
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import prepkit
 from netspace import losses
 from netspace.config import Recipe
 from netspace.data import TRAIN, VALIDATION, Data
-from netspace.evaluate import accuracy_of, evaluate, target_accuracy
+from netspace.evaluation import accuracy_of, evaluate, target_accuracy
 from netspace.network import NetSpace
-from netspace.predict import predict
+from netspace.prediction import predict
 
 PAIRS = 8  # of boundary instances, whose lines are judged
 

@@ -28,7 +28,7 @@ from prepkit.cli.common import force_option, json_option, print_json, table
 
 if TYPE_CHECKING:
     from netspace.cli.exploring import Opened
-    from netspace.predict import Prediction
+    from netspace.prediction import Prediction
 
 FOLDER = click.Path(path_type=Path)
 
@@ -53,10 +53,10 @@ def evaluate(
     figures.
     """
     from netspace.data import task_of
-    from netspace.embed import write_table
-    from netspace.evaluate import evaluate as judge
+    from netspace.embedding import write_table
+    from netspace.evaluation import evaluate as judge
     from netspace.figures import draw_evaluation
-    from netspace.sample import samples_of
+    from netspace.sampling import samples_of
     from prepkit.files import replacing
 
     opened = open_run(run, zoo, kind, device)
@@ -114,8 +114,8 @@ def embed(
 
     ZOO may be another one than the run was trained on.
     """
-    from netspace.embed import check_table_path, write_table
-    from netspace.embed import embed as table_of
+    from netspace.embedding import check_table_path, write_table
+    from netspace.embedding import embed as table_of
 
     target = output or Path("embeddings.parquet")
     check_table_path(target, overwrite=force)
@@ -171,7 +171,7 @@ def decode(
     netspace decode run --embedding line/embeddings.npy --row 5 -o model.safetensors
     """
     import prepkit
-    from netspace.sample import PointError, points_of, sample, sample_class_id
+    from netspace.sampling import PointError, points_of, sample, sample_class_id
     from prepkit.export import writer_for
     from prepkit.files import check_writable
 
@@ -212,7 +212,7 @@ def predict_at(opened: Opened, latents: Any) -> Prediction:
     """The instances at embeddings."""
     import torch
 
-    from netspace.predict import predict
+    from netspace.prediction import predict
 
     with torch.no_grad():
         return predict(opened.space, latents, opened.run.registry)

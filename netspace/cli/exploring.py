@@ -152,7 +152,7 @@ def load_embeddings(path: Path, embedding_size: int) -> Tensor:
     import numpy as np
     import torch
 
-    from netspace.sample import PointError
+    from netspace.sampling import PointError
 
     try:
         values = np.load(path, allow_pickle=False)

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from netspace.cli.exploring import Opened
-    from netspace.interpolate import Interpolation
-    from netspace.optimize import Optimisation
-    from netspace.predict import Prediction
+    from netspace.interpolation import Interpolation
+    from netspace.optimization import Optimisation
+    from netspace.prediction import Prediction
 
 FOLDER = click.Path(path_type=Path)
 
@@ -86,9 +86,9 @@ def interpolate(
     (and meshes) along the first pair's line.
     """
     from netspace.data import task_of
-    from netspace.evaluate import target_accuracy
-    from netspace.interpolate import interpolate as walk
-    from netspace.sample import random_pairs
+    from netspace.evaluation import target_accuracy
+    from netspace.interpolation import interpolate as walk
+    from netspace.sampling import random_pairs
 
     if (first is None) != (second is None):
         raise click.UsageError("a line has two ends: give FIRST and SECOND, or neither.")
@@ -166,7 +166,7 @@ def _write_line(
 
 def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, folder: Path, resolution: int) -> None:
     """The surfaces along the first pair's lines; none where there is no surface."""
-    from netspace.interpolate import weights_between
+    from netspace.interpolation import weights_between
     from netspace.meshes import distance_grids, surface
 
     folder.mkdir()
@@ -247,9 +247,9 @@ def optimize(
     """
     from netspace.data import task_of
     from netspace.figures import draw_optimisation
-    from netspace.optimize import POINTS_AT_ONCE
-    from netspace.optimize import optimize as search
-    from netspace.sample import random_instances
+    from netspace.optimization import POINTS_AT_ONCE
+    from netspace.optimization import optimize as search
+    from netspace.sampling import random_instances
 
     if ids and embedding is not None:
         raise click.UsageError("start from ids or from --embedding, not both.")
@@ -324,7 +324,7 @@ def _optimised_text(found: Optimisation) -> str:
 def _write_tables(folder: Path, latents: Any, **tables: Any) -> None:
     import numpy as np
 
-    from netspace.embed import write_table
+    from netspace.embedding import write_table
 
     for name, one in tables.items():
         write_table(one, folder / f"{name}.csv")

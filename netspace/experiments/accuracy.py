@@ -10,7 +10,7 @@ import torch
 
 import prepkit
 from netspace.data import TEST, TRAIN
-from netspace.evaluate import Evaluation, evaluate
+from netspace.evaluation import Evaluation, evaluate
 from netspace.experiments.judged import short, split_of
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
 from netspace.experiments.statistics import interval, pearson, spearman

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import prepkit
-from netspace.evaluate import evaluate
+from netspace.evaluation import evaluate
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.interpolate import interpolate
+from netspace.interpolation import interpolate
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
     from netspace.checkpoint import Run
-    from netspace.interpolate import Interpolation
+    from netspace.interpolation import Interpolation
 
 PAIRS, FINER = 8, 4  # steps between two multiples of gamma
 NAME = "boundaries"

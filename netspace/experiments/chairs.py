@@ -21,10 +21,10 @@ from torch import Tensor
 import prepkit
 from netspace import meshes
 from netspace.data import items_of
-from netspace.evaluate import CLOSE, evaluate
+from netspace.evaluation import CLOSE, evaluate
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.interpolate import Interpolation, interpolate, weights_between
-from netspace.predict import run_by_class_id
+from netspace.interpolation import Interpolation, interpolate, weights_between
+from netspace.prediction import run_by_class_id
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.randomness import generator
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, ZooMismatch, items_of
-from netspace.embed import encode
-from netspace.evaluate import chunks
-from netspace.predict import Prediction, predict, run_by_class_id
+from netspace.embedding import encode
+from netspace.evaluation import chunks
+from netspace.prediction import Prediction, predict, run_by_class_id
 from prepkit.tasks.task import EVALUATION_BATCH
 
 if TYPE_CHECKING:

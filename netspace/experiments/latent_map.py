@@ -17,7 +17,7 @@ from torch import Tensor
 import prepkit
 from netspace.checkpoint import Run
 from netspace.data import TEST, TRAIN
-from netspace.embed import encode
+from netspace.embedding import encode
 from netspace.experiments.result import Picture, Progress, Result, claim, new_figure, save_figure
 from prepkit.figures import PADDING_COLOUR, colour_limit, masked, pooled
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.interpolate import EMBEDDING, WEIGHTS, interpolate
+from netspace.interpolation import EMBEDDING, WEIGHTS, interpolate
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:

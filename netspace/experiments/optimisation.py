@@ -13,7 +13,7 @@ import torch
 
 import prepkit
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.optimize import Optimisation, optimize
+from netspace.optimization import Optimisation, optimize
 
 if TYPE_CHECKING:
     from netspace.checkpoint import Run

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST
-from netspace.evaluate import accuracy_of
+from netspace.evaluation import accuracy_of
 from netspace.experiments.judged import (
     Judged,
     distances,
@@ -31,7 +31,7 @@ from netspace.experiments.judged import (
 )
 from netspace.experiments.permutations import permutation, permute
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.predict import predict
+from netspace.prediction import predict
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, TRAIN, VALIDATION
-from netspace.embed import encode
+from netspace.embedding import encode
 from netspace.experiments.judged import groups_of, inputs_of, outputs_of, split_of
 from netspace.experiments.result import Cell, Picture, Progress, Result, Table, claim, new_figure, save_figure
 from netspace.experiments.ridge import fit

@@ -17,7 +17,7 @@ from untrained import untrained_run
 import prepkit
 from netspace.cli import main
 from netspace.cli.exploring import RESULT, new_folder
-from netspace.embed import embed, embeddings
+from netspace.embedding import embed, embeddings
 from prepkit.errors import OutputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -286,7 +286,7 @@ def test_no_matplotlib(call, runs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])
 def test_nothing_is_left_of_what_was_not_finished(call, runs, tmp_path, monkeypatch, error):
-    from netspace import embed as module
+    from netspace import embedding as module
 
     calls = []
 

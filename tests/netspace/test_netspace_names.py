@@ -9,7 +9,21 @@ import pytest
 
 import netspace
 
-NAMES = ["NetSpace", "Recipe", "Run", "load", "load_recipe", "open_run", "train"]
+NAMES = [
+    "NetSpace",
+    "Recipe",
+    "Run",
+    "embed",
+    "evaluate",
+    "interpolate",
+    "load",
+    "load_recipe",
+    "open_run",
+    "optimize",
+    "predict",
+    "sample",
+    "train",
+]
 
 
 def test_names() -> None:
@@ -24,6 +38,12 @@ def test_every_name_comes_from_its_home_with_a_docstring(name: str) -> None:
     value = getattr(netspace, name)
     assert value is getattr(import_module(value.__module__), name)
     assert value.__doc__
+
+
+def test_no_module_hides_a_name() -> None:
+    """A module of the name of a function would take its place as soon as something imports it."""
+    modules = {path.stem for path in Path(netspace.__file__).parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not modules & set(NAMES)
 
 
 def test_help_does_not_import_torch() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 import prepkit
 from netspace.data import ITEM, ZooMismatch, items_of
 from netspace.device import half
-from netspace.predict import predict, run_by_class_id
+from netspace.prediction import predict, run_by_class_id
 from prepkit.tasks.task import EVALUATION_BATCH
 
 if TYPE_CHECKING:

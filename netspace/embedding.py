@@ -22,7 +22,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch
-from netspace.evaluate import chunks
+from netspace.evaluation import chunks
 from netspace.network import NetSpace
 from prepkit.errors import OutputError, listed
 from prepkit.files import check_writable, replacing

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 import prepkit
 from netspace import losses
 from netspace.data import ZooMismatch, items_of
-from netspace.evaluate import POINTS_AT_ONCE as SIGNALS_AT_ONCE
-from netspace.evaluate import accuracy_of
+from netspace.evaluation import POINTS_AT_ONCE as SIGNALS_AT_ONCE
+from netspace.evaluation import accuracy_of
 from netspace.network import NetSpace
-from netspace.predict import Prediction, predict
-from netspace.sample import PointError, Points, class_ids_of, own_task, points_of, samples_of
+from netspace.prediction import Prediction, predict
+from netspace.sampling import PointError, Points, class_ids_of, own_task, points_of, samples_of
 from prepkit.errors import listed
 from prepkit.tasks.randomness import generator
 

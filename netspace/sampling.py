@@ -23,9 +23,9 @@ from torch import Tensor
 import prepkit
 from netspace import losses
 from netspace.data import TRAIN, task_of
-from netspace.embed import encode
+from netspace.embedding import encode
 from netspace.network import NetSpace
-from netspace.predict import Prediction, predict
+from netspace.prediction import Prediction, predict
 from prepkit.errors import nearest
 from prepkit.tasks.randomness import generator
 

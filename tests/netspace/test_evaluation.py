@@ -9,8 +9,8 @@ import prepkit
 from netspace.checkpoint import new_space
 from netspace.config import load_recipe
 from netspace.data import Data, ZooMismatch
-from netspace.evaluate import evaluate
-from netspace.predict import predict
+from netspace.evaluation import evaluate
+from netspace.prediction import predict
 from netspace.validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,8 +73,8 @@ def test_chunks_and_known_targets_change_nothing(ready, monkeypatch):
     view = zoo.split("train")
     whole = evaluate(space, data.registry, view, data.task, "test")
     told = []
-    monkeypatch.setattr("netspace.evaluate.INSTANCES_AT_ONCE", 5)
-    monkeypatch.setattr("netspace.evaluate.chunks.__defaults__", (5,))
+    monkeypatch.setattr("netspace.evaluation.INSTANCES_AT_ONCE", 5)
+    monkeypatch.setattr("netspace.evaluation.chunks.__defaults__", (5,))
     parts = evaluate(
         space,
         data.registry,

@@ -23,10 +23,10 @@ from torch import Tensor
 import prepkit
 from netspace import losses, meshes
 from netspace.data import ITEM
-from netspace.evaluate import accuracy_of, chunks
+from netspace.evaluation import accuracy_of, chunks
 from netspace.network import NetSpace
-from netspace.predict import Prediction, predict
-from netspace.sample import PointError, Points, own_task, points_of, samples_of
+from netspace.prediction import Prediction, predict
+from netspace.sampling import PointError, Points, own_task, points_of, samples_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
