@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from prepkit.errors import PrepkitError as PrepkitError
     from prepkit.export import save_state_dict as save_state_dict
     from prepkit.fusion import fuse_batch_norm as fuse_batch_norm
+    from prepkit.hub.pull import pull as pull
+    from prepkit.hub.push import push as push
     from prepkit.instances import run_instances as run_instances
     from prepkit.layout import Layout as Layout
     from prepkit.layout import PRepShape as PRepShape
@@ -64,6 +66,8 @@ _HOMES = {
     "load_task": "tasks",
     "open_zoo": "api",
     "pack_checkpoint": "packing",
+    "pull": "hub.pull",
+    "push": "hub.push",
     "run_instances": "instances",
     "save_prep": "prep_file",
     "save_state_dict": "export",

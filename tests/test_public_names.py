@@ -35,6 +35,8 @@ NAMES = [
     "load_task",
     "open_zoo",
     "pack_checkpoint",
+    "pull",
+    "push",
     "run_instances",
     "save_prep",
     "save_state_dict",

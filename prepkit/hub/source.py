@@ -72,10 +72,12 @@ class HubStore(Store):
 
         raises HubError if it does not come
         """
-        self._own.untouched.touched(number)
         self._used[self._place(number)] = time.time()
         found = self._values.get(number)
-        return self._mapped_anew(number) if found is None else found
+        if found is None:
+            found = self._mapped_anew(number)
+        self._own.untouched.touched(number)
+        return found
 
     def need(self, numbers: Collection[int]) -> None:
         """Fetch and map these shards, several at once."""
@@ -88,6 +90,9 @@ class HubStore(Store):
     @contextmanager
     def ahead(self, numbers: Iterable[int]) -> Iterator[None]:
         """While inside, threads fetch shards in this order, as far ahead as half of the shelf has room."""
+        if all(map(self._is_here, range(len(self.manifest.shards)))):
+            yield
+            return
         fetcher, order = self._new_fetcher(), Shared(numbers)
         for _ in range(AHEAD_AT_ONCE):
             Thread(target=self._go_ahead, args=(fetcher, order), name="prepkit-ahead", daemon=True).start()
@@ -174,6 +179,8 @@ class HubStore(Store):
             for number in order:
                 if not self._is_here(number) and self._own.untouched.add(number, self.manifest.shards[number].bytes):
                     self._fetch_shard(fetcher, number)
+                    if number in self._values:  # touched while it came
+                        self._own.untouched.touched(number)
                 if fetcher.is_stopped:
                     return
 
@@ -215,16 +222,20 @@ class Shared:
     """Numbers, each once, in their order, for several threads that take turns."""
 
     def __init__(self, numbers: Iterable[int]) -> None:
-        self._numbers = iter(dict.fromkeys(numbers))
+        self._numbers = iter(numbers)
+        self._given: set[int] = set()
         self._lock = Lock()
 
     def __iter__(self) -> Iterator[int]:
-        while True:
-            with self._lock:
-                number = next(self._numbers, None)
-            if number is None:
-                return
+        while (number := self._next()) is not None:
             yield number
+
+    def _next(self) -> int | None:
+        with self._lock:
+            number = next((number for number in self._numbers if number not in self._given), None)
+            if number is not None:
+                self._given.add(number)
+            return number
 
 
 class Untouched:

@@ -10,6 +10,7 @@ Each `iter` begins the next epoch; its order is a function of seed and epoch onl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from prepkit.zoo.zoo import Zoo
 
 BATCHES_AHEAD = 2
+LEAVING_SECONDS = 1.0
 Batch = tuple["Tensor", "Tensor", "Tensor"]
 
 
@@ -97,7 +99,9 @@ class Loader:
         stop = Event()
         thread = Thread(target=fill, args=(self.zoo, batches, free, ready, stop), name="prepkit-loader", daemon=True)
         thread.start()
+        ahead = ExitStack()
         try:
+            ahead.enter_context(self.zoo.ahead(batches))
             for _ in batches:
                 filled = ready.get()
                 if isinstance(filled, BaseException):
@@ -108,9 +112,11 @@ class Loader:
                 free.put(filled.buffer)
         finally:
             stop.set()
+            ahead.close()
             free.put(None)  # wakes the thread
-            thread.join()
-            self._buffers = buffers
+            thread.join(LEAVING_SECONDS)
+            if not thread.is_alive():  # else it waits for a file from elsewhere, and fills one of them when that comes
+                self._buffers = buffers
 
 
 class Buffer:
@@ -183,13 +189,12 @@ def fill(
     """
     try:
         populate = zoo.num_bytes < available_bytes() / 2
-        with zoo.ahead(batches):
-            for indices in batches:
-                buffer = free.get()
-                if buffer is None or stop.is_set():
-                    return
-                if populate:
-                    zoo.populate(indices)
-                ready.put(buffer.fill(zoo, indices))
+        for indices in batches:
+            buffer = free.get()
+            if buffer is None or stop.is_set():
+                return
+            if populate:
+                zoo.populate(indices)
+            ready.put(buffer.fill(zoo, indices))
     except BaseException as error:
         ready.put(error)

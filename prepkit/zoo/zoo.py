@@ -300,9 +300,8 @@ class Zoo:
 
     def ahead(self, batches: Sequence[np.ndarray]) -> AbstractContextManager[None]:
         """While inside, what these batches of indices need is fetched in that order, where it is elsewhere."""
-        return self._store.ahead(
-            int(number) for indices in batches for number in self._store.shard_of[self._instances_of(indices)]
-        )
+        shards = (self._store.shard_of[self._instances_of(indices)] for indices in batches)
+        return self._store.ahead(number for numbers in shards for number in dict.fromkeys(numbers.tolist()))
 
     # Inside ---------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,12 @@ def test_all_files_come_and_the_commit_is_told(hub):
     assert hub.requests == []
 
 
+def test_files_in_folders_only(hub):
+    files = {"a/b/c.txt": b"c", "a/d.txt": b"d"}
+    hub.add("me/run", files, repo_type="model")
+    assert content_of(fetch_folder("hf://me/run")[0]) == files
+
+
 def test_versions_and_kinds(hub):
     old = hub.add("me/run", FILES, repo_type="model")
     hub.add("me/run", {"run.json": b"new"}, repo_type="model")

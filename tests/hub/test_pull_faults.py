@@ -11,9 +11,11 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from huggingface_hub import constants
 from pushed_zoos import write_zoo
 
+from prepkit.api import open_zoo
 from prepkit.card import write_card
 from prepkit.errors import HubError, OutputError, ZooError, ZooLocked
 from prepkit.hub import fetch, partial, target
@@ -62,11 +64,23 @@ def path(request, source):
 # On the way ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["flip", "truncate", "busy"])
+@pytest.mark.parametrize("fault", ["flip", "truncate", "busy", "busy body"])
 @pytest.mark.parametrize("path", KINDS[1:], indirect=True)
 def test_once_is_no_harm(filled, source, tmp_path, path, fault):
     filled.fault(fault, path)
     assert files_of(pull("me/zoo", tmp_path / "here")) == files_of(source)
+
+
+@pytest.mark.parametrize("fault", ["flip", "truncate", "busy body"])
+def test_bytes_that_come_twice_are_counted_once(filled, source, tmp_path, fault, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    manifest, states = read_manifest(source), []
+    for shard in manifest.shards:
+        filled.fault(fault, shard.path)
+    pull("me/zoo", tmp_path / "here", progress=states.append)
+    counts = [state.bytes for state in states]
+    assert counts == sorted(counts)
+    assert counts[-1] == states[0].total_bytes == manifest.table.bytes + sum(shard.bytes for shard in manifest.shards)
 
 
 def test_a_dropped_connection_is_no_harm(filled, source, tmp_path):
@@ -104,14 +118,16 @@ def test_always_busy(filled, source, tmp_path, monkeypatch):
     assert not (tmp_path / "here" / MANIFEST).exists()
 
 
-def test_a_failure_keeps_what_came(filled, source, tmp_path):
+def test_a_failure_keeps_what_came(filled, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "AT_ONCE", 1)  # in order, then
     path = read_manifest(source).shards[-1].path
     filled.fault("flip", path, times=99)
     with pytest.raises(HubError, match=f"hf://me/zoo@{filled.head('me/zoo')}/{path} came damaged 4 times"):
         pull("me/zoo", tmp_path / "here")
     kept = {file for file in files_of(tmp_path / "here") if not file.startswith(WORK)}
-    assert kept >= {shard.path for shard in read_manifest(source).shards[:3]}
+    assert kept >= {shard.path for shard in read_manifest(source).shards[:-1]}
     assert path not in kept
+    assert not (tmp_path / "here" / WORK / path).exists()
     filled.fault("flip", path, times=0)
     filled.forget()
     pull("me/zoo", tmp_path / "here")
@@ -140,6 +156,21 @@ def test_an_unfinished_pull_of_something_else_is_not_mixed_up(filled, source, tm
         pull("me/zoo", tmp_path / "here", split="train")
     assert len(read_manifest(pull("me/zoo", tmp_path / "here", split="train", force=True)).splits) == 1
     assert verify(tmp_path / "here").notes == ()
+
+
+def test_parts_are_not_mixed_up(filled, source, tmp_path, monkeypatch):
+    """Each selection takes one row of the first shard, but not the same."""
+    monkeypatch.setattr(fetch, "AT_ONCE", 1)
+    root, shards = tmp_path / "here", read_manifest(source).shards
+    filled.fault("flip", shards[-1].path, times=99)
+    with pytest.raises(HubError):
+        pull("me/zoo", root, where="id != 'm0'")
+    assert list((root / WORK / "whole").iterdir()) == []
+    filled.fault("flip", shards[-1].path, times=0)
+    pull("me/zoo", root, where="id != 'm2'", force=True)
+    part, meant = open_zoo(root), open_zoo(source).where("id != 'm2'")
+    assert part.table["id"].to_pylist() == meant.table["id"].to_pylist()
+    assert torch.equal(part.preps(), meant.preps())
 
 
 # What a repository may hold -----------------------------------------------------------------------------------

@@ -51,6 +51,10 @@ def on_shelf():
     return {file.name: file for file in shelf.shelf_folder().glob(shelf.SHARDS)}
 
 
+def nobody_fetches():
+    return not any(thread.name.startswith("prepkit-") for thread in threading.enumerate())
+
+
 def wait_for(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -185,6 +189,35 @@ def test_shards_come_before_they_are_touched(filled, local):
     batches.close()
 
 
+def test_nobody_goes_further_ahead_than_half_of_the_cache(filled, local):
+    size = max(shard.bytes for shard in local.manifest.shards)
+    batches = iter(open_zoo("hf://me/zoo", cache_bytes=6 * size).loader(1, shuffle=False))
+    next(batches)
+    touched = 3  # shards at most, by the batch that was given out and the two after it
+    wait_for(lambda: len(on_shelf()) >= touched + 2)
+    time.sleep(0.3)
+    assert len(on_shelf()) <= touched + 3
+    assert len([*batches]) == 11
+    assert num_bytes() <= 6 * size
+
+
+def test_shards_of_a_batch_come_side_by_side(filled, local):
+    """Each is held back until both are asked for."""
+    paths = [path_of(local, index) for index in (0, 1)]
+    for path in paths:
+        filled.fault("hold", path)
+    zoo = open_zoo("hf://me/zoo")
+    filled.forget()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(zoo.preps, [0, 1])
+        asked = {path.removeprefix("shards/") for path in paths}
+        try:
+            wait_for(lambda: {path.partition("shards/")[2] for _, path in filled.requests} >= asked, seconds=5)
+        finally:
+            filled.released.set()
+        assert torch.equal(future.result(), local.preps([0, 1]))
+
+
 def test_a_loader_that_is_left_stops_fetching(filled, local):
     order = Order(12, 1, False, 0, False, 0, 1).instances(0)
     paths = list(dict.fromkeys(path_of(local, int(index)) for index in order))
@@ -192,13 +225,10 @@ def test_a_loader_that_is_left_stops_fetching(filled, local):
         filled.fault("hold", path)
     batches = iter(open_zoo("hf://me/zoo").loader(1, shuffle=False))
     next(batches)
-    begun = time.monotonic()
-    closing = threading.Thread(target=batches.close)
-    closing.start()
+    batches.close()  # does not wait for what is on its way
     filled.released.set()
-    closing.join(10)
-    assert time.monotonic() - begun < 5
-    wait_for(lambda: not any(thread.name == "prepkit-ahead" for thread in threading.enumerate()))
+    wait_for(nobody_fetches)
+    assert len(on_shelf()) < len(paths) - source.AHEAD_AT_ONCE
 
 
 def test_a_shard_that_does_not_come_stops_the_loader_where_it_is_needed(filled, local):
@@ -333,11 +363,31 @@ def test_the_cache_stays_within_its_bound(filled, local, monkeypatch, workers):
     bound = 4 * largest
     assert bound < 0.6 * sum(shard.bytes for shard in local.manifest.shards)
     zoo = open_zoo("hf://me/zoo", cache_bytes=bound)
+    loader = zoo.loader(1, seed=1)
     for _ in range(3):
-        for preps, _, indices in zoo.loader(1, seed=1):
+        for preps, _, indices in loader:
             assert torch.equal(preps, local.preps(indices))
-            assert num_bytes() <= bound
+        wait_for(nobody_fetches)
+        assert num_bytes() <= bound
     assert len(shards_of(filled)) > len(local.manifest.shards)
+
+
+def test_shards_that_come_together_count_together(filled, local):
+    size = max(shard.bytes for shard in local.manifest.shards)
+    for index in (1, 3):
+        open_zoo("hf://me/zoo", cache_bytes=2 * size).preps([index])
+        gc.collect()
+    paths = [path_of(local, index) for index in (5, 7)]
+    for path in paths:
+        filled.fault("hold", path)
+    zoo = open_zoo("hf://me/zoo", cache_bytes=2 * size)
+    filled.forget()
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(zoo.preps, [index]) for index in (5, 7)]
+        wait_for(lambda: {path.partition("shards/")[2] for _, path in filled.requests} >= {p[7:] for p in paths})
+        filled.released.set()
+        assert all(torch.equal(future.result(), local.preps([i])) for future, i in zip(futures, (5, 7), strict=True))
+    assert num_bytes() <= 2 * size
 
 
 def test_the_least_recently_used_goes(filled, local):

@@ -458,4 +458,3 @@ class TestManifest:
         self.refused(tmp_path / "none", "does not exist")
         self.refused(tmp_path / "file", "not a folder")
         self.refused(tmp_path / "empty", r"is not a zoo: it has no zoo\.json")
-        self.refused("hf://me/zoo", "reads local folders only")
