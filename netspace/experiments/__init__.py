@@ -53,6 +53,7 @@ class Experiment:
 EXPERIMENTS = {
     "latent_map": Experiment("latent_map", ALL),
     "accuracy": Experiment("accuracy", IMAGES),
+    "consensus": Experiment("consensus", ("single",)),
     "preps": Experiment("preps", ALL),
     "lines": Experiment("lines", ("single",)),
     "boundaries": Experiment("boundaries", ("multi", "unseen")),

@@ -59,7 +59,6 @@ def run(
     least_trained = min(reference.values())
     between = {name: asked[name]["accuracy"] for name in names[1:-1]}
     claims = [
-        claim("ClassIds of unseen instances are right for", summary["class_id_accuracy"], ">=", 1.0),
         claim("Along the line, pairs whose ClassIds never fall", order, ">=", 1.0),
         claim(
             "At each gamma the architecture of its ClassId is named for",

@@ -9,8 +9,9 @@ import prepkit
 from netspace.checkpoint import Run, State
 from netspace.config import load_recipe
 from netspace.data import task_of
-from netspace.experiments import boundaries, chairs, lines, optimisation
+from netspace.experiments import boundaries, chairs, consensus, lines, optimisation
 from netspace.experiments.result import Result
+from netspace.prediction import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,6 +56,12 @@ def test_lines(ready):
     assert len(found.tables[0].rows) == 5
 
 
+def class_id_of(step):
+    """The one ClassId that is named at a step."""
+    (name,) = step["architectures"]
+    return list(prepkit.built_in_registry("digits").class_ids).index(name)
+
+
 def test_boundaries(ready):
     run, zoo, task, device, folder = ready("digits_multi")
     found = complete(boundaries.run(run, zoo, task, device, folder, pairs=2), folder)
@@ -70,7 +77,29 @@ def test_boundaries(ready):
     steps = found.numbers["along_the_line"]
     assert len(steps) == 13
     assert all(sum(one["share"] for one in step["architectures"].values()) == pytest.approx(1) for step in steps)
-    assert found.claims[0].number == found.numbers["evaluation"]["class_id_accuracy"]
+    ids = [class_id_of(step) for step in steps]
+    assert found.claims[0].number == found.numbers["class_ids_in_order"] == float(ids == sorted(ids))
+
+
+def test_consensus(ready):
+    run, zoo, task, device, folder = ready("digits_single")
+    found = complete(consensus.run(run, zoo, task, device, folder), folder)
+    space, test, train = run.space(), zoo.split("test"), zoo.split("train")
+    images, labels = task.normalised("test")
+    agreed, right = [], []
+    with torch.no_grad():
+        for row in range(len(test)):
+            latent = space.encode(test.preps([row]))
+            predicted = predict(space, latent, run.registry).network(0)(images).argmax(1)
+            far = [float((space.encode(train.preps([other])) - latent).norm()) for other in range(len(train))]
+            nearest = sorted(range(len(train)), key=far.__getitem__)[:3]
+            answer = sum(train.network(other)(images) for other in nearest).argmax(1)
+            agreed.append((answer == predicted).double().mean())
+            right.append((answer == labels).double().mean())
+    numbers = found.numbers["consensus of 3"]
+    assert numbers["agrees_with_prediction"] == pytest.approx(float(sum(agreed) / len(agreed)))
+    assert numbers["accuracy"] == pytest.approx(float(sum(right) / len(right)))
+    assert found.numbers["predicted"]["agrees_with_prediction"] == 1.0
 
 
 def test_unseen_boundaries_have_a_claim_of_their_own(ready):
