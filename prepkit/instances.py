@@ -96,11 +96,13 @@ def runner(architecture: Architecture, folded: bool, stacked: bool, device: torc
     stacked: at once, else one after another
     raises Unstackable if they cannot run at once; RegistryError, FusionError if the network cannot be built
     """
-    with torch.random.fork_rng(devices=[]):
-        network = architecture.build_folded() if folded else architecture.build()
-    network = network.requires_grad_(False)
-    if stacked:
-        network = stack_network(network, architecture.input_shape)
+    # It is kept for all callers: neither it nor the proof may depend on the mode that the first of them was in.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        with torch.random.fork_rng(devices=[]):
+            network = architecture.build_folded() if folded else architecture.build()
+        network = network.requires_grad_(False)
+        if stacked:
+            network = stack_network(network, architecture.input_shape)
     return Runner(network.to(device), len(architecture.input_shape))
 
 

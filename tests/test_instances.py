@@ -328,6 +328,22 @@ def test_stacking_pays_for_small_forwards_on_a_cpu():
     assert [stacking_pays(resnet, 64, CPU, folded=folded) for folded in (True, False) * 3] == [True] * 6
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_what_is_kept_does_not_depend_on_the_mode_that_the_first_caller_was_in(mode):
+    """Both are kept for the whole process, and evaluation often comes first."""
+    caches = (instances.is_stackable, instances.runner)
+    for cache in caches:
+        cache.cache_clear()
+    one = known("resnet8@digits")
+    preps, inputs = some_preps(one, 2), some_inputs(one, 4)
+    with mode():
+        assert instances.is_stackable(one, True)
+        run_instances(one, preps, inputs)
+    preps.requires_grad_()
+    outputs = run_instances(one, preps, inputs)
+    assert torch.autograd.grad(outputs.square().sum(), preps)[0].abs().sum() > 0
+
+
 def test_an_accelerator_stacks_whatever_can_be():
     assert stacking_pays(known("resnet8@cifar10"), 100_000, torch.device("cuda"))
     assert not stacking_pays(known("Normed"), 1, torch.device("cuda"))
@@ -337,6 +353,7 @@ def test_the_rule_decides_how_instances_run(monkeypatch):
     """Both ways were compared above with the rule taken out; here is what the rule does to a run."""
     made = []
     real = instances.runner
+    assert [instances.is_stackable(known(name), True) for name in ("resnet8@digits", "Normed")] == [True, False]
     monkeypatch.setattr(instances, "runner", lambda *args: made.append(args[2]) or real(*args))
     for name, batch in (("resnet8@digits", 4), ("resnet8@cifar10", 7), ("Normed", 4)):
         one = known(name)
