@@ -110,7 +110,7 @@ def _stored_tensor(name: str, entry: object, data_offset: int) -> StoredTensor:
     if not isinstance(entry, dict):
         raise HeaderError(f"tensor '{name}' has no description")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise HeaderError(f"tensor '{name}' has the unknown dtype {dtype!r}")
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise HeaderError(f"tensor '{name}' has no shape or offsets")

@@ -312,6 +312,15 @@ def test_every_header_that_is_accepted_is_the_header_that_was_written(tiny: Path
                 continue
 
 
+@pytest.mark.parametrize("dtype", ["[4, 8]", "{}", "null", "4"])
+def test_a_dtype_that_is_no_text_is_found(tiny: Path, tmp_path: Path, dtype: str) -> None:
+    header = f'{{"prep":{{"dtype":{dtype},"shape":[4,8],"data_offsets":[0,128]}}}}'.encode()
+    file = tmp_path / "damaged"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(128))
+    with pytest.raises(PRepFileError, match="unknown dtype"):
+        load_prep(file)
+
+
 def test_every_truncation_is_found(tiny: Path, tmp_path: Path) -> None:
     whole, expected = tiny.read_bytes(), contents(load_prep(tiny))
     for length in range(len(whole)):
