@@ -62,6 +62,7 @@ def test_every_embedded_recipe_trains_end_to_end(tmp_path, small_zoo, name):
 
 def test_one_prep_of_one_architecture_is_learnt(tmp_path):
     """The predicted instance reaches the accuracy of its target, which was trained well."""
+    torch.manual_seed(0)
     network = prepkit.architecture("resnet8@digits").build()
     task = prepkit.load_task(
         {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 60, "validation": 40}}
@@ -77,7 +78,7 @@ def test_one_prep_of_one_architecture_is_learnt(tmp_path):
         for split in ("train", "validation"):
             writer.add(network.eval(), split=split)
     changes = {"batch.instances": 1, "batch.samples": 64, "training.precision": "float32"}
-    recipe = recipe_of("digits_single", 150, **changes)
+    recipe = recipe_of("digits_single", 400, **{"training.validate_every": 50, **changes})
     run = netspace.train(recipe, tmp_path / "zoo", tmp_path / "run", device="cpu")
     scores = run.facts("best")["scores"]
     assert scores["target_accuracy"] > 0.85
