@@ -26,13 +26,15 @@ import prepkit
 from benchmarks.baselines import evaluate_one_at_a_time, netspace_step
 from benchmarks.timing import interleaved, record, summary
 from netspace import NetSpace
-from netspace.losses import loss_pred
+from netspace.config import load_recipe
+from netspace.data import Batch
+from netspace.objective import Objective
 from prepkit.populate.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 INSTANCES, IMAGES, STEPS = 8, 128, 50
 ROUNDS = int(os.environ.get("PREPKIT_ROUNDS", "5"))
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = {"float32": "float32", "bfloat16": "bf16"}
 
 
 class Case:
@@ -49,6 +51,13 @@ class Case:
         self.space = NetSpace(height=8, width=10_000, embedding_size=4096)
         if state is not None:
             self.space.load_state_dict(torch.load(state))
+        registry, positions = prepkit.Registry([self.architecture]), tuple(range(INSTANCES))
+        labels = torch.zeros(IMAGES, dtype=torch.int64)  # Eq. 1 uses none
+        self.batch = Batch(self.preps, (0,) * INSTANCES, positions, self.images, labels)
+        self.objectives = {
+            name: Objective(self.space, load_recipe("cifar10_single", {"training.precision": short}), registry)
+            for name, short in PRECISIONS.items()
+        }
         self.optimisers = {
             "plain": torch.optim.Adam(self.space.parameters(), lr=1e-4),
             "ours": torch.optim.Adam(self.space.parameters(), lr=1e-4, fused=True),
@@ -62,12 +71,7 @@ class Case:
 
     def ours(self, precision: str) -> float:
         """A step as `netspace train` makes it."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            predicted = self.space.decode(self.space.encode(self.preps))
-            with torch.no_grad():
-                targets = prepkit.run_instances(self.architecture, self.preps, self.images)
-            outputs = prepkit.run_instances(self.architecture, predicted, self.images)
-        loss = loss_pred(outputs, targets).mean()
+        loss = self.objectives[precision](self.batch).total
         self.optimisers["ours"].zero_grad()
         loss.backward()
         self.optimisers["ours"].step()

@@ -120,8 +120,8 @@ class TrainingSettings:
     steps:           of the optimiser
     validate_every:  steps; the paper's epoch is one pass over the images
     precision:       "float32" (TF32 on a GPU), or "bf16" for convolutions, with weights and losses in float32
-    recompute:       forget what decoder and predicted instances put out and compute it again in the backward pass:
-                     slower, for PReps that would not fit (activation checkpointing)
+    recompute:       forget what the decoder puts out and compute it again in the backward pass, and run predicted
+                     instances one by one: slower, for PReps that would not fit (activation checkpointing)
     stop_at:         (sdf) end when this share of outputs on training instances is within 1e-2 of the target's
     seed:            of the start, of the order of instances, and of the samples
     """

@@ -9,7 +9,7 @@ import torch
 import prepkit
 from netspace.config import Recipe
 from netspace.losses import gammas
-from prepkit.instances import activation_bytes
+from prepkit.instances import activation_bytes, stacking_pays
 from prepkit.zoo.memory import free_bytes
 
 STATES = 4  # of each weight: itself, its gradient and Adam's two moments
@@ -26,23 +26,29 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def step_bytes(recipe: Recipe, registry: prepkit.Registry) -> int:
+def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device) -> int:
     """An estimate of what one step holds at once, on the plain path that every device has.
 
     Weights with gradients and moments, and what encoder, decoder and instances put out and keep for the backward pass:
-    128 H K + 64 H W + 8 H W + H W values of a decoder, E / 32 H W of an encoder, twice for LeakyReLU.
+    128 H K + 64 H W + 8 H W + H W values of a decoder, E / 32 H W of an encoder, twice for LeakyReLU. Instances are
+    forgotten one by one (instance_losses.py) unless they run at once.
     """
     network, batch = recipe.network, recipe.batch
     height, width = network.height, network.width
     columns = network.columns or min(2048, width // 2)
     decoded = 2 * height * (128 * columns + 73 * width)
     encoded = 2 * network.embedding_size // 32 * height * width
-    run = max(activation_bytes(architecture, batch.samples) // 4 for architecture in registry)
     points = batch.instances
     if recipe.has_classes:
         points += (batch.instances // 2) ** 2 * len(gammas(len(recipe.architectures)))
     at_once = 1 if recipe.training.recompute else points
-    values = batch.instances * encoded + at_once * (decoded + run)
+    run = max(
+        activation_bytes(architecture, batch.samples)
+        // 4
+        * (at_once if stacking_pays(architecture, batch.samples, device) else 1)
+        for architecture in registry
+    )
+    values = batch.instances * encoded + at_once * decoded + run
     bytes_each = 2 if recipe.training.precision == "bf16" else 4
     return values * bytes_each + STATES * 4 * num_weights(recipe)
 
@@ -71,9 +77,9 @@ def advice(recipe: Recipe, registry: prepkit.Registry, device: torch.device) -> 
         smaller = replace(recipe.batch, instances=instances // 2, accumulate=2 * accumulate)
         name = f"batch.instances={instances // 2} --set batch.accumulate={2 * accumulate}"
         choices[name] = replace(recipe, batch=smaller)
-    told = [f"--set {name} would take about {_gib(step_bytes(one, registry))}" for name, one in choices.items()]
+    told = [f"--set {name} would take about {_gib(step_bytes(one, registry, device))}" for name, one in choices.items()]
     there = "" if free is None else f", and {_gib(free)} of {device} are free now"
-    needs = f"A step of '{recipe.name}' takes about {_gib(step_bytes(recipe, registry))}{there}"
+    needs = f"A step of '{recipe.name}' takes about {_gib(step_bytes(recipe, registry, device))}{there}"
     return f"{needs}; {'; '.join(told) or 'use a smaller batch.samples'}."
 
 

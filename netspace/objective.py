@@ -24,6 +24,7 @@ from netspace import losses
 from netspace.config import Recipe
 from netspace.data import Batch, ZooMismatch
 from netspace.device import half
+from netspace.instance_losses import Group, Judge, groups_of, instance_losses
 from netspace.network import NetSpace
 from netspace.parallel import Ranks
 from netspace.prediction import run_by_class_id
@@ -79,13 +80,17 @@ class Objective:
             return Losses(mean, {"loss": mean.detach()})
         with torch.no_grad():
             target = self._run(class_ids, preps, inputs)
-        predicted = self._decode_and_run(latent_nE, class_ids, inputs)
-        if self.recipe.setting == "sdf":
-            loss_n = losses.loss_pred_signal(predicted, target)
-        else:
-            loss_n = losses.loss_pred(predicted, target, self.recipe.loss.temperature)
-        mean = loss_n.sum() / count
-        return Losses(mean, {"loss": mean.detach()})
+        loss, signal = self.recipe.loss, self.recipe.setting == "sdf"
+
+        def judge(group: Group, preps_kHW: Tensor) -> dict[str, Tensor]:
+            given = group.of(inputs) if signal else inputs
+            outputs, wanted = self._outputs(group, preps_kHW, given), group.of(target)
+            if signal:
+                return {"loss": losses.loss_pred_signal(outputs, wanted)}
+            return {"loss": losses.loss_pred(outputs, wanted, loss.temperature)}
+
+        loss_n, parts = self._judged(latent_nE, class_ids, inputs, judge)
+        return Losses(loss_n.sum() / count, {"loss": parts["loss"].sum() / count})
 
     # Several: Eq. 3 to 12 ---------------------------------------------------------------------------------------------
 
@@ -106,53 +111,67 @@ class Objective:
         predicted_ids = _OnTheWay(logits_MA.detach().argmax(1))
         with torch.no_grad(), self._half(batch.inputs):
             t_star_BC = self.teacher(_channels_last(batch.inputs))
-        p_MBC = self._decode_and_run(latent_ME, predicted_ids, batch.inputs)
-
         count, lines = len(latent_nE), (len(pairs), len(factors))
+        t_nBC = self._targets(batch, own) if settings.identity else None
+
+        def judge(group: Group, preps_kHW: Tensor) -> dict[str, Tensor]:
+            p_kBC = self._outputs(group, preps_kHW, batch.inputs)
+            found = {"loss_kd": losses.loss_kd(p_kBC, t_star_BC, y_B, settings.temperature, settings.alpha)}
+            if t_nBC is not None:
+                found["loss_identity"] = settings.identity * self._identity(group, p_kBC, t_nBC)
+            return found
+
+        loss_M, parts_M = self._judged(latent_ME, predicted_ids, batch.inputs, judge)
         c_t_n = logits_MA.new_tensor(batch.class_ids[own], dtype=torch.int64)
-        loss_kd_n = losses.loss_kd(p_MBC[:count], t_star_BC, y_B, settings.temperature, settings.alpha)
         loss_class_n = losses.loss_class(logits_MA[:count], c_t_n)
-        loss_gamma_PG = loss_kd_n.new_zeros(lines)
+        loss_gamma_PG = loss_M[count:].view(lines)  # L_kd^gamma (Eq. 10)
+        told_gamma_PG = parts_M["loss_kd"][count:].view(lines)
         if factors:
-            c_p_PGA, p_PGBC = torch.unflatten(logits_MA[count:], 0, lines), torch.unflatten(p_MBC[count:], 0, lines)
-            loss_gamma_PG = losses.loss_gamma(
-                c_p_PGA, factors, p_PGBC, t_star_BC, y_B, settings.temperature, settings.alpha
-            )
-        total = losses.loss_multi(loss_kd_n, loss_class_n, loss_gamma_PG)
-        parts = {"loss_kd": loss_kd_n, "loss_class": loss_class_n, "loss_gamma": loss_gamma_PG}
+            loss_class_gamma_PG = losses.loss_class_gamma(torch.unflatten(logits_MA[count:], 0, lines), factors)
+            loss_gamma_PG, told_gamma_PG = loss_gamma_PG + loss_class_gamma_PG, told_gamma_PG + loss_class_gamma_PG
+        total = losses.loss_multi(loss_M[:count], loss_class_n, loss_gamma_PG)
+        parts = {"loss_kd": parts_M["loss_kd"][:count], "loss_class": loss_class_n, "loss_gamma": told_gamma_PG}
         if settings.identity:
-            parts["loss_identity"] = self._identity(p_MBC[:count], batch, own)
-            total = total + parts["loss_identity"].sum()
+            parts["loss_identity"] = parts_M["loss_identity"][:count]
         told = {"loss": total.detach()} | {name: part.detach().sum() for name, part in parts.items()}
         if pairs and self.ranks.size > 1:
             total = total + 0 * joint_NE.sum()  # every process takes part in the gathering's backward
         return Losses(total, told)
 
-    def _identity(self, p_nBC: Tensor, batch: Batch, own: slice) -> Tensor:
-        """Eq. 1 towards the targets' own outputs, weighted, `[n]`."""
+    def _targets(self, batch: Batch, own: slice) -> Tensor:
+        """Outputs `[n, B, C]` of the target instances."""
         with torch.no_grad():
-            t_nBC = self._run(batch.class_ids[own], batch.preps[own], batch.inputs)
-        return self.recipe.loss.identity * losses.loss_pred(p_nBC, t_nBC, self.recipe.loss.temperature)
+            return self._run(batch.class_ids[own], batch.preps[own], batch.inputs)
+
+    def _identity(self, group: Group, p_kBC: Tensor, t_nBC: Tensor) -> Tensor:
+        """Eq. 1 towards the targets' own outputs, `[k]`; 0 for instances between the boundaries, which have none."""
+        rows = [
+            losses.loss_pred(p_BC[None], t_nBC[position][None], self.recipe.loss.temperature)[0]
+            if position < len(t_nBC)
+            else p_BC.new_zeros((), dtype=torch.promote_types(p_BC.dtype, torch.float32))
+            for position, p_BC in zip(group.positions, p_kBC.unbind(0), strict=True)
+        ]
+        return torch.stack(rows)
 
     # What they share --------------------------------------------------------------------------------------------------
 
-    def _decode_and_run(self, latent_ME: Tensor, class_ids: Sequence[int] | _OnTheWay, inputs: Tensor) -> Tensor:
-        """Outputs `[M, B, ...]` of the instances that stand at embeddings."""
-        if not self.recipe.training.recompute:
+    def _judged(
+        self, latent_ME: Tensor, class_ids: Sequence[int] | _OnTheWay, inputs: Tensor, judge: Judge
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses `[M]` of the instances that stand at embeddings: their sum, and each by name."""
+        recompute = self.recipe.training.recompute
+        if recompute:
+            rows = [checkpoint(self._decode, row_1E, use_reentrant=False) for row_1E in torch.split(latent_ME, 1)]
+            preps_MHW = torch.cat(rows)
+        else:
             preps_MHW = self._decode(latent_ME)
-            return self._run(_host(class_ids), preps_MHW, inputs)
-        known = _host(class_ids)
-        shared = self.recipe.setting != "sdf"
-        outputs = []
-        for position, latent_E in enumerate(latent_ME.unbind(0)):
-            one = inputs if shared else inputs[position : position + 1]
-            ids = known[position : position + 1]
+        groups = groups_of(self.registry, _host(class_ids), inputs, single=recompute)
+        return instance_losses(groups, preps_MHW, judge)
 
-            def decode_and_run(latent_1E: Tensor, given: Tensor, ids: Sequence[int] = ids) -> Tensor:
-                return self._run(ids, self._decode(latent_1E), given)
-
-            outputs.append(checkpoint(decode_and_run, latent_E.unsqueeze(0), one, use_reentrant=False))
-        return torch.cat(outputs)
+    def _outputs(self, group: Group, preps_kHW: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs `[k, B, ...]` of a group. Signals always run in float32: sin(30 x) has no digits to spare."""
+        with half(preps_kHW.device, self.bf16 and self.recipe.setting != "sdf"):
+            return prepkit.run_instances(group.architecture, preps_kHW, inputs)
 
     def _decode(self, latent_ME: Tensor) -> Tensor:
         with self._half(latent_ME):
@@ -160,7 +179,7 @@ class Objective:
         return preps_MHW
 
     def _run(self, class_ids: Sequence[int], preps_NHW: Tensor, inputs: Tensor) -> Tensor:
-        """Outputs of instances. Signals always run in float32: sin(30 x) has no digits to spare."""
+        """Outputs of instances, as `_outputs` of all groups together."""
         with half(preps_NHW.device, self.bf16 and self.recipe.setting != "sdf"):
             return run_by_class_id(self.registry, class_ids, preps_NHW, inputs)
 

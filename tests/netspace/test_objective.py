@@ -60,6 +60,14 @@ def close(found, expected):
     torch.testing.assert_close(found, expected.detach(), rtol=1e-10, atol=0)
 
 
+def same_gradients(space, found, expected):
+    wanted = [parameter for parameter in space.parameters() if parameter.requires_grad]
+    pairs = zip(torch.autograd.grad(found, wanted), torch.autograd.grad(expected, wanted), strict=True)
+    for ours, plain in pairs:
+        torch.testing.assert_close(ours, plain, rtol=1e-8, atol=1e-12 * float(plain.abs().max()))
+        assert plain.abs().max() > 0
+
+
 def test_single(setting):
     objective, batch, space = setting("digits_single")
     total = 0.0
@@ -71,6 +79,7 @@ def test_single(setting):
     found = objective(batch)
     close(found.total, total)
     close(found.parts["loss"], total)
+    same_gradients(space, found.total, total)
 
 
 def test_signals(setting):
@@ -80,7 +89,9 @@ def test_signals(setting):
         predicted = network_of(architecture, space.decode(space.encode(prep_HW[None]))[0])(points)
         target = network_of(architecture, prep_HW)(points)
         total = total + (predicted - target).square().mean() / len(batch.preps)
-    close(objective(batch).total, total)
+    found = objective(batch)
+    close(found.total, total)
+    same_gradients(space, found.total, total)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -115,11 +126,12 @@ def test_several_architectures(setting, share):
         if pairs or name != "loss_gamma":
             close(found.parts[name], expected)
     close(found.total, sum(parts.values()))
+    same_gradients(space, found.total, sum(parts.values()))
 
 
 def test_identity_adds_each_target_s_own_outputs(setting):
-    objective, batch, space = setting("digits_multi", **{"loss.identity": 0.5})
-    plain, _, same = setting("digits_multi")
+    objective, batch, space = setting("digits_multi", **{"loss.identity": 0.5, "batch.boundary_share": 1.0})
+    plain, _, same = setting("digits_multi", **{"batch.boundary_share": 1.0})
     same.load_state_dict(space.state_dict())
     expected = 0.0
     for prep_HW, class_id in zip(batch.preps, batch.class_ids, strict=True):
@@ -130,7 +142,17 @@ def test_identity_adds_each_target_s_own_outputs(setting):
         expected = expected + kl(predicted, target.detach())
     found = objective(batch)
     close(found.parts["loss_identity"], 0.5 * expected)
-    close(found.total, plain(batch).total + 0.5 * expected)
+    rest = plain(batch)
+    close(found.total, rest.total + 0.5 * expected)
+    close(found.parts["loss_kd"], rest.parts["loss_kd"])
+    close(found.parts["loss_gamma"], rest.parts["loss_gamma"])
+    rest.total.backward()
+    others = [parameter.grad for parameter in same.parameters()]
+    own = torch.autograd.grad(0.5 * expected, list(space.parameters()), allow_unused=True)
+    found.total.backward()
+    for parameter, other, identity in zip(space.parameters(), others, own, strict=True):
+        expected_gradient = other if identity is None else other + identity
+        torch.testing.assert_close(parameter.grad, expected_gradient, rtol=1e-8, atol=1e-12)
 
 
 def test_what_the_ablations_leave_out(setting):
