@@ -1,6 +1,7 @@
 """The losses of predicted instances, each with its gradient as soon as it is known.
 
-    loss_M, parts = instance_losses(registry, class_ids, preps_MHW, judge)
+    groups = apart(groups_of(registry, class_ids), inputs)
+    loss_M, parts = instance_losses(groups, preps_MHW, judge)
     loss_M.sum().backward()                   # into whatever wrote the PReps
 
 An instance's loss depends on its own PRep alone, so nothing of its layers has to be kept for the backward pass of the
@@ -14,58 +15,32 @@ Shapes: M instances, k of a group, H x W the PRep.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-import prepkit
+from netspace.prediction import Group
 from prepkit.instances import stacking_pays
-
-
-@dataclass(frozen=True)
-class Group:
-    """Instances that run together.
-
-    positions: of the k instances among all
-    """
-
-    architecture: prepkit.Architecture
-    positions: tuple[int, ...]
-
-    def of(self, rows: Tensor) -> Tensor:
-        """The rows `[k, ...]` of these instances out of those of all, `[M, ...]`."""
-        if self.positions == tuple(range(len(rows))):
-            return rows
-        # Taken one by one: a tensor of positions would be copied to the device, and the host would wait for it.
-        return torch.stack([rows[position] for position in self.positions])
-
 
 Judge = Callable[[Group, Tensor], Mapping[str, Tensor]]
 
 
-def groups_of(
-    registry: prepkit.Registry, class_ids: Sequence[int], inputs: Tensor, single: bool = False
-) -> list[Group]:
-    """Instances by architecture, those of one together where they run at once, else each alone.
+def apart(groups: Sequence[Group], inputs: Tensor, single: bool = False) -> list[Group]:
+    """Groups that are run one after another: an architecture's instances together where they run at once, else alone.
 
     inputs: `[B, *input_shape]`, or `[M, B, *input_shape]`
-    single: each alone in any case, which takes the least memory
+    single: alone in any case, which takes the least memory
     """
-    positions: dict[int, list[int]] = {}
-    for position, class_id in enumerate(class_ids):
-        positions.setdefault(class_id, []).append(position)
-    groups = []
-    for class_id, found in positions.items():
-        architecture = registry.by_class_id(class_id)
-        batch = inputs.shape[-len(architecture.input_shape) - 1]
-        if not single and stacking_pays(architecture, batch, inputs.device):
-            groups.append(Group(architecture, tuple(found)))
+    found = []
+    for group in groups:
+        batch = inputs.shape[-len(group.architecture.input_shape) - 1]
+        if not single and stacking_pays(group.architecture, batch, inputs.device):
+            found.append(group)
         else:
-            groups.extend(Group(architecture, (position,)) for position in found)
-    return groups
+            found.extend(Group(group.architecture, (position,)) for position in group.positions)
+    return found
 
 
 def instance_losses(groups: Sequence[Group], preps_MHW: Tensor, judge: Judge) -> tuple[Tensor, dict[str, Tensor]]:

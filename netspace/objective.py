@@ -24,10 +24,10 @@ from netspace import losses
 from netspace.config import Recipe
 from netspace.data import Batch, ZooMismatch
 from netspace.device import half
-from netspace.instance_losses import Group, Judge, groups_of, instance_losses
+from netspace.instance_losses import Judge, apart, instance_losses
 from netspace.network import NetSpace
 from netspace.parallel import Ranks
-from netspace.prediction import run_by_class_id
+from netspace.prediction import Group, groups_of, run_by_class_id
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Objective:
             preps_MHW = torch.cat(rows)
         else:
             preps_MHW = self._decode(latent_ME)
-        groups = groups_of(self.registry, _host(class_ids), inputs, single=recompute)
+        groups = apart(groups_of(self.registry, _host(class_ids)), inputs, single=recompute)
         return instance_losses(groups, preps_MHW, judge)
 
     def _outputs(self, group: Group, preps_kHW: Tensor, inputs: Tensor) -> Tensor:

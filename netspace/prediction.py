@@ -84,18 +84,39 @@ def run_by_class_id(registry: prepkit.Registry, class_ids: Sequence[int], preps_
 
     inputs: `[B, *input_shape]` that all share, or `[N, B, *input_shape]`
     """
+    shared = inputs.dim() == len(registry.by_class_id(class_ids[0]).input_shape) + 1
+    rows: list[Tensor] = [preps_NHW] * len(class_ids)  # each is replaced
+    for group in groups_of(registry, class_ids):
+        given = inputs if shared else group.of(inputs)
+        outputs = prepkit.run_instances(group.architecture, group.of(preps_NHW), given)
+        if len(group.positions) == len(rows):
+            return outputs
+        for position, row in zip(group.positions, outputs.unbind(0), strict=True):
+            rows[position] = row
+    return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Instances of one architecture.
+
+    positions: of the k instances among all
+    """
+
+    architecture: prepkit.Architecture
+    positions: tuple[int, ...]
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The rows `[k, ...]` of these instances out of those of all, `[N, ...]`."""
+        if self.positions == tuple(range(len(rows))):
+            return rows
+        # Taken one by one: a tensor of positions would be copied to the device, and the host would wait for it.
+        return torch.stack([rows[position] for position in self.positions])
+
+
+def groups_of(registry: prepkit.Registry, class_ids: Sequence[int]) -> list[Group]:
+    """Instances by architecture."""
     positions: dict[int, list[int]] = {}
     for position, class_id in enumerate(class_ids):
         positions.setdefault(class_id, []).append(position)
-    if len(positions) == 1:
-        return prepkit.run_instances(registry.by_class_id(class_ids[0]), preps_NHW, inputs)
-    shared = inputs.dim() == len(registry.by_class_id(class_ids[0]).input_shape) + 1
-    rows: list[Tensor] = [preps_NHW] * len(class_ids)  # each is replaced
-    for class_id, found in positions.items():
-        # Taken one by one: a tensor of positions would be copied to the device, and the host would wait for it.
-        preps = torch.stack([preps_NHW[position] for position in found])
-        own = inputs if shared else torch.stack([inputs[position] for position in found])
-        outputs = prepkit.run_instances(registry.by_class_id(class_id), preps, own)
-        for position, row in zip(found, outputs.unbind(0), strict=True):
-            rows[position] = row
-    return torch.stack(rows)
+    return [Group(registry.by_class_id(class_id), tuple(found)) for class_id, found in positions.items()]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import prepkit
-from netspace.instance_losses import Group, groups_of, instance_losses
+from netspace.instance_losses import apart, instance_losses
+from netspace.prediction import Group, groups_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("lenet_like@digits", "resnet8@digits")
@@ -55,7 +56,7 @@ def test_losses_and_gradients_are_those_of_autograd(registry, images, preps):
     (torch.stack(expected) * weight_M).sum().backward()
     for single in (False, True):
         ours = preps.clone().requires_grad_()
-        loss_M, parts = instance_losses(groups_of(registry, CLASS_IDS, images, single), ours, judged(images))
+        loss_M, parts = instance_losses(apart(groups_of(registry, CLASS_IDS), images, single), ours, judged(images))
         (loss_M * weight_M).sum().backward()
         torch.testing.assert_close(loss_M.detach(), torch.stack(expected).detach(), rtol=1e-10, atol=0)
         torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-8, atol=1e-12)
@@ -78,7 +79,7 @@ def test_an_instance_is_forgotten_before_the_next_one_runs(registry, images, pre
         assert len(kept) > 5  # what layers keep for the backward pass
         return {"loss": outputs.square().mean((1, 2))}
 
-    groups = groups_of(registry, CLASS_IDS, images, single=True)
+    groups = apart(groups_of(registry, CLASS_IDS), images, single=True)
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda one: one.tensor):
         loss_M, _ = instance_losses(groups, preps.requires_grad_(), judge)
     assert alive == [0] * len(CLASS_IDS)
@@ -86,15 +87,21 @@ def test_an_instance_is_forgotten_before_the_next_one_runs(registry, images, pre
 
 
 def test_groups(registry, images, monkeypatch):
-    together = groups_of(registry, CLASS_IDS, images)
+    together = apart(groups_of(registry, CLASS_IDS), images)
     assert [(group.architecture.name, group.positions) for group in together] == [
         (NAMES[1], (0, 2, 3)),
         (NAMES[0], (1, 4)),
     ]
-    alone = groups_of(registry, CLASS_IDS, images, single=True)
+    alone = apart(groups_of(registry, CLASS_IDS), images, single=True)
     assert [group.positions for group in alone] == [(0,), (2,), (3,), (1,), (4,)]
     monkeypatch.setattr("prepkit.instances.STACKED_FLOPS_ON_CPU", 1.0)  # too large to run at once
-    assert [group.positions for group in groups_of(registry, CLASS_IDS, images)] == [(0,), (2,), (3,), (1,), (4,)]
+    assert [group.positions for group in apart(groups_of(registry, CLASS_IDS), images)] == [
+        (0,),
+        (2,),
+        (3,),
+        (1,),
+        (4,),
+    ]
 
 
 def test_rows_of_a_group():
@@ -108,7 +115,7 @@ def test_rows_of_a_group():
 def test_without_gradients_nothing_is_differentiated(registry, images, preps):
     seen = []
     with torch.no_grad():
-        loss_M, _ = instance_losses(groups_of(registry, CLASS_IDS, images), preps, judged(images, seen))
+        loss_M, _ = instance_losses(apart(groups_of(registry, CLASS_IDS), images), preps, judged(images, seen))
     assert not loss_M.requires_grad
     assert not any(outputs.requires_grad for _, outputs in seen)
     assert torch.isfinite(loss_M).all()
