@@ -1,4 +1,4 @@
-"""Running experiments on runs: each once for a state, a zoo, a seed and sizes; what was found stays in the run.
+"""Running experiments on runs: each once for a state, a zoo, a seed, sizes and code; what was found stays in the run.
 
 bench = Bench(run)
 result = bench.result("accuracy")         # RUN/experiments/accuracy.json, made now if it is not there yet
@@ -6,8 +6,10 @@ result = bench.result("accuracy")         # RUN/experiments/accuracy.json, made 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ from netspace.experiments.result import Progress, Result, ResultError, plain
 from prepkit.errors import listed
 
 EXPERIMENTS_FOLDER = "experiments"
-DECIDES = ("checkpoint", "zoo", "seed", "sizes")  # of a stamp: what makes it another result
+DECIDES = ("checkpoint", "zoo", "seed", "sizes", "code")  # of a stamp: what makes it another result
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Bench:
             "zoo": self.run.record["zoo"]["sha256"],
             "seed": self.seed,
             "sizes": (self.sizes or {}).get(name, {}),
+            "code": code_of(experiment_function(name)),
         }
         return dict(plain(decisive, "stamp"))
 
@@ -131,6 +134,12 @@ class Bench:
 def experiment(run: Run, name: str, **settings: Any) -> Result:
     """What one experiment finds on a run: what was saved, or found now and saved; settings as Bench has them."""
     return Bench(run, **settings).result(name)
+
+
+def code_of(function: Callable[..., Result]) -> str:
+    """Sum of the file that an experiment's function stands in; what that uses from other files is not in it."""
+    file = sys.modules[function.__module__].__file__
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 def hardware(device: torch.device) -> str:

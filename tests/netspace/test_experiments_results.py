@@ -1,8 +1,10 @@
 """Results of experiments: how they come back, when they are made again; split hygiene; the latent map."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,6 +183,16 @@ def test_what_is_damaged_or_of_another_state_is_made_again(run, counted):
     run.save("best", State(9, run.new_space().state_dict(), {"scores": {"score": 1.0}}))
     assert bench.result("counted").stamp["checkpoint"]["step"] == 9
     assert len(counted.seeds) == 4
+
+
+def test_another_code_makes_an_experiment_again(run, counted, tmp_path, monkeypatch):
+    assert running.code_of(counted) == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    bench = Bench(run, "cpu")
+    first = bench.result("counted")
+    monkeypatch.setattr(running, "code_of", lambda function: "another")
+    assert bench.saved("counted") is None
+    assert bench.result("counted").numbers == first.numbers
+    assert len(counted.seeds) == 2
 
 
 def test_a_failed_experiment_leaves_no_result(run, counted, monkeypatch):
