@@ -24,6 +24,7 @@ MEANINGS = {
     "tensorboard/": "the same as curves, and PReps as images",
     "figures/": "pictures",
 }
+LOCAL = ("checkpoints/latest.json", "tensorboard/")  # what a push leaves behind
 
 
 def write_card(run: Run) -> Path | None:
@@ -70,8 +71,8 @@ def card_text(run: Run, repo: str | None = None, license: str | None = None) -> 
             "preps = space.decode(latent)",
             "```",
             "",
-            "`netspace evaluate`, `embed`, `interpolate`, `optimize` and `decode` do the rest; "
-            "`netspace train ... --resume` goes on with the training.",
+            "`netspace evaluate`, `embed`, `interpolate`, `optimize` and `decode` do the rest"
+            + ("." if repo else "; `netspace train ... --resume` goes on with the training."),
         ],
         [
             "## Architectures",
@@ -97,7 +98,11 @@ def card_text(run: Run, repo: str | None = None, license: str | None = None) -> 
             json.dumps(recipe.to_dict(), indent=2),
             "```",
         ],
-        ["## Files", "", *(f"- `{name}`: {meaning}" for name, meaning in MEANINGS.items())],
+        [
+            "## Files",
+            "",
+            *(f"- `{name}`: {meaning}" for name, meaning in MEANINGS.items() if not (repo and name in LOCAL)),
+        ],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 

@@ -40,7 +40,6 @@ from netspace.network import NetSpace
 from prepkit.errors import listed
 from prepkit.files import replacing
 from prepkit.hub.address import HUB_SCHEME
-from prepkit.zoo.lock import Lock
 from prepkit.zoo.staging import sha256_of_file
 
 FORMAT = "netspace-run/1"
@@ -120,10 +119,6 @@ class Run:
         """Keep a recipe that differs in the number of steps alone."""
         self.record["recipe"], self.recipe = recipe.to_dict(), recipe
         _write(self.path / RECORD, self.record)
-
-    def lock(self) -> Lock:
-        """Keep other trainings out of the folder; raises prepkit's ZooLocked."""
-        return Lock.take(self.path / LOCK, self.path)
 
     def open_zoo(self, path: str | os.PathLike[str] | None = None) -> prepkit.Zoo:
         """The zoo that the run was trained on, read at the recipe's height and width.
@@ -227,7 +222,14 @@ class Run:
         if not self.metrics_file.exists():
             return []
         lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one
+        found = []
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):  # a kill may have cut the last one
+                    raise RunError(f"{self.metrics_file}, line {number}: damaged ({error}).") from None
+        return found
 
     def cut_metrics(self, step: int) -> None:
         """Forget lines of steps that are taken again."""
@@ -261,8 +263,13 @@ def open_run(path: str | os.PathLike[str], *, trust_code: bool = False) -> Run:
 
 
 def check_free(root: Path) -> None:
-    """raises RunError if a run cannot begin in a folder, because something is there."""
+    """raises RunError if a run cannot begin in a folder, because something is there.
+
+    A run that ended before it had anything to keep is begun anew.
+    """
     if (root / RECORD).exists():
+        if not any((root / CHECKPOINTS).glob("*.json")):
+            return
         raise RunError(f"'{root}' holds a run already; --resume (resume=True) goes on with it, or name another folder.")
     if root.exists() and (not root.is_dir() or any(name != LOCK for name in os.listdir(root))):
         raise RunError(f"'{root}' is there and no run; name a new or empty folder.")

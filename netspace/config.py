@@ -24,6 +24,7 @@ from prepkit.errors import listed, nearest
 SETTINGS = ("single", "multi", "unseen", "sdf")
 PRECISIONS = ("float32", "bf16")
 SCHEDULES = ("constant", "cosine")
+INITIALISATIONS = ("paper", "small_zoos", "without_scale", "from_preps")  # initialisation.py says what they are
 SUFFIX = ".toml"
 
 
@@ -270,6 +271,7 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 def _check(recipe: Recipe, place: str) -> None:
     _choice(recipe.setting, SETTINGS, f"{place}, setting")
+    _choice(recipe.network.initialisation, INITIALISATIONS, f"{place}, network.initialisation")
     _choice(recipe.training.precision, PRECISIONS, f"{place}, training.precision")
     _choice(recipe.optimiser.schedule, SCHEDULES, f"{place}, optimiser.schedule")
     batch, training, optimiser = recipe.batch, recipe.training, recipe.optimiser
@@ -287,6 +289,11 @@ def _check(recipe: Recipe, place: str) -> None:
     _range(place, "loss.alpha", recipe.loss.alpha, 0, 1)
     _range(place, "loss.temperature", recipe.loss.temperature, 1e-3)
     _range(place, "loss.identity", recipe.loss.identity, 0)
+    if recipe.network.initialisation == "from_preps" and recipe.has_classes:
+        raise RecipeError(
+            f"{place}, network.initialisation: 'from_preps' starts around one architecture; use 'small_zoos' or "
+            f"'paper' in '{recipe.setting}'."
+        )
     if recipe.loss.weights and recipe.has_classes:
         raise RecipeError(
             f"{place}, loss.weights: setting '{recipe.setting}' has a teacher, not weights; leave it out."

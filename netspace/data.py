@@ -91,9 +91,16 @@ def task_of(zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) ->
     return prepkit.load_task(zoo.task, data).to(device)
 
 
+def has_items(zoo: prepkit.Zoo) -> bool:
+    """Whether each instance has a data set of its own, a shape; elsewhere a column `item` is the user's and means
+    nothing.
+    """
+    return zoo.task is not None and zoo.task.get("kind") == "shapes" and ITEM in zoo.table.column_names
+
+
 def items_of(zoo: prepkit.Zoo) -> list[int]:
     """The number of each instance's own data set; 0 where the task has one for all."""
-    if ITEM not in zoo.table.column_names:
+    if not has_items(zoo):
         return [0] * len(zoo)
     return [0 if item is None else int(item) for item in zoo.table[ITEM].to_pylist()]
 

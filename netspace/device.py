@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -35,6 +36,22 @@ def device_of(name: str = "auto") -> torch.device:
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no GPU"
         raise DeviceError(f"device '{name}' was asked for, but this torch sees {found}; use --device auto or cpu.")
     return device
+
+
+def own_device(name: str = "auto") -> torch.device:
+    """The device of a name for this process: a GPU by its number, and of torchrun's processes each its own.
+
+    raises DeviceError
+    """
+    device = device_of(name)
+    if device.type != "cuda" or ":" in str(device):
+        return device
+    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if own >= there:
+        raise DeviceError(
+            f"process {own} of this machine has no GPU of its own, torch sees {there}; use --nproc-per-node {there}."
+        )
+    return torch.device("cuda", own)
 
 
 def half(device: torch.device, wanted: bool) -> AbstractContextManager[object]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch
-from netspace.evaluation import chunks
+from netspace.evaluation import PREPS_AT_ONCE, chunks
 from netspace.network import NetSpace
 from prepkit.errors import OutputError, listed
 from prepkit.files import check_writable, replacing
@@ -52,7 +52,8 @@ def encode(
     parts = [torch.empty(0, space.embedding_size, device=device)]
     with torch.no_grad():
         for places in chunks(len(chosen)):
-            parts.append(space.encode(chosen.preps(places).to(device, torch.float32)))
+            preps_NHW = chosen.preps(places).to(device, torch.float32)
+            parts.extend(space.encode(few) for few in torch.split(preps_NHW, PREPS_AT_ONCE))
             if progress is not None:
                 progress(len(places))
     return torch.cat(parts)

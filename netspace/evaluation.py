@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import ITEM, ZooMismatch, items_of
+from netspace.data import ZooMismatch, has_items, items_of
 from netspace.device import half
 from netspace.prediction import predict, run_by_class_id
 from prepkit.tasks.task import EVALUATION_BATCH
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from netspace.network import NetSpace
 
 INSTANCES_AT_ONCE = 64
+PREPS_AT_ONCE = 8  # through the space, whose first layers put out more than all else
 POINTS_AT_ONCE = 4096
 CLOSE = 1e-2  # supplementary V: an output this near to the target's counts as right
 NEAR = 0.1  # of the surface: the distance at which DeepSDF cuts its targets
@@ -102,7 +103,7 @@ def evaluate(
     if not len(zoo):
         raise ZooMismatch(f"zoo '{zoo.name}': no instances to evaluate.")
     device = next(space.parameters()).device
-    signals = ITEM in zoo.table.column_names
+    signals = has_items(zoo)
     class_ids: list[int] = []
     accuracies: list[float] = []
     closeness: list[tuple[float, float]] = []
@@ -111,12 +112,14 @@ def evaluate(
             view = zoo.select(rows)
             preps_NHW = view.preps().to(device, torch.float32)
             with half(device, bf16):
-                predicted = predict(space, space.encode(preps_NHW), registry)
-            found = accuracy_of(registry, predicted.class_ids, predicted.preps, view, task, split, bf16=bf16)
-            class_ids += predicted.class_ids
+                parts = [predict(space, space.encode(few), registry) for few in torch.split(preps_NHW, PREPS_AT_ONCE)]
+            predicted_NHW = torch.cat([part.preps for part in parts])
+            named = [class_id for part in parts for class_id in part.class_ids]
+            found = accuracy_of(registry, named, predicted_NHW, view, task, split, bf16=bf16)
+            class_ids += named
             accuracies += found
             if signals:
-                closeness += _closeness(registry, predicted.class_ids, predicted.preps, preps_NHW, view, task, split)
+                closeness += _closeness(registry, named, predicted_NHW, preps_NHW, view, task, split)
             if progress is not None:
                 progress(len(rows))
     names = list(registry.class_ids)
@@ -163,7 +166,7 @@ def accuracy_of(
     """
     items = items_of(zoo) if zoo is not None else [0] * len(preps_NHW)
     found = [0.0] * len(preps_NHW)
-    signals = zoo is not None and ITEM in zoo.table.column_names
+    signals = zoo is not None and has_items(zoo)
     for class_id in sorted(set(class_ids)):
         places = [place for place, one in enumerate(class_ids) if one == class_id]
         own = torch.stack([preps_NHW[place] for place in places])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import prepkit
 from netspace import losses, meshes
-from netspace.data import ITEM
+from netspace.data import has_items
 from netspace.evaluation import accuracy_of, chunks
 from netspace.network import NetSpace
 from netspace.prediction import Prediction, predict
@@ -251,7 +251,7 @@ class _Judge:
     def _judged(
         self, pairs: Sequence[int], a: Points, b: Points, class_ids: Sequence[int], preps_MHW: Tensor
     ) -> dict[str, Sequence[Any]]:
-        if ITEM not in self.zoo.table.column_names:
+        if not has_items(self.zoo):
             found = accuracy_of(self.registry, class_ids, preps_MHW, None, self.task, self.samples)
             return {"accuracy": found}
         grids = meshes.distance_grids(self.registry, class_ids, preps_MHW, self.resolution)

@@ -102,6 +102,7 @@ class Objective:
         wanted = settings.interpolation
         pairs = losses.boundary_pairs(batch.class_ids, len(self.recipe.architectures)) if wanted else []
         factors = tuple(self.ranks.share(self.factors)) if pairs else ()
+        c_t_n = torch.tensor(batch.class_ids[own], device=batch.preps.device)  # before the device has anything to do
         with self._half(batch.preps):
             latent_nE = self.space.encode(batch.preps[own])
             joint_NE = self.ranks.gather(latent_nE)
@@ -122,7 +123,6 @@ class Objective:
             return found
 
         loss_M, parts_M = self._judged(latent_ME, predicted_ids, batch.inputs, judge)
-        c_t_n = logits_MA.new_tensor(batch.class_ids[own], dtype=torch.int64)
         loss_class_n = losses.loss_class(logits_MA[:count], c_t_n)
         loss_gamma_PG = loss_M[count:].view(lines)  # L_kd^gamma (Eq. 10)
         told_gamma_PG = parts_M["loss_kd"][count:].view(lines)

@@ -363,6 +363,8 @@ def _asked_class_ids(
 def _items(run: Run, zoo: prepkit.Zoo, points: Points, items: Sequence[int] | None) -> list[int]:
     """The number of the shape that each start point is to fit; 0 where all share the samples."""
     if run.recipe.setting != "sdf":
+        if items is not None:
+            raise PointError("items (--item) are shapes; the networks of this run all classify the same images.")
         return [0] * len(points)
     if items is None and points.rows is None:
         raise PointError("an embedding does not say which shape it is to fit; give items (--item), one each.")

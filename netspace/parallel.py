@@ -37,8 +37,7 @@ class Ranks:
     @classmethod
     def join(cls, device: torch.device) -> Ranks:
         """The processes that torchrun started, once they have met; a single one without torchrun."""
-        told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))  # a cluster may tell some
-        if not told or os.environ["WORLD_SIZE"] == "1":
+        if not _started_by_torchrun():
             return cls()
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -106,6 +105,16 @@ class Ranks:
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=device)))
+
+
+def is_first() -> bool:
+    """Whether this is the one process that speaks, before others were met or after."""
+    return not _started_by_torchrun() or os.environ["RANK"] == "0"
+
+
+def _started_by_torchrun() -> bool:
+    told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))  # a cluster may tell some
+    return told and os.environ["WORLD_SIZE"] != "1"
 
 
 class _Gather(torch.autograd.Function):

@@ -9,7 +9,6 @@ All that is drawn depends on the recipe's seed and the number of the step, so th
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import threading
@@ -26,10 +25,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import prepkit
 from netspace.card import write_card
-from netspace.checkpoint import BEST, LATEST, NETWORK, OPTIMISER, Run, RunError, State, check_free
+from netspace.checkpoint import BEST, LATEST, LOCK, NETWORK, OPTIMISER, Run, RunError, State, check_free
 from netspace.config import Recipe
 from netspace.data import Data
-from netspace.device import device_of, use_tf32
+from netspace.device import own_device, use_tf32
 from netspace.initialisation import start_from_preps
 from netspace.logs import EVERY_STEPS, Log, NotFinite, Progress, board_of
 from netspace.memory import OutOfMemory, advice, is_out_of_memory, num_weights
@@ -37,6 +36,7 @@ from netspace.network import NetSpace
 from netspace.objective import Objective
 from netspace.parallel import Ranks
 from netspace.validation import Validation
+from prepkit.files import output_error
 from prepkit.populate.allocator import keep_freed_memory
 from prepkit.zoo.lock import Lock
 
@@ -60,16 +60,14 @@ def train(
 ) -> Run:
     """Train a NetSpace on a zoo, into a run's folder.
 
-    recipe: what is trained and how; with `resume` that of the run, but for the number of steps, which may be raised
+    recipe: what is trained and how; with `resume` that of the run, but perhaps for the number of steps
     zoo:    folder of the zoo
     out:    folder of the run: new, or empty, or one to go on with
     device: "auto", "cpu", "cuda", "cuda:1" or "mps"
     data:   folder of the task's data, for tasks that need one
     raises ZooMismatch, RunError, RecipeError, DeviceError, NotFinite, OutOfMemory, Interrupted
     """
-    where = device_of(device)
-    if device == "auto" and where.type == "cuda" and "LOCAL_RANK" in os.environ:
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    where = own_device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     ranks = Ranks.join(where)
@@ -82,6 +80,7 @@ def train(
         training = Training(recipe, opened, where, ranks, data, progress or Progress())
         run, lock = _folder(Path(out), recipe, opened, zoo, resume, ranks)
         training.go(run)
+        ranks.agree(None)  # the others wait until all is written
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -102,7 +101,8 @@ class Training:
         keep_freed_memory()
         use_tf32(device)
         ranks.block(recipe.batch.instances)
-        self.recipe, self.device, self.ranks, self.progress = recipe, device, ranks, told
+        self.recipe, self.device, self.ranks = recipe, device, ranks
+        self.progress = told if ranks.first else Progress()
         self.data = Data(recipe, zoo, device, data)
         self.validation = Validation(recipe, zoo, self.data)
 
@@ -122,9 +122,10 @@ class Training:
         log.board = board_of(run, start, self.progress) if ranks.first else None
         self.progress.begin(start, recipe.training.steps)
         batches = self.data.batches(start * recipe.batch.accumulate)
+        steps = range(0) if self._enough(best) else range(start + 1, recipe.training.steps + 1)
         try:
             with asked_to_end() as asked:
-                for step in range(start + 1, recipe.training.steps + 1):
+                for step in steps:
                     rate = recipe.optimiser.rate(step - 1, recipe.training.steps)
                     parts: dict[str, torch.Tensor] = {}
                     indices: tuple[int, ...] = ()
@@ -150,7 +151,7 @@ class Training:
                         best = scores["score"] if better else best
                         log.validated(step, scores, better)
                         self._save(run, step, space, optimiser, log, best, scores if better else None)
-                        if scores["score"] >= (recipe.training.stop_at or math.inf):
+                        if self._enough(best):
                             break
                     elif interrupted:
                         self._save(run, step, space, optimiser, log, best, None)
@@ -158,6 +159,11 @@ class Training:
                         raise Interrupted(f"interrupted after step {step}; --resume goes on from there.")
         finally:
             log.close()
+
+    def _enough(self, best: float | None) -> bool:
+        """Whether the best score is one to stop at."""
+        stop_at = self.recipe.training.stop_at
+        return stop_at is not None and best is not None and best >= stop_at
 
     def _interrupted(self, asked: list[int], step: int) -> bool:
         """Whether some process was asked to end; several of them only ask each other every few steps."""
@@ -263,19 +269,41 @@ def _folder(
     lock = None
     if ranks.first:
         if resume:
+            Run(out, trust_code=True)  # raises RunError before anything is written
+        else:
+            check_free(out)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise output_error(out, error) from error
+        lock = Lock.take(out / LOCK, out)
+        try:
+            if not resume:
+                Run.create(out, recipe, zoo, zoo_path)
             run = Run(out, trust_code=True)
-            _check_same(run, recipe, zoo)
+            _check_resumable(run, recipe, zoo)
             if recipe != run.recipe:
                 run.change_steps(recipe)
-        else:
-            run = Run.create(out, recipe, zoo, zoo_path)
-        lock = run.lock()
+        except BaseException:
+            lock.release()
+            raise
     ranks.agree(None)  # the others wait until the folder is there
     return Run(out, trust_code=True), lock
 
 
-def _check_same(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
-    """raises RunError if a run was begun with another recipe or zoo."""
+def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
+    """raises RunError if a run was begun with another recipe or zoo, is further already, or has lost its state."""
+    latest, best = run.facts(LATEST), run.facts(BEST)
+    if latest is None and best is not None:
+        raise RunError(
+            f"'{run.path}' has the best weights, after step {best['step']}, but not the state that training goes on "
+            "from (checkpoints/latest.json); train anew into another folder."
+        )
+    if latest is not None and recipe.training.steps < latest["step"]:
+        raise RunError(
+            f"'{run.path}' has taken {latest['step']:,} steps already, more than the {recipe.training.steps:,} that "
+            "were asked for; use --steps of at least as many."
+        )
     steps = replace(recipe.training, steps=run.recipe.training.steps)
     if replace(recipe, training=steps) != run.recipe:
         before, now = _flat(run.recipe.to_dict()), _flat(recipe.to_dict())

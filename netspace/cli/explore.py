@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netspace.cli.exploring import (
+    PLACE,
     Exploring,
     data_option,
     figure,
@@ -45,12 +46,19 @@ FOLDER = click.Path(path_type=Path)
 @space_options
 @json_option
 def evaluate(
-    run: Path, zoo: Path | None, split: str, samples: str, data: Path | None, kind: str, device: str, as_json: bool
+    run: Path | str,
+    zoo: Path | str | None,
+    split: str,
+    samples: str,
+    data: Path | None,
+    kind: str,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Compare the instances of a split with the ones that the space predicts for them.
 
     Writes evaluation-SPLIT.csv (one row an instance) and .json (the means) into the run, and a picture into its
-    figures.
+    figures; nothing into one on the Hub.
     """
     from netspace.data import task_of
     from netspace.embedding import write_table
@@ -65,23 +73,27 @@ def evaluate(
     samples_of(task, samples)
     with working(len(chosen), "evaluating", "instance", as_json) as advance:
         found = judge(opened.space, opened.run.registry, chosen, task, samples, progress=advance)
-    name = f"evaluation-{split}" + ("" if kind == "best" else f"-{kind}")
     document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **plain(found.summary())}
-    write_table(found.table, run / f"{name}.csv", overwrite=True)
-    with replacing(run / f"{name}.json", overwrite=True) as temporary:
-        write_json(temporary, document)
-    figures = run / "figures"
-    figures.mkdir(exist_ok=True)
-    notes = try_to_draw(lambda: draw_evaluation(found, figures / f"{name}.png", overwrite=True), "picture")
+    table_path, notes = None, []
+    if isinstance(run, Path):
+        name = f"evaluation-{split}" + ("" if samples == "test" else f"-on-{samples}")
+        name += "" if kind == "best" else f"-{kind}"
+        table_path, figures = run / f"{name}.csv", run / "figures"
+        write_table(found.table, table_path, overwrite=True)
+        with replacing(run / f"{name}.json", overwrite=True) as temporary:
+            write_json(temporary, document)
+        figures.mkdir(exist_ok=True)
+        notes = try_to_draw(lambda: draw_evaluation(found, figures / f"{name}.png", overwrite=True), "picture")
     if as_json:
-        print_json({**document, "table": str(run / f"{name}.csv"), "notes": notes})
+        print_json({**document, "table": None if table_path is None else str(table_path), "notes": notes})
         return
     tell_notes(notes)
     rows, wanted = [], [name for name in EVALUATED if name in document]
     for group, means in [*document["by_architecture"].items(), ("all", document)]:
         rows.append((group, means["instances"], *(figure(means[column]) for column in wanted)))
     click.echo(table(rows, ("architecture", "instances", *(EVALUATED[column] for column in wanted))))
-    click.echo(f"{run / name}.csv")
+    if table_path is not None:
+        click.echo(str(table_path))
 
 
 EVALUATED = {
@@ -99,7 +111,7 @@ EVALUATED = {
 
 @click.command(cls=Exploring)
 @run_argument
-@click.argument("zoo", type=FOLDER, metavar="ZOO")
+@click.argument("zoo", type=PLACE, metavar="ZOO")
 @click.option("--split", help="Of the zoo's instances; all if missing.")
 @click.option(
     "-o", "--output", type=FOLDER, metavar="FILE", help=".parquet, .csv or .npz; embeddings.parquet if missing."
@@ -108,7 +120,14 @@ EVALUATED = {
 @force_option
 @json_option
 def embed(
-    run: Path, zoo: Path, split: str | None, output: Path | None, kind: str, device: str, force: bool, as_json: bool
+    run: Path | str,
+    zoo: Path | str,
+    split: str | None,
+    output: Path | None,
+    kind: str,
+    device: str,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write where the instances of ZOO stand: its table with a column `embedding`.
 
@@ -150,8 +169,8 @@ def embed(
 @force_option
 @json_option
 def decode(
-    run: Path,
-    zoo: Path | None,
+    run: Path | str,
+    zoo: Path | str | None,
     id: str | None,
     embedding: Path | None,
     row: int,

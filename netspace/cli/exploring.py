@@ -31,6 +31,22 @@ RESULT = "result.json"  # marks a folder as one of ours, which --force may repla
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 
 
+class Place(click.ParamType[Any]):
+    """A folder's path, or hf://user/name[@revision], which stays a text."""
+
+    name = "PLACE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Tell the two apart by how they begin."""
+        from prepkit.hub.address import HUB_SCHEME
+
+        text = os.fspath(value)
+        return text if text.startswith(HUB_SCHEME) else Path(text)
+
+
+PLACE = Place()
+
+
 class Interrupted(PrepkitError):
     """The user ended a command before its result was there."""
 
@@ -59,7 +75,7 @@ class Opened:
     run: Run
     space: NetSpace
     device: torch.device
-    zoo_path: Path | None
+    zoo_path: Path | str | None
     any_zoo: bool
 
     @cached_property
@@ -69,11 +85,13 @@ class Opened:
         raises ZooMismatch, and what opening a zoo raises
         """
         from netspace.data import ZooMismatch
+        from prepkit.hub.address import HUB_SCHEME
 
         if self.zoo_path is not None and self.any_zoo:
             return open_any_zoo(self.run, self.zoo_path)
-        recorded = Path(self.run.record["zoo"]["path"])
-        if self.zoo_path is None and "://" not in str(recorded) and not recorded.exists():
+        recorded = self.run.record["zoo"]["path"]
+        local = recorded is not None and not recorded.startswith(HUB_SCHEME)
+        if self.zoo_path is None and local and not Path(recorded).exists():
             raise ZooMismatch(
                 f"the run '{self.run.path}' was trained on a zoo at '{recorded}', which is not there; say --zoo DIR."
             )
@@ -81,17 +99,17 @@ class Opened:
 
 
 def run_argument(command: F) -> F:
-    """RUN."""
-    return click.argument("run", type=click.Path(path_type=Path), metavar="RUN")(command)
+    """RUN, a folder or hf://user/run."""
+    return click.argument("run", type=PLACE, metavar="RUN")(command)
 
 
 def zoo_option(command: F) -> F:
     """`--zoo`, where the zoo of the run is now."""
     return click.option(
         "--zoo",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Where the run's zoo is now; where it was if missing.",
+        type=PLACE,
+        metavar="ZOO",
+        help="Where the run's zoo is now, a folder or hf://user/zoo; where it was if missing.",
     )(command)
 
 
@@ -121,7 +139,7 @@ def seed_option(what: str) -> Callable[[F], F]:
     return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=f"Of {what}.")
 
 
-def open_run(run: Path, zoo: Path | None, kind: str, device: str, *, any_zoo: bool = False) -> Opened:
+def open_run(run: Path | str, zoo: Path | str | None, kind: str, device: str, *, any_zoo: bool = False) -> Opened:
     """The run and its NetSpace; see Opened.
 
     raises RunError, DeviceError
@@ -133,7 +151,7 @@ def open_run(run: Path, zoo: Path | None, kind: str, device: str, *, any_zoo: bo
     return Opened(opened, opened.space(kind, on), on, zoo, any_zoo)
 
 
-def open_any_zoo(run: Run, path: Path) -> prepkit.Zoo:
+def open_any_zoo(run: Run, path: Path | str) -> prepkit.Zoo:
     """A zoo read at the run's width, and at its height if that has room for every instance: padding is seen too."""
     import prepkit
 
@@ -201,6 +219,8 @@ def new_folder(target: Path, *, force: bool) -> Iterator[Path]:
 
 def check_folder(target: Path, *, force: bool) -> None:
     """Raise OutputError before any work is done for a folder that could not be written."""
+    if target.name in ("", ".."):
+        raise OutputError(f"'{target}' cannot be replaced as a whole; name a new folder.")
     if target.exists() and not target.is_dir():
         raise OutputError(f"cannot write '{target}': it is a file; name a folder.")
     if target.exists() and any(target.iterdir()):

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from netspace.cli.exploring import PLACE
 from prepkit.cli.common import json_option, print_json, table
 
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
@@ -17,7 +18,9 @@ LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 
 @click.command()
 @click.argument("recipe", metavar="RECIPE")
-@click.option("--zoo", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The zoo to learn from.")
+@click.option(
+    "--zoo", required=True, type=PLACE, metavar="ZOO", help="The zoo to learn from: a folder or hf://user/zoo."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run that is there.")
 @click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
@@ -30,7 +33,7 @@ LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 @json_option
 def train(
     recipe: str,
-    zoo: Path,
+    zoo: Path | str,
     out: Path,
     resume: bool,
     device: str,
@@ -45,12 +48,13 @@ def train(
     \b
     netspace train digits_multi --zoo zoo --out run
     netspace train digits_multi --zoo zoo --out run --resume
-    torchrun --nproc-per-node 4 -m netspace train cifar10_multi --zoo zoo --out run
+    torchrun --nproc-per-node 2 -m netspace train cifar10_multi --zoo zoo --out run
 
     The run's folder holds recipe, metrics, checkpoints and TensorBoard's log. Ctrl-C keeps the state; --resume goes on
     with it, to the same losses.
     """
     from netspace.config import load_recipe
+    from netspace.parallel import is_first
     from netspace.trainer import train as train_space
 
     values = dict(change(text) for text in changes)
@@ -61,7 +65,8 @@ def train(
         run = train_space(load_recipe(recipe, values), zoo, out, resume=resume, device=device, data=data, progress=bar)
     finally:
         bar.close()
-    tell(run, as_json)
+    if is_first():  # of torchrun's processes
+        tell(run, as_json)
 
 
 @click.command()
@@ -96,6 +101,9 @@ def tell(run: Any, as_json: bool) -> None:
     best = run.facts("best")
     if as_json:
         print_json({"output": str(run.path), "recipe": run.recipe.name, "best": best})
+        return
+    if best is None:
+        click.echo(f"{run.path}: not validated yet")
         return
     scores = " ".join(f"{name} {value:.4g}" for name, value in best["scores"].items())
     click.echo(f"{run.path}: best after step {best['step']}: {scores}")

@@ -59,10 +59,10 @@ FOLDER = click.Path(path_type=Path)
 @force_option
 @json_option
 def interpolate(
-    run: Path,
+    run: Path | str,
     first: str | None,
     second: str | None,
-    zoo: Path | None,
+    zoo: Path | str | None,
     steps: int,
     pairs: int | None,
     split: str,
@@ -215,9 +215,9 @@ def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, f
 @force_option
 @json_option
 def optimize(
-    run: Path,
+    run: Path | str,
     ids: tuple[str, ...],
-    zoo: Path | None,
+    zoo: Path | str | None,
     embedding: Path | None,
     each: int,
     split: str,

@@ -24,13 +24,14 @@ def digits_zoo(path: Path, counts: dict[str, dict[str, int]], teacher: bool = Tr
     registry = prepkit.built_in_registry("digits")
     if settings.pop("single", False):
         registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
+    columns = settings.pop("columns", {})
     settings = {"width": 128, "task": DIGITS, "registry": registry, **settings}
     with prepkit.ZooWriter(path, **settings) as writer:
         for name, splits in counts.items():
             for split, count in splits.items():
                 for number in range(count):
                     network = prepkit.architecture(name).build()
-                    writer.add(network, id=f"{name}-{split}-{number}", split=split, accuracy=number / 10)
+                    writer.add(network, id=f"{name}-{split}-{number}", split=split, accuracy=number / 10, **columns)
         if teacher:
             writer.set_teacher(prepkit.architecture("resnet20@digits").build())
     return path

@@ -16,8 +16,8 @@ from netspace.parallel import ParallelError, Ranks
 HERE = Path(__file__).parent
 
 
-def start(count: int, *arguments: str) -> None:
-    """Run a script or module with the tests' interpreter in `count` processes that find each other."""
+def start(count: int, *arguments: str) -> str:
+    """Run a script or module with the tests' interpreter in `count` processes that find each other; what they print."""
     command = [sys.executable, *arguments]
     if count > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -25,6 +25,7 @@ def start(count: int, *arguments: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_training_of_two_processes_ends_where_that_of_one_does(tmp_path, small
     arguments = [argument for key, value in settings.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
     for count in (1, 2):
         out = str(tmp_path / f"run{count}")
-        start(
+        printed = start(
             count,
             "-m",
             "netspace",
@@ -66,8 +67,11 @@ def test_a_training_of_two_processes_ends_where_that_of_one_does(tmp_path, small
             str(small_zoo("digits_multi")),
             "--out",
             out,
+            "--json",
             *arguments,
         )
+        document = json.loads(printed)  # one process speaks
+        assert document["best"] == netspace.open_run(out).facts("best")
     one, two = (netspace.open_run(tmp_path / f"run{count}") for count in (1, 2))
     for ours, theirs in zip(one.metrics(), two.metrics(), strict=True):
         assert ours["step"] == theirs["step"]

@@ -15,14 +15,15 @@ from small_zoos import SMALL, digits_zoo
 
 import netspace
 import prepkit
-from netspace import trainer
 from netspace.card import write_card
-from netspace.checkpoint import RunError
+from netspace.checkpoint import LOCK, RunError
 from netspace.config import load_recipe
-from netspace.device import DeviceError
+from netspace.device import DeviceError, own_device
 from netspace.logs import NotFinite, Progress
 from netspace.memory import OutOfMemory, advice, step_bytes
+from netspace.trainer import Interrupted
 from prepkit.errors import ZooLocked
+from prepkit.zoo.lock import Lock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("instances_per_second",)
@@ -110,7 +111,7 @@ def test_going_on_is_the_same_bit_for_bit(tmp_path, small_zoo, name, monkeypatch
         out = tmp_path / f"parts{end}"
         with monkeypatch.context() as patched:
             patched.setattr(torch.optim.Adam, "step", step)
-            with pytest.raises(trainer.Interrupted, match=f"after step {end}; --resume goes on"):
+            with pytest.raises(Interrupted, match=f"after step {end}; --resume goes on"):
                 netspace.train(recipe, small_zoo(name), out, device="cpu")
         assert netspace.open_run(out).facts("latest")["step"] == end
         parts = netspace.train(recipe, small_zoo(name), out, device="cpu", resume=True)
@@ -186,11 +187,71 @@ def test_a_folder_that_is_in_the_way(tmp_path, small_zoo):
     other = digits_zoo(tmp_path / "other", counts, teacher=False, single=True)
     with pytest.raises(RunError, match="was begun with another zoo"):
         netspace.train(recipe_of(name, 1), other, out, device="cpu", resume=True)
-    lock = run.lock()
+    lock, record = Lock.take(run.path / LOCK, run.path), (out / "run.json").read_bytes()
     with pytest.raises(ZooLocked, match="being written by process"):
-        netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu", resume=True)
+        netspace.train(recipe_of(name, 9), small_zoo(name), out, device="cpu", resume=True)
     lock.release()
+    assert (out / "run.json").read_bytes() == record
     assert all(torch.equal(value, before[key]) for key, value in weights(run).items())
+
+
+def test_what_cannot_be_gone_on_with(tmp_path, small_zoo):
+    name, out = "digits_single", tmp_path / "run"
+    run = netspace.train(recipe_of(name, 2), small_zoo(name), out, device="cpu")
+    record = (out / "run.json").read_bytes()
+    with pytest.raises(RunError, match=r"has taken 2 steps already, more than the 1 that were asked for"):
+        netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu", resume=True)
+    assert (out / "run.json").read_bytes() == record
+    (out / "checkpoints" / "latest.json").unlink()  # as in a run from the Hub
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != LOCK}
+    with pytest.raises(RunError, match=r"has the best weights, after step 2, but not the state"):
+        netspace.train(recipe_of(name, 4), small_zoo(name), out, device="cpu", resume=True)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert run.space() is not None
+
+
+def test_a_run_without_a_state_is_begun_anew(tmp_path, small_zoo, monkeypatch):
+    name, out = "digits_single", tmp_path / "run"
+
+    def refuse(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("netspace.objective.Objective.__call__", refuse)
+        with pytest.raises(OutOfMemory):
+            netspace.train(recipe_of(name, 2), small_zoo(name), out, device="cpu")
+    changed = recipe_of(name, 2, **{"training.recompute": True})  # as the message says
+    run = netspace.train(changed, small_zoo(name), out, device="cpu")
+    assert run.recipe == changed
+    assert [line["step"] for line in run.metrics() if "loss" in line] == [2]
+
+
+def test_a_line_that_was_cut_is_forgotten_and_a_damaged_one_is_told(tmp_path, small_zoo):
+    name, out = "digits_single", tmp_path / "run"
+    run = netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu")
+    whole = run.metrics()
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 2, "validation": {"score": 0.5}')
+    assert run.metrics() == whole
+    run.metrics_file.write_text("{nothing\n" + run.metrics_file.read_text())
+    with pytest.raises(RunError, match=r"metrics.jsonl, line 1: damaged"):
+        run.metrics()
+
+
+def test_what_was_learnt_enough_is_not_trained_on(tmp_path, small_zoo):
+    name, out = "chairs_mini", tmp_path / "run"
+    recipe = recipe_of(name, 3, **{"training.validate_every": 1, "training.stop_at": 0.0})
+    run = netspace.train(recipe, small_zoo(name), out, device="cpu")
+    assert run.state("latest").step == 1
+    run = netspace.train(recipe, small_zoo(name), out, device="cpu", resume=True)
+    assert run.state("latest").step == 1
+
+
+def test_a_column_item_of_the_user_s_means_nothing_to_images(tmp_path):
+    counts = {"resnet8@digits": {"train": 2, "validation": 1}}
+    path = digits_zoo(tmp_path / "zoo", counts, teacher=False, single=True, columns={"item": "mine"})
+    run = netspace.train(recipe_of("digits_single", 1), path, tmp_path / "run", device="cpu")
+    assert run.facts("best")["step"] == 1
 
 
 def test_sizes_that_cannot_be_leave_no_folder(tmp_path, small_zoo):
@@ -223,9 +284,25 @@ def test_devices():
     with pytest.raises(
         DeviceError, match="'cuda' was asked for, but this torch sees no GPU" if not torch.cuda.is_available() else ""
     ):
-        trainer.device_of("cuda" if not torch.cuda.is_available() else "cuda:99")
+        own_device("cuda" if not torch.cuda.is_available() else "cuda:99")
     with pytest.raises(DeviceError, match="unknown; use auto, cpu"):
-        trainer.device_of("gpu")
+        own_device("gpu")
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name in ("auto", "cuda"):  # torch.cuda.set_device wants a number
+        assert own_device(name) == torch.device("cuda", 0)
+    assert own_device("cuda:1") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("auto", "cuda"):
+        assert own_device(name) == torch.device("cuda", 1)
+    assert own_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DeviceError, match=r"process 2 .* no GPU of its own, torch sees 2; use --nproc-per-node 2"):
+        own_device("auto")
 
 
 def test_out_of_memory_says_what_would_fit(tmp_path, small_zoo, monkeypatch):
