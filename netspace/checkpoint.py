@@ -87,10 +87,14 @@ class Run:
     def __init__(self, path: str | os.PathLike[str], *, trust_code: bool = False) -> None:
         self.path = _here(path)
         self.record = _record(self.path)
-        self.recipe: Recipe = recipe_of(self.record["recipe"], f"{self.path / RECORD}, recipe")
-        self.registry = prepkit.Registry.from_dict(
-            self.record["registry"], f"{self.path / RECORD}, registry", trust_code=trust_code
-        )
+        file = self.path / RECORD
+        self.recipe: Recipe = recipe_of(self.record["recipe"], f"{file}, recipe")
+        try:
+            self.registry = prepkit.Registry.from_dict(
+                self.record["registry"], f"{file}, registry", trust_code=trust_code
+            )
+        except (TypeError, KeyError, AttributeError, IndexError) as error:
+            raise RunError(f"{file}, registry: damaged ({error!r}).") from None
 
     @classmethod
     def create(
@@ -106,7 +110,7 @@ class Run:
             "format": FORMAT,
             "recipe": recipe.to_dict(),
             "registry": zoo.registry.to_dict(),
-            "zoo": _identity(zoo) | {"path": os.fspath(zoo_path), "license": zoo.manifest.license},
+            "zoo": _identity(zoo) | {"path": _lasting(zoo_path), "license": zoo.manifest.license},
             "task": None if zoo.task is None else dict(zoo.task),
             "versions": versions(),
         }
@@ -309,6 +313,12 @@ def _here(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def _lasting(path: str | os.PathLike[str]) -> str:
+    """An address that means the same from another folder."""
+    text = os.fspath(path)
+    return text if text.startswith(HUB_SCHEME) else os.path.abspath(text)
+
+
 def _write(file: Path, document: Mapping[str, Any]) -> None:
     with replacing(file, overwrite=True) as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -333,4 +343,8 @@ def _record(root: Path) -> dict[str, Any]:
     missing = [key for key in ("recipe", "registry", "zoo", "task") if key not in record]
     if missing:
         raise RunError(f"{file}: {listed(missing)} missing; the file is damaged.")
+    zoo, tables = record["zoo"], (record["recipe"], record["registry"], record["task"] or {})
+    told = isinstance(zoo, dict) and all(isinstance(zoo.get(key), str) for key in ("name", "sha256"))
+    if not told or not isinstance(zoo.get("path", 0), str | None) or not all(isinstance(one, dict) for one in tables):
+        raise RunError(f"{file}: recipe, registry, zoo or task is not what netspace wrote; the file is damaged.")
     return record

@@ -48,15 +48,25 @@ class Batch:
     labels: Tensor | None
 
 
-def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
-    """raises ZooMismatch if the zoo is not one that the recipe can be trained on."""
-    remedy = f"`prepkit zoo train {recipe.zoo} DIR` makes one that fits."
+def remedy_of(recipe: Recipe) -> str:
+    """What to do about a zoo that does not fit."""
+    return f"`prepkit zoo train {recipe.zoo} DIR` makes one that fits."
+
+
+def check_architectures(recipe: Recipe, zoo: prepkit.Zoo) -> None:
+    """raises ZooMismatch if the zoo has others than the recipe."""
     found = tuple(zoo.registry.class_ids)
     if found != recipe.architectures:
         raise ZooMismatch(
             f"recipe '{recipe.name}' is for {listed(recipe.architectures)} with ClassIds from 0 in this order; zoo "
-            f"'{zoo.name}' has {listed(found)}. {remedy}"
+            f"'{zoo.name}' has {listed(found)}. {remedy_of(recipe)}"
         )
+
+
+def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
+    """raises ZooMismatch if the zoo is not one that the recipe can be trained on."""
+    remedy = remedy_of(recipe)
+    check_architectures(recipe, zoo)
     network = recipe.network
     if zoo.shape != prepkit.PRepShape(network.height, network.width):
         raise ZooMismatch(

@@ -12,6 +12,7 @@ Shapes: N start points, E embedding values, B samples, C classes, A architecture
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,17 @@ class Optimisation:
     initial: Tensor
     latents: Tensor
     predicted: Prediction
+
+    @property
+    def notes(self) -> list[str]:
+        """What did not go as it should: start points whose loss was not finite."""
+        starts = self.table["start"].to_pylist()
+        told: dict[int, str] = {}
+        for row in self.history.to_pylist():
+            if row["loss"] is not None and not math.isfinite(row["loss"]):
+                text = f"the loss is {row['loss']} at step {row['step']}; what was best before is kept. "
+                told.setdefault(row["point"], f"{starts[row['point']]}: {text}Use a lower learning rate.")
+        return list(told.values())
 
     def summary(self) -> dict[str, Any]:
         """Means over the start points of each asked architecture, JSON-able."""

@@ -189,12 +189,24 @@ def report(
         check_writable(path, overwrite=overwrite)
     if not runs:
         raise ReportError("a report needs at least one run.")
+    _check_different(runs)
     new_figure(1, 1)  # raises PlotsMissing, which each experiment would
     found = gather(runs, title, only, device, data, tuple(zoos), seed, sizes, again, progress)
     for path, content in zip(paths, (page(found), text(found, paths[1].parent), as_json(found)), strict=True):
         with replacing(path, overwrite=overwrite) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return found
+
+
+def _check_different(runs: Sequence[Run]) -> None:
+    """raises ReportError if a run, or a copy of it, is given twice: it would be counted as two seeds."""
+    seen: dict[str, Run] = {}
+    for run in runs:
+        best = run.facts(BEST)
+        key = str(run.path.resolve()) if best is None else best["sha256"]
+        if key in seen:
+            raise ReportError(f"'{seen[key].path}' and '{run.path}' are the same run; give each once.")
+        seen[key] = run
 
 
 class ReportError(prepkit.PrepkitError, ValueError):

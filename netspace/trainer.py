@@ -27,7 +27,7 @@ import prepkit
 from netspace.card import write_card
 from netspace.checkpoint import BEST, LATEST, LOCK, NETWORK, OPTIMISER, Run, RunError, State, check_free
 from netspace.config import Recipe
-from netspace.data import Data
+from netspace.data import Data, check_architectures
 from netspace.device import own_device, use_tf32
 from netspace.initialisation import start_from_preps
 from netspace.logs import EVERY_STEPS, Log, NotFinite, Progress, board_of
@@ -36,6 +36,7 @@ from netspace.network import NetSpace
 from netspace.objective import Objective
 from netspace.parallel import Ranks
 from netspace.validation import Validation
+from prepkit.errors import InvalidShape
 from prepkit.files import output_error
 from prepkit.populate.allocator import keep_freed_memory
 from prepkit.zoo.lock import Lock
@@ -76,7 +77,7 @@ def train(
         num_weights(recipe)  # raises what the network's sizes may be wrong in, before anything is read or written
         if ranks.first and not resume:
             check_free(Path(out))
-        opened = prepkit.open_zoo(zoo, width=recipe.network.width, height=recipe.network.height, trust_code=trust_code)
+        opened = _opened(recipe, zoo, trust_code)
         training = Training(recipe, opened, where, ranks, data, progress or Progress())
         run, lock = _folder(Path(out), recipe, opened, zoo, resume, ranks)
         training.go(run)
@@ -262,6 +263,16 @@ def _restore(optimiser: torch.optim.Adam, space: NetSpace, state: State) -> None
         }
 
 
+def _opened(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: bool) -> prepkit.Zoo:
+    """The zoo at the recipe's height and width."""
+    network = recipe.network
+    try:
+        return prepkit.open_zoo(zoo, width=network.width, height=network.height, trust_code=trust_code)
+    except InvalidShape:
+        check_architectures(recipe, prepkit.open_zoo(zoo, trust_code=trust_code))  # a better reason, if it is that
+        raise
+
+
 def _folder(
     out: Path, recipe: Recipe, zoo: prepkit.Zoo, zoo_path: str | os.PathLike[str], resume: bool, ranks: Ranks
 ) -> tuple[Run, Lock | None]:
@@ -306,7 +317,7 @@ def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
         )
     steps = replace(recipe.training, steps=run.recipe.training.steps)
     if replace(recipe, training=steps) != run.recipe:
-        before, now = _flat(run.recipe.to_dict()), _flat(recipe.to_dict())
+        before, now = _flat(run.recipe.to_dict()), _flat(replace(recipe, training=steps).to_dict())
         differing = [
             f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]
         ]

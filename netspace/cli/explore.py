@@ -15,6 +15,7 @@ from netspace.cli.exploring import (
     load_embeddings,
     open_run,
     plain,
+    refuse_unused,
     run_argument,
     seed_option,
     space_options,
@@ -196,6 +197,10 @@ def decode(
 
     if sum(one is not None for one in (id, embedding, class_id, gamma)) != 1:
         raise click.UsageError("say what to decode: one of --id, --embedding, --class-id or --gamma.")
+    if embedding is None:
+        refuse_unused({"row": "is one of --embedding's"})
+    if class_id is None and gamma is None:
+        refuse_unused({"seed": "draws the ends for --class-id and --gamma"})
     writer_for(output)
     check_writable(output, overwrite=force)
     opened = open_run(run, zoo, kind, device)

@@ -139,6 +139,19 @@ def seed_option(what: str) -> Callable[[F], F]:
     return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=f"Of {what}.")
 
 
+def refuse_unused(options: Mapping[str, str]) -> None:
+    """Refuse options that would do nothing.
+
+    options: what each, if it was given, is for: {"row": "goes with --embedding"}
+    """
+    from click.core import ParameterSource
+
+    context = click.get_current_context()
+    for name, use in options.items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} {use}; leave it out here.")
+
+
 def open_run(run: Path | str, zoo: Path | str | None, kind: str, device: str, *, any_zoo: bool = False) -> Opened:
     """The run and its NetSpace; see Opened.
 

@@ -85,11 +85,11 @@ def report(
 
 @click.command()
 @click.argument("folder", type=FOLDER, metavar="OUT")
-@click.option("--quick", "size", flag_value="quick", help="A trial run of a few minutes: too short for the claims.")
-@click.option("--full", "size", flag_value="full", help="Three seeds and the ablations: hours.")
+@click.option("--quick", is_flag=True, help="A trial run of a few minutes: too short for the claims.")
+@click.option("--full", is_flag=True, help="Three seeds and the ablations: hours.")
 @click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
 @json_option
-def paper(folder: Path, size: str | None, device: str, as_json: bool) -> None:
+def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> None:
     """Train the embedded zoos, train spaces on them, make all experiments, and write OUT/report.html.
 
     \b
@@ -102,9 +102,12 @@ def paper(folder: Path, size: str | None, device: str, as_json: bool) -> None:
     from netspace.paper import paper as paper_of
     from netspace.trainer import Interrupted
 
+    if quick and full:
+        raise click.UsageError("--quick and --full are two sizes; give one, or neither for the usual one.")
     line = Line(as_json)
     try:
-        found = paper_of(folder, size or "mini", device=device, progress=line)
+        size = "quick" if quick else "full" if full else "mini"
+        found = paper_of(folder, size, device=device, progress=line)
     except (KeyboardInterrupt, Interrupted):
         line.close()
         click.echo(f"interrupted; what is finished is kept in '{folder}'. The same command goes on.", err=True)

@@ -18,6 +18,7 @@ from netspace.cli.exploring import (
     new_folder,
     open_run,
     plain,
+    refuse_unused,
     run_argument,
     seed_option,
     space_options,
@@ -48,7 +49,7 @@ FOLDER = click.Path(path_type=Path)
 @click.argument("first", required=False)
 @click.argument("second", required=False)
 @zoo_option
-@click.option("--steps", type=click.IntRange(min=2), default=11, show_default=True, help="Points of a line.")
+@click.option("--steps", type=click.IntRange(2, 100_000), default=11, show_default=True, help="Points of a line.")
 @click.option("--pairs", type=click.IntRange(min=1), help="Random pairs of a split instead; 8 if no ids are given.")
 @click.option("--split", default="test", show_default=True, help="Of the zoo, where random pairs are drawn from.")
 @click.option("--resolution", type=click.IntRange(min=2), default=64, show_default=True, help="Of meshes.")
@@ -94,9 +95,15 @@ def interpolate(
         raise click.UsageError("a line has two ends: give FIRST and SECOND, or neither.")
     if first is not None and pairs is not None:
         raise click.UsageError("give FIRST and SECOND, or --pairs, not both.")
-    if output is not None:
+    if first is not None:
+        refuse_unused({"split": "is where random pairs are drawn from", "seed": "draws random pairs"})
+    if output is None:
+        refuse_unused({"resolution": "is of the meshes that --output gets"})
+    else:
         check_folder(output, force=force)
     opened = open_run(run, zoo, kind, device)
+    if opened.run.recipe.setting != "sdf":
+        refuse_unused({"resolution": "is of meshes, which image classifiers have none of"})
     task = task_of(opened.zoo, opened.device, data)
     signals = opened.run.recipe.setting == "sdf"
     if first is not None and second is not None:
@@ -253,6 +260,8 @@ def optimize(
 
     if ids and embedding is not None:
         raise click.UsageError("start from ids or from --embedding, not both.")
+    if ids or embedding is not None:
+        refuse_unused({"split": "is where instances are drawn from", "each": "is how many are drawn"})
     if output is not None:
         check_folder(output, force=force)
     opened = open_run(run, zoo, kind, device)
@@ -279,6 +288,7 @@ def optimize(
             task=task,
             progress=advance,
         )
+        notes += found.notes
         document = {
             "run": str(run),
             "kind": kind,
@@ -292,7 +302,7 @@ def optimize(
         if output is not None:
             with new_folder(output, force=force) as folder:
                 _write_tables(folder, found.latents, table=found.table, history=found.history)
-                notes = try_to_draw(lambda: draw_optimisation(found, folder / "figure.png"), "figure.png")
+                notes += try_to_draw(lambda: draw_optimisation(found, folder / "figure.png"), "figure.png")
                 _write_networks(found.predicted, folder / "networks", "start")
                 write_json(folder / RESULT, {**document, "notes": notes})
     if as_json:

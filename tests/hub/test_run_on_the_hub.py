@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 netspace = pytest.importorskip("netspace")
 
 import prepkit  # noqa: E402
 from netspace.checkpoint import Run, RunError, State  # noqa: E402
+from netspace.cli import main  # noqa: E402
 from netspace.config import load_recipe  # noqa: E402
 from netspace.data import ZooMismatch  # noqa: E402
 from netspace.hub import push_run  # noqa: E402
@@ -52,6 +54,28 @@ def test_what_was_pushed_is_loaded(hub, run, tmp_path):
         fetched.open_zoo()
     assert len(fetched.open_zoo(tmp_path / "zoo")) == 1
     assert push_run(run, "me/space").new_bytes == 0
+    assert "--resume" not in card
+    assert "latest.json" not in card
+    assert "tensorboard" not in card
+
+
+def test_commands_take_runs_and_zoos_of_the_hub(hub, run, tmp_path):
+    push_run(run, "me/space")
+    prepkit.push(tmp_path / "zoo", "me/zoo")
+    table = tmp_path / "table.csv"
+    done = CliRunner().invoke(main, ["embed", "hf://me/space", "hf://me/zoo", "-o", str(table), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert len(table.read_text().splitlines()) == 2
+    done = CliRunner().invoke(main, ["evaluate", "hf://me/space", "--device", "cpu"])
+    assert done.exit_code == 2
+    assert "does not say where its zoo" in done.stderr
+    done = CliRunner().invoke(main, ["evaluate", "hf://me/space", "--zoo", "hf://me/zoo", "--split", "train"])
+    assert "does not record its task" in done.stderr  # so the zoo was found and is the right one
+    record = json.loads((run.path / "run.json").read_text())
+    record["zoo"]["path"] = "hf://me/zoo"
+    (run.path / "run.json").write_text(json.dumps(record))
+    done = CliRunner().invoke(main, ["evaluate", str(run.path), "--split", "train", "--device", "cpu"])
+    assert "does not record its task" in done.stderr
 
 
 def test_what_cannot_be_pushed_or_loaded(hub, run, tmp_path):

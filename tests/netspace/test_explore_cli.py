@@ -236,6 +236,17 @@ REFUSED = [
     (["decode", "digits_multi", "--id", "a", "-o", "taken.pt"], "exists already"),
     (["decode", "digits_multi", "--class-id", "1", "-o", "x.pt"], "never predicted, but resnet8@digits"),
     (["decode", "digits_single", "--gamma", "0.5", "-o", "x.pt"], "knows one architecture"),
+    ([*LINE, "-o", "."], "name a new folder"),
+    (["decode", "digits_multi", "--id", "a", "--row", "1", "-o", "x.pt"], "--row is one of --embedding's"),
+    (["decode", "digits_multi", "--id", "a", "--seed", "1", "-o", "x.pt"], "--seed draws the ends"),
+    (["optimize", "digits_multi", "a", "--each", "2"], "--each is how many are drawn"),
+    (["optimize", "digits_multi", "--embedding", "e.npy", "--split", "test"], "--split is where instances"),
+    (["optimize", "digits_multi", "--item", "1"], "all classify the same images"),
+    (["interpolate", "digits_multi", "a", "b", "--split", "test"], "--split is where random pairs"),
+    (["interpolate", "digits_multi", "a", "b", "--seed", "1"], "--seed draws random pairs"),
+    ([*LINE, "--resolution", "9"], "--resolution is of the meshes that --output gets"),
+    ([*LINE, "--resolution", "9", "-o", "new"], "--resolution is of meshes, which image classifiers have none of"),
+    (["interpolate", "digits_multi", "--steps", "1000000000"], "100000"),
 ]
 
 
@@ -256,6 +267,51 @@ def test_what_is_refused(call, runs, tmp_path, arguments, message):
     assert message in error["message"]
     assert "Traceback" not in done.output
     assert files(tmp_path) == before
+
+
+def test_a_run_that_does_not_say_where_its_zoo_is(call, runs, tmp_path):
+    """As one from the Hub."""
+    run = runs["digits_single"]
+    shutil.copytree(run.path, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    zoo = record["zoo"]["path"]
+    record["zoo"]["path"] = None
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert "does not say where its zoo" in call("evaluate", "run", code=2).stderr
+    assert call("evaluate", "run", "--zoo", zoo, "--json")["instances"] == 2
+
+
+def test_samples_have_files_of_their_own(call, runs):
+    run = runs["digits_single"]
+    call("evaluate", run.path)
+    before = (run.path / "evaluation-test.csv").read_bytes()
+    found = call("evaluate", run.path, "--samples", "validation", "--json")
+    assert found["table"].endswith("evaluation-test-on-validation.csv")
+    assert (run.path / "evaluation-test.csv").read_bytes() == before
+
+
+def test_a_walk_that_diverges_is_told(call, runs):
+    options = ["--each", "1", "--steps", "3", "--learning-rate", "1e30", "--json"]
+    text = call("optimize", runs["digits_multi"].path, *options)
+    assert any("use a lower learning rate" in note.lower() for note in text["notes"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("zoo", "text"),
+        ("zoo", {"name": "a"}),
+        ("recipe", []),
+        ("registry", {"architectures": [{"name": []}]}),
+        ("task", 3),
+    ],
+)
+def test_a_damaged_record_is_told(call, runs, tmp_path, key, value):
+    shutil.copytree(runs["digits_single"].path, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record[key] = value
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert "run.json" in call("evaluate", "run", code=2).stderr
 
 
 def test_a_zoo_that_has_moved(call, runs, tmp_path):

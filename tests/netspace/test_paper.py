@@ -124,6 +124,9 @@ def test_what_is_left_is_done(tmp_path, tiny, monkeypatch):
 
 def test_a_folder_of_others_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
+    done = CliRunner().invoke(main, ["paper", str(tmp_path / "both"), "--quick", "--full"])
+    assert done.exit_code == 2
+    assert "two sizes" in done.stderr
     done = CliRunner().invoke(main, ["paper", str(tmp_path), "--quick", "--json"])
     assert done.exit_code == 2
     assert "was not begun by this command" in json.loads(done.stdout)["error"]["message"]

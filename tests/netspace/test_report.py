@@ -121,6 +121,8 @@ def test_what_cannot_be_written_is_told_before_anything_is_made(tmp_path, runs, 
         report(runs, tmp_path / "report.html")
     with pytest.raises(ReportError, match=r"ends in \.html"):
         report(runs, tmp_path / "report.pdf")
+    with pytest.raises(ReportError, match="are the same run; give each once"):
+        report([runs[0], runs[0]], tmp_path / "twice.html")
     with pytest.raises(ReportError, match="at least one run"):
         report([], tmp_path / "none.html")
 
