@@ -75,7 +75,7 @@ class Objective:
         with self._half(preps):
             latent_nE = self.space.encode(preps)
         if self.recipe.loss.weights:
-            loss_n = losses.loss_weights(self._decode(latent_nE), preps)
+            loss_n = losses.loss_weights(self._decoded(latent_nE), preps)
             mean = loss_n.sum() / count
             return Losses(mean, {"loss": mean.detach()})
         with torch.no_grad():
@@ -159,19 +159,21 @@ class Objective:
         self, latent_ME: Tensor, class_ids: Sequence[int] | _OnTheWay, inputs: Tensor, judge: Judge
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses `[M]` of the instances that stand at embeddings: their sum, and each by name."""
-        recompute = self.recipe.training.recompute
-        if recompute:
-            rows = [checkpoint(self._decode, row_1E, use_reentrant=False) for row_1E in torch.split(latent_ME, 1)]
-            preps_MHW = torch.cat(rows)
-        else:
-            preps_MHW = self._decode(latent_ME)
-        groups = apart(groups_of(self.registry, _host(class_ids)), inputs, single=recompute)
-        return instance_losses(groups, preps_MHW, judge)
+        preps_MHW = self._decoded(latent_ME)
+        groups = groups_of(self.registry, _host(class_ids))
+        return instance_losses(apart(groups, inputs, self.recipe.training.recompute), preps_MHW, judge)
 
     def _outputs(self, group: Group, preps_kHW: Tensor, inputs: Tensor) -> Tensor:
         """Outputs `[k, B, ...]` of a group. Signals always run in float32: sin(30 x) has no digits to spare."""
         with half(preps_kHW.device, self.bf16 and self.recipe.setting != "sdf"):
             return prepkit.run_instances(group.architecture, preps_kHW, inputs)
+
+    def _decoded(self, latent_ME: Tensor) -> Tensor:
+        """PReps `[M, H, W]`; one by one, to be made again in backward, if the recipe says so."""
+        if not self.recipe.training.recompute:
+            return self._decode(latent_ME)
+        rows = [checkpoint(self._decode, row_1E, use_reentrant=False) for row_1E in torch.split(latent_ME, 1)]
+        return torch.cat(rows)
 
     def _decode(self, latent_ME: Tensor) -> Tensor:
         with self._half(latent_ME):

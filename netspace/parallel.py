@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, distributed, nn
 import prepkit
 
 Item = TypeVar("Item")
+LONGEST_WAIT = timedelta(hours=2)  # for the first process, which validates alone
 
 
 class ParallelError(prepkit.PrepkitError, ValueError):
@@ -40,7 +42,8 @@ class Ranks:
         if not _started_by_torchrun():
             return cls()
         if not distributed.is_initialized():
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=LONGEST_WAIT)
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def leave(self) -> None:

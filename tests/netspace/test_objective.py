@@ -165,9 +165,16 @@ def test_what_the_ablations_leave_out(setting):
     close(objective(batch).total, expected)
 
 
-@pytest.mark.parametrize("name", ["digits_single", "digits_multi", "chairs_mini"])
-def test_recomputing_changes_neither_losses_nor_gradients(setting, name):
-    changes = {"batch.boundary_share": 1.0} if name == "digits_multi" else {}
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("digits_single", {}),
+        ("digits_single", {"loss.weights": True}),
+        ("digits_multi", {"batch.boundary_share": 1.0}),
+        ("chairs_mini", {}),
+    ],
+)
+def test_recomputing_changes_neither_losses_nor_gradients(setting, name, changes):
     gradients = []
     for recompute in (False, True):
         objective, batch, space = setting(name, **{"training.recompute": recompute, **changes})
