@@ -259,7 +259,7 @@ def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool
                 source = {SOURCE: None if isinstance(record.file, Path) else found.source} if of_hub else {}
                 columns = {**record.columns, **source, SOURCE_SHA256: sha256}
                 writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
-    except PrepkitError:
+    except (PrepkitError, KeyboardInterrupt):
         kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
         click.echo(kept, err=True)
         raise
