@@ -195,6 +195,30 @@ def test_a_bad_model_keeps_the_others_and_resume_goes_on(tmp_path, files):
     assert read_manifest(tmp_path / "zoo") == read_manifest(tmp_path / "straight")
 
 
+def test_create_names_the_file_with_values_that_are_not_finite(tmp_path, files):
+    state = torch.load(files[2], weights_only=True)
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    torch.save(state, files[2])
+    message = told("zoo", "create", tmp_path / "zoo", *files)
+    assert f"'{files[2]}': " in message
+    assert "1 NaN" in message
+    assert "leave it out" in message
+
+
+def test_create_at_a_width_beyond_all_memory(tmp_path, files):
+    message = told("zoo", "create", tmp_path / "zoo", files[0], "--width", 8 * 10**13)
+    assert "there is no memory for a PRep of 4 x 80000000000000 float32" in message
+    assert "use a smaller width." in message
+
+
+def test_a_shard_is_no_checkpoint(tmp_path, zoo):
+    shard = zoo / read_manifest(zoo).shards[0].path
+    for command in (["pack", shard], ["inspect", shard], ["zoo", "create", tmp_path / "new", shard]):
+        message = told(*command)
+        assert f"'{shard}' is a shard of a zoo" in message
+        assert "prepkit zoo export" in message
+
+
 def test_existing_targets_are_refused_and_left_alone(zoo, files, tmp_path):
     before = {file: file.read_bytes() for file in zoo.rglob("*") if file.is_file()}
     assert "is a finished zoo" in told("zoo", "create", zoo, *files)
