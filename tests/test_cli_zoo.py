@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from prepkit.registry import architecture
 from prepkit.tasks import test_set
 from prepkit.verify import verify
 from prepkit.zoo.csv_columns import typed
-from prepkit.zoo.manifest import read_manifest
+from prepkit.zoo.manifest import read_manifest, write_manifest
 from prepkit.zoo.writer import ZooWriter
 
 TASK = {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 100}}
@@ -302,6 +303,26 @@ def test_convert(zoo, tmp_path):
     assert repr(open_zoo(tmp_path / "h5").table.to_pylist()) == repr(open_zoo(zoo).table.to_pylist())  # NaN too
     assert (tmp_path / "h5" / "README.md").exists()
     prepkit("zoo", "convert", zoo, tmp_path / "x", "--format", "zip", status=2)
+
+
+@pytest.mark.parametrize("command", [["convert", "out", "--format", "hdf5"], ["merge", "out"]])
+def test_an_interrupted_card_leaves_nothing_so_that_the_same_command_works(zoo, tmp_path, monkeypatch, command):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    name, target, *options = command
+    arguments = ["zoo", name, zoo, tmp_path / target] if name == "convert" else ["zoo", name, tmp_path / target, zoo]
+    other = [] if name == "convert" else [shutil.copytree(zoo, tmp_path / "other"), "--prefix", "--name", "both"]
+    if other:
+        manifest = read_manifest(other[0])
+        write_manifest(replace(manifest, name="other"), other[0], overwrite=True)
+    before = sorted(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("prepkit.card.write_card", interrupt)
+        prepkit(*arguments, *other, *options, status=130)
+    assert sorted(tmp_path.iterdir()) == before
+    prepkit(*arguments, *other, *options)
+    assert (tmp_path / target / "README.md").is_file()
 
 
 def test_merge(zoo, tmp_path, files):
