@@ -857,7 +857,8 @@ def test_force_replaces(folder: Path) -> None:
     ):
         target = Path(str(arguments[-1]))
         target.write_bytes(b"old")
-        run(*arguments, code=2)
+        told = f"'{target}' exists already; use another name, or --force to replace it."
+        assert error_of(run(*arguments, code=2)) == told
         assert target.read_bytes() == b"old"
         run(*arguments, "--force")
         assert len(target.read_bytes()) > 100

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 from prepkit.errors import PrepkitError
+from prepkit.files import IN_PYTHON
 
 if TYPE_CHECKING:
     from prepkit.registry import Architecture
@@ -33,7 +34,7 @@ class Failure(click.ClickException):
     """A PrepkitError on its way out: its message on stderr, its exit code."""
 
     def __init__(self, error: Exception, exit_code: int) -> None:
-        super().__init__(str(error))
+        super().__init__(str(error).replace(IN_PYTHON, ""))
         self.kind = type(error).__name__
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
