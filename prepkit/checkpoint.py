@@ -77,11 +77,21 @@ def load_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     content = read_content(path)
     taken, state = find_state_dict(path, content.value, key)
     check_entries(path, taken, state)
+    check_no_shard(path, state)
     if content.data_bytes is not None:
         check_memory(path, state, content.data_bytes)
     prefix, dropped = wrapping(state, from_lightning=is_lightning(content.value))
     tensors = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name not in dropped}
     return Checkpoint(path, content.format, taken or None, prefix, dropped, tensors)
+
+
+def check_no_shard(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for a shard of a zoo: one array `prep` `[rows, height, width]`, many networks in one."""
+    if set(state) == {"prep"} and state["prep"].ndim == 3:
+        raise CheckpointError(
+            f"'{path}' is a shard of a zoo: {len(state['prep']):,} networks, not one. Take one out of its zoo with "
+            "`prepkit zoo export DIR ID -o MODEL.pt`."
+        )
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -374,7 +374,10 @@ def _refuse_without_results(seen: Watch) -> None:
             "tensors, on an input that is not empty."
         )
     if not all(_number(tensor).isfinite().all() for tensor in seen.results):
-        raise UnfoldableNetwork("The network's output on the example input is not finite: nothing can be compared.")
+        raise UnfoldableNetwork(
+            "The network's output on the example input is not finite: nothing can be compared. Use weights without NaN "
+            "and infinity, or keep the BatchNorms (`prepkit pack --keep-bn` on the command line)."
+        )
 
 
 def _refuse_difference(error: float, limit: float, when: str) -> None:

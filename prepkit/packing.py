@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.checkpoint import Checkpoint, load_checkpoint, sha256_of
 from prepkit.errors import CheckpointError, FusionError, InvalidShape, LayoutMismatch, VerificationError, listed
-from prepkit.fusion import Fusion, fold
+from prepkit.fusion import Fusion, UnfoldableNetwork, fold
 from prepkit.layout import Layout, PRepShape
 from prepkit.prep_file import Origin, PRep, is_prep_file
 from prepkit.registry import Architecture, default_class_id, detect, explain_mismatch, floating_shapes
@@ -76,7 +76,7 @@ def pack_checkpoint(
         if not allow_nonfinite:
             check_finite(tensors, path, after=f" after the cast to {dtype}")
     prep = PRep(
-        layout.pack(tensors, out=_empty(layout.shape(width, height), layout.dtype)),
+        layout.pack(tensors, out=_empty(layout, width, height)),
         layout,
         Origin(
             architecture=architecture.name if architecture else None,
@@ -104,7 +104,7 @@ def fold_checkpoint(
         raise FusionError(f"'{path}' has no BatchNorm to fold; `prepkit pack` takes it as it is.")
     if architecture is None:
         raise FusionError(_unknown_with_batch_norm(checkpoint, path, "") + ".")
-    fusion = fold(_loaded(architecture, checkpoint, path), architecture.example_input(EXAMPLE_BATCH))
+    fusion = _folded(_loaded(architecture, checkpoint, path), architecture, path)
     return dict(fusion.network.state_dict()), fusion
 
 
@@ -116,6 +116,12 @@ def describe_checkpoint(path: str | os.PathLike[str], key: str | None = None) ->
     checkpoint = load_checkpoint(path, key)
     detection = detect(checkpoint)
     layout = _natural_layout(checkpoint, path)
+    if detection:  # then its own order counts, as in `prepared`
+        layout = (
+            detection.architecture.layout.with_dtypes_of(checkpoint)
+            if detection.folded
+            else Layout.of(_loaded(detection.architecture, checkpoint, path))
+        )
     return {
         "format": checkpoint.format,
         "key": checkpoint.key,
@@ -140,7 +146,12 @@ def check_packable(tensors: Mapping[str, Tensor], path: object) -> None:
             )
 
 
-def check_finite(tensors: Mapping[str, Tensor], path: object, after: str = "") -> None:
+def check_finite(
+    tensors: Mapping[str, Tensor],
+    path: object,
+    after: str = "",
+    remedy: str = "pass --allow-nonfinite if they are meant",
+) -> None:
     """Raise CheckpointError if a tensor holds NaN or infinity, saying which and how many."""
     import torch
 
@@ -153,7 +164,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: object, after: str = "") -
         num_nan, num_infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
         raise CheckpointError(
             f"'{path}': '{name}' holds {num_nan:,} NaN and {num_infinite:,} infinite of {tensor.numel():,} values"
-            f"{after}; pass --allow-nonfinite if they are meant."
+            f"{after}; {remedy}."
         )
 
 
@@ -195,7 +206,7 @@ def prepared(
     network = _loaded(architecture, checkpoint, path)
     if not fold_it:
         return checkpoint, Layout.of(network), None, architecture
-    fusion = fold(network, architecture.example_input(EXAMPLE_BATCH))
+    fusion = _folded(network, architecture, path)
     return fusion.network.state_dict(), Layout.of(fusion.network), fusion, architecture
 
 
@@ -226,16 +237,21 @@ def _natural_layout(tensors: Mapping[str, Tensor], path: object) -> Layout:
     return layout
 
 
-def _empty(shape: PRepShape, dtype: str) -> Tensor:
+def _empty(layout: Layout, width: int, height: int | None) -> Tensor:
     import torch
 
+    shape = layout.shape(width, height)
     try:
-        return torch.empty(shape.height, shape.width, dtype=torch_dtype(dtype))
+        return torch.empty(shape.height, shape.width, dtype=torch_dtype(layout.dtype))
     except (RuntimeError, TypeError):  # no memory, or more rows than a 64-bit number counts
-        size = shape.cells * BITS[dtype] // 8
-        raise InvalidShape(
-            f"there is no memory for a PRep of {shape} {dtype} ({size:,} bytes); use a smaller height, or none."
-        ) from None
+        taller = shape.height > layout.shape(width).height
+        raise no_memory(shape, layout.dtype, "height, or none" if taller else "width") from None
+
+
+def no_memory(shape: PRepShape, dtype: str, smaller: str) -> InvalidShape:
+    """The error for a PRep that the memory cannot hold, and what should be smaller."""
+    size = shape.cells * BITS[dtype] // 8
+    return InvalidShape(f"there is no memory for a PRep of {shape} {dtype} ({size:,} bytes); use a smaller {smaller}.")
 
 
 def _unknown_with_batch_norm(checkpoint: Mapping[str, Tensor], path: object, other_way: str) -> str:
@@ -279,6 +295,14 @@ def _loaded(architecture: Architecture, checkpoint: Mapping[str, Tensor], path: 
         reason = " ".join(str(error).split()).rstrip(".")
         raise LayoutMismatch(f"'{path}' does not load into {architecture.name}: {reason}.") from None
     return network.eval()
+
+
+def _folded(network: nn.Module, architecture: Architecture, path: object) -> Fusion:
+    """The network without BatchNorm; an error names the file."""
+    try:
+        return fold(network, architecture.example_input(EXAMPLE_BATCH))
+    except UnfoldableNetwork as error:
+        raise UnfoldableNetwork(f"'{path}': {error}", error.refusals) from error
 
 
 def _tied(network: nn.Module, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -857,7 +857,8 @@ def test_force_replaces(folder: Path) -> None:
     ):
         target = Path(str(arguments[-1]))
         target.write_bytes(b"old")
-        run(*arguments, code=2)
+        told = f"'{target}' exists already; use another name, or --force to replace it."
+        assert error_of(run(*arguments, code=2)) == told
         assert target.read_bytes() == b"old"
         run(*arguments, "--force")
         assert len(target.read_bytes()) > 100
@@ -935,6 +936,21 @@ def test_what_the_system_raises(
     assert_fails(folder, kind, message, "pack", good())
 
 
+def test_an_interruption_is_one_line_and_one_document(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import prepkit.packing
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepkit.packing, "sha256_of", interrupt)
+    before, message = ["good.pt"], "interrupted; no file is half written."
+    done = run("pack", good(), code=130)
+    assert (done.stdout, done.stderr) == ("", f"{message}\n")
+    done = run("pack", "good.pt", "--json", code=130)
+    assert json.loads(done.stdout) == {"error": {"kind": "Interrupted", "message": message}}
+    assert (done.stderr, os.listdir()) == (f"{message}\n", before)
+
+
 def test_a_bug_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import prepkit.packing
 
@@ -975,3 +991,13 @@ def test_a_reader_that_has_read_enough_is_no_error(folder: Path) -> None:
     with os.fdopen(writing, "wb") as closed:
         done = subprocess.run([script, "arch", "list"], stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_output_that_takes_nothing_is_one_line(options: list[str], model: nn.Module, folder: Path) -> None:
+    script = Path(sys.executable).with_name("prepkit")
+    with open("/dev/full", "w") as full:
+        command = [script, "inspect", "model.pt", *options]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert re.fullmatch(r"Error: .*No space left on device\.?\n", done.stderr)
+    assert done.returncode == 1

@@ -171,6 +171,16 @@ def on_terminal(command):
     return process.returncode, stdout, drawn.decode()
 
 
+def test_an_interruption_is_one_json_document(tmp_path, spec, monkeypatch):
+    def stop(units):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prepkit.populate.run.executor", lambda *arguments: stop)
+    error = json.loads(prepkit("zoo", "train", spec(), tmp_path / "zoo", *CPU, "--json", status=130).stdout)["error"]
+    kept = f"interrupted; what is finished is kept in '{tmp_path / 'zoo'}'. The same command goes on."
+    assert error == {"kind": "Interrupted", "message": kept}
+
+
 def test_a_bar_on_a_terminal(tmp_path, spec):
     status, stdout, drawn = on_terminal(
         [

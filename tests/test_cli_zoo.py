@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from prepkit.registry import architecture
 from prepkit.tasks import test_set
 from prepkit.verify import verify
 from prepkit.zoo.csv_columns import typed
-from prepkit.zoo.manifest import read_manifest
+from prepkit.zoo.manifest import read_manifest, write_manifest
 from prepkit.zoo.writer import ZooWriter
 
 TASK = {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 100}}
@@ -195,6 +196,30 @@ def test_a_bad_model_keeps_the_others_and_resume_goes_on(tmp_path, files):
     assert read_manifest(tmp_path / "zoo") == read_manifest(tmp_path / "straight")
 
 
+def test_create_names_the_file_with_values_that_are_not_finite(tmp_path, files):
+    state = torch.load(files[2], weights_only=True)
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    torch.save(state, files[2])
+    message = told("zoo", "create", tmp_path / "zoo", *files)
+    assert f"'{files[2]}': " in message
+    assert "1 NaN" in message
+    assert "leave it out" in message
+
+
+def test_create_at_a_width_beyond_all_memory(tmp_path, files):
+    message = told("zoo", "create", tmp_path / "zoo", files[0], "--width", 8 * 10**13)
+    assert "there is no memory for a PRep of 4 x 80000000000000 float32" in message
+    assert "use a smaller width." in message
+
+
+def test_a_shard_is_no_checkpoint(tmp_path, zoo):
+    shard = zoo / read_manifest(zoo).shards[0].path
+    for command in (["pack", shard], ["inspect", shard], ["zoo", "create", tmp_path / "new", shard]):
+        message = told(*command)
+        assert f"'{shard}' is a shard of a zoo" in message
+        assert "prepkit zoo export" in message
+
+
 def test_existing_targets_are_refused_and_left_alone(zoo, files, tmp_path):
     before = {file: file.read_bytes() for file in zoo.rglob("*") if file.is_file()}
     assert "is a finished zoo" in told("zoo", "create", zoo, *files)
@@ -278,6 +303,26 @@ def test_convert(zoo, tmp_path):
     assert repr(open_zoo(tmp_path / "h5").table.to_pylist()) == repr(open_zoo(zoo).table.to_pylist())  # NaN too
     assert (tmp_path / "h5" / "README.md").exists()
     prepkit("zoo", "convert", zoo, tmp_path / "x", "--format", "zip", status=2)
+
+
+@pytest.mark.parametrize("command", [["convert", "out", "--format", "hdf5"], ["merge", "out"]])
+def test_an_interrupted_card_leaves_nothing_so_that_the_same_command_works(zoo, tmp_path, monkeypatch, command):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    name, target, *options = command
+    arguments = ["zoo", name, zoo, tmp_path / target] if name == "convert" else ["zoo", name, tmp_path / target, zoo]
+    other = [] if name == "convert" else [shutil.copytree(zoo, tmp_path / "other"), "--prefix", "--name", "both"]
+    if other:
+        manifest = read_manifest(other[0])
+        write_manifest(replace(manifest, name="other"), other[0], overwrite=True)
+    before = sorted(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("prepkit.card.write_card", interrupt)
+        prepkit(*arguments, *other, *options, status=130)
+    assert sorted(tmp_path.iterdir()) == before
+    prepkit(*arguments, *other, *options)
+    assert (tmp_path / target / "README.md").is_file()
 
 
 def test_merge(zoo, tmp_path, files):

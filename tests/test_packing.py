@@ -1,6 +1,7 @@
 """From a checkpoint to a PRep and to a plain state dict: against folds written out here, bit for bit."""
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -374,6 +375,11 @@ def test_a_height_beyond_all_memory(height: int, tmp_path: Path) -> None:
         pack_checkpoint(saved({"w": torch.ones(3)}, tmp_path), height=height)
 
 
+def test_a_width_beyond_all_memory_is_what_should_be_smaller(tmp_path: Path) -> None:
+    with pytest.raises(InvalidShape, match=r"no memory for a PRep of 4 x 80+ float32 .*; use a smaller width\.$"):
+        pack_checkpoint(saved({"w": torch.ones(3)}, tmp_path), width=8 * 10**13)
+
+
 def test_a_wrong_width_is_said_before_the_file_is_opened(tmp_path: Path) -> None:
     with pytest.raises(InvalidShape, match="width 12 is not a multiple of 8"):
         pack_checkpoint(tmp_path / "missing.pt", width=12)
@@ -470,6 +476,26 @@ def test_describing(tmp_path: Path) -> None:
         "batch_norms": 9,
     }
     assert layout.num_parameters == 5_142
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_description_has_the_order_in_which_it_is_packed(keep: bool, tmp_path: Path) -> None:
+    path = saved(dict(trained().state_dict()), tmp_path, ".safetensors")
+    if not keep:
+        path = saved(dict(fold_checkpoint(path)[0]), tmp_path, ".safetensors")
+    assert describe_checkpoint(path)[1] == pack_checkpoint(path, keep_batch_norm=keep).prep.layout
+
+
+@pytest.mark.parametrize("function", [pack_checkpoint, fold_checkpoint])
+def test_weights_that_fold_to_no_number_name_the_file_and_the_way_out(
+    function: Callable[..., Any], tmp_path: Path
+) -> None:
+    state = dict(trained().state_dict())
+    next(iter(state.values())).view(-1)[0] = math.nan
+    path = saved(state, tmp_path)
+    options = {"allow_nonfinite": True} if function is pack_checkpoint else {}
+    with pytest.raises(FusionError, match=rf"^'{path}': .* is not finite: .* --keep-bn"):
+        function(path, **options)
 
 
 # Plain state dicts --------------------------------------------------------------------------------------------

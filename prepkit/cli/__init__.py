@@ -19,7 +19,7 @@ def main() -> None:
     prepkit unpack model.prep.safetensors   back to a plain state dict
 
     Results go to stdout, progress and errors to stderr. Exit status: 0 done, 1 the operation failed,
-    2 wrong usage or input.
+    2 wrong usage or input, 130 interrupted.
     """
 
 

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from prepkit.errors import PrepkitError
+from prepkit.files import IN_PYTHON
 
 if TYPE_CHECKING:
     from prepkit.registry import Architecture
 
 F = TypeVar("F", bound=Callable[..., Any])
 JSON_ASKED = "prepkit.json"
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Interrupted(PrepkitError):
+    """The user ended a command, by Ctrl-C, before its result was there."""
+
+    exit_code = INTERRUPTED
 
 
 class Failure(click.ClickException):
     """A PrepkitError on its way out: its message on stderr, its exit code."""
 
     def __init__(self, error: Exception, exit_code: int) -> None:
-        super().__init__(str(error))
+        super().__init__(str(error).replace(IN_PYTHON, ""))
         self.kind = type(error).__name__
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """The message on stderr; what the user asked for, an interruption, is not called an error."""
+        if self.exit_code == INTERRUPTED:
+            click.echo(self.format_message(), file=file, err=True)
+        else:
+            super().show(file)
 
 
 class Commands(click.Group):
@@ -53,10 +69,12 @@ def failures(ctx: click.Context) -> Iterator[None]:
         return
     except PrepkitError as error:
         failure: click.ClickException = Failure(error, error.exit_code)
+    except KeyboardInterrupt:
+        failure = Failure(Interrupted("interrupted; no file is half written."), INTERRUPTED)
     except OSError as error:
         if error.errno == errno.EPIPE:  # `| head` has read enough; click exits quietly
             raise
-        failure = Failure(error, 1)
+        failure = Failure(_of_stdout() or error, 1)
     except MemoryError:
         failure = Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1)
     except click.exceptions.NoArgsIsHelpError:
@@ -64,9 +82,34 @@ def failures(ctx: click.Context) -> Iterator[None]:
     except click.ClickException as error:
         failure = error
     if ctx.meta[JSON_ASKED]:
-        kind = getattr(failure, "kind", "UsageError")
-        print_json({"error": {"kind": kind, "message": failure.format_message()}})
+        try:
+            print_error(getattr(failure, "kind", "UsageError"), failure.format_message())
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            _of_stdout()
     raise failure
+
+
+def _of_stdout() -> OSError | None:
+    """What keeps stdout from taking what was printed, such as a full disk; None if nothing does.
+
+    What it did not take is dropped, or Python would try again at its end and fail with a second message.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # not a file of the system
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return OSError(f"cannot write to the standard output: {error.strerror}.")
+    return None
+
+
+def print_error(kind: str, message: str) -> None:
+    """The one JSON document of a command that failed, on stdout."""
+    print_json({"error": {"kind": kind, "message": message}})
 
 
 def print_json(document: dict[str, Any]) -> None:

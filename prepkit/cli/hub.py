@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import force_option, json_option, print_json, table
+from prepkit.cli.common import INTERRUPTED, Interrupted, force_option, json_option, print_error, print_json, table
 from prepkit.zoo.counts import num_bytes_of, readable
 
 if TYPE_CHECKING:
@@ -60,8 +60,11 @@ def pull(
         with pull_progress(as_json) as progress:
             done = pull_zoo(repo, folder, revision=revision, selection=selection, force=force, progress=progress)
     except KeyboardInterrupt:
-        click.echo("interrupted; what came is kept. The same command goes on.", err=True)
-        os._exit(130)  # a thread that waits for a slow network would hold the process
+        message = "interrupted; what came is kept. The same command goes on."
+        click.echo(message, err=True)
+        if as_json:
+            print_error(Interrupted.__name__, message)
+        os._exit(INTERRUPTED)  # a thread that waits for a slow network would hold the process
     if not (selection.is_whole or done.was_there):
         from prepkit.card import write_card
 
@@ -98,8 +101,7 @@ def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: 
         with bytes_progress("pushing", zoo.num_bytes, as_json or dry_run) as progress:
             done = push_files(zoo, private=private, dry_run=dry_run, progress=progress)
     except KeyboardInterrupt:
-        click.echo("interrupted; what was sent is kept. The same command goes on.", err=True)
-        raise click.exceptions.Exit(130) from None
+        raise Interrupted("interrupted; what was sent is kept. The same command goes on.") from None
     if as_json:
         print_json(_record(folder, done, dry_run))
     else:

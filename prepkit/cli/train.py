@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import json_option, print_json
+from prepkit.cli.common import Interrupted, json_option, print_json
 from prepkit.cli.zoo_text import description, facts
 
 if TYPE_CHECKING:
@@ -57,9 +57,8 @@ def train(spec: str, folder: Path, as_json: bool, **settings: Any) -> None:
         with redirect_stdout(sys.stderr):  # Ray prints of workers that are lost, on stdout
             trained = train_zoo(spec, folder, progress=bar, **settings)
     except KeyboardInterrupt:
-        bar.close()
-        click.echo(f"interrupted; what is finished is kept in '{folder}'. The same command goes on.", err=True)
-        raise click.exceptions.Exit(130) from None
+        kept = f"interrupted; what is finished is kept in '{folder}'. The same command goes on."
+        raise Interrupted(kept) from None
     finally:
         bar.close()
     tell(trained, read_manifest(folder), as_json)

@@ -155,8 +155,7 @@ def convert(source: Path, target: Path, format_: str, as_json: bool) -> None:
     from prepkit.zoo.convert import convert as convert_zoo
 
     with _bytes_bar("converting", source, as_json) as progress:
-        manifest = convert_zoo(source, target, format_, progress)
-    write_card(target)
+        manifest = convert_zoo(source, target, format_, progress, finish=write_card)
     _tell(manifest, target, [], as_json)
 
 
@@ -183,9 +182,15 @@ def merge(
 
     with _bytes_bar("merging", None, as_json) as progress:
         merged = merge_zoos(
-            target, list(sources), name=name, license=license_, format=format_, prefix=prefix, progress=progress
+            target,
+            list(sources),
+            name=name,
+            license=license_,
+            format=format_,
+            prefix=prefix,
+            progress=progress,
+            finish=write_card,
         )
-    write_card(target)
     _tell(merged.manifest, target, list(merged.notes), as_json)
 
 
@@ -259,7 +264,7 @@ def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool
                 source = {SOURCE: None if isinstance(record.file, Path) else found.source} if of_hub else {}
                 columns = {**record.columns, **source, SOURCE_SHA256: sha256}
                 writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
-    except PrepkitError:
+    except (PrepkitError, KeyboardInterrupt):
         kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
         click.echo(kept, err=True)
         raise

@@ -79,4 +79,7 @@ class Buffers:
         room = MAX_BYTES - sum(self._taken) - num_bytes
         while self._free and sum(map(len, self._free)) > room:  # smaller ones, which a larger one replaces
             self._free.pop(0)
-        return torch.empty(num_bytes, dtype=torch.uint8)
+        try:
+            return torch.empty(num_bytes, dtype=torch.uint8)
+        except (RuntimeError, TypeError):  # no memory, or more bytes than a 64-bit number counts
+            raise MemoryError(f"there is no memory for {num_bytes:,} bytes.") from None

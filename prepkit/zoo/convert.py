@@ -62,12 +62,17 @@ class Rows:
 
 
 def convert(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], format: str, progress: Progress = None
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    format: str,
+    progress: Progress = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> Manifest:
     """Write the zoo `source` as `target` with shards of another format, in constant memory, and prove it is the same.
 
     format:   "safetensors" or "hdf5"
     progress: called with a number of bytes each time that many more were written to shards
+    finish:   called with the folder of the finished zoo before it gets its name: what it adds is there, or no zoo is
     raises ZooError if the source has faults, OutputError if the target exists or cannot be written,
            VerificationError if what was written is not the same; the target does not exist then
     """
@@ -81,6 +86,8 @@ def convert(
             copy_file(Path(source), manifest.teacher.path, root)
         write_manifest(replace(manifest, shard_format=kind.name, shards=tuple(shards)), root, overwrite=False)
         prove_same(Path(source), root)
+        if finish is not None:
+            finish(root)
     return read_manifest(target)
 
 

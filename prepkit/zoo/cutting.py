@@ -19,7 +19,7 @@ from prepkit.errors import ZooError
 from prepkit.zoo.convert import Rows, check_values, copy_shard, rows_of
 from prepkit.zoo.manifest import Manifest, Shard, StoredFile
 from prepkit.zoo.shards import offset_of_values, shard_format
-from prepkit.zoo.tables import write_whole
+from prepkit.zoo.tables import whole_numbers, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +48,7 @@ def planned_cut(manifest: Manifest, table: pa.Table, place: str) -> Cut:
     table: some rows of the zoo's table
     raises ZooError if a row names no row of a shard
     """
-    shards, rows = (table[name].to_numpy().astype(np.int64, copy=False) for name in ("shard", "row"))
+    shards, rows = (whole_numbers(table[name]) for name in ("shard", "row"))
     found: dict[int, np.ndarray] = {}
     for number in np.unique(shards).tolist():
         chosen = np.unique(rows[shards == number])
@@ -77,7 +77,7 @@ def cut_table(cut: Cut, root: Path) -> StoredFile:
     """Write the table of the rows that stay, with the numbers that their shards and rows have in the new zoo."""
     import pyarrow as pa
 
-    old_shards, old_rows = (cut.table[name].to_numpy() for name in ("shard", "row"))
+    old_shards, old_rows = (whole_numbers(cut.table[name]) for name in ("shard", "row"))
     new_shards, new_rows = np.zeros(len(old_shards), np.int32), np.zeros(len(old_rows), np.int32)
     for new, number in enumerate(sorted(cut.rows)):
         here = old_shards == number

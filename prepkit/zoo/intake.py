@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from prepkit.errors import LayoutMismatch, ZooError, listed
 from prepkit.layout import Layout
-from prepkit.packing import batch_norms, check_finite, prepared
+from prepkit.packing import batch_norms, check_finite, no_memory, prepared
 from prepkit.prep_file import PRep
 from prepkit.registry import Architecture, architecture, architectures, detect
 from prepkit.shape import WIDTH_MULTIPLE, PRepShape
@@ -24,6 +24,7 @@ from prepkit.zoo.manifest import KEPT_BATCH_NORM, StoredArchitecture
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+ONLY_FINITE = "leave it out: a zoo holds finite values only"
 COUNTERS = "num_batches_tracked"
 PIECE_BYTES = 2 << 20  # of a stack, packed at once: small enough to be written and hashed out of the cache
 
@@ -106,18 +107,22 @@ def rows_of(
     """The PReps of one network, or of the N of a stack, in the zoo's dtype, piece by piece.
 
     All values were checked when this returns.
-    raises CheckpointError for NaN or infinity, ZooError for values that the dtype cannot hold exactly, LayoutMismatch
+    raises CheckpointError for NaN or infinity, ZooError for values that the dtype cannot hold exactly, LayoutMismatch,
+    InvalidShape if the memory cannot hold one
     """
     check_dtype(item, dtype, place)
     if batch:
         check_stack(item, batch[0], place)
         return _pieces(item, width, dtype, batch[0], buffers)
     shape = item.layout.shape(width)
-    with buffers.filled(shape.cells * BITS[dtype] // 8) as (values, piece):
-        out = values.view(torch_dtype(dtype)).view(shape.height, shape.width)
-        item.layout.pack(item.tensors, out=out)
-        if not has_finite_sum(out):
-            check_finite({slot.name: item.tensors[slot.name] for slot in item.layout}, place)
+    try:
+        with buffers.filled(shape.cells * BITS[dtype] // 8) as (values, piece):
+            out = values.view(torch_dtype(dtype)).view(shape.height, shape.width)
+            item.layout.pack(item.tensors, out=out)
+            if not has_finite_sum(out):
+                check_finite({slot.name: item.tensors[slot.name] for slot in item.layout}, place, remedy=ONLY_FINITE)
+    except MemoryError:
+        raise no_memory(shape, dtype, "width") from None
     return iter([piece])
 
 
@@ -177,7 +182,7 @@ def check_stack(item: Packable, count: int, place: str) -> None:
                 f"{[count, *slot.shape]}."
             )
         if not has_finite_sum(tensor):
-            check_finite({slot.name: tensor}, place)
+            check_finite({slot.name: tensor}, place, remedy=ONLY_FINITE)
     for alias, name in layout.ties:
         if alias in item.tensors and not same_values(item.tensors[alias], item.tensors[name]):
             raise LayoutMismatch(f"{place}: '{alias}' is tied to '{name}' in the layout, but their values differ.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,7 @@ def merge(
     license: str | None = None,
     prefix: bool = False,
     progress: Progress = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> Merged:
     """Write a new zoo that holds all instances of several, in their order.
 
@@ -78,6 +80,7 @@ def merge(
     license:  of the new zoo; needed where the zoos' licences differ
     prefix:   put the zoo's name before ids and runs
     progress: called with a number of bytes each time that many more were written to shards
+    finish:   called with the folder of the finished zoo before it gets its name, as in `convert`
     raises ZooError naming what is in conflict, OutputError if the target exists; nothing is written then
     """
     if len(sources) < 2:
@@ -92,6 +95,8 @@ def merge(
         manifest = replace(plan.manifest, name=name, shard_format=kind.name, shards=tuple(shards))
         write_manifest(replace(manifest, table=write_whole(plan.table, root)), root, overwrite=False)
         check_whole(root)
+        if finish is not None:
+            finish(root)
     return Merged(read_manifest(target), plan.notes)
 
 

@@ -25,14 +25,16 @@ def read_source(file: Path) -> tuple[Checkpoint | PRep, str | None]:
     raises CheckpointError, PRepFileError
     """
     from prepkit.checkpoint import load_checkpoint, sha256_of
-    from prepkit.packing import check_packable
+    from prepkit.packing import check_finite, check_packable
     from prepkit.prep_file import is_prep_file, load_prep
+    from prepkit.zoo.intake import ONLY_FINITE
 
     if is_prep_file(file):
         prep = load_prep(file)
         return prep, prep.origin.source_sha256
     checkpoint = load_checkpoint(file)
     check_packable(checkpoint, file)
+    check_finite(checkpoint, file, remedy=ONLY_FINITE)  # before it is folded, and with the name of the file
     return checkpoint, sha256_of(file)
 
 

@@ -21,7 +21,7 @@ from prepkit.tensors import torch_dtype
 from prepkit.zoo.manifest import MANIFEST, Manifest, StoredArchitecture, read_manifest
 from prepkit.zoo.paths import inside
 from prepkit.zoo.shards import Extent, offset_of_values, shard_format
-from prepkit.zoo.tables import read_table
+from prepkit.zoo.tables import read_table, whole_numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,5 +143,4 @@ def _integers(table: pa.Table, name: str) -> np.ndarray:
         raise ZooError(f"the zoo's table: the column '{name}' has missing values.")
     if not pa.types.is_integer(column.type):
         raise ZooError(f"the zoo's table: the column '{name}' has type {column.type}, not whole numbers.")
-    numbers: np.ndarray = column.to_numpy().astype(np.int64, copy=False)
-    return numbers
+    return whole_numbers(column)

@@ -15,6 +15,7 @@ from prepkit.files import flush, publish
 from prepkit.zoo.manifest import StoredFile
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 # Columns that the zoo itself fills; every other column is the user's.
@@ -144,6 +145,37 @@ def read_table(file: Path, stored: StoredFile) -> pa.Table:
     if table.num_rows != stored.rows:
         raise ZooError(f"{file}: it has {table.num_rows:,} rows, the manifest says {stored.rows:,}.")
     return table
+
+
+def whole_numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of whole numbers without missing ones, as int64 of its own.
+
+    By DLPack, as pyarrow's to_numpy imports pandas where it is installed: slow, and it swallows a Ctrl-C.
+    """
+    import numpy as np
+
+    return np.array(np.from_dlpack(column.combine_chunks()), dtype=np.int64)
+
+
+def rows_at(table: pa.Table, numbers: np.ndarray) -> pa.Table:
+    """These rows in this order; without pandas, which pyarrow imports for any array of numpy."""
+    import numpy as np
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(numbers, dtype=np.int64)
+    return table.take(pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)]))
+
+
+def rows_with(column: pa.ChunkedArray, text: str) -> np.ndarray:
+    """Numbers of the rows of a text column that hold this text; without pandas, which comparing in pyarrow imports."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    codes = pc.dictionary_encode(column.cast(pa.string()).combine_chunks(), null_encoding="encode")
+    texts = codes.dictionary.to_pylist()
+    code = texts.index(text) if text in texts else -1
+    return np.flatnonzero(np.from_dlpack(codes.indices) == code)
 
 
 def _joined(known: str, value: Any, place: str) -> str:

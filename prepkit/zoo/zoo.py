@@ -27,6 +27,7 @@ from prepkit.zoo.gather import gather
 from prepkit.zoo.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.networks import architecture_of, network_of
 from prepkit.zoo.staging import sha256_of_file
+from prepkit.zoo.tables import rows_at, rows_with
 from prepkit.zoo.where import parse_where
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Zoo:
     @cached_property
     def table(self) -> pa.Table:
         """One row an instance: id, architecture, class_id, split, shard, row, and the user's columns."""
-        return self._store.table if self._instances is None else self._store.table.take(self._instances)
+        return self._store.table if self._instances is None else rows_at(self._store.table, self._instances)
 
     @cached_property
     def registry(self) -> Registry:
@@ -139,14 +140,12 @@ class Zoo:
 
         raises ZooError if the zoo has no such split
         """
-        import pyarrow.compute as pc
-
         if name not in self.manifest.splits:
             splits = self.manifest.splits
             raise ZooError(
                 f"'{self.name}' has no split '{name}'; it has {listed(splits) or 'none'}.{nearest(name, splits)}"
             )
-        return self.select(np.flatnonzero(pc.fill_null(pc.equal(self.table["split"], name), False).to_numpy()))
+        return self.select(rows_with(self.table["split"], name))
 
     def select(self, indices: Sequence[int] | np.ndarray | Tensor | slice) -> Zoo:
         """These instances in this order, as a view.

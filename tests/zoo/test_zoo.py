@@ -1,6 +1,8 @@
 """What a reader gets from a zoo: instances, views, networks, other shapes."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -310,3 +312,16 @@ def test_batches_from_a_single_shard(tmp_path):
     assert zoo.preps([4, 0, 5, 4])[:, 0, 0].tolist() == [4, 0, 5, 4]
     assert zoo.preps([3, 1], height=8)[:, 0, 0].tolist() == [3, 1]
     assert not zoo.preps([3, 1], height=8)[:, 4:].any()
+
+
+# What is imported ---------------------------------------------------------------------------------------------
+
+
+def test_opening_and_reading_imports_no_pandas(root):
+    """It would take a fifth of a second, and a Ctrl-C that comes while pyarrow imports it is lost."""
+    reading = (
+        "import sys; from prepkit.api import open_zoo; zoo = open_zoo(sys.argv[1]); zoo[0]; zoo.preps([1, 2]); "
+        "zoo.class_ids(); zoo.split('train')[0]; print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", reading, root], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
