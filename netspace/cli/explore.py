@@ -9,7 +9,6 @@ import click
 
 from netspace.cli.exploring import (
     PLACE,
-    Exploring,
     data_option,
     figure,
     load_embeddings,
@@ -38,7 +37,7 @@ FOLDER = click.Path(path_type=Path)
 # evaluate -------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=Exploring)
+@click.command()
 @run_argument
 @zoo_option
 @click.option("--split", default="test", show_default=True, help="Of the zoo's instances.")
@@ -110,7 +109,7 @@ EVALUATED = {
 # embed ----------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=Exploring)
+@click.command()
 @run_argument
 @click.argument("zoo", type=PLACE, metavar="ZOO")
 @click.option("--split", help="Of the zoo's instances; all if missing.")
@@ -154,7 +153,7 @@ def embed(
 # decode ---------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=Exploring)
+@click.command()
 @run_argument
 @zoo_option
 @click.option("--id", "id", help="The instance that is predicted for this one of the zoo.")

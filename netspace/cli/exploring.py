@@ -47,23 +47,6 @@ class Place(click.ParamType[Any]):
 PLACE = Place()
 
 
-class Interrupted(PrepkitError):
-    """The user ended a command before its result was there."""
-
-    exit_code = 130
-
-
-class Exploring(click.Command):
-    """A command that can be interrupted at any time, with one line, or one JSON document where it was asked for."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; no file is half written.") from None
-
-
 @dataclass(frozen=True)
 class Opened:
     """A run that is ready to be explored, on a device.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from prepkit.cli.common import json_option, print_json, table
+from prepkit.cli.common import Interrupted, json_option, print_json, table
 
 
 @click.command()
@@ -36,8 +36,7 @@ def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: 
         with bytes_progress("pushing", total, as_json or dry_run) as progress:
             done = push_run(run, repo, license=license_, private=private, dry_run=dry_run, progress=progress)
     except KeyboardInterrupt:
-        click.echo("interrupted; what was sent is kept. The same command goes on.", err=True)
-        raise click.exceptions.Exit(130) from None
+        raise Interrupted("interrupted; what was sent is kept. The same command goes on.") from None
     if as_json:
         print_json(
             {

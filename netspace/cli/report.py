@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import force_option, json_option, print_json
+from prepkit.cli.common import Interrupted, force_option, json_option, print_json
 
 if TYPE_CHECKING:
     from netspace.report import Doing, Report
@@ -76,8 +76,7 @@ def report(
         )
     except KeyboardInterrupt:
         line.close()
-        click.echo("interrupted; experiments that are finished are kept. The same command goes on.", err=True)
-        raise click.exceptions.Exit(130) from None
+        raise Interrupted("interrupted; experiments that are finished are kept. The same command goes on.") from None
     finally:
         line.close()
     tell(found, output, as_json)
@@ -100,7 +99,7 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
     """
     from netspace.paper import PAGE
     from netspace.paper import paper as paper_of
-    from netspace.trainer import Interrupted
+    from netspace.trainer import Interrupted as TrainingInterrupted
 
     if quick and full:
         raise click.UsageError("--quick and --full are two sizes; give one, or neither for the usual one.")
@@ -108,10 +107,9 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
     try:
         size = "quick" if quick else "full" if full else "mini"
         found = paper_of(folder, size, device=device, progress=line)
-    except (KeyboardInterrupt, Interrupted):
+    except (KeyboardInterrupt, TrainingInterrupted):
         line.close()
-        click.echo(f"interrupted; what is finished is kept in '{folder}'. The same command goes on.", err=True)
-        raise click.exceptions.Exit(130) from None
+        raise Interrupted(f"interrupted; what is finished is kept in '{folder}'. The same command goes on.") from None
     finally:
         line.close()
     tell(found, folder / PAGE, as_json)

@@ -10,7 +10,6 @@ import click
 
 from netspace.cli.exploring import (
     RESULT,
-    Exploring,
     check_folder,
     data_option,
     figure,
@@ -44,7 +43,7 @@ FOLDER = click.Path(path_type=Path)
 # interpolate ----------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=Exploring)
+@click.command()
 @run_argument
 @click.argument("first", required=False)
 @click.argument("second", required=False)
@@ -193,7 +192,7 @@ def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, f
 # optimize -------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=Exploring)
+@click.command()
 @run_argument
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @zoo_option
