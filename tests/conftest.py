@@ -1,7 +1,13 @@
 """Fixtures for all tests."""
 
+import signal
+
 import pytest
 import torch
+
+# A shell starts what runs in the background with Ctrl-C ignored, and the commands that tests interrupt would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
