@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-# A shell starts what runs in the background with Ctrl-C ignored, and the commands that tests interrupt would inherit it.
+# A shell starts background jobs with Ctrl-C ignored, and the commands that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
