@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from prepkit.card import write_card
+from prepkit.card import README, write_card
 from prepkit.errors import ZooError
 from prepkit.populate.engine import Engine, choose_engine
 from prepkit.populate.plan import Job, Plan, plan
@@ -33,7 +33,7 @@ from prepkit.populate.units import Done, Unit, train_unit, units_of
 from prepkit.registry import Registry, architecture
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
-from prepkit.zoo.manifest import MANIFEST
+from prepkit.zoo.manifest import MANIFEST, read_manifest
 from prepkit.zoo.writer import ZooWriter
 
 Executor = Callable[[list[Unit]], Iterator[Done]]
@@ -85,6 +85,8 @@ def train_zoo(
     loaded = loaded.with_sizes(instances, epochs)
     root = Path(path)
     if (root / MANIFEST).exists():
+        if not (root / README).exists() and (read_manifest(root).provenance or {}).get("spec") == loaded.text:
+            write_card(root)  # it was killed in between
         raise ZooError(f"'{root}' holds a finished zoo; name another folder.")
     record, where = begun(root), device_of(device)
     if record is not None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -347,6 +348,8 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(killer, straight, tmp
     while True:
         limit = chance.uniform(0.1, 0.6) * seconds if how == "seconds" else chance.randint(1, len(epochs) // 2)
         told = killer.run(root=str(tmp_path / "zoo"), **({how: limit} if kills < NUM_KILLS else {}))["told"]
+        if kills and any("holds a finished zoo" in line for line in told):
+            break  # the last kill came after its end, before it could tell
         assert not [line for line in told if line.startswith("error")], (seed, told)
         begun += [line for line in told if line.startswith("epoch")]
         if "finished" in told:
@@ -357,6 +360,19 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(killer, straight, tmp
     # What a kill costs: the epoch on its way, the one whose state was being written, and the last of a unit again
     # where its rows were not yet in the zoo. Were units begun anew, it would be many more.
     assert len(begun) <= len(epochs) + 3 * kills, seed
+
+
+def test_killed_before_its_card_is_written_it_gets_one(zoos, tmp_path):
+    name, other = list(TEXTS)[:2]
+    whole = files_of(zoos / name)
+    shutil.copytree(zoos / name, tmp_path / "zoo")
+    (tmp_path / "zoo" / "README.md").unlink()
+    with pytest.raises(ZooError, match="holds a finished zoo"):
+        trained(tmp_path / "zoo", TEXTS[other])  # not its own
+    assert not (tmp_path / "zoo" / "README.md").exists()
+    with pytest.raises(ZooError, match="holds a finished zoo"):
+        trained(tmp_path / "zoo", TEXTS[name])
+    assert files_of(tmp_path / "zoo") == whole
 
 
 def test_a_unit_goes_on_in_its_middle(killer, straight, tmp_path):
