@@ -305,7 +305,8 @@ def _folder(
 def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
     """raises RunError if a run was begun with another recipe or zoo, is further already, or has lost its state."""
     latest, best = run.facts(LATEST), run.facts(BEST)
-    if latest is None and best is not None:
+    # A kill between the first best state and the first latest one leaves no more than these steps give again.
+    if latest is None and best is not None and best["step"] > run.recipe.training.validate_every:
         raise RunError(
             f"'{run.path}' has the best weights, after step {best['step']}, but not the state that training goes on "
             "from (checkpoints/latest.json); train anew into another folder."

@@ -16,7 +16,7 @@ from small_zoos import SMALL, digits_zoo
 import netspace
 import prepkit
 from netspace.card import write_card
-from netspace.checkpoint import LOCK, RunError
+from netspace.checkpoint import LOCK, RunError, State
 from netspace.config import load_recipe
 from netspace.device import DeviceError, own_device
 from netspace.logs import NotFinite, Progress
@@ -202,12 +202,15 @@ def test_what_cannot_be_gone_on_with(tmp_path, small_zoo):
     with pytest.raises(RunError, match=r"has taken 2 steps already, more than the 1 that were asked for"):
         netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu", resume=True)
     assert (out / "run.json").read_bytes() == record
+    (out / "checkpoints" / "latest.json").unlink()  # killed right before it was written
+    again = netspace.train(recipe_of(name, 2), small_zoo(name), out, device="cpu", resume=True)
+    assert again.facts("latest")["step"] == 2
+    run.save("best", State(7, run.state("best").tensors, {"scores": {"score": 1.0}}))
     (out / "checkpoints" / "latest.json").unlink()  # as in a run from the Hub
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != LOCK}
-    with pytest.raises(RunError, match=r"has the best weights, after step 2, but not the state"):
-        netspace.train(recipe_of(name, 4), small_zoo(name), out, device="cpu", resume=True)
+    with pytest.raises(RunError, match=r"has the best weights, after step 7, but not the state"):
+        netspace.train(recipe_of(name, 2), small_zoo(name), out, device="cpu", resume=True)
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert run.space() is not None
 
 
 def test_a_run_without_a_state_is_begun_anew(tmp_path, small_zoo, monkeypatch):
