@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_zoos import SMALL
+from small_zoos import DIGITS, SMALL
 
 import prepkit
 from netspace.checkpoint import Run, State
@@ -100,6 +100,37 @@ def test_consensus(ready):
     assert numbers["agrees_with_prediction"] == pytest.approx(float(sum(agreed) / len(agreed)))
     assert numbers["accuracy"] == pytest.approx(float(sum(right) / len(right)))
     assert found.numbers["predicted"]["agrees_with_prediction"] == 1.0
+    assert consensus.MEAN_OF_EPOCHS not in found.numbers, "the zoo says nothing of epochs"
+
+
+def test_consensus_of_the_same_epochs(ready, tmp_path):
+    torch.manual_seed(1)
+    epochs = {"train": (1, 2, 3, 4, 9, 20, 80), "test": (2, 40, 1), "validation": (5,)}
+    registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
+    with prepkit.ZooWriter(tmp_path / "zoo", width=128, task=DIGITS, registry=registry) as writer:
+        for split, numbers in epochs.items():
+            for row, number in enumerate(numbers):
+                network = prepkit.architecture("resnet8@digits").build()
+                writer.add(network, id=f"{split}-{row}", split=split, epochs=number)
+    zoo = prepkit.open_zoo(tmp_path / "zoo")
+    run, _, task, device, folder = ready("digits_single")
+    found = complete(consensus.run(run, zoo, task, device, folder), folder)
+    images, labels = task.normalised("test")
+    train, test = zoo.split("train"), zoo.split("test")
+    outputs = [train.network(row)(images).detach() for row in range(7)]
+    accuracies = [float((one.argmax(1) == labels).double().mean()) for one in outputs]
+    truth = [float((test.network(row)(images).argmax(1) == labels).double().mean()) for row in range(3)]
+    nearest = [(0, 1, 2, 3, 4), (2, 3, 4, 5, 6), (0, 1, 2, 3, 4)]  # by the ratio of their epochs
+    guesses = [sum(accuracies[row] for row in rows) / 5 for rows in nearest]
+    answers = [sum(outputs[row] for row in rows).argmax(1) for rows in nearest]
+    together = [float((one == labels).double().mean()) for one in answers]
+    for kind, expected in ((consensus.MEAN_OF_EPOCHS, guesses), (consensus.CONSENSUS_OF_EPOCHS, together)):
+        numbers = found.numbers[kind]
+        assert numbers["accuracy"] == pytest.approx(sum(expected) / 3)
+        apart = sum(abs(a - b) for a, b in zip(expected, truth, strict=True)) / 3
+        assert numbers["accuracy_from_target"] == pytest.approx(apart)
+    assert "agrees_with_prediction" not in found.numbers[consensus.MEAN_OF_EPOCHS]
+    assert "epochs it was trained for" in found.text
 
 
 def test_unseen_boundaries_have_a_claim_of_their_own(ready):
