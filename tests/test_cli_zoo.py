@@ -210,6 +210,19 @@ def test_create_at_a_width_beyond_all_memory(tmp_path, files):
     message = told("zoo", "create", tmp_path / "zoo", files[0], "--width", 8 * 10**13)
     assert "there is no memory for a PRep of 4 x 80000000000000 float32" in message
     assert "use a smaller width." in message
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_a_first_bad_model_leaves_nothing(tmp_path, files):
+    (tmp_path / "bad.pt").write_bytes(b"not a model")
+    (tmp_path / "empty").mkdir()
+    for folder in ("zoo", "empty"):
+        result = prepkit("zoo", "create", tmp_path / folder, tmp_path / "bad.pt", *files, status=2)
+        assert "bad.pt" in result.stderr
+        assert "--resume" not in result.stderr
+    assert not (tmp_path / "zoo").exists()
+    assert list((tmp_path / "empty").iterdir()) == [], "it was there before"
+    prepkit("zoo", "create", tmp_path / "zoo", *files)
 
 
 def test_a_shard_is_no_checkpoint(tmp_path, zoo):

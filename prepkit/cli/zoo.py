@@ -250,7 +250,7 @@ def export(folder: Path, id_: str, output: Path, force: bool, as_json: bool) -> 
 
 
 def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool) -> None:
-    """Add what is not in the zoo yet; on a failure say that what is in it is kept."""
+    """Add what is not in the zoo yet; on a failure say that what is in it is kept, or leave nothing if nothing is."""
     from tqdm import tqdm
 
     from prepkit.zoo.sources import SOURCE, SOURCE_SHA256, are_of_hub, read_source
@@ -265,8 +265,11 @@ def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool
                 columns = {**record.columns, **source, SOURCE_SHA256: sha256}
                 writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
     except (PrepkitError, KeyboardInterrupt):
-        kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
-        click.echo(kept, err=True)
+        if len(writer):
+            kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
+            click.echo(kept, err=True)
+        else:
+            writer.discard()
         raise
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from prepkit.zoo.finishing import members, table_rows
 from prepkit.zoo.intake import Packable, looked_up, packable, packable_stack, rows_of
 from prepkit.zoo.journal import Begin, Entry, Taught
 from prepkit.zoo.lock import Lock
-from prepkit.zoo.manifest import Manifest, Shard, StoredArchitecture, write_manifest
+from prepkit.zoo.manifest import MANIFEST, Manifest, Shard, StoredArchitecture, write_manifest
 from prepkit.zoo.settings import settings_of
 from prepkit.zoo.shards import Extent, shard_format
 from prepkit.zoo.staging import SHARDS, Stage, Threads
@@ -266,6 +266,20 @@ class ZooWriter:
             self._release()
         shutil.rmtree(self._folder)
 
+    def discard(self) -> None:
+        """Give up what is unfinished: all that was written is removed, and the folder too if it was not there before.
+
+        Nothing happens to a finished zoo.
+        """
+        if (self.root / MANIFEST).exists():
+            return
+        self._release()
+        for folder in (self.root / SHARDS, self._folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        if self._is_new:
+            with suppress(OSError):  # someone else's files are in it by now
+                self.root.rmdir()
+
     def _publish(self) -> None:
         (self.root / SHARDS).mkdir(exist_ok=True)
         teacher = None if self._teacher is None else self._teacher.stored
@@ -313,6 +327,7 @@ class ZooWriter:
     # Opening --------------------------------------------------------------------------------------------------
 
     def _open(self, resume: bool) -> None:
+        self._is_new = not self.root.exists()
         prepare(self.root, self._folder)
         self._lock = Lock.take(self._folder / "lock", self.root)
         self._threads, self._buffers = Threads(), Buffers()

@@ -138,3 +138,15 @@ def test_large_finite_values_are_kept_although_their_sum_is_infinite(tmp_path: P
                 writer.add({"w": damaged})
     prep, _ = open_zoo(tmp_path / "zoo")[0]
     assert torch.equal(prep.tensors()["w"], values)
+
+
+def test_what_is_unfinished_can_be_given_up_and_what_is_finished_cannot(tmp_path):
+    unfinished = ZooWriter(tmp_path / "unfinished")
+    unfinished.add(tensors_of(0))
+    unfinished.discard()
+    assert not (tmp_path / "unfinished").exists()
+    with ZooWriter(tmp_path / "finished") as finished:
+        finished.add(tensors_of(0))
+    before = files_of(tmp_path / "finished")
+    finished.discard()
+    assert files_of(tmp_path / "finished") == before
