@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         return self.plain(preps_NHW)
 
     def plain(self, preps_NHW: Tensor) -> Tensor:
-        """What `forward` computes, as the paper writes it; a CPU takes another way to it (fast.py)."""
+        """What `forward` computes, as the paper writes it; a CPU takes another way to it (netspace/fast)."""
         features = leaky_relu(self.conv4(self.row_features(preps_NHW)), NEGATIVE_SLOPE)
         latent_NE: Tensor = features.max(dim=2).values.squeeze(2)
         return latent_NE
@@ -177,7 +177,7 @@ class Decoder(nn.Module):
         return self.plain(latent_NE)
 
     def plain(self, latent_NE: Tensor) -> Tensor:
-        """What `forward` computes, as the paper writes it; a CPU takes another way to it (fast.py)."""
+        """What `forward` computes, as the paper writes it; a CPU takes another way to it (netspace/fast)."""
         count, height, width = len(latent_NE), self.height, self.width
         features = leaky_relu(self.conv1(self.image.view(latent_NE)), NEGATIVE_SLOPE)
         features = features.reshape(count, 128, height, self.columns)

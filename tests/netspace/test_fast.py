@@ -107,7 +107,7 @@ def test_blocks_of_rows_do_not_matter(blocks, monkeypatch):
     encoder = Encoder(256).double()
     preps = torch.randn(3, 7, 90, dtype=torch.float64, requires_grad=True)
     expected = results(encoder.plain, preps, encoder)
-    monkeypatch.setattr(fast, "BLOCK_VALUES", blocks)
+    monkeypatch.setattr(fast.encoder, "BLOCK_VALUES", blocks)
     assert_same(results(fast_encode(encoder), preps, encoder), expected)
 
 

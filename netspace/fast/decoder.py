@@ -1,15 +1,8 @@
-"""NetSpace's encoder and decoder on a CPU: what network.py defines, in less time and memory.
+"""The decoder: convolutions as matrix products, one instance and one row of the output at a time.
 
-    encoder     Of the second convolution's [E/16, H, W/4] only the maximum over the width is read. Rows go through in
-                blocks that stay in the cache; the maxima and where they stood are all that is kept. Backward looks at
-                the 7 PRep values behind each maximum and convolves those again.
-    decoder     Convolutions as matrix products, one instance and one row of the output at a time. Even and odd columns
-                of a map are laid out apart: each tap of a kernel of stride 2 then reads a matrix that lies there, and
-                padding above and below is left out. What the first convolution puts out is made again in backward.
-
-Under bfloat16 autocast, large matrix products are taken in bfloat16; what goes in and comes out, parameters' gradients
-and sums over instances stay in float32, and so do the maxima: bfloat16 only finds their places.
-Shapes: N instances, H x W the PRep, E embedding values; R rows, L places along them, C channels, O outputs, K factors.
+Even and odd columns of a map are laid out apart: each tap of a kernel of stride 2 then reads a matrix that lies there,
+and padding above and below is left out. What the first convolution puts out is made again in backward. Shapes: see
+netspace/fast/__init__.py.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -18,266 +11,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import fold, leaky_relu, leaky_relu_, linear, pad, unfold
+from torch.nn.functional import fold, leaky_relu_, pad, unfold
 
+from netspace.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
 from netspace.initialisation import NEGATIVE_SLOPE
 
-# Measured on one core: below, the plain network is as fast or faster.
-WIDE = 256  # PReps to encode
-WIDE_DECODED, MANY_COLUMNS = 2048, 1024  # PReps to decode: products over a row of a map fill a core
-
-BLOCK_VALUES = 2**20  # of an intermediate tensor of the encoder: a few MiB, which stay in the cache
-ALIGNED = 32  # values: rows of the decoder's images begin at multiples of it
-FEW_PLACES = 64  # a maximum over no more is found directly
-
+WIDE, MANY_COLUMNS = 2048, 1024  # PReps; measured on one core: from there, products over a row of a map fill it
 # Of the decoder's kernels by stride, for each tap of their width: the plane that it reads, and how far shifted.
 TAPS = {1: ((0, -1), (0, 0), (0, 1)), 2: ((1, -1), (0, 0), (1, 0))}
 
 
-def encodes(preps_NHW: Tensor, encoder: nn.Module) -> bool:
-    """Whether `encode` pays for these PReps and does what the plain network would."""
-    return preps_NHW.shape[2] >= WIDE and _applies(preps_NHW, *encoder.parameters())
-
-
 def decodes(latent_NE: Tensor, decoder: nn.Module, width: int, columns: int) -> bool:
     """Whether `decode` pays for PReps of this width and does what the plain network would."""
-    return columns >= MANY_COLUMNS and width >= WIDE_DECODED and _applies(latent_NE, *decoder.parameters())
-
-
-def _applies(*tensors: Tensor) -> bool:
-    """On a CPU, in one dtype, float32 or float64."""
-    dtype = tensors[0].dtype
-    if dtype not in (torch.float32, torch.float64) or not len(tensors[0]):
-        return False
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
-        return False
-    return all(tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in tensors)
-
-
-def _dtype_of_products(tensor: Tensor) -> torch.dtype:
-    half = torch.is_autocast_enabled("cpu") and tensor.dtype == torch.float32
-    return torch.bfloat16 if half else tensor.dtype
-
-
-def _as_given() -> torch.autocast:
-    """Here each tensor has the dtype that it shall be multiplied in."""
-    return torch.autocast("cpu", enabled=False)
-
-
-# Encoder ----------------------------------------------------------------------------------------------------------
-
-
-def encode(preps_NHW: Tensor, convolutions: Sequence[nn.Conv2d]) -> Tensor:
-    """`[N, H, W]` -> embeddings `[N, E]`, by the encoder's four convolutions."""
-    first, second, third, fourth = convolutions
-    dtype = _dtype_of_products(preps_NHW)
-    with _as_given():
-        rows_NHC: Tensor = _RowMaxima.apply(  # type: ignore[no-untyped-call]
-            preps_NHW, first.weight, first.bias, second.weight, second.bias, dtype
-        )
-        features_NHC = leaky_relu(_along_height(rows_NHC, third), NEGATIVE_SLOPE)
-        latent_NE: Tensor = _along_height(features_NHC, fourth).max(dim=1).values
-        return leaky_relu(latent_NE, NEGATIVE_SLOPE)  # rises everywhere: it may follow the maximum
-
-
-def _along_height(rows_NHC: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """A (3, 1) convolution with padding 1 as a linear layer over three taps."""
-    padded = pad(rows_NHC, (0, 0, 1, 1))
-    height = rows_NHC.shape[1]
-    taps_NHC3 = torch.stack([padded[:, tap : tap + height] for tap in range(3)], dim=-1)
-    return linear(taps_NHC3.flatten(2), convolution.weight.flatten(1), convolution.bias)
-
-
-@dataclass(frozen=True)
-class _Widths:
-    """Places along a row: of the input, and after the first and the second convolution (each of stride 2).
-
-    A row of what the first puts out has `padded` places: place j stands at j + 1 and outside are zeros, so that output
-    p of the second reads the places 2 p, 2 p + 1, 2 p + 2, and one output more than there are is computed.
-    """
-
-    given: int
-
-    @property
-    def first(self) -> int:
-        return (self.given + 1) // 2
-
-    @property
-    def second(self) -> int:
-        return (self.first + 1) // 2
-
-    @property
-    def padded(self) -> int:
-        return 2 * self.second + 2
-
-    def pad_rows(self, rows_RW: Tensor) -> Tensor:
-        """Zeros around, so that padded place q of the first convolution reads the inputs 2 q, 2 q + 1, 2 q + 2."""
-        return pad(rows_RW, (3, 2 * self.padded - self.given - 3))
-
-    def are_places(self, q: Tensor) -> Tensor:
-        """Which padded places are places."""
-        return (q > 0) & (q <= self.first)
-
-
-class _RowMaxima(torch.autograd.Function):
-    """The first two convolutions and the maximum over the width: `[N, H, W]` -> `[N, H, E / 16]`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, preps_NHW: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        widths = _Widths(preps_NHW.shape[2])
-        padded_RW = widths.pad_rows(preps_NHW.reshape(-1, widths.given))
-        w1_4O, w2_C3O = _with_bias(w1, b1), w2[:, :, 0].transpose(1, 2).contiguous()
-        values_RC, places_RC = _find_maxima(padded_RW, widths, w1_4O, w2_C3O, b2, dtype)
-        if dtype != w1.dtype:  # rounded: the places are kept, the values are computed again
-            for block in _blocks(len(padded_RW), w2_C3O.numel()):
-                _, _, features_CR3O = _behind(padded_RW[block], places_RC[block], widths, w1_4O)
-                values_CR1 = torch.bmm(features_CR3O.flatten(2), w2_C3O.view(len(b2), -1, 1))
-                torch.add(values_CR1.squeeze(2).t(), b2, out=values_RC[block])
-        rows_RC = leaky_relu_(values_RC, NEGATIVE_SLOPE)
-        ctx.save_for_backward(preps_NHW, w1, b1, w2, places_RC, rows_RC)
-        return rows_RC.view(*preps_NHW.shape[:2], len(b2))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_NHC: Tensor) -> tuple[Tensor | None, ...]:
-        preps_NHW, w1, b1, w2, places_RC, rows_RC = ctx.saved_tensors
-        widths = _Widths(preps_NHW.shape[2])
-        to_preps, to_w1, to_b1, to_w2 = ctx.needs_input_grad[:4]
-        with _as_given():
-            gradient_RC = _through_leaky_relu(gradient_NHC.reshape(rows_RC.shape), rows_RC)
-            padded_RW = widths.pad_rows(preps_NHW.reshape(-1, widths.given))
-            w1_4O, w2_C3O = _with_bias(w1, b1), w2[:, :, 0].transpose(1, 2).contiguous()
-            g1_4O, g2_C3O = torch.zeros_like(w1_4O), torch.zeros_like(w2_C3O)
-            g_RW = torch.zeros_like(padded_RW) if to_preps else None
-            for block in _blocks(len(padded_RW), w2_C3O.numel()):
-                indices_CR7, taps_CR34, features_CR3O = _behind(padded_RW[block], places_RC[block], widths, w1_4O)
-                g_CR = gradient_RC[block].t().contiguous()
-                if to_w2:
-                    g2_C3O += torch.bmm(g_CR.unsqueeze(1), features_CR3O.flatten(2)).view(g2_C3O.shape)
-                if not (to_preps or to_w1 or to_b1):
-                    continue
-                g_CR3O = _through_leaky_relu(g_CR[:, :, None, None] * w2_C3O.unsqueeze(1), features_CR3O)
-                if to_w1 or to_b1:
-                    g1_4O.addmm_(taps_CR34.flatten(0, 2).t(), g_CR3O.flatten(0, 2))
-                if g_RW is not None:
-                    g_CR33 = (g_CR3O @ w1_4O[:3].t()) * taps_CR34[..., 3:]
-                    where_CR33 = indices_CR7.unfold(2, 3, 2)
-                    g_RW[block].scatter_add_(
-                        1, where_CR33.transpose(0, 1).flatten(1), g_CR33.transpose(0, 1).flatten(1)
-                    )
-        g_preps = None if g_RW is None else g_RW[:, 3 : 3 + widths.given].reshape(preps_NHW.shape)
-        g_w1, g_w2 = g1_4O[:3].t().reshape(w1.shape), g2_C3O.transpose(1, 2).unsqueeze(2)
-        return g_preps, g_w1, g1_4O[3], g_w2, gradient_RC.sum(0), None
-
-
-def _find_maxima(
-    padded_RW: Tensor, widths: _Widths, w1_4O: Tensor, w2_C3O: Tensor, b2: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The maxima over the width before LeakyReLU, and their first places, `[R, E / 16]`; computed in `dtype`."""
-    channels, outputs = w1_4O.shape[1], widths.second + 1
-    w1_KO, w2_3OC = _factors(w1_4O, dtype, (0, 0, 1)), w2_C3O.permute(1, 2, 0).to(dtype)
-    pair, third = w2_3OC[:2].flatten(0, 1), w2_3OC[2].contiguous()
-    inside_L1 = widths.are_places(torch.arange(widths.padded)).to(padded_RW.dtype).unsqueeze(1)
-    values_RC = padded_RW.new_empty(len(padded_RW), len(b2))
-    places_RC = torch.empty(values_RC.shape, dtype=torch.int64)
-    blocks = list(_blocks(len(padded_RW), widths.padded * channels))
-    most = len(padded_RW[blocks[0]])
-    all_features = padded_RW.new_zeros(most * widths.padded + ALIGNED, channels, dtype=dtype)  # read on, times 0
-    all_sums = all_features.new_empty(most * outputs, len(b2))
-    for block in blocks:
-        rows = len(padded_RW[block])
-        features, sums = all_features[: rows * widths.padded], all_sums[: rows * outputs]
-        taps_RL3 = pad(padded_RW[block], (0, 1)).unfold(1, 3, 2)
-        taps_RL4 = torch.cat([taps_RL3 * inside_L1, inside_L1.expand(rows, -1, -1)], dim=2)
-        torch.mm(_factors(taps_RL4.flatten(0, 1).t(), dtype, (0, 1, 0)).t(), w1_KO, out=features)
-        leaky_relu_(features, NEGATIVE_SLOPE)
-        # Three taps of an output lie side by side, but outputs overlap: two products, none of which repeats a value.
-        torch.mm(features.view(rows * outputs, 2 * channels), pair, out=sums)
-        sums.addmm_(all_features[2:].as_strided((rows * outputs, channels), (2 * channels, 1)), third)
-        sums_RLC = sums.view(rows, outputs, -1)[:, : widths.second]
-        values_RC[block], places_RC[block] = _first_maxima(sums_RLC)
-    return values_RC.add_(b2), places_RC
-
-
-def _with_bias(w1: Tensor, b1: Tensor) -> Tensor:
-    """The first convolution's three taps and its bias, `[4, E / 32]`."""
-    return torch.cat([w1.flatten(1).t(), b1.unsqueeze(0)])
-
-
-def _factors(values_KX: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) -> Tensor:
-    """A factor of a product over few K; in bfloat16 as `[.., 3 K, X]` of its high (0) and low (1) part, for 16 bits."""
-    if dtype == values_KX.dtype:
-        return values_KX
-    high = values_KX.to(dtype)
-    pair = (high, (values_KX - high).to(dtype))
-    return torch.cat([pair[part] for part in parts], dim=-2)
-
-
-def _first_maxima(sums_RLC: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima over L and their first places, `[R, C]`.
-
-    Reductions that look for places as well are slow: they only see the maxima of pieces, then one piece.
-    """
-    length = sums_RLC.shape[1]
-    if length <= FEW_PLACES:
-        maxima = sums_RLC.max(dim=1)
-        return maxima.values, maxima.indices
-    size = math.isqrt(length)
-    whole = length // size * size
-    pieces = [torch.unflatten(sums_RLC[:, :whole], 1, (-1, size)).amax(2)]
-    if whole < length:
-        pieces.append(sums_RLC[:, whole:].amax(1, keepdim=True))
-    values_RC, piece_RC = torch.cat(pieces, dim=1).max(dim=1)
-    inside_RLC = piece_RC.unsqueeze(1) * size + torch.arange(size).unsqueeze(1)
-    first_RC = sums_RLC.gather(1, inside_RLC.clamp_(max=length - 1)).max(dim=1).indices
-    return values_RC, piece_RC * size + first_RC
-
-
-def _behind(padded_RW: Tensor, places_RC: Tensor, widths: _Widths, w1_4O: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What outputs of the second convolution at these places depend on.
-
-    returns indices `[C, R, 7]` into the padded rows; the three taps of the first convolution at each of three places,
-            and whether it is one, `[C, R, 3, 4]`; and what it puts out there, zeros where there is no place,
-            `[C, R, 3, E / 32]`
-    """
-    places_CR1 = places_RC.t().unsqueeze(2)
-    indices_CR7 = 4 * places_CR1 + torch.arange(7)
-    values_CR7 = padded_RW.gather(1, indices_CR7.transpose(0, 1).flatten(1)).view(len(padded_RW), -1, 7)
-    inside_CR31 = widths.are_places(2 * places_CR1 + torch.arange(3)).to(padded_RW.dtype).unsqueeze(3)
-    taps_CR33 = values_CR7.transpose(0, 1).unfold(2, 3, 2)
-    taps_CR34 = torch.cat([taps_CR33 * inside_CR31, inside_CR31], dim=3)
-    return indices_CR7, taps_CR34, leaky_relu_(taps_CR34 @ w1_4O, NEGATIVE_SLOPE)
-
-
-def _blocks(rows: int, values_a_row: int) -> Iterator[slice]:
-    """Blocks of rows, each of them of about BLOCK_VALUES values."""
-    step = max(1, BLOCK_VALUES // values_a_row)
-    return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def _through_leaky_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient before a LeakyReLU, whose output has the sign of its input."""
-    before: Tensor = torch.ops.aten.leaky_relu_backward(gradient, output, NEGATIVE_SLOPE, True)
-    return before
-
-
-# Decoder ----------------------------------------------------------------------------------------------------------
+    return columns >= MANY_COLUMNS and width >= WIDE and applies(latent_NE, *decoder.parameters())
 
 
 def decode(images_NCSS: Tensor, convolutions: Sequence[nn.Conv2d], height: int, width: int, columns: int) -> Tensor:
     """`[N, C, S, S]` -> the cells of PReps before scale and bias, `[N, H, W]`, by the decoder's four convolutions."""
     tensors = [tensor for convolution in convolutions for tensor in convolution.parameters()]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images_NCSS, *tensors))
-    layers = _layers(tensors, height, width, columns, _dtype_of_products(images_NCSS))
-    with _as_given():
+    layers = _layers(tensors, height, width, columns, dtype_of_products(images_NCSS))
+    with as_given():
         cells_NHW: Tensor = _Decode.apply(images_NCSS, *tensors, layers, keep)  # type: ignore[no-untyped-call]
     return cells_NHW
 
@@ -287,7 +46,7 @@ class _First:
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self.weight_KO = torch.cat([weight.flatten(1).t(), bias.unsqueeze(0)]).detach()
-        self.factor_OK = _factors(self.weight_KO, dtype, (0, 0, 1)).t().contiguous()
+        self.factor_OK = factors(self.weight_KO, dtype, (0, 0, 1)).t().contiguous()
         self.shape, self.dtype = weight.shape, dtype
         self.gradient_OK = torch.zeros_like(self.weight_KO.t())
 
@@ -297,7 +56,7 @@ class _First:
 
     def forward(self, image_CSS: Tensor) -> Tensor:
         """`[O, L]`, after LeakyReLU."""
-        return leaky_relu_(self.factor_OK @ _factors(self.taps(image_CSS), self.dtype, (0, 1, 0)), NEGATIVE_SLOPE)
+        return leaky_relu_(self.factor_OK @ factors(self.taps(image_CSS), self.dtype, (0, 1, 0)), NEGATIVE_SLOPE)
 
     def add_gradients(self, gradient_OL: Tensor, image_CSS: Tensor) -> None:
         """Add to the gradients of weight and bias."""
@@ -492,7 +251,7 @@ class _Decode(torch.autograd.Function):
         wants = [weight or bias for weight, bias in zip(wanted[::2], wanted[1::2], strict=True)]
         depth = 0 if to_images else wants.index(True)  # of the lowest layer that has to be reached
         g_images_NCSS = torch.zeros_like(images_NCSS)
-        with _as_given():
+        with as_given():
             for number, image_CSS in enumerate(images_NCSS):
                 g_image_CSS = g_images_NCSS[number] if to_images else None
                 third_planes, fourth_planes = kept[2 * number : 2 * number + 2]
