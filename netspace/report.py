@@ -77,6 +77,7 @@ class Judged:
 class Merit:
     """A claim over all runs of a recipe.
 
+    kind, unit: see Claim
     numbers: found, one a run
     held:    in how many of them
     """
@@ -85,6 +86,8 @@ class Merit:
     experiment: str
     text: str
     bound: str
+    kind: str
+    unit: str
     numbers: tuple[float, ...]
     held: int
 
@@ -127,6 +130,8 @@ class Report:
                 "experiment": one.experiment,
                 "claim": one.text,
                 "bound": one.bound,
+                "kind": one.kind,
+                "unit": one.unit,
                 "numbers": list(one.numbers),
                 "mean": one.mean,
                 "deviation": one.deviation,
@@ -286,11 +291,12 @@ def gather(
 
 def merits(runs: Iterable[Judged]) -> tuple[Merit, ...]:
     """The claims of all runs, those of one recipe together, in the order of the runs and experiments."""
-    found: dict[tuple[str, str, str, str], list[Claim]] = {}
+    found: dict[tuple[str, str, str, str, str, str], list[Claim]] = {}
     for one in runs:
         for name, result in one.results.items():
             for claim in result.claims:
-                found.setdefault((one.run.recipe.name, name, claim.text, claim.bound), []).append(claim)
+                key = (one.run.recipe.name, name, claim.text, claim.bound, claim.kind, claim.unit)
+                found.setdefault(key, []).append(claim)
     return tuple(
         Merit(*key, tuple(one.number for one in claims), sum(one.held for one in claims))
         for key, claims in found.items()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace.checkpoint import BEST
-from netspace.report_markdown import cell, duration, found, number, tally, verdict, words
+from netspace.report_markdown import bound, cell, duration, found, number, tally, told, verdict, words
 from netspace.report_style import SCRIPT, STYLE
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def overview(report: Report) -> str:
             chip(verdict(one), one.held == len(one.numbers)),
             one.text,
             Cell(escape(found(one)), one.mean, True),
-            signs(one.bound),
+            signs(bound(one)),
             Cell(
                 f'<a href="#{anchor(homes[one.recipe, one.experiment], one.experiment)}">{escape(one.recipe)}</a>',
                 one.recipe,
@@ -131,13 +131,13 @@ def side_by_side(merits: Iterable[Merit]) -> str:
     rows = [
         (
             text,
-            signs(bound),
+            signs(bound(next(iter(of.values())))),
             *(
                 Cell(f"{escape(found(of[name]))} {mark(of[name])}", of[name].mean, True) if name in of else None
                 for name in recipes
             ),
         )
-        for (text, bound), of in shared.items()
+        for (text, _), of in shared.items()
     ]
     return folded("The same claims, recipe beside recipe", table("", ("claim", "must be", *recipes), rows))
 
@@ -206,17 +206,17 @@ def claim_list(claims: Sequence[Claim]) -> str:
     """Each with its mark, its number and what it must be."""
     items = [
         f"<li>{chip('held' if one.held else 'NOT held', one.held).html} {inline(one.text)}: "
-        f'<strong>{number(one.number)}</strong> <span class="soft">(must be {escape(signs(one.bound))})</span></li>'
+        f'<strong>{told(one.number, one.unit)}</strong> <span class="soft">(must be {escape(signs(bound(one)))})</span></li>'
         for one in claims
     ]
     return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
 
 
-def signs(bound: str) -> str:
-    """A bound as it is printed in books."""
+def signs(text: str) -> str:
+    """A bound as it is printed in books, on one line."""
     for written, printed in ((">=", "≥"), ("<=", "≤"), ("==", "=")):
-        bound = bound.replace(written, printed)
-    return bound
+        text = text.replace(written, printed)
+    return text.replace(" ", "\u00a0")
 
 
 def chip(text: str, held: bool) -> Cell:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from netspace.checkpoint import BEST
 
 if TYPE_CHECKING:
-    from netspace.experiments.result import Result
+    from netspace.experiments.result import Claim, Result
     from netspace.report import Judged, Merit, Report
 
 HELD = {True: "held", False: "NOT held"}
@@ -29,7 +29,7 @@ def text(report: Report, folder: Path) -> str:
         tally(report.merits),
         table(
             ("recipe", "experiment", "claim", "found", "must be", ""),
-            [(one.recipe, one.experiment, one.text, found(one), one.bound, verdict(one)) for one in report.merits],
+            [(one.recipe, one.experiment, one.text, found(one), bound(one), verdict(one)) for one in report.merits],
         ),
     ]
     if report.failures:
@@ -58,7 +58,8 @@ def run_parts(one: Judged, folder: Path) -> list[str]:
 def result_parts(result: Result, pictures: Path, folder: Path) -> list[str]:
     """An experiment: words, claims, pictures, tables."""
     claims = [
-        f"- {HELD[claim.held]}: {claim.text}: {number(claim.number)} (must be {claim.bound})" for claim in result.claims
+        f"- {HELD[claim.held]}: {claim.text}: {told(claim.number, claim.unit)} (must be {bound(claim)})"
+        for claim in result.claims
     ]
     images = []
     for picture in result.pictures:
@@ -96,8 +97,23 @@ def verdict(one: Merit) -> str:
 def found(one: Merit) -> str:
     """`0.981`, or `0.981 ± 0.004 (3 runs)`."""
     if one.deviation is None:
-        return number(one.mean)
-    return f"{number(one.mean)} ± {number(one.deviation)} ({len(one.numbers)} runs)"
+        return told(one.mean, one.unit)
+    if one.deviation == 0:
+        return f"{told(one.mean, one.unit)} (in each of {len(one.numbers)} runs)"
+    return f"{told(one.mean, one.unit)} ± {told(one.deviation, one.unit)} ({len(one.numbers)} runs)"
+
+
+def told(value: float, unit: str) -> str:
+    """A claim's number in its unit: `97.1 %`, `9.3 points`, `0.934`; a share of 1 is told as it is, 100 %."""
+    if not unit or not math.isfinite(value):
+        return number(value)
+    return f"{round(100 * value, 1):g} {unit}"
+
+
+def bound(one: Merit | Claim) -> str:
+    """What a claim's number must be, in its unit: `>= 95 %`."""
+    relation, _, limit = one.bound.partition(" ")
+    return f"{relation} {told(float(limit), one.unit)}"
 
 
 def cell(value: Any) -> str:

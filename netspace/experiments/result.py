@@ -31,6 +31,11 @@ RELATIONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "==": operator.eq,
 }
+# Whose claim it is. "paper": the paper's, or an aim set for the embedded zoos; "beyond": a question that the paper does not
+# ask; "check": that the measurement itself is sound, which says nothing of the method.
+KINDS = ("paper", "beyond", "check")
+# How a number is told: a share as per cent, a difference of shares as points, or as it is.
+UNITS = ("%", "points", "")
 DOTS_PER_INCH = 144
 
 
@@ -42,23 +47,31 @@ class ResultError(prepkit.PrepkitError, ValueError):
 class Claim:
     """What a number decides.
 
-    text:   what the number is, so that `text number` reads as a sentence
+    text:   what the number is, so that `text: number` is understood without what stands around it
     number: what was found; NaN if there was nothing to find, then it is not held
     bound:  what it must be, such as ">= 0.95"
+    kind:   one of KINDS
+    unit:   one of UNITS; number and bound are shares all the same: 0.03 is told as 3 points
     """
 
     text: str
     number: float
     bound: str
     held: bool
+    kind: str = "paper"
+    unit: str = ""
 
 
-def claim(text: str, number: float, relation: str, limit: float) -> Claim:
+def claim(text: str, number: float, relation: str, limit: float, *, kind: str = "paper", unit: str = "") -> Claim:
     """A claim, judged: held where `number relation limit` is true.
 
     relation: one of RELATIONS
+    raises ResultError for an unknown kind or unit
     """
-    return Claim(text, float(number), f"{relation} {limit:g}", bool(RELATIONS[relation](float(number), limit)))
+    if kind not in KINDS or unit not in UNITS:
+        raise ResultError(f"claim '{text}': kind {kind!r} or unit {unit!r} is none of {KINDS} and {UNITS}.")
+    held = bool(RELATIONS[relation](float(number), limit))
+    return Claim(text, float(number), f"{relation} {limit:g}", held, kind, unit)
 
 
 @dataclass(frozen=True)
@@ -195,7 +208,10 @@ def _plain_table(table: Table, place: str) -> Table:
 
 def _claim(document: Mapping[str, Any]) -> Claim:
     number = math.nan if document["number"] is None else float(document["number"])
-    return Claim(str(document["text"]), number, str(document["bound"]), bool(document["held"]))
+    kind, unit = document["kind"], document["unit"]
+    if kind not in KINDS or unit not in UNITS:
+        raise ResultError(f"claim of kind {kind!r} and unit {unit!r}: known are {KINDS} and {UNITS}.")
+    return Claim(str(document["text"]), number, str(document["bound"]), bool(document["held"]), kind, unit)
 
 
 def _picture(document: Mapping[str, Any]) -> Picture:
