@@ -206,7 +206,8 @@ def claim_list(claims: Sequence[Claim]) -> str:
     """Each with its mark, its number and what it must be."""
     items = [
         f"<li>{chip('held' if one.held else 'NOT held', one.held).html} {inline(one.text)}: "
-        f'<strong>{told(one.number, one.unit)}</strong> <span class="soft">(must be {escape(signs(bound(one)))})</span></li>'
+        f"<strong>{told(one.number, one.unit)}</strong> "
+        f'<span class="soft">(must be {escape(signs(bound(one)))})</span></li>'
         for one in claims
     ]
     return f'<ul class="claims">{"".join(items)}</ul>' if items else ""

@@ -31,8 +31,8 @@ RELATIONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "==": operator.eq,
 }
-# Whose claim it is. "paper": the paper's, or an aim set for the embedded zoos; "beyond": a question that the paper does not
-# ask; "check": that the measurement itself is sound, which says nothing of the method.
+# Whose claim it is. "paper": the paper's, or an aim set for the embedded zoos; "beyond": a question that the paper does
+# not ask; "check": that the measurement itself is sound, which says nothing of the method.
 KINDS = ("paper", "beyond", "check")
 # How a number is told: a share as per cent, a difference of shares as points, or as it is.
 UNITS = ("%", "points", "")
