@@ -169,11 +169,9 @@ def begin(root: Path, size: str) -> None:
     if not file.exists():
         if root.exists() and (not root.is_dir() or os.listdir(root)):
             raise PaperError(f"'{root}' is there and was not begun by this command; name a new or empty folder.")
-        for folder in (ZOOS, RUNS):
-            (root / folder).mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_text(json.dumps({"format": FORMAT, "size": size}) + "\n", encoding="utf-8")
-        return
     try:
         begun = json.loads(file.read_text(encoding="utf-8"))
         form, before = begun["format"], begun["size"]
@@ -181,6 +179,8 @@ def begin(root: Path, size: str) -> None:
         raise PaperError(f"{file}: cannot be read ({error!r}). Name a new folder.") from None
     if form != FORMAT or before != size:
         raise PaperError(f"'{root}' was begun as '{before}' ({form}), not '{size}'; go on with that, or name another.")
+    for folder in (ZOOS, RUNS):
+        (root / folder).mkdir(exist_ok=True)
 
 
 def recipes_of(size: Size) -> dict[str, Recipe]:

@@ -18,6 +18,7 @@ import torch
 
 import prepkit
 from netspace.data import TEST, TRAIN
+from netspace.experiments.accuracy import PREDICTED_COLOUR, TARGET_COLOUR
 from netspace.experiments.judged import judge, outputs_of
 from netspace.experiments.result import Cell, Picture, Progress, Result, Table, new_figure, save_figure
 from netspace.experiments.statistics import spearman
@@ -34,6 +35,7 @@ EPOCHS = "epochs"  # the zoo's column of how long an instance was trained
 ALIKE = 5  # training instances of about the same epochs
 CONSENSUS_OF_EPOCHS = f"consensus of {ALIKE} of the same epochs"
 MEAN_OF_EPOCHS = f"mean accuracy of {ALIKE} of the same epochs"
+COLOURS = {"target": TARGET_COLOUR, "predicted": PREDICTED_COLOUR}
 # measure: its column, and what it is multiplied by there
 MEASURES = {
     "accuracy": ("accuracy, %", 100),
@@ -153,7 +155,10 @@ def draw(accuracy: dict[str, Tensor], folder: Path) -> str:
     order = accuracy["target"].argsort()
     for kind in ("target", "predicted", f"consensus of {DRAWN}"):
         if kind in accuracy:
-            axes.plot(range(1, len(order) + 1), 100 * accuracy[kind][order], marker="o", markersize=4, label=kind)
+            places = range(1, len(order) + 1)
+            axes.plot(
+                places, 100 * accuracy[kind][order], marker="o", markersize=4, color=COLOURS.get(kind), label=kind
+            )
     axes.set(xlabel="test instance, in the order of target accuracy", ylabel="accuracy on test images, %")
     axes.grid(axis="y", color="0.92")
     axes.legend(frameon=False)

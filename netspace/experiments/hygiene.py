@@ -24,7 +24,8 @@ TEXT = """\
 A test instance must not have been seen. Training reads the zoo's split `train`, the best state is chosen on \
 `validation` (for signals on `train` itself), and what is claimed of unseen instances is judged on `test`. The table \
 counts what the test split shares with what was trained on and what was chosen by: ids, training runs, seeds (of one \
-architecture), shapes, the values of the PReps bit for bit, and the images themselves."""
+architecture), shapes, the values of the PReps bit for bit, and the images themselves. A task without validation \
+images has its best state chosen on test images, and they are counted so."""
 WORDS = {"id": "ids", "run": "training runs", "seed": "seeds", ITEM: "shapes", "values": "PReps", "images": "images"}
 
 
@@ -42,7 +43,8 @@ def run(
 
     The numbers hold `shared`: for each kind, how many things of test are in train and in validation; all should be 0.
     """
-    shared = {kind: {TRAIN: 0, VALIDATION: 0} for kind in ("id", "run", "seed", ITEM, "values")}
+    kinds = ("id", "run", "seed", *((ITEM,) if run.recipe.setting == "sdf" else ()), "values")
+    shared = {kind: {TRAIN: 0, VALIDATION: 0} for kind in kinds}
     counts: dict[str, int] = {}
     for kind in list(shared):
         found = {split: things(zoo, split, kind) for split in (TRAIN, VALIDATION, TEST)}
@@ -52,19 +54,23 @@ def run(
         counts[kind] = len(found[TEST])
         shared[kind] = {split: len(found[split] & found[TEST]) for split in (TRAIN, VALIDATION)}
     if isinstance(task, ImageTask):
-        images = {split: image_digests(task, split) for split in (TRAIN, VALIDATION, TEST)}
+        chosen = VALIDATION if task.splits.get(VALIDATION) else TEST
+        images = {split: image_digests(task, of) for split, of in ((TRAIN, TRAIN), (VALIDATION, chosen), (TEST, TEST))}
         counts["images"] = len(images[TEST])
         shared["images"] = {split: len(images[split] & images[TEST]) for split in (TRAIN, VALIDATION)}
     total = sum(sum(of.values()) for of in shared.values())
     compared = listed([WORDS[kind] for kind in shared], len(WORDS))
-    claims = [claim(f"Things of the test split that were trained on or chosen by ({compared})", total, "==", 0)]
+    text = f"Of the test split, {compared} that were trained on or chosen by"
+    claims = [claim(text, total, "==", 0, kind="check")]
     if run.recipe.setting == "unseen":
-        number = len(between(run, zoo))
-        claims.append(claim("Instances of unseen architectures that were trained on or chosen by", number, "==", 0))
+        text = "Instances of unseen architectures that were trained on or chosen by"
+        claims.append(claim(text, len(between(run, zoo)), "==", 0, kind="check"))
+    missing = [WORDS[kind] for kind in kinds if kind not in shared]
+    words = f"{TEXT} The zoo says nothing of {listed(missing)}: these were not compared." if missing else TEXT
     rows: tuple[tuple[Cell, ...], ...] = tuple((WORDS[kind], counts[kind], *of.values()) for kind, of in shared.items())
     table = Table("What the test split shares", ("kind", "in test", "also in train", "also in validation"), rows)
     splits = dict(zoo.manifest.splits)
-    return Result("hygiene", "Split hygiene", TEXT, {"shared": shared, "instances": splits}, claims, [table])
+    return Result("hygiene", "Split hygiene", words, {"shared": shared, "instances": splits}, claims, [table])
 
 
 def things(zoo: prepkit.Zoo, split: str, kind: str) -> set[Hashable]:
@@ -78,7 +84,8 @@ def things(zoo: prepkit.Zoo, split: str, kind: str) -> set[Hashable]:
         return set()
     found: Iterable[Hashable] = view.table[kind].to_pylist()
     if kind == "seed":  # the same number for two architectures starts two different networks
-        found = [(name, one) for name, one in zip(view.table["architecture"].to_pylist(), found, strict=True) if one]
+        rows = zip(view.table["architecture"].to_pylist(), found, strict=True)
+        found = [(name, one) for name, one in rows if one is not None]
     return {one for one in found if one is not None}
 
 

@@ -8,6 +8,7 @@ Shapes: N instances of an architecture, B images, C classes.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,19 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 import prepkit
-from netspace.data import TEST
-from netspace.experiments.judged import inputs_of, judge, mean_or_nan, off_diagonal, short
+from netspace.data import TEST, TRAIN
+from netspace.experiments.judged import Judged, inputs_of, judge, mean_or_nan, off_diagonal, short
 from netspace.experiments.preps import measures as prep_measures
-from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
+from netspace.experiments.result import Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
 
 if TYPE_CHECKING:
     from netspace.checkpoint import Run
 
 NAME = "identity"
-PAIRED = 0.75  # of pairs; chance is 0.5
+KEPT = 0.75  # of comparisons; chance is 0.5
+INSTANCES = {TEST: "unseen", TRAIN: "training"}
 SHOWN = 0.95  # of the values lie within the range of colours
+LEAST_RANGE = 1.0  # points: less is an image or two
 ROUNDING = 1e-12  # of sums of float64 near 1
 
 
@@ -40,12 +43,31 @@ def run(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
-    """Compare each predicted test instance with every target of its class, on the task's test images."""
-    if progress is not None:
-        progress("outputs of the test instances and of what is predicted for them, on all test images")
-    judged = judge(run, run.space(device=device), zoo)
-    images = inputs_of(run, judged.view, task)
-    target_NBC, predicted_NBC = judged.outputs(images)
+    """Compare each predicted instance, of test and of training, with every target of its class, on the test images."""
+    space = run.space(device=device)
+    of_split: dict[str, dict[str, dict[str, Any]]] = {}
+    tables: dict[str, tuple[Tensor, Tensor]] = {}
+    for split in (TRAIN, TEST):
+        if progress is not None:
+            progress(f"outputs of the {split} instances and of what is predicted for them, on all test images")
+        judged = judge(run, space, zoo, split)
+        of_split[split], tables = found_of(run, judged, task)  # the last ones are drawn
+    found = of_split[TEST]
+    means = {split: _means(by_architecture) for split, by_architecture in of_split.items()}
+    return Result(
+        name=NAME,
+        title="Identity: its own target, or any of its class?",
+        text=_text(run, len(judged.view), task.splits[TEST], means),
+        numbers={"means": means, "by_architecture": found, "training_instances": of_split[TRAIN]},
+        claims=_claims(means[TEST]),
+        tables=(_agreement_table(of_split), _spread_table(found)),
+        pictures=(Picture("Agreement of every prediction with every target of its class", draw(tables, folder)),),
+    )
+
+
+def found_of(run: Run, judged: Judged, task: Any) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]:
+    """Of each architecture all that is measured, and the agreement `[N, N]` and the accuracy `[N]` of the targets."""
+    target_NBC, predicted_NBC = judged.outputs(inputs_of(run, judged.view, task))
     labels_B = task.normalised(TEST)[1].cpu()
     found, tables = {}, {}
     for name, rows in judged.groups().items():
@@ -64,40 +86,60 @@ def run(
             "prep_distance_among_predicted": preps["among_predicted"],
         }
         tables[name] = agreement_NN, accuracy_N
-    several = {name: one for name, one in found.items() if one["instances"] > 1}
-    paired = {kind: _mean([one[kind]["paired"] for one in several.values()]) for kind in ("agreement", "kl")}
-    return Result(
-        name=NAME,
-        title="Identity: its own target, or any of its class?",
-        text=_text(run, len(judged.view), len(images)),
-        numbers={"paired": paired, "by_architecture": found},
-        claims=[
-            claim("Agreement pairs two predictions and targets rightly, share", paired["agreement"], ">=", PAIRED),
-            claim("Divergence pairs two predictions and targets rightly, share", paired["kl"], ">=", PAIRED),
+    return found, tables
+
+
+def _means(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Over the architectures that have two instances or more."""
+    several = [one for one in found.values() if one["instances"] > 1]
+    return {
+        kind: {
+            name: _mean([one[kind][name] for one in several]) for name in ("own_preferred", "paired", "paired_nearest")
+        }
+        for kind in ("agreement", "kl")
+    }
+
+
+def _claims(unseen: dict[str, dict[str, float]]) -> list[Claim]:
+    agreement, divergence = unseen["agreement"], unseen["kl"]
+    text = "Unseen instances of nearest accuracy that are paired rightly with their targets, by {} (chance: 50 %)"
+    found = {
+        "Unseen instances agree with their own target more than with another (chance: 50 %)": agreement[
+            "own_preferred"
         ],
-        tables=(_agreement_table(found), _spread_table(found)),
-        pictures=(Picture("Agreement of every prediction with every target of its class", draw(tables, folder)),),
-    )
+        text.format("agreement"): agreement["paired_nearest"],
+        text.format("divergence"): divergence["paired_nearest"],
+    }
+    return [claim(words, share, ">=", KEPT, kind="beyond", unit="%") for words, share in found.items()]
 
 
-def _text(run: Run, instances: int, images: int) -> str:
+def _text(run: Run, instances: int, images: int, means: dict[str, dict[str, dict[str, float]]]) -> str:
     learnt = (
         "In this setting the paper's loss knows the teacher, the labels and the ClassId, not the target's outputs"
         if run.recipe.has_classes
         else "In this setting the loss is the divergence from the target's own outputs (Eq. 1)"
     )
     added = f", but this recipe adds them with weight {run.recipe.loss.identity:g}" if run.recipe.loss.identity else ""
+    unseen, seen = means[TEST]["kl"], means[TRAIN]["kl"]
     return (
         f"Each of {instances} predicted test instances is compared with all test targets of its architecture, on "
         f"{images} test images: the share of images that both put into the same class, and the divergence KL(target || "
         f"predicted) of their outputs. {learnt}{added}.\n\n"
-        "Some targets are easy to agree with, whatever is predicted, and some predictions agree with all. So claims "
-        "take two predictions and their two targets at a time, and ask whether pairing them rightly fits better than "
-        "pairing them crosswise: half of the pairs if identity is lost, all if it is kept. As instances of equal "
-        "accuracy are alike, a prediction that keeps nothing but the accuracy does better than half; pairs of nearest "
-        "accuracy show what is kept beyond it. In the picture the mean agreement of each prediction and of each target "
-        "is taken away: a red diagonal is identity."
+        "Some targets are easy to agree with, whatever is predicted, and some predictions agree with all. So two "
+        "predictions and their two targets are taken at a time, and asked whether pairing them rightly fits better "
+        "than pairing them crosswise: half of the pairs if identity is lost, all if it is kept. As instances of equal "
+        "accuracy are alike, a prediction that keeps nothing but the accuracy does better than half; so claims are "
+        "made of the pairs of nearest accuracy, which show what is kept beyond it. In the picture the mean agreement "
+        "of each prediction and of each target is taken away: a red diagonal is identity.\n\n"
+        f"By divergence {_percent(unseen['paired'])} of the pairs of unseen instances are paired rightly, of those of "
+        f"nearest accuracy {_percent(unseen['paired_nearest'])}; of training instances {_percent(seen['paired'])} and "
+        f"{_percent(seen['paired_nearest'])}. What is not kept for those was not learnt; what is kept for them alone "
+        "does not carry over to unseen ones."
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if math.isfinite(share) else "none"
 
 
 def compare(predicted_NBC: Tensor, target_MBC: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +205,7 @@ def draw(tables: dict[str, tuple[Tensor, Tensor]], folder: Path) -> str:
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     beyond = {name: 100 * beyond_margins(agreement) for name, (agreement, _) in tables.items()}
     # A few pairs may stand out; they would take the colour from all others.
-    limit = float(torch.cat([one.flatten().abs() for one in beyond.values()]).quantile(SHOWN)) or 1.0
+    limit = max(LEAST_RANGE, float(torch.cat([one.flatten().abs() for one in beyond.values()]).quantile(SHOWN)))
     for axes, (name, (_, accuracy_N)) in zip(panels, tables.items(), strict=True):
         order = accuracy_N.argsort(stable=True)
         count = len(order)
@@ -186,16 +228,16 @@ def draw(tables: dict[str, tuple[Tensor, Tensor]], folder: Path) -> str:
     return save_figure(figure, folder, f"{NAME}.png")
 
 
-def _agreement_table(found: dict[str, dict[str, Any]]) -> Table:
+def _agreement_table(of_split: dict[str, dict[str, dict[str, Any]]]) -> Table:
     rows = []
-    for name, one in found.items():
+    for split, name, one in [(split, *item) for split, found in of_split.items() for item in found.items()]:
         for kind, scale, digits, unit in (("agreement", 100, 2, "agreement, %"), ("kl", 1, 4, "KL divergence, nats")):
             measured = one[kind]
             means = (round(scale * measured[key], digits) for key in ("own", "others", "nearest_in_accuracy"))
             shares = (round(measured[key], 3) for key in ("own_preferred", "own_first", "paired", "paired_nearest"))
-            rows.append((name, unit, *means, *shares))
+            rows.append((INSTANCES[split], name, unit, *means, *shares))
     columns = (
-        *("architecture", "measure", "with its own target", "with others", "with the nearest in accuracy"),
+        *("instances", "architecture", "measure", "with its own target", "with others", "with the nearest in accuracy"),
         *("own is nearer than another", "own is the nearest", "paired rightly", "paired rightly, nearest in accuracy"),
     )
     return Table("A prediction and the targets of its class", columns, tuple(rows))

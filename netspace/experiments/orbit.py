@@ -78,8 +78,14 @@ def run(
         text=_text(len(judged.view), orders, difference),
         numbers={"orders": orders, "output_difference": difference, "by_architecture": found},
         claims=[
-            claim("Reordering units changes outputs by at most, of their size", difference, "<=", SAME),
-            claim("Reordering units moves an embedding, of the distance between instances, by", moved, "<=", MOVED),
+            claim("Reordering hidden units changes outputs, of their size, by", difference, "<=", SAME, kind="check"),
+            claim(
+                "Reordering hidden units moves an embedding, of the distance between instances, by",
+                moved,
+                "<=",
+                MOVED,
+                kind="beyond",
+            ),
         ],
         tables=(_table(found),),
         pictures=(Picture("Embeddings: distances within an orbit, and between instances", draw(orbits, folder)),),

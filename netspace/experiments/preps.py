@@ -63,7 +63,7 @@ def run(
         "the same network for all.",
         numbers={"by_architecture": found},
         claims=[
-            claim("Smallest mean distance of an architecture's predictions to their targets", least, ">=", DIFFERENT)
+            claim("Predicted PReps differ from their targets', of these' norm, at least by", least, ">=", DIFFERENT)
         ],
         tables=(Table("Distances of PReps", columns, rows),),
         pictures=(Picture("Target and predicted PReps of test instances", draw(judged, folder)),),

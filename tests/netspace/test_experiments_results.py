@@ -245,6 +245,7 @@ def test_every_leak_is_counted(tmp_path):
         writer.add(registry.by_class_id(0).build(), id="f", split="test", run="r2", seed=6)
     run = untrained_run(tmp_path / "run", "digits_single", tmp_path / "zoo")
     result = Bench(run, "cpu").result("hygiene")
+    assert "says nothing of" not in result.text
     none, train = {"train": 0, "validation": 0}, {"train": 1, "validation": 0}
     shared = {"id": none, "run": {"train": 1, "validation": 1}, "seed": train, "values": train, "images": none}
     assert result.numbers["shared"] == shared
@@ -253,12 +254,25 @@ def test_every_leak_is_counted(tmp_path):
     assert rows["training runs"] == (4, 1, 1)
 
 
-def test_a_seed_of_another_architecture_is_another_seed(tmp_path):
+def test_a_seed_of_another_architecture_is_another_seed_and_0_is_one(tmp_path):
     with prepkit.ZooWriter(tmp_path, width=128, registry=prepkit.built_in_registry("digits")) as writer:
         writer.add(prepkit.architecture("resnet8@digits").build(), id="a", split="train", seed=1)
+        writer.add(prepkit.architecture("resnet8@digits").build(), id="c", split="train", seed=0)
         writer.add(prepkit.architecture("lenet_like@digits").build(), id="b", split="test", seed=1)
+        writer.add(prepkit.architecture("resnet8@digits").build(), id="d", split="test", seed=0)
     zoo = prepkit.open_zoo(tmp_path)
-    assert not hygiene.things(zoo, "train", "seed") & hygiene.things(zoo, "test", "seed")
+    assert hygiene.things(zoo, "train", "seed") & hygiene.things(zoo, "test", "seed") == {("resnet8@digits", 0)}
+
+
+def test_images_that_chose_the_best_state_count(tmp_path):
+    """Without validation images the best state is chosen on test images."""
+    task = {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 60}}
+    counts = {"resnet8@digits": {"train": 2, "validation": 1, "test": 1}}
+    zoo = digits_zoo(tmp_path / "zoo", counts, teacher=False, single=True, task=task)
+    result = Bench(untrained_run(tmp_path / "run", "digits_single", zoo), "cpu").result("hygiene")
+    assert result.numbers["shared"]["images"]["validation"] == result.tables[0].rows[-1][1] > 50
+    assert not result.claims[0].held
+    assert "says nothing of training runs, seeds" in result.text
 
 
 def test_shapes_that_were_seen_are_counted(tmp_path):

@@ -181,4 +181,21 @@ def test_optimisation(ready):
         means = found.numbers[kind][name]
         assert initial == pytest.approx(100 * means["initial_accuracy"], abs=0.006)
         assert gain == pytest.approx(best - initial, abs=0.011)
-        assert (room == "yes") == (found.numbers["targets"][name] - means["initial_accuracy"] > 0.01)
+        assert (room == "yes") == (found.numbers["ceilings"][name] - means["initial_accuracy"] > 0.01)
+    for row, point in zip(found.tables[1].rows, rows, strict=True):  # one start point of each architecture
+        assert row[3:5] == pytest.approx(point[2:4])
+
+
+def test_start_points_are_weak_and_strong_and_their_ceiling_is_the_better_half(tmp_path):
+    registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
+    accuracies = {"a": 0.9, "b": 0.2, "c": 0.5, "d": 0.8, "e": 0.6}
+    with prepkit.ZooWriter(tmp_path / "zoo", width=128, registry=registry) as writer:
+        for id, accuracy in accuracies.items():
+            writer.add(prepkit.architecture("resnet8@digits").build(), id=id, split="test", accuracy=accuracy)
+    zoo = prepkit.open_zoo(tmp_path / "zoo")
+    assert optimisation.start_points(zoo, 3) == (
+        ["b", "e", "a"],
+        {"resnet8@digits": pytest.approx((0.6 + 0.8 + 0.9) / 3)},
+    )
+    assert optimisation.start_points(zoo, None)[0] == ["b", "c", "e", "d", "a"]
+    assert optimisation.start_points(zoo, 1)[0] == ["b"]
