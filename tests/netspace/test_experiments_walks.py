@@ -197,5 +197,5 @@ def test_start_points_are_weak_and_strong_and_their_ceiling_is_the_better_half(t
         ["b", "e", "a"],
         {"resnet8@digits": pytest.approx((0.6 + 0.8 + 0.9) / 3)},
     )
-    assert optimisation.start_points(zoo, None)[0] == ["b", "c", "e", "d", "a"]
+    assert optimisation.start_points(zoo, None)[0] == ["b", "c", "e", "d", "a"]  # 6 are wanted
     assert optimisation.start_points(zoo, 1)[0] == ["b"]
