@@ -1,5 +1,8 @@
 """Lines, boundaries, chairs and optimisation: their numbers against the same computed by hand, on small zoos."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -212,13 +215,96 @@ def test_consensus_of_the_same_epochs(ready, tmp_path):
     assert "epochs it was trained for" in found.text
 
 
-def test_unseen_boundaries_have_a_claim_of_their_own(ready):
-    run, zoo, task, device, folder = ready("digits_unseen")
-    found = complete(boundaries.run(run, zoo, task, device, folder, pairs=1), folder)
-    trained = found.numbers["evaluation"]["by_architecture"]
-    between = [found.numbers["at_gamma"][name]["accuracy"] for name in ("vanilla_cnn@digits", "resnet8@digits")]
-    expected = min(one["predicted_accuracy"] for one in trained.values()) - min(between)
-    assert found.claims[-1].number == pytest.approx(expected)
+def in_order(space, zoo):
+    """Make a space name ClassId i at gamma i / 3 between the two test instances."""
+    space.encoder.conv4.weight.mul_(100)
+    space.decoder.conv1.weight.mul_(10)
+    test = zoo.split("test")
+    first, last = space.encode(test.preps())[[test.class_ids().tolist().index(end) for end in (0, 3)]]
+    points = torch.stack([first + (last - first) * step / 12 for step in range(13)])
+    classifier = space.classifier
+    features = torch.nn.functional.leaky_relu(classifier.conv(classifier.image.view(points)), 0.01).flatten(1)
+    nearest = [[-((step / 12 - class_id / 3) ** 2) for class_id in range(4)] for step in range(13)]
+    classifier.linear.weight.copy_((torch.linalg.pinv(features.double()) @ torch.tensor(nearest).double()).T)
+    classifier.linear.bias.zero_()
+
+
+def test_unseen_architectures_are_held_against_the_mean_of_the_trained(ready):
+    run, zoo, task, device, folder = ready("digits_unseen", change=in_order)
+    found = complete(boundaries.run(run, zoo, task, device, folder, pairs=8), folder)
+    assert found.numbers["pairs"] == 1, "there is one test instance of each boundary"
+    space, test = run.space(), zoo.split("test")
+    accuracies = []
+    with torch.no_grad():
+        first, last = space.encode(test.preps())[[test.class_ids().tolist().index(end) for end in (0, 3)]]
+        for class_id in range(4):
+            prep = space.decode((first + (last - first) * class_id / 3)[None])[0]
+            architecture = run.registry.by_class_id(class_id)
+            network = architecture.build_folded().eval()
+            network.load_state_dict(architecture.layout.unpack(prep))
+            accuracies.append(accuracy_by_hand(network, task))
+    assert [one["accuracy"] for one in found.numbers["at_gamma"].values()] == pytest.approx(accuracies)
+    assert [one["named"] for one in found.numbers["at_gamma"].values()] == [1, 1, 1, 1]
+    mean, worst = (accuracies[0] + accuracies[3]) / 2, min(accuracies[0], accuracies[3])
+    assert mean != worst, "an example that shows something"
+    unseen = found.numbers["unseen"]
+    assert list(unseen) == ["vanilla_cnn@digits", "resnet8@digits"]
+    for one, accuracy in zip(unseen.values(), accuracies[1:3], strict=True):
+        assert one == {"from_mean": pytest.approx(accuracy - mean), "from_worst": pytest.approx(accuracy - worst)}
+    assert [claim.number for claim in found.claims] == pytest.approx([1, 1, mean - min(accuracies[1:3])])
+    assert found.claims[-1].unit == "points"
+    assert "vanilla_cnn on 1 of 1, resnet8 on 1 of 1" in found.text
+    assert f"resnet8 {100 * (accuracies[2] - mean):+.1f} from the mean of the trained" in found.text
+
+
+def line_of(class_ids, accuracies):
+    """What boundaries asks of an Interpolation: ClassIds and accuracies `[P, S]`."""
+    names = dict.fromkeys(("one", "two", "three"))
+    gammas = tuple(step / (len(class_ids[0]) - 1) for step in range(len(class_ids[0])))
+    tensors = torch.tensor(accuracies, dtype=torch.float64), torch.tensor(class_ids)
+    registry = SimpleNamespace(class_ids=names)
+    return SimpleNamespace(gammas=gammas, registry=registry, values=lambda: tensors[0], class_ids=lambda: tensors[1])
+
+
+def test_accuracy_counts_only_where_the_architecture_is_named():
+    class_ids = [[0, 0, 1, 2, 2], [0, 1, 0, 1, 1], [0, 1, 1, 2, 1]]
+    accuracies = [[0.5, 0.1, 0.8, 0.2, 0.9], [0.6, 0.3, 0.1, 0.4, 0.2], [0.7, 0.5, 0.6, 0.6, 0.3]]
+    found = boundaries.at_gammas(line_of(class_ids, accuracies))
+    assert [one["named"] for one in found.values()] == [3, 2, 1]
+    assert [one["pairs"] for one in found.values()] == [3, 3, 3]
+    assert [one["right"] for one in found.values()] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert [one["accuracy"] for one in found.values()] == pytest.approx([0.6, 0.7, 0.9])
+    beside = boundaries.beside_trained(found, {"one": 0.7, "three": 0.8})
+    assert beside == {"two": {"from_mean": pytest.approx(-0.05), "from_worst": pytest.approx(0.0)}}
+    assert boundaries.claims_of(1.0, found, beside)[-1].number == pytest.approx(0.05)
+
+
+def test_an_unseen_architecture_that_is_never_named_does_not_hold():
+    found = boundaries.at_gammas(line_of([[0, 0, 2]], [[0.5, 0.9, 0.5]]))
+    assert math.isnan(found["two"]["accuracy"])
+    unseen = {"other": {"from_mean": 0.0, "from_worst": 0.0}}
+    unseen |= boundaries.beside_trained(found, {"one": 0.5, "three": 0.5})
+    for order in (list(unseen), list(unseen)[::-1]):
+        claims = boundaries.claims_of(1.0, found, {name: unseen[name] for name in order})
+        assert [claim.held for claim in claims] == [True, False, False]
+    assert boundaries.table_of({}, found, unseen).rows[1][4:] == ("-", "0 of 1", "-", "-")
+
+
+def test_no_instance_is_in_two_pairs_of_boundaries(tmp_path):
+    names = ("lenet_like@digits", "vanilla_cnn@digits", "resnet14@digits")
+    counts = {name: {"test": count} for name, count in zip(names, (4, 2, 3), strict=True)}
+    zoo = prepkit.open_zoo(digits_zoo(tmp_path / "zoo", counts, teacher=False, height=88))
+    for pairs, expected in ((2, 2), (8, 3)):
+        first, second = boundaries.boundary_ids(zoo, 4, pairs, 0)
+        assert len(set(first)) == len(set(second)) == len(first) == len(second) == expected
+        assert all("lenet_like" in one and "resnet14" in other for one, other in zip(first, second, strict=True))
+
+
+def test_the_picture_shows_ten_points_or_more():
+    assert boundaries.limits(96.0, 97.0) == pytest.approx((91.0, 101.0))
+    assert boundaries.limits(50.0, 54.0) == pytest.approx((47.0, 57.0))
+    assert boundaries.limits(40.0, 100.0) == pytest.approx((29.0, 101.0))
+    assert [boundaries.kind_of(step, 13)[0] for step in (0, 1, 4, 11, 12)] == ["e", "b", "g", "b", "e"]
 
 
 def test_chairs(ready):
