@@ -1,9 +1,12 @@
 """Lines, boundaries, chairs and optimisation: their numbers against the same computed by hand, on small zoos."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from small_zoos import DIGITS, SMALL
+from small_zoos import DIGITS, SMALL, digits_zoo
 
 import prepkit
 from netspace.checkpoint import Run, State
@@ -12,21 +15,28 @@ from netspace.data import task_of
 from netspace.experiments import boundaries, chairs, consensus, lines, optimisation
 from netspace.experiments.result import Result
 from netspace.prediction import predict
+from netspace.sampling import PointError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def ready(tmp_path, small_zoo):
-    """A run of an untrained space, its zoo and task, and an empty folder."""
+    """A run of an untrained space, its zoo and task, and an empty folder.
 
-    def made(name):
+    path:   of another zoo than the small one of the recipe's name
+    change: is given the space, to change it, and the zoo
+    """
+
+    def made(name, path=None, change=lambda space, zoo: None):
         recipe = load_recipe(name, SMALL[name])
-        zoo = prepkit.open_zoo(small_zoo(name), width=recipe.network.width, height=recipe.network.height)
-        run = Run.create(tmp_path / "run", recipe, zoo, small_zoo(name))
+        path = small_zoo(name) if path is None else path
+        zoo = prepkit.open_zoo(path, width=recipe.network.width, height=recipe.network.height)
+        run = Run.create(tmp_path / "run", recipe, zoo, path)
         space = run.new_space()
         with torch.no_grad():
             space.decoder.scale.mul_(30)
+            change(space, zoo)
         run.save("best", State(1, space.state_dict(), {"scores": {}}))
         folder = tmp_path / "pictures"
         folder.mkdir()
@@ -42,18 +52,90 @@ def complete(result, folder):
     return result
 
 
-def test_lines(ready):
-    run, zoo, task, device, folder = ready("digits_single")
-    found = complete(lines.run(run, zoo, task, device, folder, pairs=3, steps=5), folder)
-    weak, strong = found.numbers["pairs_of"]
-    assert set(weak) == {"resnet8@digits-test-0"}
-    assert set(strong) == {"resnet8@digits-test-1"}
-    mean = found.numbers["lines"]["embedding"]["mean"]
-    fall = max(max(mean[: step + 1]) - value for step, value in enumerate(mean))
-    assert found.claims[0].number == pytest.approx(fall)
-    worst = min(found.numbers["lines"]["weights"]["mean"][1:-1])
-    assert found.claims[1].number == pytest.approx(worst)
-    assert len(found.tables[0].rows) == 5
+def accuracy_by_hand(network, task):
+    images, labels = task.normalised("test")
+    with torch.no_grad():
+        return float((network(images).argmax(1) == labels).double().mean())
+
+
+def test_lines(ready, tmp_path):
+    counts = {"train": 2, "validation": 1, "test": 7}
+    path = digits_zoo(tmp_path / "zoo", {"resnet8@digits": counts}, teacher=False, single=True)
+
+    def spread(space, zoo):
+        space.encoder.conv4.weight.mul_(100)
+        space.decoder.conv1.weight.mul_(10)
+
+    run, zoo, task, device, folder = ready("digits_single", path, spread)
+    found = complete(lines.run(run, zoo, task, device, folder, steps=5), folder)
+    pairs = list(zip(*found.numbers["pairs_of"], strict=True))
+    name = "resnet8@digits-test-{}".format  # its number is its accuracy, times 10
+    assert sorted(pairs) == [(name(weak), name(strong)) for weak in (0, 1) for strong in (5, 6)]
+    space, architecture = run.space(), prepkit.architecture("resnet8@digits")
+    along = {"embedding": [], "weights": []}
+    for ids in pairs:
+        preps = torch.stack([zoo.preps([zoo.index(id)])[0] for id in ids])
+        with torch.no_grad():
+            latents = torch.cat([space.encode(one[None]) for one in preps])
+        for line, (first, last) in (("embedding", latents), ("weights", preps)):
+            values = []
+            for step in range(5):
+                point = first + (last - first) * step / 4
+                with torch.no_grad():
+                    prep = space.decode(point[None])[0] if line == "embedding" else point
+                network = architecture.build_folded().eval()
+                network.load_state_dict(architecture.layout.unpack(prep))
+                values.append(accuracy_by_hand(network, task))
+            along[line].append(values)
+    falls = [max(values[a] - values[b] for a in range(5) for b in range(a, 5)) for values in along["embedding"]]
+    assert len(set(falls)) > 1, "an example that shows something"
+    shapes = found.numbers["shapes"]
+    assert shapes["embedding"]["monotone"] == pytest.approx(sum(fall <= 0.02 for fall in falls) / 4)
+    for line, values in along.items():
+        mean = np.mean(values, axis=0)
+        fall = max(mean[a] - mean[b] for a in range(5) for b in range(a, 5))
+        assert shapes[line]["largest_fall_of_mean"] == pytest.approx(fall)
+        assert shapes[line]["lowest"] == pytest.approx(min(mean[1:-1]))
+        assert shapes[line]["middle"] == pytest.approx(mean[2])
+        for key, ends in (("from_straight_line", values), ("from_line_between_targets", along["weights"])):
+            apart = [
+                abs(values[pair][step] - ends[pair][0] * (1 - step / 4) - ends[pair][-1] * step / 4)
+                for pair in range(4)
+                for step in range(5)
+            ]
+            assert shapes[line][key] == pytest.approx(np.mean(apart))
+    embedding, weights = shapes["embedding"], shapes["weights"]
+    assert [claim.number for claim in found.claims] == pytest.approx(
+        [embedding["largest_fall_of_mean"], embedding["monotone"], weights["lowest"]]
+        + [embedding["middle"] - weights["middle"]]
+    )
+    assert [claim.unit for claim in found.claims] == ["points", "%", "%", "points"]
+    assert len(found.tables[1].rows) == 5
+
+
+def test_the_shape_of_lines_by_hand():
+    values = torch.tensor([[0.2, 0.5, 0.48, 0.6], [0.4, 0.9, 0.87, 0.8]], dtype=torch.float64)
+    targets = torch.tensor([[0.3, 0.6], [0.0, 0.9]], dtype=torch.float64)
+    found = lines.shape_of(values, targets, (0.0, 1 / 3, 2 / 3, 1.0))
+    assert found["monotone"] == 0.5  # the first falls by 2 points, which is 0.02 and a little in floats
+    assert found["largest_fall_of_mean"] == pytest.approx(0.025)  # 0.3, 0.7, 0.675, 0.7
+    assert found["lowest"] == pytest.approx(0.675)
+    assert found["middle"] == pytest.approx((0.7 + 0.675) / 2)  # 4 steps have none half-way
+    assert found["from_line_between_targets"] == pytest.approx((0.1 + 0.1 + 0.02 + 0.0 + 0.4 + 0.6 + 0.27 + 0.1) / 8)
+
+
+def test_pairs_of_weak_and_strong_are_different_and_drawn(tmp_path):
+    path = digits_zoo(tmp_path / "zoo", {"resnet8@digits": {"test": 9}}, teacher=False, single=True)
+    zoo = prepkit.open_zoo(path)
+    every = set(zip(*lines.weak_and_strong(zoo, 25, 0), strict=True))
+    numbers = {tuple(int(id.rpartition("-")[2]) for id in pair) for pair in every}
+    assert numbers == {(weak, strong) for weak in (0, 1, 2) for strong in (6, 7, 8)}
+    some = list(zip(*lines.weak_and_strong(zoo, 3, 0), strict=True))
+    assert len(set(some)) == len(some) == 3
+    assert set(some) < every
+    assert list(zip(*lines.weak_and_strong(zoo, 3, 1), strict=True)) != some
+    with pytest.raises(PointError, match="has 1 test instances; a line between a weak and a strong needs 2"):
+        lines.weak_and_strong(zoo.select([0]), 3, 0)
 
 
 def class_id_of(step):
@@ -133,13 +215,96 @@ def test_consensus_of_the_same_epochs(ready, tmp_path):
     assert "epochs it was trained for" in found.text
 
 
-def test_unseen_boundaries_have_a_claim_of_their_own(ready):
-    run, zoo, task, device, folder = ready("digits_unseen")
-    found = complete(boundaries.run(run, zoo, task, device, folder, pairs=1), folder)
-    trained = found.numbers["evaluation"]["by_architecture"]
-    between = [found.numbers["at_gamma"][name]["accuracy"] for name in ("vanilla_cnn@digits", "resnet8@digits")]
-    expected = min(one["predicted_accuracy"] for one in trained.values()) - min(between)
-    assert found.claims[-1].number == pytest.approx(expected)
+def in_order(space, zoo):
+    """Make a space name ClassId i at gamma i / 3 between the two test instances."""
+    space.encoder.conv4.weight.mul_(100)
+    space.decoder.conv1.weight.mul_(10)
+    test = zoo.split("test")
+    first, last = space.encode(test.preps())[[test.class_ids().tolist().index(end) for end in (0, 3)]]
+    points = torch.stack([first + (last - first) * step / 12 for step in range(13)])
+    classifier = space.classifier
+    features = torch.nn.functional.leaky_relu(classifier.conv(classifier.image.view(points)), 0.01).flatten(1)
+    nearest = [[-((step / 12 - class_id / 3) ** 2) for class_id in range(4)] for step in range(13)]
+    classifier.linear.weight.copy_((torch.linalg.pinv(features.double()) @ torch.tensor(nearest).double()).T)
+    classifier.linear.bias.zero_()
+
+
+def test_unseen_architectures_are_held_against_the_mean_of_the_trained(ready):
+    run, zoo, task, device, folder = ready("digits_unseen", change=in_order)
+    found = complete(boundaries.run(run, zoo, task, device, folder, pairs=8), folder)
+    assert found.numbers["pairs"] == 1, "there is one test instance of each boundary"
+    space, test = run.space(), zoo.split("test")
+    accuracies = []
+    with torch.no_grad():
+        first, last = space.encode(test.preps())[[test.class_ids().tolist().index(end) for end in (0, 3)]]
+        for class_id in range(4):
+            prep = space.decode((first + (last - first) * class_id / 3)[None])[0]
+            architecture = run.registry.by_class_id(class_id)
+            network = architecture.build_folded().eval()
+            network.load_state_dict(architecture.layout.unpack(prep))
+            accuracies.append(accuracy_by_hand(network, task))
+    assert [one["accuracy"] for one in found.numbers["at_gamma"].values()] == pytest.approx(accuracies)
+    assert [one["named"] for one in found.numbers["at_gamma"].values()] == [1, 1, 1, 1]
+    mean, worst = (accuracies[0] + accuracies[3]) / 2, min(accuracies[0], accuracies[3])
+    assert mean != worst, "an example that shows something"
+    unseen = found.numbers["unseen"]
+    assert list(unseen) == ["vanilla_cnn@digits", "resnet8@digits"]
+    for one, accuracy in zip(unseen.values(), accuracies[1:3], strict=True):
+        assert one == {"from_mean": pytest.approx(accuracy - mean), "from_worst": pytest.approx(accuracy - worst)}
+    assert [claim.number for claim in found.claims] == pytest.approx([1, 1, mean - min(accuracies[1:3])])
+    assert found.claims[-1].unit == "points"
+    assert "vanilla_cnn on 1 of 1, resnet8 on 1 of 1" in found.text
+    assert f"resnet8 {100 * (accuracies[2] - mean):+.1f} from the mean of the trained" in found.text
+
+
+def line_of(class_ids, accuracies):
+    """What boundaries asks of an Interpolation: ClassIds and accuracies `[P, S]`."""
+    names = dict.fromkeys(("one", "two", "three"))
+    gammas = tuple(step / (len(class_ids[0]) - 1) for step in range(len(class_ids[0])))
+    tensors = torch.tensor(accuracies, dtype=torch.float64), torch.tensor(class_ids)
+    registry = SimpleNamespace(class_ids=names)
+    return SimpleNamespace(gammas=gammas, registry=registry, values=lambda: tensors[0], class_ids=lambda: tensors[1])
+
+
+def test_accuracy_counts_only_where_the_architecture_is_named():
+    class_ids = [[0, 0, 1, 2, 2], [0, 1, 0, 1, 1], [0, 1, 1, 2, 1]]
+    accuracies = [[0.5, 0.1, 0.8, 0.2, 0.9], [0.6, 0.3, 0.1, 0.4, 0.2], [0.7, 0.5, 0.6, 0.6, 0.3]]
+    found = boundaries.at_gammas(line_of(class_ids, accuracies))
+    assert [one["named"] for one in found.values()] == [3, 2, 1]
+    assert [one["pairs"] for one in found.values()] == [3, 3, 3]
+    assert [one["right"] for one in found.values()] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert [one["accuracy"] for one in found.values()] == pytest.approx([0.6, 0.7, 0.9])
+    beside = boundaries.beside_trained(found, {"one": 0.7, "three": 0.8})
+    assert beside == {"two": {"from_mean": pytest.approx(-0.05), "from_worst": pytest.approx(0.0)}}
+    assert boundaries.claims_of(1.0, found, beside)[-1].number == pytest.approx(0.05)
+
+
+def test_an_unseen_architecture_that_is_never_named_does_not_hold():
+    found = boundaries.at_gammas(line_of([[0, 0, 2]], [[0.5, 0.9, 0.5]]))
+    assert math.isnan(found["two"]["accuracy"])
+    unseen = {"other": {"from_mean": 0.0, "from_worst": 0.0}}
+    unseen |= boundaries.beside_trained(found, {"one": 0.5, "three": 0.5})
+    for order in (list(unseen), list(unseen)[::-1]):
+        claims = boundaries.claims_of(1.0, found, {name: unseen[name] for name in order})
+        assert [claim.held for claim in claims] == [True, False, False]
+    assert boundaries.table_of({}, found, unseen).rows[1][4:] == ("-", "0 of 1", "-", "-")
+
+
+def test_no_instance_is_in_two_pairs_of_boundaries(tmp_path):
+    names = ("lenet_like@digits", "vanilla_cnn@digits", "resnet14@digits")
+    counts = {name: {"test": count} for name, count in zip(names, (4, 2, 3), strict=True)}
+    zoo = prepkit.open_zoo(digits_zoo(tmp_path / "zoo", counts, teacher=False, height=88))
+    for pairs, expected in ((2, 2), (8, 3)):
+        first, second = boundaries.boundary_ids(zoo, 4, pairs, 0)
+        assert len(set(first)) == len(set(second)) == len(first) == len(second) == expected
+        assert all("lenet_like" in one and "resnet14" in other for one, other in zip(first, second, strict=True))
+
+
+def test_the_picture_shows_ten_points_or_more():
+    assert boundaries.limits(96.0, 97.0) == pytest.approx((91.0, 101.0))
+    assert boundaries.limits(50.0, 54.0) == pytest.approx((47.0, 57.0))
+    assert boundaries.limits(40.0, 100.0) == pytest.approx((29.0, 101.0))
+    assert [boundaries.kind_of(step, 13)[0] for step in (0, 1, 4, 11, 12)] == ["e", "b", "g", "b", "e"]
 
 
 def test_chairs(ready):
