@@ -51,7 +51,7 @@ def report(
     netspace report run-a run-b --only accuracy --only lines
 
     FILE.md and FILE.json are written beside FILE.html. What an experiment found is kept in RUN/experiments and made
-    again only for another state, zoo or seed, or where the experiment's own code changed. Exit status 1 if an
+    again only for another state, zoo or seed, or where code changed that the experiment uses. Exit status 1 if an
     experiment could not be made: the page tells why.
     """
     from netspace.checkpoint import Run
