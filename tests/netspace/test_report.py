@@ -213,10 +213,11 @@ def test_a_variant_stands_beside_its_base(tmp_path, runs, made_up, variant):
     assert (one.base, one.name) == ("digits_single", "digits_single_weights")
     assert ("loss.weights", False, True) in one.changes
     assert not {key for key, _, _ in one.changes} & {"name", "description", "training.seed"}
-    assert [(before.text, before.numbers, after.numbers) for before, after in one.claims[::2]] == [
-        ("Accuracy", (0.9, 0.93), (0.96,)),
-        ("A question", (0.5, 0.5), (0.5,)),
-    ]  # a check says nothing of the method
+    assert [before.text for before, _ in one.claims] == ["Accuracy", NASTY, "A question"]  # a check says nothing here
+    assert [(before.numbers, after.numbers) for before, after in one.claims[::2]] == [
+        ((0.9, 0.93), (0.96,)),
+        ((0.5, 0.5), (0.5,)),
+    ]
     assert one.figures == (
         ("best validation: score", "0 (in each of 2 runs)", "0"),
         ("steps of the training took", "3 s ± 1 s (2 runs)", "2 s"),
