@@ -290,7 +290,8 @@ def chip(text: str, held: bool) -> Cell:
 def marked(one: Merit) -> Cell:
     """What was found, with a mark that says in how many runs it held where that is not all or none."""
     text = f"{one.held} of {len(one.numbers)}" if 0 < one.held < len(one.numbers) else ""
-    return Cell(f"{chip(text, one.holds).html} {unbroken(found(one))}", one.mean)
+    mark = f'<span title="{escape(verdict(one))}">{chip(text, one.holds).html}</span>'
+    return Cell(f"{mark} {unbroken(found(one))}", one.mean)
 
 
 def table_of(one: Table) -> str:
