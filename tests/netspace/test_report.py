@@ -20,7 +20,8 @@ from netspace.cli import main
 from netspace.experiments import Experiment, UnknownExperiment, running
 from netspace.experiments.result import Picture, Result, Table, claim, new_figure, save_figure
 from netspace.report import Merit, ReportError, merits, report, training_picture, training_seconds
-from netspace.report_html import POLICY, inline, table
+from netspace.report_html import POLICY
+from netspace.report_pieces import inline, table
 from netspace.report_variants import SEEDS_ALONE, spread, variants, without_variants
 from netspace.report_words import duration, number, verdict
 from netspace.report_words import found as words_of_found
