@@ -21,7 +21,7 @@ from typing import Any
 import prepkit
 from netspace.checkpoint import BEST, Run, versions
 from netspace.experiments import experiment_names
-from netspace.experiments.result import DOTS_PER_INCH, Claim, Result, new_figure, plain
+from netspace.experiments.result import DOTS_PER_INCH, KINDS, Claim, Result, new_figure, plain
 from netspace.experiments.running import Bench, hardware
 from prepkit.errors import PrepkitError
 from prepkit.files import check_writable, replacing
@@ -78,8 +78,9 @@ class Merit:
     """A claim over all runs of a recipe.
 
     kind, unit: see Claim
-    numbers: found, one a run
-    held:    in how many of them
+    numbers:  found, one a run that has the claim; NaN where there was nothing to find
+    held:     in how many of them
+    runs:     of the recipe, whether they have the claim or not
     """
 
     recipe: str
@@ -90,17 +91,27 @@ class Merit:
     unit: str
     numbers: tuple[float, ...]
     held: int
+    runs: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether it held in every run that has it."""
+        return self.held == len(self.numbers)
+
+    @property
+    def known(self) -> list[float]:
+        """The numbers of runs that could tell."""
+        return [one for one in self.numbers if math.isfinite(one)]
 
     @property
     def mean(self) -> float:
-        """Of the numbers."""
-        return statistics.fmean(self.numbers)
+        """Of the known numbers; NaN if there is none."""
+        return statistics.fmean(self.known) if self.known else math.nan
 
     @property
     def deviation(self) -> float | None:
-        """Of the numbers; None for one run, or where one was not found."""
-        known = all(math.isfinite(one) for one in self.numbers)
-        return statistics.stdev(self.numbers) if known and len(self.numbers) > 1 else None
+        """Of the known numbers; None if there are not two."""
+        return statistics.stdev(self.known) if len(self.known) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,17 @@ class Report:
     merits: tuple[Merit, ...]
     hardware: str
     versions: Mapping[str, str]
+
+    @property
+    def recipes(self) -> dict[str, tuple[Judged, ...]]:
+        """Runs by the name of their recipe, in order."""
+        return by_recipe(self.runs)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """By kind of claim: `held` in every run that has it, `of` how many."""
+        held = {kind: [one.holds for one in self.merits if one.kind == kind] for kind in KINDS}
+        return {kind: {"held": sum(of), "of": len(of)} for kind, of in held.items()}
 
     @property
     def failures(self) -> list[str]:
@@ -137,6 +159,7 @@ class Report:
                 "deviation": one.deviation,
                 "held": one.held,
                 "runs": len(one.numbers),
+                "runs_of_recipe": one.runs,
             }
             for one in self.merits
         ]
@@ -156,7 +179,7 @@ class Report:
             for one in self.runs
         ]
         head = {"title": self.title, "made": self.made, "hardware": self.hardware, "versions": dict(self.versions)}
-        return dict(plain({**head, "claims": merits, "runs": runs}, "report"))
+        return dict(plain({**head, "counts": self.counts, "claims": merits, "runs": runs}, "report"))
 
 
 def report(
@@ -290,17 +313,27 @@ def gather(
 
 
 def merits(runs: Iterable[Judged]) -> tuple[Merit, ...]:
-    """The claims of all runs, those of one recipe together, in the order of the runs and experiments."""
+    """The claims of all runs, those of one recipe together, in the order of recipes and experiments."""
     found: dict[tuple[str, str, str, str, str, str], list[Claim]] = {}
-    for one in runs:
-        for name, result in one.results.items():
-            for claim in result.claims:
-                key = (one.run.recipe.name, name, claim.text, claim.bound, claim.kind, claim.unit)
+    recipes = by_recipe(runs)
+    for recipe, of in recipes.items():
+        for name in experiment_names():
+            for claim in (claim for one in of if name in one.results for claim in one.results[name].claims):
+                key = (recipe, name, claim.text, claim.bound, claim.kind, claim.unit)
                 found.setdefault(key, []).append(claim)
     return tuple(
-        Merit(*key, tuple(one.number for one in claims), sum(one.held for one in claims))
+        Merit(*key, tuple(one.number for one in claims), sum(one.held for one in claims), len(recipes[key[0]]))
         for key, claims in found.items()
     )
+
+
+def by_recipe(runs: Iterable[Judged]) -> dict[str, tuple[Judged, ...]]:
+    """Runs by the name of their recipe, in the order in which recipes come first."""
+    found: dict[str, tuple[Judged, ...]] = {}
+    for one in runs:
+        name = one.run.recipe.name
+        found[name] = (*found.get(name, ()), one)
+    return found
 
 
 # Training ---------------------------------------------------------------------------------------------------------

@@ -5,42 +5,48 @@ All text that comes from runs, zoos and results is escaped; the page's own polic
 
 from __future__ import annotations
 
-import base64
 import json
-import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace.checkpoint import BEST
-from netspace.report_markdown import bound, cell, duration, found, number, tally, told, verdict, words
+from netspace.experiments.result import KINDS
+from netspace.report_pieces import (
+    Cell,
+    anchor,
+    chip,
+    claim_list,
+    folded,
+    image,
+    inline,
+    limit,
+    link,
+    marked,
+    paragraphs,
+    picture_of,
+    table,
+    table_of,
+    unbroken,
+)
 from netspace.report_style import SCRIPT, STYLE
+from netspace.report_variants import spread, variants, without_variants
+from netspace.report_words import cell, duration, found, heading, number, tallied, verdict, words
 
 if TYPE_CHECKING:
-    from netspace.experiments.result import Claim, Picture, Result, Table
+    from netspace.experiments.result import Claim, Result
     from netspace.report import Judged, Merit, Report
+    from netspace.report_variants import Variant
 
-KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-LONG_TABLE = 12  # rows; longer ones are folded
-LONG_CELL = 25  # characters; such a cell is given room where the window is narrow
 LONG_NUMBERS = 20_000  # characters of JSON; longer ones stay in their file
-
-
-class Cell:
-    """A table's cell that is marked up already, and what it is sorted by."""
-
-    def __init__(self, html: str, value: float | str, numeric: bool = False) -> None:
-        self.html, self.value, self.numeric = html, value, numeric
+FOLDED_KINDS = ("check",)  # of claims: those that say nothing of the method
 
 
 def page(report: Report) -> str:
     """The whole document."""
-    shown = first_of_recipe(report.runs)
-    sections = [overview(report), side_by_side(report.merits), *failures(report)]
-    sections += [run_section(one, index in shown) for index, one in enumerate(report.runs)]
+    recipes = (recipe_section(name, runs) for name, runs in report.recipes.items())
+    sections = [overview(report), *recipes, variants_section(report)]
     title = escape(report.title)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
@@ -52,51 +58,97 @@ def page(report: Report) -> str:
     )
 
 
-def first_of_recipe(runs: Sequence[Judged]) -> set[int]:
-    """Indices of the first run of each recipe: it is shown whole, others with other seeds without pictures."""
-    seen: dict[str, int] = {}
-    for index, one in enumerate(runs):
-        seen.setdefault(one.run.recipe.name, index)
-    return set(seen.values())
-
-
 # Sections -------------------------------------------------------------------------------------------------------
 
 
 def contents(report: Report) -> str:
-    """Links to all sections."""
-    items = ['<li><a href="#claims">Claims</a></li>']
+    """Links to all sections: each recipe and its experiments once, however many runs it has."""
+    items = [link("claims", "Claims"), link("runs", "Runs")]
+    found = homes(report)
+    for recipe, runs in report.recipes.items():
+        titles = {name: result.title for one in reversed(runs) for name, result in one.results.items()}
+        names = [name for of, name in found if of == recipe]
+        inner = "".join(f"<li>{link(found[recipe, name], titles[name])}</li>" for name in names)
+        items.append(f"{link(anchor('recipe', recipe), recipe)}<ul>{inner}</ul>")
+    items += [link("variants", "Variants of a recipe")] if variants(report) else []
+    return f'<nav aria-label="Contents"><ul>{"".join(f"<li>{item}</li>" for item in items)}</ul></nav>'
+
+
+def homes(report: Report) -> dict[tuple[str, str], str]:
+    """Where an experiment of a recipe is shown: in the recipe's first run that has it; by recipe and experiment."""
+    found: dict[tuple[str, str], str] = {}
     for one in report.runs:
-        inner = "".join(
-            f'<li><a href="#{anchor(one.name, name)}">{escape(result.title)}</a></li>'
-            for name, result in one.results.items()
-        )
-        items.append(f'<li><a href="#{anchor(one.name)}">{escape(one.name)}</a><ul>{inner}</ul></li>')
-    return f'<nav aria-label="Contents"><ul>{"".join(items)}</ul></nav>'
+        for name in one.results:
+            found.setdefault((one.run.recipe.name, name), anchor("run", one.name, name))
+    return found
 
 
 def overview(report: Report) -> str:
-    """Title, how many claims held, all runs, all claims."""
-    held = sum(one.held == len(one.numbers) for one in report.merits)
-    share = 100 * held / max(1, len(report.merits))
-    # The first run of a recipe that has the experiment.
-    homes = {(one.run.recipe.name, name): one.name for one in reversed(report.runs) for name in one.results}
+    """Title, how many claims held, the claims of each kind, the runs."""
+    parts = [
+        f'<header id="claims"><h1>{escape(report.title)}</h1>'
+        f'<p class="soft">Made {escape(report.made)} on {escape(report.hardware)}; '
+        f"{escape(words(report.versions))}.</p></header>",
+        tally_list(report),
+        without_variants_part(report),
+        paragraphs(spread(report)),
+        failures(report),
+        *(claims_of_kind(kind, report) for kind in KINDS),
+        runs_table(report),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def without_variants_part(report: Report) -> str:
+    """How many claims held without variants, and where those are shown."""
+    told = without_variants(report)
+    return f"<p>{inline(told)} {link('variants', 'Variants beside what they vary')}</p>" if told else ""
+
+
+def tally_list(report: Report) -> str:
+    """How many claims of each kind held, as numbers and as bars."""
+    items = "".join(
+        f"<li><strong>{held} of {of}</strong> {escape(what)}"
+        f'<div class="bar"><span style="width:{100 * held / of:.1f}%"></span></div></li>'
+        for held, of, what in tallied(report)
+    )
+    return f'<ul class="tally">{items}</ul>' if items else ""
+
+
+def claims_of_kind(kind: str, report: Report) -> str:
+    """A table of the claims of one kind, if there are any; those of variants, and checks, are folded."""
+    claims = [one for one in report.merits if one.kind == kind]
+    if not claims:
+        return ""
+    title, apart = heading(kind, report), {one.name for one in variants(report)}
+    if kind in FOLDED_KINDS:
+        return folded(title, claims_table("", claims, report))
+    own, others = ([one for one in claims if (one.recipe in apart) is is_apart] for is_apart in (False, True))
+    rest = f"Of these, of variants of a recipe: {sum(one.holds for one in others)} of {len(others)} held"
+    return claims_table(title, own, report) + (folded(rest, claims_table("", others, report)) if others else "")
+
+
+def claims_table(title: str, claims: Sequence[Merit], report: Report) -> str:
+    """Verdict, claim, number, bound, and a link to the recipe's experiment."""
+    found_at = homes(report)
     rows = [
         (
-            chip(verdict(one), one.held == len(one.numbers)),
+            chip(verdict(one), one.holds),
             one.text,
-            Cell(escape(found(one)), one.mean, True),
-            signs(bound(one)),
-            Cell(
-                f'<a href="#{anchor(homes[one.recipe, one.experiment], one.experiment)}">{escape(one.recipe)}</a>',
-                one.recipe,
-            ),
+            Cell(unbroken(found(one)), one.mean),
+            limit(one),
+            Cell(link(found_at[one.recipe, one.experiment], one.recipe), one.recipe),
         )
-        for one in report.merits
+        for one in claims
     ]
-    runs = [
+    return f'<div class="dense">{table(title, ("", "claim", "found", "must be", "recipe"), rows)}</div>'
+
+
+def runs_table(report: Report) -> str:
+    """All runs, with links to them; folded."""
+    rows = [
         (
-            Cell(f'<a href="#{anchor(one.name)}">{escape(one.name)}</a>', one.name),
+            Cell(link(anchor("run", one.name), one.name), one.name),
             one.run.recipe.setting,
             len(one.run.registry.class_ids),
             one.run.recipe.training.seed,
@@ -108,49 +160,58 @@ def overview(report: Report) -> str:
         for one in report.runs
     ]
     columns = ("run", "setting", "architectures", "seed", "held", "best after step", "training", "experiments")
+    title = f"Runs: {len(report.runs)}, of recipes: {len(report.recipes)}"
+    return folded(title, table("", columns, rows), "runs")
+
+
+def variants_section(report: Report) -> str:
+    """Recipes beside the one that they are variants of: what differs, and what came of it."""
+    shown = variants(report)
+    if not shown:
+        return ""
+    return "\n".join(['<h2 id="variants">Variants of a recipe</h2>', *(variant_part(one) for one in shown)])
+
+
+def variant_part(one: Variant) -> str:
+    """A variant: what differs, and what both claim, side by side."""
+    changes = "".join(
+        f"<li><code>{escape(key)}</code>: {escape(cell(before))} → {escape(cell(after))}</li>"
+        for key, before, after in one.changes
+    )
+    rows: list[Sequence[Any]] = [
+        (before.text, limit(before), marked(before), marked(after)) for before, after in one.claims
+    ]
+    for name, *texts in one.figures:
+        rows.append((name, None, *(Cell(unbroken(text), text) for text in texts)))
     return (
-        f'<header id="claims"><h1>{escape(report.title)}</h1>'
-        f'<p class="soft">Made {escape(report.made)} on {escape(report.hardware)}; '
-        f"{escape(words(report.versions))}.</p></header>"
-        f'<div class="tally"><strong>{escape(tally(report.merits))}</strong>'
-        f'<div class="bar"><span style="width:{share:.1f}%"></span></div></div>'
-        + table("Runs", columns, runs)
-        + table("Claims", ("", "claim", "found", "must be", "recipe"), rows)
+        f"<h3>{escape(one.name)} beside {escape(one.base)}</h3>"
+        f'<ul class="changes">{changes}</ul>'
+        f'<div class="dense">{table("", ("claim", "must be", one.base, one.name), rows)}</div>'
     )
 
 
-def side_by_side(merits: Iterable[Merit]) -> str:
-    """What several recipes claim alike, one column a recipe: ablations beside what they are ablations of."""
-    groups: dict[tuple[str, str], dict[str, Merit]] = {}
-    for one in merits:
-        groups.setdefault((one.text, one.bound), {})[one.recipe] = one
-    shared = {key: of for key, of in groups.items() if len(of) > 1}
-    recipes = list(dict.fromkeys(recipe for of in shared.values() for recipe in of))
-    if not shared:
-        return ""
-    rows = [
-        (
-            text,
-            signs(bound(next(iter(of.values())))),
-            *(
-                Cell(f"{escape(found(of[name]))} {mark(of[name])}", of[name].mean, True) if name in of else None
-                for name in recipes
-            ),
-        )
-        for (text, _), of in shared.items()
-    ]
-    return folded("The same claims, recipe beside recipe", table("", ("claim", "must be", *recipes), rows))
+def recipe_section(name: str, runs: Sequence[Judged]) -> str:
+    """A recipe: its first run whole; other runs folded, without pictures."""
+    first, *others = runs
+    parts = [f'<h2 id="{anchor("recipe", name)}">{escape(name)}</h2>', paragraphs(first.run.recipe.description)]
+    if others:
+        links = ", ".join(link(anchor("run", one.name), one.name) for one in others)
+        parts.append(f'<p class="soft">Shown is the run {escape(first.name)}; below it, without pictures: {links}.</p>')
+    parts.append(run_part(first, True))
+    for one in others:
+        title = f"Run {one.name}, seed {one.run.recipe.training.seed}: {held_of(one)} held"
+        told = '<p class="soft">Its pictures lie in the folder of the run.</p>'
+        parts.append(folded(title, told + run_part(one, False)))
+    return "\n".join(parts)
 
 
-def failures(report: Report) -> list[str]:
+def failures(report: Report) -> str:
     """What could not be made, if anything."""
-    if not report.failures:
-        return []
     items = "".join(f"<li>{escape(one)}</li>" for one in report.failures)
-    return [f'<div class="failed"><strong>Could not be made</strong><ul>{items}</ul></div>']
+    return f'<div class="failed"><strong>Could not be made</strong><ul>{items}</ul></div>' if items else ""
 
 
-def run_section(one: Judged, whole: bool) -> str:
+def run_part(one: Judged, whole: bool) -> str:
     """A run: how it was trained, then its experiments; pictures only if it is to be shown whole."""
     run = one.run
     recipe, best, zoo = run.recipe, run.facts(BEST) or {}, run.record["zoo"]
@@ -163,23 +224,20 @@ def run_section(one: Judged, whole: bool) -> str:
         "validation": ", ".join(f"{name} {number(value)}" for name, value in best.get("scores", {}).items()),
         "trained with": words(run.record.get("versions", {})),
     }
+    terms = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     parts = [
-        f'<h2 id="{anchor(one.name)}">{escape(one.name)}</h2>',
-        paragraphs(recipe.description),
-        "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()) + "</dl>",
+        f'<dl id="{anchor("run", one.name)}">{terms}</dl>',
         folded("Recipe", f"<pre>{escape(json.dumps(recipe.to_dict(), indent=2))}</pre>"),
     ]
     if whole and one.training is not None:
         parts.append(image("Losses and validation scores while it was trained", one.training, ".png"))
-    if not whole:
-        parts.append('<p class="soft">Another seed of a recipe above: its pictures lie in the folder of the run.</p>')
     parts += [experiment_section(one, name, result, whole) for name, result in one.results.items()]
     return "\n".join(parts)
 
 
 def experiment_section(one: Judged, name: str, result: Result, whole: bool) -> str:
     """An experiment: words, claims, pictures, tables, numbers."""
-    parts = [f'<h3 id="{anchor(one.name, name)}">{escape(result.title)}</h3>']
+    parts = [f'<h3 id="{anchor("run", one.name, name)}">{escape(result.title)}</h3>']
     if whole:
         parts.append(paragraphs(result.text))
     parts.append(claim_list(result.claims))
@@ -197,121 +255,6 @@ def experiment_section(one: Judged, name: str, result: Result, whole: bool) -> s
             f"with the state after step {checkpoint.get('step')}.</p>"
         )
     return "\n".join(part for part in parts if part)
-
-
-# Pieces ---------------------------------------------------------------------------------------------------------
-
-
-def claim_list(claims: Sequence[Claim]) -> str:
-    """Each with its mark, its number and what it must be."""
-    items = [
-        f"<li>{chip('held' if one.held else 'NOT held', one.held).html} {inline(one.text)}: "
-        f"<strong>{told(one.number, one.unit)}</strong> "
-        f'<span class="soft">(must be {escape(signs(bound(one)))})</span></li>'
-        for one in claims
-    ]
-    return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
-
-
-def signs(text: str) -> str:
-    """A bound as it is printed in books, on one line."""
-    for written, printed in ((">=", "≥"), ("<=", "≤"), ("==", "=")):
-        text = text.replace(written, printed)
-    return text.replace(" ", "\u00a0")
-
-
-def chip(text: str, held: bool) -> Cell:
-    """A mark that says its meaning in words as well as in colour."""
-    sign, kind = ("✓", "held") if held else ("✗", "not")
-    return Cell(f'<span class="chip {kind}">{sign} {escape(text)}</span>', int(held))
-
-
-def mark(one: Merit) -> str:
-    """A chip without words, for narrow cells."""
-    sign, kind = ("✓", "held") if one.held == len(one.numbers) else ("✗", "not")
-    return f'<span class="chip {kind}" title="{escape(verdict(one))}">{sign}</span>'
-
-
-def table_of(one: Table) -> str:
-    """A result's table; a long one is folded."""
-    made = table(one.title if len(one.rows) <= LONG_TABLE else "", one.columns, one.rows)
-    return made if len(one.rows) <= LONG_TABLE else folded(f"{one.title} ({len(one.rows)} rows)", made)
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table whose columns can be sorted; one of numbers stands to the right."""
-    numeric = [bool(rows) and all(is_number(row[place]) for row in rows) for place in range(len(columns))]
-    heads = "".join(
-        f'<th scope="col"{right(numeric[place])}>'
-        f'<button type="button" aria-label="sort by {escape(name or "mark")}">{escape(name)}</button></th>'
-        for place, name in enumerate(columns)
-    )
-    body = "".join(
-        "<tr>" + "".join(cell_html(value, numeric[place]) for place, value in enumerate(row)) + "</tr>" for row in rows
-    )
-    caption = f"<caption>{escape(title)}</caption>" if title else ""
-    head = f"<thead><tr>{heads}</tr></thead>"
-    return f'<div class="wide"><table>{caption}{head}<tbody>{body}</tbody></table></div>'
-
-
-def cell_html(value: Any, numeric: bool) -> str:
-    """One cell; `data-value` is what it is sorted by where that is not its text."""
-    if isinstance(value, Cell):
-        key = "" if isinstance(value.value, float) and not math.isfinite(value.value) else value.value
-        return f'<td{right(numeric)} data-value="{escape(str(key))}">{value.html}</td>'
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f'<td{right(numeric)} data-value="{value!r}">{number(value)}</td>'
-    kind = ' class="words"' if isinstance(value, str) and len(value) > LONG_CELL else right(numeric)
-    return f"<td{kind}>{inline(cell(value))}</td>"
-
-
-def is_number(value: Any) -> bool:
-    """Whether a cell may stand in a column of numbers; an empty one may."""
-    if isinstance(value, Cell):
-        return value.numeric
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def right(numeric: bool) -> str:
-    """The class of a cell of numbers."""
-    return ' class="number"' if numeric else ""
-
-
-def picture_of(folder: Path, picture: Picture) -> str:
-    """A picture of a result, whole within the page; what is missing is said."""
-    path = folder / picture.file
-    if path.suffix.lower() not in KINDS or not path.is_file():
-        return f'<p class="failed">The picture {escape(picture.file)} is missing.</p>'
-    return image(picture.title, path.read_bytes(), path.suffix.lower())
-
-
-def image(title: str, content: bytes, suffix: str) -> str:
-    """A figure whose bytes stand in the page."""
-    data = base64.b64encode(content).decode("ascii")
-    return (
-        f'<figure><img alt="{escape(title)}" src="data:{KINDS[suffix]};base64,{data}">'
-        f"<figcaption>{escape(title)}</figcaption></figure>"
-    )
-
-
-def folded(title: str, html: str) -> str:
-    """What is shown when it is asked for."""
-    return f"<details><summary>{escape(title)}</summary>{html}</details>"
-
-
-def paragraphs(text: str) -> str:
-    """Plain text with empty lines between paragraphs."""
-    return "".join(f"<p>{inline(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
-
-
-def inline(text: str) -> str:
-    """Escaped, with `code` as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-
-
-def anchor(*names: str) -> str:
-    """An id within the page."""
-    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "-", name) for name in names)
 
 
 def claims_of(one: Judged) -> list[Claim]:

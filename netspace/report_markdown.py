@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from netspace.checkpoint import BEST
+from netspace.experiments.result import KINDS
+from netspace.report_variants import spread, variants, without_variants
+from netspace.report_words import HELD, bound, cell, duration, found, heading, number, tally, told, verdict, words
 
 if TYPE_CHECKING:
-    from netspace.experiments.result import Claim, Result
-    from netspace.report import Judged, Merit, Report
-
-HELD = {True: "held", False: "NOT held"}
+    from netspace.experiments.result import Result
+    from netspace.report import Judged, Report
+    from netspace.report_variants import Variant
 
 
 def text(report: Report, folder: Path) -> str:
@@ -25,18 +26,47 @@ def text(report: Report, folder: Path) -> str:
     parts = [
         f"# {report.title}",
         f"Made {report.made} on {report.hardware}; {words(report.versions)}.",
+        spread(report),
         "## Claims",
-        tally(report.merits),
-        table(
-            ("recipe", "experiment", "claim", "found", "must be", ""),
-            [(one.recipe, one.experiment, one.text, found(one), bound(one), verdict(one)) for one in report.merits],
-        ),
+        tally(report),
+        without_variants(report),
     ]
+    for kind in KINDS:
+        parts += claim_parts(kind, report)
     if report.failures:
         parts += ["## Could not be made", "\n".join(f"- {one}" for one in report.failures)]
     for one in report.runs:
         parts += run_parts(one, folder)
+    shown = variants(report)
+    parts += ["## Variants of a recipe"] if shown else []
+    for variant in shown:
+        parts += variant_parts(variant)
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def claim_parts(kind: str, report: Report) -> list[str]:
+    """A heading and a table of the claims of a kind, if there are any."""
+    rows = [
+        (one.recipe, one.experiment, one.text, found(one), bound(one), verdict(one))
+        for one in report.merits
+        if one.kind == kind
+    ]
+    columns = ("recipe", "experiment", "claim", "found", "must be", "")
+    return [f"### {heading(kind, report)}", table(columns, rows)] if rows else []
+
+
+def variant_parts(one: Variant) -> list[str]:
+    """A variant: what differs, and what both claim, side by side."""
+    rows = [
+        (before.text, bound(before), f"{found(before)}, {verdict(before)}", f"{found(after)}, {verdict(after)}")
+        for before, after in one.claims
+    ]
+    rows += [(name, "", before, after) for name, before, after in one.figures]
+    return [
+        f"### {one.name} beside {one.base}",
+        "\n".join(f"- `{key}`: {cell(before)} -> {cell(after)}" for key, before, after in one.changes),
+        table(("claim", "must be", one.base, one.name), rows),
+    ]
 
 
 def run_parts(one: Judged, folder: Path) -> list[str]:
@@ -76,74 +106,3 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; a `|` in a cell would end it."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(one.replace('|', chr(92) + '|') for one in line)} |" for line in lines)
-
-
-# What is said alike on the page and here ------------------------------------------------------------------------
-
-
-def tally(merits: Sequence[Merit]) -> str:
-    """`24 of 27 claims held.`"""
-    held = sum(one.held == len(one.numbers) for one in merits)
-    return f"{held} of {len(merits)} claims held."
-
-
-def verdict(one: Merit) -> str:
-    """`held`, `NOT held`, or in how many runs."""
-    if one.held in (0, len(one.numbers)):
-        return HELD[one.held > 0]
-    return f"held in {one.held} of {len(one.numbers)} runs"
-
-
-def found(one: Merit) -> str:
-    """`0.981`, or `0.981 ± 0.004 (3 runs)`."""
-    if one.deviation is None:
-        return told(one.mean, one.unit)
-    if one.deviation == 0:
-        return f"{told(one.mean, one.unit)} (in each of {len(one.numbers)} runs)"
-    return f"{told(one.mean, one.unit)} ± {told(one.deviation, one.unit)} ({len(one.numbers)} runs)"
-
-
-def told(value: float, unit: str) -> str:
-    """A claim's number in its unit: `97.1 %`, `9.3 points`, `0.934`; a share of 1 is told as it is, 100 %."""
-    if not unit or not math.isfinite(value):
-        return number(value)
-    return f"{round(100 * value, 1):g} {unit}"
-
-
-def bound(one: Merit | Claim) -> str:
-    """What a claim's number must be, in its unit: `>= 95 %`."""
-    relation, _, limit = one.bound.partition(" ")
-    return f"{relation} {told(float(limit), one.unit)}"
-
-
-def cell(value: Any) -> str:
-    """A table's cell as text."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return number(value) if isinstance(value, int | float) else str(value)
-
-
-def number(value: float) -> str:
-    """Four digits; whole numbers whole."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "none"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def words(versions: Any) -> str:
-    """`prepkit 0.1.0, python 3.11`."""
-    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))

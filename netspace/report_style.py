@@ -30,11 +30,14 @@ p { margin: .5rem 0 .8rem; max-width: 75ch; }
 code, pre { font: .86em/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; overflow-x: auto; }
 .soft { color: var(--soft); font-size: .9rem; }
-.tally { display: flex; gap: 1rem; align-items: center; flex-wrap: wrap; margin: 1.2rem 0; }
-.tally strong { font-size: 1.6rem; }
-.bar { flex: 1 1 200px; height: 10px; border-radius: 5px; background: var(--bad-back); overflow: hidden;
-  border: 1px solid var(--line); }
+.tally { display: flex; gap: .8rem 2rem; flex-wrap: wrap; list-style: none; padding: 0; margin: 1rem 0; }
+.tally li { flex: 1 1 240px; }
+.tally strong { display: block; font-size: 1.6rem; line-height: 1.3; }
+.bar { height: 8px; border-radius: 4px; background: var(--bad-back); overflow: hidden; border: 1px solid var(--line);
+  margin-top: .3rem; }
 .bar span { display: block; height: 100%; background: var(--good); }
+.one-line { white-space: nowrap; }
+.changes { margin: .4rem 0; padding-left: 1.2rem; }
 .chip { display: inline-block; white-space: nowrap; border-radius: 999px; padding: .05rem .6rem; font-size: .82rem;
   font-weight: 600; }
 .held { color: var(--good); background: var(--good-back); }
@@ -54,6 +57,9 @@ th[aria-sort=ascending] button::after { content: " \\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.number { white-space: nowrap; }
+.dense table { width: 100%; font-size: .86rem; line-height: 1.4; }
+.dense th, .dense td { padding: .25rem .5rem; }
+.dense th { white-space: nowrap; }
 td.words { min-width: 16rem; }
 tbody tr:hover { background: var(--card); }
 figure { margin: 1rem 0 1.4rem; }
@@ -61,7 +67,7 @@ figure img { display: block; max-width: 100%; height: auto; background: #fff; bo
   border-radius: 8px; padding: 6px; }
 @media (prefers-color-scheme: dark) { figure img { filter: brightness(.92); } }
 figcaption { color: var(--soft); font-size: .875rem; margin-top: .35rem; }
-details { margin: .6rem 0; }
+details { margin: .6rem 0; scroll-margin-top: 1rem; }
 summary { cursor: pointer; color: var(--accent); font-size: .92rem; }
 .failed { border-left: 4px solid var(--bad); background: var(--bad-back); padding: .6rem .9rem; border-radius: 4px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .6rem 0; font-size: .92rem; }

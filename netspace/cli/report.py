@@ -51,7 +51,7 @@ def report(
     netspace report run-a run-b --only accuracy --only lines
 
     FILE.md and FILE.json are written beside FILE.html. What an experiment found is kept in RUN/experiments and made
-    again only for another state, zoo or seed, or where the experiment's own code changed. Exit status 1 if an
+    again only for another state, zoo or seed, or where code changed that the experiment uses. Exit status 1 if an
     experiment could not be made: the page tells why.
     """
     from netspace.checkpoint import Run
@@ -117,15 +117,19 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
 
 def tell(found: Report, page: Path, as_json: bool) -> None:
     """Which claims held, as text or as one JSON document; exit status 1 if an experiment could not be made."""
-    from netspace.report_markdown import bound, tally, verdict
-    from netspace.report_markdown import found as number_of
+    from netspace.report_words import bound, heading, tally, verdict
+    from netspace.report_words import found as number_of
 
     if as_json:
         print_json({"output": str(page), **found.to_dict()})
     else:
-        for one in found.merits:
-            click.echo(f"{verdict(one):9}  {one.recipe}: {one.text}: {number_of(one)} (must be {bound(one)})")
-        click.echo(f"{page}: {tally(found.merits)}")
+        for kind, count in found.counts.items():
+            if count["of"]:
+                click.echo(heading(kind, found))
+            for one in (each for each in found.merits if each.kind == kind):
+                text = f"{one.recipe}: {one.text}: {number_of(one)} (must be {bound(one)})"
+                click.echo(f"  {verdict(one):9}  {text}")
+        click.echo(f"{page}: {tally(found)}")
     for failure in found.failures:
         click.echo(f"could not be made: {failure}", err=True)
     if found.failures:

@@ -6,6 +6,7 @@ result = bench.result("accuracy")         # RUN/experiments/accuracy.json, made 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import platform
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from netspace.device import device_of
 from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_function
 from netspace.experiments.result import Progress, Result, ResultError, plain
 from prepkit.errors import listed
+from prepkit.zoo.staging import sha256_of_file
 
 EXPERIMENTS_FOLDER = "experiments"
+PACKAGE = Path(__file__).parent.parent  # netspace
 DECIDES = ("checkpoint", "zoo", "seed", "sizes", "code")  # of a stamp: what makes it another result
 
 
@@ -137,9 +140,59 @@ def experiment(run: Run, name: str, **settings: Any) -> Result:
 
 
 def code_of(function: Callable[..., Result]) -> str:
-    """Sum of the file that an experiment's function stands in; what that uses from other files is not in it."""
-    file = sys.modules[function.__module__].__file__
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    """Sum of all code that decides what an experiment finds: see code_sum."""
+    return _module_sum(function.__module__)
+
+
+@cache
+def _module_sum(name: str) -> str:
+    file = sys.modules[name].__file__
+    return code_sum(Path(file), PACKAGE) if file else ""
+
+
+def code_sum(file: Path, package: Path) -> str:
+    """Sum of a module's file and of all files of a package that it imports, itself or through others.
+
+    A package's own `__init__.py` is in it only where something imports from that, as it is only a list of names.
+    """
+    found, left = {file}, [file]
+    while left:
+        new = imports(left.pop(), package) - found
+        found |= new
+        left += new
+    total = hashlib.sha256()
+    for one in sorted(found - {file}):
+        total.update(f"{one.relative_to(package).as_posix()} {sha256_of_file(one)}\n".encode())
+    return hashlib.sha256(f"{sha256_of_file(file)} {total.hexdigest()}".encode()).hexdigest()
+
+
+@cache
+def imports(file: Path, package: Path) -> frozenset[Path]:
+    """Files of a package that a file of Python imports, in functions too; not what is for type checking alone."""
+    names: set[str] = set()
+    left: list[ast.AST] = [ast.parse(file.read_bytes())]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            left += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            names |= {one.name for one in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # `from a.b import c`: c is a module or stands in one; a.b is in the sum only in the second case.
+            modules = {f"{node.module}.{one.name}" for one in node.names}
+            names |= {one if _file_of(one, package) else node.module for one in modules}
+        left += ast.iter_child_nodes(node)
+    return frozenset(path for path in (_file_of(name, package) for name in names) if path)
+
+
+def _file_of(module: str, package: Path) -> Path | None:
+    """Where a module of a package stands; None for one of another package."""
+    first, *rest = module.split(".")
+    if first != package.name:
+        return None
+    path = package.joinpath(*rest)
+    return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
 
 
 def hardware(device: torch.device) -> str:
@@ -156,4 +209,4 @@ def hardware(device: torch.device) -> str:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         cores = os.cpu_count() or 1
-    return f"{model}, {cores} cores"
+    return f"{model}, {cores} core{'s' if cores != 1 else ''}"

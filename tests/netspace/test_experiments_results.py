@@ -1,10 +1,9 @@
 """Results of experiments: how they come back, when they are made again; split hygiene; the latent map."""
 
-import hashlib
 import json
 import math
+import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,13 +186,73 @@ def test_what_is_damaged_or_of_another_state_is_made_again(run, counted):
 
 
 def test_another_code_makes_an_experiment_again(run, counted, tmp_path, monkeypatch):
-    assert running.code_of(counted) == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     bench = Bench(run, "cpu")
     first = bench.result("counted")
     monkeypatch.setattr(running, "code_of", lambda function: "another")
     assert bench.saved("counted") is None
     assert bench.result("counted").numbers == first.numbers
     assert len(counted.seeds) == 2
+
+
+def test_the_sum_of_code_is_of_all_that_an_experiment_uses(tmp_path):
+    package = tmp_path / "netspace"
+    shutil.copytree(running.PACKAGE, package, ignore=shutil.ignore_patterns("*.toml", "__pycache__"))
+
+    def sums():
+        running.imports.cache_clear()
+        return {name: running.code_sum(package / "experiments" / f"{name}.py", package) for name in experiment_names()}
+
+    def changed_by(file):
+        before = sums()
+        with (package / file).open("a") as stream:
+            stream.write("# another\n")
+        after = sums()
+        return {name for name in after if after[name] != before[name]}
+
+    assert changed_by("experiments/accuracy.py") == {"accuracy"}
+    assert changed_by("optimization.py") == {"optimisation"}
+    assert changed_by("experiments/ridge.py") == {"representation"}
+    assert changed_by("network.py") == set(experiment_names())  # through others
+    assert changed_by("meshes.py") >= {"chairs"}  # `from netspace import meshes`
+    assert not any("\nfrom ." in file.read_text() for file in package.rglob("*.py"))  # such imports would be overlooked
+    for file in ("trainer.py", "report.py", "experiments/running.py", "cli/report.py", "__init__.py"):
+        assert changed_by(file) == set()
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    package = tmp_path / "netspace"
+    (package / "parts").mkdir(parents=True)
+    for name in ("a", "b", "c", "d", "e", "parts/__init__", "parts/f"):
+        (package / f"{name}.py").touch()
+    text = """
+from __future__ import annotations
+import os, netspace.a
+from netspace import b, names
+from netspace.parts import f
+from prepkit.zoo import a
+if TYPE_CHECKING:
+    from netspace.d import D
+else:
+    from netspace.c import C
+def late():
+    from netspace.e import E
+"""
+    file = tmp_path / "experiment.py"
+    file.write_text(text)
+    found = {path.relative_to(package).as_posix() for path in running.imports(file, package)}
+    assert found == {"a.py", "b.py", "c.py", "e.py", "parts/f.py"}
+    (package / "__init__.py").touch()
+    file.write_text(text + "from netspace.parts import name\n")
+    running.imports.cache_clear()
+    found = {path.relative_to(package).as_posix() for path in running.imports(file, package)}
+    assert found == {"__init__.py", "a.py", "b.py", "c.py", "e.py", "parts/__init__.py", "parts/f.py"}
+
+
+def test_one_core_is_one_core(monkeypatch):
+    monkeypatch.setattr(running.os, "sched_getaffinity", lambda of: {0}, raising=False)
+    assert running.hardware(torch.device("cpu")).endswith(", 1 core")
+    monkeypatch.setattr(running.os, "sched_getaffinity", lambda of: {0, 1}, raising=False)
+    assert running.hardware(torch.device("cpu")).endswith(", 2 cores")
 
 
 def test_a_failed_experiment_leaves_no_result(run, counted, monkeypatch):

@@ -7,6 +7,8 @@ import re
 import shutil
 import statistics
 import subprocess
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,12 @@ from netspace import experiments
 from netspace.cli import main
 from netspace.experiments import Experiment, UnknownExperiment, running
 from netspace.experiments.result import Picture, Result, Table, claim, new_figure, save_figure
-from netspace.report import ReportError, merits, report, training_picture, training_seconds
-from netspace.report_html import POLICY, inline, table
-from netspace.report_markdown import duration, number
+from netspace.report import Merit, ReportError, merits, report, training_picture, training_seconds
+from netspace.report_html import POLICY
+from netspace.report_pieces import inline, table
+from netspace.report_variants import SEEDS_ALONE, spread, variants, without_variants
+from netspace.report_words import duration, number, verdict
+from netspace.report_words import found as words_of_found
 from prepkit.errors import OutputError, PrepkitError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +48,12 @@ def accuracy(run, zoo, task, device, folder, *, seed=0, progress=None):
         f"Accuracy {NASTY}",
         f"Words in `code` and {NASTY}\n\nA second paragraph.",
         {"accuracy": found, "nasty": NASTY},
-        [claim("Accuracy", found, ">=", 0.92), claim(NASTY, math.nan, "<=", 1)],
+        [
+            claim("Accuracy", found, ">=", 0.92),
+            claim(NASTY, math.nan, "<=", 1),
+            claim("A question", 0.5, ">=", 0.25, kind="beyond", unit="%"),
+            claim("A check", 0, "==", 0, kind="check"),
+        ],
         [Table("Instances", ("name", "value", "flag"), ROWS)],
         [Picture("Curves", save_figure(figure, folder, "accuracy.png"))],
     )
@@ -76,14 +86,30 @@ def runs(tmp_path, small_zoo):
     return made
 
 
+@pytest.fixture
+def variant(tmp_path, small_zoo):
+    """A run of another recipe on the same zoo, with a score."""
+    run = untrained_run(
+        tmp_path / "run-weights", "digits_single_weights", small_zoo("digits_single"), **{"training.seed": 2}
+    )
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return run
+
+
 # What is gathered -----------------------------------------------------------------------------------------------
 
 
 def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     told = []
     found = report(runs, tmp_path / "report.html", device="cpu", progress=told.append)
-    first, second = found.merits
+    first, second, question, check = found.merits
     assert first.numbers == (0.9, 0.93)
+    assert (question.holds, check.holds, first.holds) == (True, True, False)
+    assert found.counts == {
+        "paper": {"held": 0, "of": 2},
+        "beyond": {"held": 1, "of": 1},
+        "check": {"held": 1, "of": 1},
+    }
     assert (first.held, first.text, first.bound) == (1, "Accuracy", ">= 0.92")
     assert first.mean == pytest.approx(0.915)
     assert first.deviation == pytest.approx(statistics.stdev([0.9, 0.93]))
@@ -97,6 +123,13 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     assert found.failures == [f"run-{seed}, identity: cannot be: {NASTY}" for seed in (0, 1)]
     document = json.loads((tmp_path / "report.json").read_text())
     assert document == found.to_dict()
+    assert document["counts"] == found.counts
+    assert [(one["kind"], one["unit"]) for one in document["claims"]] == [
+        ("paper", ""),
+        ("paper", ""),
+        ("beyond", "%"),
+        ("check", ""),
+    ]
     assert document["claims"][1]["mean"] is None  # what was not found
     assert document["runs"][0]["training_seconds"] == 2.5
     assert merits(found.runs[:1])[0].deviation is None
@@ -146,6 +179,68 @@ def test_training_is_drawn():
     assert training_picture(LINES) == training_picture(LINES)
 
 
+# What differs ---------------------------------------------------------------------------------------------------
+
+
+LONGER = {"training.steps": 7, "training.seed": 3}
+
+
+def test_what_differs_between_runs_of_a_recipe_is_told(tmp_path, runs, made_up, small_zoo, variant):
+    def told(*of):
+        return spread(report(of, tmp_path / "report.html", device="cpu", only=["accuracy"], overwrite=True))
+
+    assert told(runs[0]) == ""
+    assert told(runs[0], variant) == ""
+    assert told(*runs, variant) == SEEDS_ALONE
+    longer = untrained_run(tmp_path / "longer", "digits_single", small_zoo("digits_single"), **LONGER)
+    differing = "training.steps, training.seed"
+    assert told(runs[0], longer) == f"Runs of digits_single differ in {differing}. ± is the spread over all of that."
+    runs[1].record["zoo"]["sha256"] = "another"
+    assert spread(replace_runs(report(runs[:1], tmp_path / "one.html", device="cpu", only=["accuracy"]), runs)) == (
+        "Runs of digits_single differ in zoo, training.seed. ± is the spread over all of that."
+    )
+
+
+def replace_runs(found, runs):
+    """A report as if it were of other runs."""
+    return replace(found, runs=tuple(replace(found.runs[0], run=run) for run in runs))
+
+
+def test_a_variant_stands_beside_its_base(tmp_path, runs, made_up, variant):
+    run_1_lines = [{**line, "instances_per_second": 20.0} for line in LINES[:1]]
+    runs[1].metrics_file.write_text("".join(json.dumps(line) + "\n" for line in run_1_lines))
+    found = report([*runs, variant], tmp_path / "report.html", device="cpu", only=["accuracy"])
+    (one,) = variants(found)
+    assert (one.base, one.name) == ("digits_single", "digits_single_weights")
+    assert ("loss.weights", False, True) in one.changes
+    assert not {key for key, _, _ in one.changes} & {"name", "description", "training.seed"}
+    assert [before.text for before, _ in one.claims] == ["Accuracy", NASTY, "A question"]  # a check says nothing here
+    assert [(before.numbers, after.numbers) for before, after in one.claims[::2]] == [
+        ((0.9, 0.93), (0.96,)),
+        ((0.5, 0.5), (0.5,)),
+    ]
+    assert one.figures == (
+        ("best validation: score", "0 (in each of 2 runs)", "0"),
+        ("steps of the training took", "3 s ± 1 s (2 runs)", "2 s"),
+    )
+    told = "Without variants of a recipe (digits_single_weights): 0 of 2 claims of the paper held in every run; "
+    assert without_variants(found).startswith(told)
+    page, text = ((tmp_path / f"report.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "md"))
+    assert told in page
+    assert told in text
+    assert "<code>loss.weights</code>: no → yes" in page
+    assert "- `loss.weights`: no -> yes" in text
+    assert "| Accuracy | >= 0.92 | 0.915 ± 0.02121 (2 runs), held in 1 of 2 runs | 0.96, held |" in text
+    assert "Of these, of variants of a recipe: 1 of 2 held" in page
+
+
+def test_a_recipe_of_another_zoo_is_no_variant(tmp_path, runs, made_up, variant):
+    found = report([runs[0], variant], tmp_path / "report.html", device="cpu", only=["accuracy"])
+    assert len(variants(found)) == 1
+    variant.record["zoo"]["sha256"] = "another"
+    assert variants(replace(found, runs=(found.runs[0], replace(found.runs[1], run=variant)))) == []
+
+
 # Words ----------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +258,31 @@ def test_training_is_drawn():
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+def merit(*numbers, runs, unit=""):
+    return Merit(
+        "recipe", "experiment", "text", ">= 0.5", "paper", unit, numbers, sum(one >= 0.5 for one in numbers), runs
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "told", "judged"),
+    [
+        (merit(0.75, runs=1), "0.75", "held"),
+        (merit(0.75, 0.25, runs=2), "0.5 ± 0.3536 (2 runs)", "held in 1 of 2 runs"),
+        (merit(0.75, 0.25, runs=2, unit="points"), "50 ± 35.4 points (2 runs)", "held in 1 of 2 runs"),
+        (merit(0.75, 0.75, runs=2, unit="%"), "75 % (in each of 2 runs)", "held"),
+        (merit(0.25, 0.25, runs=3, unit="%"), "25 % (2 of 3 runs could tell)", "NOT held"),
+        (merit(0.75, 0.25, runs=3), "0.5 ± 0.3536 (2 of 3 runs could tell)", "held in 1 of 2 runs"),
+        (merit(0.75, math.nan, runs=2), "0.75 (1 of 2 runs could tell)", "held in 1 of 2 runs"),
+        (merit(math.nan, math.nan, runs=2), "none (0 of 2 runs could tell)", "NOT held"),
+        (merit(math.nan, runs=1), "none", "NOT held"),
+    ],
+)
+def test_what_was_found_says_in_how_many_runs(made, told, judged):
+    assert words_of_found(made) == told
+    assert verdict(made) == judged
 
 
 @pytest.mark.parametrize(
@@ -195,9 +315,36 @@ def test_the_page_holds_all_and_names_nothing_outside(tmp_path, runs, made_up):
     assert (runs[0].path / "experiments" / "accuracy.png").read_bytes() in images
     assert len(images) == 2  # the curve and the picture of the first run; the other seed has none
     assert "held in 1 of 2 runs" in page
-    assert re.findall(r">(\d of \d)<", page) == ["0 of 2", "1 of 2"]  # of each run
-    assert "0 of 2 claims held." in page
-    assert "0.915 ± 0.02121 (2 runs)" in page
+    assert re.findall(r"<strong>(\d of \d)</strong>", page) == ["0 of 2", "1 of 1", "1 of 1"]  # of each kind
+    assert re.findall(r">(\d of \d)<", page)[3:] == ["2 of 4", "3 of 4"]  # of each run
+    assert escape(SEEDS_ALONE) in page
+    words = re.sub(r"<[^>]*>", "", page)
+    assert "0.915 ± 0.02121 (2 runs)" in words
+    assert "50 % (in each of 2 runs)≥ 25 %" in words
+    heads = ["Claims of the paper: 0 of 2", "Questions beyond the paper: 1 of 1", "Checks: 1 of 1"]
+    places = [words.index(f"{head} held in every run") for head in heads]
+    assert places == sorted(places)
+    assert words.index("Runs: 2, of recipes: 1") > places[-1]  # the headline first
+    assert "<details><summary>Checks: 1 of 1" in page
+
+
+def test_a_recipe_is_in_the_contents_once_and_its_other_runs_are_folded(tmp_path, runs, made_up, variant):
+    report([*runs, variant], tmp_path / "report.html", device="cpu")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    contents = page[page.index("<nav") : page.index("</nav>")]
+    assert re.findall(r'href="#([^"]*)"', contents) == [
+        "claims",
+        "runs",
+        "recipe-digits_single",
+        "run-run-0-accuracy",
+        "recipe-digits_single_weights",
+        "run-run-weights-accuracy",
+        "variants",
+    ]
+    section = page[page.index('id="recipe-digits_single"') : page.index('id="recipe-digits_single_weights"')]
+    other = section.index("<details><summary>Run run-1, seed 1: 3 of 4 held</summary>")
+    assert section.index('id="run-run-0"') < other < section.index('id="run-run-1"')
+    assert "<img" not in section[other:]
 
 
 def test_the_markdown_holds_the_same_and_its_pictures_exist(tmp_path, runs, made_up):
@@ -208,11 +355,17 @@ def test_the_markdown_holds_the_same_and_its_pictures_exist(tmp_path, runs, made
     assert len(pictures) == 2
     assert all((tmp_path / "pages" / picture).is_file() for picture in pictures)
     assert "| a | 9.5 | yes |" in text
-    assert "0 of 2 claims held." in text
+    told = "0 of 2 claims of the paper held in every run; 1 of 1 question beyond the paper; 1 of 1 check."
+    assert f"{SEEDS_ALONE}\n\n## Claims\n\n{told}\n" in text
+    assert re.findall(r"^### (.*) held in every run$", text, re.M) == [
+        "Claims of the paper: 0 of 2",
+        "Questions beyond the paper: 1 of 1",
+        "Checks: 1 of 1",
+    ]
     assert "Could not be made" in text
-    for line in text.splitlines():  # a `|` of a claim does not end its cell
-        if line.startswith("| digits_single |"):
-            assert len(re.findall(r"(?<!\\)\|", line)) == 7
+    assert "Variants" not in text
+    lines = [line for line in text.splitlines() if line.startswith("| digits_single |")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [7] * 4  # a `|` of a claim does not end its cell
 
 
 def test_a_missing_picture_is_told(tmp_path, runs, made_up, monkeypatch):
@@ -248,6 +401,17 @@ window.addEventListener("load", function () {
   seen.requests = performance.getEntriesByType("resource").filter(function (one) {
     return !one.name.startsWith("data:");
   }).length;
+  seen.broken = Array.prototype.filter.call(document.querySelectorAll(".one-line"), function (one) {
+    return one.getClientRects().length > 1;
+  }).length;
+  seen.wide = Array.prototype.filter.call(document.querySelectorAll(".dense .wide"), function (one) {
+    return one.scrollWidth > one.clientWidth;
+  }).length;
+  var folded = document.getElementById("run-run-1").closest("details");
+  seen.folded = !folded.open;
+  document.querySelector('a[href="#run-run-1"]').click();
+  seen.opened = folded.open;
+  seen.width = document.querySelector("main").clientWidth;
   seen.title = document.title;
   seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   seen.errors = window.seenErrors;
@@ -276,8 +440,8 @@ def in_browser(page: Path, folder: Path, *options: str) -> str:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("size", ["1440,900", "500,900"])
-def test_the_page_in_a_browser(tmp_path, runs, made_up, size):
-    report(runs, tmp_path / "report.html", device="cpu", title=f"Title {NASTY}")
+def test_the_page_in_a_browser(tmp_path, runs, made_up, variant, size):
+    report([*runs, variant], tmp_path / "report.html", device="cpu", title=f"Title {NASTY}")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     probed = tmp_path / "probed.html"
     probed.write_text(text.replace("<style>", f"{LISTEN}<style>", 1).replace("</body>", f"{PROBE}</body>"))
@@ -292,7 +456,10 @@ def test_the_page_in_a_browser(tmp_path, runs, made_up, size):
     assert seen["byNameBack"] == ["d", "c", "b", "a"]
     assert seen["byValue"] == ["9.5", "10", "100", ""]  # as numbers, what is empty last
     assert seen["byValueBack"] == ["100", "10", "9.5", ""]
-    assert seen["images"] == [True, True]
+    assert seen["images"] == [True] * 4
+    assert (seen["folded"], seen["opened"]) == (True, True)  # a link opens what it leads into
+    assert seen["broken"] == 0
+    assert seen["wide"] == 0 or seen["width"] < 1000  # claims and variants fit a page of 1,000 px
     assert seen["requests"] == 0
     assert seen["overflow"] <= 0  # nothing is wider than the window, not on a small one either
 
@@ -308,7 +475,15 @@ def test_the_command_writes_a_page_and_tells_what_failed(tmp_path, runs, made_up
     assert "could not be made: run-0, identity" in done.stderr
     assert "[1/2]" in done.stderr
     assert "then: the page" in done.stderr
-    assert "0 of 2 claims held." in done.stdout
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith(("Claims", "Questions", "Checks"))] == [
+        "Claims of the paper: 0 of 2 held",
+        "Questions beyond the paper: 1 of 1 held",
+        "Checks: 1 of 1 held",
+    ]
+    assert "  NOT held   digits_single: Accuracy: 0.9 (must be >= 0.92)" in lines
+    tally = "0 of 2 claims of the paper held; 1 of 1 question beyond the paper; 1 of 1 check."
+    assert lines[-1] == f"{page}: {tally}"
     assert page.exists()
     again = CliRunner().invoke(main, [*command, "--only", "accuracy"])
     assert again.exit_code == 2
@@ -318,7 +493,7 @@ def test_the_command_writes_a_page_and_tells_what_failed(tmp_path, runs, made_up
     assert done.stderr == ""
     document = json.loads(done.stdout)
     assert document["output"] == str(page)
-    assert [one["numbers"] for one in document["claims"]] == [[0.9], [None]]
+    assert [one["numbers"] for one in document["claims"]] == [[0.9], [None], [0.5], [0]]
 
 
 def test_a_zoo_that_was_moved_is_found(tmp_path, runs, made_up, small_zoo):
