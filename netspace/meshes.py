@@ -111,6 +111,30 @@ def has_surface(grids_NRRR: Tensor) -> list[bool]:
     return found
 
 
+def largest_parts(grids_NRRR: Tensor) -> list[float]:
+    """The share of each inside that its largest connected part holds; 0 where nothing is inside.
+
+    Grid points inside are connected where they are neighbours along an axis. scipy is in the extra `[train]`.
+    """
+    import numpy as np
+    from scipy import ndimage
+
+    found = []
+    for inside in (grids_NRRR < 0).cpu().numpy():
+        parts, _ = ndimage.label(inside)
+        counts = np.bincount(parts[inside], minlength=1)
+        found.append(float(counts.max() / max(1, counts.sum())))
+    return found
+
+
+def leave_cube(grids_NRRR: Tensor) -> list[bool]:
+    """Whether the cube's boundary cuts each inside off: points of the grid's outer layer are in it."""
+    inside = grids_NRRR < 0
+    sides = [inside.select(axis, end).flatten(1).any(1) for axis in (1, 2, 3) for end in (0, -1)]
+    found: list[bool] = torch.stack(sides).any(0).tolist()
+    return found
+
+
 def surface(grid_RRR: Tensor) -> Mesh | None:
     """The surface of signed distances on a grid; None if there is none. Where it leaves the cube, the cube's side is.
 

@@ -80,10 +80,12 @@ def averaged(numbers: Sequence[float], say: Callable[[float], str], runs: int | 
 
 
 def told(value: float, unit: str) -> str:
-    """A claim's number in its unit: `97.1 %`, `9.3 points`, `0.934`; a share of 1 is told as it is, 100 %."""
-    if not unit or not math.isfinite(value):
+    """A claim's number in its unit: `97.1 %`, `9.3 points`, `0.934`; a share of 1 is told as 100 %."""
+    if not math.isfinite(value):
         return number(value)
-    return f"{round(100 * value, 1):g} {unit}"
+    if not unit:
+        return number(float(f"{value:.3g}"))
+    return f"{round(100 * value, 1) + 0.0:g} {unit}"  # -0 is 0
 
 
 def bound(one: Merit | Claim) -> str:

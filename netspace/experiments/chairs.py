@@ -6,11 +6,12 @@ staying at the first chair.
 Shapes: P pairs, S steps, R grid points along an axis.
 """
 
-# ruff: noqa: N806 - names of tensors end in their axes
+# ruff: noqa: N803, N806 - names of tensors end in their axes
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,11 @@ from torch import Tensor
 
 import prepkit
 from netspace import meshes
-from netspace.data import items_of
-from netspace.evaluation import CLOSE, evaluate
-from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
+from netspace.data import TEST, TRAIN, items_of
+from netspace.experiments.closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
+from netspace.experiments.judged import judge, mean_or_nan
+from netspace.experiments.result import Cell, Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
 from netspace.interpolation import Interpolation, interpolate, weights_between
-from netspace.prediction import run_by_class_id
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.randomness import generator
 
@@ -33,9 +34,17 @@ if TYPE_CHECKING:
 
 NAME = "chairs"
 PAIRS, STEPS, RESOLUTION = 10, 7, 48
-CLOSENESS, MIDPOINT, ABOVE_WEIGHTS = 0.8, 0.7, 0.5
-WAYS = ("embeddings", "weights", "blended distances", "the first chair")
-LIGHT = np.array([0.4, 0.8, 0.45])
+MIDPOINT, ABOVE_WEIGHTS = 0.7, 0.5
+EMBEDDINGS, WEIGHTS, FIRST, TRUE = "embeddings", "weights", "the first chair", "true chairs"
+WAYS = (EMBEDDINGS, WEIGHTS, "blended distances", FIRST)
+SPECKS = 0.05  # of the first chair's volume: an inside below it is only specks
+ONE_PART = 0.99  # of the inside: a part that holds it is all but a few grid points
+TURN = 0.02  # of the largest volume on a line: how far it may turn back and still count as monotone
+DRAWN = 2  # pairs
+WIDE, HIGH, MARGIN = 1.5, 1.7, 0.35  # inches of a mesh in the picture, and what names its rows and columns
+LIGHT = np.array([0.4, -0.45, 0.8])
+# Chairs stand in the unit sphere; the widest, deepest and highest ones reach this far from its centre.
+REACH = (0.7, 0.7, 0.95)
 
 
 def run(
@@ -54,96 +63,69 @@ def run(
     """Judge predicted signals, then walk between pairs of training chairs."""
     told = progress or (lambda text: None)
     space = run.space(device=device)
-    told("closeness of predicted signals")
-    closeness = _closeness(run, space, zoo, task, seed)
-    train = zoo.split("train")
-    first, second = _pairs(train, pairs, seed)
+    closeness = {}
+    for split in (TRAIN, TEST):
+        if zoo.manifest.splits.get(split):
+            told(f"closeness of predicted signals, split {split}")
+            closeness[split] = closeness_to_own(judge(run, space, zoo, split), task, seed)
+    first, second = _pairs(zoo.split(TRAIN), pairs, seed)
     told(f"{pairs} pairs of chairs, {steps} steps each")
     line = interpolate(run, zoo, first, second, steps, space=space, task=task, resolution=8)
     grids = _grids(run, zoo, line, resolution, device)
     truth = _truth(task, zoo, line, resolution)
+    told("meshes on the way")
+    on_the_way = {way: judge_meshes(grids[way], grids[FIRST], truth) for way in (EMBEDDINGS, WEIGHTS)}
+    valid_truth = None if truth is None else mean_or_nan(judge_meshes(truth, grids[FIRST], None).valid)
     overlap = {} if truth is None else {way: _iou(grids[way], truth).mean(0).tolist() for way in WAYS}
-    middle = steps // 2
-    surfaces = float(np.mean([flag for grid in grids["embeddings"] for flag in meshes.has_surface(grid)]))
-    rising = _monotone_volumes(grids["embeddings"])
-    closed, chamfer = _meshes_on_the_way(grids["embeddings"], truth)
-    near = closeness["train"]["closeness_near"]
-    claims = [
-        claim("Near the surface, outputs of training instances within 1e-2 of the target's", near, ">=", CLOSENESS),
-        claim("A surface at every step of every embedding line", surfaces, ">=", 1.0),
-        claim("Of those surfaces, closed ones", closed, ">=", 1.0),
-    ]
-    tables = [_closeness_table(closeness)]
+    monotone = {way: _monotone_volumes(grids[way]) for way in (EMBEDDINGS, WEIGHTS)}
+    tables = [closeness_table(closeness), _meshes_table(line.gammas, on_the_way, overlap)]
     if overlap:
-        here, weights = overlap["embeddings"][middle], overlap["weights"][middle]
-        claims += [
-            claim("Overlap (IoU) with the true chair in the middle of the embedding line", here, ">=", MIDPOINT),
-            claim("That much more than on the weight line", here - weights, ">=", ABOVE_WEIGHTS),
-        ]
-        rows = [(way, *(round(value, 3) for value in overlap[way])) for way in WAYS]
-        columns = ("way", *(f"gamma {gamma:.2f}" for gamma in line.gammas))
-        tables.append(Table("Mean overlap (IoU) with the chair of interpolated parameters", columns, tuple(rows)))
-    picture = draw(line, grids, truth, folder)
+        tables.append(_overlap_table(line.gammas, overlap))
     return Result(
         name=NAME,
         title="Shapes along a line (Fig. 4)",
-        text=f"{pairs} pairs of training chairs, {steps} steps, grids of {resolution} points an axis. Closeness is the "
-        "share of outputs within 1e-2 of the target's on points that training did not see; beside it that of another "
-        "chair of the same split, drawn at random, which is what knowing nothing of the instance gives.",
+        text="\n\n".join((closeness_text(closeness), _lines_text(line, resolution, valid_truth, monotone))),
         numbers={
             "closeness": closeness,
+            "meshes": {way: found.by_step() for way, found in on_the_way.items()},
+            "valid_true_chairs": valid_truth,
             "iou": overlap,
-            "surfaces": surfaces,
-            "closed": closed,
-            "chamfer": chamfer,
-            "volume_monotone": rising,
+            "volume_monotone": monotone,
             "pairs": [first, second],
         },
-        claims=claims,
+        claims=[*closeness_claims(closeness), *_lines_claims(on_the_way[EMBEDDINGS], overlap, steps // 2)],
         tables=tables,
-        pictures=[Picture("One pair: the true chairs, along embeddings, along weights", picture)],
+        pictures=[Picture(_picture_title(truth is not None), draw(line, grids, truth, folder))],
     )
 
 
-# Closeness --------------------------------------------------------------------------------------------------------
-
-
-def _closeness(run: Run, space: Any, zoo: prepkit.Zoo, task: Any, seed: int) -> dict[str, dict[str, float]]:
-    """Of each split that has instances: closeness of its own predictions, and of a random other instance's."""
-    found = {}
-    for split in ("train", "test"):
-        if not zoo.manifest.splits.get(split):
-            continue
-        view = zoo.split(split)
-        summary = evaluate(space, run.registry, view, task, "test").summary()
-        found[split] = {
-            "closeness": summary["closeness"],
-            "closeness_near": summary["closeness_near"],
-            "another_instance": _another(run.registry, view, task, seed),
-        }
-    return found
-
-
-def _another(registry: prepkit.Registry, zoo: prepkit.Zoo, task: Any, seed: int) -> float:
-    """The share of an instance's outputs that those of another instance, drawn at random, come within 1e-2 of."""
-    count = len(zoo)
-    order = torch.randperm(count, generator=generator("another instance", seed)).tolist()
-    preps_NHW = zoo.preps().to(task.device, torch.float32)
-    shares = []
-    for place, row in enumerate(order):
-        points, _ = task.points(items_of(zoo)[row], "test")
-        both = [row, order[(place + 1) % count]]
-        outputs = run_by_class_id(registry, zoo.class_ids(both).tolist(), preps_NHW[both], points)
-        shares.append(float(((outputs[0] - outputs[1]).abs() <= CLOSE).double().mean()))
-    return float(np.mean(shares))
-
-
-def _closeness_table(closeness: Mapping[str, Mapping[str, float]]) -> Table:
-    rows = [
-        (split, round(one["closeness"], 3), round(one["closeness_near"], 3), round(one["another_instance"], 3))
-        for split, one in closeness.items()
+def _lines_claims(embeddings: OnTheWay, overlap: Mapping[str, Sequence[float]], middle: int) -> list[Claim]:
+    claims = [
+        claim(
+            "Chairs: a surface at every step of every embedding line",
+            mean_or_nan(embeddings.surface),
+            ">=",
+            1.0,
+            unit="%",
+        ),
+        claim(
+            "Chairs along embeddings: valid meshes (a surface, not only specks, one connected part, within the cube)",
+            mean_or_nan(embeddings.valid),
+            ">=",
+            1.0,
+            kind="beyond",
+            unit="%",
+        ),
     ]
-    return Table("Closeness", ("split", "all points", "near the surface", "a random other chair"), tuple(rows))
+    if overlap:
+        here, weights = overlap[EMBEDDINGS][middle], overlap[WEIGHTS][middle]
+        claims += [
+            claim("Chairs half-way along the embedding line: overlap (IoU) with the true chair", here, ">=", MIDPOINT),
+            claim(
+                "Chairs half-way: IoU along embeddings above that along weights", here - weights, ">=", ABOVE_WEIGHTS
+            ),
+        ]
+    return claims
 
 
 # Lines ------------------------------------------------------------------------------------------------------------
@@ -174,7 +156,7 @@ def _grids(
         ends = found["weights"][-1][[0, -1]]  # the targets themselves
         gamma_S111 = torch.tensor(line.gammas).view(-1, 1, 1, 1)
         found["blended distances"].append((1 - gamma_S111) * ends[0] + gamma_S111 * ends[1])
-        found["the first chair"].append(ends[:1].expand(steps, -1, -1, -1))
+        found[FIRST].append(ends[:1].expand(steps, -1, -1, -1))
     return found
 
 
@@ -210,74 +192,191 @@ def _monotone_volumes(grids: Sequence[Tensor]) -> float:
     for grid in grids:
         volumes = torch.tensor(meshes.volumes(grid), dtype=torch.float64)
         moves = volumes.diff() * (1 if volumes[-1] >= volumes[0] else -1)
-        monotone.append(bool((moves >= -0.02 * volumes.max()).all()))
+        monotone.append(bool((moves >= -TURN * volumes.max()).all()))
     return float(np.mean(monotone))
 
 
-def _meshes_on_the_way(grids: Sequence[Tensor], truth: Sequence[Tensor] | None) -> tuple[float, list[float] | None]:
-    """The share of meshes that are closed, and the mean chamfer distance to the true surface at each step."""
-    closed, distances = [], []
-    for pair, grid in enumerate(grids):
-        row = []
-        for step, field in enumerate(grid):
-            mesh = meshes.surface(field)
-            if mesh is None:
-                closed.append(False)
-                row.append(float("nan"))
-                continue
-            closed.append(is_closed(mesh.triangles))
-            true = None if truth is None else meshes.surface(truth[pair][step])
-            row.append(float("nan") if true is None else chamfer(mesh.vertices, true.vertices))
-        distances.append(row)
-    return float(np.mean(closed)), None if truth is None else np.nanmean(distances, axis=0).tolist()
+def _lines_text(line: Interpolation, resolution: int, valid_truth: float | None, monotone: Mapping[str, float]) -> str:
+    text = (
+        f"Lines go between {len(line.first)} pairs of training chairs in {len(line.gammas)} steps; a mesh is the "
+        f"surface on a grid of {resolution} points an axis. A mesh is valid if there is a surface; if it is not only "
+        f"specks, with a volume of at least {100 * SPECKS:g} % of the first chair's; if it is one connected "
+        f"part, which holds at least {100 * ONE_PART:g} % of the grid points inside; and if the cube's boundary does "
+        "not cut it. Marching cubes close every surface, so that all meshes are watertight: this says nothing of the "
+        "networks, and is not counted. A step without a surface fails in each of these, and has no chamfer distance"
+    )
+    truth = (
+        ", the mean distance from a vertex to the nearest one of the true chair's mesh and back, where the cube's "
+        "side is 2. A step's true chair is that of the interpolated parameters; of their own "
+        f"meshes on this grid {100 * valid_truth:.0f} % are valid"
+        if valid_truth is not None
+        else ""
+    )
+    return (
+        f"{text}{truth}. On the way the volume goes from one end's to the other's without turning back by over "
+        f"{100 * TURN:g} % of its largest value on {100 * monotone[EMBEDDINGS]:.0f} % of the embedding lines and on "
+        f"{100 * monotone[WEIGHTS]:.0f} % of the weight lines."
+    )
 
 
-def is_closed(triangles: Any) -> bool:
-    """Whether each edge belongs to as many triangles one way round as the other."""
-    edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-    forward, counts = np.unique(edges, axis=0, return_counts=True)
-    backward, back_counts = np.unique(edges[:, ::-1], axis=0, return_counts=True)
-    return bool(forward.shape == backward.shape and (forward == backward).all() and (counts == back_counts).all())
+# Meshes on the way ------------------------------------------------------------------------------------------------
 
 
-def chamfer(a: Any, b: Any) -> float:
-    """The mean distance from each vertex to the nearest one of the other set, both ways, averaged."""
+@dataclass(frozen=True)
+class OnTheWay:
+    """What the meshes on the lines of one way are like, all `[P, S]`.
+
+    surface:  whether there are points inside and outside
+    solid:    whether it is more than specks: the volume is at least 5 % of the first chair's
+    one_part: whether the largest connected part holds at least 99 % of the grid points inside
+    uncut:    whether it stays within the cube, whose boundary would cut it
+    chamfer:  distance to the true chair, in units of half the cube's side; NaN without a surface or a true chair
+    All but chamfer are false without a surface.
+    """
+
+    surface: Tensor
+    solid: Tensor
+    one_part: Tensor
+    uncut: Tensor
+    chamfer: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """Whether it has a surface, is more than specks, one part and uncut."""
+        return self.surface & self.solid & self.one_part & self.uncut
+
+    def by_step(self) -> dict[str, list[float]]:
+        """Means over pairs of each, `[S]`: shares, and the chamfer distance of those that have one."""
+        flags = ("surface", "solid", "one_part", "uncut", "valid")
+        shares = {name: getattr(self, name).double().mean(0).tolist() for name in flags}
+        return {**shares, "chamfer": self.chamfer.nanmean(0).tolist()}
+
+
+def judge_meshes(grids: Sequence[Tensor], first: Sequence[Tensor], truth: Sequence[Tensor] | None) -> OnTheWay:
+    """What the meshes are like; each argument holds distances on a grid, `[S, R, R, R]`, for each of P pairs.
+
+    first: those of the first chair, whose volume says what specks are
+    truth: those of the true chairs
+    """
+    surface = torch.tensor([meshes.has_surface(grid) for grid in grids])
+    ratio = torch.stack([_ratio_of_volumes(grid, one) for grid, one in zip(grids, first, strict=True)])
+    return OnTheWay(
+        surface=surface,
+        solid=surface & (ratio >= SPECKS),
+        one_part=surface & (torch.tensor([meshes.largest_parts(grid) for grid in grids]) >= ONE_PART),
+        uncut=surface & ~torch.tensor([meshes.leave_cube(grid) for grid in grids]),
+        chamfer=torch.full(surface.shape, float("nan")) if truth is None else _chamfer(grids, truth),
+    )
+
+
+def _ratio_of_volumes(grids_SRRR: Tensor, first_SRRR: Tensor) -> Tensor:
+    """Volumes `[S]` inside over those of the first chair; NaN or infinite where that has none."""
+    return torch.tensor(meshes.volumes(grids_SRRR)) / torch.tensor(meshes.volumes(first_SRRR))
+
+
+def _chamfer(grids: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+    """Distances `[P, S]` of surfaces; NaN where either has none."""
+    return torch.tensor(
+        [
+            [chamfer(meshes.surface(one), meshes.surface(true)) for one, true in zip(found, expected, strict=True)]
+            for found, expected in zip(grids, truth, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+
+
+def chamfer(first: meshes.Mesh | None, second: meshes.Mesh | None) -> float:
+    """The mean distance from each vertex to the nearest one of the other mesh, both ways, averaged; NaN without one."""
     from scipy.spatial import cKDTree
 
+    if first is None or second is None:
+        return float("nan")
+    a, b = first.vertices, second.vertices
     return float((cKDTree(b).query(a)[0].mean() + cKDTree(a).query(b)[0].mean()) / 2)
+
+
+def _meshes_table(
+    gammas: Sequence[float], on_the_way: Mapping[str, OnTheWay], overlap: Mapping[str, Sequence[float]]
+) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for way, found in on_the_way.items():
+        means = found.by_step()
+        missing = (~found.surface).sum(0).tolist()
+        ious = overlap.get(way, [None] * len(gammas))
+        for step, gamma in enumerate(gammas):
+            shares: list[Cell] = [round(100 * values[step], 1) for name, values in means.items() if name != "chamfer"]
+            rows.append((way, round(gamma, 2), *shares, missing[step], means["chamfer"][step], ious[step]))
+    kinds = ("surface, %", "more than specks, %", "one part, %", "not cut by the cube, %", "valid, %")
+    columns = ("way", "gamma", *kinds, "pairs without a surface", "chamfer distance of the others", "overlap (IoU)")
+    return Table("Meshes on the way", columns, tuple(rows))
+
+
+def _overlap_table(gammas: Sequence[float], overlap: Mapping[str, Sequence[float]]) -> Table:
+    rows: list[tuple[Cell, ...]] = [(way, *(round(value, 3) for value in overlap[way])) for way in WAYS]
+    columns = ("way", *(f"gamma {gamma:.2f}" for gamma in gammas))
+    return Table("Mean overlap (IoU) with the chair of interpolated parameters", columns, tuple(rows))
 
 
 # The picture ------------------------------------------------------------------------------------------------------
 
 
+def _picture_title(has_truth: bool) -> str:
+    rows = "the true chairs, along embeddings, along weights" if has_truth else "along embeddings, along weights"
+    return f"The first pairs by gamma, of each: {rows}"
+
+
 def draw(
     line: Interpolation, grids: Mapping[str, Sequence[Tensor]], truth: Sequence[Tensor] | None, folder: Path
 ) -> str:
-    """The first pair's meshes, one way a row, one step a column; the name of the file."""
-    rows = ([] if truth is None else [("true", truth[0])]) + [(way, grids[way][0]) for way in WAYS[:2]]
-    figure = new_figure(1.5 * len(line.gammas), 1.7 * len(rows))
-    for row, (way, grid) in enumerate(rows):
-        for step, gamma in enumerate(line.gammas):
-            plot = figure.add_subplot(len(rows), len(line.gammas), row * len(line.gammas) + step + 1, projection="3d")
-            _draw_mesh(plot, meshes.surface(grid[step]))
-            if step == 0:
-                plot.text2D(-0.12, 0.5, way, transform=plot.transAxes, rotation=90, va="center", fontsize=8)
-            if row == 0:
-                plot.set_title(f"{gamma:.2f}", fontsize=8)
+    """The meshes of the first two pairs, one way a row, one step a column; the name of the file."""
+    rows = _rows_of_picture(grids, truth)
+    columns = len(line.gammas)
+    figure = new_figure(MARGIN + WIDE * columns, MARGIN + HIGH * len(rows))
+    figure.set_layout_engine("none")  # constraints make room for the axes of a cube, which are not drawn
+    width, height = figure.get_size_inches()
+    for row, (way, grid, ratio) in enumerate(rows):
+        bottom = HIGH * (len(rows) - 1 - row)
+        figure.text(MARGIN / 2 / width, (bottom + HIGH / 2) / height, way, rotation=90, ha="center", va="center")
+        for step in range(columns):
+            left = MARGIN + WIDE * step
+            place = (left / width, bottom / height, WIDE / width, HIGH / height)
+            _draw_mesh(figure.add_axes(place, projection="3d"), meshes.surface(grid[step]), float(ratio[step]))
+    for step, gamma in enumerate(line.gammas):
+        figure.text((MARGIN + WIDE * (step + 0.5)) / width, 1 - MARGIN / 2 / height, f"{gamma:.2f}", ha="center")
     return save_figure(figure, folder, f"{NAME}.png")
 
 
-def _draw_mesh(plot: Any, mesh: meshes.Mesh | None) -> None:
+def _rows_of_picture(
+    grids: Mapping[str, Sequence[Tensor]], truth: Sequence[Tensor] | None
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Of each row its name, distances `[S, R, R, R]`, and volumes `[S]` over the first chair's."""
+    rows = []
+    for pair in range(min(DRAWN, len(grids[EMBEDDINGS]))):
+        ways = [] if truth is None else [(TRUE, truth[pair])]
+        ways += [(way, grids[way][pair]) for way in (EMBEDDINGS, WEIGHTS)]
+        rows += [(way, grid, _ratio_of_volumes(grid, grids[FIRST][pair])) for way, grid in ways]
+    return rows
+
+
+def _draw_mesh(plot: Any, mesh: meshes.Mesh | None, ratio: float) -> None:
+    """A mesh, turned so that its front and right side are seen.
+
+    ratio: of its volume to the first chair's; below SPECKS it is said to be only specks
+    """
     from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-    plot.set(xlim=(-0.7, 0.7), ylim=(-0.7, 0.7), zlim=(-0.8, 0.8))
-    plot.set_box_aspect((1.4, 1.4, 1.6), zoom=1.7)
+    plot.set(**{f"{axis}lim": (-reach, reach) for axis, reach in zip("xyz", REACH, strict=True)})
+    plot.set_proj_type("ortho")
+    plot.set_box_aspect(REACH, zoom=1.25)
     plot.set_axis_off()
     plot.view_init(elev=18, azim=-60)
+    if mesh is None or ratio < SPECKS:
+        said = "no surface" if mesh is None else "only specks"
+        plot.text2D(0.5, 0.05, said, transform=plot.transAxes, ha="center", fontsize=7)
     if mesh is None:
-        plot.text2D(0.5, 0.5, "no surface", transform=plot.transAxes, ha="center", fontsize=7)
         return
-    corners = mesh.vertices[mesh.triangles][:, :, [0, 2, 1]]  # matplotlib's z is up, ours is y
+    x, y, z = mesh.vertices.T
+    corners = np.stack([x, -z, y], axis=1)[mesh.triangles]  # matplotlib's z is up, ours is y, and z is the front
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
     shade = 0.35 + 0.6 * np.abs(normals @ (LIGHT / np.linalg.norm(LIGHT)))

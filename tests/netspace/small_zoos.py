@@ -53,13 +53,13 @@ def unseen_zoo(path: Path) -> Path:
     return digits_zoo(path, counts, height=88)
 
 
-def sdf_zoo(path: Path) -> Path:
+def sdf_zoo(path: Path, train: int = 5, test: int = 1) -> Path:
     torch.manual_seed(0)
     registry = prepkit.Registry([prepkit.architecture("sine_mlp@sdf_small")])
     with prepkit.ZooWriter(path, width=64, task=CHAIRS, registry=registry) as writer:
-        for item in range(6):
+        for item in range(train + test):
             network = prepkit.architecture("sine_mlp@sdf_small").build()
-            writer.add(network, id=f"chair-{item}", split="train" if item < 5 else "test", item=item)
+            writer.add(network, id=f"chair-{item}", split="train" if item < train else "test", item=item)
     return path
 
 

@@ -230,7 +230,7 @@ def test_a_variant_stands_beside_its_base(tmp_path, runs, made_up, variant):
     assert told in text
     assert "<code>loss.weights</code>: no → yes" in page
     assert "- `loss.weights`: no -> yes" in text
-    assert "| Accuracy | >= 0.92 | 0.915 ± 0.02121 (2 runs), held in 1 of 2 runs | 0.96, held |" in text
+    assert "| Accuracy | >= 0.92 | 0.915 ± 0.0212 (2 runs), held in 1 of 2 runs | 0.96, held |" in text
     assert "Of these, of variants of a recipe: 1 of 2 held" in page
 
 
@@ -270,11 +270,11 @@ def merit(*numbers, runs, unit=""):
     ("made", "told", "judged"),
     [
         (merit(0.75, runs=1), "0.75", "held"),
-        (merit(0.75, 0.25, runs=2), "0.5 ± 0.3536 (2 runs)", "held in 1 of 2 runs"),
+        (merit(0.75, 0.25, runs=2), "0.5 ± 0.354 (2 runs)", "held in 1 of 2 runs"),
         (merit(0.75, 0.25, runs=2, unit="points"), "50 ± 35.4 points (2 runs)", "held in 1 of 2 runs"),
         (merit(0.75, 0.75, runs=2, unit="%"), "75 % (in each of 2 runs)", "held"),
         (merit(0.25, 0.25, runs=3, unit="%"), "25 % (2 of 3 runs could tell)", "NOT held"),
-        (merit(0.75, 0.25, runs=3), "0.5 ± 0.3536 (2 of 3 runs could tell)", "held in 1 of 2 runs"),
+        (merit(0.75, 0.25, runs=3), "0.5 ± 0.354 (2 of 3 runs could tell)", "held in 1 of 2 runs"),
         (merit(0.75, math.nan, runs=2), "0.75 (1 of 2 runs could tell)", "held in 1 of 2 runs"),
         (merit(math.nan, math.nan, runs=2), "none (0 of 2 runs could tell)", "NOT held"),
         (merit(math.nan, runs=1), "none", "NOT held"),
@@ -319,7 +319,7 @@ def test_the_page_holds_all_and_names_nothing_outside(tmp_path, runs, made_up):
     assert re.findall(r">(\d of \d)<", page)[3:] == ["2 of 4", "3 of 4"]  # of each run
     assert escape(SEEDS_ALONE) in page
     words = re.sub(r"<[^>]*>", "", page)
-    assert "0.915 ± 0.02121 (2 runs)" in words
+    assert "0.915 ± 0.0212 (2 runs)" in words
     assert "50 % (in each of 2 runs)≥ 25 %" in words
     heads = ["Claims of the paper: 0 of 2", "Questions beyond the paper: 1 of 1", "Checks: 1 of 1"]
     places = [words.index(f"{head} held in every run") for head in heads]
