@@ -396,6 +396,20 @@ def test_the_text_says_whether_predictions_are_their_own(difference, error, said
     assert said in closeness.closeness_text({"train": one, "test": one})
 
 
+def test_the_paired_difference():
+    shares = torch.tensor([[0.5, 0.1, 0.2], [0.7, 0.3, 0.1], [0.3, 0.2, 0.3], [math.nan, math.nan, math.nan]])
+    found = closeness._compared(shares.double())  # differences 0.3, 0.6 and 0
+    assert found == pytest.approx(
+        {
+            "own": 0.5,
+            "others_targets": 0.2,
+            "others_predictions": 0.2,
+            "difference": 0.3,
+            "standard_error": 0.3 / math.sqrt(3),
+        }
+    )
+
+
 def balls_of(*balls, points=41):
     """Distances `[N, R, R, R]` to unions of balls, each a centre's x and a radius."""
     axis = torch.linspace(-1, 1, points)
@@ -427,12 +441,12 @@ def test_validity_of_meshes():
     assert found.chamfer[0, 0] == 0
     assert found.chamfer[0, 3].item() == pytest.approx(0.35, abs=0.01)  # between two spheres with one centre
     assert found.chamfer[0, 4].isnan()
-    pairs = chairs.judge_meshes([whole, nothing], [whole, whole], [speck, speck])
+    pairs = chairs.judge_meshes([whole, whole, nothing, nothing], [whole] * 4, [speck] * 4)
     means = pairs.by_step()
     assert means["surface"] == means["valid"] == [0.5]
-    assert means["chamfer"] == pytest.approx([0.35], abs=0.01)  # of the pair that has one
+    assert means["chamfer"] == pytest.approx([0.35], abs=0.01)  # of the pairs that have one
     row = chairs._meshes_table((0.5,), {"embeddings": pairs}, {"embeddings": [0.25]}).rows[0]
-    assert row[:8] == ("embeddings", 0.5, 50.0, 50.0, 50.0, 50.0, 50.0, 1)
+    assert row[:8] == ("embeddings", 0.5, 50.0, 50.0, 50.0, 50.0, 50.0, 2)
     assert row[9] == 0.25
     without_truth = chairs.judge_meshes([whole], [whole], None)
     assert without_truth.valid.all()
@@ -477,6 +491,19 @@ def test_the_picture_has_two_pairs():
         plot = figure.add_subplot(projection="3d")
         chairs._draw_mesh(plot, mesh, ratio)
         assert [text.get_text() for text in plot.texts] == said
+
+
+def test_a_chair_is_seen_from_its_front(monkeypatch):
+    plot = new_figure(2, 2).add_subplot(projection="3d")
+    drawn = []
+    monkeypatch.setattr(plot, "add_collection3d", drawn.append)
+    monkeypatch.setattr("mpl_toolkits.mplot3d.art3d.Poly3DCollection", lambda corners, **colours: corners)
+    corners = np.array([[0.1, 0.5, 0.3], [0.2, 0.5, 0.3], [0.1, 0.5, 0.4]])  # to the side, up, to the front
+    chairs._draw_mesh(plot, meshes.Mesh(corners, np.array([[0, 1, 2]])), 1.0)
+    side, depth, up = drawn[0][0].T
+    np.testing.assert_allclose([side, up], corners.T[:2])
+    viewer = math.copysign(1, math.sin(math.radians(plot.azim)))  # which way along the depth the eye is
+    np.testing.assert_allclose(depth * viewer, corners[:, 2])
 
 
 def test_chairs_fit_into_the_picture():
