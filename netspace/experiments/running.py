@@ -6,20 +6,20 @@ result = bench.result("accuracy")         # RUN/experiments/accuracy.json, made 
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
 import platform
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import netspace
 import prepkit
 from netspace.checkpoint import BEST, Run, RunError, versions
 from netspace.data import task_of
@@ -30,7 +30,8 @@ from prepkit.errors import listed
 from prepkit.zoo.staging import sha256_of_file
 
 EXPERIMENTS_FOLDER = "experiments"
-PACKAGE = Path(__file__).parent.parent  # netspace
+PACKAGES = (Path(netspace.__file__).parent, Path(prepkit.__file__).parent)
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "trimesh")  # whose versions change numbers
 DECIDES = ("checkpoint", "zoo", "seed", "sizes", "code")  # of a stamp: what makes it another result
 
 
@@ -129,7 +130,7 @@ class Bench:
             "zoo": self.run.record["zoo"]["sha256"],
             "seed": self.seed,
             "sizes": (self.sizes or {}).get(name, {}),
-            "code": code_of(experiment_function(name)),
+            "code": _code_of_this_process(),
         }
         return dict(plain(decisive, "stamp"))
 
@@ -139,60 +140,32 @@ def experiment(run: Run, name: str, **settings: Any) -> Result:
     return Bench(run, **settings).result(name)
 
 
-def code_of(function: Callable[..., Result]) -> str:
-    """Sum of all code that decides what an experiment finds: see code_sum."""
-    return _module_sum(function.__module__)
+def code_sum(packages: Sequence[Path] = PACKAGES) -> str:
+    """Sum of all that decides what an experiment finds beside its data: the code of both packages, and LIBRARIES.
 
-
-@cache
-def _module_sum(name: str) -> str:
-    file = sys.modules[name].__file__
-    return code_sum(Path(file), PACKAGE) if file else ""
-
-
-def code_sum(file: Path, package: Path) -> str:
-    """Sum of a module's file and of all files of a package that it imports, itself or through others.
-
-    A package's own `__init__.py` is in it only where something imports from that, as it is only a list of names.
+    All code counts, also what an experiment does not use: following its imports would miss what is looked up by name.
     """
-    found, left = {file}, [file]
-    while left:
-        new = imports(left.pop(), package) - found
-        found |= new
-        left += new
     total = hashlib.sha256()
-    for one in sorted(found - {file}):
-        total.update(f"{one.relative_to(package).as_posix()} {sha256_of_file(one)}\n".encode())
-    return hashlib.sha256(f"{sha256_of_file(file)} {total.hexdigest()}".encode()).hexdigest()
+    for package in packages:
+        for file in sorted(package.rglob("*.py")):
+            name = f"{package.name}/{file.relative_to(package).as_posix()}"
+            total.update(f"{name} {sha256_of_file(file)}\n".encode())
+    for library in LIBRARIES:
+        total.update(f"{library} {_installed(library)}\n".encode())
+    return total.hexdigest()
 
 
 @cache
-def imports(file: Path, package: Path) -> frozenset[Path]:
-    """Files of a package that a file of Python imports, in functions too; not what is for type checking alone."""
-    names: set[str] = set()
-    left: list[ast.AST] = [ast.parse(file.read_bytes())]
-    while left:
-        node = left.pop()
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            left += node.orelse
-            continue
-        if isinstance(node, ast.Import):
-            names |= {one.name for one in node.names}
-        if isinstance(node, ast.ImportFrom) and node.module:
-            # `from a.b import c`: c is a module or stands in one; a.b is in the sum only in the second case.
-            modules = {f"{node.module}.{one.name}" for one in node.names}
-            names |= {one if _file_of(one, package) else node.module for one in modules}
-        left += ast.iter_child_nodes(node)
-    return frozenset(path for path in (_file_of(name, package) for name in names) if path)
+def _code_of_this_process() -> str:
+    """The sum once a process: what is imported does not change while it runs."""
+    return code_sum()
 
 
-def _file_of(module: str, package: Path) -> Path | None:
-    """Where a module of a package stands; None for one of another package."""
-    first, *rest = module.split(".")
-    if first != package.name:
-        return None
-    path = package.joinpath(*rest)
-    return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
+def _installed(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def hardware(device: torch.device) -> str:

@@ -188,64 +188,28 @@ def test_what_is_damaged_or_of_another_state_is_made_again(run, counted):
 def test_another_code_makes_an_experiment_again(run, counted, tmp_path, monkeypatch):
     bench = Bench(run, "cpu")
     first = bench.result("counted")
-    monkeypatch.setattr(running, "code_of", lambda function: "another")
+    monkeypatch.setattr(running, "_code_of_this_process", lambda: "another")
     assert bench.saved("counted") is None
     assert bench.result("counted").numbers == first.numbers
     assert len(counted.seeds) == 2
 
 
-def test_the_sum_of_code_is_of_all_that_an_experiment_uses(tmp_path):
-    package = tmp_path / "netspace"
-    shutil.copytree(running.PACKAGE, package, ignore=shutil.ignore_patterns("*.toml", "__pycache__"))
-
-    def sums():
-        running.imports.cache_clear()
-        return {name: running.code_sum(package / "experiments" / f"{name}.py", package) for name in experiment_names()}
-
-    def changed_by(file):
-        before = sums()
-        with (package / file).open("a") as stream:
-            stream.write("# another\n")
-        after = sums()
-        return {name for name in after if after[name] != before[name]}
-
-    assert changed_by("experiments/accuracy.py") == {"accuracy", "consensus"}  # which draws in its colours
-    assert changed_by("optimization.py") == {"optimisation"}
-    assert changed_by("experiments/ridge.py") == {"representation"}
-    assert changed_by("network.py") == set(experiment_names())  # through others
-    assert changed_by("meshes.py") >= {"chairs"}  # `from netspace import meshes`
-    assert not any("\nfrom ." in file.read_text() for file in package.rglob("*.py"))  # such imports would be overlooked
-    for file in ("trainer.py", "report.py", "experiments/running.py", "cli/report.py", "__init__.py"):
-        assert changed_by(file) == set()
-
-
-def test_imports_are_found_wherever_they_stand(tmp_path):
-    package = tmp_path / "netspace"
-    (package / "parts").mkdir(parents=True)
-    for name in ("a", "b", "c", "d", "e", "parts/__init__", "parts/f"):
-        (package / f"{name}.py").touch()
-    text = """
-from __future__ import annotations
-import os, netspace.a
-from netspace import b, names
-from netspace.parts import f
-from prepkit.zoo import a
-if TYPE_CHECKING:
-    from netspace.d import D
-else:
-    from netspace.c import C
-def late():
-    from netspace.e import E
-"""
-    file = tmp_path / "experiment.py"
-    file.write_text(text)
-    found = {path.relative_to(package).as_posix() for path in running.imports(file, package)}
-    assert found == {"a.py", "b.py", "c.py", "e.py", "parts/f.py"}
-    (package / "__init__.py").touch()
-    file.write_text(text + "from netspace.parts import name\n")
-    running.imports.cache_clear()
-    found = {path.relative_to(package).as_posix() for path in running.imports(file, package)}
-    assert found == {"__init__.py", "a.py", "b.py", "c.py", "e.py", "parts/__init__.py", "parts/f.py"}
+def test_one_byte_of_code_in_either_package_changes_the_sum(tmp_path, monkeypatch):
+    packages = [tmp_path / "netspace", tmp_path / "prepkit"]
+    for copy, package in zip(packages, running.PACKAGES, strict=True):
+        assert copy.name == package.name
+        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("*.toml", "__pycache__"))
+    sums = [running.code_sum(packages)]
+    assert sums == [running.code_sum()]  # wherever the packages stand
+    for file in ("prepkit/tasks/chairs.py", "netspace/experiments/accuracy.py", "netspace/network.py"):
+        text = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(text.replace(b"e", b"a", 1))
+        sums.append(running.code_sum(packages))
+    (tmp_path / "prepkit/tasks/new.py").touch()
+    sums.append(running.code_sum(packages))
+    monkeypatch.setattr(running, "version", lambda library: "9" if library == "torch" else "1")
+    sums.append(running.code_sum(packages))
+    assert len(set(sums)) == len(sums)
 
 
 def test_one_core_is_one_core(monkeypatch):
