@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 from netspace.checkpoint import BEST, LATEST, Run
-from prepkit.card_licence import licence_of_card
+from prepkit.address import HUB_SCHEME
 from prepkit.files import replacing
-from prepkit.hub.address import HUB_SCHEME
+from prepkit.licence import licence_of_card
 
 README = "README.md"
 MARK = "<!-- Written by netspace; remove this line to keep your own changes. -->"

@@ -37,9 +37,9 @@ import prepkit
 from netspace.config import Recipe, recipe_of
 from netspace.data import ZooMismatch
 from netspace.network import NetSpace
+from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
 from prepkit.files import replacing
-from prepkit.hub.address import HUB_SCHEME
 from prepkit.zoo.staging import sha256_of_file
 
 FORMAT = "netspace-run/1"

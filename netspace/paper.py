@@ -28,8 +28,8 @@ from netspace.logs import Progress as TrainingProgress
 from netspace.report import Doing, Progress, Report, report
 from netspace.trainer import train
 from prepkit.files import replacing
-from prepkit.populate.progress import Progress as ZooProgress
-from prepkit.populate.progress import Standing
+from prepkit.progress import Progress as ZooProgress
+from prepkit.progress import Standing
 from prepkit.zoo.manifest import MANIFEST, read_manifest
 
 FORMAT = "netspace-paper/1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from prepkit.hub.address import HUB_SCHEME
+from prepkit.address import HUB_SCHEME
 
 if TYPE_CHECKING:
     from prepkit.zoo.zoo import Zoo

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.card_licence import licence_of_card
 from prepkit.files import replacing
+from prepkit.licence import licence_of_card
 from prepkit.zoo.counts import counts_of, num_bytes_of, readable
 from prepkit.zoo.manifest import Manifest
 

@@ -38,7 +38,7 @@ class Place(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """Tell the two apart by how they begin."""
-        from prepkit.hub.address import HUB_SCHEME
+        from prepkit.address import HUB_SCHEME
 
         text = os.fspath(value)
         return text if text.startswith(HUB_SCHEME) else Path(text)
@@ -68,7 +68,7 @@ class Opened:
         raises ZooMismatch, and what opening a zoo raises
         """
         from netspace.data import ZooMismatch
-        from prepkit.hub.address import HUB_SCHEME
+        from prepkit.address import HUB_SCHEME
 
         if self.zoo_path is not None and self.any_zoo:
             return open_any_zoo(self.run, self.zoo_path)

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from prepkit.address import HUB_SCHEME, HubAddress, parse
 from prepkit.errors import HubError
-from prepkit.hub.address import HUB_SCHEME, HubAddress, parse
 
 
 class Model(click.ParamType[Path | HubAddress]):

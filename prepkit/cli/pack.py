@@ -20,8 +20,8 @@ from prepkit.cli.models import Model, at_hand
 from prepkit.errors import OutputError
 
 if TYPE_CHECKING:
+    from prepkit.address import HubAddress
     from prepkit.fusion import Fusion
-    from prepkit.hub.address import HubAddress
     from prepkit.layout import Layout
     from prepkit.packing import Packed
 

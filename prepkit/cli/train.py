@@ -15,8 +15,8 @@ from prepkit.cli.common import Interrupted, json_option, print_json
 from prepkit.cli.zoo_text import description, facts
 
 if TYPE_CHECKING:
-    from prepkit.populate.progress import Standing
     from prepkit.populate.run import Trained
+    from prepkit.progress import Standing
 
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 
@@ -99,7 +99,7 @@ def progress(quiet: bool) -> Any:
     """A Progress that draws a bar on a terminal, writes plain lines elsewhere, and nothing with --json."""
     from tqdm import tqdm
 
-    from prepkit.populate.progress import Progress
+    from prepkit.progress import Progress
 
     class Bar(Progress):
         """A bar over the work that is left; instances and accuracy beside it."""

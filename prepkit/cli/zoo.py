@@ -15,7 +15,7 @@ from prepkit.cli.zoo_text import description, facts, split_text, verification, v
 from prepkit.errors import OutputError, PrepkitError, listed
 
 if TYPE_CHECKING:
-    from prepkit.hub.address import HubAddress
+    from prepkit.address import HubAddress
     from prepkit.verify import Rerun
     from prepkit.zoo.csv_columns import Record
     from prepkit.zoo.manifest import Manifest

@@ -29,8 +29,8 @@ from huggingface_hub.errors import (
 )
 
 from prepkit import __version__
+from prepkit.address import HubAddress
 from prepkit.errors import HubError, PrepkitError
-from prepkit.hub.address import HubAddress
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -20,9 +20,9 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from prepkit.address import HubAddress
 from prepkit.errors import HubError
 from prepkit.files import current_umask, flush, output_error
-from prepkit.hub.address import HubAddress
 from prepkit.hub.client import api, cache_folder, explained, is_passing
 
 AT_ONCE = 8

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from prepkit.address import HubAddress, parse
 from prepkit.errors import HubError, ZooError, listed
-from prepkit.hub.address import HubAddress, parse
 from prepkit.hub.client import api, explained, pinned
 from prepkit.hub.fetch import AT_ONCE, Fetcher, HubFile, all_done, is_sound
 from prepkit.hub.partial import fetch_cut

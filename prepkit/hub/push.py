@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prepkit.address import parse
 from prepkit.card import PICTURE, README, write_card
 from prepkit.errors import HubError, ZooError, listed
-from prepkit.hub.address import parse
 from prepkit.hub.readme import picture_for, readme_for
 from prepkit.hub.sending import Upload
 from prepkit.hub.upload import Push, push_folder

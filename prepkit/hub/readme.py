@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.card import MARK, PICTURE, README, card_header, card_text, picture_of
-from prepkit.card_licence import licence_of_card
 from prepkit.errors import ZooError
+from prepkit.licence import licence_of_card
 from prepkit.zoo.manifest import Manifest
 from prepkit.zoo.store import Store
 from prepkit.zoo.zoo import Zoo

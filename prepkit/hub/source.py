@@ -17,9 +17,9 @@ from pathlib import Path
 from threading import Condition, Lock, RLock, Thread
 from typing import TYPE_CHECKING, Any
 
+from prepkit.address import HubAddress, parse
 from prepkit.errors import HubError, OutputError, PrepkitError, ZooError
 from prepkit.files import output_error
-from prepkit.hub.address import HubAddress, parse
 from prepkit.hub.client import api, explained, pinned
 from prepkit.hub.fetch import Fetcher, HubFile, Stopped, all_done, is_sound
 from prepkit.hub.pull import fetch_manifest

@@ -19,8 +19,8 @@ from huggingface_hub import HfApi, get_cached_repo_tree
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from prepkit.address import HubAddress, parse
 from prepkit.errors import HubError, listed
-from prepkit.hub.address import HubAddress, parse
 from prepkit.hub.client import api, cache_folder, explained, pinned, quiet
 
 AT_ONCE = 4

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prepkit.errors import ZooError, listed
-from prepkit.populate.fields import Place, Reader, boolean, choice, given, number, require, table, unknown, whole
 from prepkit.populate.training_values import (
     ABOVE_0,
     AT_LEAST_0,
@@ -29,6 +28,7 @@ from prepkit.populate.training_values import (
     number_or_range,
     schedule,
 )
+from prepkit.reading import Place, Reader, boolean, choice, given, number, require, table, unknown, whole
 
 
 @dataclass(frozen=True)

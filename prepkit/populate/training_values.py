@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from prepkit.populate.fields import (
+from prepkit.reading import (
     MISSING,
     Limit,
     Place,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prepkit.address import HUB_SCHEME, HubAddress
 from prepkit.errors import ZooError, listed, nearest
-from prepkit.hub.address import HUB_SCHEME, HubAddress
 from prepkit.zoo.tables import OWN_COLUMNS, plain_columns
 
 FILE = "file"

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prepkit.address import HubAddress
 from prepkit.errors import ZooError
-from prepkit.hub.address import HubAddress
 
 if TYPE_CHECKING:
     from prepkit.checkpoint import Checkpoint

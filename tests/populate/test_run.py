@@ -17,10 +17,10 @@ import prepkit
 from prepkit.errors import ZooError
 from prepkit.populate import run as running
 from prepkit.populate.plan import STRIDE, plan
-from prepkit.populate.progress import Progress
 from prepkit.populate.run import Told, train_zoo
 from prepkit.populate.training import Stack
 from prepkit.populate.units import train_unit
+from prepkit.progress import Progress
 from prepkit.verify import rerun, verify
 
 NUM_KILLS = 8

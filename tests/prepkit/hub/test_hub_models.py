@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from prepkit.address import parse
 from prepkit.cli import main
 from prepkit.errors import ZooError
-from prepkit.hub.address import parse
 from prepkit.zoo.csv_columns import records_of, stem
 from prepkit.zoo.sources import check_columns
 

@@ -8,9 +8,9 @@ import pytest
 from pushed_zoos import write_zoo
 
 from prepkit.card import MARK, PICTURE, README, write_card
-from prepkit.card_licence import HUB_LICENCES, licence_of_card
 from prepkit.errors import ZooError
 from prepkit.hub.push import zoo_files
+from prepkit.licence import HUB_LICENCES, licence_of_card
 from prepkit.verify import verify
 from prepkit.zoo.manifest import read_manifest, write_manifest
 
