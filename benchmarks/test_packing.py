@@ -12,7 +12,7 @@ from torch import Tensor
 import prepkit
 from benchmarks import baselines
 from benchmarks.timing import interleaved, record, summary
-from prepkit.layout import Layout, Slot
+from prepkit.prep.layout import Layout, Slot
 
 WIDTH = 512
 COLD_BYTES = 500 << 20

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from prepkit.hub.pull import pull as pull
     from prepkit.hub.push import push as push
     from prepkit.instances import run_instances as run_instances
-    from prepkit.layout import Layout as Layout
-    from prepkit.layout import PRepShape as PRepShape
-    from prepkit.layout import Slot as Slot
     from prepkit.packing import pack_checkpoint as pack_checkpoint
     from prepkit.populate.run import train_zoo as train_zoo
     from prepkit.populate.spec import load_spec as load_spec
-    from prepkit.prep_file import PRep as PRep
-    from prepkit.prep_file import load_prep as load_prep
-    from prepkit.prep_file import save_prep as save_prep
+    from prepkit.prep.file import PRep as PRep
+    from prepkit.prep.file import load_prep as load_prep
+    from prepkit.prep.file import save_prep as save_prep
+    from prepkit.prep.layout import Layout as Layout
+    from prepkit.prep.layout import PRepShape as PRepShape
+    from prepkit.prep.layout import Slot as Slot
     from prepkit.registry import Architecture as Architecture
     from prepkit.registry import Registry as Registry
     from prepkit.registry import architecture as architecture
@@ -47,12 +47,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Architecture": "registry",
     "Checkpoint": "checkpoint",
-    "Layout": "layout",
-    "PRep": "prep_file",
-    "PRepShape": "layout",
+    "Layout": "prep.layout",
+    "PRep": "prep.file",
+    "PRepShape": "prep.layout",
     "PrepkitError": "errors",
     "Registry": "registry",
-    "Slot": "layout",
+    "Slot": "prep.layout",
     "Zoo": "zoo.zoo",
     "ZooWriter": "zoo.writer",
     "architecture": "registry",
@@ -61,7 +61,7 @@ _HOMES = {
     "detect": "registry",
     "fuse_batch_norm": "fusion",
     "load_checkpoint": "checkpoint",
-    "load_prep": "prep_file",
+    "load_prep": "prep.file",
     "load_spec": "populate.spec",
     "load_task": "tasks",
     "open_zoo": "api",
@@ -69,7 +69,7 @@ _HOMES = {
     "pull": "hub.pull",
     "push": "hub.push",
     "run_instances": "instances",
-    "save_prep": "prep_file",
+    "save_prep": "prep.file",
     "save_state_dict": "export",
     "train_zoo": "populate.run",
 }

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import PrepkitError
 from prepkit.files import replacing
-from prepkit.layout import Layout, PRepShape
+from prepkit.prep.layout import Layout, PRepShape
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from prepkit.prep_file import PRep
+    from prepkit.prep.file import PRep
 
 ROBUST_PERCENTILE = 99.0  # colours span this share of the absolute values: a few outliers would flatten the rest
 MAX_PIXELS = 2048  # along either axis; more cells than that are averaged in blocks

@@ -28,7 +28,7 @@ from prepkit.families.architecture import Shapes, item
 from prepkit.families.architecture import floating_shapes as floating_shapes
 from prepkit.families.importing import load_plugin, origin, plugins, plugins_named
 from prepkit.families.table import DATASETS, FAMILIES, TABLE, Row
-from prepkit.layout import RUNNING_STATISTICS
+from prepkit.prep.layout import RUNNING_STATISTICS
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -211,7 +211,7 @@ def _header_problem(file: Path, manifest: Manifest, item: _Expected) -> str | No
 
 
 def _check_teacher(file: Path, manifest: Manifest) -> None:
-    from prepkit.prep_file import read_prep_header
+    from prepkit.prep.file import read_prep_header
 
     teacher = manifest.teacher
     header = read_prep_header(file)

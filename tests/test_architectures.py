@@ -12,7 +12,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from prepkit.errors import RegistryError
 from prepkit.families.resnet import ResNet
 from prepkit.families.table import DATASETS, FAMILIES, TABLE
-from prepkit.layout import Layout
+from prepkit.prep.layout import Layout
 from prepkit.registry import architecture, architectures
 
 # Typed from the method's tables: parameters with BatchNorm, parameters packed, ClassId.

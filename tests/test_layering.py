@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent.parent
 # they import each other in any order but without cycles.
 ORDER = (
     "errors",
-    "shape",
+    "prep.shape",
     "tensors",
-    "slot",
-    "layout",
+    "prep.slot",
+    "prep.layout",
     "files",
     "address",
     "safetensors_header",
@@ -34,7 +34,7 @@ ORDER = (
     "checkpoint",
     "families",
     "registry",
-    "prep_file",
+    "prep.file",
     "export",
     "packing",
     "figures",
@@ -58,10 +58,10 @@ ORDER = (
 # What `prepkit --help`, `arch list` and `zoo info` import: none of it may import a heavy module before it is used.
 LIGHT = (
     "errors",
-    "shape",
+    "prep.shape",
     "tensors",
-    "slot",
-    "layout",
+    "prep.slot",
+    "prep.layout",
     "files",
     "safetensors_header",
     "checkpoint_formats",
@@ -71,7 +71,7 @@ LIGHT = (
     "families.importing",
     "families.architecture",
     "registry",
-    "prep_file",
+    "prep.file",
     "export",
     "figures",
     "hub",
@@ -276,8 +276,8 @@ def test_a_package_that_keeps_the_rules(package: Path) -> None:
     [
         (
             "errors.py",
-            "from prepkit.layout import Layout",
-            "errors:1 imports prepkit.layout.Layout, which stands below",
+            "from prepkit.prep.layout import Layout",
+            "errors:1 imports prepkit.prep.layout.Layout, which stands below",
         ),
         ("errors.py", "def f():\n    import prepkit.cli", "errors:2 imports prepkit.cli, which stands below"),
         (
@@ -289,7 +289,11 @@ def test_a_package_that_keeps_the_rules(package: Path) -> None:
         ("zoo/paths.py", "from prepkit import Layout", "paths:1 imports prepkit.Layout from the public names"),
         ("zoo/paths.py", "import prepkit", "paths:1 imports prepkit from the public names"),
         ("zoo/paths.py", "import netspace.network", "imports netspace.network, but prepkit stands alone"),
-        ("zoo/paths.py", "from prepkit.layout import _secret", "imports prepkit.layout._secret, which is private"),
+        (
+            "zoo/paths.py",
+            "from prepkit.prep.layout import _secret",
+            "imports prepkit.prep.layout._secret, which is private",
+        ),
         ("novelty.py", "", "prepkit.novelty has no place in ORDER"),
     ],
 )

@@ -9,7 +9,7 @@ import click
 from prepkit.cli.common import json_option, print_json, table
 
 if TYPE_CHECKING:
-    from prepkit.layout import Layout
+    from prepkit.prep.layout import Layout
     from prepkit.registry import Architecture
 
 

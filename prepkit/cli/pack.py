@@ -22,8 +22,8 @@ from prepkit.errors import OutputError
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
     from prepkit.fusion import Fusion
-    from prepkit.layout import Layout
     from prepkit.packing import Packed
+    from prepkit.prep.layout import Layout
 
 PREP_SUFFIX = ".prep.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -63,7 +63,7 @@ def pack(
     @revision and /path/of/a/file where they are needed. Writes <stem>.prep.safetensors in the
     current folder unless -o says otherwise.
     """
-    from prepkit.shape import PRepShape
+    from prepkit.prep.shape import PRepShape
 
     PRepShape.least(1, width)
     targets = _targets(models, output)
@@ -72,7 +72,7 @@ def pack(
     network = find_architecture(architecture, input_shape)
 
     from prepkit.packing import pack_checkpoint
-    from prepkit.prep_file import save_prep
+    from prepkit.prep.file import save_prep
 
     records = []
     for model, target in _progress(list(zip(models, targets, strict=True)), as_json):
@@ -113,7 +113,7 @@ def unpack(prep: Path, output: Path | None, force: bool, as_json: bool) -> None:
     writer_for(target)
     _check_target(target, [prep], force)
 
-    from prepkit.prep_file import load_prep
+    from prepkit.prep.file import load_prep
 
     tensors = load_prep(prep).tensors()
     save_state_dict(tensors, target, overwrite=force)
@@ -169,7 +169,7 @@ def show(prep: Path, output: Path | None, force: bool, as_json: bool) -> None:
     _check_target(target, [prep], force)
 
     from prepkit.figures import draw_prep
-    from prepkit.prep_file import load_prep
+    from prepkit.prep.file import load_prep
 
     loaded = load_prep(prep)
     name = loaded.origin.architecture or "unknown architecture"
@@ -188,7 +188,7 @@ def show(prep: Path, output: Path | None, force: bool, as_json: bool) -> None:
 def inspect(path: Path, key: str | None, as_json: bool) -> None:
     """Describe a PRep file or a checkpoint: what it is, and its tensors in packing order."""
     from prepkit.cli.arch import slot_table
-    from prepkit.prep_file import is_prep_file
+    from prepkit.prep.file import is_prep_file
 
     if is_prep_file(path):
         facts, layout = _inspect_prep(path)
@@ -208,7 +208,7 @@ def inspect(path: Path, key: str | None, as_json: bool) -> None:
 
 
 def _inspect_prep(path: Path) -> tuple[dict[str, Any], Layout]:
-    from prepkit.prep_file import read_prep_header
+    from prepkit.prep.file import read_prep_header
 
     header = read_prep_header(path)
     return {

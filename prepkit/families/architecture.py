@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prepkit.errors import RegistryError
 from prepkit.families.importing import load_builder, load_plugin, plugins_named, reason
 from prepkit.families.table import FAMILIES
-from prepkit.layout import Layout, canonical_json
+from prepkit.prep.layout import Layout, canonical_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

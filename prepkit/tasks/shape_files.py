@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prepkit.errors import ZooError, listed
-from prepkit.layout import natural_key
+from prepkit.prep.layout import natural_key
 from prepkit.tasks.mesh import Mesh
 from prepkit.tasks.sdf import normalised
 from prepkit.tasks.task import DataMissing

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
-from prepkit.layout import Layout, canonical_json
+from prepkit.prep.layout import Layout, canonical_json
 from prepkit.tensors import BITS
 from prepkit.zoo.tables import is_unicode
 

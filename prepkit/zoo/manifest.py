@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from prepkit.errors import InvalidShape, LayoutMismatch, ZooError, listed
 from prepkit.files import replacing
-from prepkit.layout import Layout, PRepShape, canonical_json
+from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.tensors import BITS
 from prepkit.zoo.paths import check_part, check_relative
 

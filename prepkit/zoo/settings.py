@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import ZooError, listed
-from prepkit.layout import canonical_json
+from prepkit.prep.layout import canonical_json
 from prepkit.registry import Registry
 
 MAX_TOLD = 60  # characters of a value in an error

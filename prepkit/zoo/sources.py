@@ -12,7 +12,7 @@ from prepkit.errors import ZooError
 
 if TYPE_CHECKING:
     from prepkit.checkpoint import Checkpoint
-    from prepkit.prep_file import PRep
+    from prepkit.prep.file import PRep
     from prepkit.zoo.csv_columns import Record
 
 SOURCE = "source"  # the address of a model of the Hub, with its commit
@@ -26,7 +26,7 @@ def read_source(file: Path) -> tuple[Checkpoint | PRep, str | None]:
     """
     from prepkit.checkpoint import load_checkpoint, sha256_of
     from prepkit.packing import check_finite, check_packable
-    from prepkit.prep_file import is_prep_file, load_prep
+    from prepkit.prep.file import is_prep_file, load_prep
     from prepkit.zoo.intake import ONLY_FINITE
 
     if is_prep_file(file):

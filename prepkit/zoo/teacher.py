@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from prepkit.errors import ZooError
-from prepkit.prep_file import Origin, PRep, save_prep
+from prepkit.prep.file import Origin, PRep, save_prep
 from prepkit.zoo.intake import Packable
 from prepkit.zoo.journal import Taught
 from prepkit.zoo.manifest import Teacher

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prepkit.errors import InvalidShape, ZooError, listed, nearest
-from prepkit.layout import Layout, PRepShape
-from prepkit.prep_file import Origin, PRep, load_prep
+from prepkit.prep.file import Origin, PRep, load_prep
+from prepkit.prep.layout import Layout, PRepShape
 from prepkit.registry import Registry
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.gather import gather

@@ -21,8 +21,8 @@ from prepkit.figures import (
     pooled,
     prep_figure,
 )
-from prepkit.layout import Layout, PRepShape
-from prepkit.prep_file import PRep
+from prepkit.prep.file import PRep
+from prepkit.prep.layout import Layout, PRepShape
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

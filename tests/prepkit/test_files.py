@@ -239,7 +239,7 @@ def test_a_file_that_outgrows_its_limit_leaves_nothing(name: str, tmp_path: Path
         from pathlib import Path
         import torch
         import prepkit
-        from prepkit.prep_file import PRep
+        from prepkit.prep.file import PRep
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         target = Path(sys.argv[1])

@@ -27,7 +27,6 @@ from prepkit.errors import (
     VerificationError,
 )
 from prepkit.export import save_state_dict
-from prepkit.layout import Layout
 from prepkit.packing import (
     check_finite,
     check_round_trip,
@@ -35,7 +34,8 @@ from prepkit.packing import (
     fold_checkpoint,
     pack_checkpoint,
 )
-from prepkit.prep_file import PRep, save_prep
+from prepkit.prep.file import PRep, save_prep
+from prepkit.prep.layout import Layout
 from prepkit.registry import architecture_from_callable
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -12,7 +12,7 @@ from writer_samples import files_of, tensors_of
 from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.packing import pack_checkpoint
-from prepkit.prep_file import save_prep
+from prepkit.prep.file import save_prep
 from prepkit.zoo.manifest import read_manifest
 
 TASK = {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}, "mean": [0.3], "note": "é"}

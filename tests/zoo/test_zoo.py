@@ -14,7 +14,7 @@ import prepkit
 from prepkit.api import open_zoo
 from prepkit.errors import InvalidShape, RegistryError, WhereError, ZooError
 from prepkit.packing import prepared
-from prepkit.prep_file import Origin, PRep
+from prepkit.prep.file import Origin, PRep
 from prepkit.tensors import same_bits
 from prepkit.zoo.writer import ZooWriter
 

@@ -25,7 +25,7 @@ from torch.nn.functional import conv2d, leaky_relu, linear
 
 import prepkit
 from prepkit.cli import main
-from prepkit.layout import Layout
+from prepkit.prep.layout import Layout
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -13,7 +13,7 @@ from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.errors import CheckpointError, HubError
 from prepkit.hub.checkpoints import fetch_checkpoint
-from prepkit.prep_file import load_prep
+from prepkit.prep.file import load_prep
 from prepkit.verify import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prepkit.errors import InvalidShape, LayoutMismatch
-from prepkit.layout import Layout, PRepShape, Slot, natural_key
+from prepkit.prep.layout import Layout, PRepShape, Slot, natural_key
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -372,7 +372,7 @@ def test_out_of_a_wider_dtype_is_filled_exactly() -> None:
 
 def test_layouts_need_no_torch() -> None:
     code = (
-        "import sys; from prepkit.layout import Layout, PRepShape; "
+        "import sys; from prepkit.prep.layout import Layout, PRepShape; "
         'Layout.from_json(\'{"slots":[{"name":"a","shape":[3],"dtype":"float32","kind":"parameter"}]}\')'
         ".shape(8); assert 'torch' not in sys.modules"
     )

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prepkit.errors import InvalidShape, OutputError, PRepFileError, VerificationError
-from prepkit.layout import Layout
-from prepkit.prep_file import (
+from prepkit.prep.file import (
     FORMAT,
     Origin,
     PRep,
@@ -30,6 +29,7 @@ from prepkit.prep_file import (
     read_prep_header,
     save_prep,
 )
+from prepkit.prep.layout import Layout
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -195,8 +195,8 @@ def test_a_loaded_file_may_be_replaced_while_its_values_live(path: Path) -> None
 def test_two_processes_with_different_hash_seeds_write_the_same_bytes(tmp_path: Path) -> None:
     code = textwrap.dedent("""
         import sys, torch
-        from prepkit.layout import Layout
-        from prepkit.prep_file import Origin, PRep, save_prep
+        from prepkit.prep.layout import Layout
+        from prepkit.prep.file import Origin, PRep, save_prep
         tensors = {name: torch.full((3,), float(i)) for i, name in enumerate("dcba")}
         layout = Layout.of_tensors(tensors)
         buffers = {name: torch.tensor(1) for name in {"x", "y", "z", "counter", "mask"}}  # in the order of the seed
@@ -487,7 +487,7 @@ def test_format_name() -> None:
 
 
 def test_reading_a_header_does_not_import_torch(tiny: Path) -> None:
-    code = "import sys; from prepkit.prep_file import *; print(read_prep_header(sys.argv[1]).shape); "
+    code = "import sys; from prepkit.prep.file import *; print(read_prep_header(sys.argv[1]).shape); "
     code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, str(tiny)], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("4 x 8\n", "")

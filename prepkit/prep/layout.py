@@ -18,9 +18,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import InvalidShape, LayoutMismatch, listed
-from prepkit.shape import PRepShape as PRepShape
-from prepkit.slot import Kind, slot_from_dict
-from prepkit.slot import Slot as Slot
+from prepkit.prep.shape import PRepShape as PRepShape
+from prepkit.prep.slot import Kind, slot_from_dict
+from prepkit.prep.slot import Slot as Slot
 from prepkit.tensors import BITS, dtype_name, flat_view, same_values, stands_beside, storage_identity, torch_dtype
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError, listed
 from prepkit.files import replacing
-from prepkit.layout import Layout, PRepShape, canonical_json
+from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, Header, HeaderError, read_header
 from prepkit.tensors import dtype_name
 

@@ -1,0 +1,1 @@
+"""PReps: slots, layouts and shapes, and the file that holds one."""
