@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prepkit.api import open_zoo as open_zoo
-    from prepkit.checkpoint import Checkpoint as Checkpoint
-    from prepkit.checkpoint import load_checkpoint as load_checkpoint
+    from prepkit.checkpoint.export import save_state_dict as save_state_dict
+    from prepkit.checkpoint.load import Checkpoint as Checkpoint
+    from prepkit.checkpoint.load import load_checkpoint as load_checkpoint
     from prepkit.errors import PrepkitError as PrepkitError
-    from prepkit.export import save_state_dict as save_state_dict
     from prepkit.fusion import fuse_batch_norm as fuse_batch_norm
     from prepkit.hub.pull import pull as pull
     from prepkit.hub.push import push as push
@@ -46,7 +46,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Architecture": "registry",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "checkpoint.load",
     "Layout": "prep.layout",
     "PRep": "prep.file",
     "PRepShape": "prep.layout",
@@ -60,7 +60,7 @@ _HOMES = {
     "built_in_registry": "registry",
     "detect": "registry",
     "fuse_batch_norm": "fusion",
-    "load_checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint.load",
     "load_prep": "prep.file",
     "load_spec": "populate.spec",
     "load_task": "tasks",
@@ -70,7 +70,7 @@ _HOMES = {
     "push": "hub.push",
     "run_instances": "instances",
     "save_prep": "prep.file",
-    "save_state_dict": "export",
+    "save_state_dict": "checkpoint.export",
     "train_zoo": "populate.run",
 }
 

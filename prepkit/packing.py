@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.checkpoint import Checkpoint, load_checkpoint, sha256_of
+from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of
 from prepkit.errors import CheckpointError, FusionError, InvalidShape, LayoutMismatch, VerificationError, listed
 from prepkit.fusion import Fusion, UnfoldableNetwork, fold
 from prepkit.prep.file import Origin, PRep, is_prep_file

@@ -191,7 +191,7 @@ def decode(
     """
     import prepkit
     from netspace.sampling import PointError, points_of, sample, sample_class_id
-    from prepkit.export import writer_for
+    from prepkit.checkpoint.export import writer_for
     from prepkit.files import check_writable
 
     if sum(one is not None for one in (id, embedding, class_id, gamma)) != 1:

@@ -107,7 +107,7 @@ def pack(
 @json_option
 def unpack(prep: Path, output: Path | None, force: bool, as_json: bool) -> None:
     """Write a PRep's tensors as a plain state dict that torch.load or safetensors reads without prepkit."""
-    from prepkit.export import save_state_dict, writer_for
+    from prepkit.checkpoint.export import save_state_dict, writer_for
 
     target = output or Path(f"{_stem(prep)}.unpacked.pt")
     writer_for(target)
@@ -140,7 +140,7 @@ def fuse(
     as_json: bool,
 ) -> None:
     """Fold BatchNorm into the layers before it and write the equivalent network's state dict."""
-    from prepkit.export import save_state_dict, writer_for
+    from prepkit.checkpoint.export import save_state_dict, writer_for
 
     writer_for(output)
     _check_target(output, [model], force)

@@ -227,7 +227,7 @@ def split(
 @json_option
 def export(folder: Path, id_: str, output: Path, force: bool, as_json: bool) -> None:
     """Write one instance as a plain state dict that torch.load or safetensors reads without prepkit."""
-    from prepkit.export import save_state_dict, writer_for
+    from prepkit.checkpoint.export import save_state_dict, writer_for
     from prepkit.files import check_writable
 
     writer_for(output)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prepkit.checkpoint.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, Header, HeaderError, read_header
 from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError, listed
 from prepkit.files import replacing
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
-from prepkit.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, Header, HeaderError, read_header
 from prepkit.tensors import dtype_name
 
 if TYPE_CHECKING:

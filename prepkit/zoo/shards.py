@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prepkit.checkpoint.safetensors_header import DTYPE_NAMES, HeaderError, read_header
 from prepkit.errors import ZooError, listed, nearest
-from prepkit.safetensors_header import DTYPE_NAMES, HeaderError, read_header
 from prepkit.tensors import BITS
 
 VALUES = "prep"

@@ -11,7 +11,7 @@ from prepkit.address import HubAddress
 from prepkit.errors import ZooError
 
 if TYPE_CHECKING:
-    from prepkit.checkpoint import Checkpoint
+    from prepkit.checkpoint.load import Checkpoint
     from prepkit.prep.file import PRep
     from prepkit.zoo.csv_columns import Record
 
@@ -24,7 +24,7 @@ def read_source(file: Path) -> tuple[Checkpoint | PRep, str | None]:
 
     raises CheckpointError, PRepFileError
     """
-    from prepkit.checkpoint import load_checkpoint, sha256_of
+    from prepkit.checkpoint.load import load_checkpoint, sha256_of
     from prepkit.packing import check_finite, check_packable
     from prepkit.prep.file import is_prep_file, load_prep
     from prepkit.zoo.intake import ONLY_FINITE

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prepkit
+from prepkit.checkpoint.export import save_state_dict
 from prepkit.errors import (
     CheckpointError,
     FusionError,
@@ -26,7 +27,6 @@ from prepkit.errors import (
     PrepkitError,
     VerificationError,
 )
-from prepkit.export import save_state_dict
 from prepkit.packing import (
     check_finite,
     check_round_trip,

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prepkit.checkpoint import WRAPPERS, Checkpoint, load_checkpoint, sha256_of
+from prepkit.checkpoint.load import WRAPPERS, Checkpoint, load_checkpoint, sha256_of
 from prepkit.errors import CheckpointError, UnsafeCheckpoint
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -576,7 +576,7 @@ def test_a_bytearray_is_refused(tmp_path: Path) -> None:
 
 PROBE = """
 import sys
-from prepkit.checkpoint import load_checkpoint
+from prepkit.checkpoint.load import load_checkpoint
 from prepkit.errors import PrepkitError
 def told(key):
     with open("/proc/self/status") as status:
@@ -868,5 +868,5 @@ def test_random_damage_under_right_checksums_loads_or_raises_our_error(tmp_path:
 
 
 def test_importing_the_module_does_not_import_torch() -> None:
-    code = "import sys, prepkit.checkpoint; sys.exit('torch' in sys.modules or 'safetensors' in sys.modules)"
+    code = "import sys, prepkit.checkpoint.load; sys.exit('torch' in sys.modules or 'safetensors' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepkit.checkpoint_formats import Format, is_index, opened, quoted, read_content, shards_of
+from prepkit.checkpoint.formats import Format, is_index, opened, quoted, read_content, shards_of
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, listed, nearest
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Checkpoints of any kind: read, recognised, and written as plain state dicts."""
