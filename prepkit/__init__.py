@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prepkit.checkpoint.load import Checkpoint as Checkpoint
     from prepkit.checkpoint.load import load_checkpoint as load_checkpoint
     from prepkit.errors import PrepkitError as PrepkitError
-    from prepkit.fusion import fuse_batch_norm as fuse_batch_norm
+    from prepkit.fusion.fold import fuse_batch_norm as fuse_batch_norm
     from prepkit.hub.pull import pull as pull
     from prepkit.hub.push import push as push
     from prepkit.instances import run_instances as run_instances
@@ -59,7 +59,7 @@ _HOMES = {
     "architectures": "registry",
     "built_in_registry": "registry",
     "detect": "registry",
-    "fuse_batch_norm": "fusion",
+    "fuse_batch_norm": "fusion.fold",
     "load_checkpoint": "checkpoint.load",
     "load_prep": "prep.file",
     "load_spec": "populate.spec",

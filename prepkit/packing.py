@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of
 from prepkit.errors import CheckpointError, FusionError, InvalidShape, LayoutMismatch, VerificationError, listed
-from prepkit.fusion import Fusion, UnfoldableNetwork, fold
+from prepkit.fusion.fold import Fusion, UnfoldableNetwork, fold
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.registry import Architecture, default_class_id, detect, explain_mismatch, floating_shapes

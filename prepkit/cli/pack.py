@@ -21,7 +21,7 @@ from prepkit.errors import OutputError
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
-    from prepkit.fusion import Fusion
+    from prepkit.fusion.fold import Fusion
     from prepkit.packing import Packed
     from prepkit.prep.layout import Layout
 

@@ -45,7 +45,7 @@ class Architecture:
     input_shape:      of one input, without the batch axis
     builder:          `module:callable`, imported when a network is built
     arguments:        keyword arguments of the builder, JSON-able
-    folded_arguments: what to add to them for the network without BatchNorm; None if prepkit.fusion must fold it
+    folded_arguments: what to add to them for the network without BatchNorm; None if prepkit.fusion.fold must fold it
     known:            counts and layout, where they are known without building
     trusted:          False for a builder that a file names: it is imported only if it is built in or registered
 
@@ -94,7 +94,7 @@ class Architecture:
         """
         if self.folded_arguments is not None:
             return self._network({**self.arguments, **self.folded_arguments})
-        from prepkit.fusion import fold
+        from prepkit.fusion.fold import fold
 
         folded: nn.Module = fold(self.build().eval(), self.example_input(), keep_unfoldable=False).network
         return folded

@@ -1,6 +1,6 @@
 """Folding the BatchNorms of a whole stack: proved on every instance, watched on one.
 
-Which BatchNorm goes into which layer is a matter of the architecture, so `prepkit.fusion` finds it out and proves it on
+Which BatchNorm goes into which layer is a matter of the architecture, so `prepkit.fusion.fold` finds it out and proves it on
 the first instance. The others take the same formula, and the outputs of each, trained and folded, are compared in
 float64. Shapes: K instances, B inputs.
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from prepkit.errors import VerificationError
-from prepkit.fusion import LIMIT, Folded, fold
-from prepkit.fusion_plan import folded_parameters
+from prepkit.fusion.fold import LIMIT, Folded, fold
+from prepkit.fusion.plan import folded_parameters
 from prepkit.instances import runner
 from prepkit.registry import Architecture
 

@@ -1,4 +1,4 @@
-"""Folding a stack: each instance as prepkit.fusion folds it alone, and as plain networks say that it must run."""
+"""Folding a stack: each instance as prepkit.fusion.fold folds it alone, and as plain networks say that it must run."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 import prepkit
 from prepkit.errors import VerificationError
-from prepkit.fusion import UnfoldableNetwork, fold
+from prepkit.fusion.fold import UnfoldableNetwork, fold
 from prepkit.populate import folding
 from prepkit.populate.folding import fold_stack
 from prepkit.registry import architecture_from_callable
@@ -140,7 +140,7 @@ def test_folding_changes_neither_its_input_nor_the_random_numbers():
 
 @pytest.mark.parametrize("wrong_instance", [1, 2])
 def test_an_instance_that_becomes_another_function_is_caught(monkeypatch, wrong_instance):
-    """The first one is folded by prepkit.fusion; the formula for the others is made wrong here, by little, once."""
+    """The first one is folded by prepkit.fusion.fold; the formula for the others is made wrong here, by little, once."""
     one = known("resnet8@digits")
     made = networks(one, 3)
     real, calls = folding.folded_parameters, []

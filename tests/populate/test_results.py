@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import prepkit
-from prepkit.fusion import fold
+from prepkit.fusion.fold import fold
 from prepkit.instances import runner
 from prepkit.populate.plan import Job
 from prepkit.populate.results import described, rows_of
@@ -64,7 +64,7 @@ def trained(name, training, task, jobs, stacked=True, stack=2):
 
 
 def plain_folded(name, tensors):
-    """The folded network of one snapshot, by prepkit.fusion."""
+    """The folded network of one snapshot, by prepkit.fusion.fold."""
     known = prepkit.architecture(name)
     network = known.build()
     network.load_state_dict(tensors)

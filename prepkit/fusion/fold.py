@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prepkit.fusion_plan import Step, cannot_fold, plan, refuse_without_values
-from prepkit.fusion_watch import Refusal as Refusal
-from prepkit.fusion_watch import UnfoldableNetwork as UnfoldableNetwork
-from prepkit.fusion_watch import Watch, own_tensors, quoted, storage_key, tensors_in, watch
+from prepkit.fusion.plan import Step, cannot_fold, plan, refuse_without_values
+from prepkit.fusion.watch import Refusal as Refusal
+from prepkit.fusion.watch import UnfoldableNetwork as UnfoldableNetwork
+from prepkit.fusion.watch import Watch, own_tensors, quoted, storage_key, tensors_in, watch
 
 LIMIT = 1e-9  # relative, in float64; rounding leaves about 1e-15, the mildest wrong fold far more
 

@@ -28,10 +28,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.utils import _pytree as pytree
 
-import prepkit.fusion as fusion
-import prepkit.fusion_plan as fusion_plan
+import prepkit.fusion.fold as fusion
+import prepkit.fusion.plan as fusion_plan
 from prepkit.errors import FusionError
-from prepkit.fusion import Folded, Fusion, UnfoldableNetwork, fold, fuse_batch_norm
+from prepkit.fusion.fold import Folded, Fusion, UnfoldableNetwork, fold, fuse_batch_norm
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -1121,7 +1121,7 @@ def test_import_is_light():
     code = """
 import sys, torch
 before = set(sys.modules)
-from prepkit.fusion import fuse_batch_norm
+from prepkit.fusion.fold import fuse_batch_norm
 print(sorted(name for name in set(sys.modules) - before if not name.startswith("prepkit")))
 fuse_batch_norm(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)), torch.ones(1, 2))
 print("torch._dynamo" in sys.modules)

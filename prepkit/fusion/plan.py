@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from prepkit.fusion_watch import BatchNorm, Convolution, Output, Refusal, UnfoldableNetwork, Watch, quoted
+from prepkit.fusion.watch import BatchNorm, Convolution, Output, Refusal, UnfoldableNetwork, Watch, quoted
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 

@@ -1,0 +1,1 @@
+"""BatchNorm folded into the layers before it, with proof."""
