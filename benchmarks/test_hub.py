@@ -24,9 +24,9 @@ from torch import nn
 
 from benchmarks.timing import record, summary
 from prepkit.api import open_zoo
+from prepkit.families.registry import architecture_from_callable
 from prepkit.hub.fetch import sha256_of
 from prepkit.hub.pull import pull
-from prepkit.registry import architecture_from_callable
 from prepkit.zoo.manifest import MANIFEST, read_manifest
 from prepkit.zoo.writer import ZooWriter
 

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from prepkit.checkpoint.load import Checkpoint as Checkpoint
     from prepkit.checkpoint.load import load_checkpoint as load_checkpoint
     from prepkit.errors import PrepkitError as PrepkitError
+    from prepkit.families.registry import Architecture as Architecture
+    from prepkit.families.registry import Registry as Registry
+    from prepkit.families.registry import architecture as architecture
+    from prepkit.families.registry import architectures as architectures
+    from prepkit.families.registry import built_in_registry as built_in_registry
+    from prepkit.families.registry import detect as detect
     from prepkit.fusion.fold import fuse_batch_norm as fuse_batch_norm
     from prepkit.hub.pull import pull as pull
     from prepkit.hub.push import push as push
@@ -32,12 +38,6 @@ if TYPE_CHECKING:
     from prepkit.prep.layout import Layout as Layout
     from prepkit.prep.layout import PRepShape as PRepShape
     from prepkit.prep.layout import Slot as Slot
-    from prepkit.registry import Architecture as Architecture
-    from prepkit.registry import Registry as Registry
-    from prepkit.registry import architecture as architecture
-    from prepkit.registry import architectures as architectures
-    from prepkit.registry import built_in_registry as built_in_registry
-    from prepkit.registry import detect as detect
     from prepkit.tasks import load_task as load_task
     from prepkit.zoo.writer import ZooWriter as ZooWriter
     from prepkit.zoo.zoo import Zoo as Zoo
@@ -45,20 +45,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Architecture": "registry",
+    "Architecture": "families.registry",
     "Checkpoint": "checkpoint.load",
     "Layout": "prep.layout",
     "PRep": "prep.file",
     "PRepShape": "prep.layout",
     "PrepkitError": "errors",
-    "Registry": "registry",
+    "Registry": "families.registry",
     "Slot": "prep.layout",
     "Zoo": "zoo.zoo",
     "ZooWriter": "zoo.writer",
-    "architecture": "registry",
-    "architectures": "registry",
-    "built_in_registry": "registry",
-    "detect": "registry",
+    "architecture": "families.registry",
+    "architectures": "families.registry",
+    "built_in_registry": "families.registry",
+    "detect": "families.registry",
     "fuse_batch_norm": "fusion.fold",
     "load_checkpoint": "checkpoint.load",
     "load_prep": "prep.file",

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from prepkit.errors import LayoutMismatch
-from prepkit.registry import Architecture
+from prepkit.families.registry import Architecture
 from prepkit.stacking import StackedNetwork, Unstackable, stack_network
 
 # Measured on two cores (benchmarks/results): below, calls cost more than arithmetic, and stacked channels-last

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of
 from prepkit.errors import CheckpointError, FusionError, InvalidShape, LayoutMismatch, VerificationError, listed
+from prepkit.families.registry import Architecture, default_class_id, detect, explain_mismatch, floating_shapes
 from prepkit.fusion.fold import Fusion, UnfoldableNetwork, fold
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape
-from prepkit.registry import Architecture, default_class_id, detect, explain_mismatch, floating_shapes
 from prepkit.tensors import BITS, dtype_name, same_bits, stands_beside, storage_identity, torch_dtype
 
 if TYPE_CHECKING:

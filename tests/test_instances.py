@@ -9,6 +9,7 @@ from torch import nn
 import prepkit
 from prepkit import instances
 from prepkit.errors import LayoutMismatch
+from prepkit.families.registry import architecture_from_callable
 from prepkit.instances import (
     STACKED_FLOPS_ON_CPU,
     activation_bytes,
@@ -18,7 +19,6 @@ from prepkit.instances import (
     runner,
     stacking_pays,
 )
-from prepkit.registry import architecture_from_callable
 from prepkit.stacking import Unstackable
 
 CPU = torch.device("cpu")

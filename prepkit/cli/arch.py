@@ -9,8 +9,8 @@ import click
 from prepkit.cli.common import json_option, print_json, table
 
 if TYPE_CHECKING:
+    from prepkit.families.registry import Architecture
     from prepkit.prep.layout import Layout
-    from prepkit.registry import Architecture
 
 
 @click.group()
@@ -22,7 +22,7 @@ def arch() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List all architectures with their ClassId and number of packed (BatchNorm-folded) parameters."""
-    from prepkit import registry
+    from prepkit.families import registry
 
     architectures = [registry.architecture(name) for name in registry.architectures()]
     if as_json:
@@ -41,7 +41,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(name: str, width: int, as_json: bool) -> None:
     """Describe one architecture: its layers in packing order and its PRep's height."""
-    from prepkit import registry
+    from prepkit.families import registry
 
     architecture = registry.architecture(name)
     layout = architecture.layout
@@ -77,7 +77,7 @@ def _facts(architecture: Architecture) -> dict[str, Any]:
 
 
 def _class_id(name: str, missing: str | None = None) -> int | str | None:
-    from prepkit.registry import default_class_id
+    from prepkit.families.registry import default_class_id
 
     class_id = default_class_id(name)
     return missing if class_id is None else class_id

@@ -17,7 +17,7 @@ from prepkit.errors import PrepkitError
 from prepkit.files import IN_PYTHON
 
 if TYPE_CHECKING:
-    from prepkit.registry import Architecture
+    from prepkit.families.registry import Architecture
 
 F = TypeVar("F", bound=Callable[..., Any])
 JSON_ASKED = "prepkit.json"
@@ -166,7 +166,7 @@ def find_architecture(name: str | None, input_shape: tuple[int, ...] | None) -> 
         if input_shape is not None:
             raise click.UsageError("--input goes with --arch module:callable.")
         return None
-    from prepkit import registry
+    from prepkit.families import registry
 
     if ":" not in name:
         if input_shape is not None:

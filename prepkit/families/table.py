@@ -1,6 +1,6 @@
 """All built-in architectures on one screen, as plain data: `prepkit arch list` reads it without importing torch.
 
-The counts are compared with the networks by tests/test_architectures.py.
+The counts are compared with the networks by tests/prepkit/families/test_architectures.py.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from prepkit.errors import VerificationError
+from prepkit.families.registry import Architecture
 from prepkit.fusion.fold import LIMIT, Folded, fold
 from prepkit.fusion.plan import folded_parameters
 from prepkit.instances import runner
-from prepkit.registry import Architecture
 
 EXAMPLE_BATCH = 2
 

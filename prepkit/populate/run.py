@@ -23,6 +23,7 @@ import torch
 
 from prepkit.card import README, write_card
 from prepkit.errors import ZooError
+from prepkit.families.registry import Registry, architecture
 from prepkit.populate.engine import Engine, choose_engine
 from prepkit.populate.plan import Job, Plan, plan
 from prepkit.populate.record import Record, begun, check_engine, check_same, training_folder
@@ -30,7 +31,6 @@ from prepkit.populate.spec import Spec, load_spec
 from prepkit.populate.spool import done_file, load_done, save_done
 from prepkit.populate.units import Done, Unit, train_unit, units_of
 from prepkit.progress import Progress, Standing
-from prepkit.registry import Registry, architecture
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
 from prepkit.zoo.manifest import MANIFEST, read_manifest

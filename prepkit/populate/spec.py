@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import InvalidShape, PrepkitError, RegistryError, ZooError, listed, nearest
+from prepkit.families.registry import Architecture, architecture
 from prepkit.populate.training_spec import Training, TrainingTable, trainings
 from prepkit.populate.training_values import Keep
 from prepkit.prep.shape import PRepShape
 from prepkit.reading import Place, Reader, given, require, table, text, told, unknown, whole, wrong
-from prepkit.registry import Architecture, architecture
 
 SUFFIX = ".toml"
 SPLITS = ("train", "validation", "test")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from prepkit.registry import Registry
+from prepkit.families.registry import Registry
 from prepkit.zoo.intake import Packable
 from prepkit.zoo.journal import Entry
 from prepkit.zoo.manifest import Shard, StoredArchitecture

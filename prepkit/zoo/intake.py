@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prepkit.errors import LayoutMismatch, ZooError, listed
+from prepkit.families.registry import Architecture, architecture, architectures, detect
 from prepkit.packing import batch_norms, check_finite, no_memory, prepared
 from prepkit.prep.file import PRep
 from prepkit.prep.layout import Layout
 from prepkit.prep.shape import WIDTH_MULTIPLE, PRepShape
-from prepkit.registry import Architecture, architecture, architectures, detect
 from prepkit.tensors import BITS, same_values, torch_dtype
 from prepkit.zoo.buffers import Buffers, Piece
 from prepkit.zoo.gather import words

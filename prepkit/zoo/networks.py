@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prepkit.errors import ZooError
-from prepkit.registry import Architecture
+from prepkit.families.registry import Architecture
 from prepkit.tensors import storage_identity
 from prepkit.zoo.manifest import StoredArchitecture
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import ZooError, listed
+from prepkit.families.registry import Registry
 from prepkit.prep.layout import canonical_json
-from prepkit.registry import Registry
 
 MAX_TOLD = 60  # characters of a value in an error
 

@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import OutputError, ZooError, listed
+from prepkit.families.registry import Architecture, Registry
 from prepkit.files import output_error
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
-from prepkit.registry import Architecture, Registry
 from prepkit.zoo.buffers import Buffers
 from prepkit.zoo.checks import check_counts, check_json, check_splits, checked_dtype, new_ids, stack_size
 from prepkit.zoo.finishing import members, table_rows

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prepkit.errors import InvalidShape, ZooError, listed, nearest
+from prepkit.families.registry import Registry
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
-from prepkit.registry import Registry
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.gather import gather
 from prepkit.zoo.manifest import MANIFEST, Manifest, StoredArchitecture

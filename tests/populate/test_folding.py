@@ -6,10 +6,10 @@ from torch import nn
 
 import prepkit
 from prepkit.errors import VerificationError
+from prepkit.families.registry import architecture_from_callable
 from prepkit.fusion.fold import UnfoldableNetwork, fold
 from prepkit.populate import folding
 from prepkit.populate.folding import fold_stack
-from prepkit.registry import architecture_from_callable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from prepkit.families.registry import architecture, built_in_registry
 from prepkit.populate.plan import plan
 from prepkit.populate.schedule import factor
 from prepkit.populate.spec import load_spec, spec_names
 from prepkit.populate.training_values import Keep, Range
-from prepkit.registry import architecture, built_in_registry
 
 ROOT = Path(__file__).parents[2]
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

@@ -27,6 +27,7 @@ from prepkit.errors import (
     PrepkitError,
     VerificationError,
 )
+from prepkit.families.registry import architecture_from_callable
 from prepkit.packing import (
     check_finite,
     check_round_trip,
@@ -36,7 +37,6 @@ from prepkit.packing import (
 )
 from prepkit.prep.file import PRep, save_prep
 from prepkit.prep.layout import Layout
-from prepkit.registry import architecture_from_callable
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DIGITS = "resnet8@digits"

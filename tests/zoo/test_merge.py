@@ -8,7 +8,7 @@ from zoo_samples import NAMES, TASK, bytes_of, network, registry, write_zoo
 
 from prepkit.api import open_zoo
 from prepkit.errors import OutputError, VerificationError, ZooError
-from prepkit.registry import architecture
+from prepkit.families.registry import architecture
 from prepkit.tensors import same_bits
 from prepkit.verify import verify
 from prepkit.zoo import convert as copying

@@ -12,7 +12,7 @@ from PIL import Image
 
 from prepkit.api import open_zoo
 from prepkit.errors import ZooError
-from prepkit.registry import architecture
+from prepkit.families.registry import architecture
 from prepkit.tasks import load_task, test_set
 from prepkit.tasks.image_record import split_indices
 from prepkit.tasks.task import DataMissing

@@ -263,7 +263,7 @@ class Tied(nn.Module):
 
 
 def test_tied_parameters_stay_tied_and_foreign_code_needs_trust(tmp_path):
-    from prepkit.registry import architecture_from_callable
+    from prepkit.families.registry import architecture_from_callable
 
     known = architecture_from_callable(f"{__name__}:Tied", (4,), "tied")
     torch.manual_seed(0)

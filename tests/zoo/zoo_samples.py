@@ -2,7 +2,7 @@
 
 import torch
 
-from prepkit.registry import Registry, architecture
+from prepkit.families.registry import Registry, architecture
 from prepkit.zoo.writer import ZooWriter
 
 NAMES = ("lenet_like@digits", "vanilla_cnn@digits", "resnet8@digits")

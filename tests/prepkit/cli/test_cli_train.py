@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from prepkit.api import open_zoo
 from prepkit.cli import main
+from prepkit.families.registry import architecture
 from prepkit.populate.spec import spec_names
-from prepkit.registry import architecture
 from prepkit.zoo.manifest import read_manifest
 
 COMMAND = [sys.executable, "-c", "from prepkit.cli import main; main()"]

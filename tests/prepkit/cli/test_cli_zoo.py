@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from prepkit.api import open_zoo
 from prepkit.cli import main
-from prepkit.registry import architecture
+from prepkit.families.registry import architecture
 from prepkit.tasks import test_set
 from prepkit.verify import verify
 from prepkit.zoo.csv_columns import typed

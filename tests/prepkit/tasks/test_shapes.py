@@ -287,7 +287,7 @@ def test_validation_may_be_missing():
 
 
 def test_a_small_network_learns_its_chair_and_no_other():
-    from prepkit.registry import architecture
+    from prepkit.families.registry import architecture
 
     record = {**CHAIRS, "points": {"pool": 4096}, "steps_per_epoch": 150}
     task = load_task(record)

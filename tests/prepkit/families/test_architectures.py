@@ -10,10 +10,10 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from prepkit.errors import RegistryError
+from prepkit.families.registry import architecture, architectures
 from prepkit.families.resnet import ResNet
 from prepkit.families.table import DATASETS, FAMILIES, TABLE
 from prepkit.prep.layout import Layout
-from prepkit.registry import architecture, architectures
 
 # Typed from the method's tables: parameters with BatchNorm, parameters packed, ClassId.
 COUNTS = {

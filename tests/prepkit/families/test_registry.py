@@ -14,7 +14,7 @@ from torch import nn
 
 from prepkit.errors import FusionError, PrepkitError, RegistryError
 from prepkit.families.architecture import floating_shapes
-from prepkit.registry import (
+from prepkit.families.registry import (
     Architecture,
     Detection,
     Registry,
@@ -54,7 +54,7 @@ def message(error: pytest.ExceptionInfo[BaseException]) -> str:
 def test_the_registry_and_its_facts_come_without_torch():
     code = textwrap.dedent("""
         import sys
-        import prepkit.registry as registry
+        import prepkit.families.registry as registry
         for name in registry.architectures():
             one = registry.architecture(name)
             print(name, one.family, one.input_shape, one.num_parameters, one.num_trainable, one.config)
@@ -663,7 +663,7 @@ def distribution(tmp_path, monkeypatch):
 
 WORKING = """
 from torch import nn
-from prepkit.registry import Architecture
+from prepkit.families.registry import Architecture
 
 calls = []
 ready = Architecture("ready@toy", "toy", (3,), "{name}_plugin:net", {{"width": 5}}, {{}})
@@ -706,7 +706,7 @@ def test_plugins_are_found_by_name_and_by_tensors(distribution):
 def test_a_plugin_that_cannot_be_folded_is_not_in_the_way_of_others(distribution):
     source = """
         from torch import nn
-        from prepkit.registry import Architecture
+        from prepkit.families.registry import Architecture
 
         ready = Architecture("ready@toy", "toy", (3,), "stiffnets_plugin:net", {})
 
