@@ -18,11 +18,11 @@ from torch.nn.functional import cross_entropy, mse_loss
 import prepkit
 from benchmarks.baselines import accuracy, train_one_at_a_time
 from benchmarks.timing import interleaved, record, summary
-from prepkit.instances import runner
 from prepkit.populate.engine import choose_engine
 from prepkit.populate.plan import plan
 from prepkit.populate.spec import Spec, parse_spec
 from prepkit.populate.units import Done, train_unit, units_of
+from prepkit.running.instances import runner
 from prepkit.tasks.augmentation import Normalisation
 from prepkit.tasks.image_record import Augmentation
 from prepkit.tasks.image_set import Part

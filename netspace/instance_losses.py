@@ -6,7 +6,7 @@
 
 An instance's loss depends on its own PRep alone, so nothing of its layers has to be kept for the backward pass of the
 others: each is run, judged and differentiated to its PRep before the next one is, which takes the memory of one at no
-extra work. Instances that run at once (prepkit.instances) are one such group.
+extra work. Instances that run at once (prepkit.running.instances) are one such group.
 Shapes: M instances, k of a group, H x W the PRep.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from netspace.prediction import Group
-from prepkit.instances import stacking_pays
+from prepkit.running.instances import stacking_pays
 
 Judge = Callable[[Group, Tensor], Mapping[str, Tensor]]
 

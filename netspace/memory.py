@@ -9,7 +9,7 @@ import torch
 import prepkit
 from netspace.config import Recipe
 from netspace.losses import gammas
-from prepkit.instances import activation_bytes, stacking_pays
+from prepkit.running.instances import activation_bytes, stacking_pays
 from prepkit.zoo.memory import free_bytes
 
 STATES = 4  # of each weight: itself, its gradient and Adam's two moments

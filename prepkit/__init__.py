@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from prepkit.fusion.fold import fuse_batch_norm as fuse_batch_norm
     from prepkit.hub.pull import pull as pull
     from prepkit.hub.push import push as push
-    from prepkit.instances import run_instances as run_instances
     from prepkit.packing import pack_checkpoint as pack_checkpoint
     from prepkit.populate.run import train_zoo as train_zoo
     from prepkit.populate.spec import load_spec as load_spec
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from prepkit.prep.layout import Layout as Layout
     from prepkit.prep.layout import PRepShape as PRepShape
     from prepkit.prep.layout import Slot as Slot
+    from prepkit.running.instances import run_instances as run_instances
     from prepkit.tasks import load_task as load_task
     from prepkit.zoo.writer import ZooWriter as ZooWriter
     from prepkit.zoo.zoo import Zoo as Zoo
@@ -68,7 +68,7 @@ _HOMES = {
     "pack_checkpoint": "packing",
     "pull": "hub.pull",
     "push": "hub.push",
-    "run_instances": "instances",
+    "run_instances": "running.instances",
     "save_prep": "prep.file",
     "save_state_dict": "checkpoint.export",
     "train_zoo": "populate.run",

@@ -14,10 +14,10 @@ import torch
 
 from prepkit.errors import ZooError
 from prepkit.families.registry import architecture
-from prepkit.instances import activation_bytes, is_stackable, stacking_pays
 from prepkit.populate.plan import Plan
 from prepkit.populate.spec import Spec
 from prepkit.populate.training_spec import Training
+from prepkit.running.instances import activation_bytes, is_stackable, stacking_pays
 
 STACK_ON_CPU = 32  # more gains nothing (benchmarks/results), and fewer lose less of a stack that is interrupted
 MOST_ON_GPU = 128

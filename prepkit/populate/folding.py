@@ -16,7 +16,7 @@ from prepkit.errors import VerificationError
 from prepkit.families.registry import Architecture
 from prepkit.fusion.fold import LIMIT, Folded, fold
 from prepkit.fusion.plan import folded_parameters
-from prepkit.instances import runner
+from prepkit.running.instances import runner
 
 EXAMPLE_BATCH = 2
 

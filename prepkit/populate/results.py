@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prepkit.instances import Runner, runner
 from prepkit.populate.folding import fold_stack
 from prepkit.populate.plan import Job
 from prepkit.populate.training import Setting, Snapshot
 from prepkit.populate.training_spec import Training
 from prepkit.populate.training_values import Schedule
+from prepkit.running.instances import Runner, runner
 
 SPLITS = ("train", "validation", "test")  # of the task's data
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from prepkit.families.registry import Architecture
-from prepkit.instances import Runner
 from prepkit.populate.optimiser import Adam, Optimiser, Parameters, Rates, Sgd
 from prepkit.populate.plan import Job
 from prepkit.populate.schedule import factor
 from prepkit.populate.training_spec import Training
+from prepkit.running.instances import Runner
 from prepkit.tasks.randomness import stream_seed
 from prepkit.tasks.task import Batch, Task
 

@@ -20,7 +20,6 @@ import torch
 from prepkit.errors import ZooError
 from prepkit.families.registry import Architecture, architecture
 from prepkit.files import replacing
-from prepkit.instances import activation_bytes, forward_flops, is_linear, runner
 from prepkit.populate.allocator import keep_freed_memory
 from prepkit.populate.engine import Engine
 from prepkit.populate.plan import Job, Plan
@@ -28,6 +27,7 @@ from prepkit.populate.results import Rows, rows_of
 from prepkit.populate.spec import Spec
 from prepkit.populate.training import Diverged, Setting, Stack
 from prepkit.populate.training_spec import Training
+from prepkit.running.instances import activation_bytes, forward_flops, is_linear, runner
 from prepkit.tasks.task import Task
 
 CACHE_BYTES = 4 << 20  # measured: 2 to 5 MiB are equally good for sine MLPs, all of 20,000 points half as fast

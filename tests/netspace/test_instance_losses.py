@@ -94,7 +94,7 @@ def test_groups(registry, images, monkeypatch):
     ]
     alone = apart(groups_of(registry, CLASS_IDS), images, single=True)
     assert [group.positions for group in alone] == [(0,), (2,), (3,), (1,), (4,)]
-    monkeypatch.setattr("prepkit.instances.STACKED_FLOPS_ON_CPU", 1.0)  # too large to run at once
+    monkeypatch.setattr("prepkit.running.instances.STACKED_FLOPS_ON_CPU", 1.0)  # too large to run at once
     assert [group.positions for group in apart(groups_of(registry, CLASS_IDS), images)] == [
         (0,),
         (2,),

@@ -9,11 +9,11 @@ from spec_samples import spec
 
 from prepkit.errors import ZooError
 from prepkit.families.registry import architecture
-from prepkit.instances import activation_bytes
 from prepkit.populate import engine
 from prepkit.populate.engine import MOST_ON_GPU, STACK_ON_CPU, Engine, choose_engine, rule
 from prepkit.populate.plan import plan
 from prepkit.populate.spec import load_spec
+from prepkit.running.instances import activation_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = {"lenet_like@digits": 9, "resnet8@digits": 7}  # instances in the sample spec

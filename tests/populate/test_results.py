@@ -8,12 +8,12 @@ from torch.nn.functional import cross_entropy
 
 import prepkit
 from prepkit.fusion.fold import fold
-from prepkit.instances import runner
 from prepkit.populate.plan import Job
 from prepkit.populate.results import described, rows_of
 from prepkit.populate.training import Setting, Snapshot, Stack
 from prepkit.populate.training_spec import Training
 from prepkit.populate.training_values import Epochs, Range, Schedule
+from prepkit.running.instances import runner
 
 CPU = torch.device("cpu")
 DIGITS = {

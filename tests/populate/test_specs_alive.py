@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import prepkit
-from prepkit.instances import runner
 from prepkit.populate.engine import rule
 from prepkit.populate.folding import fold_stack
 from prepkit.populate.plan import Job
@@ -17,6 +16,7 @@ from prepkit.populate.schedule import factor
 from prepkit.populate.spec import load_spec, spec_names
 from prepkit.populate.training import Setting, Stack, fresh_tensors
 from prepkit.populate.training_values import CONSTANT, Epochs, Keep
+from prepkit.running.instances import runner
 from prepkit.tasks.task import Batch
 
 CPU = torch.device("cpu")

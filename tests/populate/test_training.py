@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 import prepkit
 from prepkit.errors import ZooError
 from prepkit.families.registry import Architecture, architecture_from_callable
-from prepkit.instances import is_stackable, runner
 from prepkit.populate.plan import Job
 from prepkit.populate.training import Diverged, Setting, Stack, stacked
 from prepkit.populate.training_spec import Training
 from prepkit.populate.training_values import Epochs, Keep, Range, Schedule
+from prepkit.running.instances import is_stackable, runner
 from prepkit.tasks.task import Batch
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import prepkit
-from prepkit import instances
 from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import architecture_from_callable
-from prepkit.instances import (
+from prepkit.running import instances
+from prepkit.running.instances import (
     STACKED_FLOPS_ON_CPU,
     activation_bytes,
     forward_flops,
@@ -19,7 +19,7 @@ from prepkit.instances import (
     runner,
     stacking_pays,
 )
-from prepkit.stacking import Unstackable
+from prepkit.running.stacking import Unstackable
 
 CPU = torch.device("cpu")
 NAMES = ["lenet_like@digits", "resnet8@digits", "sine_mlp@sdf_small", "resnet8@cifar10"]

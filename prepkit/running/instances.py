@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import Architecture
-from prepkit.stacking import StackedNetwork, Unstackable, stack_network
+from prepkit.running.stacking import StackedNetwork, Unstackable, stack_network
 
 # Measured on two cores (benchmarks/results): below, calls cost more than arithmetic, and stacked channels-last
 # convolutions win by 1.5 to 6; above, a loop does. An accelerator has room for many instances of any size here.

@@ -1,0 +1,1 @@
+"""Many instances of one architecture run at once."""
