@@ -27,8 +27,8 @@ from prepkit.api import open_zoo
 from prepkit.families.registry import architecture_from_callable
 from prepkit.hub.fetch import sha256_of
 from prepkit.hub.pull import pull
-from prepkit.zoo.manifest import MANIFEST, read_manifest
-from prepkit.zoo.writer import ZooWriter
+from prepkit.zoo.format.manifest import MANIFEST, read_manifest
+from prepkit.zoo.write.writer import ZooWriter
 
 ROUNDS = 7
 GIGABYTE = 1_000_000_000

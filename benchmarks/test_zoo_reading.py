@@ -16,8 +16,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.timing import interleaved, record, summary
 from prepkit.api import open_zoo
-from prepkit.zoo.writer import ZooWriter
-from prepkit.zoo.zoo import Zoo
+from prepkit.zoo.read.zoo import Zoo
+from prepkit.zoo.write.writer import ZooWriter
 
 BATCH = 32
 ROUNDS = 7

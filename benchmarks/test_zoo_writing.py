@@ -21,7 +21,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import prepkit
 from benchmarks.timing import interleaved, record, summary
 from prepkit.prep.layout import Layout, Slot
-from prepkit.verify import verify
+from prepkit.zoo.change.verify import verify
 
 ROWS, HEIGHT, WIDTH = 2_000, 8, 10_000
 BATCH = 100

@@ -40,7 +40,7 @@ from netspace.network import NetSpace
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
 from prepkit.files import replacing
-from prepkit.zoo.staging import sha256_of_file
+from prepkit.zoo.write.staging import sha256_of_file
 
 FORMAT = "netspace-run/1"
 RECORD, METRICS, CHECKPOINTS, FIGURES, TENSORBOARD, LOCK = (

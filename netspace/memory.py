@@ -10,7 +10,7 @@ import prepkit
 from netspace.config import Recipe
 from netspace.losses import gammas
 from prepkit.running.instances import activation_bytes, stacking_pays
-from prepkit.zoo.memory import free_bytes
+from prepkit.zoo.read.memory import free_bytes
 
 STATES = 4  # of each weight: itself, its gradient and Adam's two moments
 

@@ -30,7 +30,7 @@ from netspace.trainer import train
 from prepkit.files import replacing
 from prepkit.progress import Progress as ZooProgress
 from prepkit.progress import Standing
-from prepkit.zoo.manifest import MANIFEST, read_manifest
+from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 
 FORMAT = "netspace-paper/1"
 RECIPES = ("digits_single", "digits_multi", "digits_multi_identity", "digits_unseen", "chairs_mini")

@@ -39,7 +39,7 @@ from netspace.validation import Validation
 from prepkit.errors import InvalidShape
 from prepkit.files import output_error
 from prepkit.populate.allocator import keep_freed_memory
-from prepkit.zoo.lock import Lock
+from prepkit.zoo.format.lock import Lock
 
 
 class Interrupted(prepkit.PrepkitError):

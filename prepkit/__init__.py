@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from prepkit.prep.layout import Slot as Slot
     from prepkit.running.instances import run_instances as run_instances
     from prepkit.tasks import load_task as load_task
-    from prepkit.zoo.writer import ZooWriter as ZooWriter
-    from prepkit.zoo.zoo import Zoo as Zoo
+    from prepkit.zoo.read.zoo import Zoo as Zoo
+    from prepkit.zoo.write.writer import ZooWriter as ZooWriter
 
 __version__ = "0.1.0"
 
@@ -53,8 +53,8 @@ _HOMES = {
     "PrepkitError": "errors",
     "Registry": "families.registry",
     "Slot": "prep.layout",
-    "Zoo": "zoo.zoo",
-    "ZooWriter": "zoo.writer",
+    "Zoo": "zoo.read.zoo",
+    "ZooWriter": "zoo.write.writer",
     "architecture": "families.registry",
     "architectures": "families.registry",
     "built_in_registry": "families.registry",

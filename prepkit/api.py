@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prepkit.address import HUB_SCHEME
 
 if TYPE_CHECKING:
-    from prepkit.zoo.zoo import Zoo
+    from prepkit.zoo.read.zoo import Zoo
 
 
 def open_zoo(
@@ -35,8 +35,8 @@ def open_zoo(
     >>> zoo = open_zoo("my-zoo")
     >>> zoo.preps([0, 1, 2]).shape    # [3, H, W]
     """
-    from prepkit.zoo.store import Store
-    from prepkit.zoo.zoo import Zoo, common_shape
+    from prepkit.zoo.read.store import Store
+    from prepkit.zoo.read.zoo import Zoo, common_shape
 
     address = os.fspath(path)
     if address.startswith(HUB_SCHEME):

@@ -42,13 +42,13 @@ ORDER = (
     "running.instances",
     "zoo",
     "tasks",
-    "verify",
-    "zoo.convert",  # verifies what it wrote
-    "zoo.merge",
-    "zoo.cutting",
-    "card_picture",
+    "zoo.change.verify",
+    "zoo.change.convert",  # verifies what it wrote
+    "zoo.change.merge",
+    "zoo.change.cutting",
+    "zoo.card.picture",
     "licence",
-    "card",
+    "zoo.card.card",
     "populate",
     "hub",
     "api",
@@ -77,9 +77,9 @@ LIGHT = (
     "hub",
     "address",
     "zoo",
-    "zoo.counts",
-    "zoo.manifest",
-    "zoo.paths",
+    "zoo.format.counts",
+    "zoo.format.manifest",
+    "zoo.format.paths",
     "cli",
     "cli.arch",
     "cli.common",
@@ -304,16 +304,16 @@ def test_what_breaks_the_order_is_found(file: str, source: str, fault: str, pack
 
 
 def test_a_cycle_of_types_alone_is_none(package: Path) -> None:
-    (package / "zoo/paths.py").write_text("if TYPE_CHECKING:\n    from prepkit.zoo.store import Store")
-    (package / "zoo/store.py").write_text("from prepkit.zoo.paths import f")
+    (package / "zoo/paths.py").write_text("if TYPE_CHECKING:\n    from prepkit.zoo.read.store import Store")
+    (package / "zoo/store.py").write_text("from prepkit.zoo.format.paths import f")
     assert (faults(package), cycle(package)) == ([], [])
 
 
 def test_a_cycle_is_found(package: Path) -> None:
     (package / "zoo/paths.py").write_text("def f():\n    from prepkit.zoo import store")
-    (package / "zoo/store.py").write_text("from prepkit.zoo.paths import f")
+    (package / "zoo/store.py").write_text("from prepkit.zoo.format.paths import f")
     assert faults(package) == []
-    assert set(cycle(package)) == {"prepkit.zoo.paths", "prepkit.zoo.store"}
+    assert set(cycle(package)) == {"prepkit.zoo.format.paths", "prepkit.zoo.read.store"}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: 
     from netspace.checkpoint import Run
     from netspace.hub import files_of, push_run
     from prepkit.cli.hub import bytes_progress
-    from prepkit.zoo.counts import readable
+    from prepkit.zoo.format.counts import readable
 
     run = Run(folder)
     total = sum(file.size for file in files_of(run, repo, license_))

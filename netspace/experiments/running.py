@@ -27,7 +27,7 @@ from netspace.device import device_of
 from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_function
 from netspace.experiments.result import Progress, Result, ResultError, plain
 from prepkit.errors import listed
-from prepkit.zoo.staging import sha256_of_file
+from prepkit.zoo.write.staging import sha256_of_file
 
 EXPERIMENTS_FOLDER = "experiments"
 PACKAGES = (Path(netspace.__file__).parent, Path(prepkit.__file__).parent)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prepkit.cli.common import INTERRUPTED, Interrupted, force_option, json_option, print_error, print_json, table
-from prepkit.zoo.counts import num_bytes_of, readable
+from prepkit.zoo.format.counts import num_bytes_of, readable
 
 if TYPE_CHECKING:
     from prepkit.hub.progress import Progress, State
@@ -66,7 +66,7 @@ def pull(
             print_error(Interrupted.__name__, message)
         os._exit(INTERRUPTED)  # a thread that waits for a slow network would hold the process
     if not (selection.is_whole or done.was_there):
-        from prepkit.card import write_card
+        from prepkit.zoo.card.card import write_card
 
         write_card(done.path)
     if as_json:

@@ -50,7 +50,7 @@ def train(spec: str, folder: Path, as_json: bool, **settings: Any) -> None:
     interrupted, the same command goes on; nothing that is finished is trained again.
     """
     from prepkit.populate.run import train_zoo
-    from prepkit.zoo.manifest import read_manifest
+    from prepkit.zoo.format.manifest import read_manifest
 
     bar = progress(as_json)
     try:

@@ -16,10 +16,10 @@ from prepkit.errors import OutputError, PrepkitError, listed
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
-    from prepkit.verify import Rerun
-    from prepkit.zoo.csv_columns import Record
-    from prepkit.zoo.manifest import Manifest
-    from prepkit.zoo.writer import ZooWriter
+    from prepkit.zoo.change.csv_columns import Record
+    from prepkit.zoo.change.verify import Rerun
+    from prepkit.zoo.format.manifest import Manifest
+    from prepkit.zoo.write.writer import ZooWriter
 
 FORMATS = click.Choice(("safetensors", "hdf5"))
 folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
@@ -38,7 +38,7 @@ def zoo() -> None:
 @json_option
 def info(folder: Path, as_json: bool) -> None:
     """Tell what a zoo's manifest says: architectures, splits, sizes, task, licence."""
-    from prepkit.zoo.manifest import read_manifest
+    from prepkit.zoo.format.manifest import read_manifest
 
     manifest = read_manifest(folder)
     if as_json:
@@ -63,7 +63,7 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
     """
     if data is not None and reruns is None:
         raise click.UsageError("--data goes with --rerun N.")
-    from prepkit import verify as checks
+    from prepkit.zoo.change import verify as checks
 
     with _bytes_bar("verifying", folder, as_json) as progress:
         found = checks.verify(folder, jobs, progress)
@@ -122,17 +122,17 @@ def create(
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
-    from prepkit.zoo.csv_columns import records_of
-    from prepkit.zoo.sources import check_columns, provenance_of_sources, read_task
+    from prepkit.zoo.change.csv_columns import records_of
+    from prepkit.zoo.change.sources import check_columns, provenance_of_sources, read_task
 
     task = None if task_file is None else read_task(task_file)
     records, strangers = records_of(models, csv)
     check_columns(records, csv)
     network = find_architecture(architecture, input_shape)
 
-    from prepkit.card import write_card
-    from prepkit.zoo.manifest import read_manifest
-    from prepkit.zoo.writer import ZooWriter
+    from prepkit.zoo.card.card import write_card
+    from prepkit.zoo.format.manifest import read_manifest
+    from prepkit.zoo.write.writer import ZooWriter
 
     notes = [f"{len(strangers)} rows of {csv} have no model here: {listed(strangers)}."] if strangers else []
     settings: dict[str, Any] = {"width": width, "format": format_, "name": name, "license": license_, "task": task}
@@ -151,8 +151,8 @@ def create(
 @json_option
 def convert(source: Path, target: Path, format_: str, as_json: bool) -> None:
     """Write a zoo again with shards of another format, and prove that nothing was lost."""
-    from prepkit.card import write_card
-    from prepkit.zoo.convert import convert as convert_zoo
+    from prepkit.zoo.card.card import write_card
+    from prepkit.zoo.change.convert import convert as convert_zoo
 
     with _bytes_bar("converting", source, as_json) as progress:
         manifest = convert_zoo(source, target, format_, progress, finish=write_card)
@@ -177,8 +177,8 @@ def merge(
     as_json: bool,
 ) -> None:
     """Make one zoo of several; architectures are reconciled by name, and their ClassIds given anew."""
-    from prepkit.card import write_card
-    from prepkit.zoo.merge import merge as merge_zoos
+    from prepkit.zoo.card.card import write_card
+    from prepkit.zoo.change.merge import merge as merge_zoos
 
     with _bytes_bar("merging", None, as_json) as progress:
         merged = merge_zoos(
@@ -206,8 +206,8 @@ def split(
     folder: Path, train: float, validation: float, test: float, seed: int, group: str | None, as_json: bool
 ) -> None:
     """Split a zoo anew: seeded, with the same shares of each architecture, instances of one run kept together."""
-    from prepkit.card import write_card
-    from prepkit.zoo.splitting import split_zoo
+    from prepkit.zoo.card.card import write_card
+    from prepkit.zoo.change.splitting import split_zoo
 
     shares = {"train": train, "validation": validation, "test": test}
     found = split_zoo(folder, shares, seed=seed, group=None if group == "none" else group, grouped=group != "none")
@@ -253,7 +253,7 @@ def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool
     """Add what is not in the zoo yet; on a failure say that what is in it is kept, or leave nothing if nothing is."""
     from tqdm import tqdm
 
-    from prepkit.zoo.sources import SOURCE, SOURCE_SHA256, are_of_hub, read_source
+    from prepkit.zoo.change.sources import SOURCE, SOURCE_SHA256, are_of_hub, read_source
 
     of_hub = are_of_hub(records)
     waiting = [record for record in records if record.id not in writer.finished_ids]

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prepkit.cli.common import table
-from prepkit.zoo.counts import counts_of, num_bytes_of, readable
+from prepkit.zoo.format.counts import counts_of, num_bytes_of, readable
 
 if TYPE_CHECKING:
-    from prepkit.verify import Rerun, Verification
-    from prepkit.zoo.manifest import Manifest
-    from prepkit.zoo.splitting import Splitting
+    from prepkit.zoo.change.splitting import Splitting
+    from prepkit.zoo.change.verify import Rerun, Verification
+    from prepkit.zoo.format.manifest import Manifest
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from prepkit.files import output_error, replacing
 from prepkit.hub.fetch import Fetcher, HubFile, all_done, is_sound
 from prepkit.hub.progress import Counter
 from prepkit.hub.selection import Selection
-from prepkit.zoo.convert import check_whole
-from prepkit.zoo.cutting import Cut, cut_manifest, cut_shard, cut_table
-from prepkit.zoo.manifest import MANIFEST, Manifest, Shard, write_manifest
+from prepkit.zoo.change.convert import check_whole
+from prepkit.zoo.change.cutting import Cut, cut_manifest, cut_shard, cut_table
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, write_manifest
 
 BUILT = "zoo"
 NOTES = "cut"

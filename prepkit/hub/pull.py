@@ -25,11 +25,11 @@ from prepkit.hub.partial import fetch_cut
 from prepkit.hub.progress import Counter, Progress
 from prepkit.hub.selection import Record, Selection
 from prepkit.hub.target import Target, known_zoo
-from prepkit.zoo.counts import num_bytes_of, readable
-from prepkit.zoo.cutting import Cut, planned_cut
-from prepkit.zoo.manifest import MANIFEST, Manifest, read_manifest
-from prepkit.zoo.paths import inside
-from prepkit.zoo.tables import read_table
+from prepkit.zoo.change.cutting import Cut, planned_cut
+from prepkit.zoo.format.counts import num_bytes_of, readable
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
+from prepkit.zoo.format.paths import inside
+from prepkit.zoo.format.tables import read_table
 
 BESIDE = ("README.md", "card.png")  # fetched where there are any, though no zoo needs them
 

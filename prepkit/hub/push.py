@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prepkit.address import parse
-from prepkit.card import PICTURE, README, write_card
 from prepkit.errors import HubError, ZooError, listed
 from prepkit.hub.readme import picture_for, readme_for
 from prepkit.hub.sending import Upload
 from prepkit.hub.upload import Push, push_folder
-from prepkit.verify import verify
-from prepkit.zoo.counts import num_bytes_of
-from prepkit.zoo.manifest import MANIFEST, Manifest, manifest_bytes, read_manifest, write_manifest
-from prepkit.zoo.paths import inside
+from prepkit.zoo.card.card import PICTURE, README, write_card
+from prepkit.zoo.change.verify import verify
+from prepkit.zoo.format.counts import num_bytes_of
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, manifest_bytes, read_manifest, write_manifest
+from prepkit.zoo.format.paths import inside
 
 
 def push(

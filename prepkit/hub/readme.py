@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prepkit.card import MARK, PICTURE, README, card_header, card_text, picture_of
 from prepkit.errors import ZooError
 from prepkit.licence import licence_of_card
-from prepkit.zoo.manifest import Manifest
-from prepkit.zoo.store import Store
-from prepkit.zoo.zoo import Zoo
+from prepkit.zoo.card.card import MARK, PICTURE, README, card_header, card_text, picture_of
+from prepkit.zoo.format.manifest import Manifest
+from prepkit.zoo.read.store import Store
+from prepkit.zoo.read.zoo import Zoo
 
 FENCE = "---"
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import WhereError, ZooError, listed, nearest
 from prepkit.files import replacing
-from prepkit.zoo.where import parse_where
+from prepkit.zoo.read.where import parse_where
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from prepkit.zoo.manifest import Manifest
+    from prepkit.zoo.format.manifest import Manifest
 
 RECORD = Path(".cache") / "prepkit" / "pulled.json"  # the Hub's own client keeps its records in .cache too
 

@@ -24,8 +24,8 @@ from prepkit.hub.client import api, explained, pinned
 from prepkit.hub.fetch import Fetcher, HubFile, Stopped, all_done, is_sound
 from prepkit.hub.pull import fetch_manifest
 from prepkit.hub.shelf import alone, make_room, mapped, shelf_bytes, shelf_folder
-from prepkit.zoo.manifest import MANIFEST, read_manifest
-from prepkit.zoo.store import Store
+from prepkit.zoo.format.manifest import MANIFEST, read_manifest
+from prepkit.zoo.read.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,8 @@ from pathlib import Path
 from prepkit.errors import OutputError, ZooError, listed
 from prepkit.files import flush, output_error
 from prepkit.hub.selection import RECORD, Record, read_record, write_record
-from prepkit.zoo.lock import Lock
-from prepkit.zoo.manifest import MANIFEST, Manifest, read_manifest
+from prepkit.zoo.format.lock import Lock
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 
 WORK = ".pulling"
 REQUEST = "request.json"

@@ -15,7 +15,7 @@ from prepkit.errors import ZooError
 from prepkit.files import replacing
 from prepkit.populate.engine import Engine
 from prepkit.populate.spec import Spec
-from prepkit.zoo.working import WRITING
+from prepkit.zoo.write.working import WRITING
 
 TRAINING = "training"
 RECORD = "record.json"

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from prepkit.card import README, write_card
 from prepkit.errors import ZooError
 from prepkit.families.registry import Registry, architecture
 from prepkit.populate.engine import Engine, choose_engine
@@ -33,8 +32,9 @@ from prepkit.populate.units import Done, Unit, train_unit, units_of
 from prepkit.progress import Progress, Standing
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
-from prepkit.zoo.manifest import MANIFEST, read_manifest
-from prepkit.zoo.writer import ZooWriter
+from prepkit.zoo.card.card import README, write_card
+from prepkit.zoo.format.manifest import MANIFEST, read_manifest
+from prepkit.zoo.write.writer import ZooWriter
 
 Executor = Callable[[list[Unit]], Iterator[Done]]
 

@@ -23,7 +23,7 @@ from netspace.logs import NotFinite, Progress
 from netspace.memory import OutOfMemory, advice, step_bytes
 from netspace.trainer import Interrupted
 from prepkit.errors import ZooLocked
-from prepkit.zoo.lock import Lock
+from prepkit.zoo.format.lock import Lock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("instances_per_second",)

@@ -21,7 +21,7 @@ from prepkit.populate.run import Told, train_zoo
 from prepkit.populate.training import Stack
 from prepkit.populate.units import train_unit
 from prepkit.progress import Progress
-from prepkit.verify import rerun, verify
+from prepkit.zoo.change.verify import rerun, verify
 
 NUM_KILLS = 8
 

@@ -21,7 +21,7 @@ from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.families.registry import architecture
 from prepkit.populate.spec import spec_names
-from prepkit.zoo.manifest import read_manifest
+from prepkit.zoo.format.manifest import read_manifest
 
 COMMAND = [sys.executable, "-c", "from prepkit.cli import main; main()"]
 CPU = ("--device", "cpu", "--threads", "1")

@@ -16,10 +16,10 @@ from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.families.registry import architecture
 from prepkit.tasks import test_set
-from prepkit.verify import verify
-from prepkit.zoo.csv_columns import typed
-from prepkit.zoo.manifest import read_manifest, write_manifest
-from prepkit.zoo.writer import ZooWriter
+from prepkit.zoo.change.csv_columns import typed
+from prepkit.zoo.change.verify import verify
+from prepkit.zoo.format.manifest import read_manifest, write_manifest
+from prepkit.zoo.write.writer import ZooWriter
 
 TASK = {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 100}}
 NAMES = ("resnet8@digits", "lenet_like@digits")
@@ -331,7 +331,7 @@ def test_an_interrupted_card_leaves_nothing_so_that_the_same_command_works(zoo, 
         write_manifest(replace(manifest, name="other"), other[0], overwrite=True)
     before = sorted(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr("prepkit.card.write_card", interrupt)
+        patch.setattr("prepkit.zoo.card.card.write_card", interrupt)
         prepkit(*arguments, *other, *options, status=130)
     assert sorted(tmp_path.iterdir()) == before
     prepkit(*arguments, *other, *options)

@@ -3,7 +3,7 @@
 import torch
 
 from prepkit.families.registry import architecture
-from prepkit.zoo.writer import ZooWriter
+from prepkit.zoo.write.writer import ZooWriter
 
 NAMES = ("lenet_like@digits", "vanilla_cnn@digits")
 

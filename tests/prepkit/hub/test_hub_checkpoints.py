@@ -14,7 +14,7 @@ from prepkit.cli import main
 from prepkit.errors import CheckpointError, HubError
 from prepkit.hub.checkpoints import fetch_checkpoint
 from prepkit.prep.file import load_prep
-from prepkit.verify import verify
+from prepkit.zoo.change.verify import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LENET = "lenet_like@digits"

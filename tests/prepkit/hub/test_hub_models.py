@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from prepkit.address import parse
 from prepkit.cli import main
 from prepkit.errors import ZooError
-from prepkit.zoo.csv_columns import records_of, stem
-from prepkit.zoo.sources import check_columns
+from prepkit.zoo.change.csv_columns import records_of, stem
+from prepkit.zoo.change.sources import check_columns
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,17 @@ from click.testing import CliRunner
 from pushed_zoos import write_zoo
 
 from prepkit.api import open_zoo
-from prepkit.card import write_card
 from prepkit.cli import main
 from prepkit.errors import HubError, OutputError, WhereError, ZooError
 from prepkit.hub.pull import pull, pull_zoo
 from prepkit.hub.push import push
 from prepkit.hub.selection import RECORD
 from prepkit.hub.target import WORK
-from prepkit.verify import verify
-from prepkit.zoo.manifest import read_manifest, write_manifest
-from prepkit.zoo.splitting import split_zoo
-from prepkit.zoo.tables import write_whole
+from prepkit.zoo.card.card import write_card
+from prepkit.zoo.change.splitting import split_zoo
+from prepkit.zoo.change.verify import verify
+from prepkit.zoo.format.manifest import read_manifest, write_manifest
+from prepkit.zoo.format.tables import write_whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

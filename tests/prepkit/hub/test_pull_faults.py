@@ -16,14 +16,14 @@ from huggingface_hub import constants
 from pushed_zoos import write_zoo
 
 from prepkit.api import open_zoo
-from prepkit.card import write_card
 from prepkit.errors import HubError, OutputError, ZooError, ZooLocked
 from prepkit.hub import fetch, partial, target
 from prepkit.hub.pull import pull, pull_zoo
 from prepkit.hub.selection import RECORD
 from prepkit.hub.target import WORK
-from prepkit.verify import verify
-from prepkit.zoo.manifest import MANIFEST, manifest_bytes, read_manifest
+from prepkit.zoo.card.card import write_card
+from prepkit.zoo.change.verify import verify
+from prepkit.zoo.format.manifest import MANIFEST, manifest_bytes, read_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

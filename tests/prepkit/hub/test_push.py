@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from huggingface_hub import HfApi
 from pushed_zoos import write_zoo
 
-from prepkit.card import PICTURE, README, write_card
 from prepkit.cli import main
 from prepkit.errors import HubError
 from prepkit.hub import upload
@@ -22,7 +21,8 @@ from prepkit.hub.client import cache_folder
 from prepkit.hub.push import push
 from prepkit.hub.sending import Upload, interruptibly
 from prepkit.hub.upload import push_folder
-from prepkit.zoo.manifest import read_manifest
+from prepkit.zoo.card.card import PICTURE, README, write_card
+from prepkit.zoo.format.manifest import read_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

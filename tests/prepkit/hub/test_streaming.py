@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from prepkit.api import open_zoo
 from prepkit.errors import HubError, OutputError, ZooError
 from prepkit.hub import fetch, shelf, source
-from prepkit.zoo.manifest import MANIFEST, read_manifest
-from prepkit.zoo.order import Order, grouped
+from prepkit.zoo.format.manifest import MANIFEST, read_manifest
+from prepkit.zoo.read.order import Order, grouped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

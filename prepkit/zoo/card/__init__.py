@@ -1,0 +1,1 @@
+"""The card of a zoo: a README.md that the Hub understands."""

@@ -1,0 +1,262 @@
+"""The dataset card of a zoo: README.md with the Hub's YAML header, and card.png.
+
+All of it comes from the manifest, the table and a few PReps, without times, so the same zoo gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prepkit.files import replacing
+from prepkit.licence import licence_of_card
+from prepkit.zoo.format.counts import counts_of, num_bytes_of, readable
+from prepkit.zoo.format.manifest import Manifest
+
+if TYPE_CHECKING:
+    from prepkit.zoo.read.zoo import Zoo
+
+README = "README.md"
+PICTURE = "card.png"
+MARK = "<!-- Written by prepkit; remove this line to keep your own changes. -->"
+TAGS = ("prepkit", "weight-space-learning", "model-zoo", "pytorch")
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+OWN_MEANINGS = {
+    "id": "unique name of the instance",
+    "architecture": "name of its architecture",
+    "class_id": "number of its architecture",
+    "split": "what it is meant for",
+    "shard": "index of its file in the `shards` of zoo.json",
+    "row": "its row in that file",
+}
+MEANINGS_OF_TRAINING = {  # of the columns that `zoo train` writes; in other zoos they are the user's
+    "run": "the training that it is from; shared by all weights that are kept of one",
+    "item": "number of the data set of its own",
+    "seed": "of start, data order and augmentation",
+    "epoch": "after which its weights were taken",
+    "epochs": "of the whole training",
+    "schedule": "of the learning rate",
+    "precision": "of the forward pass in training",
+    "train_accuracy": "on all training data, without augmentation",
+    "train_loss": "the same",
+    "validation_accuracy": "on the validation data",
+    "validation_loss": "the same",
+    "accuracy": "on the test data",
+    "loss": "the same",
+}
+MEANINGS_OF_SOURCES = {  # of the columns that `zoo create` fills
+    "source": "address on the Hub of the checkpoint, with its commit",
+    "source_sha256": "of the checkpoint's file",
+}
+MEANINGS = {"zoo train": MEANINGS_OF_TRAINING, "zoo create": MEANINGS_OF_SOURCES}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What was written: README.md is None where the user's own stands, card.png is None without matplotlib."""
+
+    readme: Path | None
+    picture: Path | None
+
+
+def write_card(path: str | os.PathLike[str]) -> Card:
+    """Write README.md and, if matplotlib is there, card.png into a finished zoo; older ones are replaced.
+
+    A README.md without prepkit's mark is the user's own and left alone.
+    raises ZooError if the folder is no zoo, OutputError if it cannot be written
+    """
+    from prepkit.zoo.read.store import Store
+    from prepkit.zoo.read.zoo import Zoo
+
+    root = Path(path)
+    store = Store(root)
+    zoo = Zoo(store, None, store.manifest.shape)
+    picture = _picture(zoo, root)
+    readme = root / README
+    if readme.exists() and MARK not in readme.read_text(encoding="utf-8", errors="replace"):
+        return Card(None, picture)
+    with replacing(readme, overwrite=True) as temporary:
+        temporary.write_text(card_text(zoo, picture is not None), encoding="utf-8")
+    return Card(readme, picture)
+
+
+def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
+    """The whole README.md.
+
+    repo: where the zoo is on the Hub, None for a local folder
+    """
+    manifest = zoo.manifest
+    header = [line for lines in card_header(manifest).values() for line in lines]
+    sections = [
+        ["---", *header, "---", MARK, "", f"# {_line(manifest.name)}", "", _summary(manifest)],
+        [f"![accuracy by architecture, and PReps]({PICTURE})"] if has_picture else [],
+        ["## How to load it", "", *_loading(manifest, repo)],
+        ["## Architectures", "", *_architectures(manifest)],
+        ["## Splits", "", *_splits(manifest)],
+        ["## Task and preprocessing", "", *_task(manifest)],
+        ["## Training protocol and initialisation", "", *_provenance(manifest)],
+        ["## Columns", "", *_columns(zoo)],
+        ["## Licence", "", _line(manifest.license or "none was given.")],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def card_header(manifest: Manifest) -> dict[str, list[str]]:
+    """The lines of the YAML that the Hub reads, by key; text is quoted as JSON, which YAML reads too."""
+    size = next((name for limit, name in SIZES if manifest.table.rows < limit), "10M<n<100M")
+    licence, name = licence_of_card(manifest.license)
+    header = {
+        "license": [f"license: {_quoted(licence)}"],
+        "license_name": [] if name is None else [f"license_name: {_quoted(name)}"],
+        "pretty_name": [f"pretty_name: {_quoted(manifest.name)}"],
+        "tags": ["tags:", *(f"- {tag}" for tag in TAGS)],
+        "size_categories": ["size_categories:", f"- {size}"],
+        "configs": ["configs:", "- config_name: default", f"  data_files: {_quoted(manifest.table.path)}"],
+    }
+    return {key: lines for key, lines in header.items() if lines}
+
+
+def _summary(manifest: Manifest) -> str:
+    counts = [count for count in counts_of(manifest).values() if count]
+    return (
+        f"{manifest.table.rows:,} trained networks of {len(counts)} architectures, each as one matrix (a PRep) that "
+        f"fits {manifest.shape} {manifest.dtype} values; {readable(num_bytes_of(manifest))} in {len(manifest.shards)} "
+        f"{manifest.shard_format} shards. Made with {_line(manifest.created_by)}."
+    )
+
+
+def _loading(manifest: Manifest, repo: str | None) -> list[str]:
+    names = [name for name in ("train", *manifest.splits) if name in manifest.splits and _plain(name)]
+    part = f'.split("{names[0]}")' if names else ""
+    shape = f"[N, {manifest.height}, {manifest.width}]"
+    where = "path/to/this/folder" if repo is None else f"hf://{repo}"
+    whole = [] if repo is None else ["", f"`prepkit pull {repo}` fetches all of it, and compares each file's sha256."]
+    return [
+        "```python",
+        "import prepkit",
+        f'zoo = prepkit.open_zoo("{where}"){part}',
+        f"preps, metadata = zoo.preps(), zoo.table    # {shape}, and a row each",
+        "```",
+        *whole,
+    ]
+
+
+def _architectures(manifest: Manifest) -> list[str]:
+    counts = counts_of(manifest)
+    rows = [
+        (
+            "teacher" if stored.class_id is None else stored.class_id,
+            stored.name,
+            counts[stored.name],
+            stored.layout.num_parameters,
+            f"{stored.height} x {manifest.width}",
+            "x".join(map(str, stored.input_shape or ())) or "unknown",
+        )
+        for stored in manifest.architectures
+    ]
+    return _markdown(("ClassId", "architecture", "instances", "packed parameters", "PRep", "input"), rows)
+
+
+def _splits(manifest: Manifest) -> list[str]:
+    if not manifest.splits:
+        return ["None."]
+    rest = manifest.table.rows - sum(manifest.splits.values())
+    rows = [*manifest.splits.items(), *([("(none)", rest)] if rest else [])]
+    return _markdown(("split", "instances"), rows)
+
+
+def _task(manifest: Manifest) -> list[str]:
+    if manifest.task is None:
+        return ["Not recorded."]
+    return _facts(manifest.task)
+
+
+def _provenance(manifest: Manifest) -> list[str]:
+    return _facts(manifest.provenance) if manifest.provenance else ["Not recorded."]
+
+
+def _facts(record: Mapping[str, Any]) -> list[str]:
+    """One item a key; text of several lines as a block, the rest as JSON."""
+    lines = []
+    for key, value in sorted(record.items()):
+        if isinstance(value, str) and "\n" in value:
+            lines += [f"- {_line(key)}:", "", *_fenced(value)]
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+            lines.append(f"- {_line(key)}: `{_line(text).replace('`', chr(39))}`")
+    return lines
+
+
+def _columns(zoo: Zoo) -> list[str]:
+    command = (zoo.manifest.provenance or {}).get("command")
+    meanings = OWN_MEANINGS | (MEANINGS.get(command, {}) if isinstance(command, str) else {})
+    rows = [
+        (field.name, str(field.type), zoo.table[field.name].null_count, meanings.get(field.name, ""))
+        for field in zoo.table.schema
+    ]
+    return _markdown(("column", "type", "missing", "meaning"), rows)
+
+
+def _markdown(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]:
+    cells = [header, ("---",) * len(header), *rows]
+    return [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in cells]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else _line(str(value)).replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    """Text that cannot break out of its line, nor be taken for HTML."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def _fenced(text: str) -> list[str]:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return [fence, *text.strip("\n").splitlines(), fence]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if not _plain(text) else text
+
+
+def _plain(text: str) -> bool:
+    return text.isascii() and text[:1].isalpha() and all(c.isalnum() or c in "-._" for c in text) and not _is_word(text)
+
+
+def _is_word(text: str) -> bool:
+    """Words that YAML takes for something else than text."""
+    return text.lower() in ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+
+
+def _picture(zoo: Zoo, root: Path) -> Path | None:
+    content = picture_of(zoo)
+    if content is None:
+        return None
+    with replacing(root / PICTURE, overwrite=True) as temporary:
+        temporary.write_bytes(content)
+    return root / PICTURE
+
+
+def picture_of(zoo: Zoo) -> bytes | None:
+    """The bytes of card.png; None for an empty zoo or without matplotlib."""
+    from prepkit.figures import PlotsMissing
+    from prepkit.zoo.card.picture import card_figure
+
+    if not len(zoo):
+        return None
+    try:
+        figure = card_figure(zoo)
+    except PlotsMissing:
+        return None
+    content = io.BytesIO()
+    # Without the name and version of the software the same picture has the same bytes.
+    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
+    return content.getvalue()

@@ -1,0 +1,91 @@
+"""The picture of a zoo's card: accuracy by architecture, and a grid of PReps, one row an architecture."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from prepkit.figures import PADDING_COLOUR, PlotsMissing, colour_limit, masked, pooled
+
+if TYPE_CHECKING:
+    from prepkit.zoo.read.zoo import Zoo
+
+ACCURACY = "accuracy"
+PREPS_A_ROW = 4
+MAX_ARCHITECTURES = 6  # rows of the grid; a zoo of more shows the first ones
+
+
+def card_figure(zoo: Zoo) -> Any:
+    """A matplotlib Figure; without a column `accuracy` it has the grid only.
+
+    raises PlotsMissing without matplotlib
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PlotsMissing("drawing needs matplotlib; pip install 'prepkit[plots]'.") from None
+    rows = chosen(zoo)
+    accuracies = accuracy_by_architecture(zoo)
+    figure: Any = Figure(figsize=(11, 1.2 + 1.1 * max(2, len(rows))), layout="constrained")
+    if not accuracies:
+        _draw_grid(figure, zoo, rows)
+        return figure
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 2)).tolist()
+    _draw_accuracies(left, accuracies)
+    _draw_grid(right, zoo, rows)
+    return figure
+
+
+def chosen(zoo: Zoo) -> dict[str, list[int]]:
+    """The first instances of the first architectures."""
+    rows: dict[str, list[int]] = {
+        stored.name: [] for stored in zoo.manifest.architectures if stored.class_id is not None
+    }
+    for index, name in enumerate(zoo.table["architecture"].to_pylist()):
+        if len(rows[name]) < PREPS_A_ROW:
+            rows[name].append(index)
+    return dict([(name, indices) for name, indices in rows.items() if indices][:MAX_ARCHITECTURES])
+
+
+def accuracy_by_architecture(zoo: Zoo) -> dict[str, list[float]]:
+    """The finite values of the column `accuracy`; empty if there is none of numbers."""
+    from pyarrow import types
+
+    table = zoo.table
+    if ACCURACY not in table.column_names or not types.is_floating(table.schema.field(ACCURACY).type):
+        return {}
+    values: dict[str, list[float]] = {}
+    for name, value in zip(table["architecture"].to_pylist(), table[ACCURACY].to_pylist(), strict=True):
+        if value is not None and math.isfinite(value):
+            values.setdefault(name, []).append(value)
+    order = [stored.name for stored in zoo.manifest.architectures]
+    return dict(sorted(values.items(), key=lambda item: order.index(item[0])))
+
+
+def _draw_accuracies(figure: Any, accuracies: dict[str, list[float]]) -> None:
+    axes = figure.subplots()
+    axes.boxplot(list(accuracies.values()), widths=0.6, flierprops={"markersize": 2})
+    axes.set_xticks(range(1, len(accuracies) + 1), list(accuracies), rotation=30, ha="right", parse_math=False)
+    axes.set_ylabel("accuracy")
+
+
+def _draw_grid(figure: Any, zoo: Zoo, rows: dict[str, list[int]]) -> None:
+    grid = figure.subplots(len(rows), PREPS_A_ROW, squeeze=False)
+    for line, (name, indices) in zip(grid, rows.items(), strict=True):
+        line[0].set_ylabel(name.partition("@")[0], fontsize=7, parse_math=False)
+        for axes, index in zip(line, indices, strict=False):
+            _draw_prep(axes, zoo, index)
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+        for axes in line[len(indices) :]:
+            axes.set_frame_on(False)
+
+
+def _draw_prep(axes: Any, zoo: Zoo, index: int) -> None:
+    prep, row = zoo[index]
+    cells = prep.values.double().numpy()
+    limit = colour_limit(cells, prep.layout.total)
+    axes.set_facecolor(PADDING_COLOUR)
+    image = pooled(masked(cells, prep.layout.total))
+    axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    axes.set_title(row["id"][:24], fontsize=6, parse_math=False)

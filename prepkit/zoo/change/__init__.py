@@ -1,0 +1,1 @@
+"""Zoos made from zoos: verified, converted, merged, split and cut."""

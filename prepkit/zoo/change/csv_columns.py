@@ -1,0 +1,176 @@
+"""Metadata of models in a CSV file, joined to their files by name.
+
+    file,id,split,accuracy
+    run0_epoch9.pt,run0-9,train,0.91
+    run1_epoch9,run1-9,test,
+
+`file` is a model's file name, with or without its suffix, or its address on the Hub as it was given; `id` and `split`
+may be missing; each other column is the user's. A column holds int, float, bool or text: the narrowest that all its
+cells can be read as; an empty cell is None.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prepkit.address import HUB_SCHEME, HubAddress
+from prepkit.errors import ZooError, listed, nearest
+from prepkit.zoo.format.tables import OWN_COLUMNS, plain_columns
+
+FILE = "file"
+INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # 007 is a name; 18 digits fit 64 bits
+# Whole numbers of up to 15 digits only: a float holds those exactly, longer ones stay text.
+FLOAT = re.compile(
+    r"[+-]?((0|[1-9][0-9]{0,14})([eE][+-]?[0-9]+)?|(0|[1-9][0-9]*)?\.[0-9]*([eE][+-]?[0-9]+)?|inf|nan)", re.IGNORECASE
+)
+SUFFIXES = (".prep.safetensors", ".safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A model to be added: its file or address, its id, its split and the user's columns."""
+
+    file: Path | HubAddress
+    id: str
+    split: str | None
+    columns: dict[str, Any]
+
+
+def records_of(models: Iterable[Path | HubAddress], table: Path | None) -> tuple[list[Record], list[str]]:
+    """Each model with its row, and the `file` of rows that no model has.
+
+    raises ZooError for a model without a file or a row, two rows or ids of one name, a damaged CSV
+    """
+    models = list(models)
+    absent = [str(model) for model in models if isinstance(model, Path) and not model.is_file()]
+    if absent:
+        raise ZooError(f"{len(absent)} of {len(models)} models are no files: {listed(absent)}.")
+    rows = {} if table is None else read_csv(table)
+    if table is None:
+        records = [Record(model, stem(model), None, {}) for model in models]
+        _check_ids(records)
+        return records, []
+    pairs = [(model, _row_name(model, rows)) for model in models]
+    missing = [_name(model) for model, name in pairs if name is None]
+    if missing:
+        near = nearest(missing[0], rows)
+        raise ZooError(f"{table}: {len(missing)} models have no row in it: {listed(missing)}.{near}")
+    records = [_record(model, rows[name]) for model, name in pairs if name is not None]
+    _check_ids(records)
+    used = {name for _, name in pairs}
+    return records, [name for name in rows if name not in used]
+
+
+def stem(model: Path | HubAddress) -> str:
+    """The name without its suffix: `model` for model.pt and model.prep.safetensors, `user/model` for hf://user/model.
+
+    An address keeps its whole path: most files of the Hub are called model.safetensors.
+    """
+    name = _name(model).removeprefix(HUB_SCHEME)
+    if isinstance(model, HubAddress) and model.path is None:
+        return name
+    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), Path(name).suffix)
+    return name.removesuffix(suffix) or name
+
+
+def _name(model: Path | HubAddress) -> str:
+    """What the table calls a model: the name of its file, or its address."""
+    return model.name if isinstance(model, Path) else str(model)
+
+
+def read_csv(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows by `file`, with typed cells.
+
+    raises ZooError naming the line that is wrong
+    """
+    header, lines = _lines(path)
+    _check_header(path, header)
+    columns = {name: typed([line[place] for _, line in lines]) for place, name in enumerate(header)}
+    for name in {FILE, "id", "split"} & columns.keys():
+        columns[name] = [line[header.index(name)] or None for _, line in lines]
+    rows: dict[str, dict[str, Any]] = {}
+    for index, (number, _) in enumerate(lines):
+        row = {name: values[index] for name, values in columns.items()}
+        file = row.pop(FILE)
+        name = file if file is None or file.startswith(HUB_SCHEME) else Path(file).name
+        if name is None or name in rows:
+            what = "is missing" if file is None else f"'{file}' stands twice"
+            raise ZooError(f"{path}, line {number}: {FILE} {what}.")
+        rows[name] = row
+    return rows
+
+
+def typed(cells: list[str]) -> list[Any]:
+    """The cells of a column as int, float, bool or text, empty ones as None."""
+    filled = [cell for cell in cells if cell]
+    read: Callable[[str], Any] = str
+    if all(INTEGER.fullmatch(cell) for cell in filled):
+        read = int
+    elif all(FLOAT.fullmatch(cell) and any(c.isalnum() for c in cell) for cell in filled):
+        read = float
+    elif all(cell.lower() in ("true", "false") for cell in filled):
+        read = _boolean
+    return [read(cell) if cell else None for cell in cells]
+
+
+def _boolean(cell: str) -> bool:
+    return cell.lower() == "true"
+
+
+def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and all other lines with their numbers and cells."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(line)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ZooError(f"{path}: not a CSV file in UTF-8: {error}.") from None
+    except OSError as error:
+        raise ZooError(f"{path}: cannot be read: {error.strerror}.") from None
+    if not lines:
+        raise ZooError(f"{path}: empty; the first line names the columns, one of them '{FILE}'.")
+    header = lines[0][1]
+    for number, line in lines[1:]:
+        if len(line) != len(header):
+            raise ZooError(f"{path}, line {number}: {len(line)} cells, but the first line names {len(header)} columns.")
+    return header, lines[1:]
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    if FILE not in header:
+        raise ZooError(
+            f"{path}: there is no column '{FILE}', which names each row's model; there are {listed(header)}."
+        )
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ZooError(f"{path}: the columns {listed(twice)} stand twice.")
+    users = [name for name in header if name not in (FILE, "id", "split")]
+    reserved = [name for name in users if name in OWN_COLUMNS]
+    if reserved:
+        raise ZooError(f"{path}: the zoo fills the columns {listed(reserved)} itself; rename them.")
+    plain_columns(dict.fromkeys(users), str(path))
+
+
+def _row_name(model: Path | HubAddress, rows: dict[str, dict[str, Any]]) -> str | None:
+    return next((name for name in (_name(model), stem(model)) if name in rows), None)
+
+
+def _record(model: Path | HubAddress, row: dict[str, Any]) -> Record:
+    users = {name: value for name, value in row.items() if name not in ("id", "split")}
+    return Record(model, row.get("id") or stem(model), row.get("split"), users)
+
+
+def _check_ids(records: list[Record]) -> None:
+    files: dict[str, Path | HubAddress] = {}
+    for record in records:
+        if record.id in files:
+            raise ZooError(
+                f"'{files[record.id]}' and '{record.file}' both have the id '{record.id}'; give them different ones "
+                "in a column `id` of --table."
+            )
+        files[record.id] = record.file

@@ -1,0 +1,142 @@
+"""cut: some instances of a zoo as a smaller zoo of its own.
+
+ClassIds, architectures, shape, task and teacher stay as they are, so an instance is the same in both zoos. A shard all
+of whose rows stay keeps its content; of another one the rows that stay are copied. The new zoo's provenance says what
+it was cut from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prepkit.errors import ZooError
+from prepkit.zoo.change.convert import Rows, check_values, copy_shard, rows_of
+from prepkit.zoo.format.manifest import Manifest, Shard, StoredFile
+from prepkit.zoo.format.shards import offset_of_values, shard_format
+from prepkit.zoo.format.tables import whole_numbers, write_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which instances of a zoo stay.
+
+    table: their rows, as they are in the zoo
+    rows:  number of a shard -> its rows that stay, ascending
+    """
+
+    manifest: Manifest
+    table: pa.Table
+    rows: Mapping[int, np.ndarray]
+
+    def is_whole(self, number: int) -> bool:
+        """Whether all rows of a shard stay."""
+        return len(self.rows[number]) == self.manifest.shards[number].rows
+
+
+def planned_cut(manifest: Manifest, table: pa.Table, place: str) -> Cut:
+    """What a cut takes of each shard.
+
+    table: some rows of the zoo's table
+    raises ZooError if a row names no row of a shard
+    """
+    shards, rows = (whole_numbers(table[name]) for name in ("shard", "row"))
+    found: dict[int, np.ndarray] = {}
+    for number in np.unique(shards).tolist():
+        chosen = np.unique(rows[shards == number])
+        if not 0 <= number < len(manifest.shards) or chosen[0] < 0 or chosen[-1] >= manifest.shards[number].rows:
+            raise ZooError(f"{place}: the table names rows of shard {number} that are not there.")
+        found[number] = chosen
+    return Cut(manifest, table, found)
+
+
+def cut_shard(cut: Cut, number: int, source: Path, root: Path) -> Shard:
+    """Write the rows of a shard that stay into `root`, read them back, and describe them.
+
+    source: the folder in which the whole shard lies under its path
+    """
+    manifest, shard = cut.manifest, cut.manifest.shards[number]
+    whole, kind = rows_of(source, manifest, shard), shard_format(manifest.shard_format)
+    chosen = cut.rows[number]
+    picked = PickedRows(whole.file, whole.offset, replace(whole.extent, rows=len(chosen)), tuple(chosen.tolist()))
+    copied = copy_shard(picked, picked.extent, shard.architecture, number, kind, root, None)
+    file = root / copied.path
+    check_values(picked, Rows(file, offset_of_values(file, kind, picked.extent), picked.extent))
+    return copied
+
+
+def cut_table(cut: Cut, root: Path) -> StoredFile:
+    """Write the table of the rows that stay, with the numbers that their shards and rows have in the new zoo."""
+    import pyarrow as pa
+
+    old_shards, old_rows = (whole_numbers(cut.table[name]) for name in ("shard", "row"))
+    new_shards, new_rows = np.zeros(len(old_shards), np.int32), np.zeros(len(old_rows), np.int32)
+    for new, number in enumerate(sorted(cut.rows)):
+        here = old_shards == number
+        new_shards[here] = new
+        new_rows[here] = np.searchsorted(cut.rows[number], old_rows[here])
+    table = cut.table
+    for name, numbers in (("shard", new_shards), ("row", new_rows)):
+        place = table.column_names.index(name)
+        field = table.schema.field(place)
+        table = table.set_column(place, field, pa.array(numbers).cast(field.type))
+    return write_whole(table, root)
+
+
+def cut_manifest(cut: Cut, shards: Mapping[int, Shard], table: StoredFile, origin: Mapping[str, Any]) -> Manifest:
+    """The manifest of the new zoo.
+
+    shards: number of a shard in the old zoo -> what became of it
+    origin: where the old zoo was, and how the instances were chosen
+    """
+    from prepkit import __version__
+
+    old = cut.manifest
+    splits = Counter(name for name in cut.table["split"].to_pylist() if name is not None)
+    about = {
+        **origin,
+        "name": old.name,
+        "sha256": old.to_dict()["sha256"],
+        "instances": old.table.rows,
+        "license": old.license,
+        "provenance": dict(old.provenance),
+    }
+    return replace(
+        old,
+        shards=tuple(shards[number] for number in sorted(cut.rows)),
+        table=table,
+        splits=dict(sorted(splits.items())),
+        provenance={"cut": about},
+        created_by=f"prepkit {__version__}",
+    )
+
+
+@dataclass(frozen=True)
+class PickedRows(Rows):
+    """Some rows of a shard.
+
+    extent: of the rows that are picked
+    """
+
+    picked: tuple[int, ...] = ()
+
+    def pieces(self, rows_a_piece: int) -> Iterator[np.ndarray]:
+        """The picked rows in order, as bytes `[rows, row_bytes]`."""
+        size = self.extent.row_bytes
+        with open(self.file, "rb") as opened:
+            for start in range(0, len(self.picked), rows_a_piece):
+                some = self.picked[start : start + rows_a_piece]
+                piece = np.empty((len(some), size), dtype=np.uint8)
+                for row, values in zip(some, piece, strict=True):
+                    opened.seek(self.offset + row * size)
+                    if opened.readinto(values.data) != size:
+                        raise ZooError(f"{self.file}: truncated while it was read.")
+                yield piece

@@ -1,0 +1,310 @@
+"""verify: is a zoo what its manifest says? Every file hashed, every header and the table checked, faults named.
+
+    found = verify("my-zoo")
+    found.ok, found.faults, found.notes
+
+`rerun` goes further: it runs some instances on their task's test data and compares the accuracy with the stored one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from prepkit.errors import PrepkitError, ZooError, listed
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
+from prepkit.zoo.format.paths import inside
+from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from prepkit.tasks.task import Task
+    from prepkit.zoo.read.zoo import Zoo
+
+CHUNK_BYTES = 4 << 20
+MAX_JOBS = 8
+MAX_FAULTS_OF_TABLE = 5  # of one kind; a table that is wrong everywhere need not be told row by row
+EXPECTED_BESIDE = frozenset((MANIFEST, "README.md", "card.png", ".gitattributes", ".gitignore"))
+EXPECTED_FOLDERS = frozenset((".git", ".cache"))  # of git, and of the Hub's client
+ACCURACY = "accuracy"
+ITEM = "item"  # the column that says which data set of the task an instance was trained on
+TEST = "test"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as the manifest says: file, place in the manifest or in the file, and what is wrong."""
+
+    file: str
+    place: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.place}): {self.problem}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    files, bytes: how much was read and hashed
+    notes:        what is no fault but good to know, such as files that belong to nothing
+    """
+
+    path: str
+    instances: int
+    files: int
+    bytes: int
+    faults: tuple[Fault, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.faults
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """An instance that was run again: the accuracy that is stored, the one found, and whether they agree."""
+
+    id: str
+    stored: float | None
+    found: float
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """A file that the manifest names."""
+
+    path: str
+    sha256: str
+    place: str
+    bytes: int | None = None
+    shard: Shard | None = None
+
+
+def verify(
+    path: str | os.PathLike[str], jobs: int | None = None, progress: Callable[[int], None] | None = None
+) -> Verification:
+    """Compare every file of a zoo with its manifest, in parallel and in constant memory.
+
+    jobs:     threads that read and hash; up to eight if missing
+    progress: called with a number of bytes each time that many more were hashed
+    raises ZooError if the folder is no zoo at all
+    """
+    root = Path(path)
+    try:
+        manifest = read_manifest(root)
+    except ZooError as error:
+        if not (root / MANIFEST).is_file():
+            raise
+        return Verification(str(root), 0, 1, 0, (_fault(root, MANIFEST, "manifest", error),))
+    expected = list(_expected(manifest))
+    told = _locked(progress)
+    with ThreadPoolExecutor(jobs or min(MAX_JOBS, os.cpu_count() or 1), "prepkit-verify") as pool:
+        found = list(pool.map(lambda item: _check_file(root, manifest, item, told), expected))
+    faults = [fault for _, fault in found if fault is not None]
+    if manifest.table.path not in {fault.file for fault in faults}:
+        faults += _table_faults(root, manifest)
+    num_bytes = sum(count for count, _ in found)
+    return Verification(
+        str(root), manifest.table.rows, len(expected) + 1, num_bytes, tuple(faults), _notes(root, expected)
+    )
+
+
+def rerun(zoo: Zoo, count: int, data: Path | None = None) -> tuple[Rerun, ...]:
+    """Run `count` instances, spread evenly over the zoo, on the task's test data, and compare the column `accuracy`.
+
+    data: where the task's data lies, if it is a folder of the user's
+    One sample may tip over where arithmetic differs from the machine that measured; two are a disagreement.
+    raises ZooError if the task's data is not at hand or not that of the zoo, or the table has no such column
+    """
+    from prepkit.tasks import load_task
+
+    if ACCURACY not in zoo.table.column_names:
+        raise ZooError(f"'{zoo.name}' has no column '{ACCURACY}' to compare with.")
+    task = load_task(zoo.task, data)
+    chosen = [index * len(zoo) // count for index in range(count)] if count < len(zoo) else range(len(zoo))
+    return tuple(_rerun_one(zoo, index, task) for index in chosen)
+
+
+def _rerun_one(zoo: Zoo, index: int, task: Task) -> Rerun:
+    row = zoo.metadata(index)
+    network = zoo.network(index).float()
+    shared = 1 + len(task.input_shape)  # axes of inputs that all instances share; one more where each has its own
+
+    def run(inputs: Tensor) -> Tensor:
+        outputs: Tensor = network(inputs if inputs.ndim == shared else inputs[0])
+        return outputs[None]
+
+    try:
+        found = task.evaluate(run, [row.get(ITEM) or 0], TEST)[ACCURACY].item()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ZooError(f"instance '{row['id']}' does not run on the task's test data: {reason}") from None
+    stored = row[ACCURACY]
+    one_sample = 1.001 / task.splits[TEST]  # a little more than one: the stored number is rounded
+    return Rerun(row["id"], stored, found, stored is not None and abs(stored - found) <= one_sample)
+
+
+def _expected(manifest: Manifest) -> Iterator[_Expected]:
+    table = manifest.table
+    yield _Expected(table.path, table.sha256, "table", table.bytes)
+    for index, shard in enumerate(manifest.shards):
+        yield _Expected(shard.path, shard.sha256, f"shards[{index}]", shard.bytes, shard)
+    if manifest.teacher is not None:
+        yield _Expected(manifest.teacher.path, manifest.teacher.sha256, "teacher")
+
+
+def _check_file(
+    root: Path, manifest: Manifest, item: _Expected, progress: Callable[[int], None]
+) -> tuple[int, Fault | None]:
+    """The number of bytes hashed, and what is wrong with a file."""
+    count = 0
+    try:
+        file = inside(root, item.path, str(root / MANIFEST))
+        size = file.stat().st_size
+        if item.bytes is not None and size != item.bytes:
+            what = "truncated" if size < item.bytes else "too long"
+            raise ZooError(f"{what}: it has {size:,} bytes, the manifest says {item.bytes:,}. Fetch it again.")
+        sha256, count = _sha256(file, progress)
+        header = _header_problem(file, manifest, item)
+        if sha256 != item.sha256:
+            where = header or "its header is sound, so its content differs."
+            wrong = f"its sha256 is {sha256[:12]}..., not {item.sha256[:12]}..."
+            raise ZooError(f"damaged: {wrong}; {where} Fetch it again.")
+        if header is not None:
+            raise ZooError(header)
+    except FileNotFoundError:
+        return count, Fault(item.path, item.place, "missing. Fetch it again.")
+    except OSError as error:
+        return count, Fault(item.path, item.place, f"cannot be read: {error.strerror or error}.")
+    except ZooError as error:
+        return count, _fault(root, item.path, item.place, error)
+    return count, None
+
+
+def _header_problem(file: Path, manifest: Manifest, item: _Expected) -> str | None:
+    """What is wrong with the header of a shard or teacher, or None."""
+    try:
+        if item.shard is not None:
+            height = manifest.architecture(item.shard.architecture).height
+            extent = Extent(item.shard.rows, height, manifest.width, manifest.dtype)
+            offset_of_values(file, shard_format(manifest.shard_format), extent)
+        elif item.place == "teacher":
+            _check_teacher(file, manifest)
+    except PrepkitError as error:
+        return str(error)
+    except Exception as error:  # h5py raises what it likes for a damaged file
+        return f"its header cannot be read ({type(error).__name__})."
+    return None
+
+
+def _check_teacher(file: Path, manifest: Manifest) -> None:
+    from prepkit.prep.file import read_prep_header
+
+    teacher = manifest.teacher
+    header = read_prep_header(file)
+    if teacher is not None and header.layout != manifest.architecture(teacher.architecture).layout:
+        raise ZooError(f"it is no {teacher.architecture}: its layout is another one.")
+
+
+def _sha256(file: Path, progress: Callable[[int], None]) -> tuple[str, int]:
+    digest, count = hashlib.sha256(), 0
+    buffer = bytearray(CHUNK_BYTES)
+    with open(file, "rb", buffering=0) as opened:
+        while read := opened.readinto(buffer):
+            digest.update(memoryview(buffer)[:read])
+            count += read
+            progress(read)
+    return digest.hexdigest(), count
+
+
+def _table_faults(root: Path, manifest: Manifest) -> list[Fault]:
+    """Whether the table's rows and the manifest agree: each row of each shard belongs to one instance, once."""
+    from prepkit.zoo.format.tables import read_table
+
+    path = manifest.table.path
+    try:
+        table = read_table(root / path, manifest.table)
+        problems = list(_table_problems(table, manifest))
+    except ZooError as error:
+        return [_fault(root, path, "table", error)]
+    return [Fault(path, place, problem) for place, problem in problems]
+
+
+def _table_problems(table: pa.Table, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Place and problem of what disagrees."""
+    import pyarrow.compute as pc
+
+    missing = [name for name in ("id", "architecture", "shard", "row") if table[name].null_count]
+    if missing:
+        yield f"column {listed(missing)}", "values are missing."
+        return
+    if len(table) and pc.count_distinct(table["id"]).as_py() != len(table):
+        yield "column id", "an id stands twice."
+    yield from _misplaced(table, manifest)
+    counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(table["split"]).to_pylist()}
+    counts.pop(None, None)
+    if counts != dict(manifest.splits):
+        yield "column split", f"the table counts {counts}, the manifest {dict(manifest.splits)}."
+
+
+def _misplaced(table: pa.Table, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    class_ids = {stored.name: stored.class_id for stored in manifest.architectures}
+    free = {(number, row) for number, shard in enumerate(manifest.shards) for row in range(shard.rows)}
+    told = 0
+    columns = (table[name].to_pylist() for name in ("architecture", "class_id", "shard", "row"))
+    for index, (name, class_id, shard, row) in enumerate(zip(*columns, strict=True)):
+        if (shard, row) not in free:
+            problem = f"row {row} of shard {shard} is not there, or another instance's already."
+        elif (name, class_id) != (manifest.shards[shard].architecture, class_ids.get(name)):
+            holds = manifest.shards[shard].architecture
+            problem = f"'{name}' with ClassId {class_id}, but shard {shard} holds {holds}, {class_ids[holds]}."
+        else:
+            problem = ""
+        free.discard((shard, row))
+        if problem and told < MAX_FAULTS_OF_TABLE:
+            told += 1
+            yield f"row {index}", problem
+
+
+def _notes(root: Path, expected: list[_Expected]) -> tuple[str, ...]:
+    """What lies in the folder and belongs to nothing."""
+    known = EXPECTED_BESIDE | {item.path for item in expected}
+    strange = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in EXPECTED_FOLDERS)
+        paths = [(Path(folder) / name).relative_to(root).as_posix() for name in sorted(files)]
+        strange += [path for path in paths if path not in known]
+    return tuple(f"{path}: the manifest does not name it; it can be deleted." for path in strange)
+
+
+def _fault(root: Path, file: str, place: str, error: PrepkitError) -> Fault:
+    """A fault of an error, whose message may begin with the file."""
+    text = str(error)
+    for start in (f"{root / file}: ", f"{root / file}, "):
+        text = text.removeprefix(start)
+    return Fault(file, place, text)
+
+
+def _locked(progress: Callable[[int], None] | None) -> Callable[[int], None]:
+    """One call at a time: threads report, a progress bar is not made for them."""
+    lock = Lock()
+
+    def told(count: int) -> None:
+        if progress is not None:
+            with lock:
+                progress(count)
+
+    return told

@@ -1,0 +1,1 @@
+"""A zoo on disk: manifest, shards, tables and their paths."""

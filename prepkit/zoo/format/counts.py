@@ -1,0 +1,31 @@
+"""How much a zoo holds, from its manifest alone. Importing this module imports neither torch nor pyarrow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prepkit.zoo.format.manifest import Manifest
+
+
+def counts_of(manifest: Manifest) -> dict[str, int]:
+    """Instances of each architecture, those without any too."""
+    counts = {stored.name: 0 for stored in manifest.architectures}
+    for shard in manifest.shards:
+        counts[shard.architecture] += shard.rows
+    return counts
+
+
+def num_bytes_of(manifest: Manifest) -> int:
+    """Bytes of the table and all shards."""
+    return manifest.table.bytes + sum(shard.bytes for shard in manifest.shards)
+
+
+def readable(num_bytes: int) -> str:
+    """`1.5 MiB`."""
+    size = float(num_bytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,213 @@
+"""models-<hash>.parquet: one row an instance. Written from a stream of rows, in constant memory."""
+
+from __future__ import annotations
+
+import hashlib
+import keyword
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prepkit.errors import ZooError, listed
+from prepkit.files import flush, publish
+from prepkit.zoo.format.manifest import StoredFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+# Columns that the zoo itself fills; every other column is the user's.
+OWN_COLUMNS = ("id", "architecture", "class_id", "split", "shard", "row")
+ROWS_A_GROUP = 50_000
+EXACT_INTEGERS = 2**53  # a column of floats holds whole numbers up to it; larger ones are "long" and go with no float
+
+
+def plain_columns(columns: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """User columns as plain Python values: bool, int, float, text or None.
+
+    raises ZooError for a reserved or illegal name, or another kind of value
+    """
+    return {_checked_name(name, place): plain(value, f"{place}, column '{name}'") for name, value in columns.items()}
+
+
+def plain(value: Any, place: str) -> Any:
+    """A number, text, boolean or None; 0-dimensional arrays and tensors give their one value."""
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise ZooError(f"{place}: a {type(value).__name__} cannot stand in the table; give a number, text or boolean.")
+    if type(value) is str and not is_unicode(value):
+        raise ZooError(f"{place}: {value!r} is not Unicode text.")
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ZooError(f"{place}: {value} does not fit 64 bits; give it as text.")
+    return value
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with halves of surrogate pairs, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Schema:
+    """The types of user columns, gathered row by row: what Python's values need to be held without loss."""
+
+    def __init__(self, kinds: Mapping[str, str] | None = None) -> None:
+        self.kinds = dict(kinds or {})
+
+    def extended(self, rows: Iterable[Mapping[str, Any]], place: str) -> Schema:
+        """The schema that holds these rows too.
+
+        raises ZooError if a column had another kind of value before
+        """
+        kinds = dict(self.kinds)
+        for columns in rows:
+            for name, value in columns.items():
+                kinds[name] = _joined(kinds.get(name, "none"), value, f"{place}, column '{name}'")
+        return Schema(kinds)
+
+    def arrow(self) -> pa.Schema:
+        """The schema of the whole table."""
+        import pyarrow as pa
+
+        whole = {"int": pa.int64(), "long": pa.int64()}
+        types = {"bool": pa.bool_(), **whole, "float": pa.float64(), "str": pa.string(), "none": pa.null()}
+        own = [pa.string(), pa.string(), pa.int32(), pa.string(), pa.int32(), pa.int64()]
+        return pa.schema(
+            [*zip(OWN_COLUMNS, own, strict=True), *((name, types[kind]) for name, kind in self.kinds.items())]
+        )
+
+
+def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, root: Path, folder: Path) -> StoredFile:
+    """Write the table of rows as models-<hash>.parquet in `root`, by way of `folder`, and describe it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    part = folder / "models.part"
+    count = 0
+    with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        for batch in _batches(rows):
+            count += len(batch)
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema), row_group_size=ROWS_A_GROUP)
+    return publish_table(part, root, count)
+
+
+def write_whole(table: pa.Table, root: Path) -> StoredFile:
+    """Write a table that is in memory as models-<hash>.parquet, and describe it."""
+    import pyarrow.parquet as pq
+
+    part = root / "models.part"
+    pq.write_table(table, part, compression="zstd", row_group_size=ROWS_A_GROUP)
+    return publish_table(part, root, len(table))
+
+
+def publish_table(part: Path, root: Path, rows: int) -> StoredFile:
+    """Give a finished table the name that carries its hash."""
+    with open(part, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    stored = StoredFile(f"models-{sha256[:12]}.parquet", rows, part.stat().st_size, sha256)
+    flush(part)
+    publish(part, root / stored.path)
+    return stored
+
+
+def read_table(file: Path, stored: StoredFile) -> pa.Table:
+    """The table, compared with its sha256 and checked to have the zoo's own columns and the right number of rows.
+
+    raises ZooError naming the file and what is wrong
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise ZooError(f"{file}: missing; the zoo is not whole. Fetch it again.") from None
+    except OSError as error:
+        raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
+    if hashlib.sha256(content).hexdigest() != stored.sha256:
+        raise ZooError(f"{file}: damaged, its content does not match the sha256 in the manifest. Fetch it again.")
+    try:
+        # Not read_table: its threads may let go of `content` while the interpreter ends, which aborts the process.
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ZooError(f"{file}: it is no parquet table ({str(error)[:80]}).") from None
+    missing = [name for name in OWN_COLUMNS if name not in table.column_names]
+    if missing:
+        raise ZooError(f"{file}: the columns {listed(missing)} are missing.")
+    if table.num_rows != stored.rows:
+        raise ZooError(f"{file}: it has {table.num_rows:,} rows, the manifest says {stored.rows:,}.")
+    return table
+
+
+def whole_numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of whole numbers without missing ones, as int64 of its own.
+
+    By DLPack, as pyarrow's to_numpy imports pandas where it is installed: slow, and it swallows a Ctrl-C.
+    """
+    import numpy as np
+
+    return np.array(np.from_dlpack(column.combine_chunks()), dtype=np.int64)
+
+
+def rows_at(table: pa.Table, numbers: np.ndarray) -> pa.Table:
+    """These rows in this order; without pandas, which pyarrow imports for any array of numpy."""
+    import numpy as np
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(numbers, dtype=np.int64)
+    return table.take(pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)]))
+
+
+def rows_with(column: pa.ChunkedArray, text: str) -> np.ndarray:
+    """Numbers of the rows of a text column that hold this text; without pandas, which comparing in pyarrow imports."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    codes = pc.dictionary_encode(column.cast(pa.string()).combine_chunks(), null_encoding="encode")
+    texts = codes.dictionary.to_pylist()
+    code = texts.index(text) if text in texts else -1
+    return np.flatnonzero(np.from_dlpack(codes.indices) == code)
+
+
+def _joined(known: str, value: Any, place: str) -> str:
+    kind = _kind(value)
+    if "none" in (kind, known):
+        return known if kind == "none" else kind
+    if {kind, known} == {"int", "float"}:
+        return "float"
+    if {kind, known} == {"int", "long"}:
+        return "long"
+    if kind != known:
+        raise ZooError(f"{place}: {value!r} is {kind}, but other rows have {known}.")
+    return kind
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "none"
+    if type(value) is int and abs(value) > EXACT_INTEGERS:
+        return "long"
+    return type(value).__name__
+
+
+def _checked_name(name: str, place: str) -> str:
+    if name in OWN_COLUMNS:
+        raise ZooError(f"{place}: the column '{name}' is filled by the zoo itself; choose another name.")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ZooError(f"{place}: {name!r} cannot name a column; use letters, digits and _ (conditions name columns).")
+    return name
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, ROWS_A_GROUP)):
+        yield batch

@@ -1,0 +1,1 @@
+"""Zoos that are read: stores, views, loaders."""

@@ -1,0 +1,1 @@
+"""Zoos that are written: instances, staging, the journal, finishing."""

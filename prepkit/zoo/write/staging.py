@@ -1,0 +1,263 @@
+"""Shards while they are written: values appended to a file in `.writing`, hashed meanwhile, published when full.
+
+A shard's file begins with the frame of a full shard, so its sha256 grows with its values. Only the last shard of an
+architecture, which is rarely full, is hashed again when the writer closes: its frame says another number of rows.
+Values are written before their line in the journal, so that what the journal names is in the file, also after a
+kill -9 (the page cache outlives the process). After a power failure the file may be shorter than the journal says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prepkit.errors import OutputError, ZooError
+from prepkit.files import flush, output_error, publish
+from prepkit.zoo.format.manifest import Shard
+from prepkit.zoo.format.shards import Extent, Frame, ShardFormat
+
+SHARDS = "shards"
+CHUNK_BYTES = 4 << 20
+WRITE_BACK_BYTES = 32 << 20
+
+
+class Stage:
+    """The shards of one architecture, in order: full ones published, at most one open."""
+
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        architecture: str,
+        kind: ShardFormat,
+        extent: Extent,
+        threads: Threads,
+        on_published: Callable[[Shard], None],
+    ) -> None:
+        self.root = root
+        self.folder = folder
+        self.architecture = architecture
+        self.kind = kind
+        self.full = extent
+        self.frame: Frame = kind.frame(extent)
+        self.threads = threads
+        self.on_published = on_published
+        self.rows = 0
+        self._unwritten = 0
+        self._published: list[Future[Shard]] = []
+        self._file: int | None = None
+        self._digest: Any = None
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The number of the shard and the row in it of this architecture's instance `row`."""
+        return divmod(row, self.full.rows)
+
+    def part(self, number: int) -> Path:
+        """The file of a shard that is not published."""
+        return self.folder / f"{self.architecture}-{number:05d}.part"
+
+    def append(self, values: memoryview) -> Future[None]:
+        """Write whole rows; they may fill several shards. When the future is done, the values are hashed too.
+
+        raises OutputError if the disk is full; what was written of these rows is taken back
+        """
+        hashed: Future[None] = Future()
+        row_bytes = self.full.row_bytes
+        while len(values):
+            number, start = self.locate(self.rows)
+            count = min(len(values) // row_bytes, self.full.rows - start)
+            piece, values = values[: count * row_bytes], values[count * row_bytes :]
+            hashed = self._write(number, start, piece)
+            self.rows += count
+            if start + count == self.full.rows:
+                self._finish_full(number)
+        return hashed
+
+    def shards(self) -> list[Shard]:
+        """All shards, published; the last one cut to the rows it has."""
+        number, rows = self.locate(self.rows)
+        if rows:
+            self._finish_last(number, rows)
+        return [future.result() for future in self._published]
+
+    # Resuming -------------------------------------------------------------------------------------------------
+
+    def resume(self, rows: int, published: Mapping[str, Shard]) -> None:
+        """Take up where a killed writer stood: `rows` rows were finished.
+
+        published: shards by path that are known to be whole
+        raises ZooError if the values of a finished row are gone
+        """
+        self.rows = rows
+        number, rest = self.locate(rows)
+        for full in range(number):
+            known = [published[path] for path in map(self._relative, self._found(full)) if path in published]
+            if known and known[0].rows == self.full.rows:
+                self._published.append(_done(known[0]))
+                continue
+            self._reopen(full, self.full.rows)
+            self._finish_full(full)
+        if rest:
+            self._reopen(number, rest)
+        beyond = number + bool(rest)  # of a stack whose values were written but which was not finished
+        for found, file in self._all_published():
+            if found >= beyond:
+                file.unlink()
+        self.part(beyond).unlink(missing_ok=True)
+
+    def _found(self, number: int) -> list[Path]:
+        """The published file of a shard, if there is one."""
+        return [file for found, file in self._all_published() if found == number]
+
+    def _all_published(self) -> list[tuple[int, Path]]:
+        name = re.compile(re.escape(self.architecture) + r"-(\d{5,})-[0-9a-f]{12}" + re.escape(self.kind.suffix))
+        files = [(name.fullmatch(file.name), file) for file in (self.root / SHARDS).iterdir()]
+        return [(int(match[1]), file) for match, file in files if match]
+
+    def _relative(self, file: Path) -> str:
+        return file.relative_to(self.root).as_posix()
+
+    def _reopen(self, number: int, rows: int) -> None:
+        part = self.part(number)
+        found = self._found(number)
+        if found and not part.exists():  # published, and perhaps cut, before the kill
+            os.replace(found[0], part)
+        end = len(self.frame.before) + rows * self.full.row_bytes
+        if not part.exists() or part.stat().st_size < end:
+            raise ZooError(
+                f"{part}: the values of instances that were finished are gone (a power failure?), so this zoo cannot "
+                f"be resumed. Delete '{self.root}' and write it again."
+            )
+        self._file = os.open(part, os.O_RDWR)
+        os.ftruncate(self._file, end)
+        os.pwrite(self._file, self.frame.before, 0)
+        self._digest = hashlib.sha256()
+        for chunk in chunks_of(part, end):
+            self._digest.update(chunk)
+
+    # Writing --------------------------------------------------------------------------------------------------
+
+    def _write(self, number: int, start: int, values: memoryview) -> Future[None]:
+        if self._file is None:
+            self._file = os.open(self.part(number), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            write_all(self._file, memoryview(self.frame.before), 0, self.part(number))
+            self._digest = hashlib.sha256(self.frame.before)
+        write_all(self._file, values, len(self.frame.before) + start * self.full.row_bytes, self.part(number))
+        hashed = self.threads.hash(self._digest, values)
+        self._unwritten += len(values)
+        if self._unwritten >= WRITE_BACK_BYTES:  # or the disk would idle until the shard is full
+            self._unwritten = 0
+            self.threads.publishing.submit(write_back, os.dup(self._file))
+        return hashed
+
+    def _finish_full(self, number: int) -> None:
+        """Hash what comes after the values, and publish, both behind the values that are still being hashed."""
+        end = len(self.frame.before) + self.full.num_bytes
+        file, digest, part = self._open_file(), self._digest, self.part(number)
+        write_all(file, memoryview(self.frame.after), end, part)
+        os.close(file)
+        self._file = None
+        self.threads.hash(digest, memoryview(self.frame.after))
+        hashed = self.threads.hashing.submit(digest.hexdigest)
+        self._published.append(self.threads.publishing.submit(self._publish, part, number, self.full, hashed))
+
+    def _finish_last(self, number: int, rows: int) -> None:
+        """Give the last shard the frame of its own rows, and hash it anew."""
+        extent = replace(self.full, rows=rows)
+        frame = self.kind.frame(extent)
+        file, part = self._open_file(), self.part(number)
+        write_all(file, memoryview(frame.before), 0, part)
+        write_all(file, memoryview(frame.after), len(frame.before) + extent.num_bytes, part)
+        os.close(file)
+        self._file = None
+        hashed = self.threads.hashing.submit(sha256_of_file, part)
+        self._published.append(self.threads.publishing.submit(self._publish, part, number, extent, hashed))
+
+    def _publish(self, part: Path, number: int, extent: Extent, hashed: Future[str]) -> Shard:
+        size = part.stat().st_size
+        flush(part)  # long; the hash is computed meanwhile
+        sha256 = hashed.result()
+        path = f"{SHARDS}/{self.architecture}-{number:05d}-{sha256[:12]}{self.kind.suffix}"
+        publish(part, self.root / path)
+        shard = Shard(path, extent.rows, size, sha256, self.architecture)
+        self.on_published(shard)
+        return shard
+
+    def _open_file(self) -> int:
+        if self._file is None:
+            raise ZooError(f"the shard of {self.architecture} is not open.")
+        return self._file
+
+    def abandon(self) -> None:
+        """Close the file without finishing the shard; a later writer can resume."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class Threads:
+    """One thread that hashes and one that flushes and renames, beside the one that writes."""
+
+    def __init__(self) -> None:
+        self.hashing = ThreadPoolExecutor(1, "prepkit-hash")
+        self.publishing = ThreadPoolExecutor(1, "prepkit-fsync")
+
+    def hash(self, digest: Any, values: memoryview) -> Future[None]:
+        """Hash these bytes after all that were given before; they must stay as they are until it is done."""
+        return self.hashing.submit(digest.update, values)
+
+    def stop(self) -> None:
+        """Wait for what is in line."""
+        self.hashing.shutdown(wait=True)
+        self.publishing.shutdown(wait=True)
+
+
+def _done(shard: Shard) -> Future[Shard]:
+    future: Future[Shard] = Future()
+    future.set_result(shard)
+    return future
+
+
+def write_back(file: int) -> None:
+    """Bring to the disk what was written so far, and close this descriptor; publishing reports errors."""
+    with suppress(OSError):
+        os.fdatasync(file)
+    os.close(file)
+
+
+def write_all(file: int, values: memoryview, offset: int, path: Path) -> None:
+    """Write all bytes at an offset, or none: on an error the file is cut back to the offset.
+
+    raises OutputError
+    """
+    done = 0
+    values = values.cast("B")
+    try:
+        while done < len(values):
+            done += os.pwrite(file, values[done:], offset + done)
+    except OSError as error:
+        if done:
+            os.ftruncate(file, offset)
+        failure: OutputError = output_error(path, error)
+        raise failure from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a whole file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def chunks_of(path: Path, end: int) -> Iterator[bytes]:
+    """The first `end` bytes of a file, in pieces."""
+    with open(path, "rb") as file:
+        while end and (chunk := file.read(min(end, CHUNK_BYTES))):
+            end -= len(chunk)
+            yield chunk

@@ -1,0 +1,71 @@
+"""The teacher of a zoo that is being written: a PRep file in the working folder until `close` gives it its name.
+
+The file is named by its content and written before its line in the journal, so the journal never names a teacher that
+is not whole. `close` moves it; a writer that resumes after a kill in `close` moves it back.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prepkit.errors import ZooError
+from prepkit.prep.file import Origin, PRep, save_prep
+from prepkit.zoo.format.manifest import Teacher
+from prepkit.zoo.write.instance_rows import Packable
+from prepkit.zoo.write.journal import Taught
+from prepkit.zoo.write.staging import sha256_of_file
+
+PATTERN = "teacher-*.prep.safetensors"
+
+
+def keep_teacher(teacher: Packable, width: int, folder: Path) -> Taught:
+    """Write the teacher's PRep file in the working folder, whole or not at all.
+
+    raises OutputError
+    """
+    values = teacher.layout.pack(teacher.tensors, teacher.layout.shape(width))
+    part = folder / "teacher.part"
+    save_prep(PRep(values, teacher.layout, Origin(teacher.name)), part, overwrite=True)
+    taught = Taught(teacher.stored(width), sha256_of_file(part))
+    os.replace(part, folder / file_name(taught))
+    return taught
+
+
+def drop_others(taught: Taught | None, folder: Path) -> None:
+    """Remove all teachers but this one from a folder."""
+    for file in folder.glob(PATTERN):
+        if taught is None or file.name != file_name(taught):
+            file.unlink()
+
+
+def take_back(taught: Taught | None, root: Path, folder: Path) -> None:
+    """Bring the teacher that the journal names back to the working folder, from where a killed `close` had put it.
+
+    raises ZooError if its file is gone
+    """
+    if taught is not None:
+        name = file_name(taught)
+        if (root / name).exists():
+            os.replace(root / name, folder / name)
+        if not (folder / name).exists():
+            raise ZooError(
+                f"{folder / name}: the teacher's file is gone, so this zoo cannot be resumed. Delete '{root}' and "
+                "write it again."
+            )
+    drop_others(None, root)
+    drop_others(taught, folder)
+
+
+def publish_teacher(taught: Taught | None, root: Path, folder: Path) -> Teacher | None:
+    """Give the teacher's file its place in the zoo, and describe it; None if there is none."""
+    if taught is None:
+        return None
+    path = file_name(taught)
+    os.replace(folder / path, root / path)
+    return Teacher(path, taught.stored.name, taught.sha256)
+
+
+def file_name(taught: Taught) -> str:
+    """teacher-<hash>.prep.safetensors."""
+    return PATTERN.replace("*", taught.sha256[:12])

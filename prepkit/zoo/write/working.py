@@ -1,0 +1,68 @@
+"""The folder of a zoo that is being written, and the `.writing` in it: made, or found and checked, before all else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prepkit.errors import OutputError, ZooError, listed
+from prepkit.files import output_error
+from prepkit.zoo.format.manifest import MANIFEST
+from prepkit.zoo.format.settings import check_same
+from prepkit.zoo.write.journal import Journal
+from prepkit.zoo.write.staging import SHARDS
+
+WRITING = ".writing"
+JOURNAL = "journal.jsonl"
+
+
+def prepare(root: Path, folder: Path) -> None:
+    """Make the zoo's folder and the working folder in it, unless they are there.
+
+    raises ZooError if the zoo is finished or the folder holds other files, OutputError if it cannot be made
+    """
+    if (root / MANIFEST).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a writer that was killed after its last step
+        raise ZooError(f"'{root}' is a finished zoo; write another folder, or `prepkit zoo merge` the two.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        others = sorted(entry.name for entry in root.iterdir() if entry.name != WRITING)
+        if others and not folder.exists():
+            raise ZooError(f"'{root}' holds other files ({listed(others, 3)}); name an empty folder.")
+        folder.mkdir(exist_ok=True)
+        (root / SHARDS).mkdir(exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError(f"'{root}' is a file, not a folder.") from None
+    except OSError as error:
+        raise output_error(root, error) from error
+
+
+def open_journal(root: Path, folder: Path, settings: Mapping[str, Any], resume: bool) -> tuple[Journal, bool]:
+    """The journal, and whether it is one to go on with: a new one if there is none, or none with a whole first line.
+
+    raises ZooError if there is one but `resume` is false, or one of other settings
+    """
+    path = folder / JOURNAL
+    if not path.exists() or path.stat().st_size == 0:
+        return Journal.create(path, settings), False
+    if not resume:
+        raise ZooError(f"'{root}' is an unfinished zoo; go on with resume=True (--resume), or delete the folder first.")
+    journal = Journal.reopen(path)
+    try:
+        if found := journal.settings():
+            check_same(found, settings, root)
+            return journal, True
+    except BaseException:
+        journal.close()
+        raise
+    journal.close()
+    return Journal.create(path, settings), False
+
+
+def remove_litter(root: Path) -> None:
+    """Remove what a killed `close` had put beside the shards."""
+    for litter in ("models-*.parquet", ".prepkit-*.tmp"):
+        for file in root.glob(litter):
+            file.unlink()

@@ -1,0 +1,327 @@
+"""What a reader gets from a zoo: instances, views, networks, other shapes."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from writer_samples import ARCHITECTURES, tensors_of, trained, write_digits
+
+import prepkit
+from prepkit.api import open_zoo
+from prepkit.errors import InvalidShape, RegistryError, WhereError, ZooError
+from prepkit.packing import prepared
+from prepkit.prep.file import Origin, PRep
+from prepkit.tensors import same_bits
+from prepkit.zoo.write.writer import ZooWriter
+
+NUM_INSTANCES = 12
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("zoo") / "digits"
+    task = {"kind": "images", "dataset": "digits", "mean": [0.5]}
+    return write_digits(root, task=task, license="mit", provenance={"spec": "hand"})
+
+
+@pytest.fixture
+def zoo(root):
+    return open_zoo(root)
+
+
+def folded(network: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(prepared(network.state_dict(), None, False, "test")[0])
+
+
+def test_facts(zoo):
+    assert len(zoo) == NUM_INSTANCES
+    assert (zoo.name, zoo.shape.height, zoo.shape.width) == ("digits", 12, 512)
+    assert zoo.task == {"kind": "images", "dataset": "digits", "mean": [0.5]}
+    assert (zoo.manifest.license, zoo.manifest.provenance) == ("mit", {"spec": "hand"})
+    assert zoo.teacher is None
+    assert repr(zoo) == "<Zoo 'digits': 12 instances, PReps 12 x 512 float32>"
+    assert repr(zoo.select([0])) == "<Zoo 'digits': 1 of 12 instances, PReps 12 x 512 float32>"
+    assert zoo.manifest.splits == {"test": 3, "train": 9}
+
+
+def test_registry_is_ascending_in_parameters(zoo):
+    assert [member.name for member in zoo.registry] == ["lenet_like@digits", "vanilla_cnn@digits", "resnet8@digits"]
+    assert zoo.registry["resnet8@digits"] == prepkit.architecture("resnet8@digits")
+    for prep, metadata in zoo:
+        assert prep.origin == Origin(metadata["architecture"], metadata["class_id"])
+        assert metadata["class_id"] == zoo.registry.class_id(metadata["architecture"])
+
+
+def test_instances_are_the_folded_networks_in_order_of_adding(zoo):
+    index = 0
+    for seed in range(4):
+        for name in ARCHITECTURES:
+            prep, metadata = zoo[index]
+            expected = folded(trained(name, seed))
+            assert all(same_bits(prep.tensors()[key], tensor) for key, tensor in expected.items())
+            assert (metadata["architecture"], metadata["run"], metadata["accuracy"]) == (name, seed, seed / 10)
+            assert metadata["note"] == ("first" if seed == 0 else None)
+            by_id, same = zoo[metadata["id"]]
+            assert same == metadata
+            assert torch.equal(by_id.values, prep.values)
+            assert zoo.layout(index) == prep.layout
+            index += 1
+
+
+def test_networks_compute_what_was_trained(zoo):
+    inputs = torch.randn(5, 1, 8, 8)
+    for index, name in enumerate(ARCHITECTURES):
+        network = zoo.network(index)
+        assert not network.training
+        assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        torch.testing.assert_close(network(inputs), trained(name, 0)(inputs), rtol=1e-4, atol=1e-4)
+        assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_networks_own_their_parameters_and_leave_the_generator_alone(zoo):
+    before = zoo.preps(1).clone()
+    state = torch.get_rng_state()
+    network = zoo.network(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(7)
+    assert torch.equal(zoo.preps(1), before)
+    zoo[1][0].values.fill_(3)  # a private mapping: the file stays, too
+    assert torch.equal(open_zoo(zoo._store.root).preps(1), before)
+
+
+def test_preps_are_padded_and_masks_say_where(zoo):
+    preps, masks = zoo.preps(), zoo.masks()
+    assert preps.shape == masks.shape == (NUM_INSTANCES, 12, 512)
+    assert not preps[~masks].any()
+    for index in range(NUM_INSTANCES):
+        layout = zoo.layout(index)
+        assert int(masks[index].sum()) == layout.total
+        assert torch.equal(preps[index].reshape(-1)[: layout.total], zoo[index][0].values.reshape(-1)[: layout.total])
+
+
+@pytest.mark.parametrize("indices", [3, -1, [5, 0, 5], slice(2, 9, 3), np.array([1, 7]), torch.tensor([4]), []])
+def test_preps_takes_many_kinds_of_indices(zoo, indices):
+    kinds = indices if not isinstance(indices, list) else np.array(indices, dtype=int)
+    numbers = np.arange(NUM_INSTANCES)[kinds].reshape(-1)
+    out = torch.full((len(numbers), 12, 512), 7.0)
+    assert zoo.preps(indices, out=out) is out
+    assert torch.equal(out, zoo.preps()[torch.from_numpy(numbers)])
+    assert torch.equal(zoo.class_ids(indices), zoo.class_ids()[torch.from_numpy(numbers)])
+    assert torch.equal(zoo.masks(indices), zoo.masks()[torch.from_numpy(numbers)])
+    assert zoo.select(indices).table["id"].to_pylist() == [zoo[int(number)][1]["id"] for number in numbers]
+
+
+@pytest.mark.parametrize("wrong", [12, -13, [0, 99], [0.5], [True] * 12, [[0, 1]]])
+def test_wrong_indices(zoo, wrong):
+    for ask in (zoo.preps, zoo.select, zoo.class_ids, zoo.masks):
+        with pytest.raises(IndexError):
+            ask(wrong)
+
+
+def test_wrong_out(zoo):
+    for out in (torch.empty(2, 12, 512), torch.empty(1, 12, 512).double(), torch.empty(1, 512, 12).mT):
+        with pytest.raises(InvalidShape, match=r"needed is \[1, 12, 512\] float32"):
+            zoo.preps(0, out=out)
+
+
+@pytest.mark.parametrize(("width", "height", "found"), [(256, None, 20), (5064, None, 4), (None, 40, 40), (64, 80, 80)])
+def test_another_width_is_the_same_values(zoo, width, height, found):
+    shape = (NUM_INSTANCES, found, width or 512)
+    preps = zoo.preps(width=width, height=height)
+    assert preps.shape == zoo.masks(width=width, height=height).shape == shape
+    reopened = open_zoo(zoo._store.root, width=width, height=height)
+    assert torch.equal(reopened.preps(), preps)
+    assert torch.equal(reopened.select([1]).preps(), preps[1:2])
+    for index in range(NUM_INSTANCES):
+        flat, own = preps[index].reshape(-1), zoo[index][0]
+        assert torch.equal(flat[: own.layout.total], own.values.reshape(-1)[: own.layout.total])
+        assert not flat[own.layout.total :].any()
+
+
+def test_shapes_that_do_not_fit(zoo):
+    with pytest.raises(InvalidShape, match=r"5,058 parameters do not fit a PRep of 4 x 512 .* use height >= 12"):
+        zoo.preps(0, height=4)
+    with pytest.raises(InvalidShape, match="multiple of 8"):
+        open_zoo(zoo._store.root, width=100)
+
+
+# Views ----------------------------------------------------------------------------------------------------------------
+
+
+def test_views_of_views(zoo):
+    train = zoo.split("train")
+    good = train.where("accuracy >= 0.2 and architecture in ('resnet8@digits', 'vanilla_cnn@digits')")
+    assert [len(zoo), len(train), len(good)] == [12, 9, 4]
+    assert set(good.table["split"].to_pylist()) == {"train"}
+    ids = good.table["id"].to_pylist()
+    assert ids == ["resnet8-2", "vanilla-2", "resnet8-3", "vanilla-3"]
+    for index, id in enumerate(ids):
+        prep, metadata = good[index]
+        assert metadata["id"] == id
+        assert torch.equal(prep.values, zoo[id][0].values)
+        assert torch.equal(good.preps(index), zoo.preps(zoo.index(id)))
+    assert torch.equal(good.class_ids(), torch.tensor([2, 1, 2, 1]))
+    assert len(good.where("note == 'first'")) == 0
+    assert good.select([3, 0]).table["id"].to_pylist() == ["vanilla-3", "resnet8-2"]
+
+
+def test_views_do_not_follow_the_array_they_were_made_of(zoo):
+    numbers = np.array([3, 4])
+    view = zoo.select(numbers)
+    numbers[:] = 0
+    assert view.table["id"].to_pylist() == zoo.table["id"].to_pylist()[3:5]
+
+
+def test_views_share_the_files(zoo):
+    part = zoo.split("train")
+    assert part._store is zoo._store
+    assert part[0][0].values.data_ptr() == zoo[part[0][1]["id"]][0].values.data_ptr()
+
+
+def test_look_ups_that_fail_name_the_nearest(zoo):
+    with pytest.raises(ZooError, match=r"no instance 'vanila-2'\. Did you mean 'vanilla-2'"):
+        zoo["vanila-2"]
+    with pytest.raises(ZooError, match=r"no split 'trian'; it has test, train\. Did you mean 'train'"):
+        zoo.split("trian")
+    with pytest.raises(WhereError, match="Did you mean 'accuracy'"):
+        zoo.where("acuracy > 0.5")
+    with pytest.raises(WhereError):
+        zoo.where("accuracy > 'high'")
+    with pytest.raises(ZooError, match="no instance 'vanilla-0'"):
+        zoo.split("train")["vanilla-0"]
+
+
+def test_pickling(zoo):
+    view = zoo.split("train").select([4, 2])
+    view.preps()
+    size = len(pickle.dumps(view))
+    assert size < 2000
+    again = pickle.loads(pickle.dumps(view))
+    assert torch.equal(again.preps(), view.preps())
+    assert again.table.equals(view.table)
+
+
+def test_pickled_zoo_that_was_replaced_is_refused(tmp_path):
+    import shutil
+
+    data = pickle.dumps(open_zoo(write_digits(tmp_path / "zoo", rounds=1)))
+    shutil.rmtree(tmp_path / "zoo")
+    write_digits(tmp_path / "zoo", rounds=2)
+    with pytest.raises(ZooError, match="was replaced"):
+        pickle.loads(data)
+
+
+# Other kinds of instances ---------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_that_was_kept(tmp_path):
+    network = trained("resnet8@digits", 5)
+    layout = prepkit.Layout.of(network)
+    prep = PRep(layout.pack(network.state_dict(), layout.shape(512)), layout, Origin("resnet8@digits"))
+    with ZooWriter(tmp_path / "zoo") as writer:
+        writer.add(prep)
+        writer.add(network)
+    zoo = open_zoo(tmp_path / "zoo")
+    assert zoo.table["architecture"].to_pylist() == ["resnet8@digits+bn", "resnet8@digits"]
+    inputs = torch.randn(4, 1, 8, 8)
+    unfused = zoo.network(0)
+    assert [m for m in unfused.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert torch.equal(unfused(inputs), network(inputs))
+    torch.testing.assert_close(zoo.network(1)(inputs), network(inputs), rtol=1e-4, atol=1e-4)
+    assert len(zoo.registry) == 2
+
+
+def test_unknown_architecture_gives_tensors_but_no_network(tmp_path):
+    with ZooWriter(tmp_path / "zoo") as writer:
+        writer.add(tensors_of(1))
+    zoo = open_zoo(tmp_path / "zoo")
+    assert zoo.table["architecture"][0].as_py().startswith("layout-")
+    assert zoo[0][0].tensors().keys() == tensors_of(1).keys()
+    for ask in (lambda: zoo.network(0), lambda: zoo.registry):
+        with pytest.raises(ZooError, match=r"only the layout is known.*zoo\[index\]\[0\]\.tensors\(\)"):
+            ask()
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and a buffer of floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x))) * self.scale
+
+
+def test_tied_parameters_stay_tied_and_foreign_code_needs_trust(tmp_path):
+    from prepkit.families.registry import architecture_from_callable
+
+    known = architecture_from_callable(f"{__name__}:Tied", (4,), "tied")
+    torch.manual_seed(0)
+    network = known.build().eval()
+    network.scale.fill_(2.5)
+    with ZooWriter(tmp_path / "zoo", width=8) as writer:
+        writer.add(network, architecture=known)
+    with pytest.raises(RegistryError, match="trust_code=True"):
+        open_zoo(tmp_path / "zoo").network(0)
+    again = open_zoo(tmp_path / "zoo", trust_code=True).select([0]).network(0)
+    assert again.first.weight is again.second.weight
+    inputs = torch.randn(3, 4)
+    assert torch.equal(again(inputs), network(inputs))
+
+
+def test_bfloat16_zoo(tmp_path):
+    with ZooWriter(tmp_path / "zoo", width=8, shard_bytes=200) as writer:
+        for seed in range(6):
+            writer.add(tensors_of(seed, (3, 4 + seed % 2, 2), torch.bfloat16), split="train")
+    zoo = open_zoo(tmp_path / "zoo")
+    assert zoo.preps().dtype == torch.bfloat16
+    for preps, _, indices in zoo.loader(4):
+        assert same_bits(preps, zoo.preps(indices))
+        assert [int(prep.reshape(-1)[0]) for prep in preps] == indices.tolist()
+    assert same_bits(zoo.to("cpu").preps(), zoo.preps())
+
+
+def test_natural_order_preps_of_a_known_architecture_join_the_others(tmp_path):
+    """A PRep packed by names alone has another order; the zoo stores all instances of an architecture in one."""
+    network = trained("lenet_like@digits", 1)
+    layout = prepkit.Layout.of_tensors(network.state_dict())
+    assert layout != prepkit.architecture("lenet_like@digits").layout
+    with ZooWriter(tmp_path / "zoo") as writer:
+        writer.add(PRep(layout.pack(network.state_dict(), layout.shape(64)), layout))
+        writer.add(network)
+    zoo = open_zoo(tmp_path / "zoo")
+    assert torch.equal(zoo.preps(0), zoo.preps(1))
+    assert zoo.table["architecture"].to_pylist() == ["lenet_like@digits"] * 2
+
+
+def test_batches_from_a_single_shard(tmp_path):
+    with ZooWriter(tmp_path / "zoo", width=8) as writer:
+        for seed in range(6):
+            writer.add(tensors_of(seed))
+    zoo = open_zoo(tmp_path / "zoo")
+    assert zoo.preps([4, 0, 5, 4])[:, 0, 0].tolist() == [4, 0, 5, 4]
+    assert zoo.preps([3, 1], height=8)[:, 0, 0].tolist() == [3, 1]
+    assert not zoo.preps([3, 1], height=8)[:, 4:].any()
+
+
+# What is imported ---------------------------------------------------------------------------------------------
+
+
+def test_opening_and_reading_imports_no_pandas(root):
+    """It would take a fifth of a second, and a Ctrl-C that comes while pyarrow imports it is lost."""
+    reading = (
+        "import sys; from prepkit.api import open_zoo; zoo = open_zoo(sys.argv[1]); zoo[0]; zoo.preps([1, 2]); "
+        "zoo.class_ids(); zoo.split('train')[0]; print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", reading, root], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
