@@ -29,7 +29,7 @@ from netspace import NetSpace
 from netspace.config import load_recipe
 from netspace.data import Batch
 from netspace.objective import Objective
-from prepkit.populate.allocator import keep_freed_memory
+from prepkit.training.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 INSTANCES, IMAGES, STEPS = 8, 128, 50

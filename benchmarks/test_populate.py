@@ -18,16 +18,16 @@ from torch.nn.functional import cross_entropy, mse_loss
 import prepkit
 from benchmarks.baselines import accuracy, train_one_at_a_time
 from benchmarks.timing import interleaved, record, summary
-from prepkit.populate.engine import choose_engine
-from prepkit.populate.plan import plan
-from prepkit.populate.spec import Spec, parse_spec
-from prepkit.populate.units import Done, train_unit, units_of
 from prepkit.running.instances import runner
 from prepkit.tasks.augmentation import Normalisation
 from prepkit.tasks.image_record import Augmentation
 from prepkit.tasks.image_set import Part
 from prepkit.tasks.images import Dealt, ImageTask
 from prepkit.tasks.task import Task
+from prepkit.training.engine import choose_engine
+from prepkit.training.plan import plan
+from prepkit.training.spec import Spec, parse_spec
+from prepkit.training.units import Done, train_unit, units_of
 
 CPU = torch.device("cpu")
 SGD = 'optimizer = "sgd"\nlearning_rate = 0.05\nmomentum = 0.9\nweight_decay = 5e-4'

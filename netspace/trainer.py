@@ -38,7 +38,7 @@ from netspace.parallel import Ranks
 from netspace.validation import Validation
 from prepkit.errors import InvalidShape
 from prepkit.files import output_error
-from prepkit.populate.allocator import keep_freed_memory
+from prepkit.training.allocator import keep_freed_memory
 from prepkit.zoo.format.lock import Lock
 
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from prepkit.hub.pull import pull as pull
     from prepkit.hub.push import push as push
     from prepkit.packing import pack_checkpoint as pack_checkpoint
-    from prepkit.populate.run import train_zoo as train_zoo
-    from prepkit.populate.spec import load_spec as load_spec
     from prepkit.prep.file import PRep as PRep
     from prepkit.prep.file import load_prep as load_prep
     from prepkit.prep.file import save_prep as save_prep
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from prepkit.prep.layout import Slot as Slot
     from prepkit.running.instances import run_instances as run_instances
     from prepkit.tasks import load_task as load_task
+    from prepkit.training.run import train_zoo as train_zoo
+    from prepkit.training.spec import load_spec as load_spec
     from prepkit.zoo.read.zoo import Zoo as Zoo
     from prepkit.zoo.write.writer import ZooWriter as ZooWriter
 
@@ -62,7 +62,7 @@ _HOMES = {
     "fuse_batch_norm": "fusion.fold",
     "load_checkpoint": "checkpoint.load",
     "load_prep": "prep.file",
-    "load_spec": "populate.spec",
+    "load_spec": "training.spec",
     "load_task": "tasks",
     "open_zoo": "api",
     "pack_checkpoint": "packing",
@@ -71,7 +71,7 @@ _HOMES = {
     "run_instances": "running.instances",
     "save_prep": "prep.file",
     "save_state_dict": "checkpoint.export",
-    "train_zoo": "populate.run",
+    "train_zoo": "training.run",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -49,7 +49,7 @@ ORDER = (
     "zoo.card.picture",
     "licence",
     "zoo.card.card",
-    "populate",
+    "training",
     "hub",
     "api",
     "cli",

@@ -15,8 +15,8 @@ from prepkit.cli.common import Interrupted, json_option, print_json
 from prepkit.cli.zoo_text import description, facts
 
 if TYPE_CHECKING:
-    from prepkit.populate.run import Trained
     from prepkit.progress import Standing
+    from prepkit.training.run import Trained
 
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 
@@ -49,7 +49,7 @@ def train(spec: str, folder: Path, as_json: bool, **settings: Any) -> None:
     Instances of one architecture are trained together where that is faster, each as if it were alone. If it is
     interrupted, the same command goes on; nothing that is finished is trained again.
     """
-    from prepkit.populate.run import train_zoo
+    from prepkit.training.run import train_zoo
     from prepkit.zoo.format.manifest import read_manifest
 
     bar = progress(as_json)
@@ -69,7 +69,7 @@ def train(spec: str, folder: Path, as_json: bool, **settings: Any) -> None:
 def specs(as_json: bool) -> None:
     """List the zoo specs that are built in."""
     from prepkit.cli.common import table
-    from prepkit.populate.spec import load_spec, spec_names
+    from prepkit.training.spec import load_spec, spec_names
 
     known = [load_spec(name) for name in spec_names()]
     counts = [sum(sum(of.values()) for of in spec.instances.values()) for spec in known]

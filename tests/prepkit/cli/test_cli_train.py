@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.families.registry import architecture
-from prepkit.populate.spec import spec_names
+from prepkit.training.spec import spec_names
 from prepkit.zoo.format.manifest import read_manifest
 
 COMMAND = [sys.executable, "-c", "from prepkit.cli import main; main()"]
@@ -91,7 +91,7 @@ def unfinished(tmp_path, spec, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prepkit.populate.run.executor", lambda *arguments: stop)
+        patch.setattr("prepkit.training.run.executor", lambda *arguments: stop)
         result = prepkit("zoo", "train", spec(), tmp_path / "zoo", *CPU, status=130)
     assert f"interrupted; what is finished is kept in '{tmp_path / 'zoo'}'. The same command goes on." in result.stderr
     return tmp_path / "zoo"
@@ -131,7 +131,7 @@ def test_one_json_document_and_nothing_else(tmp_path, spec):
 
 
 def test_instances_that_were_replaced_are_told(tmp_path, spec, monkeypatch):
-    from prepkit.populate.training import Stack
+    from prepkit.training.training import Stack
 
     train_epoch = Stack._train_epoch
 
@@ -175,7 +175,7 @@ def test_an_interruption_is_one_json_document(tmp_path, spec, monkeypatch):
     def stop(units):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prepkit.populate.run.executor", lambda *arguments: stop)
+    monkeypatch.setattr("prepkit.training.run.executor", lambda *arguments: stop)
     error = json.loads(prepkit("zoo", "train", spec(), tmp_path / "zoo", *CPU, "--json", status=130).stdout)["error"]
     kept = f"interrupted; what is finished is kept in '{tmp_path / 'zoo'}'. The same command goes on."
     assert error == {"kind": "Interrupted", "message": kept}

@@ -1,0 +1,286 @@
+"""The spec of a zoo: what is trained, how, and how many; read from TOML and checked key by key.
+
+Built-in specs lie in zoo_specs/; docs and examples of all keys are there. `load_spec` takes the name of one, or a path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from prepkit.errors import InvalidShape, PrepkitError, RegistryError, ZooError, listed, nearest
+from prepkit.families.registry import Architecture, architecture
+from prepkit.prep.shape import PRepShape
+from prepkit.reading import Place, Reader, given, require, table, text, told, unknown, whole, wrong
+from prepkit.training.training_spec import Training, TrainingTable, trainings
+from prepkit.training.training_values import Keep
+
+SUFFIX = ".toml"
+SPLITS = ("train", "validation", "test")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One network that is kept beside the instances, and how it is trained."""
+
+    architecture: str
+    training: Training
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a zoo is to hold.
+
+    description:   one sentence
+    license:       an identifier such as "mit"
+    width, height: of the PReps; the least height that holds the largest architecture if None
+    architectures: names in ClassId order; those without instances are registered only
+    seed:          all random choices of the zoo follow from it
+    task:          the task record
+    instances:     architecture -> split of the zoo -> how many
+    training:      of each architecture that has instances
+    text:          the TOML that the spec was read from
+    sizes:         what `with_sizes` was asked for, as a record of a trial run
+    """
+
+    name: str
+    description: str
+    license: str
+    width: int
+    height: int | None
+    architectures: tuple[str, ...]
+    seed: int
+    task: Mapping[str, Any]
+    instances: Mapping[str, Mapping[str, int]]
+    training: Mapping[str, Training]
+    teacher: Teacher | None
+    text: str
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def with_sizes(self, instances: int | None = None, epochs: int | None = None) -> Spec:
+        """The same spec for a trial run.
+
+        instances: of each architecture in each split that has any
+        epochs:    in place of a number of epochs; of several numbers that are dealt, those up to it remain. Schedules
+                   and trajectories are drawn together with them
+        raises ZooError for a number below 1
+        """
+        asked = {"instances": instances, "epochs": epochs}
+        sizes = {name: size for name, size in asked.items() if size is not None}
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise ZooError(f"{name}: expected a whole number of at least 1; found {told(size)}.")
+        spec = replace(self, sizes={**self.sizes, **sizes})
+        if instances is not None:
+            spec = replace(spec, instances={name: dict.fromkeys(of, instances) for name, of in self.instances.items()})
+        if epochs is not None:
+            shorter = {name: training.with_epochs(epochs) for name, training in self.training.items()}
+            teacher = self.teacher and replace(self.teacher, training=self.teacher.training.with_epochs(epochs))
+            spec = replace(spec, training=shorter, teacher=teacher)
+        return spec
+
+
+# Finding ------------------------------------------------------------------------------------------------------
+
+
+def spec_names() -> list[str]:
+    """The names of the built-in specs, sorted."""
+    return sorted(entry.name.removesuffix(SUFFIX) for entry in folder().iterdir() if entry.name.endswith(SUFFIX))
+
+
+def load_spec(name_or_path: str | os.PathLike[str]) -> Spec:
+    """The built-in spec of this name, or the one in a file: what ends in .toml or names a folder too is a path.
+
+    raises ZooError if there is none, or with the place of what is wrong in it
+    """
+    asked = os.fspath(name_or_path)
+    is_path = not isinstance(name_or_path, str) or asked.endswith(SUFFIX) or any(s in asked for s in "/\\")
+    if not is_path and asked not in spec_names():
+        names = spec_names()
+        raise ZooError(
+            f"unknown zoo spec '{asked}'. Built in are: {listed(names, 20)}. A spec of your own is named by its path, "
+            f"which ends in {SUFFIX}.{nearest(asked, names)}"
+        )
+    place = asked if is_path else f"zoo_specs/{asked}{SUFFIX}"
+    source = Path(asked) if is_path else folder() / f"{asked}{SUFFIX}"
+    try:
+        content = source.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ZooError(f"{place}: cannot be read: {error.strerror}. {_built_in_hint(asked)}") from None
+    except UnicodeDecodeError as error:
+        raise ZooError(f"{place}: is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+    return parse_spec(content, place)
+
+
+def folder() -> Traversable:
+    """Where the built-in specs lie: in the installed package, or beside it in a clone."""
+    installed = files("prepkit") / "zoo_specs"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "zoo_specs"
+
+
+def _built_in_hint(asked: str) -> str:
+    name = Path(asked).name.removesuffix(SUFFIX)
+    return f"The built-in spec is named '{name}'." if name in spec_names() else "Is the path right?"
+
+
+# Reading ------------------------------------------------------------------------------------------------------
+
+
+def parse_spec(content: str, file: str) -> Spec:
+    """The spec that a TOML text describes.
+
+    file: where the text is from, for errors
+    raises ZooError, RegistryError or InvalidShape with the place of what is wrong
+    """
+    place = Place(file)
+    try:
+        data = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise ZooError(f"{file}: is not TOML: {error}.") from None
+    values = given(data, READERS, place)
+    require(values, REQUIRED, READERS, place)
+    names, instances = values["architectures"], values["instances"]
+    for name in instances:
+        if name not in names:
+            raise unknown(place["instances"][name], "architecture", name, names)
+    trained = tuple(name for name in names if name in instances)
+    base, training = trainings(data["training"], place["training"], trained)
+    teacher = read_teacher(data["teacher"], place["teacher"], base) if "teacher" in data else None
+    values |= {"instances": {name: instances[name] for name in trained}, "training": training, "teacher": teacher}
+    check_inputs([*names, *([teacher.architecture] if teacher else [])], place["architectures"])
+    check_shape(names, values["width"], values.get("height"), place)
+    check_validation(values["task"], [*training.values(), *([teacher.training] if teacher else [])], place)
+    return Spec(**{"height": None, "seed": 0, **values}, text=content)
+
+
+def name_of_zoo(value: Any, place: Place) -> str:
+    """A name that can stand in a file name."""
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise wrong(place, "a name of up to 100 letters, digits and _ . -, the first one no . or -", value)
+    return value
+
+
+def names_of_architectures(value: Any, place: Place) -> tuple[str, ...]:
+    """Registered architectures, each once."""
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise wrong(place, "a list of names of architectures", value)
+    twice = sorted({name for name in value if value.count(name) > 1})
+    if twice:
+        raise ZooError(f"{place}: names each architecture once; found twice: {listed(twice)}.")
+    return tuple(registered(name, place).name for name in value)
+
+
+def registered(name: str, place: Place) -> Architecture:
+    """The architecture of this name; raises RegistryError with the place if there is none."""
+    try:
+        return architecture(name)
+    except RegistryError as error:
+        raise RegistryError(f"{place}: {error}") from None
+
+
+def read_instances(value: Any, place: Place) -> dict[str, dict[str, int]]:
+    """How many instances of each architecture in each split; at least one of each that is named."""
+    if not table(value, place):
+        raise wrong(place, 'instances such as "lenet_like@digits" = {train = 60, test = 16}', value)
+    found = {name: given(table(of, place[name]), COUNTS, place[name]) for name, of in value.items()}
+    for name, counts in found.items():
+        if not counts:
+            raise wrong(place[name], f"a number of instances of at least one of {listed(SPLITS)}", counts)
+    return found
+
+
+def task_record(value: Any, place: Place) -> dict[str, Any]:
+    """The record of a task, checked by the task itself; no data is loaded."""
+    from prepkit.tasks import check_record
+
+    record = table(value, place)
+    try:
+        json.dumps(record, allow_nan=False)
+        check_record(record)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, PrepkitError):
+            raise ZooError(f"{place.file}, {error}") from None
+        raise ZooError(f"{place}: holds a value that JSON cannot: {error}.") from None
+    return record
+
+
+def read_teacher(value: Any, place: Place, base: TrainingTable) -> Teacher:
+    """The teacher: its architecture, and training where it differs from that of the instances."""
+    data = table(value, place)
+    own = {key: item for key, item in data.items() if key != "architecture"}
+    require(data, ("architecture",), {"architecture": text}, place)
+    name = registered(text(data["architecture"], place["architecture"]), place["architecture"]).name
+    override = TrainingTable.read(own, place)
+    training = base.training(override)
+    if len(training.epochs.candidates) > 1:
+        raise ZooError(f"{place['epochs']}: expected one number, as there is one teacher; several are to be dealt.")
+    if training.keep.every is None:
+        return Teacher(name, training)
+    if "keep" in own:
+        raise wrong(place["keep"], '"last" or "best_validation", as one teacher is kept', own["keep"])
+    return Teacher(name, replace(training, keep=Keep()))  # a trajectory is meant for the instances
+
+
+COUNTS: dict[str, Reader] = dict.fromkeys(SPLITS, whole(1))
+READERS: dict[str, Reader] = {
+    "name": name_of_zoo,
+    "description": text,
+    "license": text,
+    "width": whole(1),
+    "height": whole(1),
+    "architectures": names_of_architectures,
+    "seed": whole(0),
+    "task": task_record,
+    "instances": read_instances,
+    "training": table,
+    "teacher": table,
+}
+REQUIRED = ("name", "description", "license", "width", "architectures", "task", "instances", "training")
+
+
+# Checks of several values together ----------------------------------------------------------------------------
+
+
+def check_inputs(names: list[str], place: Place) -> None:
+    """Raise ZooError unless all networks take the same input: they are trained on the same task."""
+    shapes = {name: "x".join(map(str, architecture(name).input_shape)) for name in names}
+    first = names[0]
+    for name, shape in shapes.items():
+        if shape != shapes[first]:
+            raise ZooError(
+                f"{place}: {first} takes inputs of {shapes[first]}, but {name} of {shape}; the networks of a zoo are "
+                "trained on the same data."
+            )
+
+
+def check_shape(names: tuple[str, ...], width: int, height: int | None, place: Place) -> None:
+    """Raise InvalidShape unless PReps of this width and height are legal and hold every architecture."""
+    try:
+        least = {name: PRepShape.least(architecture(name).num_parameters, width) for name in names}
+        shape = PRepShape(height, width) if height is not None else None
+    except InvalidShape as error:
+        raise InvalidShape(f"{place.file}, {error}") from None
+    for name, needed in least.items():
+        if shape is not None and needed.height > shape.height:
+            raise InvalidShape(
+                f"{place['height']}: {architecture(name).num_parameters:,} parameters of {name} do not fit a PRep of "
+                f"{shape} ({shape.cells:,} values); use height >= {needed.height}."
+            )
+
+
+def check_validation(task: Mapping[str, Any], trainings: list[Training], place: Place) -> None:
+    """Raise ZooError if the best weights in validation are to be kept, but the task has no validation split."""
+    split = task.get("split")
+    if any(training.keep.kind == "best_validation" for training in trainings) and (
+        not isinstance(split, dict) or not split.get("validation")
+    ):
+        raise ZooError(f"{place['task']['split']}: needs a validation part, as best_validation is to be kept.")

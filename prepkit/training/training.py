@@ -1,0 +1,357 @@
+"""Training K instances of one architecture together, each exactly as it would be trained alone.
+
+Instances share the calls, nothing else: each has its own start, data order, augmentation, learning rate, schedule and
+number of epochs, its own BatchNorm statistics and optimiser state. One that has finished, or whose loss is no longer
+finite, leaves the stack at the end of an epoch, and the rest go on in a smaller one.
+Shapes: K instances, B samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prepkit.families.registry import Architecture
+from prepkit.running.instances import Runner
+from prepkit.tasks.randomness import stream_seed
+from prepkit.tasks.task import Batch, Task
+from prepkit.training.optimiser import Adam, Optimiser, Parameters, Rates, Sgd
+from prepkit.training.plan import Job
+from prepkit.training.schedule import factor
+from prepkit.training.training_spec import Training
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all instances of a stack have in common.
+
+    task:   on the device, in the dtype that weights are to have
+    runner: the forward of the trained network
+    stack:  how many instances are run at once at most
+    part:   how many samples of a batch are run at once, their gradients added up; None for all
+    """
+
+    architecture: Architecture
+    training: Training
+    task: Task
+    runner: Runner
+    device: torch.device
+    stack: int = 1
+    part: int | None = None
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The tensors of one instance of a stack after some of its epochs, on the CPU; `position`: of its job."""
+
+    position: int
+    epoch: int
+    tensors: Tensors
+
+    def id_of(self, job: Job) -> str:
+        """The id of the row that it becomes."""
+        return job.id_at(self.epoch) if job.trajectory else job.run
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """An attempt whose loss or weights were not finite after an epoch."""
+
+    run: str
+    seed: int
+    epoch: int
+
+
+@dataclass
+class Best:
+    """The best weights in validation so far of each instance in the stack."""
+
+    tensors: Tensors
+    accuracy: list[float]
+    loss: list[float]
+    epoch: list[int]
+
+
+class Stack:
+    """K instances on their way; a diverged one begins anew with its next seed once the others have finished.
+
+    jobs:      all of them, at their present attempt
+    active:    positions in `jobs` of those in the stack
+    waiting:   positions of those that diverged and begin anew
+    epoch:     how many those in the stack have done
+    """
+
+    def __init__(self, setting: Setting, jobs: Sequence[Job]) -> None:
+        self.setting = setting
+        self.first = tuple(jobs)
+        self.attempts = [0] * len(jobs)
+        self.snapshots: list[Snapshot] = []
+        self.diverged: list[Diverged] = []
+        self.waiting: list[int] = []
+        self._start(range(len(jobs)))
+
+    def _start(self, positions: Sequence[int]) -> None:
+        self.active = list(positions)
+        learning, self.statistics = fresh_tensors(self.setting, [job.seed for job in self.active_jobs])
+        self.parameters = Parameters(learning)
+        self.optimiser = optimiser_of(self.setting.training)
+        self.epoch = 0
+        self.best: Best | None = None
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, with the seeds of their present attempts."""
+        return [job.reseeded(attempt) for job, attempt in zip(self.first, self.attempts, strict=True)]
+
+    @property
+    def active_jobs(self) -> list[Job]:
+        """The jobs of the instances in the stack."""
+        jobs = self.jobs
+        return [jobs[position] for position in self.active]
+
+    @property
+    def tensors(self) -> Tensors:
+        """All tensors `[K, ...]` of the instances in the stack; the training changes them in place."""
+        return {**self.parameters.leaves, **self.statistics}
+
+    def run(self, tell: Callable[[Stack], None] = lambda stack: None) -> None:
+        """Train until every instance has finished; `tell` is called after each epoch.
+
+        raises ZooError if an instance diverges with every seed it may have
+        """
+        with reproducible(self.setting.device):
+            while self.active or self.waiting:
+                if not self.active:
+                    self._start(sorted(self.waiting))
+                    self.waiting = []
+                losses = self._train_epoch()
+                self.epoch += 1
+                self._judge()
+                self._dismiss(losses)
+                tell(self)
+
+    # One epoch --------------------------------------------------------------------------------------------------
+
+    def _train_epoch(self) -> list[float]:
+        """Sums of the losses of all steps, one an instance."""
+        setting, training = self.setting, self.setting.training
+        jobs = self.active_jobs
+        rates = Rates(
+            self.parameters,
+            [job.learning_rate * factor(training.schedule, self.epoch, job.epochs) for job in jobs],
+            [job.weight_decay for job in jobs],
+            [job.momentum for job in jobs],
+        )
+        seeds, items = [job.seed for job in jobs], [job.item for job in jobs]
+        seed_all(stream_seed("network", seeds[0], self.epoch), setting.device)  # Dropout; those run one by one
+        tensors = self.tensors
+        total = torch.zeros(len(jobs), dtype=torch.float64, device=setting.device)
+        for batch in setting.task.batches(seeds, items, self.epoch, training.batch_size):
+            self.parameters.gradients.zero_()
+            for inputs, targets, share in parts(batch, setting.part):
+                with autocast(training, setting.device):
+                    outputs = setting.runner(tensors, inputs, training=True)
+                losses = setting.task.losses(outputs.to(setting.dtype), targets) * share
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                total += losses.detach()
+            self.optimiser.step(self.parameters, rates)
+        sums: list[float] = total.tolist()
+        return sums
+
+    def _judge(self) -> None:
+        """With "best_validation", keep the weights of instances that are better than ever before."""
+        if self.setting.training.keep.kind != "best_validation":
+            return
+        items = [job.item for job in self.active_jobs]
+        size = self.setting.part or self.setting.training.batch_size
+        found = self.setting.task.evaluate(self._run, items, "validation", size)
+        accuracy, loss = found["accuracy"].tolist(), found["loss"].tolist()
+        if self.best is None:
+            count = len(self.active)
+            tensors = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+            self.best = Best(tensors, [-1.0] * count, [math.inf] * count, [0] * count)
+        best = self.best
+        for index in range(len(self.active)):
+            if (accuracy[index], -loss[index]) > (best.accuracy[index], -best.loss[index]):
+                best.accuracy[index], best.loss[index], best.epoch[index] = accuracy[index], loss[index], self.epoch
+                for name, tensor in self.tensors.items():
+                    best.tensors[name][index] = tensor.detach()[index]
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(self.setting.training, self.setting.device):
+            return self.setting.runner(self.tensors, inputs).to(self.setting.dtype)
+
+    def _dismiss(self, losses: Sequence[float]) -> None:
+        """Take snapshots that are due, and let go whoever has finished or diverged."""
+        finite = self._finite_instances()
+        stay = []
+        for index, (position, job) in enumerate(zip(self.active, self.active_jobs, strict=True)):
+            if not (finite[index] and math.isfinite(losses[index])):
+                self.give_up(position, self.epoch)
+                continue
+            if self.epoch in job.kept_epochs:
+                self.snapshots.append(self._snapshot(index, position))
+            if self.epoch < job.epochs:
+                stay.append(index)
+        self.keep(stay)
+
+    def give_up(self, position: int, epoch: int) -> None:
+        """Drop all that is kept of a job's attempt, which diverged, and let its next seed wait for its turn."""
+        job = self.jobs[position]
+        self.diverged.append(Diverged(job.run, job.seed, epoch))
+        self.attempts[position] += 1
+        self.waiting.append(position)
+        self.snapshots = [shot for shot in self.snapshots if shot.position != position]
+
+    def _finite_instances(self) -> list[bool]:
+        finite = torch.ones(len(self.active), dtype=torch.bool, device=self.setting.device)
+        for tensor in self.tensors.values():
+            finite &= tensor.detach().isfinite().reshape(len(self.active), -1).all(1)
+        flags: list[bool] = finite.tolist()
+        return flags
+
+    def _snapshot(self, index: int, position: int) -> Snapshot:
+        source, epoch = self.tensors, self.epoch
+        if self.best is not None:
+            source, epoch = self.best.tensors, self.best.epoch[index]
+        tensors = {name: tensor.detach()[index].to("cpu", copy=True) for name, tensor in source.items()}
+        return Snapshot(position, epoch, tensors)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Go on with these instances of the stack alone."""
+        if len(kept) == len(self.active):
+            return
+        self.active = [self.active[index] for index in kept]
+        if not kept:
+            return
+        at = torch.tensor(kept, device=self.setting.device)
+        old = self.parameters
+        self.optimiser.state = {name: old.rows(buffer, kept) for name, buffer in self.optimiser.state.items()}
+        self.parameters = Parameters({name: leaf.detach()[at] for name, leaf in old.leaves.items()})
+        self.statistics = {name: tensor[at] for name, tensor in self.statistics.items()}
+        if self.best is not None:
+            best = self.best
+            tensors = {name: tensor[at] for name, tensor in best.tensors.items()}
+            lists = [[values[index] for index in kept] for values in (best.accuracy, best.loss, best.epoch)]
+            self.best = Best(tensors, *lists)  # type: ignore[arg-type]
+
+    # Between epochs, on the disk --------------------------------------------------------------------------------
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """All that is needed to go on: tensors by name, and JSON."""
+        tensors = {"values": self.parameters.values}
+        tensors |= {f"optimiser.{name}": buffer for name, buffer in self.optimiser.state.items()}
+        tensors |= {f"statistics.{name}": tensor for name, tensor in self.statistics.items()}
+        if self.best is not None:
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best.tensors.items()}
+        for number, shot in enumerate(self.snapshots):
+            tensors |= {f"snapshot.{number}.{name}": tensor for name, tensor in shot.tensors.items()}
+        best = self.best and {"accuracy": self.best.accuracy, "loss": self.best.loss, "epoch": self.best.epoch}
+        facts = {
+            "epoch": self.epoch,
+            "active": self.active,
+            "steps": self.optimiser.steps,
+            "best": best,
+            "snapshots": [[shot.position, shot.epoch] for shot in self.snapshots],
+            "diverged": [[gone.run, gone.seed, gone.epoch] for gone in self.diverged],
+            "attempts": self.attempts,
+            "waiting": self.waiting,
+        }
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, facts
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, in a stack of the same jobs."""
+        device = self.setting.device
+
+        def part(prefix: str) -> Tensors:
+            return {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.attempts, self.waiting = list(facts["attempts"]), list(facts["waiting"])
+        self.diverged = [Diverged(*gone) for gone in facts["diverged"]]
+        self.snapshots = [
+            Snapshot(position, epoch, {n: t.cpu() for n, t in part(f"snapshot.{number}.").items()})
+            for number, (position, epoch) in enumerate(facts["snapshots"])
+        ]
+        self.active = facts["active"]
+        if not self.active:
+            return
+        self._start(self.active)
+        self.parameters.values.copy_(tensors["values"])
+        self.optimiser.state, self.optimiser.steps = part("optimiser."), facts["steps"]
+        self.statistics = part("statistics.")
+        self.best = None if facts["best"] is None else Best(part("best."), **facts["best"])
+        self.epoch = facts["epoch"]
+
+
+# Parts ------------------------------------------------------------------------------------------------------------
+
+
+def fresh_tensors(setting: Setting, seeds: Sequence[int]) -> tuple[Tensors, Tensors]:
+    """Parameters that learn and all other tensors, `[K, *shape]`, of networks built from these seeds."""
+    learning: list[Tensors] = []
+    others: list[Tensors] = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in seeds:
+            torch.default_generator.manual_seed(seed)
+            network = setting.architecture.build()
+            parameters = dict(network.named_parameters())
+            learning.append({name: p.detach() for name, p in parameters.items() if p.requires_grad})
+            fixed = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
+            others.append({**fixed, **dict(network.named_buffers())})
+    return tuple(stacked(rows, setting) for rows in (learning, others))  # type: ignore[return-value]
+
+
+def stacked(rows: Sequence[Tensors], setting: Setting) -> Tensors:
+    """`[K, *shape]` of K tensors of each name, on the setting's device and in its dtype; integers keep theirs."""
+    joined = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return {
+        name: tensor.to(setting.device, setting.dtype if tensor.is_floating_point() else None)
+        for name, tensor in joined.items()
+    }
+
+
+def parts(batch: Batch, size: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Inputs, targets and share of a batch, so many samples at a time."""
+    count = batch.inputs.shape[1]
+    if size is None or size >= count:
+        yield batch.inputs, batch.targets, 1.0
+        return
+    for inputs, targets in zip(torch.split(batch.inputs, size, 1), torch.split(batch.targets, size, 1), strict=True):
+        yield inputs, targets, inputs.shape[1] / count
+
+
+def optimiser_of(training: Training) -> Optimiser:
+    """The optimiser that a spec names."""
+    if training.optimizer == "sgd":
+        return Sgd(training.nesterov)
+    return Adam(training.betas, training.eps, training.decoupled)
+
+
+def autocast(training: Training, device: torch.device) -> torch.autocast:
+    """The context in which the forward runs: matrix products in bfloat16 where the spec says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
+
+
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed the global generators that layers such as Dropout draw from."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """The global generators as they were, and kernels on a GPU that give the same result every time."""
+    devices = [device] if device.type == "cuda" else []
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with torch.random.fork_rng(devices=devices), flags:
+        yield

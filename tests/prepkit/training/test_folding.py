@@ -1,0 +1,170 @@
+"""Folding a stack: each instance as prepkit.fusion.fold folds it alone, and as plain networks say that it must run."""
+
+import pytest
+import torch
+from torch import nn
+
+import prepkit
+from prepkit.errors import VerificationError
+from prepkit.families.registry import architecture_from_callable
+from prepkit.fusion.fold import UnfoldableNetwork, fold
+from prepkit.training import folding
+from prepkit.training.folding import fold_stack
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class TwoNorms(nn.Module):
+    """A layer that takes in two BatchNorms, one without weights, and a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, eps=0.1), nn.BatchNorm2d(4)
+        self.up, self.third = nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), nn.BatchNorm2d(6, affine=False)
+
+    def forward(self, images):
+        return self.third(self.up(torch.tanh(self.second(self.first(self.conv(images)))))).flatten(1)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Linear(5, 5)
+        self.third = nn.Linear(5, 5)
+        self.third.weight = self.second.weight
+
+    def forward(self, inputs):
+        return self.third(torch.tanh(self.second(self.norm(self.first(inputs)))))
+
+
+class Constant(nn.Module):
+    """With buffers that its state dict does not hold, or that are no numbers to learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.last = nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)
+        self.register_buffer("mixing", torch.eye(5).roll(1) + 0.25, persistent=False)  # exact in bfloat16
+        self.register_buffer("order", torch.tensor([2, 0, 1, 4, 3]))
+
+    def forward(self, inputs):
+        return self.last(torch.tanh(self.norm(self.linear(inputs @ self.mixing)))[:, self.order])
+
+
+class PreActivation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(5), nn.Linear(5, 2)
+
+    def forward(self, inputs):
+        return self.linear(self.norm(inputs))
+
+
+FOREIGN = {"TwoNorms": (2, 6, 6), "Tied": (5,), "Constant": (5,), "PreActivation": (5,)}
+NAMES = ["resnet8@digits", "resnet14@digits", "resnet8@cifar10", "lenet_like@digits", "TwoNorms", "Tied", "Constant"]
+
+
+def known(name):
+    if name in FOREIGN:
+        return architecture_from_callable(f"{__name__}:{name}", FOREIGN[name])
+    return prepkit.architecture(name)
+
+
+def networks(architecture, count, dtype=torch.float32):
+    """Networks in evaluation, as different as trained ones are: weights and statistics of their own."""
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        network = architecture.build()
+        for module in network.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.2, 3.0)
+                module.num_batches_tracked += seed + 1
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 2.0)
+                    nn.init.normal_(module.bias)
+        made.append(network.to(dtype).eval().requires_grad_(False))
+    return made
+
+
+def rows(made):
+    """As a stack's snapshots hold them: parameters and buffers, each once."""
+    return [dict([*network.named_parameters(), *network.named_buffers()]) for network in made]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_instance_is_folded_as_if_alone(name, dtype):
+    one = known(name)
+    made = networks(one, 3, dtype)
+    found = fold_stack(one, rows(made))
+    assert list(found) == [slot.name for slot in one.layout]
+    for index, network in enumerate(made):
+        expected = fold(network, one.example_input()).network.state_dict()
+        for name, tensor in found.items():
+            assert tensor.dtype == expected[name].dtype == dtype
+            assert torch.equal(tensor[index], expected[name]), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_folded_network_is_the_same_function(name):
+    one = known(name)
+    made = networks(one, 3, torch.float64)
+    found = fold_stack(one, rows(made))
+    inputs = one.example_input(4, seed=3).double()
+    for index, network in enumerate(made):
+        folded = one.build_folded().double().eval()
+        state = {name: tensor[index] for name, tensor in found.items()}
+        state |= {name: buffer for name, buffer in folded.named_buffers() if not buffer.is_floating_point()}
+        folded.load_state_dict(state | {alias: state[name] for alias, name in one.layout.ties})
+        expected = network(inputs)
+        assert (folded(inputs) - expected).abs().max() < 1e-9 * expected.abs().max()
+
+
+def test_a_network_without_batch_norm_stays_as_it_is():
+    one = known("lenet_like@digits")
+    given = rows(networks(one, 2))
+    for name, tensor in fold_stack(one, given).items():
+        assert torch.equal(tensor, torch.stack([row[name] for row in given]))
+
+
+def test_folding_changes_neither_its_input_nor_the_random_numbers():
+    one = known("resnet8@digits")
+    given = rows(networks(one, 2))
+    before = [{name: tensor.clone() for name, tensor in row.items()} for row in given]
+    state = torch.get_rng_state()
+    fold_stack(one, given)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(row[name], t) for row, old in zip(given, before, strict=True) for name, t in old.items())
+
+
+@pytest.mark.parametrize("wrong_instance", [1, 2])
+def test_an_instance_that_becomes_another_function_is_caught(monkeypatch, wrong_instance):
+    """The first one is folded by prepkit.fusion.fold; the formula for the others is made wrong here, by little, once."""
+    one = known("resnet8@digits")
+    made = networks(one, 3)
+    real, calls = folding.folded_parameters, []
+
+    def wrong(layer, weight, bias, norm):
+        calls.append(norm)
+        weight, bias = real(layer, weight, bias, norm)
+        norms = sum(isinstance(module, nn.BatchNorm2d) for module in made[0].modules())
+        return (weight * (1 + 1e-6), bias) if len(calls) == norms * wrong_instance + 3 else (weight, bias)
+
+    monkeypatch.setattr(folding, "folded_parameters", wrong)
+    with pytest.raises(VerificationError, match="an instance of resnet8@digits is another function once folded"):
+        fold_stack(one, rows(made))
+
+
+def test_values_that_are_not_finite_are_caught():
+    one = known("lenet_like@digits")
+    given = rows(networks(one, 2))
+    next(iter(given[1].values())).fill_(torch.nan)
+    with pytest.raises(VerificationError):
+        fold_stack(one, given)
+
+
+def test_what_cannot_be_folded_is_refused():
+    one = known("PreActivation")
+    with pytest.raises(UnfoldableNetwork, match="norm"):
+        fold_stack(one, rows(networks(one, 2)))
