@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from hub_fixture import hub as hub
 
 # A shell starts background jobs with Ctrl-C ignored, and the commands that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
