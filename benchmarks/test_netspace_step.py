@@ -26,9 +26,9 @@ import prepkit
 from benchmarks.baselines import evaluate_one_at_a_time, netspace_step
 from benchmarks.timing import interleaved, record, summary
 from netspace import NetSpace
-from netspace.config import load_recipe
 from netspace.data import Batch
 from netspace.objective import Objective
+from netspace.recipe import load_recipe
 from prepkit.training.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent

@@ -34,9 +34,9 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.config import Recipe, recipe_of
 from netspace.data import ZooMismatch
 from netspace.network import NetSpace
+from netspace.recipe import Recipe, recipe_of
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
 from prepkit.files import replacing

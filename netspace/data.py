@@ -20,7 +20,7 @@ from prepkit.errors import listed
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.config import Recipe
+    from netspace.recipe import Recipe
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 ITEM = "item"  # the column of the shape that an instance fits

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 import prepkit
-from netspace.config import Recipe
 from netspace.losses import gammas
+from netspace.recipe import Recipe
 from prepkit.running.instances import activation_bytes, stacking_pays
 from prepkit.zoo.read.memory import free_bytes
 

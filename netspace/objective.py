@@ -21,13 +21,13 @@ from torch.utils.checkpoint import checkpoint
 
 import prepkit
 from netspace import losses
-from netspace.config import Recipe
 from netspace.data import Batch, ZooMismatch
 from netspace.device import half
 from netspace.instance_losses import Judge, apart, instance_losses
 from netspace.network import NetSpace
 from netspace.parallel import Ranks
 from netspace.prediction import Group, groups_of, run_by_class_id
+from netspace.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from typing import Any
 
 import prepkit
 from netspace.checkpoint import BEST, LATEST, RECORD, Run
-from netspace.config import Recipe, load_recipe
 from netspace.experiments import experiment_names
 from netspace.logs import Progress as TrainingProgress
+from netspace.recipe import Recipe, load_recipe
 from netspace.report import Doing, Progress, Report, report
 from netspace.trainer import train
 from prepkit.files import replacing

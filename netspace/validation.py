@@ -12,11 +12,11 @@ from torch import Tensor
 
 import prepkit
 from netspace import losses
-from netspace.config import Recipe
 from netspace.data import TRAIN, VALIDATION, Data
 from netspace.evaluation import accuracy_of, evaluate, target_accuracy
 from netspace.network import NetSpace
 from netspace.prediction import predict
+from netspace.recipe import Recipe
 
 PAIRS = 8  # of boundary instances, whose lines are judged
 

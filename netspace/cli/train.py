@@ -53,8 +53,8 @@ def train(
     The run's folder holds recipe, metrics, checkpoints and TensorBoard's log. Ctrl-C keeps the state; --resume goes on
     with it, to the same losses.
     """
-    from netspace.config import load_recipe
     from netspace.parallel import is_first
+    from netspace.recipe import load_recipe
     from netspace.trainer import train as train_space
 
     values = dict(change(text) for text in changes)
@@ -73,7 +73,7 @@ def train(
 @json_option
 def recipes(as_json: bool) -> None:
     """List the recipes that are built in."""
-    from netspace.config import load_recipe, recipe_names
+    from netspace.recipe import load_recipe, recipe_names
 
     known = [load_recipe(name) for name in recipe_names()]
     if as_json:

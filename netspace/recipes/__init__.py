@@ -1,1 +1,1 @@
-"""Recipes, one TOML file each; `netspace.config.load_recipe` finds them by name."""
+"""Recipes, one TOML file each; `netspace.recipe.load_recipe` finds them by name."""

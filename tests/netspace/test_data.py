@@ -7,8 +7,8 @@ import torch
 from small_zoos import DIGITS, SMALL, digits_zoo
 
 import prepkit
-from netspace.config import load_recipe
 from netspace.data import AtRandom, Data, InTurn, Pairs, ZooMismatch, check_zoo, order_of
+from netspace.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

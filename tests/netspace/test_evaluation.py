@@ -7,10 +7,10 @@ from small_zoos import CHAIRS, DIGITS, SMALL
 import netspace
 import prepkit
 from netspace.checkpoint import new_space
-from netspace.config import load_recipe
 from netspace.data import Data, ZooMismatch
 from netspace.evaluation import evaluate
 from netspace.prediction import predict
+from netspace.recipe import load_recipe
 from netspace.validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")

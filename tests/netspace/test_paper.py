@@ -13,9 +13,9 @@ from netspace import paper as paper_module
 from netspace.checkpoint import Run
 from netspace.cli import main
 from netspace.cli.report import text_of
-from netspace.config import load_recipe
 from netspace.experiments import EXPERIMENTS, running
 from netspace.paper import ABLATIONS, RECIPES, SIZES, PaperError, Size, paper, recipes_of, zoo_names
+from netspace.recipe import load_recipe
 from netspace.report import Doing
 from netspace.trainer import Interrupted
 

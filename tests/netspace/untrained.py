@@ -6,7 +6,7 @@ import torch
 
 import prepkit
 from netspace.checkpoint import Run, State
-from netspace.config import load_recipe
+from netspace.recipe import load_recipe
 
 
 def untrained_run(path: Path, name: str, zoo: Path, class_id: int | None = None, **changes) -> Run:

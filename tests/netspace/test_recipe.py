@@ -8,8 +8,8 @@ import pytest
 
 import prepkit
 from netspace.checkpoint import new_space
-from netspace.config import OptimiserSettings, Recipe, RecipeError, load_recipe, recipe_names, recipe_of
 from netspace.memory import num_weights
+from netspace.recipe import OptimiserSettings, Recipe, RecipeError, load_recipe, recipe_names, recipe_of
 
 
 @pytest.mark.parametrize("name", recipe_names())
