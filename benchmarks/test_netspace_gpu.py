@@ -23,10 +23,10 @@ from benchmarks.baselines import evaluate_one_at_a_time, netspace_step
 from benchmarks.timing import interleaved, record, summary
 from netspace.checkpoint import new_space
 from netspace.data import Batch
-from netspace.device import use_tf32
 from netspace.losses import boundary_pairs, gammas, interpolate, interpolated_class_ids, loss_kd
 from netspace.objective import Objective
 from netspace.recipe import Recipe, load_recipe
+from netspace.space.device import use_tf32
 
 CUDA = torch.device("cuda")
 STEPS, ROUNDS = 20, 9

@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from netspace.checkpoint import load as load
     from netspace.checkpoint import open_run as open_run
     from netspace.embedding import embed as embed
-    from netspace.evaluation import evaluate as evaluate
     from netspace.interpolation import interpolate as interpolate
-    from netspace.network import NetSpace as NetSpace
     from netspace.optimization import optimize as optimize
-    from netspace.prediction import predict as predict
     from netspace.recipe import Recipe as Recipe
     from netspace.recipe import load_recipe as load_recipe
     from netspace.sampling import sample as sample
+    from netspace.space.evaluation import evaluate as evaluate
+    from netspace.space.network import NetSpace as NetSpace
+    from netspace.space.prediction import predict as predict
     from netspace.trainer import train as train
 
 _HOMES = {
-    "NetSpace": "network",
+    "NetSpace": "space.network",
     "Recipe": "recipe",
     "Run": "checkpoint",
     "embed": "embedding",
-    "evaluate": "evaluation",
+    "evaluate": "space.evaluation",
     "interpolate": "interpolation",
     "load": "checkpoint",
     "load_recipe": "recipe",
     "open_run": "checkpoint",
     "optimize": "optimization",
-    "predict": "prediction",
+    "predict": "space.prediction",
     "sample": "sampling",
     "train": "trainer",
 }

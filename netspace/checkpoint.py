@@ -35,8 +35,8 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch
-from netspace.network import NetSpace
 from netspace.recipe import Recipe, recipe_of
+from netspace.space.network import NetSpace
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
 from prepkit.files import replacing

@@ -22,8 +22,8 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch
-from netspace.evaluation import PREPS_AT_ONCE, chunks
-from netspace.network import NetSpace
+from netspace.space.evaluation import PREPS_AT_ONCE, chunks
+from netspace.space.network import NetSpace
 from prepkit.errors import OutputError, listed
 from prepkit.files import check_writable, replacing
 

@@ -9,9 +9,9 @@ from prepkit.figures import PlotsMissing
 from prepkit.files import replacing
 
 if TYPE_CHECKING:
-    from netspace.evaluation import Evaluation
     from netspace.interpolation import Interpolation
     from netspace.optimization import Optimisation
+    from netspace.space.evaluation import Evaluation
 
 LINE_COLOURS = {"embedding": "#1f77b4", "weights": "#7f7f7f"}
 LINE_NAMES = {"embedding": "through the embedding space", "weights": "from weight to weight"}

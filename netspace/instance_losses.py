@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from netspace.prediction import Group
+from netspace.space.prediction import Group
 from prepkit.running.instances import stacking_pays
 
 Judge = Callable[[Group, Tensor], Mapping[str, Tensor]]

@@ -23,10 +23,10 @@ from torch import Tensor
 import prepkit
 from netspace import losses, meshes
 from netspace.data import has_items
-from netspace.evaluation import accuracy_of, chunks
-from netspace.network import NetSpace
-from netspace.prediction import Prediction, predict
 from netspace.sampling import PointError, Points, own_task, points_of, samples_of
+from netspace.space.evaluation import accuracy_of, chunks
+from netspace.space.network import NetSpace
+from netspace.space.prediction import Prediction, predict
 
 if TYPE_CHECKING:
     import pyarrow as pa

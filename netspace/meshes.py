@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.evaluation import POINTS_AT_ONCE
-from netspace.prediction import run_by_class_id
+from netspace.space.evaluation import POINTS_AT_ONCE
+from netspace.space.prediction import run_by_class_id
 from prepkit.errors import OutputError
 from prepkit.files import replacing
 

@@ -22,12 +22,12 @@ from torch.utils.checkpoint import checkpoint
 import prepkit
 from netspace import losses
 from netspace.data import Batch, ZooMismatch
-from netspace.device import half
 from netspace.instance_losses import Judge, apart, instance_losses
-from netspace.network import NetSpace
 from netspace.parallel import Ranks
-from netspace.prediction import Group, groups_of, run_by_class_id
 from netspace.recipe import Recipe
+from netspace.space.device import half
+from netspace.space.network import NetSpace
+from netspace.space.prediction import Group, groups_of, run_by_class_id
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ import prepkit
 from netspace import losses
 from netspace.data import TRAIN, task_of
 from netspace.embedding import encode
-from netspace.network import NetSpace
-from netspace.prediction import Prediction, predict
+from netspace.space.network import NetSpace
+from netspace.space.prediction import Prediction, predict
 from prepkit.errors import nearest
 from prepkit.tasks.randomness import generator
 

@@ -288,7 +288,7 @@ def test_a_package_that_keeps_the_rules(package: Path) -> None:
         ("zoo/paths.py", "from ..cli import main", "zoo.paths:1 imports prepkit.cli.main, which stands below"),
         ("zoo/paths.py", "from prepkit import Layout", "paths:1 imports prepkit.Layout from the public names"),
         ("zoo/paths.py", "import prepkit", "paths:1 imports prepkit from the public names"),
-        ("zoo/paths.py", "import netspace.network", "imports netspace.network, but prepkit stands alone"),
+        ("zoo/paths.py", "import netspace.space.network", "imports netspace.space.network, but prepkit stands alone"),
         (
             "zoo/paths.py",
             "from prepkit.prep.layout import _secret",

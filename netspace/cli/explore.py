@@ -29,7 +29,7 @@ from prepkit.cli.common import force_option, json_option, print_json, table
 
 if TYPE_CHECKING:
     from netspace.cli.exploring import Opened
-    from netspace.prediction import Prediction
+    from netspace.space.prediction import Prediction
 
 FOLDER = click.Path(path_type=Path)
 
@@ -62,9 +62,9 @@ def evaluate(
     """
     from netspace.data import task_of
     from netspace.embedding import write_table
-    from netspace.evaluation import evaluate as judge
     from netspace.figures import draw_evaluation
     from netspace.sampling import samples_of
+    from netspace.space.evaluation import evaluate as judge
     from prepkit.files import replacing
 
     opened = open_run(run, zoo, kind, device)
@@ -235,7 +235,7 @@ def predict_at(opened: Opened, latents: Any) -> Prediction:
     """The instances at embeddings."""
     import torch
 
-    from netspace.prediction import predict
+    from netspace.space.prediction import predict
 
     with torch.no_grad():
         return predict(opened.space, latents, opened.run.registry)

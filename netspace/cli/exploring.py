@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import prepkit
     from netspace.checkpoint import Run
-    from netspace.network import NetSpace
+    from netspace.space.network import NetSpace
 
 F = TypeVar("F", bound=Callable[..., Any])
 RESULT = "result.json"  # marks a folder as one of ours, which --force may replace
@@ -141,7 +141,7 @@ def open_run(run: Path | str, zoo: Path | str | None, kind: str, device: str, *,
     raises RunError, DeviceError
     """
     import netspace
-    from netspace.device import device_of
+    from netspace.space.device import device_of
 
     opened, on = netspace.open_run(run), device_of(device)
     return Opened(opened, opened.space(kind, on), on, zoo, any_zoo)

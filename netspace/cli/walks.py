@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from netspace.cli.exploring import Opened
     from netspace.interpolation import Interpolation
     from netspace.optimization import Optimisation
-    from netspace.prediction import Prediction
+    from netspace.space.prediction import Prediction
 
 FOLDER = click.Path(path_type=Path)
 
@@ -86,9 +86,9 @@ def interpolate(
     (and meshes) along the first pair's line.
     """
     from netspace.data import task_of
-    from netspace.evaluation import target_accuracy
     from netspace.interpolation import interpolate as walk
     from netspace.sampling import random_pairs
+    from netspace.space.evaluation import target_accuracy
 
     if (first is None) != (second is None):
         raise click.UsageError("a line has two ends: give FIRST and SECOND, or neither.")

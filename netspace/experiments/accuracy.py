@@ -10,10 +10,10 @@ import torch
 
 import prepkit
 from netspace.data import TEST, TRAIN
-from netspace.evaluation import Evaluation, evaluate
 from netspace.experiments.judged import short, split_of
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
 from netspace.experiments.statistics import interval, pearson, spearman
+from netspace.space.evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from netspace.checkpoint import Run

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import prepkit
-from netspace.evaluation import evaluate
 from netspace.experiments.judged import mean_or_nan, short
 from netspace.experiments.result import Cell, Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
 from netspace.interpolation import interpolate
+from netspace.space.evaluation import evaluate
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from netspace.data import TEST, TRAIN, items_of
-from netspace.evaluation import CLOSE, NEAR
 from netspace.experiments.judged import Judged, mean_or_nan, outputs_of
 from netspace.experiments.result import Claim, Table, claim
+from netspace.space.evaluation import CLOSE, NEAR
 from prepkit.tasks.randomness import generator
 
 CLOSENESS = 0.8

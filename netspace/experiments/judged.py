@@ -17,13 +17,13 @@ from torch import Tensor
 import prepkit
 from netspace.data import TEST, ZooMismatch, items_of
 from netspace.embedding import encode
-from netspace.evaluation import chunks
-from netspace.prediction import Prediction, predict, run_by_class_id
+from netspace.space.evaluation import chunks
+from netspace.space.prediction import Prediction, predict, run_by_class_id
 from prepkit.tasks.task import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from netspace.checkpoint import Run
-    from netspace.network import NetSpace
+    from netspace.space.network import NetSpace
 
 
 @dataclass(frozen=True)

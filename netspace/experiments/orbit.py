@@ -18,7 +18,6 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST
-from netspace.evaluation import accuracy_of
 from netspace.experiments.judged import (
     Judged,
     distances,
@@ -31,12 +30,13 @@ from netspace.experiments.judged import (
 )
 from netspace.experiments.permutations import permutation, permute
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.prediction import predict
+from netspace.space.evaluation import accuracy_of
+from netspace.space.prediction import predict
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
     from netspace.checkpoint import Run
-    from netspace.network import NetSpace
+    from netspace.space.network import NetSpace
 
 NAME = "orbit"
 ORDERS = 8  # of each instance's units

@@ -28,7 +28,7 @@ from netspace.experiments.statistics import kendall, r2, tau_of_halves, tau_of_t
 
 if TYPE_CHECKING:
     from netspace.checkpoint import Run
-    from netspace.network import NetSpace
+    from netspace.space.network import NetSpace
 
 NAME = "representation"
 SPLITS = (TRAIN, VALIDATION, TEST)

@@ -201,7 +201,7 @@ def test_one_byte_of_code_in_either_package_changes_the_sum(tmp_path, monkeypatc
         shutil.copytree(package, copy, ignore=shutil.ignore_patterns("*.toml", "__pycache__"))
     sums = [running.code_sum(packages)]
     assert sums == [running.code_sum()]  # wherever the packages stand
-    for file in ("prepkit/tasks/chairs.py", "netspace/experiments/accuracy.py", "netspace/network.py"):
+    for file in ("prepkit/tasks/chairs.py", "netspace/experiments/accuracy.py", "netspace/space/network.py"):
         text = (tmp_path / file).read_bytes()
         (tmp_path / file).write_bytes(text.replace(b"e", b"a", 1))
         sums.append(running.code_sum(packages))

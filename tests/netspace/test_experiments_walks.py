@@ -14,12 +14,12 @@ import prepkit
 from netspace import meshes
 from netspace.checkpoint import Run, State
 from netspace.data import task_of
-from netspace.evaluation import evaluate
 from netspace.experiments import boundaries, chairs, closeness, consensus, lines, optimisation
 from netspace.experiments.result import Result, new_figure
-from netspace.prediction import predict
 from netspace.recipe import load_recipe
 from netspace.sampling import PointError
+from netspace.space.evaluation import evaluate
+from netspace.space.prediction import predict
 from prepkit.tasks.chairs import chair, chair_boxes
 from prepkit.tasks.sdf import normalised
 

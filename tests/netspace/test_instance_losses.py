@@ -7,7 +7,7 @@ import torch
 
 import prepkit
 from netspace.instance_losses import apart, instance_losses
-from netspace.prediction import Group, groups_of
+from netspace.space.prediction import Group, groups_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("lenet_like@digits", "resnet8@digits")

@@ -17,10 +17,10 @@ import netspace
 import prepkit
 from netspace.card import write_card
 from netspace.checkpoint import LOCK, RunError, State
-from netspace.device import DeviceError, own_device
 from netspace.logs import NotFinite, Progress
 from netspace.memory import OutOfMemory, advice, step_bytes
 from netspace.recipe import load_recipe
+from netspace.space.device import DeviceError, own_device
 from netspace.trainer import Interrupted
 from prepkit.errors import ZooLocked
 from prepkit.zoo.format.lock import Lock

@@ -5,7 +5,7 @@ and sums over instances stay in float32, and so do the maxima: bfloat16 only fin
 Shapes: N instances, H x W the PRep, E embedding values; R rows, L places along them, C channels, O outputs, K factors.
 """
 
-from netspace.fast.decoder import decode, decodes
-from netspace.fast.encoder import encode, encodes
+from netspace.space.fast.decoder import decode, decodes
+from netspace.space.fast.encoder import encode, encodes
 
 __all__ = ["decode", "decodes", "encode", "encodes"]

@@ -2,7 +2,7 @@
 
 Of the second convolution's [E/16, H, W/4] only the maximum over the width is read. Rows go through in blocks that stay
 in the cache; the maxima and where they stood are all that is kept. Backward looks at the 7 PRep values behind each
-maximum and convolves those again. Shapes: see netspace/fast/__init__.py.
+maximum and convolves those again. Shapes: see netspace/space/fast/__init__.py.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import leaky_relu, leaky_relu_, linear, pad
 
-from netspace.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
-from netspace.initialisation import NEGATIVE_SLOPE
+from netspace.space.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
+from netspace.space.starts import NEGATIVE_SLOPE
 
 WIDE = 256  # PReps; measured on one core: below, the plain network is as fast or faster
 BLOCK_VALUES = 2**20  # of an intermediate tensor: a few MiB, which stay in the cache

@@ -8,9 +8,9 @@ import netspace
 import prepkit
 from netspace.checkpoint import new_space
 from netspace.data import Data, ZooMismatch
-from netspace.evaluation import evaluate
-from netspace.prediction import predict
 from netspace.recipe import load_recipe
+from netspace.space.evaluation import evaluate
+from netspace.space.prediction import predict
 from netspace.validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,8 +73,8 @@ def test_chunks_and_known_targets_change_nothing(ready, monkeypatch):
     view = zoo.split("train")
     whole = evaluate(space, data.registry, view, data.task, "test")
     told = []
-    monkeypatch.setattr("netspace.evaluation.INSTANCES_AT_ONCE", 5)
-    monkeypatch.setattr("netspace.evaluation.chunks.__defaults__", (5,))
+    monkeypatch.setattr("netspace.space.evaluation.INSTANCES_AT_ONCE", 5)
+    monkeypatch.setattr("netspace.space.evaluation.chunks.__defaults__", (5,))
     parts = evaluate(
         space,
         data.registry,

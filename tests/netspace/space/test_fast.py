@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from netspace import fast, network
-from netspace.network import Decoder, Encoder, NetSpace
+from netspace.space import fast, network
+from netspace.space.network import Decoder, Encoder, NetSpace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import prepkit
 
 if TYPE_CHECKING:
-    from netspace.network import NetSpace
+    from netspace.space.network import NetSpace
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from torch import Tensor, empty, nn
 from torch.nn.functional import leaky_relu
 
 import prepkit
-from netspace import fast
-from netspace.initialisation import NEGATIVE_SLOPE, start_scale_and_bias
+from netspace.space import fast
+from netspace.space.starts import NEGATIVE_SLOPE, start_scale_and_bias
 
 LEAST_EMBEDDING = 4**4
 LARGEST_SIDE = 64  # of the embedding's image; larger embeddings have more channels

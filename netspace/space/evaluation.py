@@ -21,14 +21,14 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch, has_items, items_of
-from netspace.device import half
-from netspace.prediction import predict, run_by_class_id
+from netspace.space.device import half
+from netspace.space.prediction import predict, run_by_class_id
 from prepkit.tasks.task import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from netspace.network import NetSpace
+    from netspace.space.network import NetSpace
 
 INSTANCES_AT_ONCE = 64
 PREPS_AT_ONCE = 8  # through the space, whose first layers put out more than all else

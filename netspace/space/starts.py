@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import prepkit
 
 if TYPE_CHECKING:
-    from netspace.network import Encoder, NetSpace
+    from netspace.space.network import Encoder, NetSpace
 
 NEGATIVE_SLOPE = 0.01  # of every LeakyReLU in NetSpace
 SCALE_OF_DEVIATION = 0.3  # the decoder's start around an instance, as a share of how much instances differ

@@ -2,7 +2,7 @@
 
 Even and odd columns of a map are laid out apart: each tap of a kernel of stride 2 then reads a matrix that lies there,
 and padding above and below is left out. What the first convolution puts out is made again in backward. Shapes: see
-netspace/fast/__init__.py.
+netspace/space/fast/__init__.py.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import fold, leaky_relu_, pad, unfold
 
-from netspace.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
-from netspace.initialisation import NEGATIVE_SLOPE
+from netspace.space.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
+from netspace.space.starts import NEGATIVE_SLOPE
 
 WIDE, MANY_COLUMNS = 2048, 1024  # PReps; measured on one core: from there, products over a row of a map fill it
 # Of the decoder's kernels by stride, for each tap of their width: the plane that it reads, and how far shifted.

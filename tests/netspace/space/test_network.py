@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import prepkit
-from netspace.network import (
+from netspace.space.network import (
     ClassIdClassifier,
     Decoder,
     EmbeddingImage,

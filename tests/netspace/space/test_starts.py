@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import prepkit
-from netspace.initialisation import InitialisationError, start_from_preps
-from netspace.network import Decoder, NetSpace
+from netspace.space.network import Decoder, NetSpace
+from netspace.space.starts import InitialisationError, start_from_preps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

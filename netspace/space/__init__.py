@@ -1,0 +1,1 @@
+"""The space: the network, its start, prediction and evaluation."""
