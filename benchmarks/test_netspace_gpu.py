@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import prepkit
 from benchmarks.baselines import evaluate_one_at_a_time, netspace_step
 from benchmarks.timing import interleaved, record, summary
-from netspace.checkpoint import new_space
 from netspace.data import Batch
 from netspace.losses import boundary_pairs, gammas, interpolate, interpolated_class_ids, loss_kd
 from netspace.objective import Objective
 from netspace.recipe import Recipe, load_recipe
+from netspace.run.run import new_space
 from netspace.space.device import use_tf32
 
 CUDA = torch.device("cuda")

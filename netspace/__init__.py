@@ -13,14 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run as Run
-    from netspace.checkpoint import load as load
-    from netspace.checkpoint import open_run as open_run
     from netspace.embedding import embed as embed
     from netspace.interpolation import interpolate as interpolate
     from netspace.optimization import optimize as optimize
     from netspace.recipe import Recipe as Recipe
     from netspace.recipe import load_recipe as load_recipe
+    from netspace.run.run import Run as Run
+    from netspace.run.run import load as load
+    from netspace.run.run import open_run as open_run
     from netspace.sampling import sample as sample
     from netspace.space.evaluation import evaluate as evaluate
     from netspace.space.network import NetSpace as NetSpace
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "NetSpace": "space.network",
     "Recipe": "recipe",
-    "Run": "checkpoint",
+    "Run": "run.run",
     "embed": "embedding",
     "evaluate": "space.evaluation",
     "interpolate": "interpolation",
-    "load": "checkpoint",
+    "load": "run.run",
     "load_recipe": "recipe",
-    "open_run": "checkpoint",
+    "open_run": "run.run",
     "optimize": "optimization",
     "predict": "space.prediction",
     "sample": "sampling",

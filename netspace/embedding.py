@@ -30,7 +30,7 @@ from prepkit.files import check_writable, replacing
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 STORAGE = ("shard", "row")  # columns that say where an instance lies, not what it is
 EMBEDDING = "embedding"

@@ -31,7 +31,7 @@ from netspace.space.prediction import Prediction, predict
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 EMBEDDING, WEIGHTS = "embedding", "weights"
 TEST = "test"

@@ -55,7 +55,7 @@ def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device)
 
 def num_weights(recipe: Recipe) -> int:
     """Parameters of encoder, decoder and classifier (METHOD), without building them."""
-    from netspace.checkpoint import new_space
+    from netspace.run.run import new_space
 
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in new_space(recipe).parameters())

@@ -35,7 +35,7 @@ from prepkit.tasks.randomness import generator
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 STEPS = 300
 LEARNING_RATE = 1e-4  # the paper's; small spaces want 1e-2

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import prepkit
-from netspace.checkpoint import BEST, LATEST, RECORD, Run
 from netspace.experiments import experiment_names
 from netspace.logs import Progress as TrainingProgress
 from netspace.recipe import Recipe, load_recipe
 from netspace.report import Doing, Progress, Report, report
+from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.trainer import train
 from prepkit.files import replacing
 from prepkit.progress import Progress as ZooProgress

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import prepkit
-from netspace.checkpoint import BEST, Run, versions
 from netspace.experiments import experiment_names
 from netspace.experiments.result import DOTS_PER_INCH, KINDS, Claim, Result, new_figure, plain
 from netspace.experiments.running import Bench, hardware
+from netspace.run.run import BEST, Run, versions
 from prepkit.errors import PrepkitError
 from prepkit.files import check_writable, replacing
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from netspace.checkpoint import BEST
 from netspace.experiments.result import KINDS
 from netspace.report_pieces import (
     Cell,
@@ -32,6 +31,7 @@ from netspace.report_pieces import (
 from netspace.report_style import SCRIPT, STYLE
 from netspace.report_variants import spread, variants, without_variants
 from netspace.report_words import cell, duration, found, heading, number, tallied, verdict, words
+from netspace.run.run import BEST
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Claim, Result

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netspace.checkpoint import BEST
 from netspace.experiments.result import KINDS
 from netspace.report_variants import spread, variants, without_variants
 from netspace.report_words import HELD, bound, cell, duration, found, heading, number, tally, told, verdict, words
+from netspace.run.run import BEST
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Result

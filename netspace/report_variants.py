@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from netspace.checkpoint import BEST
 from netspace.experiments.result import KINDS
 from netspace.report_words import averaged, duration, number, tally
+from netspace.run.run import BEST
 
 if TYPE_CHECKING:
     from netspace.report import Judged, Merit, Report

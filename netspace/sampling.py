@@ -30,7 +30,7 @@ from prepkit.errors import nearest
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 
 class PointError(prepkit.PrepkitError, ValueError):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     import prepkit
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
     from netspace.space.network import NetSpace
 
 F = TypeVar("F", bound=Callable[..., Any])

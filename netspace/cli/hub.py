@@ -25,8 +25,8 @@ def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: 
 
     Then `netspace.load("hf://user/space")` gives it back anywhere. What the repository has already is not sent again.
     """
-    from netspace.checkpoint import Run
-    from netspace.hub import files_of, push_run
+    from netspace.run.hub import files_of, push_run
+    from netspace.run.run import Run
     from prepkit.cli.hub import bytes_progress
     from prepkit.zoo.format.counts import readable
 

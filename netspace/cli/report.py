@@ -54,8 +54,8 @@ def report(
     again only for another state, zoo or seed, or where code changed that the experiment uses. Exit status 1 if an
     experiment could not be made: the page tells why.
     """
-    from netspace.checkpoint import Run
     from netspace.report import report as report_of
+    from netspace.run.run import Run
 
     opened = [Run(path) for path in runs]
     line = Line(as_json)

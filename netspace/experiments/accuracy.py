@@ -16,7 +16,7 @@ from netspace.experiments.statistics import interval, pearson, spearman
 from netspace.space.evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 NAME = "accuracy"
 SPEARMAN, MEAN_DIFFERENCE = 0.95, 0.03  # what is aimed at on the embedded zoos

@@ -25,8 +25,8 @@ from netspace.space.evaluation import evaluate
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
     from netspace.interpolation import Interpolation
+    from netspace.run.run import Run
 
 PAIRS, FINER = 8, 4  # steps between two multiples of gamma
 NAME = "boundaries"

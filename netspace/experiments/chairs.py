@@ -30,7 +30,7 @@ from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 NAME = "chairs"
 PAIRS, STEPS, RESOLUTION = 10, 7, 48

@@ -26,7 +26,7 @@ from netspace.experiments.statistics import spearman
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 NAME = "consensus"
 NEIGHBOURS = (1, 3, 5, 10)

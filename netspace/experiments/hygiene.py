@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 import prepkit
-from netspace.checkpoint import Run
 from netspace.data import ITEM, TEST, TRAIN, VALIDATION
 from netspace.experiments.result import Cell, Progress, Result, Table, claim
+from netspace.run.run import Run
 from prepkit.errors import listed
 from prepkit.tasks.images import ImageTask
 

@@ -23,7 +23,7 @@ from netspace.experiments.preps import measures as prep_measures
 from netspace.experiments.result import Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 NAME = "identity"
 KEPT = 0.75  # of comparisons; chance is 0.5

@@ -22,7 +22,7 @@ from netspace.space.prediction import Prediction, predict, run_by_class_id
 from prepkit.tasks.task import EVALUATION_BATCH
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
     from netspace.space.network import NetSpace
 
 

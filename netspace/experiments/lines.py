@@ -20,7 +20,7 @@ from netspace.sampling import PointError
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 PAIRS, STEPS = 25, 11
 NAME = "lines"

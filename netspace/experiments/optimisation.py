@@ -18,7 +18,7 @@ from netspace.experiments.result import Picture, Progress, Result, Table, claim,
 from netspace.optimization import Optimisation, optimize
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 NAME = "optimisation"
 STEPS, LEARNING_RATE, NOISE = 100, 1e-2, 1.5

@@ -35,7 +35,7 @@ from netspace.space.prediction import predict
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
     from netspace.space.network import NetSpace
 
 NAME = "orbit"

@@ -21,7 +21,7 @@ from netspace.experiments.result import Picture, Progress, Result, Table, claim,
 from prepkit.figures import PADDING_COLOUR, colour_limit, masked
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
 
 NAME = "preps"
 DIFFERENT = 0.5  # of the target's norm: what "significantly different" (Suppl. VII) is taken to be at least

@@ -27,7 +27,7 @@ from netspace.experiments.ridge import fit
 from netspace.experiments.statistics import kendall, r2, tau_of_halves, tau_of_ties
 
 if TYPE_CHECKING:
-    from netspace.checkpoint import Run
+    from netspace.run.run import Run
     from netspace.space.network import NetSpace
 
 NAME = "representation"

@@ -21,10 +21,10 @@ import torch
 
 import netspace
 import prepkit
-from netspace.checkpoint import BEST, Run, RunError, versions
 from netspace.data import task_of
 from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_function
 from netspace.experiments.result import Progress, Result, ResultError, plain
+from netspace.run.run import BEST, Run, RunError, versions
 from netspace.space.device import device_of
 from prepkit.errors import listed
 from prepkit.zoo.write.staging import sha256_of_file

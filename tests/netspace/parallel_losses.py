@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 import prepkit
-from netspace.checkpoint import new_space
 from netspace.data import Data
 from netspace.objective import Objective
 from netspace.parallel import Ranks
 from netspace.recipe import load_recipe
+from netspace.run.run import new_space
 
 
 def main(name: str, zoo_path: str, out: str, changes: str) -> None:

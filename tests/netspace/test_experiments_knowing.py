@@ -13,11 +13,11 @@ from torch import nn
 from untrained import untrained_run
 
 import prepkit
-from netspace.checkpoint import Run
 from netspace.data import task_of
 from netspace.experiments import orbit, representation
 from netspace.experiments.permutations import permutation, permute
 from netspace.experiments.result import Result
+from netspace.run.run import Run
 from prepkit.tasks.randomness import generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,6 @@ from untrained import untrained_run
 
 import prepkit
 from netspace import experiments
-from netspace.checkpoint import RunError, State
 from netspace.experiments import (
     EXPERIMENTS,
     Experiment,
@@ -27,6 +26,7 @@ from netspace.experiments import (
 )
 from netspace.experiments.result import Claim, Picture, Result, ResultError, Table, claim, new_figure, save_figure
 from netspace.experiments.running import Bench, experiment
+from netspace.run.run import RunError, State
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,11 +13,11 @@ from torch.nn.functional import kl_div, log_softmax
 from untrained import untrained_run
 
 import prepkit
-from netspace.checkpoint import State
 from netspace.data import ZooMismatch, task_of
 from netspace.experiments import accuracy, identity, preps
 from netspace.experiments.judged import judge
 from netspace.experiments.result import Result
+from netspace.run.run import State
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -12,11 +12,11 @@ from small_zoos import DIGITS, SMALL, digits_zoo, sdf_zoo
 
 import prepkit
 from netspace import meshes
-from netspace.checkpoint import Run, State
 from netspace.data import task_of
 from netspace.experiments import boundaries, chairs, closeness, consensus, lines, optimisation
 from netspace.experiments.result import Result, new_figure
 from netspace.recipe import load_recipe
+from netspace.run.run import Run, State
 from netspace.sampling import PointError
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict

@@ -8,10 +8,10 @@ from small_zoos import SMALL
 from torch.nn import functional
 
 import prepkit
-from netspace.checkpoint import new_space
 from netspace.data import Data
 from netspace.objective import Objective
 from netspace.recipe import load_recipe
+from netspace.run.run import new_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 T, ALPHA = 4.0, 0.9

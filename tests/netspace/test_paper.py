@@ -10,13 +10,13 @@ from click.testing import CliRunner
 import prepkit
 from netspace import experiments
 from netspace import paper as paper_module
-from netspace.checkpoint import Run
 from netspace.cli import main
 from netspace.cli.report import text_of
 from netspace.experiments import EXPERIMENTS, running
 from netspace.paper import ABLATIONS, RECIPES, SIZES, PaperError, Size, paper, recipes_of, zoo_names
 from netspace.recipe import load_recipe
 from netspace.report import Doing
+from netspace.run.run import Run
 from netspace.trainer import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,9 +7,9 @@ from importlib import resources
 import pytest
 
 import prepkit
-from netspace.checkpoint import new_space
 from netspace.memory import num_weights
 from netspace.recipe import OptimiserSettings, Recipe, RecipeError, load_recipe, recipe_names, recipe_of
+from netspace.run.run import new_space
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -15,11 +15,11 @@ from small_zoos import SMALL, digits_zoo
 
 import netspace
 import prepkit
-from netspace.card import write_card
-from netspace.checkpoint import LOCK, RunError, State
 from netspace.logs import NotFinite, Progress
 from netspace.memory import OutOfMemory, advice, step_bytes
 from netspace.recipe import load_recipe
+from netspace.run.card import write_card
+from netspace.run.run import LOCK, RunError, State
 from netspace.space.device import DeviceError, own_device
 from netspace.trainer import Interrupted
 from prepkit.errors import ZooLocked

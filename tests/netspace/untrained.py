@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 import prepkit
-from netspace.checkpoint import Run, State
 from netspace.recipe import load_recipe
+from netspace.run.run import Run, State
 
 
 def untrained_run(path: Path, name: str, zoo: Path, class_id: int | None = None, **changes) -> Run:

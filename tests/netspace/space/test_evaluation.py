@@ -6,9 +6,9 @@ from small_zoos import CHAIRS, DIGITS, SMALL
 
 import netspace
 import prepkit
-from netspace.checkpoint import new_space
 from netspace.data import Data, ZooMismatch
 from netspace.recipe import load_recipe
+from netspace.run.run import new_space
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
 from netspace.validation import Validation

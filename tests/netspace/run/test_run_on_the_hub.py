@@ -9,11 +9,11 @@ from click.testing import CliRunner
 netspace = pytest.importorskip("netspace")
 
 import prepkit  # noqa: E402
-from netspace.checkpoint import Run, RunError, State  # noqa: E402
 from netspace.cli import main  # noqa: E402
 from netspace.data import ZooMismatch  # noqa: E402
-from netspace.hub import push_run  # noqa: E402
 from netspace.recipe import load_recipe  # noqa: E402
+from netspace.run.hub import push_run  # noqa: E402
+from netspace.run.run import Run, RunError, State  # noqa: E402
 from prepkit.errors import HubError  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,8 +13,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from netspace.card import README, card_text
-from netspace.checkpoint import BEST, CHECKPOINTS, FIGURES, METRICS, RECORD, Run, RunError
+from netspace.run.card import README, card_text
+from netspace.run.run import BEST, CHECKPOINTS, FIGURES, METRICS, RECORD, Run, RunError
 from prepkit.hub.push import repo_name
 from prepkit.hub.sending import Upload
 from prepkit.hub.upload import push_folder

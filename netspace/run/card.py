@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from netspace.checkpoint import BEST, LATEST, Run
+from netspace.run.run import BEST, LATEST, Run
 from prepkit.address import HUB_SCHEME
 from prepkit.files import replacing
 from prepkit.licence import licence_of_card

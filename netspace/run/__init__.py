@@ -1,0 +1,1 @@
+"""Runs: the folder of a trained space, its card, the Hub."""
