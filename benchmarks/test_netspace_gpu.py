@@ -22,11 +22,11 @@ import prepkit
 from benchmarks.baselines import evaluate_one_at_a_time, netspace_step
 from benchmarks.timing import interleaved, record, summary
 from netspace.data import Batch
-from netspace.losses import boundary_pairs, gammas, interpolate, interpolated_class_ids, loss_kd
-from netspace.objective import Objective
 from netspace.recipe import Recipe, load_recipe
 from netspace.run.run import new_space
 from netspace.space.device import use_tf32
+from netspace.training.losses import boundary_pairs, gammas, interpolate, interpolated_class_ids, loss_kd
+from netspace.training.objective import Objective
 
 CUDA = torch.device("cuda")
 STEPS, ROUNDS = 20, 9

@@ -27,8 +27,8 @@ from benchmarks.baselines import evaluate_one_at_a_time, netspace_step
 from benchmarks.timing import interleaved, record, summary
 from netspace import NetSpace
 from netspace.data import Batch
-from netspace.objective import Objective
 from netspace.recipe import load_recipe
+from netspace.training.objective import Objective
 from prepkit.training.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent

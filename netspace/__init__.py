@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from netspace.space.evaluation import evaluate as evaluate
     from netspace.space.network import NetSpace as NetSpace
     from netspace.space.prediction import predict as predict
-    from netspace.trainer import train as train
+    from netspace.training.trainer import train as train
 
 _HOMES = {
     "NetSpace": "space.network",
@@ -40,7 +40,7 @@ _HOMES = {
     "optimize": "optimization",
     "predict": "space.prediction",
     "sample": "sampling",
-    "train": "trainer",
+    "train": "training.trainer",
 }
 
 __all__ = [*_HOMES]

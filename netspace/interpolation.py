@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace import losses, meshes
+from netspace import meshes
 from netspace.data import has_items
 from netspace.sampling import PointError, Points, own_task, points_of, samples_of
 from netspace.space.evaluation import accuracy_of, chunks
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
+from netspace.training import losses
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 import prepkit
-from netspace import losses
 from netspace.data import ZooMismatch, items_of
 from netspace.sampling import PointError, Points, class_ids_of, own_task, points_of, samples_of
 from netspace.space.evaluation import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from netspace.space.evaluation import accuracy_of
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
+from netspace.training import losses
 from prepkit.errors import listed
 from prepkit.tasks.randomness import generator
 

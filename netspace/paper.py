@@ -22,11 +22,11 @@ from typing import Any
 
 import prepkit
 from netspace.experiments import experiment_names
-from netspace.logs import Progress as TrainingProgress
 from netspace.recipe import Recipe, load_recipe
 from netspace.report import Doing, Progress, Report, report
 from netspace.run.run import BEST, LATEST, RECORD, Run
-from netspace.trainer import train
+from netspace.training.logs import Progress as TrainingProgress
+from netspace.training.trainer import train
 from prepkit.files import replacing
 from prepkit.progress import Progress as ZooProgress
 from prepkit.progress import Standing

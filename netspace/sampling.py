@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace import losses
 from netspace.data import TRAIN, task_of
 from netspace.embedding import encode
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
+from netspace.training import losses
 from prepkit.errors import nearest
 from prepkit.tasks.randomness import generator
 

@@ -275,7 +275,7 @@ def working(total: int, what: str, unit: str, quiet: bool) -> Iterator[Callable[
     """
     from tqdm import tqdm
 
-    from netspace.memory import OutOfMemory, is_out_of_memory
+    from netspace.training.memory import OutOfMemory, is_out_of_memory
 
     terminal = sys.stderr.isatty()
     bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, disable=quiet or not terminal)

@@ -99,7 +99,7 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
     """
     from netspace.paper import PAGE
     from netspace.paper import paper as paper_of
-    from netspace.trainer import Interrupted as TrainingInterrupted
+    from netspace.training.trainer import Interrupted as TrainingInterrupted
 
     if quick and full:
         raise click.UsageError("--quick and --full are two sizes; give one, or neither for the usual one.")

@@ -53,9 +53,9 @@ def train(
     The run's folder holds recipe, metrics, checkpoints and TensorBoard's log. Ctrl-C keeps the state; --resume goes on
     with it, to the same losses.
     """
-    from netspace.parallel import is_first
     from netspace.recipe import load_recipe
-    from netspace.trainer import train as train_space
+    from netspace.training.parallel import is_first
+    from netspace.training.trainer import train as train_space
 
     values = dict(change(text) for text in changes)
     values |= {} if seed is None else {"training.seed": seed}
@@ -114,7 +114,7 @@ def progress(quiet: bool) -> Any:
     """A Progress that draws a bar on a terminal, writes plain lines elsewhere, and nothing with --json."""
     from tqdm import tqdm
 
-    from netspace.logs import Progress
+    from netspace.training.logs import Progress
 
     class Bar(Progress):
         """A bar over the steps that are left; losses and instances a second beside it."""

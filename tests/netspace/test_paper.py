@@ -17,7 +17,7 @@ from netspace.paper import ABLATIONS, RECIPES, SIZES, PaperError, Size, paper, r
 from netspace.recipe import load_recipe
 from netspace.report import Doing
 from netspace.run.run import Run
-from netspace.trainer import Interrupted
+from netspace.training.trainer import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,9 +7,9 @@ from importlib import resources
 import pytest
 
 import prepkit
-from netspace.memory import num_weights
 from netspace.recipe import OptimiserSettings, Recipe, RecipeError, load_recipe, recipe_names, recipe_of
 from netspace.run.run import new_space
+from netspace.training.memory import num_weights
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import prepkit
-from netspace.instance_losses import apart, instance_losses
 from netspace.space.prediction import Group, groups_of
+from netspace.training.instance_losses import apart, instance_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("lenet_like@digits", "resnet8@digits")

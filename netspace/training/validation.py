@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace import losses
 from netspace.data import TRAIN, VALIDATION, Data
 from netspace.recipe import Recipe
 from netspace.space.evaluation import accuracy_of, evaluate, target_accuracy
 from netspace.space.network import NetSpace
 from netspace.space.prediction import predict
+from netspace.training import losses
 
 PAIRS = 8  # of boundary instances, whose lines are judged
 

@@ -11,7 +11,7 @@ import torch
 from small_zoos import SMALL
 
 import netspace
-from netspace.parallel import ParallelError, Ranks
+from netspace.training.parallel import ParallelError, Ranks
 
 HERE = Path(__file__).parent
 

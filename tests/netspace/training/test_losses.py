@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import prepkit
-from netspace import losses
+from netspace.training import losses
 
 T, ALPHA = 4.0, 0.9
 N, B, C, A, P = 3, 4, 5, 4, 2

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import prepkit
-from netspace import losses
 from netspace.data import Batch, ZooMismatch
-from netspace.instance_losses import Judge, apart, instance_losses
-from netspace.parallel import Ranks
 from netspace.recipe import Recipe
 from netspace.space.device import half
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Group, groups_of, run_by_class_id
+from netspace.training import losses
+from netspace.training.instance_losses import Judge, apart, instance_losses
+from netspace.training.parallel import Ranks
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,17 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import prepkit
 from netspace.data import Data, check_architectures
-from netspace.logs import EVERY_STEPS, Log, NotFinite, Progress, board_of
-from netspace.memory import OutOfMemory, advice, is_out_of_memory, num_weights
-from netspace.objective import Objective
-from netspace.parallel import Ranks
 from netspace.recipe import Recipe
 from netspace.run.card import write_card
 from netspace.run.run import BEST, LATEST, LOCK, NETWORK, OPTIMISER, Run, RunError, State, check_free
 from netspace.space.device import own_device, use_tf32
 from netspace.space.network import NetSpace
 from netspace.space.starts import start_from_preps
-from netspace.validation import Validation
+from netspace.training.logs import EVERY_STEPS, Log, NotFinite, Progress, board_of
+from netspace.training.memory import OutOfMemory, advice, is_out_of_memory, num_weights
+from netspace.training.objective import Objective
+from netspace.training.parallel import Ranks
+from netspace.training.validation import Validation
 from prepkit.errors import InvalidShape
 from prepkit.files import output_error
 from prepkit.training.allocator import keep_freed_memory

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.parallel import Ranks
 from netspace.run.run import TENSORBOARD, Run
+from netspace.training.parallel import Ranks
 
 EVERY_STEPS = 10  # between looks at the losses: each look waits for the device
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 import prepkit
-from netspace.losses import gammas
 from netspace.recipe import Recipe
+from netspace.training.losses import gammas
 from prepkit.running.instances import activation_bytes, stacking_pays
 from prepkit.zoo.read.memory import free_bytes
 

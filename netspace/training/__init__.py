@@ -1,0 +1,1 @@
+"""Training a space: losses, objective, the loop."""
