@@ -13,15 +13,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from netspace.embedding import embed as embed
-    from netspace.interpolation import interpolate as interpolate
-    from netspace.optimization import optimize as optimize
+    from netspace.explore.embedding import embed as embed
+    from netspace.explore.interpolation import interpolate as interpolate
+    from netspace.explore.optimization import optimize as optimize
+    from netspace.explore.sampling import sample as sample
     from netspace.recipe import Recipe as Recipe
     from netspace.recipe import load_recipe as load_recipe
     from netspace.run.run import Run as Run
     from netspace.run.run import load as load
     from netspace.run.run import open_run as open_run
-    from netspace.sampling import sample as sample
     from netspace.space.evaluation import evaluate as evaluate
     from netspace.space.network import NetSpace as NetSpace
     from netspace.space.prediction import predict as predict
@@ -31,15 +31,15 @@ _HOMES = {
     "NetSpace": "space.network",
     "Recipe": "recipe",
     "Run": "run.run",
-    "embed": "embedding",
+    "embed": "explore.embedding",
     "evaluate": "space.evaluation",
-    "interpolate": "interpolation",
+    "interpolate": "explore.interpolation",
     "load": "run.run",
     "load_recipe": "recipe",
     "open_run": "run.run",
-    "optimize": "optimization",
+    "optimize": "explore.optimization",
     "predict": "space.prediction",
-    "sample": "sampling",
+    "sample": "explore.sampling",
     "train": "training.trainer",
 }
 

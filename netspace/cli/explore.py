@@ -61,9 +61,9 @@ def evaluate(
     figures; nothing into one on the Hub.
     """
     from netspace.data import task_of
-    from netspace.embedding import write_table
-    from netspace.figures import draw_evaluation
-    from netspace.sampling import samples_of
+    from netspace.explore.embedding import write_table
+    from netspace.explore.figures import draw_evaluation
+    from netspace.explore.sampling import samples_of
     from netspace.space.evaluation import evaluate as judge
     from prepkit.files import replacing
 
@@ -133,8 +133,8 @@ def embed(
 
     ZOO may be another one than the run was trained on.
     """
-    from netspace.embedding import check_table_path, write_table
-    from netspace.embedding import embed as table_of
+    from netspace.explore.embedding import check_table_path, write_table
+    from netspace.explore.embedding import embed as table_of
 
     target = output or Path("embeddings.parquet")
     check_table_path(target, overwrite=force)
@@ -190,7 +190,7 @@ def decode(
     netspace decode run --embedding line/embeddings.npy --row 5 -o model.safetensors
     """
     import prepkit
-    from netspace.sampling import PointError, points_of, sample, sample_class_id
+    from netspace.explore.sampling import PointError, points_of, sample, sample_class_id
     from prepkit.checkpoint.export import writer_for
     from prepkit.files import check_writable
 

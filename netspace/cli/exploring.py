@@ -166,7 +166,7 @@ def load_embeddings(path: Path, embedding_size: int) -> Tensor:
     import numpy as np
     import torch
 
-    from netspace.sampling import PointError
+    from netspace.explore.sampling import PointError
 
     try:
         values = np.load(path, allow_pickle=False)
@@ -240,7 +240,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def try_to_draw(draw: Callable[[], None], what: str) -> list[str]:
     """Draw, or say in a note which extra is missing: the numbers are worth having without."""
-    from netspace.meshes import MeshesMissing
+    from netspace.explore.meshes import MeshesMissing
     from prepkit.figures import PlotsMissing
 
     try:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from netspace.cli.exploring import Opened
-    from netspace.interpolation import Interpolation
-    from netspace.optimization import Optimisation
+    from netspace.explore.interpolation import Interpolation
+    from netspace.explore.optimization import Optimisation
     from netspace.space.prediction import Prediction
 
 FOLDER = click.Path(path_type=Path)
@@ -86,8 +86,8 @@ def interpolate(
     (and meshes) along the first pair's line.
     """
     from netspace.data import task_of
-    from netspace.interpolation import interpolate as walk
-    from netspace.sampling import random_pairs
+    from netspace.explore.interpolation import interpolate as walk
+    from netspace.explore.sampling import random_pairs
     from netspace.space.evaluation import target_accuracy
 
     if (first is None) != (second is None):
@@ -154,7 +154,7 @@ def _write_line(
     force: bool,
 ) -> list[str]:
     """Write an interpolation's folder; returns notes on what is missing."""
-    from netspace.figures import draw_interpolation
+    from netspace.explore.figures import draw_interpolation
 
     notes = []
     with new_folder(output, force=force) as folder:
@@ -172,8 +172,8 @@ def _write_line(
 
 def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, folder: Path, resolution: int) -> None:
     """The surfaces along the first pair's lines; none where there is no surface."""
-    from netspace.interpolation import weights_between
-    from netspace.meshes import distance_grids, surface
+    from netspace.explore.interpolation import weights_between
+    from netspace.explore.meshes import distance_grids, surface
 
     folder.mkdir()
     lines: dict[str, tuple[Sequence[int], Tensor]] = {"embedding": (predicted.class_ids, predicted.preps)}
@@ -252,10 +252,10 @@ def optimize(
     history.csv, result.json, figure.png, embeddings.npy and the networks.
     """
     from netspace.data import task_of
-    from netspace.figures import draw_optimisation
-    from netspace.optimization import POINTS_AT_ONCE
-    from netspace.optimization import optimize as search
-    from netspace.sampling import random_instances
+    from netspace.explore.figures import draw_optimisation
+    from netspace.explore.optimization import POINTS_AT_ONCE
+    from netspace.explore.optimization import optimize as search
+    from netspace.explore.sampling import random_instances
 
     if ids and embedding is not None:
         raise click.UsageError("start from ids or from --embedding, not both.")
@@ -333,7 +333,7 @@ def _optimised_text(found: Optimisation) -> str:
 def _write_tables(folder: Path, latents: Any, **tables: Any) -> None:
     import numpy as np
 
-    from netspace.embedding import write_table
+    from netspace.explore.embedding import write_table
 
     for name, one in tables.items():
         write_table(one, folder / f"{name}.csv")

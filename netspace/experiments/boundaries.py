@@ -20,12 +20,12 @@ import torch
 import prepkit
 from netspace.experiments.judged import mean_or_nan, short
 from netspace.experiments.result import Cell, Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.interpolation import interpolate
+from netspace.explore.interpolation import interpolate
 from netspace.space.evaluation import evaluate
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.interpolation import Interpolation
+    from netspace.explore.interpolation import Interpolation
     from netspace.run.run import Run
 
 PAIRS, FINER = 8, 4  # steps between two multiples of gamma

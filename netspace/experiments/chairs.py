@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace import meshes
 from netspace.data import TEST, TRAIN, items_of
 from netspace.experiments.closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
 from netspace.experiments.judged import judge, mean_or_nan
 from netspace.experiments.result import Cell, Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.interpolation import Interpolation, interpolate, weights_between
+from netspace.explore import meshes
+from netspace.explore.interpolation import Interpolation, interpolate, weights_between
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.randomness import generator
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, ZooMismatch, items_of
-from netspace.embedding import encode
+from netspace.explore.embedding import encode
 from netspace.space.evaluation import chunks
 from netspace.space.prediction import Prediction, predict, run_by_class_id
 from prepkit.tasks.task import EVALUATION_BATCH

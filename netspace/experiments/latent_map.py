@@ -18,10 +18,10 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, TRAIN
-from netspace.embedding import encode
 from netspace.experiments.judged import groups_of, short, split_of
 from netspace.experiments.result import Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
 from netspace.experiments.statistics import spearman
+from netspace.explore.embedding import encode
 from netspace.run.run import Run
 from prepkit.figures import PADDING_COLOUR, colour_limit, masked, pooled
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import prepkit
 from netspace.experiments.result import Cell, Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.interpolation import EMBEDDING, WEIGHTS, interpolate
-from netspace.sampling import PointError
+from netspace.explore.interpolation import EMBEDDING, WEIGHTS, interpolate
+from netspace.explore.sampling import PointError
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:

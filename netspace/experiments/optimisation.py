@@ -15,7 +15,7 @@ import prepkit
 from netspace.data import TEST
 from netspace.experiments.judged import split_of
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.optimization import Optimisation, optimize
+from netspace.explore.optimization import Optimisation, optimize
 
 if TYPE_CHECKING:
     from netspace.run.run import Run

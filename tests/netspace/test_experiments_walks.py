@@ -11,13 +11,13 @@ from mpl_toolkits.mplot3d import proj3d
 from small_zoos import DIGITS, SMALL, digits_zoo, sdf_zoo
 
 import prepkit
-from netspace import meshes
 from netspace.data import task_of
 from netspace.experiments import boundaries, chairs, closeness, consensus, lines, optimisation
 from netspace.experiments.result import Result, new_figure
+from netspace.explore import meshes
+from netspace.explore.sampling import PointError
 from netspace.recipe import load_recipe
 from netspace.run.run import Run, State
-from netspace.sampling import PointError
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
 from prepkit.tasks.chairs import chair, chair_boxes

@@ -17,7 +17,7 @@ from untrained import untrained_run
 import prepkit
 from netspace.cli import main
 from netspace.cli.exploring import RESULT, new_folder
-from netspace.embedding import embed, embeddings
+from netspace.explore.embedding import embed, embeddings
 from prepkit.errors import OutputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -141,7 +141,7 @@ def test_interpolate_random_pairs(call, runs):
 
 def test_interpolate_shapes_writes_meshes(call, runs, tmp_path, monkeypatch):
     """The untrained space has no surface anywhere; a line of balls has one at every step."""
-    from netspace import meshes
+    from netspace.explore import meshes
 
     def balls(registry, class_ids, preps, resolution):
         radius = torch.linspace(0.3, 0.6, len(preps)).view(-1, 1)
@@ -342,7 +342,7 @@ def test_no_matplotlib(call, runs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])
 def test_nothing_is_left_of_what_was_not_finished(call, runs, tmp_path, monkeypatch, error):
-    from netspace import embedding as module
+    from netspace.explore import embedding as module
 
     calls = []
 

@@ -9,10 +9,10 @@ from small_zoos import digits_zoo
 from untrained import untrained_run
 
 import prepkit
-from netspace import optimization as module
 from netspace.data import ZooMismatch
-from netspace.optimization import disturbed, optimize
-from netspace.sampling import PointError, points_of
+from netspace.explore import optimization as module
+from netspace.explore.optimization import disturbed, optimize
+from netspace.explore.sampling import PointError, points_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

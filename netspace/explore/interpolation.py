@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace import meshes
 from netspace.data import has_items
-from netspace.sampling import PointError, Points, own_task, points_of, samples_of
+from netspace.explore import meshes
+from netspace.explore.sampling import PointError, Points, own_task, points_of, samples_of
 from netspace.space.evaluation import accuracy_of, chunks
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict

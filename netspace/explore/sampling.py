@@ -22,7 +22,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TRAIN, task_of
-from netspace.embedding import encode
+from netspace.explore.embedding import encode
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses

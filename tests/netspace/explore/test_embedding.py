@@ -10,7 +10,7 @@ from untrained import untrained_run
 
 import prepkit
 from netspace.data import ZooMismatch
-from netspace.embedding import embed, embeddings, encode, write_table
+from netspace.explore.embedding import embed, embeddings, encode, write_table
 from prepkit.errors import OutputError, ZooError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,7 +57,7 @@ def test_a_split_and_a_view(run, zoo):
 def test_more_than_are_encoded_at_once(run, zoo, monkeypatch):
     told = []
     whole = embeddings(embed(run, zoo))
-    monkeypatch.setattr("netspace.embedding.chunks", lambda count: iter([[0, 1, 2], list(range(3, count))]))
+    monkeypatch.setattr("netspace.explore.embedding.chunks", lambda count: iter([[0, 1, 2], list(range(3, count))]))
     parts = embeddings(embed(run, zoo, progress=told.append))
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     assert told == [3, len(zoo) - 3]

@@ -12,9 +12,17 @@ from small_zoos import DIGITS
 from untrained import untrained_run
 
 import prepkit
-from netspace import meshes
-from netspace.interpolation import Interpolation, interpolate
-from netspace.sampling import PointError, Points, points_of, random_instances, random_pairs, sample, sample_class_id
+from netspace.explore import meshes
+from netspace.explore.interpolation import Interpolation, interpolate
+from netspace.explore.sampling import (
+    PointError,
+    Points,
+    points_of,
+    random_instances,
+    random_pairs,
+    sample,
+    sample_class_id,
+)
 from prepkit.errors import OutputError, ZooError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,7 +152,7 @@ def test_many_pairs_are_each_what_one_is(single, monkeypatch):
         alone = interpolate(run, zoo, first[pair], second[pair], 3)
         own = [{**row, "pair": 0} for row in found.table.to_pylist() if row["pair"] == pair]
         assert_same_rows(own, alone.table.to_pylist())
-    monkeypatch.setattr("netspace.interpolation.chunks", lambda n: iter([[k] for k in range(n)]))
+    monkeypatch.setattr("netspace.explore.interpolation.chunks", lambda n: iter([[k] for k in range(n)]))
     assert_same_rows(interpolate(run, zoo, first, second, 3).table.to_pylist(), found.table.to_pylist())
 
 

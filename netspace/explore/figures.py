@@ -9,8 +9,8 @@ from prepkit.figures import PlotsMissing
 from prepkit.files import replacing
 
 if TYPE_CHECKING:
-    from netspace.interpolation import Interpolation
-    from netspace.optimization import Optimisation
+    from netspace.explore.interpolation import Interpolation
+    from netspace.explore.optimization import Optimisation
     from netspace.space.evaluation import Evaluation
 
 LINE_COLOURS = {"embedding": "#1f77b4", "weights": "#7f7f7f"}

@@ -1,0 +1,1 @@
+"""Exploring a space: embeddings, lines, optimisation, samples."""
