@@ -14,7 +14,7 @@ from untrained import untrained_run
 
 import prepkit
 from netspace.data import task_of
-from netspace.experiments import orbit, representation
+from netspace.experiments.beyond import orbit, representation
 from netspace.experiments.permutations import permutation, permute
 from netspace.experiments.result import Result
 from netspace.run.run import Run

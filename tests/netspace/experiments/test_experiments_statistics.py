@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from netspace.experiments import ridge
+from netspace.experiments.beyond import ridge
 from netspace.experiments.statistics import (
     interval,
     kendall,

@@ -20,10 +20,10 @@ from netspace.experiments import (
     UnknownExperiment,
     experiment_function,
     experiment_names,
-    hygiene,
     latent_map,
     running,
 )
+from netspace.experiments.beyond import hygiene
 from netspace.experiments.result import Claim, Picture, Result, ResultError, Table, claim, new_figure, save_figure
 from netspace.experiments.running import Bench, experiment
 from netspace.run.run import RunError, State

@@ -14,7 +14,8 @@ from untrained import untrained_run
 
 import prepkit
 from netspace.data import ZooMismatch, task_of
-from netspace.experiments import accuracy, identity, preps
+from netspace.experiments import accuracy, preps
+from netspace.experiments.beyond import identity
 from netspace.experiments.judged import judge
 from netspace.experiments.result import Result
 from netspace.run.run import State

@@ -20,9 +20,9 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, TRAIN, VALIDATION
+from netspace.experiments.beyond.ridge import fit
 from netspace.experiments.judged import groups_of, inputs_of, outputs_of, split_of
 from netspace.experiments.result import Cell, Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.experiments.ridge import fit
 from netspace.experiments.statistics import kendall, r2, tau_of_halves, tau_of_ties
 from netspace.explore.embedding import encode
 

@@ -12,7 +12,8 @@ from small_zoos import DIGITS, SMALL, digits_zoo, sdf_zoo
 
 import prepkit
 from netspace.data import task_of
-from netspace.experiments import boundaries, chairs, closeness, consensus, lines, optimisation
+from netspace.experiments import boundaries, chairs, closeness, lines, optimisation
+from netspace.experiments.beyond import consensus
 from netspace.experiments.result import Result, new_figure
 from netspace.explore import meshes
 from netspace.explore.sampling import PointError

@@ -1,0 +1,1 @@
+"""Experiments on questions that the paper does not ask."""
