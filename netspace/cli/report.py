@@ -12,7 +12,7 @@ import click
 from prepkit.cli.common import Interrupted, force_option, json_option, print_json
 
 if TYPE_CHECKING:
-    from netspace.report import Doing, Report
+    from netspace.report.model import Doing, Report
 
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 DRAWN_SECONDS = 0.1  # between drawings on a terminal
@@ -54,7 +54,7 @@ def report(
     again only for another state, zoo or seed, or where code changed that the experiment uses. Exit status 1 if an
     experiment could not be made: the page tells why.
     """
-    from netspace.report import report as report_of
+    from netspace.report.model import report as report_of
     from netspace.run.run import Run
 
     opened = [Run(path) for path in runs]
@@ -97,8 +97,8 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
 
     If it is interrupted, the same command goes on; nothing that is finished is done again.
     """
-    from netspace.paper import PAGE
-    from netspace.paper import paper as paper_of
+    from netspace.report.paper import PAGE
+    from netspace.report.paper import paper as paper_of
     from netspace.training.trainer import Interrupted as TrainingInterrupted
 
     if quick and full:
@@ -117,8 +117,8 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
 
 def tell(found: Report, page: Path, as_json: bool) -> None:
     """Which claims held, as text or as one JSON document; exit status 1 if an experiment could not be made."""
-    from netspace.report_words import bound, heading, tally, verdict
-    from netspace.report_words import found as number_of
+    from netspace.report.words import bound, heading, tally, verdict
+    from netspace.report.words import found as number_of
 
     if as_json:
         print_json({"output": str(page), **found.to_dict()})

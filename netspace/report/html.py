@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from netspace.experiments.result import KINDS
-from netspace.report_pieces import (
+from netspace.report.pieces import (
     Cell,
     anchor,
     chip,
@@ -28,15 +28,15 @@ from netspace.report_pieces import (
     table_of,
     unbroken,
 )
-from netspace.report_style import SCRIPT, STYLE
-from netspace.report_variants import spread, variants, without_variants
-from netspace.report_words import cell, duration, found, heading, number, tallied, verdict, words
+from netspace.report.style import SCRIPT, STYLE
+from netspace.report.variants import spread, variants, without_variants
+from netspace.report.words import cell, duration, found, heading, number, tallied, verdict, words
 from netspace.run.run import BEST
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Claim, Result
-    from netspace.report import Judged, Merit, Report
-    from netspace.report_variants import Variant
+    from netspace.report.model import Judged, Merit, Report
+    from netspace.report.variants import Variant
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 LONG_NUMBERS = 20_000  # characters of JSON; longer ones stay in their file

@@ -209,8 +209,8 @@ def report(
     raises OutputError or PlotsMissing before anything is computed, RunError for a run without a best state, ReportError
     without runs. An experiment that cannot be made is told on the page and in `failures`.
     """
-    from netspace.report_html import page
-    from netspace.report_markdown import text
+    from netspace.report.html import page
+    from netspace.report.markdown import text
 
     paths = files(Path(out))
     for path in paths:

@@ -10,11 +10,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netspace.report_words import bound, cell, found, number, told, verdict
+from netspace.report.words import bound, cell, found, number, told, verdict
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Claim, Picture, Table
-    from netspace.report import Merit
+    from netspace.report.model import Merit
 
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 LONG_TABLE = 12  # rows; longer ones are folded

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from netspace.experiments.result import KINDS
-from netspace.report_words import averaged, duration, number, tally
+from netspace.report.words import averaged, duration, number, tally
 from netspace.run.run import BEST
 
 if TYPE_CHECKING:
-    from netspace.report import Judged, Merit, Report
+    from netspace.report.model import Judged, Merit, Report
 
 SEED = "training.seed"
 UNTOLD = ("name", "description")  # of a recipe: they say what it is, not how it is trained

@@ -9,13 +9,13 @@ from click.testing import CliRunner
 
 import prepkit
 from netspace import experiments
-from netspace import paper as paper_module
 from netspace.cli import main
 from netspace.cli.report import text_of
 from netspace.experiments import EXPERIMENTS, running
-from netspace.paper import ABLATIONS, RECIPES, SIZES, PaperError, Size, paper, recipes_of, zoo_names
 from netspace.recipe import load_recipe
-from netspace.report import Doing
+from netspace.report import paper as paper_module
+from netspace.report.model import Doing
+from netspace.report.paper import ABLATIONS, RECIPES, SIZES, PaperError, Size, paper, recipes_of, zoo_names
 from netspace.run.run import Run
 from netspace.training.trainer import Interrupted
 

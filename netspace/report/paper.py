@@ -23,7 +23,7 @@ from typing import Any
 import prepkit
 from netspace.experiments import experiment_names
 from netspace.recipe import Recipe, load_recipe
-from netspace.report import Doing, Progress, Report, report
+from netspace.report.model import Doing, Progress, Report, report
 from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.training.logs import Progress as TrainingProgress
 from netspace.training.trainer import train

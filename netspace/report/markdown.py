@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netspace.experiments.result import KINDS
-from netspace.report_variants import spread, variants, without_variants
-from netspace.report_words import HELD, bound, cell, duration, found, heading, number, tally, told, verdict, words
+from netspace.report.variants import spread, variants, without_variants
+from netspace.report.words import HELD, bound, cell, duration, found, heading, number, tally, told, verdict, words
 from netspace.run.run import BEST
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Result
-    from netspace.report import Judged, Report
-    from netspace.report_variants import Variant
+    from netspace.report.model import Judged, Report
+    from netspace.report.variants import Variant
 
 
 def text(report: Report, folder: Path) -> str:

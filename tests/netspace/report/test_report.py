@@ -19,12 +19,12 @@ from netspace import experiments
 from netspace.cli import main
 from netspace.experiments import Experiment, UnknownExperiment, running
 from netspace.experiments.result import Picture, Result, Table, claim, new_figure, save_figure
-from netspace.report import Merit, ReportError, merits, report, training_picture, training_seconds
-from netspace.report_html import POLICY
-from netspace.report_pieces import inline, table
-from netspace.report_variants import SEEDS_ALONE, spread, variants, without_variants
-from netspace.report_words import duration, number, verdict
-from netspace.report_words import found as words_of_found
+from netspace.report.html import POLICY
+from netspace.report.model import Merit, ReportError, merits, report, training_picture, training_seconds
+from netspace.report.pieces import inline, table
+from netspace.report.variants import SEEDS_ALONE, spread, variants, without_variants
+from netspace.report.words import duration, number, verdict
+from netspace.report.words import found as words_of_found
 from prepkit.errors import OutputError, PrepkitError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -371,7 +371,7 @@ def test_the_markdown_holds_the_same_and_its_pictures_exist(tmp_path, runs, made
 def test_a_missing_picture_is_told(tmp_path, runs, made_up, monkeypatch):
     found = report(runs[:1], tmp_path / "report.html", device="cpu")
     (runs[0].path / "experiments" / "accuracy.png").unlink()
-    from netspace.report_html import page
+    from netspace.report.html import page
 
     assert "The picture accuracy.png is missing." in page(found)
 

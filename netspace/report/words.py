@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Claim
-    from netspace.report import Merit, Report
+    from netspace.report.model import Merit, Report
 
 HELD = {True: "held", False: "NOT held"}
 # By kind of claim: one, several.

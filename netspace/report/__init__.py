@@ -1,0 +1,1 @@
+"""Reports: what runs are good for, as one page."""
