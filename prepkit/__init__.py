@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo as Zoo
     from prepkit.zoo.write.writer import ZooWriter as ZooWriter
 
-__version__ = "0.1.0"
+from prepkit.version import __version__
 
 _HOMES = {
     "Architecture": "families.registry",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -108,3 +109,9 @@ def output_error(path: Path, error: OSError) -> OutputError:
     if error.errno == errno.ENOSPC:
         return OutputError(f"cannot write '{path}': the disk is full. Nothing was written; free some room.")
     return OutputError(f"cannot write '{path}': {error.strerror or error}.")
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's bytes, in hex; raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

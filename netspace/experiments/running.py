@@ -27,7 +27,7 @@ from netspace.experiments.result import Progress, Result, ResultError, plain
 from netspace.run.run import BEST, Run, RunError, versions
 from netspace.space.device import device_of
 from prepkit.errors import listed
-from prepkit.zoo.write.staging import sha256_of_file
+from prepkit.files import sha256_of_file
 
 EXPERIMENTS_FOLDER = "experiments"
 PACKAGES = (Path(netspace.__file__).parent, Path(prepkit.__file__).parent)

@@ -39,8 +39,8 @@ from netspace.recipe import Recipe, recipe_of
 from netspace.space.network import NetSpace
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
-from prepkit.files import replacing
-from prepkit.zoo.write.staging import sha256_of_file
+from prepkit.files import replacing, sha256_of_file
+from prepkit.version import __version__
 
 FORMAT = "netspace-run/1"
 RECORD, METRICS, CHECKPOINTS, FIGURES, TENSORBOARD, LOCK = (
@@ -300,7 +300,7 @@ def new_space(recipe: Recipe) -> NetSpace:
 
 def versions() -> dict[str, str]:
     """Of what figures depend on."""
-    return {"prepkit": prepkit.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {"prepkit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def _here(path: str | os.PathLike[str]) -> Path:

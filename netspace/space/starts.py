@@ -1,6 +1,5 @@
-"""How a NetSpace starts: the final scale and bias of its decoder, and a start from PReps for signals.
+"""How a NetSpace starts from PReps, for zoos of signals.
 
-Which start a run takes is a choice of its recipe. Convolutions keep PyTorch's own start except in `start_from_preps`.
 Shapes: N instances, H x W the PRep, E embedding values.
 """
 
@@ -8,62 +7,17 @@ Shapes: N instances, H x W the PRep, E embedding values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 import prepkit
+from netspace.space.network import Encoder, NetSpace
+from netspace.space.start_scale import NEGATIVE_SLOPE, InitialisationError
 
-if TYPE_CHECKING:
-    from netspace.space.network import Encoder, NetSpace
-
-NEGATIVE_SLOPE = 0.01  # of every LeakyReLU in NetSpace
 SCALE_OF_DEVIATION = 0.3  # the decoder's start around an instance, as a share of how much instances differ
 HALVINGS = 60  # of an interval, in float64
 LEAST_DEVIATION = 1e-5  # relative; below, PReps are the same but for rounding
 PREPS_AT_ONCE = 8  # through the encoder; its first features take E / 64 times the PRep
-
-
-class InitialisationError(prepkit.PrepkitError, ValueError):
-    """A start is unknown, or cannot be made from the PReps that were given."""
-
-
-def _paper(scale_HW: Tensor, bias_HW: Tensor) -> None:
-    nn.init.normal_(scale_HW, std=1e-3)
-    nn.init.uniform_(bias_HW, 0.0, 1e-2)
-
-
-def _small_zoos(scale_HW: Tensor, bias_HW: Tensor) -> None:
-    nn.init.normal_(scale_HW, std=0.01)
-    nn.init.normal_(bias_HW, std=0.1)
-
-
-def _without(scale_HW: Tensor, bias_HW: Tensor) -> None:
-    nn.init.ones_(scale_HW).requires_grad_(False)
-    nn.init.zeros_(bias_HW).requires_grad_(False)
-
-
-# "paper": scale 1e-3 N(0, 1), bias 1e-2 U(0, 1). On small zoos that leaves a plateau of 300 to 800 steps, where
-# "small_zoos" learns at once: scale 0.01 N(0, 1), bias 0.1 N(0, 1) (measured on scikit-learn's digits).
-# "without_scale": as if there were no such layer, 1 and 0 for ever, to see what it is good for.
-STARTS: dict[str, Callable[[Tensor, Tensor], None]] = {
-    "paper": _paper,
-    "small_zoos": _small_zoos,
-    "without_scale": _without,
-}
-
-
-@torch.no_grad()
-def start_scale_and_bias(scale_HW: Tensor, bias_HW: Tensor, start: str) -> None:
-    """Fill the decoder's per-element scale and bias `[H, W]` with one of STARTS, from torch's global generator.
-
-    raises InitialisationError for an unknown start
-    """
-    if start not in STARTS:
-        raise InitialisationError(f"unknown initialisation {start!r}; use one of {', '.join(map(repr, STARTS))}.")
-    STARTS[start](scale_HW, bias_HW)
 
 
 @torch.no_grad()

@@ -28,9 +28,9 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from prepkit import __version__
 from prepkit.address import HubAddress
 from prepkit.errors import HubError, PrepkitError
+from prepkit.version import __version__
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -1,6 +1,6 @@
 """Folding the BatchNorms of a whole stack: proved on every instance, watched on one.
 
-Which BatchNorm goes into which layer is a matter of the architecture, so `prepkit.fusion.fold` finds it out and proves it on
+Which BatchNorm goes into which layer is a matter of the architecture, so `prepkit.fusion` finds it out and proves it on
 the first instance. The others take the same formula, and the outputs of each, trained and folded, are compared in
 float64. Shapes: K instances, B inputs.
 """

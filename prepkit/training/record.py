@@ -15,6 +15,7 @@ from prepkit.errors import ZooError
 from prepkit.files import replacing
 from prepkit.training.engine import Engine
 from prepkit.training.spec import Spec
+from prepkit.version import __version__
 from prepkit.zoo.write.working import WRITING
 
 TRAINING = "training"
@@ -124,7 +125,6 @@ def check_engine(record: Record, chosen: Engine, stack: int | None, threads: int
 
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
-    from prepkit import __version__
 
     return {"prepkit": __version__, "torch": str(torch.__version__)}
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import fold, leaky_relu_, pad, unfold
 
 from netspace.space.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
-from netspace.space.starts import NEGATIVE_SLOPE
+from netspace.space.start_scale import NEGATIVE_SLOPE
 
 WIDE, MANY_COLUMNS = 2048, 1024  # PReps; measured on one core: from there, products over a row of a map fill it
 # Of the decoder's kernels by stride, for each tap of their width: the plane that it reads, and how far shifted.

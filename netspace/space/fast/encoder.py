@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import leaky_relu, leaky_relu_, linear, pad
 
 from netspace.space.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
-from netspace.space.starts import NEGATIVE_SLOPE
+from netspace.space.start_scale import NEGATIVE_SLOPE
 
 WIDE = 256  # PReps; measured on one core: below, the plain network is as fast or faster
 BLOCK_VALUES = 2**20  # of an intermediate tensor: a few MiB, which stay in the cache

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prepkit.errors import ZooError
+from prepkit.version import __version__
 from prepkit.zoo.change.convert import Rows, check_values, copy_shard, rows_of
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredFile
 from prepkit.zoo.format.shards import offset_of_values, shard_format
@@ -97,7 +98,6 @@ def cut_manifest(cut: Cut, shards: Mapping[int, Shard], table: StoredFile, origi
     shards: number of a shard in the old zoo -> what became of it
     origin: where the old zoo was, and how the instances were chosen
     """
-    from prepkit import __version__
 
     old = cut.manifest
     splits = Counter(name for name in cut.table["split"].to_pylist() if name is not None)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
+from prepkit.version import __version__
 from prepkit.zoo.change.convert import Progress, check_target, check_whole, copy_file, copy_shards, verified
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.format.shards import ShardFormat, shard_format
@@ -236,7 +237,6 @@ def _origin(zoo: Source) -> dict[str, Any]:
 
 
 def _created_by() -> str:
-    from prepkit import __version__
 
     return f"prepkit {__version__}"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.address import HubAddress
 from prepkit.errors import ZooError
+from prepkit.version import __version__
 
 if TYPE_CHECKING:
     from prepkit.checkpoint.load import Checkpoint
@@ -56,8 +57,6 @@ def provenance_of_sources(count: int) -> dict[str, Any]:
     """How a zoo was made of files: without paths and times, so that the same files give the same bytes."""
     import safetensors
     import torch
-
-    from prepkit import __version__
 
     versions = {"prepkit": __version__, "torch": str(torch.__version__), "safetensors": safetensors.__version__}
     return {"command": "zoo create", "sources": count, "versions": versions}

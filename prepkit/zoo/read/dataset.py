@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prepkit.zoo.read.zoo import Zoo
+    from prepkit.zoo.read.rows import Rows
 
 Item = tuple["Tensor", int, int]
 
@@ -21,7 +21,7 @@ class ZooDataset(Dataset[Item]):
     Files are mapped, which a fork shares, and opened anew by path where the data set is sent to a spawned worker.
     """
 
-    def __init__(self, zoo: Zoo) -> None:
+    def __init__(self, zoo: Rows) -> None:
         self.zoo = zoo
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prepkit.zoo.read.zoo import Zoo
+    from prepkit.zoo.read.rows import Rows
 
 BATCHES_AHEAD = 2
 LEAVING_SECONDS = 1.0
@@ -46,7 +46,7 @@ class Loader:
 
     def __init__(
         self,
-        zoo: Zoo,
+        zoo: Rows,
         batch_size: int,
         shuffle: bool | str = True,
         seed: int = 0,
@@ -122,7 +122,7 @@ class Loader:
 class Buffer:
     """Memory for one batch, used again and again; pinned for a CUDA device."""
 
-    def __init__(self, zoo: Zoo, batch_size: int, device: torch.device) -> None:
+    def __init__(self, zoo: Rows, batch_size: int, device: torch.device) -> None:
         import torch
 
         size = (min(batch_size, len(zoo)), zoo.shape.height, zoo.shape.width)
@@ -131,7 +131,7 @@ class Buffer:
         self.copied: torch.cuda.Event | None = None
         self.preps = torch.empty(size, dtype=torch_dtype(zoo.manifest.dtype), pin_memory=self.stream is not None)
 
-    def fill(self, zoo: Zoo, indices: np.ndarray) -> Filled:
+    def fill(self, zoo: Rows, indices: np.ndarray) -> Filled:
         """Gather a batch, and begin to copy it to the device."""
         import torch
 
@@ -176,7 +176,7 @@ class Filled:
 
 
 def fill(
-    zoo: Zoo,
+    zoo: Rows,
     batches: list[np.ndarray],
     free: SimpleQueue[Buffer | None],
     ready: SimpleQueue[Filled | BaseException],

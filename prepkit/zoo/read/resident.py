@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prepkit.zoo.read.loader import Batch
-    from prepkit.zoo.read.zoo import Zoo
+    from prepkit.zoo.read.rows import Rows
 
 CHUNK_BYTES = 64 << 20
 
@@ -27,7 +27,7 @@ class ResidentZoo:
     raises ZooError if they do not fit
     """
 
-    def __init__(self, zoo: Zoo, device: str | torch.device) -> None:
+    def __init__(self, zoo: Rows, device: str | torch.device) -> None:
         import torch
 
         self.zoo = zoo

@@ -20,6 +20,7 @@ import numpy as np
 
 from prepkit.errors import InvalidShape, ZooError, listed, nearest
 from prepkit.families.registry import Registry
+from prepkit.files import sha256_of_file
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.tensors import torch_dtype
@@ -28,7 +29,6 @@ from prepkit.zoo.format.networks import architecture_of, network_of
 from prepkit.zoo.format.tables import rows_at, rows_with
 from prepkit.zoo.read.gather import gather
 from prepkit.zoo.read.where import parse_where
-from prepkit.zoo.write.staging import sha256_of_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

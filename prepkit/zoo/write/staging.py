@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import OutputError, ZooError
-from prepkit.files import flush, output_error, publish
+from prepkit.files import flush, output_error, publish, sha256_of_file
 from prepkit.zoo.format.manifest import Shard
 from prepkit.zoo.format.shards import Extent, Frame, ShardFormat
 
@@ -247,12 +247,6 @@ def write_all(file: int, values: memoryview, offset: int, path: Path) -> None:
             os.ftruncate(file, offset)
         failure: OutputError = output_error(path, error)
         raise failure from error
-
-
-def sha256_of_file(path: Path) -> str:
-    """sha256 of a whole file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def chunks_of(path: Path, end: int) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from prepkit.families.registry import Architecture, Registry
 from prepkit.files import output_error
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
+from prepkit.version import __version__
 from prepkit.zoo.format.lock import Lock
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, StoredArchitecture, write_manifest
 from prepkit.zoo.format.settings import settings_of
@@ -292,7 +293,6 @@ class ZooWriter:
         write_manifest(self._manifest(architectures, shards, table), self.root, overwrite=False)
 
     def _manifest(self, architectures: list[StoredArchitecture], shards: list[Shard], table: Any) -> Manifest:
-        from prepkit import __version__
 
         tallest = max((stored.height for stored in architectures if stored.class_id is not None), default=4)
         return Manifest(

@@ -5,7 +5,8 @@ import torch
 
 import prepkit
 from netspace.space.network import Decoder, NetSpace
-from netspace.space.starts import InitialisationError, start_from_preps
+from netspace.space.start_scale import InitialisationError
+from netspace.space.starts import start_from_preps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

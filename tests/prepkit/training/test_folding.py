@@ -140,7 +140,7 @@ def test_folding_changes_neither_its_input_nor_the_random_numbers():
 
 @pytest.mark.parametrize("wrong_instance", [1, 2])
 def test_an_instance_that_becomes_another_function_is_caught(monkeypatch, wrong_instance):
-    """The first one is folded by prepkit.fusion.fold; the formula for the others is made wrong here, by little, once."""
+    """The first one is folded by prepkit.fusion; the formula for the others is made wrong here, by little, once."""
     one = known("resnet8@digits")
     made = networks(one, 3)
     real, calls = folding.folded_parameters, []

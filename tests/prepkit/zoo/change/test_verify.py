@@ -13,12 +13,12 @@ from PIL import Image
 from prepkit.api import open_zoo
 from prepkit.errors import ZooError
 from prepkit.families.registry import architecture
+from prepkit.files import sha256_of_file
 from prepkit.tasks import load_task, test_set
 from prepkit.tasks.image_record import split_indices
 from prepkit.tasks.task import DataMissing
 from prepkit.zoo.change.verify import rerun, verify
 from prepkit.zoo.format.manifest import MANIFEST, checksum, read_manifest
-from prepkit.zoo.write.staging import sha256_of_file
 from prepkit.zoo.write.writer import ZooWriter
 
 TASK = {"kind": "images", "dataset": "digits", "mean": [0.3], "std": [0.4], "split": {"seed": 0, "test": 360}}

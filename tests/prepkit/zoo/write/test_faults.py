@@ -23,8 +23,8 @@ from prepkit.errors import (
     ZooError,
     ZooLocked,
 )
+from prepkit.files import sha256_of_file
 from prepkit.tensors import same_bits
-from prepkit.zoo.write.staging import sha256_of_file
 from prepkit.zoo.write.writer import ZooWriter
 
 NUM_KILLS = 56
