@@ -42,7 +42,7 @@ def tiny() -> nn.Module:
 
 def serve(pipe: Connection, roots: dict[str, Path]) -> None:
     """What the server's process does: serve folders, and answer how many bytes it has sent."""
-    from tests.hub.hub_server import HubServer
+    from tests.support.hub_server import HubServer
 
     server = HubServer()
     for repo, root in roots.items():

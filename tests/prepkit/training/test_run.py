@@ -302,7 +302,7 @@ class Killer:
 
     def __init__(self, folder):
         script = Path(killed_training.__file__)
-        environment = {**os.environ, "PYTHONPATH": f"{script.parents[2]}"}
+        environment = {**os.environ, "PYTHONPATH": f"{script.parents[3]}"}
         command = [sys.executable, str(script), str(folder)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, **pipes, env=environment)
