@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""All errors that prepkit raises on purpose, as one tree, and the parts that their messages share.
 
     PrepkitError                 everything below; `exit_code` is what the command line returns for it
     ├── InvalidShape             a PRep's width or height is illegal or too small for the parameters
@@ -52,10 +52,6 @@ class UnsafeCheckpoint(CheckpointError):
 class RegistryError(PrepkitError, LookupError):
     """An architecture or a ClassId is unknown or in conflict."""
 
-    def __str__(self) -> str:
-        """The message itself: LookupError's subclass KeyError would quote it."""
-        return Exception.__str__(self)
-
 
 class PRepFileError(PrepkitError, ValueError):
     """A .prep.safetensors file is damaged, foreign or of a newer format."""
@@ -92,7 +88,7 @@ class VerificationError(PrepkitError):
 
 
 def nearest(asked: str, choices: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the choice closest to what was asked, or an empty string."""
+    """Return ` Did you mean 'x'?` with the choice closest to what was asked, or an empty string if none is close."""
     import difflib
 
     close = difflib.get_close_matches(asked, list(choices), n=1, cutoff=0.5)
@@ -100,8 +96,13 @@ def nearest(asked: str, choices: Iterable[str]) -> str:
 
 
 def listed(items: Iterable[object], limit: int = 6) -> str:
-    """`a, b, c and 4 more`: a list short enough to stand in a message."""
+    """Return `a, b, c and 4 more`: a list that is short enough for a message."""
     names = [str(item) for item in items]
     if len(names) <= limit:
         return ", ".join(names)
     return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return `1 row` or `1,200 rows`; `plural` is the noun with an s if missing."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
