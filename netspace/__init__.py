@@ -23,19 +23,41 @@ if TYPE_CHECKING:
     from netspace.run.run import load as load
     from netspace.run.run import open_run as open_run
     from netspace.space.evaluation import evaluate as evaluate
+    from netspace.space.network import Decoder as Decoder
+    from netspace.space.network import Encoder as Encoder
     from netspace.space.network import NetSpace as NetSpace
     from netspace.space.prediction import predict as predict
+    from netspace.training.losses import boundary_pairs as boundary_pairs
+    from netspace.training.losses import gammas as gammas
+    from netspace.training.losses import interpolate_embeddings as interpolate_embeddings
+    from netspace.training.losses import loss_class as loss_class
+    from netspace.training.losses import loss_gamma as loss_gamma
+    from netspace.training.losses import loss_kd as loss_kd
+    from netspace.training.losses import loss_multi as loss_multi
+    from netspace.training.losses import loss_pred as loss_pred
+    from netspace.training.losses import loss_pred_signal as loss_pred_signal
     from netspace.training.trainer import train as train
 
 _HOMES = {
+    "Decoder": "space.network",
+    "Encoder": "space.network",
     "NetSpace": "space.network",
     "Recipe": "recipe",
     "Run": "run.run",
+    "boundary_pairs": "training.losses",
     "embed": "explore.embedding",
     "evaluate": "space.evaluation",
+    "gammas": "training.losses",
     "interpolate": "explore.interpolation",
+    "interpolate_embeddings": "training.losses",
     "load": "run.run",
     "load_recipe": "recipe",
+    "loss_class": "training.losses",
+    "loss_gamma": "training.losses",
+    "loss_kd": "training.losses",
+    "loss_multi": "training.losses",
+    "loss_pred": "training.losses",
+    "loss_pred_signal": "training.losses",
     "open_run": "run.run",
     "optimize": "explore.optimization",
     "predict": "space.prediction",

@@ -51,6 +51,7 @@ ORDERS = {
         "cli",
     ),
     "netspace": (
+        "recipes",
         "recipe",
         "data",
         "space",

@@ -140,10 +140,10 @@ def open_run(run: Path | str, zoo: Path | str | None, kind: str, device: str, *,
 
     raises RunError, DeviceError
     """
-    import netspace
+    from netspace.run.run import Run
     from netspace.space.device import device_of
 
-    opened, on = netspace.open_run(run), device_of(device)
+    opened, on = Run(run), device_of(device)
     return Opened(opened, opened.space(kind, on), on, zoo, any_zoo)
 
 

@@ -162,7 +162,7 @@ def interpolate(
     judge = _Judge(run.registry, zoo, task, samples_of(task, samples), resolution, progress)
     gammas = tuple(step / (steps - 1) for step in range(steps))
     pairs = [(pair, len(a) + pair) for pair in range(len(a))]
-    latent_PSE = losses.interpolate(torch.cat([a.latents, b.latents]), pairs, gammas)
+    latent_PSE = losses.interpolate_embeddings(torch.cat([a.latents, b.latents]), pairs, gammas)
 
     flat_ME = latent_PSE.flatten(0, 1)
     ends = [(pair, step) for pair in range(len(a)) for step in range(steps)]

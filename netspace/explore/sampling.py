@@ -176,7 +176,7 @@ def sample(
     ends = points_of(space, zoo, [*first, *second])
     with torch.no_grad():
         places = [(pair, pairs + pair) for pair in range(pairs)]
-        latent_NE = losses.interpolate(ends.latents, places, factors).flatten(0, 1)
+        latent_NE = losses.interpolate_embeddings(ends.latents, places, factors).flatten(0, 1)
         predicted = predict(space, latent_NE, run.registry)
     return Samples(tuple(first), tuple(second), factors, latent_NE, predicted)
 

@@ -1,7 +1,7 @@
 """The losses of NetSpace: Eq. 1 to 12 of Learning the Space of Deep Models, one function an equation.
 
     pairs, factors = boundary_pairs(class_ids, 4), gammas(4)
-    latent_PGE = interpolate(latent_NE, pairs, factors)
+    latent_PGE = interpolate_embeddings(latent_NE, pairs, factors)
     ...                     # decode, run the predicted instances on the images
     loss = loss_multi(
         loss_kd(p_NBC, t_star_BC, y_B),
@@ -154,7 +154,7 @@ def boundary_pairs(class_ids: Sequence[int], num_architectures: int) -> list[tup
     return [(a, b) for a in first for b in last]
 
 
-def interpolate(latent_NE: Tensor, pairs: Sequence[tuple[int, int]], factors: Sequence[float]) -> Tensor:
+def interpolate_embeddings(latent_NE: Tensor, pairs: Sequence[tuple[int, int]], factors: Sequence[float]) -> Tensor:
     """e^gamma = (1 - gamma) e^A + gamma e^B, for each pair (a, b) of positions and each factor: `[P, G, E]`."""
     if not pairs or not factors:
         return latent_NE.new_zeros(len(pairs), len(factors), latent_NE.shape[1])

@@ -106,7 +106,7 @@ class Objective:
         with self._half(batch.preps):
             latent_nE = self.space.encode(batch.preps[own])
             joint_NE = self.ranks.gather(latent_nE)
-            latent_PGE = losses.interpolate(joint_NE, pairs, factors)
+            latent_PGE = losses.interpolate_embeddings(joint_NE, pairs, factors)
             latent_ME = torch.cat([latent_nE, latent_PGE.flatten(0, 1)])  # M = n + P G
             logits_MA = self.space.classify(latent_ME)
         predicted_ids = _OnTheWay(logits_MA.detach().argmax(1))

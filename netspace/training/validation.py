@@ -75,7 +75,7 @@ class Validation:
         pairs = [(2 * pair, 2 * pair + 1) for pair in range(len(chosen))]
         with torch.inference_mode():
             preps_NHW = self.zoo.select(rows).preps().to(self.device, torch.float32)
-            latent_PGE = losses.interpolate(space.encode(preps_NHW), pairs, factors)
+            latent_PGE = losses.interpolate_embeddings(space.encode(preps_NHW), pairs, factors)
             predicted = predict(space, latent_PGE.flatten(0, 1), self.registry)
             found = accuracy_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
         asked = losses.interpolated_class_ids(factors, count) * len(pairs)

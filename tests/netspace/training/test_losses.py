@@ -145,13 +145,15 @@ def test_the_line_between_embeddings(count):
         for i in range(1, count - 1)
         for e in range(3)
     ]
-    agree(losses.interpolate(latent, pairs, factors), expected, latent)
+    agree(losses.interpolate_embeddings(latent, pairs, factors), expected, latent)
 
 
 def test_the_papers_example():
     """0.33 of a LeNetLike (ClassId 0) and 0.66 of a ResNet32 (ClassId 3) is a ResNet8 (ClassId 2)."""
     lenet, resnet32 = torch.tensor([3.0]), torch.tensor([6.0])
-    line = losses.interpolate(torch.stack([resnet32, lenet]), losses.boundary_pairs([3, 0], 4), losses.gammas(4))
+    line = losses.interpolate_embeddings(
+        torch.stack([resnet32, lenet]), losses.boundary_pairs([3, 0], 4), losses.gammas(4)
+    )
     torch.testing.assert_close(line, torch.tensor([[[4.0], [5.0]]]))
     certain = torch.full((1, 2, 4), -50.0)
     certain[0, 0, 1] = certain[0, 1, 2] = 50.0
@@ -181,7 +183,7 @@ def test_eq_11_and_the_final_loss(count):
     latent, t_star, y, c_t = leaf(4, 6), leaf(B, C, seed=1), labels(B), torch.tensor(class_ids)
     to_logits, to_class = leaf(6, B * C, seed=2), leaf(6, count, seed=3)
     pairs, factors = losses.boundary_pairs(class_ids, count), losses.gammas(count)
-    between = losses.interpolate(latent, pairs, factors)
+    between = losses.interpolate_embeddings(latent, pairs, factors)
     interpolated = losses.loss_gamma(
         between @ to_class, factors, (between @ to_logits).view(2, count - 2, B, C), t_star, y
     )
@@ -207,7 +209,7 @@ def test_eq_11_and_the_final_loss(count):
 def test_no_point_adds_nothing(class_ids, count):
     pairs, factors = losses.boundary_pairs(class_ids, count), losses.gammas(count)
     latent = leaf(len(class_ids), 6)
-    between = losses.interpolate(latent, pairs, factors)
+    between = losses.interpolate_embeddings(latent, pairs, factors)
     shape = (len(pairs), len(factors))
     assert between.shape == (*shape, 6)
     found = losses.loss_gamma(
