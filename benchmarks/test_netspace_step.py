@@ -29,7 +29,7 @@ from netspace import NetSpace
 from netspace.data import Batch
 from netspace.recipe import load_recipe
 from netspace.training.objective import Objective
-from prepkit.training.allocator import keep_freed_memory
+from prepkit.cli.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 INSTANCES, IMAGES, STEPS = 8, 128, 50

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import prepkit
 from benchmarks.baselines import accuracy, train_one_at_a_time
 from benchmarks.timing import interleaved, record, summary
+from prepkit.cli.allocator import keep_freed_memory
 from prepkit.running.instances import runner
 from prepkit.tasks.augmentation import Normalisation
 from prepkit.tasks.image_record import Augmentation
@@ -55,6 +56,7 @@ precision = "{precision}"
 
 
 def ours(spec: Spec, task: Task) -> list[Done]:
+    keep_freed_memory()  # as the command line does
     jobs = plan(spec)
     engine = choose_engine(spec, jobs, CPU)
     return [train_unit(unit, task, engine, CPU) for unit in units_of(spec, jobs, engine)]

@@ -1,6 +1,8 @@
 """Fixtures for all tests."""
 
+import ctypes
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,3 +20,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def mallopt_calls(monkeypatch):
+    """The arguments of each call of the C library's `mallopt`, which changes the whole process; none is passed on."""
+    calls = []
+    library = SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments))
+    load = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, *args, **kwargs: load(name, *args, **kwargs) if name else library)
+    return calls

@@ -69,6 +69,7 @@ ORDERS = {
 OPEN_TO_NETSPACE = {
     "prepkit.address",
     "prepkit.checkpoint.export",
+    "prepkit.cli.allocator",
     "prepkit.cli.common",
     "prepkit.cli.hub",
     "prepkit.errors",
@@ -85,7 +86,6 @@ OPEN_TO_NETSPACE = {
     "prepkit.tasks.images",
     "prepkit.tasks.randomness",
     "prepkit.tasks.task",
-    "prepkit.training.allocator",
     "prepkit.version",
     "prepkit.zoo.format.counts",
     "prepkit.zoo.format.lock",
@@ -125,6 +125,7 @@ LIGHT = (
     "zoo.format.manifest",
     "zoo.format.paths",
     "cli",
+    "cli.allocator",
     "cli.arch",
     "cli.common",
     "cli.hub",

@@ -100,9 +100,11 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
     from netspace.report.paper import PAGE
     from netspace.report.paper import paper as paper_of
     from netspace.training.trainer import Interrupted as TrainingInterrupted
+    from prepkit.cli.allocator import keep_freed_memory
 
     if quick and full:
         raise click.UsageError("--quick and --full are two sizes; give one, or neither for the usual one.")
+    keep_freed_memory()
     line = Line(as_json)
     try:
         size = "quick" if quick else "full" if full else "mini"

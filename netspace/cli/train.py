@@ -56,10 +56,12 @@ def train(
     from netspace.recipe import load_recipe
     from netspace.training.parallel import is_first
     from netspace.training.trainer import train as train_space
+    from prepkit.cli.allocator import keep_freed_memory
 
     values = dict(change(text) for text in changes)
     values |= {} if seed is None else {"training.seed": seed}
     values |= {} if steps is None else {"training.steps": steps}
+    keep_freed_memory()
     bar = progress(as_json)
     try:
         run = train_space(load_recipe(recipe, values), zoo, out, resume=resume, device=device, data=data, progress=bar)

@@ -38,7 +38,6 @@ from netspace.training.parallel import Ranks
 from netspace.training.validation import Validation
 from prepkit.errors import InvalidShape
 from prepkit.files import output_error
-from prepkit.training.allocator import keep_freed_memory
 from prepkit.zoo.format.lock import Lock
 
 
@@ -99,7 +98,6 @@ class Training:
     def __init__(
         self, recipe: Recipe, zoo: prepkit.Zoo, device: torch.device, ranks: Ranks, data: Path | None, told: Progress
     ) -> None:
-        keep_freed_memory()
         use_tf32(device)
         ranks.block(recipe.batch.instances)
         self.recipe, self.device, self.ranks = recipe, device, ranks

@@ -49,9 +49,11 @@ def train(spec: str, folder: Path, as_json: bool, **settings: Any) -> None:
     Instances of one architecture are trained together where that is faster, each as if it were alone. If it is
     interrupted, the same command goes on; nothing that is finished is trained again.
     """
+    from prepkit.cli.allocator import keep_freed_memory
     from prepkit.training.run import train_zoo
     from prepkit.zoo.format.manifest import read_manifest
 
+    keep_freed_memory()
     bar = progress(as_json)
     try:
         with redirect_stdout(sys.stderr):  # Ray prints of workers that are lost, on stdout

@@ -22,7 +22,6 @@ from prepkit.families.registry import Architecture, architecture
 from prepkit.files import replacing
 from prepkit.running.instances import activation_bytes, forward_flops, is_linear, runner
 from prepkit.tasks.task import Task
-from prepkit.training.allocator import keep_freed_memory
 from prepkit.training.engine import Engine
 from prepkit.training.plan import Job, Plan
 from prepkit.training.results import Rows, rows_of
@@ -115,8 +114,6 @@ def train_unit(
             save(stack, unit, file)
             saved = time.monotonic()
 
-    if device.type == "cpu":
-        keep_freed_memory()
     tell(epoch_work * done_epochs(stack))
     with threads(engine.threads):
         try:

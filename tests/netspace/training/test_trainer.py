@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from click.testing import CliRunner
 from small_zoos import SMALL, digits_zoo
 
 import netspace
 import prepkit
+from netspace.cli import main
 from netspace.recipe import load_recipe
 from netspace.run.card import write_card
 from netspace.run.run import LOCK, RunError, State
@@ -281,6 +283,18 @@ def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_good_state(t
     run = netspace.open_run(tmp_path / "run")
     state = run.state("latest")
     assert state is None or all(value.isfinite().all() for value in state.tensors.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
+def test_only_the_command_line_changes_the_process_s_allocator(tmp_path, small_zoo, mallopt_calls):
+    name = "digits_single"
+    netspace.train(recipe_of(name, 1), small_zoo(name), tmp_path / "called", device="cpu")
+    assert mallopt_calls == []
+    options = ["--device", "cpu", "--steps", "1", "--set", "batch.instances=2", "--set", "batch.samples=16"]
+    command = ["train", name, "--zoo", str(small_zoo(name)), "--out", str(tmp_path / "commanded"), *options]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert len(mallopt_calls) == 2
 
 
 def test_devices():

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.families.registry import architecture
+from prepkit.training.run import train_zoo
 from prepkit.training.spec import spec_names
 from prepkit.zoo.format.manifest import read_manifest
 
@@ -107,6 +108,14 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, spec):
     assert re.fullmatch(r"training: 100%, 4/4 instances, accuracy 0\.\d{3}, 00:00 left", lines[-1])
     assert result.stdout.startswith("tiny: 4 instances, PReps ")
     assert "\r" not in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
+def test_only_the_command_line_changes_the_process_s_allocator(tmp_path, spec, mallopt_calls):
+    train_zoo(spec(), tmp_path / "called", device="cpu", threads=1)
+    assert mallopt_calls == []
+    prepkit("zoo", "train", spec(), tmp_path / "commanded", *CPU)
+    assert len(mallopt_calls) == 2
 
 
 def test_lines_come_as_time_goes_by(tmp_path, spec, monkeypatch):
