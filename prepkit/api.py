@@ -35,7 +35,7 @@ def open_zoo(
     >>> zoo = open_zoo("my-zoo")
     >>> zoo.preps([0, 1, 2]).shape    # [3, H, W]
     """
-    from prepkit.zoo.read.store import Store
+    from prepkit.zoo.read.store import LocalStore, Store
     from prepkit.zoo.read.zoo import Zoo, common_shape
 
     address = os.fspath(path)
@@ -44,7 +44,7 @@ def open_zoo(
 
         store: Store = open_store(address, token=token, cache_bytes=cache_bytes)
     else:
-        store = Store(path)
+        store = LocalStore(path)
     shape = store.manifest.shape
     if width is not None or height is not None:
         shape = common_shape(store.manifest, shape.width if width is None else width, height)

@@ -12,7 +12,7 @@ from prepkit.errors import ZooError
 from prepkit.licence import licence_of_card
 from prepkit.zoo.card.card import MARK, PICTURE, README, card_header, card_text, picture_of
 from prepkit.zoo.format.manifest import Manifest
-from prepkit.zoo.read.store import Store
+from prepkit.zoo.read.store import LocalStore
 from prepkit.zoo.read.zoo import Zoo
 
 FENCE = "---"
@@ -44,7 +44,7 @@ def _text(file: Path) -> str:
 
 
 def _zoo(root: Path, manifest: Manifest) -> Zoo:
-    store = Store(root)
+    store = LocalStore(root)
     store.manifest = manifest  # in a dry run its licence may be one that is not written yet
     return Zoo(store, None, store.manifest.shape)
 

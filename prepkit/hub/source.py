@@ -8,7 +8,6 @@ them there. A loader has the next shards in its order fetched by threads that st
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -25,7 +24,7 @@ from prepkit.hub.fetch import Fetcher, HubFile, Stopped, all_done, is_sound
 from prepkit.hub.pull import fetch_manifest
 from prepkit.hub.shelf import alone, make_room, mapped, shelf_bytes, shelf_folder
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
-from prepkit.zoo.read.store import Store
+from prepkit.zoo.read.store import MappedShard, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +60,7 @@ class HubStore(Store):
         self.bound = bound
         self._token = token
         self._folder = shelf / address.repo_id.replace("/", "--") / str(address.revision)
+        self._mapped: dict[int, MappedShard] = {}
         self._used: dict[Path, float] = {}
         self._state = Own(self._new_fetcher(), bound // 2)
         with on_disk(self._folder):
@@ -68,24 +68,23 @@ class HubStore(Store):
         super().__init__(self._folder)
 
     def values(self, number: int) -> Tensor:
-        """As Store does; the shard is fetched if it is not here.
+        """The values of a shard, which is fetched if it is not here.
 
         raises HubError if it does not come
         """
-        self._used[self._place(number)] = time.time()
-        found = self._values.get(number)
-        if found is None:
-            found = self._mapped_anew(number)
-        self._own.untouched.touched(number)
-        return found
+        return self._shard(number).values
+
+    def populate(self, number: int) -> None:
+        """Map all pages of a shard now, after it was fetched."""
+        self._shard(number).populate()
 
     def need(self, numbers: Collection[int]) -> None:
         """Fetch and map these shards, several at once."""
-        missing = [number for number in numbers if number not in self._values]
+        missing = [number for number in numbers if number not in self._mapped]
         if len(missing) > 1 and not all(map(self._is_here, missing)):
             with self._new_fetcher().pool() as pool:
                 # The futures hold what was mapped: one of these shards must not make room for another one.
-                all_done([pool.submit(self.values, number) for number in missing])
+                all_done([pool.submit(self._shard, number) for number in missing])
 
     @contextmanager
     def ahead(self, numbers: Iterable[int]) -> Iterator[None]:
@@ -108,22 +107,25 @@ class HubStore(Store):
         if teacher is not None and path == teacher.path and not (self.root / path).exists():
             with on_disk(self.root), alone(self.root / path):
                 self._own.fetcher.fetch(HubFile(path, teacher.sha256), self.root / path)
-        return super().file(path)
+        return self._file_inside(path)
 
-    def _check_files(self) -> None:
-        """Nothing yet: each shard is checked when it comes."""
+    def _shard(self, number: int) -> MappedShard:
+        self._used[self._place(number)] = time.time()
+        found = self._mapped.get(number)
+        if found is None:
+            found = self._mapped_anew(number)
+        self._own.untouched.touched(number)
+        return found
 
-    def _mapping_of(self, file: Path) -> mmap.mmap:
-        return mapped(file)
-
-    def _mapped_anew(self, number: int) -> Tensor:
+    def _mapped_anew(self, number: int) -> MappedShard:
         for attempt in range(TRIES):
             self._fetch_shard(self._own.fetcher, number)
             with self._own.lock:
-                if number in self._values:
-                    return self._values[number]
+                if number in self._mapped:
+                    return self._mapped[number]
                 try:
-                    found = self._values[number] = self._map(number)
+                    file = self._file_inside(self.manifest.shards[number].path)
+                    found = self._mapped[number] = self._map_shard(number, file, mapped)
                 except (ZooError, OSError):  # another process removed it, or the disk has damaged it
                     if attempt == TRIES - 1:
                         raise
@@ -179,7 +181,7 @@ class HubStore(Store):
             for number in order:
                 if not self._is_here(number) and self._own.untouched.add(number, self.manifest.shards[number].bytes):
                     self._fetch_shard(fetcher, number)
-                    if number in self._values:  # touched while it came
+                    if number in self._mapped:  # touched while it came
                         self._own.untouched.touched(number)
                 if fetcher.is_stopped:
                     return
@@ -187,10 +189,8 @@ class HubStore(Store):
     def _let_go(self, file: Path) -> None:
         """Forget the mapping of a file; the tensors that somebody has of it keep it."""
         with self._own.lock:
-            for number in [number for number in self._values if self._place(number) == file]:
-                self._values.pop(number)
-                self._mappings.pop(number, None)
-                self._populated.discard(number)
+            for number in [number for number in self._mapped if self._place(number) == file]:
+                self._mapped.pop(number)
 
     def _is_here(self, number: int) -> bool:
         try:

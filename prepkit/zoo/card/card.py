@@ -70,11 +70,11 @@ def write_card(path: str | os.PathLike[str]) -> Card:
     A README.md without prepkit's mark is the user's own and left alone.
     raises ZooError if the folder is no zoo, OutputError if it cannot be written
     """
-    from prepkit.zoo.read.store import Store
+    from prepkit.zoo.read.store import LocalStore
     from prepkit.zoo.read.zoo import Zoo
 
     root = Path(path)
-    store = Store(root)
+    store = LocalStore(root)
     zoo = Zoo(store, None, store.manifest.shape)
     picture = _picture(zoo, root)
     readme = root / README

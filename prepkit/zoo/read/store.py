@@ -1,15 +1,14 @@
-"""The files of a whole zoo, opened: manifest and table at once, shards mapped when they are first touched.
+"""Store: what an open zoo reads its files through. LocalStore has all of them in one folder; the Hub has another store.
 
-Opening checks the manifest, the table, and that every shard is there with its size; mapping a shard checks its header.
-Contents are compared with their sha256 by `prepkit zoo verify`. A mapping is private (copy on write): writing into a
-tensor that was read changes nothing on the disk. Files are kept by path, so a store can be pickled and forked.
+A mapping is private (copy on write): writing into a tensor that was read changes nothing on the disk.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Collection, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,81 +26,105 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14: map the pages now, all at once
+POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14 maps all pages at once
 
 
-class Store:
-    """An open zoo. Instance `i` is row `i` of the table."""
+class Store(ABC):
+    """An open zoo. Instance `i` is row `i` of the table.
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
-        self.manifest: Manifest = read_manifest(self.root)
-        self.table: pa.Table = self._table()
-        self.kind = shard_format(self.manifest.shard_format)
-        self._check_files()
+    A subclass brings manifest and table into `root`, and gives the values of shards from wherever they are. Its stores
+    can be pickled, and used after a fork.
+    raises ZooError if manifest and table cannot be read or do not agree
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest: Manifest = read_manifest(root)
+        self.table: pa.Table = read_table(self._file_inside(self.manifest.table.path), self.manifest.table)
         self.shard_of: np.ndarray = _integers(self.table, "shard")
         self.row_of: np.ndarray = _integers(self.table, "row")
         self._check_rows()
+        self._shard_format = shard_format(self.manifest.shard_format)
         self._stored = {stored.name: stored for stored in self.manifest.architectures}
-        self._values: dict[int, Tensor] = {}
-        self._populated: set[int] = set()
-        self._mappings: dict[int, mmap.mmap] = {}
+
+    @abstractmethod
+    def values(self, number: int) -> Tensor:
+        """The values of a shard: `[rows, height * width]` in the zoo's dtype.
+
+        raises ZooError if the file is not the shard that the manifest describes
+        """
+
+    @abstractmethod
+    def populate(self, number: int) -> None:
+        """Map all pages of a shard now: a shuffled pass would pay for each of them when it touches it."""
+
+    @abstractmethod
+    def file(self, path: str) -> Path:
+        """The file on the disk that the manifest gives this path."""
+
+    def need(self, numbers: Collection[int]) -> None:  # noqa: B027  # a store that has all its shards does nothing
+        """Prepare for the values of these shards to be asked for next, as by fetching them all at once."""
+
+    def ahead(self, numbers: Iterable[int]) -> AbstractContextManager[None]:
+        """While inside, prepare shards in this order in the background."""
+        return nullcontext()
 
     def architecture_of_shard(self, number: int) -> StoredArchitecture:
         """The architecture whose instances a shard holds."""
         return self._stored[self.manifest.shards[number].architecture]
 
-    def values(self, number: int) -> Tensor:
-        """The values of a shard, mapped: `[rows, height * width]` in the zoo's dtype.
+    def _map_shard(self, number: int, file: Path, map_file: Callable[[Path], mmap.mmap]) -> MappedShard:
+        """Map the file of a shard after its header was checked against the manifest."""
+        height = self.architecture_of_shard(number).height
+        extent = Extent(self.manifest.shards[number].rows, height, self.manifest.width, self.manifest.dtype)
+        offset = offset_of_values(file, self._shard_format, extent)
+        return MappedShard(map_file(file), offset, extent)
 
-        raises ZooError if the file is not the shard that the manifest describes
-        """
-        if number not in self._values:
-            self._values[number] = self._map(number)
-        return self._values[number]
-
-    def need(self, numbers: Collection[int]) -> None:
-        """Say that the values of these shards are asked for next: what is elsewhere can be fetched all at once."""
-
-    def ahead(self, numbers: Iterable[int]) -> AbstractContextManager[None]:
-        """While inside, shards that are elsewhere are fetched in this order by threads that stay ahead."""
-        return nullcontext()
-
-    def populate(self, number: int) -> None:
-        """Map all pages of a shard now: a shuffled pass would pay for each of them when it touches it."""
-        self.values(number)
-        if number in self._populated:
-            return
-        self._populated.add(number)
-        with suppress(OSError, KeyError):  # an older kernel: pages are mapped when touched; or it was let go meanwhile
-            self._mappings[number].madvise(POPULATE_READ)
-
-    def file(self, path: str) -> Path:
-        """The file that the manifest names so."""
+    def _file_inside(self, path: str) -> Path:
         return inside(self.root, path, str(self.root / MANIFEST))
 
-    def extent(self, number: int) -> Extent:
-        """The array that a shard holds."""
-        height = self.architecture_of_shard(number).height
-        return Extent(self.manifest.shards[number].rows, height, self.manifest.width, self.manifest.dtype)
+    def _check_rows(self) -> None:
+        rows = np.array([shard.rows for shard in self.manifest.shards], dtype=np.int64)
+        place = self.root / self.manifest.table.path
+        known = (self.shard_of >= 0) & (self.shard_of < len(rows))
+        if not known.all():
+            row = int(np.argmin(known))
+            raise ZooError(f"{place}, row {row}: there is no shard {self.shard_of[row]}.")
+        held = (self.row_of >= 0) & (self.row_of < rows[self.shard_of]) if len(rows) else known
+        if not held.all():
+            row = int(np.argmin(held))
+            raise ZooError(f"{place}, row {row}: its shard has no row {self.row_of[row]}.")
 
-    def _map(self, number: int) -> Tensor:
-        import torch
 
-        file, extent = self.file(self.manifest.shards[number].path), self.extent(number)
-        offset = offset_of_values(file, self.kind, extent)
-        mapping = self._mappings[number] = self._mapping_of(file)
-        cells = extent.height * extent.width
-        flat = torch.frombuffer(mapping, dtype=torch_dtype(extent.dtype), count=extent.rows * cells, offset=offset)
-        return flat.view(extent.rows, cells)
+class LocalStore(Store):
+    """A whole zoo in a folder; shards are mapped when they are first touched.
 
-    def _mapping_of(self, file: Path) -> mmap.mmap:
-        with open(file, "rb") as opened:
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    Opening checks the manifest, the table, and that every shard is there with its size; mapping a shard checks its
+    header. Contents are compared with their sha256 by `prepkit zoo verify`.
+    """
 
-    def _table(self) -> pa.Table:
-        stored = self.manifest.table
-        return read_table(self.file(stored.path), stored)
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        super().__init__(Path(root))
+        self._check_files()
+        self._mapped: dict[int, MappedShard] = {}
+
+    def values(self, number: int) -> Tensor:
+        """The values of a shard, mapped."""
+        return self._shard(number).values
+
+    def populate(self, number: int) -> None:
+        """Map all pages of a shard now."""
+        self._shard(number).populate()
+
+    def file(self, path: str) -> Path:
+        """The file in the folder."""
+        return self._file_inside(path)
+
+    def _shard(self, number: int) -> MappedShard:
+        if number not in self._mapped:
+            file = self.file(self.manifest.shards[number].path)
+            self._mapped[number] = self._map_shard(number, file, _map_file)
+        return self._mapped[number]
 
     def _check_files(self) -> None:
         for shard in self.manifest.shards:
@@ -113,18 +136,6 @@ class Store:
             if size != shard.bytes:
                 raise ZooError(f"{file}: it has {size:,} bytes, the manifest says {shard.bytes:,}; fetch it again.")
 
-    def _check_rows(self) -> None:
-        rows = np.array([shard.rows for shard in self.manifest.shards], dtype=np.int64)
-        place = self.root / self.manifest.table.path
-        known = (self.shard_of >= 0) & (self.shard_of < len(rows))
-        if not known.all():
-            raise ZooError(
-                f"{place}, row {int(np.argmin(known))}: there is no shard {self.shard_of[np.argmin(known)]}."
-            )
-        held = (self.row_of >= 0) & (self.row_of < rows[self.shard_of]) if len(rows) else known
-        if not held.all():
-            raise ZooError(f"{place}, row {int(np.argmin(held))}: its shard has no row {self.row_of[np.argmin(held)]}.")
-
     def __getstate__(self) -> dict[str, Any]:
         """For another process: which zoo; it is opened there."""
         return {"root": self.root.absolute(), "sha256": self.manifest.to_dict()["sha256"]}
@@ -133,6 +144,34 @@ class Store:
         self.__init__(state["root"])  # type: ignore[misc]
         if self.manifest.to_dict()["sha256"] != state["sha256"]:
             raise ZooError(f"'{self.root}' was replaced while this process was started; open it anew.")
+
+
+class MappedShard:
+    """A shard's file in memory.
+
+    values: `[rows, height * width]`; they keep the mapping alive
+    """
+
+    def __init__(self, mapping: mmap.mmap, offset: int, extent: Extent) -> None:
+        import torch
+
+        self._mapping = mapping
+        self._is_populated = False
+        cells = extent.height * extent.width
+        flat = torch.frombuffer(mapping, dtype=torch_dtype(extent.dtype), count=extent.rows * cells, offset=offset)
+        self.values: Tensor = flat.view(extent.rows, cells)
+
+    def populate(self) -> None:
+        """Map all pages now, once; an older kernel goes on mapping each page when it is touched."""
+        if not self._is_populated:
+            self._is_populated = True
+            with suppress(OSError):
+                self._mapping.madvise(POPULATE_READ)
+
+
+def _map_file(file: Path) -> mmap.mmap:
+    with open(file, "rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _integers(table: pa.Table, name: str) -> np.ndarray:

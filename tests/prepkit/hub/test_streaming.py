@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from pushed_zoos import write_zoo
+from store_contract import StoreContract
 from torch.utils.data import DataLoader
 
 from prepkit.api import open_zoo
@@ -60,6 +61,16 @@ def wait_for(condition, seconds=20):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+class TestHubStore(StoreContract):
+    @pytest.fixture
+    def folder(self, local):
+        return local._store.root
+
+    @pytest.fixture
+    def store(self, filled):
+        return source.open_store("hf://me/zoo")
 
 
 # What comes when ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from store_contract import StoreContract
 from writer_samples import files_of, tensors_of, trained, write_digits
 
 import prepkit
@@ -18,6 +20,7 @@ from prepkit.api import open_zoo
 from prepkit.errors import ZooError
 from prepkit.tensors import same_bits
 from prepkit.zoo.format.manifest import MANIFEST, checksum, read_manifest
+from prepkit.zoo.read.store import LocalStore
 from prepkit.zoo.write.writer import ZooWriter
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -294,6 +297,28 @@ class TestHdf5(Contract):
 
         replace_shard(root, 0, write)
         assert not open_zoo(root).preps().any()
+
+
+class TestLocalStore(StoreContract):
+    @pytest.fixture
+    def folder(self, tmp_path):
+        with ZooWriter(tmp_path / "zoo", width=8, shard_bytes=300) as writer:
+            writer.set_teacher(tensors_of(9))
+            for seed in range(7):
+                writer.add(tensors_of(seed, (3, 4 + seed % 2, 2)))
+        return tmp_path / "zoo"
+
+    @pytest.fixture
+    def store(self, folder):
+        return LocalStore(folder)
+
+    def test_another_zoo_in_its_place_is_refused_in_another_process(self, store, folder):
+        pickled = pickle.dumps(store)
+        shutil.rmtree(folder)
+        with ZooWriter(folder, width=8) as writer:
+            writer.add(tensors_of(1))
+        with pytest.raises(ZooError, match="was replaced"):
+            pickle.loads(pickled)
 
 
 class TestManifest:
