@@ -12,7 +12,7 @@ import click
 from prepkit.cli.common import Interrupted, force_option, json_option, print_json
 
 if TYPE_CHECKING:
-    from netspace.report.model import Doing, Report
+    from netspace.report.model import Report, StageProgress
 
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 DRAWN_SECONDS = 0.1  # between drawings on a terminal
@@ -54,7 +54,7 @@ def report(
     again only for another state, zoo or seed, or where code changed that the experiment uses. Exit status 1 if an
     experiment could not be made: the page tells why.
     """
-    from netspace.report.model import report as report_of
+    from netspace.report.make import report as report_of
     from netspace.run.run import Run
 
     opened = [Run(path) for path in runs]
@@ -128,7 +128,7 @@ def tell(found: Report, page: Path, as_json: bool) -> None:
         for kind, count in found.counts.items():
             if count["of"]:
                 click.echo(heading(kind, found))
-            for one in (each for each in found.merits if each.kind == kind):
+            for one in (each for each in found.claims if each.kind == kind):
                 text = f"{one.recipe}: {one.text}: {number_of(one)} (must be {bound(one)})"
                 click.echo(f"  {verdict(one):9}  {text}")
         click.echo(f"{page}: {tally(found)}")
@@ -146,13 +146,13 @@ class Line:
         self.told, self.what, self.width = 0.0, "", 0
         self.began = time.monotonic()
 
-    def __call__(self, doing: Doing) -> None:
+    def __call__(self, doing: StageProgress) -> None:
         """Say it, unless something was said just now."""
         now = time.monotonic()
-        due = doing.what != self.what or now - self.told >= (DRAWN_SECONDS if self.drawn else LINE_SECONDS)
+        due = doing.stage != self.what or now - self.told >= (DRAWN_SECONDS if self.drawn else LINE_SECONDS)
         if self.quiet or not due:
             return
-        self.told, self.what = now, doing.what
+        self.told, self.what = now, doing.stage
         text = text_of(doing, now - self.began)
         if not self.drawn:
             click.echo(text, err=True)
@@ -170,12 +170,12 @@ class Line:
             self.width = 0
 
 
-def text_of(doing: Doing, seconds: float) -> str:
+def text_of(doing: StageProgress, seconds: float) -> str:
     """`[ 3/41] 02:10 training digits_multi: step 300/1500 | then: 36 experiments; the page`."""
     minutes, rest = divmod(int(seconds), 60)
     text = f": {doing.text}" if doing.text else ""
-    left = f" | then: {doing.left}" if doing.left else ""
-    return f"[{doing.number:>{len(str(doing.of))}}/{doing.of}] {minutes:02}:{rest:02} {doing.what}{text}{left}"
+    left = f" | then: {doing.remaining}" if doing.remaining else ""
+    return f"[{doing.number:>{len(str(doing.total))}}/{doing.total}] {minutes:02}:{rest:02} {doing.stage}{text}{left}"
 
 
 COMMANDS: tuple[click.Command, ...] = (report, paper)

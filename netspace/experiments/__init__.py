@@ -53,16 +53,16 @@ class Experiment:
 EXPERIMENTS = {
     "latent_map": Experiment("latent_map", ALL),
     "accuracy": Experiment("accuracy", IMAGES),
-    "consensus": Experiment("consensus", ("single",)),
+    "consensus": Experiment("beyond.consensus", ("single",)),
     "preps": Experiment("preps", ALL),
     "lines": Experiment("lines", ("single",)),
     "boundaries": Experiment("boundaries", ("multi", "unseen")),
     "chairs": Experiment("chairs", ("sdf",)),
     "optimisation": Experiment("optimisation", IMAGES),
-    "identity": Experiment("identity", IMAGES),
-    "representation": Experiment("representation", IMAGES),
-    "orbit": Experiment("orbit", ALL),
-    "hygiene": Experiment("hygiene", ALL),
+    "identity": Experiment("beyond.identity", IMAGES),
+    "representation": Experiment("beyond.representation", IMAGES),
+    "orbit": Experiment("beyond.orbit", ALL),
+    "hygiene": Experiment("beyond.hygiene", ALL),
 }
 
 

@@ -35,7 +35,7 @@ from netspace.run.run import BEST
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Claim, Result
-    from netspace.report.model import Judged, Merit, Report
+    from netspace.report.model import RecipeClaim, Report, RunResults
     from netspace.report.variants import Variant
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -117,7 +117,7 @@ def tally_list(report: Report) -> str:
 
 def claims_of_kind(kind: str, report: Report) -> str:
     """A table of the claims of one kind, if there are any; those of variants, and checks, are folded."""
-    claims = [one for one in report.merits if one.kind == kind]
+    claims = [one for one in report.claims if one.kind == kind]
     if not claims:
         return ""
     title, apart = heading(kind, report), {one.name for one in variants(report)}
@@ -128,7 +128,7 @@ def claims_of_kind(kind: str, report: Report) -> str:
     return claims_table(title, own, report) + (folded(rest, claims_table("", others, report)) if others else "")
 
 
-def claims_table(title: str, claims: Sequence[Merit], report: Report) -> str:
+def claims_table(title: str, claims: Sequence[RecipeClaim], report: Report) -> str:
     """Verdict, claim, number, bound, and a link to the recipe's experiment."""
     found_at = homes(report)
     rows = [
@@ -154,7 +154,7 @@ def runs_table(report: Report) -> str:
             one.run.recipe.training.seed,
             Cell(held_of(one), share_held(one), True),
             (one.run.facts(BEST) or {}).get("step"),
-            Cell(duration(one.seconds), one.seconds, True),
+            Cell(duration(one.training_seconds), one.training_seconds, True),
             Cell(duration(experiment_seconds(one)), experiment_seconds(one), True),
         )
         for one in report.runs
@@ -190,7 +190,7 @@ def variant_part(one: Variant) -> str:
     )
 
 
-def recipe_section(name: str, runs: Sequence[Judged]) -> str:
+def recipe_section(name: str, runs: Sequence[RunResults]) -> str:
     """A recipe: its first run whole; other runs folded, without pictures."""
     first, *others = runs
     parts = [f'<h2 id="{anchor("recipe", name)}">{escape(name)}</h2>', paragraphs(first.run.recipe.description)]
@@ -211,7 +211,7 @@ def failures(report: Report) -> str:
     return f'<div class="failed"><strong>Could not be made</strong><ul>{items}</ul></div>' if items else ""
 
 
-def run_part(one: Judged, whole: bool) -> str:
+def run_part(one: RunResults, whole: bool) -> str:
     """A run: how it was trained, then its experiments; pictures only if it is to be shown whole."""
     run = one.run
     recipe, best, zoo = run.recipe, run.facts(BEST) or {}, run.record["zoo"]
@@ -220,7 +220,7 @@ def run_part(one: Judged, whole: bool) -> str:
         "zoo": f"{zoo['name']}, sha256 {zoo['sha256'][:12]}",
         "PRep": f"{recipe.network.height} x {recipe.network.width}, embedding of {recipe.network.embedding_size}",
         "architectures": ", ".join(f"{each.name} ({each.num_parameters:,})" for each in run.registry),
-        "steps": f"{recipe.training.steps:,}, best after {best.get('step', 0):,}; they took {duration(one.seconds)}",
+        "steps": f"{recipe.training.steps:,}, best after {best.get('step', 0):,}, in {duration(one.training_seconds)}",
         "validation": ", ".join(f"{name} {number(value)}" for name, value in best.get("scores", {}).items()),
         "trained with": words(run.record.get("versions", {})),
     }
@@ -229,13 +229,13 @@ def run_part(one: Judged, whole: bool) -> str:
         f'<dl id="{anchor("run", one.name)}">{terms}</dl>',
         folded("Recipe", f"<pre>{escape(json.dumps(recipe.to_dict(), indent=2))}</pre>"),
     ]
-    if whole and one.training is not None:
-        parts.append(image("Losses and validation scores while it was trained", one.training, ".png"))
+    if whole and one.training_picture is not None:
+        parts.append(image("Losses and validation scores while it was trained", one.training_picture, ".png"))
     parts += [experiment_section(one, name, result, whole) for name, result in one.results.items()]
     return "\n".join(parts)
 
 
-def experiment_section(one: Judged, name: str, result: Result, whole: bool) -> str:
+def experiment_section(one: RunResults, name: str, result: Result, whole: bool) -> str:
     """An experiment: words, claims, pictures, tables, numbers."""
     parts = [f'<h3 id="{anchor("run", one.name, name)}">{escape(result.title)}</h3>']
     if whole:
@@ -257,21 +257,21 @@ def experiment_section(one: Judged, name: str, result: Result, whole: bool) -> s
     return "\n".join(part for part in parts if part)
 
 
-def claims_of(one: Judged) -> list[Claim]:
+def claims_of(one: RunResults) -> list[Claim]:
     """All claims of a run."""
     return [claim for result in one.results.values() for claim in result.claims]
 
 
-def held_of(one: Judged) -> str:
+def held_of(one: RunResults) -> str:
     """`7 of 9`: how many of a run's claims held."""
     return f"{sum(claim.held for claim in claims_of(one))} of {len(claims_of(one))}"
 
 
-def share_held(one: Judged) -> float:
+def share_held(one: RunResults) -> float:
     """Of a run's claims."""
     return sum(claim.held for claim in claims_of(one)) / max(1, len(claims_of(one)))
 
 
-def experiment_seconds(one: Judged) -> float:
+def experiment_seconds(one: RunResults) -> float:
     """What all experiments of a run took."""
     return float(sum(result.stamp.get("seconds") or 0.0 for result in one.results.values()))

@@ -14,7 +14,7 @@ from netspace.run.run import BEST
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Result
-    from netspace.report.model import Judged, Report
+    from netspace.report.model import Report, RunResults
     from netspace.report.variants import Variant
 
 
@@ -48,7 +48,7 @@ def claim_parts(kind: str, report: Report) -> list[str]:
     """A heading and a table of the claims of a kind, if there are any."""
     rows = [
         (one.recipe, one.experiment, one.text, found(one), bound(one), verdict(one))
-        for one in report.merits
+        for one in report.claims
         if one.kind == kind
     ]
     columns = ("recipe", "experiment", "claim", "found", "must be", "")
@@ -69,7 +69,7 @@ def variant_parts(one: Variant) -> list[str]:
     ]
 
 
-def run_parts(one: Judged, folder: Path) -> list[str]:
+def run_parts(one: RunResults, folder: Path) -> list[str]:
     """A run: how it was trained, then its experiments."""
     recipe, best, zoo = one.run.recipe, one.run.facts(BEST) or {}, one.run.record["zoo"]
     scores = ", ".join(f"{name} {number(value)}" for name, value in best.get("scores", {}).items())
@@ -78,7 +78,7 @@ def run_parts(one: Judged, folder: Path) -> list[str]:
         recipe.description,
         f"Recipe `{recipe.name}`, setting {recipe.setting}, seed {recipe.training.seed}; zoo `{zoo['name']}` "
         f"(sha256 `{zoo['sha256'][:12]}`); best after step {best.get('step')}: {scores}. Its steps took "
-        f"{duration(one.seconds)}.",
+        f"{duration(one.training_seconds)}.",
     ]
     for result in one.results.values():
         parts += result_parts(result, one.folder, folder)

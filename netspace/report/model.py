@@ -1,86 +1,90 @@
-"""report: what runs are good for, as one page: every claim with its number, pictures, recipes, versions, times.
-
-    report([netspace.open_run("run")], Path("report.html"))      # report.html, report.md and report.json
-
-Experiments that were not made yet are made first, and kept in the runs' folders. The page needs no other file.
-"""
+"""What a report holds: the results of each run, and each claim over all runs of its recipe."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import os
 import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import prepkit
 from netspace.experiments import experiment_names
-from netspace.experiments.result import DOTS_PER_INCH, KINDS, Claim, Result, new_figure, plain
-from netspace.experiments.running import Bench, hardware
-from netspace.run.run import BEST, Run, versions
-from prepkit.errors import PrepkitError
-from prepkit.files import check_writable, replacing
+from netspace.experiments.result import KINDS, Claim, Result, plain
+from netspace.experiments.running import Bench
+from netspace.run.run import BEST, Run
 
 
 @dataclass(frozen=True)
-class Doing:
-    """What is being done, for whoever watches.
+class StageProgress:
+    """How far a report or a paper is.
 
-    number, of: of all that there is to do
-    text:       how far it is
-    left:       what comes after it
+    stage:         name of the training or experiment that runs now
+    number, total: position of the stage among all stages, counted from 1
+    text:          how far the stage is
+    remaining:     what comes after it
     """
 
-    what: str
+    stage: str
     number: int
-    of: int
+    total: int
     text: str = ""
-    left: str = ""
+    remaining: str = ""
 
 
-Progress = Callable[[Doing], None]
+Progress: TypeAlias = Callable[[StageProgress], None]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A run and what was found on it.
+class RunResults:
+    """A run and the results of its experiments.
 
-    results:  by experiment, in the order of the report
-    failures: by experiment, why it could not be made
-    training: a picture of the losses and scores, PNG; None if nothing was trained
-    seconds:  that the steps of the training took, as far as they were noted
+    results:          by experiment, in the order of the report
+    failures:         by experiment, why it could not be made
+    training_picture: losses and scores as PNG; None if no step was logged
+    training_seconds: duration of the training steps, as far as their speed was logged
     """
 
     run: Run
     results: Mapping[str, Result]
     failures: Mapping[str, str]
-    training: bytes | None
-    seconds: float
+    training_picture: bytes | None
+    training_seconds: float
 
     @property
     def name(self) -> str:
-        """The run's folder."""
+        """Name of the run's folder."""
         return self.run.path.resolve().name
 
     @property
     def folder(self) -> Path:
-        """Where the pictures are."""
+        """Folder of the experiments' pictures."""
         return Bench(self.run).folder
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """Step and scores of the run's best state; empty if there is none."""
+        return self.run.facts(BEST) or {}
+
+    @property
+    def claims(self) -> list[Claim]:
+        """All claims of the run's experiments."""
+        return [claim for result in self.results.values() for claim in result.claims]
+
+    @property
+    def experiment_seconds(self) -> float:
+        """Time that all experiments took."""
+        return float(sum(result.stamp.get("seconds") or 0.0 for result in self.results.values()))
 
 
 @dataclass(frozen=True)
-class Merit:
+class RecipeClaim:
     """A claim over all runs of a recipe.
 
     kind, unit: see Claim
-    numbers:  found, one a run that has the claim; NaN where there was nothing to find
-    held:     in how many of them
-    runs:     of the recipe, whether they have the claim or not
+    numbers:    one for each run that makes the claim; NaN where the run could not tell
+    held:       number of runs in which it held
+    runs:       number of runs of the recipe, whether they make the claim or not
     """
 
     recipe: str
@@ -95,74 +99,74 @@ class Merit:
 
     @property
     def holds(self) -> bool:
-        """Whether it held in every run that has it."""
+        """Whether the claim held in every run that makes it."""
         return self.held == len(self.numbers)
 
     @property
     def known(self) -> list[float]:
         """The numbers of runs that could tell."""
-        return [one for one in self.numbers if math.isfinite(one)]
+        return [number for number in self.numbers if math.isfinite(number)]
 
     @property
     def mean(self) -> float:
-        """Of the known numbers; NaN if there is none."""
+        """Mean of the known numbers; NaN if there is none."""
         return statistics.fmean(self.known) if self.known else math.nan
 
     @property
     def deviation(self) -> float | None:
-        """Of the known numbers; None if there are not two."""
+        """Standard deviation of the known numbers; None if there are fewer than two."""
         return statistics.stdev(self.known) if len(self.known) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The claim for report.json."""
+        return {
+            "recipe": self.recipe,
+            "experiment": self.experiment,
+            "claim": self.text,
+            "bound": self.bound,
+            "kind": self.kind,
+            "unit": self.unit,
+            "numbers": list(self.numbers),
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "held": self.held,
+            "runs": len(self.numbers),
+            "runs_of_recipe": self.runs,
+        }
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page shows.
+    """Everything that a page shows.
 
-    made: day and time
+    made: day and time at which the report was made
     """
 
     title: str
     made: str
-    runs: tuple[Judged, ...]
-    merits: tuple[Merit, ...]
+    runs: tuple[RunResults, ...]
+    claims: tuple[RecipeClaim, ...]
     hardware: str
     versions: Mapping[str, str]
 
     @property
-    def recipes(self) -> dict[str, tuple[Judged, ...]]:
-        """Runs by the name of their recipe, in order."""
+    def recipes(self) -> dict[str, tuple[RunResults, ...]]:
+        """The runs by the name of their recipe, in order."""
         return by_recipe(self.runs)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """By kind of claim: `held` in every run that has it, `of` how many."""
-        held = {kind: [one.holds for one in self.merits if one.kind == kind] for kind in KINDS}
-        return {kind: {"held": sum(of), "of": len(of)} for kind, of in held.items()}
+        """By kind of claim: how many claims held in every run that makes them, `of` how many."""
+        holds = {kind: [claim.holds for claim in self.claims if claim.kind == kind] for kind in KINDS}
+        return {kind: {"held": sum(held), "of": len(held)} for kind, held in holds.items()}
 
     @property
     def failures(self) -> list[str]:
-        """What could not be made."""
-        return [f"{one.name}, {name}: {why}" for one in self.runs for name, why in one.failures.items()]
+        """Run, experiment and reason for everything that could not be made."""
+        return [f"{run.name}, {name}: {why}" for run in self.runs for name, why in run.failures.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Figures of merit, JSON-able."""
-        merits = [
-            {
-                "recipe": one.recipe,
-                "experiment": one.experiment,
-                "claim": one.text,
-                "bound": one.bound,
-                "kind": one.kind,
-                "unit": one.unit,
-                "numbers": list(one.numbers),
-                "mean": one.mean,
-                "deviation": one.deviation,
-                "held": one.held,
-                "runs": len(one.numbers),
-                "runs_of_recipe": one.runs,
-            }
-            for one in self.merits
-        ]
+        """The whole report as JSON has it, without pictures and tables."""
         runs = [
             {
                 "run": one.name,
@@ -172,208 +176,37 @@ class Report:
                 "zoo": one.run.record["zoo"]["name"],
                 "zoo_sha256": one.run.record["zoo"]["sha256"],
                 "best": one.run.facts(BEST),
-                "training_seconds": round(one.seconds, 1),
+                "training_seconds": round(one.training_seconds, 1),
                 "experiments": {name: result.stamp.get("seconds") for name, result in one.results.items()},
-                "failures": dict(one.failures),
+                "failures": one.failures,
             }
             for one in self.runs
         ]
-        head = {"title": self.title, "made": self.made, "hardware": self.hardware, "versions": dict(self.versions)}
-        return dict(plain({**head, "counts": self.counts, "claims": merits, "runs": runs}, "report"))
+        head = {"title": self.title, "made": self.made, "hardware": self.hardware, "versions": self.versions}
+        claims = [claim.to_dict() for claim in self.claims]
+        return dict(plain({**head, "counts": self.counts, "claims": claims, "runs": runs}, "report"))
 
 
-def report(
-    runs: Sequence[Run],
-    out: str | os.PathLike[str],
-    *,
-    title: str = "What these spaces of networks can do",
-    only: Iterable[str] | None = None,
-    device: str = "auto",
-    data: Path | None = None,
-    zoos: Iterable[str | os.PathLike[str]] = (),
-    seed: int = 0,
-    sizes: Mapping[str, Mapping[str, Any]] | None = None,
-    again: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Report:
-    """Make what experiments were not made, and write a page of all.
-
-    out:       the page, .html; the same as .md and the figures of merit as .json are written beside it
-    only:      names of experiments; all that a run's setting has, if missing
-    zoos:      where zoos are now that are not where they were
-    seed:      of what experiments draw
-    sizes:     see Bench
-    again:     also make those that were made before
-    progress:  told which experiment is made
-    raises OutputError or PlotsMissing before anything is computed, RunError for a run without a best state, ReportError
-    without runs. An experiment that cannot be made is told on the page and in `failures`.
-    """
-    from netspace.report.html import page
-    from netspace.report.markdown import text
-
-    paths = files(Path(out))
-    for path in paths:
-        check_writable(path, overwrite=overwrite)
-    if not runs:
-        raise ReportError("a report needs at least one run.")
-    _check_different(runs)
-    new_figure(1, 1)  # raises PlotsMissing, which each experiment would
-    found = gather(runs, title, only, device, data, tuple(zoos), seed, sizes, again, progress)
-    for path, content in zip(paths, (page(found), text(found, paths[1].parent), as_json(found)), strict=True):
-        with replacing(path, overwrite=overwrite) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    return found
-
-
-def _check_different(runs: Sequence[Run]) -> None:
-    """raises ReportError if a run, or a copy of it, is given twice: it would be counted as two seeds."""
-    seen: dict[str, Run] = {}
+def by_recipe(runs: Iterable[RunResults]) -> dict[str, tuple[RunResults, ...]]:
+    """Group runs by the name of their recipe, in the order in which recipes come first."""
+    groups: dict[str, tuple[RunResults, ...]] = {}
     for run in runs:
-        best = run.facts(BEST)
-        key = str(run.path.resolve()) if best is None else best["sha256"]
-        if key in seen:
-            raise ReportError(f"'{seen[key].path}' and '{run.path}' are the same run; give each once.")
-        seen[key] = run
+        name = run.run.recipe.name
+        groups[name] = (*groups.get(name, ()), run)
+    return groups
 
 
-class ReportError(prepkit.PrepkitError, ValueError):
-    """A report cannot be made of what was given."""
-
-
-def files(out: Path) -> tuple[Path, Path, Path]:
-    """The page, the same as Markdown, the figures as JSON.
-
-    raises ReportError if the page's name does not end in .html
-    """
-    if out.suffix not in (".html", ".htm"):
-        raise ReportError(f"'{out}' is no name of a page; use one that ends in .html. Markdown is written beside it.")
-    return out, out.with_suffix(".md"), out.with_suffix(".json")
-
-
-def as_json(found: Report) -> str:
-    """The figures of merit as text."""
-    return json.dumps(found.to_dict(), indent=1) + "\n"
-
-
-def gather(
-    runs: Sequence[Run],
-    title: str,
-    only: Iterable[str] | None,
-    device: str,
-    data: Path | None,
-    zoos: Sequence[str | os.PathLike[str]],
-    seed: int,
-    sizes: Mapping[str, Mapping[str, Any]] | None,
-    again: bool,
-    progress: Progress | None,
-) -> Report:
-    """Make the experiments of all runs; see report."""
-    wanted = None if only is None else set(only)
-    if wanted is not None and not wanted <= set(experiment_names()):
-        Bench(runs[0]).result(min(wanted - set(experiment_names())))  # raises UnknownExperiment, with what is known
-    moved = {prepkit.open_zoo(path).manifest.to_dict()["sha256"]: Path(path) for path in zoos}
-    benches = [Bench(run, device, moved.get(run.record["zoo"]["sha256"]), data, seed, sizes) for run in runs]
-    jobs = [
-        (bench, name)
-        for bench in benches
-        for name in experiment_names(bench.run.recipe.setting)
-        if wanted is None or name in wanted
-    ]
-    results: dict[int, dict[str, Result]] = {id(bench): {} for bench in benches}
-    failures: dict[int, dict[str, str]] = {id(bench): {} for bench in benches}
-    for number, (bench, name) in enumerate(jobs, 1):
-        what = f"{name} of {bench.run.path.resolve().name}"
-
-        def say(text: str, what: str = what, number: int = number) -> None:
-            if progress is not None:
-                more = len(jobs) - number
-                left = f"{more} more experiment{'s' if more > 1 else ''}; the page" if more else "the page"
-                progress(Doing(what, number, len(jobs), text, left))
-
-        say("")
-        if number == 1 or bench is not jobs[number - 2][0]:
-            bench.saved(name)  # raises RunError if there is nothing to judge: that is no fault of an experiment
-        try:
-            results[id(bench)][name] = bench.result(name, again=again, progress=say)
-        except PrepkitError as error:
-            failures[id(bench)][name] = str(error)
-    judged = tuple(
-        Judged(
-            bench.run,
-            results[id(bench)],
-            failures[id(bench)],
-            training_picture(bench.run.metrics()),
-            training_seconds(bench.run),
-        )
-        for bench in benches
-    )
-    made = time.strftime("%Y-%m-%d %H:%M")
-    return Report(title, made, judged, merits(judged), hardware(benches[0].place), versions())
-
-
-def merits(runs: Iterable[Judged]) -> tuple[Merit, ...]:
-    """The claims of all runs, those of one recipe together, in the order of recipes and experiments."""
-    found: dict[tuple[str, str, str, str, str, str], list[Claim]] = {}
-    recipes = by_recipe(runs)
-    for recipe, of in recipes.items():
-        for name in experiment_names():
-            for claim in (claim for one in of if name in one.results for claim in one.results[name].claims):
-                key = (recipe, name, claim.text, claim.bound, claim.kind, claim.unit)
-                found.setdefault(key, []).append(claim)
-    return tuple(
-        Merit(*key, tuple(one.number for one in claims), sum(one.held for one in claims), len(recipes[key[0]]))
-        for key, claims in found.items()
-    )
-
-
-def by_recipe(runs: Iterable[Judged]) -> dict[str, tuple[Judged, ...]]:
-    """Runs by the name of their recipe, in the order in which recipes come first."""
-    found: dict[str, tuple[Judged, ...]] = {}
-    for one in runs:
-        name = one.run.recipe.name
-        found[name] = (*found.get(name, ()), one)
-    return found
-
-
-# Training ---------------------------------------------------------------------------------------------------------
-
-
-def training_seconds(run: Run) -> float:
-    """What the steps of a training took, from the speed that was noted with them; validations do not count."""
-    instances = run.recipe.batch.instances * run.recipe.batch.accumulate
-    before, seconds = 0, 0.0
-    for line in run.metrics():
-        if "instances_per_second" in line:
-            seconds += (line["step"] - before) * instances / max(line["instances_per_second"], 1e-9)
-            before = line["step"]
-    return seconds
-
-
-def training_picture(lines: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Losses and validation scores over the steps, as PNG; None if there are none."""
-    steps = [line for line in lines if "loss" in line]
-    judged = [line for line in lines if "validation" in line]
-    if not steps:
-        return None
-    figure = new_figure(10, 3.2)
-    left, right = figure.subplots(1, 2)
-    skipped = ("step", "learning_rate", "instances_per_second", "gradient_norm")
-    for name in (key for key in steps[0] if key not in skipped):
-        points = [(line["step"], line[name]) for line in steps if line.get(name, 0) > 0]
-        if points:  # a part may be 0 in every step
-            left.plot(*zip(*points, strict=True), label=name, linewidth=1.6 if name == "loss" else 0.8)
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="training")
-    unspoken = () if any("line_class_id_accuracy" in line["validation"] for line in judged) else ("class_id_accuracy",)
-    for name in judged[0]["validation"] if judged else ():
-        points = [(line["step"], line["validation"][name]) for line in judged if name in line["validation"]]
-        if name not in ("score", *unspoken) and all(math.isfinite(value) for _, value in points):
-            right.plot(*zip(*points, strict=True), label=name, marker=".", linewidth=0.8)
-    right.set(xlabel="step", title="validation")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return buffer.getvalue()
+def recipe_claims(runs: Iterable[RunResults]) -> tuple[RecipeClaim, ...]:
+    """Gather the claims of each recipe's runs, in the order of recipes and experiments."""
+    gathered = []
+    for recipe, group in by_recipe(runs).items():
+        for experiment in experiment_names():
+            same: dict[tuple[str, str, str, str], list[Claim]] = {}
+            results = [run.results[experiment] for run in group if experiment in run.results]
+            for claim in (claim for result in results for claim in result.claims):
+                same.setdefault((claim.text, claim.bound, claim.kind, claim.unit), []).append(claim)
+            for key, claims in same.items():
+                numbers = tuple(claim.number for claim in claims)
+                held = sum(claim.held for claim in claims)
+                gathered.append(RecipeClaim(recipe, experiment, *key, numbers, held, len(group)))
+    return tuple(gathered)

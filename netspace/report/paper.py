@@ -23,7 +23,8 @@ from typing import Any
 import prepkit
 from netspace.experiments import experiment_names
 from netspace.recipe import Recipe, load_recipe
-from netspace.report.model import Doing, Progress, Report, report
+from netspace.report.make import report
+from netspace.report.model import Progress, Report, StageProgress
 from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.training.logs import Progress as TrainingProgress
 from netspace.training.trainer import train
@@ -132,14 +133,14 @@ def paper(
 
         def say(text: str, stage: Stage = stage, number: int = number, rest: str = rest) -> None:
             if progress is not None:
-                progress(Doing(f"{stage.kind} {stage.name}", number, of, text, rest))
+                progress(StageProgress(f"{stage.kind} {stage.name}", number, of, text, rest))
 
         say("")
         stage.go(say)
 
-    def judging(doing: Doing) -> None:
+    def judging(doing: StageProgress) -> None:
         if progress is not None:
-            progress(replace(doing, number=len(stages) + doing.number, of=of))
+            progress(replace(doing, number=len(stages) + doing.number, total=of))
 
     return report(
         [Run(root / RUNS / name, trust_code=False) for name in recipes],

@@ -14,7 +14,7 @@ from netspace.report.words import bound, cell, found, number, told, verdict
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Claim, Picture, Table
-    from netspace.report.model import Merit
+    from netspace.report.model import RecipeClaim
 
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 LONG_TABLE = 12  # rows; longer ones are folded
@@ -39,7 +39,7 @@ def claim_list(claims: Sequence[Claim]) -> str:
     return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
 
 
-def limit(one: Merit | Claim) -> Cell:
+def limit(one: RecipeClaim | Claim) -> Cell:
     """What a number must be, as it is printed in books, on one line; sorted as text."""
     text = bound(one)
     for written, printed in ((">=", "≥"), ("<=", "≤"), ("==", "=")):
@@ -58,7 +58,7 @@ def chip(text: str, held: bool) -> Cell:
     return Cell(f'<span class="chip {kind}">{f"{sign} {escape(text)}".strip()}</span>', int(held))
 
 
-def marked(one: Merit) -> Cell:
+def marked(one: RecipeClaim) -> Cell:
     """What was found, with a mark that says in how many runs it held where that is not all or none."""
     text = f"{one.held} of {len(one.numbers)}" if 0 < one.held < len(one.numbers) else ""
     mark = f'<span title="{escape(verdict(one))}">{chip(text, one.holds).html}</span>'

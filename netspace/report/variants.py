@@ -11,7 +11,7 @@ from netspace.report.words import averaged, duration, number, tally
 from netspace.run.run import BEST
 
 if TYPE_CHECKING:
-    from netspace.report.model import Judged, Merit, Report
+    from netspace.report.model import RecipeClaim, Report, RunResults
 
 SEED = "training.seed"
 UNTOLD = ("name", "description")  # of a recipe: they say what it is, not how it is trained
@@ -34,30 +34,30 @@ class Variant:
     base: str
     name: str
     changes: tuple[tuple[str, Any, Any], ...]
-    claims: tuple[tuple[Merit, Merit], ...]
+    claims: tuple[tuple[RecipeClaim, RecipeClaim], ...]
     figures: tuple[tuple[str, str, str], ...]
 
 
 def variants(report: Report) -> list[Variant]:
     """Each recipe beside the first one of its zoo and setting."""
-    bases: dict[tuple[str, str], tuple[Judged, ...]] = {}
+    bases: dict[tuple[str, str], tuple[RunResults, ...]] = {}
     found = []
     for runs in report.recipes.values():
         key = (runs[0].run.record["zoo"]["sha256"], runs[0].run.recipe.setting)
         base = bases.setdefault(key, runs)
         if base is not runs:
-            found.append(_variant(base, runs, report.merits))
+            found.append(_variant(base, runs, report.claims))
     return found
 
 
 def without_variants(report: Report) -> str:
     """How many claims held without variants, which are there to be other, often worse; empty if there is no variant."""
     names = [one.name for one in variants(report)]
-    rest = replace(report, merits=tuple(one for one in report.merits if one.recipe not in names))
+    rest = replace(report, claims=tuple(one for one in report.claims if one.recipe not in names))
     return f"Without variants of a recipe ({', '.join(names)}): {tally(rest)}" if names else ""
 
 
-def _variant(base: Sequence[Judged], runs: Sequence[Judged], merits: Sequence[Merit]) -> Variant:
+def _variant(base: Sequence[RunResults], runs: Sequence[RunResults], merits: Sequence[RecipeClaim]) -> Variant:
     names = base[0].run.recipe.name, runs[0].run.recipe.name
     before, after = (_values(of[0].run.recipe.to_dict()) for of in (base, runs))
     keys = [key for key in before | after if before.get(key) != after.get(key) and key not in (*UNTOLD, SEED)]
@@ -73,7 +73,7 @@ def _variant(base: Sequence[Judged], runs: Sequence[Judged], merits: Sequence[Me
     )
 
 
-def _figures(base: Sequence[Judged], runs: Sequence[Judged]) -> tuple[tuple[str, str, str], ...]:
+def _figures(base: Sequence[RunResults], runs: Sequence[RunResults]) -> tuple[tuple[str, str, str], ...]:
     """Best validation scores that both have, and how long the training took where that was noted."""
     found = []
     scores = [[(one.run.facts(BEST) or {}).get("scores", {}) for one in of] for of in (base, runs)]
@@ -81,7 +81,7 @@ def _figures(base: Sequence[Judged], runs: Sequence[Judged]) -> tuple[tuple[str,
         if all(name in one for of in scores for one in of):
             before, after = (averaged([float(one[name]) for one in of], number) for of in scores)
             found.append((f"best validation: {name}", before, after))
-    seconds = [[one.seconds for one in of] for of in (base, runs)]
+    seconds = [[one.training_seconds for one in of] for of in (base, runs)]
     if all(second > 0 for of in seconds for second in of):
         before, after = (averaged(of, duration) for of in seconds)
         found.append(("steps of the training took", before, after))
@@ -97,14 +97,14 @@ def spread(report: Report) -> str:
     return " ".join([*told, "± is the spread over all of that."])
 
 
-def _differing(runs: Sequence[Judged]) -> list[str]:
+def _differing(runs: Sequence[RunResults]) -> list[str]:
     """Keys of what differs between runs: of their recipes, the zoo, versions of what trained them."""
     facts = [_values(_facts(one)) for one in runs]
     keys = dict.fromkeys(key for of in facts for key in of)
     return [key for key in keys if key not in UNTOLD and any(of.get(key) != facts[0].get(key) for of in facts)]
 
 
-def _facts(one: Judged) -> dict[str, Any]:
+def _facts(one: RunResults) -> dict[str, Any]:
     record = one.run.record
     return {**one.run.recipe.to_dict(), "zoo": record["zoo"]["sha256"], "versions": record.get("versions", {})}
 

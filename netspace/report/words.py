@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netspace.experiments.result import Claim
-    from netspace.report.model import Merit, Report
+    from netspace.report.model import RecipeClaim, Report
 
 HELD = {True: "held", False: "NOT held"}
 # By kind of claim: one, several.
@@ -38,7 +38,7 @@ def tallied(report: Report) -> list[tuple[int, int, str]]:
 
 def every_run(report: Report) -> str:
     """` in every run`, where there are several of a recipe."""
-    return " in every run" if any(one.runs > 1 for one in report.merits) else ""
+    return " in every run" if any(one.runs > 1 for one in report.claims) else ""
 
 
 def heading(kind: str, report: Report) -> str:
@@ -47,14 +47,14 @@ def heading(kind: str, report: Report) -> str:
     return f"{what[0].upper()}{what[1:]}: {one['held']} of {one['of']} held{every_run(report)}"
 
 
-def verdict(one: Merit) -> str:
+def verdict(one: RecipeClaim) -> str:
     """`held`, `NOT held`, or in how many runs."""
     if one.held == 0 or one.holds:
         return HELD[one.holds]
     return f"held in {one.held} of {len(one.numbers)} runs"
 
 
-def found(one: Merit) -> str:
+def found(one: RecipeClaim) -> str:
     """`0.981`, or what `averaged` says; a unit stands once."""
     return averaged(one.known, lambda value: told(value, one.unit), one.runs, one.unit)
 
@@ -88,7 +88,7 @@ def told(value: float, unit: str) -> str:
     return f"{round(100 * value, 1) + 0.0:g} {unit}"  # -0 is 0
 
 
-def bound(one: Merit | Claim) -> str:
+def bound(one: RecipeClaim | Claim) -> str:
     """What a claim's number must be, in its unit: `>= 95 %`."""
     relation, _, limit = one.bound.partition(" ")
     return f"{relation} {told(float(limit), one.unit)}"

@@ -14,7 +14,7 @@ from netspace.cli.report import text_of
 from netspace.experiments import EXPERIMENTS, running
 from netspace.recipe import load_recipe
 from netspace.report import paper as paper_module
-from netspace.report.model import Doing
+from netspace.report.model import StageProgress
 from netspace.report.paper import ABLATIONS, RECIPES, SIZES, PaperError, Size, paper, recipes_of, zoo_names
 from netspace.run.run import Run
 from netspace.training.trainer import Interrupted
@@ -50,9 +50,9 @@ def test_all_of_it_and_again(tmp_path, tiny, monkeypatch):
     assert [(one.run.recipe.name, [*one.results]) for one in found.runs] == [
         (name, ["latent_map", "hygiene"]) for name in TRAINED
     ]
-    assert [one.held for one in found.merits if one.experiment == "hygiene"] == [1, 1]
+    assert [one.held for one in found.claims if one.experiment == "hygiene"] == [1, 1]
     # Every stage is told once, in order, with what comes after it.
-    stages = list(dict.fromkeys((one.number, one.of, one.what) for one in told))
+    stages = list(dict.fromkeys((one.number, one.total, one.stage) for one in told))
     assert [stage[0] for stage in stages] == list(range(1, 9))
     assert [stage[2] for stage in stages[:5]] == [
         "zoo digits_multi",
@@ -62,8 +62,8 @@ def test_all_of_it_and_again(tmp_path, tiny, monkeypatch):
         "latent_map of digits_multi",
     ]
     assert {stage[1] for stage in stages} == {8}
-    assert told[0].left == "zoo chairs_mini; trainings digits_multi, chairs_mini; 4 experiments; the page"
-    assert told[-1].left == "the page"
+    assert told[0].remaining == "zoo chairs_mini; trainings digits_multi, chairs_mini; 4 experiments; the page"
+    assert told[-1].remaining == "the page"
     assert any("step 2/2" in one.text for one in told)
     assert any("instances" in one.text for one in told)
     for name in ("report.html", "report.md", "report.json"):
@@ -170,11 +170,11 @@ def test_sizes_of_experiments_are_settings_of_their_functions():
 
 
 def test_the_line_says_what_runs_and_what_is_left():
-    doing = Doing("training digits_multi", 3, 41, "step 300/1500", "36 experiments; the page")
+    doing = StageProgress("training digits_multi", 3, 41, "step 300/1500", "36 experiments; the page")
     assert text_of(doing, 130.4) == (
         "[ 3/41] 02:10 training digits_multi: step 300/1500 | then: 36 experiments; the page"
     )
-    assert text_of(Doing("hygiene of run", 41, 41), 0) == "[41/41] 00:00 hygiene of run"
+    assert text_of(StageProgress("hygiene of run", 41, 41), 0) == "[41/41] 00:00 hygiene of run"
 
 
 def test_only_empty_folders_are_forgotten(tmp_path):

@@ -20,7 +20,8 @@ from netspace.cli import main
 from netspace.experiments import Experiment, UnknownExperiment, running
 from netspace.experiments.result import Picture, Result, Table, claim, new_figure, save_figure
 from netspace.report.html import POLICY
-from netspace.report.model import Merit, ReportError, merits, report, training_picture, training_seconds
+from netspace.report.make import ReportError, report, training_picture, training_seconds
+from netspace.report.model import RecipeClaim, recipe_claims
 from netspace.report.pieces import inline, table
 from netspace.report.variants import SEEDS_ALONE, spread, variants, without_variants
 from netspace.report.words import duration, number, verdict
@@ -102,7 +103,7 @@ def variant(tmp_path, small_zoo):
 def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     told = []
     found = report(runs, tmp_path / "report.html", device="cpu", progress=told.append)
-    first, second, question, check = found.merits
+    first, second, question, check = found.claims
     assert first.numbers == (0.9, 0.93)
     assert (question.holds, check.holds, first.holds) == (True, True, False)
     assert found.counts == {
@@ -114,7 +115,7 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     assert first.mean == pytest.approx(0.915)
     assert first.deviation == pytest.approx(statistics.stdev([0.9, 0.93]))
     assert second.held == 0
-    assert [(one.what, one.number, one.of, one.left) for one in told] == [
+    assert [(one.stage, one.number, one.total, one.remaining) for one in told] == [
         ("accuracy of run-0", 1, 4, "3 more experiments; the page"),
         ("identity of run-0", 2, 4, "2 more experiments; the page"),
         ("accuracy of run-1", 3, 4, "1 more experiment; the page"),
@@ -132,7 +133,7 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     ]
     assert document["claims"][1]["mean"] is None  # what was not found
     assert document["runs"][0]["training_seconds"] == 2.5
-    assert merits(found.runs[:1])[0].deviation is None
+    assert recipe_claims(found.runs[:1])[0].deviation is None
 
 
 def test_a_report_is_made_of_what_is_saved(tmp_path, runs, made_up, monkeypatch):
@@ -169,8 +170,8 @@ def test_an_unknown_experiment_is_told(tmp_path, runs, made_up, monkeypatch):
 
 def test_the_time_that_steps_took_follows_their_speed(runs):
     instances = runs[0].recipe.batch.instances
-    assert training_seconds(runs[0]) == pytest.approx(10 * instances / 40 + 5 * instances / 80)
-    assert training_seconds(runs[1]) == 0
+    assert training_seconds(LINES, instances) == pytest.approx(10 * instances / 40 + 5 * instances / 80)
+    assert training_seconds([], instances) == 0
 
 
 def test_training_is_drawn():
@@ -261,7 +262,7 @@ def test_numbers_are_short(value, text):
 
 
 def merit(*numbers, runs, unit=""):
-    return Merit(
+    return RecipeClaim(
         "recipe", "experiment", "text", ">= 0.5", "paper", unit, numbers, sum(one >= 0.5 for one in numbers), runs
     )
 

@@ -1,0 +1,184 @@
+"""Make a report: the experiments of several runs, and one page with every claim, picture, recipe, version and time.
+
+    report([netspace.open_run("run")], Path("report.html"))      # report.html, report.md and report.json
+
+Experiments that were not made yet are made first, and kept in the runs' folders. The page needs no other file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import prepkit
+from netspace.experiments import experiment_names
+from netspace.experiments.result import DOTS_PER_INCH, new_figure
+from netspace.experiments.running import Bench, hardware
+from netspace.report.html import page
+from netspace.report.markdown import text
+from netspace.report.model import Progress, Report, RunResults, StageProgress, recipe_claims
+from netspace.run.run import BEST, Run, RunError, versions
+from prepkit.errors import PrepkitError
+from prepkit.files import check_writable, replacing
+
+NOT_LOSSES = ("step", "learning_rate", "instances_per_second", "gradient_norm")  # logged with each step
+
+
+class ReportError(prepkit.PrepkitError, ValueError):
+    """A report cannot be made from what was given."""
+
+
+def report(
+    runs: Sequence[Run],
+    out: str | os.PathLike[str],
+    *,
+    title: str = "What these spaces of networks can do",
+    only: Iterable[str] | None = None,
+    device: str = "auto",
+    data: Path | None = None,
+    zoos: Iterable[str | os.PathLike[str]] = (),
+    seed: int = 0,
+    sizes: Mapping[str, Mapping[str, Any]] | None = None,
+    again: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Make the experiments that are missing, and write a page about all of them.
+
+    out:       the page, .html; the same as .md and the figures of merit as .json are written beside it
+    only:      names of experiments; without it, all that fit a run's setting
+    zoos:      the present folders of zoos that were moved since the training
+    seed:      for everything that experiments draw
+    sizes:     see Bench
+    again:     also make experiments whose results are saved
+    progress:  is called with the experiment that is made
+    raises OutputError or PlotsMissing before anything is computed, RunError for a run without a best state, ReportError
+    without runs. If an experiment cannot be made, the page and `failures` say why.
+    """
+    paths = page_files(Path(out))
+    for path in paths:
+        check_writable(path, overwrite=overwrite)
+    if not runs:
+        raise ReportError("a report needs at least one run.")
+    _check_different(runs)
+    new_figure(1, 1)  # raises PlotsMissing, which each experiment would
+    moved = {prepkit.open_zoo(path).manifest.to_dict()["sha256"]: Path(path) for path in zoos}
+    benches = [Bench(run, device, moved.get(run.record["zoo"]["sha256"]), data, seed, sizes) for run in runs]
+    results = _run_experiments(benches, None if only is None else set(only), again, progress)
+    made = time.strftime("%Y-%m-%d %H:%M")
+    content = Report(title, made, results, recipe_claims(results), hardware(benches[0].place), versions())
+    figures = json.dumps(content.to_dict(), indent=1) + "\n"
+    for path, document in zip(paths, (page(content), text(content, paths[1].parent), figures), strict=True):
+        with replacing(path, overwrite=overwrite) as temporary:
+            temporary.write_text(document, encoding="utf-8")
+    return content
+
+
+def page_files(out: Path) -> tuple[Path, Path, Path]:
+    """Paths of the page, of the same as Markdown, and of the figures as JSON.
+
+    raises ReportError if the page's name does not end in .html
+    """
+    if out.suffix not in (".html", ".htm"):
+        raise ReportError(f"a page cannot be named '{out}'; use a name that ends in .html.")
+    return out, out.with_suffix(".md"), out.with_suffix(".json")
+
+
+def _check_different(runs: Sequence[Run]) -> None:
+    """Raise ReportError if a run, or a copy of it, is given twice: it would be counted as two seeds."""
+    seen: dict[str, Run] = {}
+    for run in runs:
+        best = run.facts(BEST)
+        key = str(run.path.resolve()) if best is None else best["sha256"]
+        if key in seen:
+            raise ReportError(f"'{seen[key].path}' and '{run.path}' are the same run; give each once.")
+        seen[key] = run
+
+
+def _run_experiments(
+    benches: Sequence[Bench], only: set[str] | None, again: bool, progress: Progress | None
+) -> tuple[RunResults, ...]:
+    """Make the experiments of all runs, or load what is saved; keep the reason where one cannot be made."""
+    if only is not None and not only <= set(experiment_names()):
+        benches[0].result(min(only - set(experiment_names())))  # raises UnknownExperiment, with the known names
+    planned = [
+        [name for name in experiment_names(bench.run.recipe.setting) if only is None or name in only]
+        for bench in benches
+    ]
+    total, number = sum(len(names) for names in planned), 0
+    gathered = []
+    for bench, names in zip(benches, planned, strict=True):
+        results, failures = {}, {}
+        for name in names:
+            number += 1
+            rest = total - number
+            remaining = f"{rest} more experiment{'s' if rest > 1 else ''}; the page" if rest else "the page"
+            stage = f"{name} of {bench.run.path.resolve().name}"
+
+            def say(text: str, stage: str = stage, number: int = number, remaining: str = remaining) -> None:
+                if progress is not None:
+                    progress(StageProgress(stage, number, total, text, remaining))
+
+            say("")
+            try:
+                results[name] = bench.result(name, again=again, progress=say)
+            except RunError:
+                raise  # the run itself cannot be used, which is no fault of an experiment
+            except PrepkitError as error:
+                failures[name] = str(error)
+        lines = bench.run.metrics()
+        seconds = training_seconds(lines, bench.run.recipe.batch.instances * bench.run.recipe.batch.accumulate)
+        gathered.append(RunResults(bench.run, results, failures, training_picture(lines), seconds))
+    return tuple(gathered)
+
+
+# Training ---------------------------------------------------------------------------------------------------------
+
+
+def training_seconds(lines: Iterable[Mapping[str, Any]], instances: int) -> float:
+    """Time that the steps of a training took, by the speed that was logged; validations do not count.
+
+    instances: seen in each step
+    """
+    before, seconds = 0, 0.0
+    for line in lines:
+        if "instances_per_second" in line:
+            seconds += (line["step"] - before) * instances / max(line["instances_per_second"], 1e-9)
+            before = line["step"]
+    return seconds
+
+
+def training_picture(lines: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Losses and validation scores over the steps, as PNG; None if no step was logged."""
+    steps = [line for line in lines if "loss" in line]
+    validations = [(line["step"], line["validation"]) for line in lines if "validation" in line]
+    if not steps:
+        return None
+    figure = new_figure(10, 3.2)
+    left, right = figure.subplots(1, 2)
+    for name in (key for key in steps[0] if key not in NOT_LOSSES):
+        points = [(line["step"], line[name]) for line in steps if line.get(name, 0) > 0]
+        if points:  # a part of the loss may be 0 in every step
+            left.plot(*zip(*points, strict=True), label=name, linewidth=1.6 if name == "loss" else 0.8)
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="training")
+    # Without lines between architectures, the ClassId accuracy says little.
+    several = any("line_class_id_accuracy" in scores for _, scores in validations)
+    for name in validations[0][1] if validations else ():
+        points = [(step, scores[name]) for step, scores in validations if name in scores]
+        skipped = name == "score" or (name == "class_id_accuracy" and not several)
+        if not skipped and all(math.isfinite(value) for _, value in points):
+            right.plot(*zip(*points, strict=True), label=name, marker=".", linewidth=0.8)
+    right.set(xlabel="step", title="validation")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return buffer.getvalue()
