@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-import netspace
 import prepkit
 from netspace.data import task_of
 from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_function
@@ -30,7 +29,7 @@ from prepkit.errors import listed
 from prepkit.files import sha256_of_file
 
 EXPERIMENTS_FOLDER = "experiments"
-PACKAGES = (Path(netspace.__file__).parent, Path(prepkit.__file__).parent)
+PACKAGES = (Path(__file__).parents[1], Path(prepkit.__file__).parent)
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "trimesh")  # whose versions change numbers
 DECIDES = ("checkpoint", "zoo", "seed", "sizes", "code")  # of a stamp: what makes it another result
 
