@@ -23,7 +23,7 @@ def open_zoo(
     """Open a zoo for reading. Its manifest and table are checked now, each shard's header when it is first touched.
 
     path:          a local folder, or hf://user/zoo or hf://user/zoo@revision: its manifest and table are fetched now,
-                   each shard when it is first touched, into a cache on the disk (see prepkit.hub.shelf)
+                   each shard when it is first touched, into a cache on the disk (see prepkit.hub.shard_cache)
     width, height: another way of reading; the zoo's own shape if both are missing, the least height that holds every
                    architecture if only a width is given
     trust_code:    whether `network` may import a builder that the zoo names and nothing here registers

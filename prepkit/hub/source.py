@@ -2,7 +2,7 @@
 
     zoo = prepkit.open_zoo("hf://user/zoo@revision")
 
-Shards are fetched whole, checked against the manifest, and kept on the shelf (shelf.py), so that the next process finds
+Shards are fetched whole, checked against the manifest, and kept on the shelf (shard_cache.py), so that the next process finds
 them there. A loader has the next shards in its order fetched by threads that stay ahead of it.
 """
 
@@ -22,7 +22,7 @@ from prepkit.files import output_error
 from prepkit.hub.client import api, explained, pinned
 from prepkit.hub.fetch import Fetcher, HubFile, Stopped, all_done, is_sound
 from prepkit.hub.pull import fetch_manifest
-from prepkit.hub.shelf import alone, make_room, mapped, shelf_bytes, shelf_folder
+from prepkit.hub.shard_cache import alone, make_room, mapped, shelf_bytes, shelf_folder
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.read.store import MappedShard, Store
 

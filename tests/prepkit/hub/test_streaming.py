@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from prepkit.api import open_zoo
 from prepkit.errors import HubError, OutputError, ZooError
-from prepkit.hub import fetch, shelf, source
+from prepkit.hub import fetch, shard_cache, source
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.read.order import Order, grouped
 
@@ -48,8 +48,8 @@ def path_of(zoo, index):
     return zoo.manifest.shards[zoo.metadata(index)["shard"]].path
 
 
-def on_shelf():
-    return {file.name: file for file in shelf.shelf_folder().glob(shelf.SHARDS)}
+def in_cache():
+    return {file.name: file for file in shard_cache.shelf_folder().glob(shard_cache.SHARDS)}
 
 
 def nobody_fetches():
@@ -147,13 +147,13 @@ def test_another_shape_and_views(filled, local):
 def test_it_lies_where_the_environment_says(filled, monkeypatch, tmp_path):
     monkeypatch.setenv("PREPKIT_CACHE", str(tmp_path / "mine"))
     open_zoo("hf://me/zoo").preps([0])
-    assert [file.parent.parent.parent.name for file in on_shelf().values()] == ["me--zoo"]
-    assert on_shelf().popitem()[1].is_relative_to(tmp_path / "mine")
+    assert [file.parent.parent.parent.name for file in in_cache().values()] == ["me--zoo"]
+    assert in_cache().popitem()[1].is_relative_to(tmp_path / "mine")
     monkeypatch.delenv("PREPKIT_CACHE")
-    assert shelf.shelf_folder() == tmp_path / "hf_home" / "prepkit"
+    assert shard_cache.shelf_folder() == tmp_path / "hf_home" / "prepkit"
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert shelf.shelf_folder() == tmp_path / "xdg" / "prepkit"
+    assert shard_cache.shelf_folder() == tmp_path / "xdg" / "prepkit"
 
 
 # In the loader's order ----------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_shards_come_before_they_are_touched(filled, local):
     loader = open_zoo("hf://me/zoo").loader(1, seed=2)
     batches = iter(loader)
     next(batches)
-    wait_for(lambda: len(on_shelf()) == len(local.manifest.shards))
+    wait_for(lambda: len(in_cache()) == len(local.manifest.shards))
     order = list(dict.fromkeys(path_of(local, int(index)) for index in loader.order.instances(0)))
     places = [order.index(path) for path in shards_of(filled)]
     assert all(abs(place - index) <= source.AHEAD_AT_ONCE for index, place in enumerate(places))
@@ -205,9 +205,9 @@ def test_nobody_goes_further_ahead_than_half_of_the_cache(filled, local):
     batches = iter(open_zoo("hf://me/zoo", cache_bytes=6 * size).loader(1, shuffle=False))
     next(batches)
     touched = 3  # shards at most, by the batch that was given out and the two after it
-    wait_for(lambda: len(on_shelf()) >= touched + 2)
+    wait_for(lambda: len(in_cache()) >= touched + 2)
     time.sleep(0.3)
-    assert len(on_shelf()) <= touched + 3
+    assert len(in_cache()) <= touched + 3
     assert len([*batches]) == 11
     assert num_bytes() <= 6 * size
 
@@ -239,7 +239,7 @@ def test_a_loader_that_is_left_stops_fetching(filled, local):
     batches.close()  # does not wait for what is on its way
     filled.released.set()
     wait_for(nobody_fetches)
-    assert len(on_shelf()) < len(paths) - source.AHEAD_AT_ONCE
+    assert len(in_cache()) < len(paths) - source.AHEAD_AT_ONCE
 
 
 def test_a_shard_that_does_not_come_stops_the_loader_where_it_is_needed(filled, local):
@@ -251,7 +251,7 @@ def test_a_shard_that_does_not_come_stops_the_loader_where_it_is_needed(filled, 
     assert [next(batches)[2].item() for _ in range(needed)] == order[:needed].tolist()
     with pytest.raises(HubError, match=f"{bad} came damaged"):
         next(batches)
-    assert bad.rpartition("/")[2] not in on_shelf()
+    assert bad.rpartition("/")[2] not in in_cache()
 
 
 def test_groups_of_shards():
@@ -364,7 +364,7 @@ def test_a_fork_while_others_fetch(filled, local):
 
 
 def num_bytes():
-    return sum(file.stat().st_size for file in on_shelf().values())
+    return sum(file.stat().st_size for file in in_cache().values())
 
 
 @pytest.mark.parametrize("workers", [1, source.AHEAD_AT_ONCE])
@@ -410,7 +410,7 @@ def test_the_least_recently_used_goes(filled, local):
         zoo.preps([index])
         time.sleep(0.002)
     zoo.preps([order[-1]])
-    gone = {path.rpartition("/")[2] for path in paths} - on_shelf().keys()
+    gone = {path.rpartition("/")[2] for path in paths} - in_cache().keys()
     assert len({*paths}) == len(local.manifest.shards)
     assert gone == {paths[1].rpartition("/")[2]}
     filled.forget()
@@ -423,12 +423,12 @@ def test_a_shard_in_use_is_not_removed(filled, local):
     values, _ = zoo[0]
     name = path_of(local, 0).rpartition("/")[2]
     assert torch.equal(zoo.preps([1, 3]), local.preps([1, 3]))
-    assert name in on_shelf()
+    assert name in in_cache()
     assert torch.equal(values.values, local[0][0].values)
     del values
     gc.collect()
     zoo.preps([5])
-    assert name not in on_shelf()
+    assert name not in in_cache()
 
 
 def hold_a_shard(connection, commit):
@@ -447,14 +447,14 @@ def test_a_shard_in_use_by_another_process_is_not_removed(filled, local):
         zoo = open_zoo("hf://me/zoo", cache_bytes=0)
         zoo.preps([1])
         zoo.preps([3])
-        assert path_of(local, 0).rpartition("/")[2] in on_shelf()
-        assert len(on_shelf()) == 2
+        assert path_of(local, 0).rpartition("/")[2] in in_cache()
+        assert len(in_cache()) == 2
         ours.send("done")
         assert ours.recv() == total
     finally:
         process.join(20)
     zoo.preps([5])
-    assert path_of(local, 0).rpartition("/")[2] not in on_shelf()
+    assert path_of(local, 0).rpartition("/")[2] not in in_cache()
 
 
 def test_other_zoos_share_the_bound(filled, local):
@@ -466,7 +466,7 @@ def test_other_zoos_share_the_bound(filled, local):
             open_zoo(f"hf://{repo}", cache_bytes=2 * size).preps([index])
             gc.collect()
             assert num_bytes() <= 2 * size
-    assert {file.parent.parent.parent.name for file in on_shelf().values()} == {"me--other"}
+    assert {file.parent.parent.parent.name for file in in_cache().values()} == {"me--other"}
 
 
 @pytest.mark.parametrize("text", ["lots", "-1", "1.5"])
@@ -499,7 +499,7 @@ def test_what_stays_wrong_is_told_and_not_kept(filled, local, fault, told):
     for _ in range(2):
         with pytest.raises(HubError, match=told):
             zoo.preps([0])
-    assert on_shelf() == {}
+    assert in_cache() == {}
     assert torch.equal(zoo.preps([1]), local.preps([1]))
     filled.fault(fault, path_of(local, 0), times=0)
     assert torch.equal(zoo.preps([0]), local.preps([0]))
@@ -519,7 +519,7 @@ def test_a_damaged_manifest_or_table(filled, local, name):
 def test_a_cache_that_lost_something_is_mended(filled, local, damage):
     commit = filled.head("me/zoo")
     open_zoo(f"hf://me/zoo@{commit}").preps()
-    file = on_shelf()[path_of(local, 0).rpartition("/")[2]]
+    file = in_cache()[path_of(local, 0).rpartition("/")[2]]
     root = file.parent.parent
     if damage == "gone":
         file.unlink()
@@ -542,7 +542,7 @@ def test_a_cache_that_lost_something_is_mended(filled, local, damage):
 def test_the_cache_is_cleared_under_an_open_zoo(filled, local):
     zoo = open_zoo("hf://me/zoo")
     zoo.preps([0])
-    shutil.rmtree(shelf.shelf_folder())
+    shutil.rmtree(shard_cache.shelf_folder())
     assert torch.equal(zoo.preps(), local.preps())
 
 
@@ -579,14 +579,14 @@ def test_names_and_tokens(filled, local, hub):
     assert torch.equal(zoo.preps(), local.preps())
 
 
-def test_a_shelf_that_cannot_be_written(filled, monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_written(filled, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("PREPKIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match=r"cannot write '.*file"):
         open_zoo("hf://me/zoo")
 
 
-def test_what_is_on_the_shelf_is_the_zoo(filled, local):
+def test_what_is_in_the_cache_is_the_zoo(filled, local):
     """A streamed zoo whose shards have all come is an ordinary zoo in its folder."""
     zoo = open_zoo("hf://me/zoo")
     zoo.preps()
