@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from netspace.run.card import README, card_text
 from netspace.run.run import BEST, CHECKPOINTS, FIGURES, METRICS, RECORD, Run, RunError
-from prepkit.hub.push import repo_name
-from prepkit.hub.sending import Upload
-from prepkit.hub.upload import push_folder
-
-if TYPE_CHECKING:
-    from prepkit.hub.upload import Push
+from prepkit.hub.bundle import Bundle, Upload, repo_name
+from prepkit.hub.upload import Push, push_bundle
 
 
 def push_run(
@@ -35,31 +30,20 @@ def push_run(
 ) -> Push:
     """Make the best NetSpace of a run the newest version of a model repository, which is created if there is none.
 
-    repo:     USER/NAME
-    license:  of the weights; that of the zoo if missing
-    private:  create the repository for its owner only
-    dry_run:  look what is there, change nothing
-    progress: called with a number of bytes each time that many more are there
-    raises RunError without a best checkpoint that is whole, or without a licence
-    raises HubError if the Hub refuses, cannot be reached, or has got another version meanwhile
+    The arguments after `license` are those of `prepkit.hub.upload.push_bundle`, and so is what it raises.
     """
-    files = files_of(run, repo_name(repo), license)
-    return push_folder(
-        files,
-        repo_name(repo),
-        repo_type="model",
-        message=f"{run.recipe.name}: best after step {(run.facts(BEST) or {})['step']}",
-        last=(RECORD, README),
-        private=private,
-        dry_run=dry_run,
-        token=token,
-        progress=progress,
-    )
+    bundle = run_bundle(run, repo, license)
+    return push_bundle(bundle, private=private, dry_run=dry_run, token=token, progress=progress)
 
 
-def files_of(run: Run, repo: str, license: str | None = None) -> list[Upload]:
-    """What of a run is pushed; arguments and errors are those of `push_run`."""
-    licence = license or run.record["zoo"].get("license")
+def run_bundle(run: Run, repo: str, license: str | None = None) -> Bundle:
+    """Return what is pushed of a run.
+
+    repo:    USER/NAME
+    license: licence of the weights; that of the zoo if missing
+    raises RunError without a best checkpoint that is whole, or without a licence
+    """
+    repo, licence = repo_name(repo), license or run.record["zoo"].get("license")
     if not licence:
         raise RunError(
             f"neither the run '{run.path}' nor its zoo has a licence; give one: --license mit, cc-by-4.0, ..."
@@ -68,10 +52,11 @@ def files_of(run: Run, repo: str, license: str | None = None) -> list[Upload]:
     if best is None or run.state(BEST) is None:
         raise RunError(f"the run '{run.path}' has no best checkpoint yet; go on with --resume until a validation.")
     record = {**run.record, "zoo": {**run.record["zoo"], "path": None}, "license": licence}
-    kept = [run.path / CHECKPOINTS / f"{BEST}.json", run.path / CHECKPOINTS / best["file"]]
-    kept += [path for path in (run.path / METRICS,) if path.is_file()]
-    kept += sorted(path for path in run.path.glob("evaluation-*") if path.is_file())
-    kept += sorted(path for path in (run.path / FIGURES).glob("*") if path.is_file())
-    named = [Upload.of(path.relative_to(run.path).as_posix(), path) for path in kept]
-    card = Upload.of(README, card_text(run, repo, licence).encode())
-    return [*named, card, Upload.of(RECORD, (json.dumps(record, indent=2) + "\n").encode())]
+    paths = [run.path / CHECKPOINTS / f"{BEST}.json", run.path / CHECKPOINTS / best["file"]]
+    others = [run.path / METRICS, *sorted(run.path.glob("evaluation-*")), *sorted((run.path / FIGURES).glob("*"))]
+    paths += [path for path in others if path.is_file()]
+    files = [Upload.of(path.relative_to(run.path).as_posix(), path) for path in paths]
+    files += [Upload.of(README, card_text(run, repo, licence).encode())]
+    files += [Upload.of(RECORD, (json.dumps(record, indent=2) + "\n").encode())]
+    message = f"{run.recipe.name}: best after step {best['step']}"
+    return Bundle(repo, "model", message, tuple(files), last=frozenset({RECORD, README}))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -16,6 +16,7 @@ from prepkit.cli.common import INTERRUPTED, Interrupted, force_option, json_opti
 from prepkit.zoo.format.counts import num_bytes_of, readable
 
 if TYPE_CHECKING:
+    from prepkit.hub.bundle import Bundle
     from prepkit.hub.progress import Progress, State
     from prepkit.hub.pull import Pulled
     from prepkit.hub.upload import Push
@@ -60,11 +61,7 @@ def pull(
         with pull_progress(as_json) as progress:
             done = pull_zoo(repo, folder, revision=revision, selection=selection, force=force, progress=progress)
     except KeyboardInterrupt:
-        message = "interrupted; what came is kept. The same command goes on."
-        click.echo(message, err=True)
-        if as_json:
-            print_error(Interrupted.__name__, message)
-        os._exit(INTERRUPTED)  # a thread that waits for a slow network would hold the process
+        leave("interrupted; what came is kept. The same command goes on.", as_json)
     if not (selection.is_whole or done.was_there):
         from prepkit.zoo.card.card import write_card
 
@@ -92,20 +89,39 @@ def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: 
     The zoo is verified first, and must have a licence. Its new version becomes visible whole, in one commit; what the
     repository has already is not sent again. If it is interrupted, the same command goes on.
     """
-    from prepkit.hub.push import num_bytes_to_hash, push_files, repo_name, zoo_files
+    from prepkit.hub.bundle import repo_name
+    from prepkit.hub.push import num_bytes_to_verify, zoo_bundle
 
     repo = repo_name(repo)
+    with bytes_progress("verifying", num_bytes_to_verify(folder), as_json) as progress:
+        bundle = zoo_bundle(folder, repo, license=license_, dry_run=dry_run, progress=progress)
+    send(bundle, "zoo", folder, private, dry_run, as_json)
+
+
+def send(bundle: Bundle, kind: str, folder: Path, private: bool, dry_run: bool, as_json: bool) -> None:
+    """Push files, and print what became of them.
+
+    kind: what the folder holds, such as "zoo"; it names the folder in the JSON document
+    """
+    from prepkit.hub.upload import push_bundle
+
     try:
-        with bytes_progress("verifying", num_bytes_to_hash(folder), as_json) as progress:
-            zoo = zoo_files(folder, repo, license=license_, dry_run=dry_run, progress=progress)
-        with bytes_progress("pushing", zoo.num_bytes, as_json or dry_run) as progress:
-            done = push_files(zoo, private=private, dry_run=dry_run, progress=progress)
+        with bytes_progress("pushing", bundle.num_bytes, as_json or dry_run) as progress:
+            done = push_bundle(bundle, private=private, dry_run=dry_run, progress=progress)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; what was sent is kept. The same command goes on.") from None
+        leave("interrupted; what was sent is kept. The same command goes on.", as_json)
     if as_json:
-        print_json(_record(folder, done, dry_run))
+        print_json({kind: str(folder), **_push_record(done, dry_run)})
     else:
-        click.echo(_text(folder, done, private, dry_run))
+        click.echo(_push_text(folder, done, private, dry_run))
+
+
+def leave(message: str, as_json: bool) -> NoReturn:
+    """End the process at once: threads that wait for a slow network would hold it."""
+    click.echo(message, err=True)
+    if as_json:
+        print_error(Interrupted.__name__, message)
+    os._exit(INTERRUPTED)
 
 
 @contextmanager
@@ -181,9 +197,8 @@ def _pull_text(done: Pulled) -> str:
     return f"{record.repo}{part} -> {done.path}: {size}; commit {record.commit}; {what}"
 
 
-def _record(folder: Path, done: Push, dry_run: bool) -> dict[str, Any]:
+def _push_record(done: Push, dry_run: bool) -> dict[str, Any]:
     return {
-        "zoo": str(folder),
         "repo": done.repo,
         "url": done.url,
         "dry_run": dry_run,
@@ -197,7 +212,7 @@ def _record(folder: Path, done: Push, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def _text(folder: Path, done: Push, private: bool, dry_run: bool) -> str:
+def _push_text(folder: Path, done: Push, private: bool, dry_run: bool) -> str:
     new = [file for file in done.files if not file.there]
     there = len(done.files) - len(new)
     what = f"{len(new)} files, {readable(done.new_bytes)}" + (f"; {there} are there already" if there else "")

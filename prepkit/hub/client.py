@@ -8,10 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
@@ -34,7 +36,11 @@ from prepkit.version import __version__
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-PASSING = (429, 500, 502, 503, 504)  # statuses that may be others a moment later
+PASSING = (429, 500, 502, 503, 504)  # HTTP statuses of servers that may be well again a moment later
+ATTEMPTS = 4
+FIRST_PAUSE_SECONDS = 0.5  # each pause is twice as long as the one before
+
+T = TypeVar("T")
 
 
 def api(token: str | None = None) -> HfApi:
@@ -88,6 +94,26 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, OfflineModeIsEnabled):
         return False
     return _is_transport(error) or isinstance(error, ConnectionError)
+
+
+def retried(
+    work: Callable[[], T],
+    *,
+    may_pass: Callable[[Exception], bool] = is_passing,
+    pause: Callable[[float], object] = time.sleep,
+) -> T:
+    """Return what some work returns, which is done again after a pause while its errors may pass.
+
+    raises the error of the last attempt
+    """
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return work()
+        except Exception as error:  # the HTTP library under the client raises errors of its own
+            if not may_pass(error):
+                raise
+        pause(FIRST_PAUSE_SECONDS * 2**attempt)
+    return work()
 
 
 @contextmanager

@@ -1,24 +1,23 @@
-"""push: a zoo on the disk becomes a new version of a dataset repository of the Hub.
+"""push: a zoo on the disk becomes a new version of a dataset repository on the Hub.
 
     done = push("my-zoo", "user/my-zoo")
     done.commit, done.new_bytes
 
-Only a zoo that verifies and has a licence is pushed. Shards and tables are named after their content, so an older
-version's files stay where they were: whoever reads that version goes on reading it.
+Only a zoo that verifies and has a licence is pushed. Shards and tables are named after their content, so the files of
+an older version stay where they were, and whoever reads that version goes on reading it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from prepkit.address import parse
-from prepkit.errors import HubError, ZooError, listed
+from prepkit.errors import ZooError, listed
+from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.readme import picture_for, readme_for
-from prepkit.hub.sending import Upload
-from prepkit.hub.upload import Push, push_folder
+from prepkit.hub.upload import Push, push_bundle
 from prepkit.zoo.card.card import PICTURE, README, write_card
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.counts import num_bytes_of
@@ -40,139 +39,87 @@ def push(
     """Verify a zoo and make it the newest version of a dataset repository, which is created if there is none.
 
     repo:     USER/NAME
-    license:  given to a zoo that has none: it is written into its manifest
+    license:  licence of a zoo that has none; it is written into the zoo's manifest
     private:  create the repository for its owner only
-    dry_run:  verify, and tell what would be sent
-    token:    of the Hub; HF_TOKEN or that of `hf auth login` if missing
+    dry_run:  verify, and return what would be sent
+    token:    token of the Hub; HF_TOKEN or that of `hf auth login` if missing
     progress: called with a number of bytes each time that many more are on the Hub
-    verified: called with a number of bytes each time that many more were hashed before
+    verified: called with a number of bytes each time that many more were verified
     raises ZooError if the folder is no zoo, has no licence or does not verify
     raises HubError if the Hub refuses, cannot be reached, or has got another version meanwhile
 
     >>> push("my-zoo", "user/my-zoo", dry_run=True).new_bytes    # would be sent
     """
-    zoo = zoo_files(path, repo, license=license, dry_run=dry_run, progress=verified)
-    return push_files(zoo, private=private, dry_run=dry_run, token=token, progress=progress)
+    bundle = zoo_bundle(path, repo, license=license, dry_run=dry_run, progress=verified)
+    return push_bundle(bundle, private=private, dry_run=dry_run, token=token, progress=progress)
 
 
-@dataclass(frozen=True)
-class ZooFiles:
-    """A zoo that may be pushed.
-
-    files: those that its manifest names, the manifest, the card
-    last:  paths of those that belong into the last commit
-    """
-
-    repo: str
-    name: str
-    instances: int
-    files: tuple[Upload, ...]
-    last: frozenset[str]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all files."""
-        return sum(file.size for file in self.files)
-
-
-def zoo_files(
+def zoo_bundle(
     path: str | os.PathLike[str],
     repo: str,
     *,
     license: str | None = None,
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> ZooFiles:
-    """Verify a zoo, and tell what of it is pushed; the arguments are those of `push`.
+) -> Bundle:
+    """Verify a zoo, and return what is pushed of it: the files that its manifest names, the manifest and the card.
 
+    The arguments are those of `push`.
     raises ZooError
     """
     root, repo = Path(path), repo_name(repo)
-    check_licence(read_manifest(root), license, root)
-    manifest = _whole(root, progress)
+    _check_licence(read_manifest(root), license, root)
+    manifest = _verified_manifest(root, progress)
     if license is not None and manifest.license != license:
         manifest = replace(manifest, license=license)
         if not dry_run:
             write_manifest(manifest, root, overwrite=True)
             write_card(root)
-    named = [Upload.of(*item) for item in _named(manifest, root)]
     last = [Upload.of(MANIFEST, manifest_bytes(manifest)), *_card(root, manifest, repo)]
-    names = frozenset({manifest.table.path, *(file.path for file in last)})
-    return ZooFiles(repo, manifest.name, manifest.table.rows, (*named, *last), names)
-
-
-def push_files(
-    zoo: ZooFiles,
-    *,
-    private: bool = False,
-    dry_run: bool = False,
-    token: str | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Push:
-    """Push a zoo that was verified; the arguments are those of `push`.
-
-    raises HubError
-    """
-    return push_folder(
-        zoo.files,
-        zoo.repo,
-        repo_type="dataset",
-        message=f"{zoo.name}: {zoo.instances:,} instances",
-        last=zoo.last,
-        private=private,
-        dry_run=dry_run,
-        token=token,
-        progress=progress,
+    return Bundle(
+        repo,
+        "dataset",
+        message=f"{manifest.name}: {manifest.table.rows:,} instances",
+        files=(*_named_files(manifest, root), *last),
+        last=frozenset({manifest.table.path, *(file.path for file in last)}),
     )
 
 
-def check_licence(manifest: Manifest, given: str | None, root: Path) -> None:
+def num_bytes_to_verify(root: Path) -> int:
+    """Return how many bytes `push` verifies before it sends anything, without a teacher's."""
+    return num_bytes_of(read_manifest(root))
+
+
+def _check_licence(manifest: Manifest, given: str | None, root: Path) -> None:
     """Raise ZooError for a zoo without a licence, which nobody would be allowed to use, or with another one."""
-    stands = (manifest.license or "").strip()
-    if not stands and not (given or "").strip():
+    present = (manifest.license or "").strip()
+    if not present and not (given or "").strip():
         raise ZooError(f"'{root}' has no licence, so nobody might use it; give it one: --license mit, cc-by-4.0, ...")
-    if stands and given is not None and given != manifest.license:
+    if present and given is not None and given != manifest.license:
         raise ZooError(f"'{root}' has the licence '{manifest.license}' already, not '{given}'; leave --license out.")
 
 
-def _whole(root: Path, progress: Callable[[int], None] | None) -> Manifest:
-    """The manifest of a zoo that verifies."""
+def _verified_manifest(root: Path, progress: Callable[[int], None] | None) -> Manifest:
+    """Return the manifest of a zoo that verifies."""
     manifest = read_manifest(root)
-    found = verify(root, progress=progress)
-    if not found.ok:
+    result = verify(root, progress=progress)
+    if not result.ok:
         raise ZooError(
-            f"'{root}' is not whole, so nothing was pushed: {listed(found.faults, 3)} "
-            f"(`prepkit zoo verify {root}` tells all)"
+            f"'{root}' does not verify, so nothing was pushed: {listed(result.faults, 3)} "
+            f"(`prepkit zoo verify {root}` lists everything)"
         )
     if read_manifest(root) != manifest:
         raise ZooError(f"'{root}' was changed while it was verified, so nothing was pushed; push it again.")
     return manifest
 
 
-def repo_name(text: str) -> str:
-    """USER/NAME of a repository that may be given as an address.
-
-    raises HubError for a text that is neither, or names a version or a file
-    """
-    address = parse(text)
-    if address.revision is not None or address.path is not None:
-        raise HubError(
-            f"'{text}': a zoo is pushed as the newest version of a whole repository; write {address.repo_id}."
-        )
-    return address.repo_id
-
-
-def num_bytes_to_hash(root: Path) -> int:
-    """How many bytes `push` hashes before it sends anything, but for a teacher."""
-    return num_bytes_of(read_manifest(root))
-
-
-def _named(manifest: Manifest, root: Path) -> list[tuple[str, Path, str]]:
-    """The files that the manifest names: their paths in the zoo, on the disk, and their sums."""
+def _named_files(manifest: Manifest, root: Path) -> list[Upload]:
+    """Return the files that the manifest names, with the sums that it gives them."""
     named: list[tuple[str, str]] = [(shard.path, shard.sha256) for shard in manifest.shards]
     named += [] if manifest.teacher is None else [(manifest.teacher.path, manifest.teacher.sha256)]
     named += [(manifest.table.path, manifest.table.sha256)]
-    return [(path, inside(root, path, str(root / MANIFEST)).absolute(), sha256) for path, sha256 in named]
+    place = str(root / MANIFEST)
+    return [Upload.of(path, inside(root, path, place).absolute(), sha256) for path, sha256 in named]
 
 
 def _card(root: Path, manifest: Manifest, repo: str) -> list[Upload]:

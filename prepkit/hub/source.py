@@ -2,8 +2,8 @@
 
     zoo = prepkit.open_zoo("hf://user/zoo@revision")
 
-Shards are fetched whole, checked against the manifest, and kept on the shelf (shard_cache.py), so that the next process finds
-them there. A loader has the next shards in its order fetched by threads that stay ahead of it.
+Shards are fetched whole, checked against the manifest, and kept on the disk (shard_cache.py), so that the next process
+finds them there. A loader has the next shards in its order fetched by threads that stay ahead of it.
 """
 
 from __future__ import annotations

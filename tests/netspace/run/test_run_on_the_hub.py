@@ -91,3 +91,15 @@ def test_what_cannot_be_pushed_or_loaded(hub, run, tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(RunError, match="does not match the sha256"):
         push_run(run, "me/space", license="mit")
+
+
+def test_the_command_pushes_a_run(hub, run):
+    planned = CliRunner().invoke(main, ["push", str(run.path), "me/space", "--dry-run"])
+    assert planned.exit_code == 0, planned.output
+    assert "would send to a new repository me/space: 4 files" in planned.stdout
+    assert not hub.exists("me/space", repo_type="model")
+    done = CliRunner().invoke(main, ["push", str(run.path), "me/space", "--json"])
+    document = json.loads(done.stdout)
+    assert document["run"] == str(run.path)
+    assert document["commit"] == hub.head("me/space", repo_type="model")
+    assert document["new_bytes"] == sum(file["bytes"] for file in document["files"])

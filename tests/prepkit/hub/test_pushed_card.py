@@ -8,7 +8,7 @@ import pytest
 from pushed_zoos import write_zoo
 
 from prepkit.errors import ZooError
-from prepkit.hub.push import zoo_files
+from prepkit.hub.push import zoo_bundle
 from prepkit.licence import HUB_LICENCES, licence_of_card
 from prepkit.zoo.card.card import MARK, PICTURE, README, write_card
 from prepkit.zoo.change.verify import verify
@@ -38,7 +38,7 @@ def zoo(whole, tmp_path):
 
 def pushed(root, repo="me/zoo"):
     """Content by path of what would be pushed."""
-    files = zoo_files(root, repo).files
+    files = zoo_bundle(root, repo).files
     return {file.path: file.content if isinstance(file.content, bytes) else file.content.read_bytes() for file in files}
 
 
@@ -81,7 +81,7 @@ def test_all_files_go_and_nothing_else(zoo):
     manifest = read_manifest(zoo)
     named = [shard.path for shard in manifest.shards] + [manifest.teacher.path, manifest.table.path]
     assert list(pushed(zoo)) == [*named, "zoo.json", README, PICTURE]
-    assert zoo_files(zoo, "me/zoo").last == {manifest.table.path, "zoo.json", README, PICTURE}
+    assert zoo_bundle(zoo, "me/zoo").last == {manifest.table.path, "zoo.json", README, PICTURE}
 
 
 # A README of the user's own -----------------------------------------------------------------------------------
@@ -160,23 +160,23 @@ def test_a_licence_of_ones_own_stands_in_the_header(tmp_path):
 def test_a_zoo_without_a_licence_is_refused(tmp_path, licence):
     root = write_zoo(tmp_path / "zoo", count=1, license=licence)
     with pytest.raises(ZooError, match=r"has no licence, so nobody might use it; give it one: --license mit"):
-        zoo_files(root, "me/zoo")
+        zoo_bundle(root, "me/zoo")
 
 
 def test_a_licence_is_given_once_and_kept(tmp_path):
     root = write_zoo(tmp_path / "zoo", count=2, license=None)
     before = (root / "zoo.json").read_bytes()
-    dry = {file.path: file.sha256 for file in zoo_files(root, "me/zoo", license="mit", dry_run=True).files}
+    dry = {file.path: file.sha256 for file in zoo_bundle(root, "me/zoo", license="mit", dry_run=True).files}
     assert (root / "zoo.json").read_bytes() == before
-    done = {file.path: file.sha256 for file in zoo_files(root, "me/zoo", license="mit").files}
+    done = {file.path: file.sha256 for file in zoo_bundle(root, "me/zoo", license="mit").files}
     assert dry == done
     assert read_manifest(root).license == "mit"
     assert huggingface_hub.DatasetCard.load(root / README).data.license == "mit"
     assert verify(root).ok
-    assert {file.path: file.sha256 for file in zoo_files(root, "me/zoo").files} == done
-    assert {file.path: file.sha256 for file in zoo_files(root, "me/zoo", license="mit").files} == done
+    assert {file.path: file.sha256 for file in zoo_bundle(root, "me/zoo").files} == done
+    assert {file.path: file.sha256 for file in zoo_bundle(root, "me/zoo", license="mit").files} == done
     with pytest.raises(ZooError, match="has the licence 'mit' already, not 'isc'"):
-        zoo_files(root, "me/zoo", license="isc")
+        zoo_bundle(root, "me/zoo", license="isc")
     assert read_manifest(root).license == "mit"
 
 
@@ -188,18 +188,18 @@ def test_a_zoo_that_does_not_verify_is_refused(zoo):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(ZooError, match=rf"is not whole, so nothing was pushed: {shard.relative_to(zoo)} .*damaged"):
-        zoo_files(zoo, "me/zoo")
+    with pytest.raises(ZooError, match=rf"does not verify, so nothing was pushed: {shard.relative_to(zoo)} .*damaged"):
+        zoo_bundle(zoo, "me/zoo")
 
 
 def test_what_is_no_zoo_is_refused(tmp_path):
     with pytest.raises(ZooError, match="is not a zoo"):
-        zoo_files(tmp_path, "me/zoo")
+        zoo_bundle(tmp_path, "me/zoo")
 
 
 def test_bytes_are_counted_while_they_are_hashed(zoo):
     told = []
-    zoo_files(zoo, "me/zoo", progress=told.append)
+    zoo_bundle(zoo, "me/zoo", progress=told.append)
     manifest = read_manifest(zoo)
     named = [shard.path for shard in manifest.shards] + [manifest.teacher.path, manifest.table.path]
     assert sum(told) == sum((zoo / path).stat().st_size for path in named)
@@ -210,4 +210,4 @@ def test_a_zoo_that_changes_while_it_is_verified_is_refused(zoo):
         write_manifest(replace(read_manifest(zoo), name="changed"), zoo, overwrite=True)
 
     with pytest.raises(ZooError, match="was changed while it was verified, so nothing was pushed"):
-        zoo_files(zoo, "me/zoo", progress=change)
+        zoo_bundle(zoo, "me/zoo", progress=change)
