@@ -240,8 +240,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def try_to_draw(draw: Callable[[], None], what: str) -> list[str]:
     """Draw, or say in a note which extra is missing: the numbers are worth having without."""
-    from netspace.explore.meshes import MeshesMissing
     from prepkit.figures import PlotsMissing
+    from prepkit.tasks.distance_grid import MeshesMissing
 
     try:
         draw()

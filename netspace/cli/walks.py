@@ -172,8 +172,8 @@ def _write_line(
 
 def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, folder: Path, resolution: int) -> None:
     """The surfaces along the first pair's lines; none where there is no surface."""
-    from netspace.explore.interpolation import weights_between
-    from netspace.explore.meshes import distance_grids, surface
+    from netspace.explore.interpolation import distance_grids, weights_between
+    from prepkit.tasks.distance_grid import surface, write_mesh
 
     folder.mkdir()
     lines: dict[str, tuple[Sequence[int], Tensor]] = {"embedding": (predicted.class_ids, predicted.preps)}
@@ -186,7 +186,7 @@ def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, f
             one = slice(step, step + 1)
             mesh = surface(distance_grids(found.registry, class_ids[one], preps[one], resolution)[0])
             if mesh is not None:
-                mesh.write(folder / f"{line}-{step:03d}.obj")
+                write_mesh(mesh, folder / f"{line}-{step:03d}.obj")
 
 
 # optimize -------------------------------------------------------------------------------------------------------

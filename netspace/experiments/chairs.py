@@ -24,12 +24,14 @@ from netspace.data import TEST, TRAIN, items_of
 from netspace.experiments.closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
 from netspace.experiments.judged import judge, mean_or_nan
 from netspace.experiments.result import Cell, Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
-from netspace.explore import meshes
-from netspace.explore.interpolation import Interpolation, interpolate, weights_between
+from netspace.explore.interpolation import Interpolation, distance_grids, interpolate, weights_between
+from prepkit.tasks import distance_grid
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
+    from trimesh import Trimesh
+
     from netspace.run.run import Run
 
 NAME = "chairs"
@@ -152,7 +154,7 @@ def _grids(
             ("embeddings", predicted.class_ids, predicted.preps),
             ("weights", class_ids, weights),
         ):
-            found[way].append(meshes.distance_grids(run.registry, ids, preps, resolution).cpu())
+            found[way].append(distance_grids(run.registry, ids, preps, resolution).cpu())
         ends = found["weights"][-1][[0, -1]]  # the targets themselves
         gamma_S111 = torch.tensor(line.gammas).view(-1, 1, 1, 1)
         found["blended distances"].append((1 - gamma_S111) * ends[0] + gamma_S111 * ends[1])
@@ -164,7 +166,7 @@ def _truth(task: Any, zoo: prepkit.Zoo, line: Interpolation, resolution: int) ->
     """Distances to the chairs of interpolated parameters, `[S, R, R, R]` a pair; None where shapes are no chairs."""
     if task.record["dataset"] != "procedural_chairs":
         return None
-    points = meshes.grid_points(resolution).double().numpy()
+    points = distance_grid.grid_points(resolution).double().numpy()
     found = []
     for a, b in zip(line.first.rows or (), line.second.rows or (), strict=True):
         one, other = (chair(item, task.record["seed"]) for item in items_of(zoo.select([a, b])))
@@ -190,7 +192,7 @@ def _monotone_volumes(grids: Sequence[Tensor]) -> float:
     """The share of pairs whose volume goes from the first end's to the second's without turning back by over 2 %."""
     monotone = []
     for grid in grids:
-        volumes = torch.tensor(meshes.volumes(grid), dtype=torch.float64)
+        volumes = torch.tensor(distance_grid.volumes(grid), dtype=torch.float64)
         moves = volumes.diff() * (1 if volumes[-1] >= volumes[0] else -1)
         monotone.append(bool((moves >= -TURN * volumes.max()).all()))
     return float(np.mean(monotone))
@@ -258,34 +260,37 @@ def judge_meshes(grids: Sequence[Tensor], first: Sequence[Tensor], truth: Sequen
     first: those of the first chair, whose volume says what specks are
     truth: those of the true chairs
     """
-    surface = torch.tensor([meshes.has_surface(grid) for grid in grids])
+    surface = torch.tensor([distance_grid.has_surface(grid) for grid in grids])
     ratio = torch.stack([_ratio_of_volumes(grid, one) for grid, one in zip(grids, first, strict=True)])
     return OnTheWay(
         surface=surface,
         solid=surface & (ratio >= SPECKS),
-        one_part=surface & (torch.tensor([meshes.largest_parts(grid) for grid in grids]) >= ONE_PART),
-        uncut=surface & ~torch.tensor([meshes.leave_cube(grid) for grid in grids]),
+        one_part=surface & (torch.tensor([distance_grid.largest_parts(grid) for grid in grids]) >= ONE_PART),
+        uncut=surface & ~torch.tensor([distance_grid.leave_cube(grid) for grid in grids]),
         chamfer=torch.full(surface.shape, float("nan")) if truth is None else _chamfer(grids, truth),
     )
 
 
 def _ratio_of_volumes(grids_SRRR: Tensor, first_SRRR: Tensor) -> Tensor:
     """Volumes `[S]` inside over those of the first chair; NaN or infinite where that has none."""
-    return torch.tensor(meshes.volumes(grids_SRRR)) / torch.tensor(meshes.volumes(first_SRRR))
+    return torch.tensor(distance_grid.volumes(grids_SRRR)) / torch.tensor(distance_grid.volumes(first_SRRR))
 
 
 def _chamfer(grids: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
     """Distances `[P, S]` of surfaces; NaN where either has none."""
     return torch.tensor(
         [
-            [chamfer(meshes.surface(one), meshes.surface(true)) for one, true in zip(found, expected, strict=True)]
+            [
+                chamfer(distance_grid.surface(one), distance_grid.surface(true))
+                for one, true in zip(found, expected, strict=True)
+            ]
             for found, expected in zip(grids, truth, strict=True)
         ],
         dtype=torch.float64,
     )
 
 
-def chamfer(first: meshes.Mesh | None, second: meshes.Mesh | None) -> float:
+def chamfer(first: Trimesh | None, second: Trimesh | None) -> float:
     """The mean distance from each vertex to the nearest one of the other mesh, both ways, averaged; NaN without one."""
     from scipy.spatial import cKDTree
 
@@ -340,7 +345,7 @@ def draw(
         for step in range(columns):
             left = MARGIN + WIDE * step
             place = (left / width, bottom / height, WIDE / width, HIGH / height)
-            _draw_mesh(figure.add_axes(place, projection="3d"), meshes.surface(grid[step]), float(ratio[step]))
+            _draw_mesh(figure.add_axes(place, projection="3d"), distance_grid.surface(grid[step]), float(ratio[step]))
     for step, gamma in enumerate(line.gammas):
         figure.text((MARGIN + WIDE * (step + 0.5)) / width, 1 - MARGIN / 2 / height, f"{gamma:.2f}", ha="center")
     return save_figure(figure, folder, f"{NAME}.png")
@@ -358,7 +363,7 @@ def _rows_of_picture(
     return rows
 
 
-def _draw_mesh(plot: Any, mesh: meshes.Mesh | None, ratio: float) -> None:
+def _draw_mesh(plot: Any, mesh: Trimesh | None, ratio: float) -> None:
     """A mesh, turned so that its front and right side are seen.
 
     ratio: of its volume to the first chair's; below SPECKS it is said to be only specks
@@ -376,7 +381,7 @@ def _draw_mesh(plot: Any, mesh: meshes.Mesh | None, ratio: float) -> None:
     if mesh is None:
         return
     x, y, z = mesh.vertices.T
-    corners = np.stack([x, -z, y], axis=1)[mesh.triangles]  # matplotlib's z is up, ours is y, and z is the front
+    corners = np.stack([x, -z, y], axis=1)[mesh.faces]  # matplotlib's z is up, ours is y, and z is the front
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
     shade = 0.35 + 0.6 * np.abs(normals @ (LIGHT / np.linalg.norm(LIGHT)))

@@ -18,7 +18,8 @@ import prepkit
 from netspace.data import TEST, ZooMismatch, items_of
 from netspace.explore.embedding import encode
 from netspace.space.evaluation import chunks
-from netspace.space.prediction import Prediction, predict, run_by_class_id
+from netspace.space.prediction import Prediction, predict
+from prepkit.running.groups import run_by_class_id
 from prepkit.tasks.task import EVALUATION_BATCH
 
 if TYPE_CHECKING:

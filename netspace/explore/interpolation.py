@@ -22,12 +22,13 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import has_items
-from netspace.explore import meshes
 from netspace.explore.sampling import PointError, Points, own_task, points_of, samples_of
 from netspace.space.evaluation import accuracy_of, chunks
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
+from prepkit.running.groups import run_by_class_id
+from prepkit.tasks.distance_grid import distances_on_grid, has_surface, volumes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -218,6 +219,16 @@ def weights_between(
     return class_ids, (1 - gamma_M11) * start_MHW + gamma_M11 * stop_MHW
 
 
+def distance_grids(registry: prepkit.Registry, class_ids: Sequence[int], preps_NHW: Tensor, resolution: int) -> Tensor:
+    """Signed distances `[N, R, R, R]` of instances on a grid of the cube with R points along an axis.
+
+    raises OutputError for a resolution below 2
+    """
+    return distances_on_grid(
+        lambda points: run_by_class_id(registry, class_ids, preps_NHW, points), resolution, preps_NHW.device
+    )
+
+
 @dataclass
 class _Judge:
     """Gathers the rows of an Interpolation's table."""
@@ -255,8 +266,8 @@ class _Judge:
         if not has_items(self.zoo):
             found = accuracy_of(self.registry, class_ids, preps_MHW, None, self.task, self.samples)
             return {"accuracy": found}
-        grids = meshes.distance_grids(self.registry, class_ids, preps_MHW, self.resolution)
-        judged: dict[str, Sequence[Any]] = {"volume": meshes.volumes(grids), "has_surface": meshes.has_surface(grids)}
+        grids = distance_grids(self.registry, class_ids, preps_MHW, self.resolution)
+        judged: dict[str, Sequence[Any]] = {"volume": volumes(grids), "has_surface": has_surface(grids)}
         for name, end in (("accuracy_first", a), ("accuracy_second", b)):
             if end.rows is None:
                 judged[name] = [None] * len(pairs)

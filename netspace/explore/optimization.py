@@ -24,12 +24,12 @@ from torch import Tensor, nn
 import prepkit
 from netspace.data import ZooMismatch, items_of
 from netspace.explore.sampling import PointError, Points, class_ids_of, own_task, points_of, samples_of
-from netspace.space.evaluation import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from netspace.space.evaluation import accuracy_of
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import listed
+from prepkit.tasks.distance_grid import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:

@@ -22,7 +22,9 @@ from torch import Tensor
 import prepkit
 from netspace.data import ZooMismatch, has_items, items_of
 from netspace.space.device import half
-from netspace.space.prediction import predict, run_by_class_id
+from netspace.space.prediction import predict
+from prepkit.running.groups import run_by_class_id
+from prepkit.tasks.distance_grid import POINTS_AT_ONCE
 from prepkit.tasks.task import EVALUATION_BATCH
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 INSTANCES_AT_ONCE = 64
 PREPS_AT_ONCE = 8  # through the space, whose first layers put out more than all else
-POINTS_AT_ONCE = 4096
 CLOSE = 1e-2  # supplementary V: an output this near to the target's counts as right
 NEAR = 0.1  # of the surface: the distance at which DeepSDF cuts its targets
 

@@ -12,7 +12,6 @@ Shapes: N instances, H x W the PRep, B inputs, E embedding values, A architectur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import prepkit
+from prepkit.running.groups import run_by_class_id
 
 if TYPE_CHECKING:
     from netspace.space.network import NetSpace
@@ -77,46 +77,3 @@ def predict(space: NetSpace, latent_NE: Tensor, registry: prepkit.Registry) -> P
     logits_NA = None if space.num_architectures is None else space.classify(latent_NE)
     class_ids = (0,) * len(latent_NE) if logits_NA is None else tuple(logits_NA.argmax(1).tolist())
     return Prediction(space.decode(latent_NE), class_ids, logits_NA, registry)
-
-
-def run_by_class_id(registry: prepkit.Registry, class_ids: Sequence[int], preps_NHW: Tensor, inputs: Tensor) -> Tensor:
-    """Outputs `[N, B, ...]` of instances of several architectures: those of one run together.
-
-    inputs: `[B, *input_shape]` that all share, or `[N, B, *input_shape]`
-    """
-    shared = inputs.dim() == len(registry.by_class_id(class_ids[0]).input_shape) + 1
-    rows: list[Tensor] = [preps_NHW] * len(class_ids)  # each is replaced
-    for group in groups_of(registry, class_ids):
-        given = inputs if shared else group.of(inputs)
-        outputs = prepkit.run_instances(group.architecture, group.of(preps_NHW), given)
-        if len(group.positions) == len(rows):
-            return outputs
-        for position, row in zip(group.positions, outputs.unbind(0), strict=True):
-            rows[position] = row
-    return torch.stack(rows)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Instances of one architecture.
-
-    positions: of the k instances among all
-    """
-
-    architecture: prepkit.Architecture
-    positions: tuple[int, ...]
-
-    def of(self, rows: Tensor) -> Tensor:
-        """The rows `[k, ...]` of these instances out of those of all, `[N, ...]`."""
-        if self.positions == tuple(range(len(rows))):
-            return rows
-        # Taken one by one: a tensor of positions would be copied to the device, and the host would wait for it.
-        return torch.stack([rows[position] for position in self.positions])
-
-
-def groups_of(registry: prepkit.Registry, class_ids: Sequence[int]) -> list[Group]:
-    """Instances by architecture."""
-    positions: dict[int, list[int]] = {}
-    for position, class_id in enumerate(class_ids):
-        positions.setdefault(class_id, []).append(position)
-    return [Group(registry.by_class_id(class_id), tuple(found)) for class_id, found in positions.items()]

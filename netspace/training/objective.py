@@ -24,10 +24,10 @@ from netspace.data import Batch, ZooMismatch
 from netspace.recipe import Recipe
 from netspace.space.device import half
 from netspace.space.network import NetSpace
-from netspace.space.prediction import Group, groups_of, run_by_class_id
 from netspace.training import losses
-from netspace.training.instance_losses import Judge, apart, instance_losses
 from netspace.training.parallel import Ranks
+from prepkit.running.groups import ArchitectureGroup, group_by_architecture, run_by_class_id
+from prepkit.running.instance_losses import LossesOf, groups_to_run, instance_losses
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Objective:
             target = self._run(class_ids, preps, inputs)
         loss, signal = self.recipe.loss, self.recipe.setting == "sdf"
 
-        def judge(group: Group, preps_kHW: Tensor) -> dict[str, Tensor]:
-            given = group.of(inputs) if signal else inputs
-            outputs, wanted = self._outputs(group, preps_kHW, given), group.of(target)
+        def judge(group: ArchitectureGroup, preps_kHW: Tensor) -> dict[str, Tensor]:
+            given = group.select(inputs) if signal else inputs
+            outputs, wanted = self._outputs(group, preps_kHW, given), group.select(target)
             if signal:
                 return {"loss": losses.loss_pred_signal(outputs, wanted)}
             return {"loss": losses.loss_pred(outputs, wanted, loss.temperature)}
@@ -115,7 +115,7 @@ class Objective:
         count, lines = len(latent_nE), (len(pairs), len(factors))
         t_nBC = self._targets(batch, own) if settings.identity else None
 
-        def judge(group: Group, preps_kHW: Tensor) -> dict[str, Tensor]:
+        def judge(group: ArchitectureGroup, preps_kHW: Tensor) -> dict[str, Tensor]:
             p_kBC = self._outputs(group, preps_kHW, batch.inputs)
             found = {"loss_kd": losses.loss_kd(p_kBC, t_star_BC, y_B, settings.temperature, settings.alpha)}
             if t_nBC is not None:
@@ -143,7 +143,7 @@ class Objective:
         with torch.no_grad():
             return self._run(batch.class_ids[own], batch.preps[own], batch.inputs)
 
-    def _identity(self, group: Group, p_kBC: Tensor, t_nBC: Tensor) -> Tensor:
+    def _identity(self, group: ArchitectureGroup, p_kBC: Tensor, t_nBC: Tensor) -> Tensor:
         """Eq. 1 towards the targets' own outputs, `[k]`; 0 for instances between the boundaries, which have none."""
         rows = [
             losses.loss_pred(p_BC[None], t_nBC[position][None], self.recipe.loss.temperature)[0]
@@ -156,14 +156,14 @@ class Objective:
     # What they share --------------------------------------------------------------------------------------------------
 
     def _judged(
-        self, latent_ME: Tensor, class_ids: Sequence[int] | _OnTheWay, inputs: Tensor, judge: Judge
+        self, latent_ME: Tensor, class_ids: Sequence[int] | _OnTheWay, inputs: Tensor, judge: LossesOf
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses `[M]` of the instances that stand at embeddings: their sum, and each by name."""
         preps_MHW = self._decoded(latent_ME)
-        groups = groups_of(self.registry, _host(class_ids))
-        return instance_losses(apart(groups, inputs, self.recipe.training.recompute), preps_MHW, judge)
+        groups = group_by_architecture(self.registry, _host(class_ids))
+        return instance_losses(groups_to_run(groups, inputs, self.recipe.training.recompute), preps_MHW, judge)
 
-    def _outputs(self, group: Group, preps_kHW: Tensor, inputs: Tensor) -> Tensor:
+    def _outputs(self, group: ArchitectureGroup, preps_kHW: Tensor, inputs: Tensor) -> Tensor:
         """Outputs `[k, B, ...]` of a group. Signals always run in float32: sin(30 x) has no digits to spare."""
         with half(preps_kHW.device, self.bf16 and self.recipe.setting != "sdf"):
             return prepkit.run_instances(group.architecture, preps_kHW, inputs)

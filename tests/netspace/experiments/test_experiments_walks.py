@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import trimesh
 from mpl_toolkits.mplot3d import proj3d
 from small_zoos import DIGITS, SMALL, digits_zoo, sdf_zoo
 
@@ -15,12 +16,12 @@ from netspace.data import task_of
 from netspace.experiments import boundaries, chairs, closeness, lines, optimisation
 from netspace.experiments.beyond import consensus
 from netspace.experiments.result import Result, new_figure
-from netspace.explore import meshes
 from netspace.explore.sampling import PointError
 from netspace.recipe import load_recipe
 from netspace.run.run import Run, State
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
+from prepkit.tasks import distance_grid
 from prepkit.tasks.chairs import chair, chair_boxes
 from prepkit.tasks.sdf import normalised
 
@@ -457,20 +458,20 @@ def test_validity_of_meshes():
 def test_parts_and_the_cube_boundary():
     two, one, none = balls_of([(-0.5, 0.3), (0.5, 0.4)], [(0, 0.4)], [(0, -1.0)])
     share = 0.4**3 / (0.3**3 + 0.4**3)
-    assert meshes.largest_parts(torch.stack([two, one, none])) == pytest.approx([share, 1, 0], abs=0.02)
+    assert distance_grid.largest_parts(torch.stack([two, one, none])) == pytest.approx([share, 1, 0], abs=0.02)
     for axis in range(3):
         for end in (0, 40):
             grid = torch.ones(41, 41, 41)
             place = [20, 20, 20]
             place[axis] = end
             grid[tuple(place)] = -1
-            assert meshes.leave_cube(torch.stack([grid, one])) == [True, False]
+            assert distance_grid.leave_cube(torch.stack([grid, one])) == [True, False]
 
 
 def test_chamfer():
     triangles = np.zeros((0, 3), np.int64)
-    first = meshes.Mesh(np.zeros((1, 3)), triangles)
-    second = meshes.Mesh(np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0]]), triangles)
+    first = trimesh.Trimesh(np.zeros((1, 3)), triangles, process=False)
+    second = trimesh.Trimesh(np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0]]), triangles, process=False)
     assert chairs.chamfer(first, second) == pytest.approx((1 + (5 + 1) / 2) / 2)
     assert np.isnan(chairs.chamfer(first, None))
 
@@ -486,8 +487,8 @@ def test_the_picture_has_two_pairs():
     figure = new_figure(2, 2)
     for mesh, ratio, said in (
         (None, 0.0, ["no surface"]),
-        (meshes.surface(grids["weights"][0][1]), 0.01, ["only specks"]),
-        (meshes.surface(grids["weights"][0][0]), 1.0, []),
+        (distance_grid.surface(grids["weights"][0][1]), 0.01, ["only specks"]),
+        (distance_grid.surface(grids["weights"][0][0]), 1.0, []),
     ):
         plot = figure.add_subplot(projection="3d")
         chairs._draw_mesh(plot, mesh, ratio)
@@ -500,7 +501,7 @@ def test_a_chair_is_seen_from_its_front(monkeypatch):
     monkeypatch.setattr(plot, "add_collection3d", drawn.append)
     monkeypatch.setattr("mpl_toolkits.mplot3d.art3d.Poly3DCollection", lambda corners, **colours: corners)
     corners = np.array([[0.1, 0.5, 0.3], [0.2, 0.5, 0.3], [0.1, 0.5, 0.4]])  # to the side, up, to the front
-    chairs._draw_mesh(plot, meshes.Mesh(corners, np.array([[0, 1, 2]])), 1.0)
+    chairs._draw_mesh(plot, trimesh.Trimesh(corners, np.array([[0, 1, 2]]), process=False), 1.0)
     side, depth, up = drawn[0][0].T
     np.testing.assert_allclose([side, up], corners.T[:2])
     viewer = math.copysign(1, math.sin(math.radians(plot.azim)))  # which way along the depth the eye is
@@ -511,7 +512,7 @@ def test_chairs_fit_into_the_picture():
     figure = new_figure(chairs.WIDE, chairs.HIGH)
     figure.set_layout_engine("none")
     plot = figure.add_axes((0, 0, 1, 1), projection="3d")
-    chairs._draw_mesh(plot, meshes.surface(balls_of([(0, 0.5)])[0]), 1.0)
+    chairs._draw_mesh(plot, distance_grid.surface(balls_of([(0, 0.5)])[0]), 1.0)
     figure.canvas.draw()
     for number in range(100):
         for box in normalised(chair_boxes(chair(number, 0))):

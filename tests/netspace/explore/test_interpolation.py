@@ -3,16 +3,13 @@
 import json
 import math
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import trimesh
 from small_zoos import DIGITS
 from untrained import untrained_run
 
 import prepkit
-from netspace.explore import meshes
 from netspace.explore.interpolation import Interpolation, interpolate
 from netspace.explore.sampling import (
     PointError,
@@ -23,7 +20,8 @@ from netspace.explore.sampling import (
     sample,
     sample_class_id,
 )
-from prepkit.errors import OutputError, ZooError
+from prepkit.errors import ZooError
+from prepkit.tasks.distance_grid import grid_points
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -327,7 +325,7 @@ def test_lines_of_signals(runs):
     zoo = run.open_zoo()
     found = interpolate(run, zoo, "chair-0", "chair-3", 3, resolution=6)
     rows = rows_of(found, "weights")
-    points = meshes.grid_points(6)
+    points = grid_points(6)
     for row, id in ((rows[0], "chair-0"), (rows[2], "chair-3")):
         with torch.no_grad():
             inside = zoo.network(id)(points)[:, 0] < 0
@@ -344,56 +342,3 @@ def test_lines_of_signals(runs):
     given = interpolate(run, zoo, found.latents[0, 0], found.latents[0, 2], 3, resolution=6)
     assert given.values().tolist() == found.values().tolist()
     assert given.table["accuracy_first"].to_pylist() == [None] * 3
-
-
-def ball(resolution, radius=0.5, centre=(0.1, -0.2, 0.3)):
-    points = meshes.grid_points(resolution)
-    return ((points - torch.tensor(centre)).norm(dim=1) - radius).view(resolution, resolution, resolution)
-
-
-def test_volume_and_surface_of_a_ball():
-    grid = ball(48)
-    true = 4 / 3 * math.pi * 0.5**3
-    assert meshes.volumes(grid[None]) == pytest.approx([true], rel=0.08)
-    mesh = meshes.surface(grid)
-    loaded = trimesh.Trimesh(mesh.vertices, mesh.triangles)
-    assert loaded.is_watertight
-    assert loaded.volume == pytest.approx(mesh.volume)
-    assert mesh.volume == pytest.approx(true, rel=0.02)  # positive: triangles face outwards
-    np.testing.assert_allclose(np.linalg.norm(mesh.vertices - [0.1, -0.2, 0.3], axis=1), 0.5, atol=0.01)
-
-
-def test_a_surface_that_leaves_the_cube_is_closed():
-    mesh = meshes.surface(meshes.grid_points(9)[:, 0].view(9, 9, 9) - 0.1)
-    loaded = trimesh.Trimesh(mesh.vertices, mesh.triangles)
-    assert loaded.is_watertight
-    assert mesh.volume == pytest.approx(2 * 2 * 1.1, rel=0.01)
-    assert np.abs(mesh.vertices).max() == pytest.approx(1, abs=1e-3)
-
-
-def test_no_surface():
-    grids = torch.stack([torch.ones(4, 4, 4), -torch.ones(4, 4, 4), torch.full((4, 4, 4), math.nan), ball(4)])
-    assert meshes.has_surface(grids) == [False, False, False, True]
-    assert [meshes.surface(grid) is not None for grid in grids] == [False, False, False, True]
-    with pytest.raises(OutputError, match="at least 2 points"):
-        meshes.distance_grids(None, (0,), torch.zeros(1, 4, 8), 1)
-
-
-@pytest.mark.parametrize("suffix", [".obj", ".ply"])
-def test_mesh_files(tmp_path, suffix):
-    mesh = meshes.surface(ball(12))
-    path = tmp_path / f"ball{suffix}"
-    mesh.write(path)
-    loaded = trimesh.load_mesh(path, process=False)
-    np.testing.assert_allclose(loaded.vertices, mesh.vertices, atol=1e-6)
-    np.testing.assert_array_equal(loaded.faces, mesh.triangles)
-    with pytest.raises(OutputError, match="exists already"):
-        mesh.write(path)
-    with pytest.raises(OutputError, match=r"use .obj or .ply"):
-        mesh.write(tmp_path / "ball.stl")
-
-
-def test_scikit_image_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "skimage.measure", None)
-    with pytest.raises(meshes.MeshesMissing, match=r"prepkit\[train\]"):
-        meshes.surface(ball(4))

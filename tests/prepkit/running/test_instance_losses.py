@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import prepkit
-from netspace.space.prediction import Group, groups_of
-from netspace.training.instance_losses import apart, instance_losses
+from prepkit.running.groups import ArchitectureGroup, group_by_architecture
+from prepkit.running.instance_losses import groups_to_run, instance_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("lenet_like@digits", "resnet8@digits")
@@ -56,7 +56,9 @@ def test_losses_and_gradients_are_those_of_autograd(registry, images, preps):
     (torch.stack(expected) * weight_M).sum().backward()
     for single in (False, True):
         ours = preps.clone().requires_grad_()
-        loss_M, parts = instance_losses(apart(groups_of(registry, CLASS_IDS), images, single), ours, judged(images))
+        loss_M, parts = instance_losses(
+            groups_to_run(group_by_architecture(registry, CLASS_IDS), images, single), ours, judged(images)
+        )
         (loss_M * weight_M).sum().backward()
         torch.testing.assert_close(loss_M.detach(), torch.stack(expected).detach(), rtol=1e-10, atol=0)
         torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-8, atol=1e-12)
@@ -79,7 +81,7 @@ def test_an_instance_is_forgotten_before_the_next_one_runs(registry, images, pre
         assert len(kept) > 5  # what layers keep for the backward pass
         return {"loss": outputs.square().mean((1, 2))}
 
-    groups = apart(groups_of(registry, CLASS_IDS), images, single=True)
+    groups = groups_to_run(group_by_architecture(registry, CLASS_IDS), images, single=True)
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda one: one.tensor):
         loss_M, _ = instance_losses(groups, preps.requires_grad_(), judge)
     assert alive == [0] * len(CLASS_IDS)
@@ -87,15 +89,15 @@ def test_an_instance_is_forgotten_before_the_next_one_runs(registry, images, pre
 
 
 def test_groups(registry, images, monkeypatch):
-    together = apart(groups_of(registry, CLASS_IDS), images)
+    together = groups_to_run(group_by_architecture(registry, CLASS_IDS), images)
     assert [(group.architecture.name, group.positions) for group in together] == [
         (NAMES[1], (0, 2, 3)),
         (NAMES[0], (1, 4)),
     ]
-    alone = apart(groups_of(registry, CLASS_IDS), images, single=True)
+    alone = groups_to_run(group_by_architecture(registry, CLASS_IDS), images, single=True)
     assert [group.positions for group in alone] == [(0,), (2,), (3,), (1,), (4,)]
     monkeypatch.setattr("prepkit.running.instances.STACKED_FLOPS_ON_CPU", 1.0)  # too large to run at once
-    assert [group.positions for group in apart(groups_of(registry, CLASS_IDS), images)] == [
+    assert [group.positions for group in groups_to_run(group_by_architecture(registry, CLASS_IDS), images)] == [
         (0,),
         (2,),
         (3,),
@@ -107,15 +109,17 @@ def test_groups(registry, images, monkeypatch):
 def test_rows_of_a_group():
     rows = torch.arange(6.0).view(3, 2)
     architecture = prepkit.architecture(NAMES[0])
-    assert Group(architecture, (0, 1, 2)).of(rows) is rows
-    assert Group(architecture, (2, 0)).of(rows).tolist() == [[4.0, 5.0], [0.0, 1.0]]
-    assert Group(architecture, (0, 1)).of(rows).tolist() == [[0.0, 1.0], [2.0, 3.0]]
+    assert ArchitectureGroup(architecture, (0, 1, 2)).select(rows) is rows
+    assert ArchitectureGroup(architecture, (2, 0)).select(rows).tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    assert ArchitectureGroup(architecture, (0, 1)).select(rows).tolist() == [[0.0, 1.0], [2.0, 3.0]]
 
 
 def test_without_gradients_nothing_is_differentiated(registry, images, preps):
     seen = []
     with torch.no_grad():
-        loss_M, _ = instance_losses(apart(groups_of(registry, CLASS_IDS), images), preps, judged(images, seen))
+        loss_M, _ = instance_losses(
+            groups_to_run(group_by_architecture(registry, CLASS_IDS), images), preps, judged(images, seen)
+        )
     assert not loss_M.requires_grad
     assert not any(outputs.requires_grad for _, outputs in seen)
     assert torch.isfinite(loss_M).all()
