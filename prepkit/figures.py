@@ -36,29 +36,39 @@ def draw_prep(prep: PRep, path: str | os.PathLike[str], *, title: str = "", over
     raises PlotsMissing without matplotlib, OutputError if the picture exists or cannot be written
     """
     figure = prep_figure(prep.values, prep.layout, title)
+    save_figure(figure, path, overwrite=overwrite)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib Figure of this size in inches, laid out by constraints, apart from pyplot's global state.
+
+    raises PlotsMissing without matplotlib
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PlotsMissing("drawing needs matplotlib; pip install 'prepkit[plots]'.") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+    """Write a matplotlib Figure as a PNG, whole or not at all.
+
+    options: passed to `Figure.savefig`; `metadata={"Software": None}` gives the same bytes with every matplotlib
+    raises OutputError if the picture exists or cannot be written
+    """
     with replacing(path, overwrite=overwrite) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, **{"format": "png", "dpi": 150, **options})
 
 
 def prep_figure(values: Tensor, layout: Layout, title: str = "") -> Any:
     """A matplotlib Figure of one PRep `[H, W]`; padding is grey, and so is what is not finite."""
-    figure_class, colour_map = _matplotlib()
     shape = PRepShape(values.shape[0], values.shape[1])
     cells = (values if values.dtype.itemsize == 8 else values.float()).detach().cpu().numpy()
-    limit = colour_limit(cells, layout.total)
-    figure = figure_class(figsize=_figure_size(shape), layout="constrained")
+    figure = new_figure(9.0, 1.2 + _axes_inches(shape))
     axes = figure.add_subplot()
-    axes.set_facecolor(PADDING_COLOUR)
     extent = (0, shape.width, shape.height, 0)
-    image = axes.imshow(
-        pooled(masked(cells, layout.total)),
-        cmap=colour_map,
-        vmin=-limit,
-        vmax=limit,
-        aspect="auto",
-        interpolation="nearest",
-        extent=extent,
-    )
+    image = draw_cells(axes, cells, layout.total, extent=extent)
     _mark_layers(axes, layout, shape)
     axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="column", ylabel="row")
     axes.set_title(title, parse_math=False)  # a name may hold a `$`
@@ -72,6 +82,19 @@ def prep_figure(values: Tensor, layout: Layout, title: str = "") -> Any:
         label=f"value ({ROBUST_PERCENTILE:g} % lie within the range)",
     )
     return figure
+
+
+def draw_cells(axes: Any, cells: np.ndarray, total: int, limit: float | None = None, **options: Any) -> Any:
+    """Draw a PRep's cells, blue below 0, red above, padding grey; returns the image, for a colour bar.
+
+    total:   number of cells that hold values; the rest is padding
+    limit:   half width of the colour range; `colour_limit` if missing
+    options: passed to `Axes.imshow`
+    """
+    limit = colour_limit(cells, total) if limit is None else limit
+    axes.set_facecolor(PADDING_COLOUR)
+    defaults = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "aspect": "auto", "interpolation": "nearest"}
+    return axes.imshow(pooled(masked(cells, total)), **{**defaults, **options})
 
 
 def colour_limit(cells: np.ndarray, total: int) -> float:
@@ -108,10 +131,6 @@ def pooled(cells: np.ndarray) -> np.ndarray:
     return cells
 
 
-def _figure_size(shape: PRepShape) -> tuple[float, float]:
-    return 9.0, 1.2 + _axes_inches(shape)
-
-
 def _axes_inches(shape: PRepShape) -> float:
     # A PRep of 8 x 10,000 drawn to scale would be a line, so the aspect is bounded.
     return 6.5 * min(max(shape.height / shape.width, 0.25), 1.6)
@@ -144,12 +163,3 @@ def label_rows(layers: Mapping[str, tuple[int, int]], shape: PRepShape) -> dict[
         if all(abs(row - other) >= gap for other in rows.values()):
             rows[name] = row
     return rows
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PlotsMissing("drawing needs matplotlib; pip install 'prepkit[plots]'.") from None
-    return Figure, mpl.colormaps["RdBu_r"]

@@ -62,9 +62,10 @@ def evaluate(
     """
     from netspace.data import task_of
     from netspace.explore.embedding import write_table
-    from netspace.explore.figures import draw_evaluation
+    from netspace.explore.figures import evaluation_figure
     from netspace.explore.sampling import samples_of
     from netspace.space.evaluation import evaluate as judge
+    from prepkit.figures import save_figure
     from prepkit.files import replacing
 
     opened = open_run(run, zoo, kind, device)
@@ -83,7 +84,8 @@ def evaluate(
         with replacing(run / f"{name}.json", overwrite=True) as temporary:
             write_json(temporary, document)
         figures.mkdir(exist_ok=True)
-        notes = try_to_draw(lambda: draw_evaluation(found, figures / f"{name}.png", overwrite=True), "picture")
+        picture = figures / f"{name}.png"
+        notes = try_to_draw(lambda: save_figure(evaluation_figure(found), picture, overwrite=True), "picture")
     if as_json:
         print_json({**document, "table": None if table_path is None else str(table_path), "notes": notes})
         return

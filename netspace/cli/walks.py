@@ -154,12 +154,13 @@ def _write_line(
     force: bool,
 ) -> list[str]:
     """Write an interpolation's folder; returns notes on what is missing."""
-    from netspace.explore.figures import draw_interpolation
+    from netspace.explore.figures import interpolation_figure
+    from prepkit.figures import save_figure
 
     notes = []
     with new_folder(output, force=force) as folder:
         _write_tables(folder, found.latents, table=found.table)
-        notes += try_to_draw(lambda: draw_interpolation(found, folder / "figure.png"), "figure.png")
+        notes += try_to_draw(lambda: save_figure(interpolation_figure(found), folder / "figure.png"), "figure.png")
         predicted = found.predicted(0)
         _write_networks(predicted, folder / "networks", "step")
         if signals:
@@ -252,10 +253,11 @@ def optimize(
     history.csv, result.json, figure.png, embeddings.npy and the networks.
     """
     from netspace.data import task_of
-    from netspace.explore.figures import draw_optimisation
+    from netspace.explore.figures import optimisation_figure
     from netspace.explore.optimization import POINTS_AT_ONCE
     from netspace.explore.optimization import optimize as search
     from netspace.explore.sampling import random_instances
+    from prepkit.figures import save_figure
 
     if ids and embedding is not None:
         raise click.UsageError("start from ids or from --embedding, not both.")
@@ -301,7 +303,10 @@ def optimize(
         if output is not None:
             with new_folder(output, force=force) as folder:
                 _write_tables(folder, found.latents, table=found.table, history=found.history)
-                notes += try_to_draw(lambda: draw_optimisation(found, folder / "figure.png"), "figure.png")
+                panels = {f"{len(found.latents)} start points": found}
+                notes += try_to_draw(
+                    lambda: save_figure(optimisation_figure(panels), folder / "figure.png"), "figure.png"
+                )
                 _write_networks(found.predicted, folder / "networks", "start")
                 write_json(folder / RESULT, {**document, "notes": notes})
     if as_json:

@@ -10,9 +10,10 @@ import torch
 
 import prepkit
 from netspace.data import TEST, TRAIN
-from netspace.experiments.judged import short, split_of
-from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
+from netspace.experiments.judged import split_of
+from netspace.experiments.result import Picture, Progress, Result, Table, claim, save_figure
 from netspace.experiments.statistics import interval, pearson, spearman
+from netspace.explore.figures import evaluation_figure
 from netspace.space.evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 NAME = "accuracy"
 SPEARMAN, MEAN_DIFFERENCE = 0.95, 0.03  # what is aimed at on the embedded zoos
-TARGET_COLOUR, PREDICTED_COLOUR = "#222222", "#1f77b4"
 
 
 def run(
@@ -127,28 +127,7 @@ def _text(run: Run, numbers: dict[str, dict[str, Any]], constant: float, images:
 
 def draw(found: Evaluation, folder: Path) -> str:
     """Accuracies in the order of the targets', one panel an architecture; the name of the file."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(found.table.to_pylist(), key=lambda row: (row["class_id"], row["target_accuracy"], row["id"])):
-        groups.setdefault(row["architecture"], []).append(row)
-    figure = new_figure(7.2 if len(groups) == 1 else max(7.2, 2.9 * len(groups)), 3.8)
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axes, (name, rows) in zip(panels, groups.items(), strict=True):
-        places = list(range(1, len(rows) + 1))
-        target, predicted = ([100 * row[f"{kind}_accuracy"] for row in rows] for kind in ("target", "predicted"))
-        axes.vlines(places, target, predicted, color="0.75", linewidth=1, zorder=1)
-        axes.plot(places, target, color=TARGET_COLOUR, marker="o", markersize=4, label="target")
-        axes.plot(places, predicted, color=PREDICTED_COLOUR, marker="s", markersize=4, label="predicted")
-        wrong = [place for place, row in enumerate(rows) if row["class_id"] != row["predicted_class_id"]]
-        if wrong:
-            at = [places[place] for place in wrong], [predicted[place] for place in wrong]
-            axes.scatter(*at, marker="x", s=50, color="#d62728", label="predicted, of another ClassId", zorder=4)
-        axes.set_title(short(name), parse_math=False, fontsize="medium")
-        axes.grid(axis="y", color="0.92")
-    panels[0].set_ylabel("accuracy on test images, %")
-    figure.supxlabel("test instance, in the order of target accuracy", fontsize="medium")
-    handles = {label: one for axes in panels for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
-    return save_figure(figure, folder, f"{NAME}.png")
+    return save_figure(evaluation_figure(found), folder, f"{NAME}.png")
 
 
 def _summary(numbers: dict[str, dict[str, Any]]) -> Table:

@@ -23,7 +23,7 @@ from netspace.experiments.result import Claim, Picture, Progress, Result, Table,
 from netspace.experiments.statistics import spearman
 from netspace.explore.embedding import encode
 from netspace.run.run import Run
-from prepkit.figures import PADDING_COLOUR, colour_limit, masked, pooled
+from prepkit.figures import draw_cells
 
 ACCURACY = "accuracy"
 THUMBNAILS = 6  # an architecture
@@ -287,11 +287,7 @@ def thumbnails(zoo: prepkit.Zoo, accuracies: list[float]) -> Any:
             axes.set(xticks=[], yticks=[])
         for axes, index in zip(line, spread(indices, accuracies), strict=False):
             prep, _ = zoo[index]
-            cells = prep.values.double().numpy()
-            limit = colour_limit(cells, prep.layout.total)
-            axes.set_facecolor(PADDING_COLOUR)
-            image = pooled(masked(cells, prep.layout.total))
-            axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+            draw_cells(axes, prep.values.double().numpy(), prep.layout.total)
             axes.set_title("" if math.isnan(accuracies[index]) else f"accuracy {accuracies[index]:.3f}", fontsize=7)
     return figure
 

@@ -14,7 +14,8 @@ import torch
 import prepkit
 from netspace.data import TEST
 from netspace.experiments.judged import split_of
-from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
+from netspace.experiments.result import Picture, Progress, Result, Table, claim, save_figure
+from netspace.explore.figures import optimisation_figure
 from netspace.explore.optimization import Optimisation, optimize
 
 if TYPE_CHECKING:
@@ -139,23 +140,4 @@ def _points_table(found: dict[str, Optimisation]) -> Table:
 
 def draw(found: dict[str, Optimisation], folder: Path) -> str:
     """Validation accuracy by step, a line a start point, one panel a kind of start; the name of the file."""
-    figure = new_figure(4.2 * len(found), 3.4)
-    panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-    for plot, (kind, one) in zip(panels, found.items(), strict=True):
-        names = one.table["asked_architecture"].to_pylist()
-        colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(names))}
-        history = one.history.to_pylist()
-        for point, name in enumerate(names):
-            own = [row for row in history if row["point"] == point]
-            first = names.index(name) == point
-            plot.plot(
-                [row["step"] for row in own],
-                [100 * row["validation_accuracy"] for row in own],
-                color=colours[name],
-                alpha=0.7,
-                label=name if first else None,
-            )
-        plot.set(title=kind, xlabel="step")
-    panels[0].set_ylabel("validation accuracy, %")
-    panels[-1].legend(fontsize="small", loc="lower right")
-    return save_figure(figure, folder, f"{NAME}.png")
+    return save_figure(optimisation_figure(found), folder, f"{NAME}.png")

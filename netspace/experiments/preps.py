@@ -18,7 +18,7 @@ from torch import Tensor
 import prepkit
 from netspace.experiments.judged import Judged, distances, judge, mean_or_nan, off_diagonal, short
 from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from prepkit.figures import PADDING_COLOUR, colour_limit, masked
+from prepkit.figures import colour_limit, draw_cells
 
 if TYPE_CHECKING:
     from netspace.run.run import Run
@@ -110,10 +110,7 @@ def draw(judged: Judged, folder: Path) -> str:
         total = architecture.layout.total
         limit = max(colour_limit(cells, total) for cells in both)
         for axes, cells, kind in zip((left, right), both, ("target", "predicted"), strict=True):
-            axes.set_facecolor(PADDING_COLOUR)
-            image = axes.imshow(
-                masked(cells, total), cmap=COLOURS, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
-            )
+            image = draw_cells(axes, cells, total, limit, cmap=COLOURS)
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"{kind}: {judged.ids[row]}", parse_math=False, fontsize="small")
         left.set_ylabel(short(architecture.name), parse_math=False, fontsize="small")

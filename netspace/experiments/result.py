@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import prepkit
-from prepkit.figures import PlotsMissing
+from prepkit.figures import new_figure as new_figure
 from prepkit.files import replacing
 
 Progress: TypeAlias = Callable[[str], None]  # told in words what is being done
@@ -184,18 +184,6 @@ def save_figure(figure: Any, folder: str | os.PathLike[str], file: str) -> str:
     with replacing(Path(folder) / file, overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return file
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib Figure of this size in inches, laid out by constraints, apart from pyplot's global state.
-
-    raises PlotsMissing without matplotlib
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PlotsMissing("drawing needs matplotlib; pip install 'prepkit[plots]'.") from None
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _plain_table(table: Table, place: str) -> Table:

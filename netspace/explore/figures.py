@@ -1,37 +1,38 @@
-"""What was found in a space, as pictures. matplotlib is the extra `[plots]` and imported when drawing."""
+"""Evaluations, lines and optimisations as pictures. matplotlib is in the extra `[plots]` and imported when drawing.
+
+Each function returns a matplotlib Figure, which `prepkit.figures.save_figure` writes; it raises PlotsMissing without
+matplotlib.
+"""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prepkit.figures import PlotsMissing
-from prepkit.files import replacing
+from prepkit.figures import new_figure
 
 if TYPE_CHECKING:
     from netspace.explore.interpolation import Interpolation
     from netspace.explore.optimization import Optimisation
     from netspace.space.evaluation import Evaluation
 
+TARGET_COLOUR, PREDICTED_COLOUR, WRONG_COLOUR = "#222222", "#1f77b4", "#d62728"
 LINE_COLOURS = {"embedding": "#1f77b4", "weights": "#7f7f7f"}
 LINE_NAMES = {"embedding": "through the embedding space", "weights": "from weight to weight"}
-DOTS_PER_INCH = 150
 
 
-def draw_interpolation(found: Interpolation, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Accuracy, or volume, along the lines: the mean over pairs with its deviation, and every predicted architecture.
-
-    raises PlotsMissing without matplotlib, OutputError if the picture exists or cannot be written
-    """
-    figure, axes = _axes()
-    lines = found.summary()["lines"]
-    for line, means in lines.items():
+def interpolation_figure(found: Interpolation) -> Any:
+    """Mean accuracy or volume along the lines, its deviation over pairs, and every predicted architecture."""
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    for line, means in found.summary()["lines"].items():
         colour = LINE_COLOURS[line]
         axes.plot(found.gammas, means["mean"], color=colour, label=LINE_NAMES[line], zorder=3)
         if None not in means["deviation"]:
+            spread = list(zip(means["mean"], means["deviation"], strict=True))
             low, high = (
-                [mean + sign * deviation for mean, deviation in zip(means["mean"], means["deviation"], strict=True)]
-                for sign in (-1, 1)
+                [mean - deviation for mean, deviation in spread],
+                [mean + deviation for mean, deviation in spread],
             )
             axes.fill_between(found.gammas, low, high, color=colour, alpha=0.2, linewidth=0)
     class_ids, values = found.class_ids(), found.values()
@@ -42,78 +43,63 @@ def draw_interpolation(found: Interpolation, path: str | os.PathLike[str], *, ov
             here = class_ids == class_id
             style: dict[str, Any] = {"color": f"C{class_id + 1}", "label": names[class_id], "s": 14}
             axes.scatter(gammas[here], values[here], zorder=4, clip_on=False, **style)
-    pairs = (
-        f"{len(found.first)} pairs" if len(found.first) > 1 else f"{found.first.names[0]} to {found.second.names[0]}"
-    )
+    count = len(found.first)
     axes.set(xlabel="gamma", ylabel=found.value, xlim=(0, 1))
-    axes.set_title(pairs, parse_math=False)
+    axes.set_title(
+        f"{count} pairs" if count > 1 else f"{found.first.names[0]} to {found.second.names[0]}", parse_math=False
+    )
     axes.legend()
-    _save(figure, path, overwrite)
+    return figure
 
 
-def draw_evaluation(found: Evaluation, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Target and predicted accuracy of every instance, in the order of the targets', one panel an architecture.
-
-    raises PlotsMissing without matplotlib, OutputError if the picture exists or cannot be written
-    """
+def evaluation_figure(found: Evaluation) -> Any:
+    """Target and predicted accuracy of every instance, in the order of the targets', one panel an architecture."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in found.table.to_pylist():
+    for row in sorted(found.table.to_pylist(), key=lambda row: (row["class_id"], row["target_accuracy"], row["id"])):
         groups.setdefault(row["architecture"], []).append(row)
-    figure, panels = _panels(len(groups))
+    figure = new_figure(7.2 if len(groups) == 1 else max(7.2, 2.9 * len(groups)), 3.8)
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, (name, rows) in zip(panels, groups.items(), strict=True):
-        rows.sort(key=lambda row: row["target_accuracy"])
-        axes.plot([row["target_accuracy"] for row in rows], color="black", marker=".", label="target")
-        axes.plot([row["predicted_accuracy"] for row in rows], color="#1f77b4", marker=".", label="predicted")
+        places = list(range(1, len(rows) + 1))
+        target, predicted = ([100 * row[f"{kind}_accuracy"] for row in rows] for kind in ("target", "predicted"))
+        axes.vlines(places, target, predicted, color="0.75", linewidth=1, zorder=1)
+        axes.plot(places, target, color=TARGET_COLOUR, marker="o", markersize=4, label="target")
+        axes.plot(places, predicted, color=PREDICTED_COLOUR, marker="s", markersize=4, label="predicted")
         wrong = [place for place, row in enumerate(rows) if row["class_id"] != row["predicted_class_id"]]
         if wrong:
-            accuracies = [rows[place]["predicted_accuracy"] for place in wrong]
-            axes.scatter(wrong, accuracies, marker="x", color="red", label="another class", zorder=4)
-        axes.set(xlabel="instance, in the order of target accuracy")
+            at = [places[place] for place in wrong], [predicted[place] for place in wrong]
+            axes.scatter(*at, marker="x", s=50, color=WRONG_COLOUR, label="predicted, of another ClassId", zorder=4)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_title(name, parse_math=False)
-    panels[0].set(ylabel="accuracy")
-    panels[0].legend()
-    _save(figure, path, overwrite)
+        axes.set_title(name.partition("@")[0], parse_math=False, fontsize="medium")
+        axes.grid(axis="y", color="0.92")
+    panels[0].set_ylabel("accuracy, %")
+    figure.supxlabel("instance, in the order of target accuracy", fontsize="medium")
+    handles = {label: one for axes in panels for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
 
 
-def draw_optimisation(found: Optimisation, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Validation accuracy of every start point on its way, one panel an architecture that was asked for.
+def optimisation_figure(optimisations: Mapping[str, Optimisation]) -> Any:
+    """Validation accuracy by step, a line a start point in the colour of the architecture that was asked for.
 
-    raises PlotsMissing without matplotlib, OutputError if the picture exists or cannot be written
+    optimisations: one panel each, by title
     """
-    asked = found.table["asked_architecture"].to_pylist()
-    history = found.history.to_pylist()
-    names = list(dict.fromkeys(asked))
-    figure, panels = _panels(len(names))
-    for axes, name in zip(panels, names, strict=True):
-        for point in (place for place, one in enumerate(asked) if one == name):
-            lines = [line for line in history if line["point"] == point]
-            (curve,) = axes.plot(
-                [line["step"] for line in lines], [line["validation_accuracy"] for line in lines], linewidth=1
-            )
-            best = found.table.slice(point, 1).to_pylist()[0]
-            axes.scatter(best["best_step"], best["validation_accuracy"], color=curve.get_color(), s=16, zorder=4)
+    figure = new_figure(max(6.4, 4.2 * len(optimisations)), 3.8)
+    panels = figure.subplots(1, len(optimisations), squeeze=False, sharey=True)[0]
+    for axes, (title, found) in zip(panels, optimisations.items(), strict=True):
+        names = found.table["asked_architecture"].to_pylist()
+        best = found.table.to_pylist()
+        colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(names))}
+        history = found.history.to_pylist()
+        for point, name in enumerate(names):
+            rows = [row for row in history if row["point"] == point]
+            accuracies = [100 * row["validation_accuracy"] for row in rows]
+            label = name if names.index(name) == point else None
+            axes.plot([row["step"] for row in rows], accuracies, color=colours[name], alpha=0.7, label=label)
+            kept = best[point]["best_step"], 100 * best[point]["validation_accuracy"]
+            axes.scatter(*kept, color=colours[name], s=16, zorder=4)
         axes.set(xlabel="step")
-        axes.set_title(name, parse_math=False)
-    panels[0].set(ylabel="validation accuracy")
-    _save(figure, path, overwrite)
-
-
-def _axes() -> tuple[Any, Any]:
-    figure, (axes,) = _panels(1)
-    return figure, axes
-
-
-def _panels(count: int) -> tuple[Any, list[Any]]:
-    """A figure with panels side by side that share their vertical axis."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PlotsMissing("drawing needs matplotlib; pip install 'prepkit[plots]'.") from None
-    figure = Figure(figsize=(6.4 if count == 1 else 3.4 * count, 4.0), layout="constrained")
-    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
-
-
-def _save(figure: Any, path: str | os.PathLike[str], overwrite: bool) -> None:
-    with replacing(path, overwrite=overwrite) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+        axes.set_title(title, parse_math=False)
+    panels[0].set_ylabel("validation accuracy, %")
+    panels[-1].legend(fontsize="small", loc="lower right")
+    return figure

@@ -18,10 +18,10 @@ import torch
 
 import prepkit
 from netspace.data import TEST, TRAIN
-from netspace.experiments.accuracy import PREDICTED_COLOUR, TARGET_COLOUR
 from netspace.experiments.judged import judge, outputs_of
 from netspace.experiments.result import Cell, Picture, Progress, Result, Table, new_figure, save_figure
 from netspace.experiments.statistics import spearman
+from netspace.explore.figures import PREDICTED_COLOUR, TARGET_COLOUR
 
 if TYPE_CHECKING:
     from torch import Tensor

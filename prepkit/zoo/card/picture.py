@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from prepkit.figures import PADDING_COLOUR, PlotsMissing, colour_limit, masked, pooled
+from prepkit.figures import draw_cells, new_figure
 
 if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
@@ -20,13 +20,9 @@ def card_figure(zoo: Zoo) -> Any:
 
     raises PlotsMissing without matplotlib
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PlotsMissing("drawing needs matplotlib; pip install 'prepkit[plots]'.") from None
     rows = chosen(zoo)
     accuracies = accuracy_by_architecture(zoo)
-    figure: Any = Figure(figsize=(11, 1.2 + 1.1 * max(2, len(rows))), layout="constrained")
+    figure = new_figure(11, 1.2 + 1.1 * max(2, len(rows)))
     if not accuracies:
         _draw_grid(figure, zoo, rows)
         return figure
@@ -83,9 +79,5 @@ def _draw_grid(figure: Any, zoo: Zoo, rows: dict[str, list[int]]) -> None:
 
 def _draw_prep(axes: Any, zoo: Zoo, index: int) -> None:
     prep, row = zoo[index]
-    cells = prep.values.double().numpy()
-    limit = colour_limit(cells, prep.layout.total)
-    axes.set_facecolor(PADDING_COLOUR)
-    image = pooled(masked(cells, prep.layout.total))
-    axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    draw_cells(axes, prep.values.double().numpy(), prep.layout.total)
     axes.set_title(row["id"][:24], fontsize=6, parse_math=False)
