@@ -25,6 +25,7 @@ ORDERS = {
     "prepkit": (
         "version",
         "errors",
+        "text",
         "tensors",
         "files",
         "reading",
@@ -88,8 +89,8 @@ OPEN_TO_NETSPACE = {
     "prepkit.tasks.images",
     "prepkit.tasks.randomness",
     "prepkit.tasks.task",
+    "prepkit.text",
     "prepkit.version",
-    "prepkit.zoo.format.counts",
     "prepkit.zoo.format.lock",
     "prepkit.zoo.format.manifest",
     "prepkit.zoo.read.memory",
@@ -99,6 +100,7 @@ OPEN_TO_NETSPACE = {
 LIGHT = (
     "version",
     "errors",
+    "text",
     "files",
     "reading",
     "progress",

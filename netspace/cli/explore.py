@@ -25,7 +25,8 @@ from netspace.cli.exploring import (
     zoo_option,
 )
 from netspace.cli.walks import interpolate, optimize
-from prepkit.cli.common import force_option, json_option, print_json, table
+from prepkit.cli.common import force_option, json_option, print_json
+from prepkit.text import table
 
 if TYPE_CHECKING:
     from netspace.cli.exploring import Opened

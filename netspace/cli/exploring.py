@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from prepkit.errors import OutputError, PrepkitError
+from prepkit.progress import Advance, ProgressBar
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 RESULT = "result.json"  # marks a folder as one of ours, which --force may replace
-LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 
 
 class Place(click.ParamType[Any]):
@@ -268,35 +266,18 @@ def figure(value: float | None) -> str:
 
 
 @contextmanager
-def working(total: int, what: str, unit: str, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A function that counts what is finished: a bar on a terminal, plain lines elsewhere, on stderr.
-
-    Memory that was refused becomes an error of one line.
-    """
-    from tqdm import tqdm
-
+def working(total: int, what: str, unit: str, quiet: bool) -> Iterator[Advance]:
+    """Give the function that moves a bar on; refused memory becomes an error of one line."""
     from netspace.training.memory import OutOfMemory, is_out_of_memory
 
-    terminal = sys.stderr.isatty()
-    bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, disable=quiet or not terminal)
-    done, told = 0, time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, told
-        done += count
-        bar.update(count)
-        if not terminal and not quiet and time.monotonic() - told >= LINE_SECONDS:
-            told = time.monotonic()
-            click.echo(f"{what}: {done} of {total} {unit}s", err=True)
-
     try:
-        yield advance
+        with ProgressBar(what, unit, quiet=quiet) as bar:
+            bar.begin(total)
+            yield bar.advance
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"{what}: not enough memory ({str(error).splitlines()[0]}); ask for fewer at once.") from None
-    finally:
-        bar.close()
 
 
 def tell_notes(notes: list[str]) -> None:

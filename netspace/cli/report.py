@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prepkit.cli.common import Interrupted, force_option, json_option, print_json
+from prepkit.progress import StatusLine
+from prepkit.text import readable_seconds
 
 if TYPE_CHECKING:
     from netspace.report.model import Report, StageProgress
 
-LINE_SECONDS = 10.0  # between plain lines where there is no terminal
-DRAWN_SECONDS = 0.1  # between drawings on a terminal
 FOLDER = click.Path(path_type=Path)
 
 
@@ -58,7 +57,7 @@ def report(
     from netspace.run.run import Run
 
     opened = [Run(path) for path in runs]
-    line = Line(as_json)
+    line = StageLine(as_json)
     settings: dict[str, Any] = {} if title is None else {"title": title}
     try:
         found = report_of(
@@ -105,7 +104,7 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
     if quick and full:
         raise click.UsageError("--quick and --full are two sizes; give one, or neither for the usual one.")
     keep_freed_memory()
-    line = Line(as_json)
+    line = StageLine(as_json)
     try:
         size = "quick" if quick else "full" if full else "mini"
         found = paper_of(folder, size, device=device, progress=line)
@@ -138,44 +137,24 @@ def tell(found: Report, page: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-class Line:
-    """One line that says what runs and what is left: drawn over and over on a terminal, now and then elsewhere."""
+class StageLine(StatusLine):
+    """One line that says which stage runs now, how far it is, and what comes after it."""
 
     def __init__(self, quiet: bool) -> None:
-        self.quiet, self.drawn = quiet, sys.stderr.isatty()
-        self.told, self.what, self.width = 0.0, "", 0
+        super().__init__(quiet=quiet)
         self.began = time.monotonic()
 
-    def __call__(self, doing: StageProgress) -> None:
-        """Say it, unless something was said just now."""
-        now = time.monotonic()
-        due = doing.stage != self.what or now - self.told >= (DRAWN_SECONDS if self.drawn else LINE_SECONDS)
-        if self.quiet or not due:
-            return
-        self.told, self.what = now, doing.stage
-        text = text_of(doing, now - self.began)
-        if not self.drawn:
-            click.echo(text, err=True)
-            return
-        import shutil
-
-        text = text[: shutil.get_terminal_size().columns - 1]
-        click.echo("\r" + text.ljust(self.width), nl=False, err=True)
-        self.width = len(text)
-
-    def close(self) -> None:
-        """Leave the line as it is."""
-        if self.width:
-            click.echo("", err=True)
-            self.width = 0
+    def __call__(self, progress: StageProgress) -> None:
+        """Show a stage."""
+        self.show(progress.stage, text_of(progress, time.monotonic() - self.began))
 
 
 def text_of(doing: StageProgress, seconds: float) -> str:
     """`[ 3/41] 02:10 training digits_multi: step 300/1500 | then: 36 experiments; the page`."""
-    minutes, rest = divmod(int(seconds), 60)
     text = f": {doing.text}" if doing.text else ""
     left = f" | then: {doing.remaining}" if doing.remaining else ""
-    return f"[{doing.number:>{len(str(doing.total))}}/{doing.total}] {minutes:02}:{rest:02} {doing.stage}{text}{left}"
+    number = f"{doing.number:>{len(str(doing.total))}}"
+    return f"[{number}/{doing.total}] {readable_seconds(seconds)} {doing.stage}{text}{left}"
 
 
 COMMANDS: tuple[click.Command, ...] = (report, paper)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from netspace.cli.exploring import PLACE
-from prepkit.cli.common import json_option, print_json, table
-
-LINE_SECONDS = 10.0  # between plain lines where there is no terminal
+from prepkit.cli.common import json_option, print_json
+from prepkit.progress import ProgressBar
+from prepkit.text import table
 
 
 @click.command()
@@ -62,11 +59,8 @@ def train(
     values |= {} if seed is None else {"training.seed": seed}
     values |= {} if steps is None else {"training.steps": steps}
     keep_freed_memory()
-    bar = progress(as_json)
-    try:
+    with ProgressBar("training", "step", quiet=as_json) as bar:
         run = train_space(load_recipe(recipe, values), zoo, out, resume=resume, device=device, data=data, progress=bar)
-    finally:
-        bar.close()
     if is_first():  # of torchrun's processes
         tell(run, as_json)
 
@@ -110,56 +104,3 @@ def tell(run: Any, as_json: bool) -> None:
     scores = " ".join(f"{name} {value:.4g}" for name, value in best["scores"].items())
     click.echo(f"{run.path}: best after step {best['step']}: {scores}")
     click.echo(f"netspace evaluate {run.path}")
-
-
-def progress(quiet: bool) -> Any:
-    """A Progress that draws a bar on a terminal, writes plain lines elsewhere, and nothing with --json."""
-    from tqdm import tqdm
-
-    from netspace.training.logs import Progress
-
-    class Bar(Progress):
-        """A bar over the steps that are left; losses and instances a second beside it."""
-
-        def __init__(self) -> None:
-            self.bar: Any = None
-            self.lines = not sys.stderr.isatty()
-            self.told = self.started = time.monotonic()
-            self.first = self.steps = 0
-
-        def begin(self, step: int, steps: int) -> None:
-            self.first, self.steps, self.started = step, steps, time.monotonic()
-            if self.lines:
-                self._say(f"training: {steps - step} of {steps} steps are left")
-            elif not quiet:
-                self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", dynamic_ncols=True)
-
-        def advance(self, step: int, losses: Mapping[str, float], instances_per_second: float) -> None:
-            text = f"{' '.join(f'{name} {value:.3g}' for name, value in losses.items())}, "
-            text += f"{instances_per_second:.0f} instances/s"
-            if self.bar is not None:
-                self.bar.set_postfix_str(text, refresh=False)
-                self.bar.update(step - self.bar.n)
-            elif self.lines and time.monotonic() - self.told >= LINE_SECONDS:
-                self.told = time.monotonic()
-                done = step - self.first
-                left = (self.told - self.started) / done * (self.steps - step) if done else 0.0
-                self._say(f"step {step}/{self.steps}: {text}, {tqdm.format_interval(left)} left")
-
-        def validated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
-            text = " ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            self._say(f"step {step}/{self.steps}: validation {text}{' (best so far)' if best else ''}")
-
-        def note(self, text: str) -> None:
-            self._say(f"note: {text}")
-
-        def close(self) -> None:
-            """Leave the bar as it is."""
-            if self.bar is not None:
-                self.bar.close()
-
-        def _say(self, text: str) -> None:
-            if not quiet:
-                tqdm.write(text, file=sys.stderr)
-
-    return Bar()

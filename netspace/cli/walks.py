@@ -27,7 +27,8 @@ from netspace.cli.exploring import (
     write_json,
     zoo_option,
 )
-from prepkit.cli.common import force_option, json_option, print_json, table
+from prepkit.cli.common import force_option, json_option, print_json
+from prepkit.text import table
 
 if TYPE_CHECKING:
     from torch import Tensor

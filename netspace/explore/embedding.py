@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from netspace.space.evaluation import PREPS_AT_ONCE, chunks
 from netspace.space.network import NetSpace
 from prepkit.errors import OutputError, listed
 from prepkit.files import check_writable, replacing
+from prepkit.progress import Advance
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,11 +37,9 @@ STORAGE = ("shard", "row")  # columns that say where an instance lies, not what 
 EMBEDDING = "embedding"
 PREDICTED = ("predicted_architecture", "predicted_class_id", EMBEDDING)
 
-Progress = Callable[[int], None]
-
 
 def encode(
-    space: NetSpace, zoo: prepkit.Zoo, rows: Sequence[int] | None = None, progress: Progress | None = None
+    space: NetSpace, zoo: prepkit.Zoo, rows: Sequence[int] | None = None, progress: Advance | None = None
 ) -> Tensor:
     """Embeddings `[N, E]` of a zoo's instances on the space's device, without gradient.
 
@@ -65,7 +64,7 @@ def embed(
     split: str | None = None,
     *,
     space: NetSpace | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> pa.Table:
     """Where a zoo's instances stand in a run's space, one row an instance.
 

@@ -12,7 +12,7 @@ Shapes: P pairs, S steps, M = P S points, E embedding values, H x W the PRep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from netspace.space.evaluation import accuracy_of, chunks
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
+from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
 from prepkit.tasks.distance_grid import distances_on_grid, has_surface, volumes
 
@@ -39,7 +40,6 @@ EMBEDDING, WEIGHTS = "embedding", "weights"
 TEST = "test"
 GRID = 32  # points along an axis when only volumes are asked for
 
-Progress = Callable[[int], None]
 Asked = str | Sequence[str] | Tensor
 
 
@@ -137,7 +137,7 @@ def interpolate(
     task: Any = None,
     data: Path | None = None,
     resolution: int = GRID,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Interpolation:
     """Walk from each first point to its second one and judge all steps at once.
 
@@ -238,7 +238,7 @@ class _Judge:
     task: Any
     samples: str
     resolution: int
-    progress: Progress | None
+    progress: Advance | None
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(

@@ -13,7 +13,7 @@ Shapes: N start points, E embedding values, B samples, C classes, A architecture
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import listed
+from prepkit.progress import Advance
 from prepkit.tasks.distance_grid import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from prepkit.tasks.randomness import generator
 
@@ -42,8 +43,6 @@ LEARNING_RATE = 1e-4  # the paper's; small spaces want 1e-2
 VALIDATE_EVERY = 25
 POINTS_AT_ONCE = 16  # start points whose activations are held together
 VALIDATION, TEST = "validation", "test"
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def optimize(
     space: NetSpace | None = None,
     task: Any = None,
     data: Path | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Optimisation:
     """Adam on embeddings, each on its own; the one that is best on the validation samples is kept.
 
@@ -190,7 +189,7 @@ class _Walk:
         validate_every: int,
         batch_size: int,
         seed: int,
-        progress: Progress | None,
+        progress: Advance | None,
     ) -> None:
         """Take the steps; `latents` are the best of each point then."""
         moving_NE = nn.Parameter(self.initial.clone())

@@ -26,11 +26,9 @@ from netspace.recipe import Recipe, load_recipe
 from netspace.report.make import report
 from netspace.report.model import Progress, Report, StageProgress
 from netspace.run.run import BEST, LATEST, RECORD, Run
-from netspace.training.logs import Progress as TrainingProgress
 from netspace.training.trainer import train
 from prepkit.files import replacing
-from prepkit.progress import Progress as ZooProgress
-from prepkit.progress import Standing
+from prepkit.progress import SHARE, ProgressInWords
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 
 FORMAT = "netspace-paper/1"
@@ -231,34 +229,10 @@ def zoo_stage(name: str, path: Path, sizes: Mapping[str, int], device: str) -> S
     def go(say: Callable[[str], None]) -> object:
         where = None if device == "auto" else device
         instances, epochs = sizes.get("instances"), sizes.get("epochs")
-        told = ZooTold(say)
-        return prepkit.train_zoo(name, path, device=where, instances=instances, epochs=epochs, progress=told)
+        words = ProgressInWords(SHARE, say)
+        return prepkit.train_zoo(name, path, device=where, instances=instances, epochs=epochs, progress=words)
 
     return Stage("zoo", name, done, go)
-
-
-class ZooTold(ZooProgress):
-    """A zoo's training in words."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        self.work = self.done = 0.0
-        self.text = ""
-
-    def begin(self, work: float, standing: Standing) -> None:
-        """What is left to do."""
-        self.work = work
-        self.finished(standing)
-
-    def advance(self, work: float) -> None:
-        """Some of it is done."""
-        self.done += work
-        self.say(f"{min(1.0, self.done / self.work) if self.work else 1.0:.0%}, {self.text}")
-
-    def finished(self, standing: Standing) -> None:
-        """Instances are in the zoo."""
-        accuracy = "" if standing.accuracy is None else f", accuracy {standing.accuracy:.3f}"
-        self.text = f"{standing.instances}/{standing.of} instances{accuracy}"
 
 
 # Trainings ------------------------------------------------------------------------------------------------------
@@ -286,7 +260,7 @@ def training_stage(name: str, recipe: Recipe, zoo: Path, path: Path, device: str
     def go(say: Callable[[str], None]) -> object:
         forget_unborn(path)
         resume = (path / RECORD).exists()
-        return train(recipe, zoo, path, resume=resume, device=device, progress=TrainingTold(say))
+        return train(recipe, zoo, path, resume=resume, device=device, progress=ProgressInWords("step", say))
 
     return Stage("training", name, done, go)
 
@@ -306,24 +280,3 @@ def forget_unborn(path: Path) -> None:
         for folder in [*path.iterdir(), path]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-
-
-class TrainingTold(TrainingProgress):
-    """A NetSpace's training in words."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        self.steps = 0
-        self.score = ""
-
-    def begin(self, step: int, steps: int) -> None:
-        """How many steps there are."""
-        self.steps = steps
-
-    def advance(self, step: int, losses: Mapping[str, float], instances_per_second: float) -> None:
-        """Steps were taken."""
-        self.say(f"step {step}/{self.steps}, loss {losses['loss']:.3g}{self.score}")
-
-    def validated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
-        """The score so far."""
-        self.score = f", score {scores['score']:.3f}"

@@ -10,12 +10,12 @@ metrics, evaluations and figures, and the card. The state that training goes on 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 from netspace.run.card import README, card_text
 from netspace.run.run import BEST, CHECKPOINTS, FIGURES, METRICS, RECORD, Run, RunError
 from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.upload import Push, push_bundle
+from prepkit.progress import Advance
 
 
 def push_run(
@@ -26,7 +26,7 @@ def push_run(
     private: bool = False,
     dry_run: bool = False,
     token: str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Push:
     """Make the best NetSpace of a run the newest version of a model repository, which is created if there is none.
 

@@ -12,7 +12,7 @@ Shapes: N instances, H x W the PRep, E embedding values, P points of a shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import prepkit
 from netspace.data import ZooMismatch, has_items, items_of
 from netspace.space.device import half
 from netspace.space.prediction import predict
+from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
 from prepkit.tasks.distance_grid import POINTS_AT_ONCE
 from prepkit.tasks.task import EVALUATION_BATCH
@@ -36,8 +37,6 @@ INSTANCES_AT_ONCE = 64
 PREPS_AT_ONCE = 8  # through the space, whose first layers put out more than all else
 CLOSE = 1e-2  # supplementary V: an output this near to the target's counts as right
 NEAR = 0.1  # of the surface: the distance at which DeepSDF cuts its targets
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def evaluate(
     *,
     bf16: bool = False,
     targets: Sequence[float] | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Evaluation:
     """Encode, decode and judge every instance of a zoo or view.
 

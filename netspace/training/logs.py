@@ -17,6 +17,7 @@ from torch import Tensor
 import prepkit
 from netspace.run.run import TENSORBOARD, Run
 from netspace.training.parallel import Ranks
+from prepkit.progress import Progress
 
 EVERY_STEPS = 10  # between looks at the losses: each look waits for the device
 
@@ -25,22 +26,6 @@ class NotFinite(prepkit.PrepkitError):
     """A loss or a gradient became infinite or not a number; the last good state is kept."""
 
     exit_code = 1
-
-
-class Progress:
-    """Nothing is told; a subclass overrides what it wants to know."""
-
-    def begin(self, step: int, steps: int) -> None:
-        """Training begins after `step` of `steps` steps."""
-
-    def advance(self, step: int, losses: Mapping[str, float], instances_per_second: float) -> None:
-        """`step` steps are done; losses are means since the last call."""
-
-    def validated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
-        """The instances for validation were predicted."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
 
 
 @dataclass
@@ -59,6 +44,8 @@ class Log:
     values: list[Tensor] = field(default_factory=list)  # one a step, `[parts]`
     batches: list[tuple[int, ...]] = field(default_factory=list)  # indices of the instances of each
     since: float = field(default_factory=time.monotonic)
+    last_step: int = 0  # the last step that the progress heard of
+    score: float | None = None  # of the last validation
 
     def step(self, step: int, parts: Mapping[str, Tensor], indices: Sequence[int], rate: float) -> None:
         """Note one step.
@@ -132,9 +119,10 @@ class Log:
             self.board.add_scalar("training/learning_rate", rate, step)
             self.board.add_scalar("training/instances_per_second", speed, step)
         if self.ranks.first:
-            self.progress.advance(
-                step, {name: value for name, value in means.items() if name != "gradient_norm"}, speed
-            )
+            losses = [f"{name} {value:.3g}" for name, value in means.items() if name != "gradient_norm"]
+            score = "" if self.score is None else f", score {self.score:.3f}"
+            self.progress.advance(step - self.last_step, f"{' '.join(losses)}{score}, {speed:.0f} instances/s")
+        self.last_step = step
 
     def validated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Write what a validation found; the time it took does not count as the steps'."""
@@ -144,7 +132,9 @@ class Log:
                 if math.isfinite(value):
                     self.board.add_scalar(f"validation/{name}", value, step)
         if self.ranks.first:
-            self.progress.validated(step, scores, best)
+            words = " ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self.progress.say(f"step {step}: validation {words}{' (best so far)' if best else ''}")
+        self.score = scores["score"]
         self.since = time.monotonic()
 
     def pictures(self, step: int, target_HW: Tensor, predicted_HW: Tensor) -> None:
@@ -172,6 +162,8 @@ def board_of(run: Run, step: int, progress: Progress) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        progress.note("TensorBoard is not installed, so only metrics.jsonl is written; pip install 'prepkit[train]'.")
+        progress.say(
+            "note: TensorBoard is not installed, so only metrics.jsonl is written; pip install 'prepkit[train]'."
+        )
         return None
     return SummaryWriter(str(run.path / TENSORBOARD), purge_step=step + 1 if step else None)

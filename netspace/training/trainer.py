@@ -31,13 +31,14 @@ from netspace.run.run import BEST, LATEST, LOCK, NETWORK, OPTIMISER, Run, RunErr
 from netspace.space.device import own_device, use_tf32
 from netspace.space.network import NetSpace
 from netspace.space.starts import start_from_preps
-from netspace.training.logs import EVERY_STEPS, Log, NotFinite, Progress, board_of
+from netspace.training.logs import EVERY_STEPS, Log, NotFinite, board_of
 from netspace.training.memory import OutOfMemory, advice, is_out_of_memory, num_weights
 from netspace.training.objective import Objective
 from netspace.training.parallel import Ranks
 from netspace.training.validation import Validation
 from prepkit.errors import InvalidShape
 from prepkit.files import output_error
+from prepkit.progress import Progress
 from prepkit.zoo.format.lock import Lock
 
 
@@ -119,7 +120,8 @@ class Training:
         if state is not None:
             log.restore(**state.facts["pending"], device=self.device)
         log.board = board_of(run, start, self.progress) if ranks.first else None
-        self.progress.begin(start, recipe.training.steps)
+        log.last_step = start
+        self.progress.begin(recipe.training.steps, start, f"{recipe.training.steps - start:,} left")
         batches = self.data.batches(start * recipe.batch.accumulate)
         steps = range(0) if self._enough(best) else range(start + 1, recipe.training.steps + 1)
         try:

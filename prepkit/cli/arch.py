@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import json_option, print_json, table
+from prepkit.cli.common import json_option, print_json
+from prepkit.text import table
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture

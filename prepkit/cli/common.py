@@ -176,15 +176,3 @@ def find_architecture(name: str | None, input_shape: tuple[int, ...] | None) -> 
         raise click.UsageError(f"--arch {name} also needs --input, the shape of one input such as 3x32x32.")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: the callable may lie in the user's folder
     return registry.architecture_from_callable(name, input_shape)
-
-
-def table(rows: list[tuple[Any, ...]], header: tuple[str, ...]) -> str:
-    """Rows as aligned text: numbers to the right, the rest to the left."""
-    cells = [header, *[tuple(f"{cell:,}" if type(cell) is int else str(cell) for cell in row) for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    right = [bool(rows) and all(isinstance(row[column], int) for row in rows) for column in range(len(header))]
-    lines = []
-    for row in cells:
-        parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
-        lines.append("  ".join(parts).rstrip())
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from prepkit.cli.common import INTERRUPTED, Interrupted, force_option, json_option, print_error, print_json, table
-from prepkit.zoo.format.counts import num_bytes_of, readable
+from prepkit.cli.common import INTERRUPTED, Interrupted, force_option, json_option, print_error, print_json
+from prepkit.errors import counted
+from prepkit.progress import ProgressBar
+from prepkit.text import readable_bytes, table
+from prepkit.zoo.format.counts import num_bytes_of
 
 if TYPE_CHECKING:
     from prepkit.hub.bundle import Bundle
     from prepkit.hub.progress import Progress, State
     from prepkit.hub.pull import Pulled
     from prepkit.hub.upload import Push
-
-LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 
 
 @click.command()
@@ -93,8 +92,9 @@ def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: 
     from prepkit.hub.push import num_bytes_to_verify, zoo_bundle
 
     repo = repo_name(repo)
-    with bytes_progress("verifying", num_bytes_to_verify(folder), as_json) as progress:
-        bundle = zoo_bundle(folder, repo, license=license_, dry_run=dry_run, progress=progress)
+    with ProgressBar("verifying", "B", quiet=as_json) as bar:
+        bar.begin(num_bytes_to_verify(folder))
+        bundle = zoo_bundle(folder, repo, license=license_, dry_run=dry_run, progress=bar.advance)
     send(bundle, "zoo", folder, private, dry_run, as_json)
 
 
@@ -106,8 +106,9 @@ def send(bundle: Bundle, kind: str, folder: Path, private: bool, dry_run: bool, 
     from prepkit.hub.upload import push_bundle
 
     try:
-        with bytes_progress("pushing", bundle.num_bytes, as_json or dry_run) as progress:
-            done = push_bundle(bundle, private=private, dry_run=dry_run, progress=progress)
+        with ProgressBar("pushing", "B", quiet=as_json or dry_run) as bar:
+            bar.begin(bundle.num_bytes)
+            done = push_bundle(bundle, private=private, dry_run=dry_run, progress=bar.advance)
     except KeyboardInterrupt:
         leave("interrupted; what was sent is kept. The same command goes on.", as_json)
     if as_json:
@@ -125,54 +126,17 @@ def leave(message: str, as_json: bool) -> NoReturn:
 
 
 @contextmanager
-def bytes_progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """What counts bytes: a bar on a terminal, a line now and then elsewhere, nothing if quiet."""
-    if sys.stderr.isatty() and not quiet:
-        from tqdm import tqdm
-
-        with tqdm(total=total, unit="B", unit_scale=True, desc=what) as bar:
-            yield lambda count: bar.update(count)
-        return
-    done, told = 0, time.monotonic()
-
-    def count(more: int) -> None:
-        nonlocal done, told
-        done += more
-        if not quiet and time.monotonic() - told >= LINE_SECONDS:
-            told = time.monotonic()
-            click.echo(f"{what}: {readable(done)} of {readable(total)}", err=True)
-
-    yield count
-
-
-@contextmanager
 def pull_progress(quiet: bool) -> Iterator[Progress]:
-    """What tells bytes and instances: a bar on a terminal, a line now and then elsewhere, nothing if quiet."""
-    if sys.stderr.isatty() and not quiet:
-        from tqdm import tqdm
+    """Give a function that shows a pull's bytes and instances."""
+    with ProgressBar("pulling", "B", quiet=quiet) as bar:
 
-        with tqdm(unit="B", unit_scale=True, desc="pulling") as bar:
+        def show(state: State) -> None:
+            if state.total_bytes != bar.total:
+                bar.begin(state.total_bytes)
+            instances = f"{state.instances:,} of {counted(state.total_instances, 'instance')}"
+            bar.advance(state.bytes - bar.done, instances)
 
-            def draw(state: State) -> None:
-                bar.total = state.total_bytes
-                bar.set_postfix_str(f"{state.instances:,} of {state.total_instances:,} instances", refresh=False)
-                bar.update(state.bytes - bar.n)
-
-            yield draw
-        return
-    told = time.monotonic()
-
-    def tell(state: State) -> None:
-        nonlocal told
-        if not quiet and time.monotonic() - told >= LINE_SECONDS:
-            told = time.monotonic()
-            click.echo(
-                f"pulling: {readable(state.bytes)} of {readable(state.total_bytes)}, "
-                f"{state.instances:,} of {state.total_instances:,} instances",
-                err=True,
-            )
-
-    yield tell
+        yield show
 
 
 def _pull_record(done: Pulled) -> dict[str, Any]:
@@ -191,7 +155,7 @@ def _pull_record(done: Pulled) -> dict[str, Any]:
 
 def _pull_text(done: Pulled) -> str:
     record, manifest = done.record, done.manifest
-    size = f"{manifest.table.rows:,} instances, {readable(num_bytes_of(manifest))}"
+    size = f"{manifest.table.rows:,} instances, {readable_bytes(num_bytes_of(manifest))}"
     part = "" if record.selection.is_whole else f" ({record.selection})"
     what = "all of it was there" if done.was_there else "every file checked"
     return f"{record.repo}{part} -> {done.path}: {size}; commit {record.commit}; {what}"
@@ -215,7 +179,7 @@ def _push_record(done: Push, dry_run: bool) -> dict[str, Any]:
 def _push_text(folder: Path, done: Push, private: bool, dry_run: bool) -> str:
     new = [file for file in done.files if not file.there]
     there = len(done.files) - len(new)
-    what = f"{len(new)} files, {readable(done.new_bytes)}" + (f"; {there} are there already" if there else "")
+    what = f"{len(new)} files, {readable_bytes(done.new_bytes)}" + (f"; {there} are there already" if there else "")
     if dry_run:
         rows = [(file.path, file.bytes, "there" if file.there else "new") for file in done.files]
         kind = f"{'a new' if done.created else 'the'}{' private' if private else ''} repository {done.repo}"

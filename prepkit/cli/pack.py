@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from prepkit.cli.common import (
 )
 from prepkit.cli.models import Model, at_hand
 from prepkit.errors import OutputError
+from prepkit.progress import ProgressBar
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
@@ -75,22 +76,25 @@ def pack(
     from prepkit.prep.file import save_prep
 
     records = []
-    for model, target in _progress(list(zip(models, targets, strict=True)), as_json):
-        with at_hand(model, as_json) as found:
-            packed = pack_checkpoint(
-                found.file,
-                width=width,
-                height=height,
-                architecture=network,
-                key=key,
-                keep_batch_norm=keep_bn,
-                dtype=dtype,
-                allow_nonfinite=allow_nonfinite,
-            )
-        save_prep(packed.prep, target, overwrite=force)
-        records.append(_record(packed, found.source, target))
-        if not as_json:
-            click.echo(_summary(packed, found.source, target))
+    with ProgressBar("packing", "model", quiet=as_json or len(models) == 1) as bar:
+        bar.begin(len(models))
+        for model, target in zip(models, targets, strict=True):
+            with at_hand(model, as_json) as found:
+                packed = pack_checkpoint(
+                    found.file,
+                    width=width,
+                    height=height,
+                    architecture=network,
+                    key=key,
+                    keep_batch_norm=keep_bn,
+                    dtype=dtype,
+                    allow_nonfinite=allow_nonfinite,
+                )
+            save_prep(packed.prep, target, overwrite=force)
+            records.append(_record(packed, found.source, target))
+            if not as_json:
+                click.echo(_summary(packed, found.source, target))
+            bar.advance(1)
     if as_json:
         print_json({"packed": records})
 
@@ -260,14 +264,6 @@ def _stem(path: Path) -> str:
     """The name without its suffix: `model` for model.pt, model.prep.safetensors and model.safetensors.index.json."""
     suffix = next((suffix for suffix in (PREP_SUFFIX, INDEX_SUFFIX) if path.name.endswith(suffix)), path.suffix)
     return path.name.removesuffix(suffix)
-
-
-def _progress(pairs: list[tuple[Path | HubAddress, Path]], quiet: bool) -> Iterator[tuple[Path | HubAddress, Path]]:
-    if quiet or len(pairs) == 1:
-        return iter(pairs)
-    from tqdm import tqdm
-
-    return iter(tqdm(pairs, unit="model", desc="packing", disable=None))
 
 
 def _record(packed: Packed, source: str, target: Path) -> dict[str, Any]:

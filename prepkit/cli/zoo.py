@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ from prepkit.cli.common import architecture_options, find_architecture, force_op
 from prepkit.cli.models import Model, at_hand
 from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text, without_nan
 from prepkit.errors import OutputError, PrepkitError, listed
+from prepkit.progress import ProgressBar
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
@@ -65,8 +64,9 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
         raise click.UsageError("--data goes with --rerun N.")
     from prepkit.zoo.change import verify as checks
 
-    with _bytes_bar("verifying", folder, as_json) as progress:
-        found = checks.verify(folder, jobs, progress)
+    with ProgressBar("verifying", "B", quiet=as_json) as bar:
+        bar.begin(_bytes_in(folder))
+        found = checks.verify(folder, jobs, bar.advance)
     runs: tuple[Rerun, ...] = ()
     if reruns is not None and found.ok:
         from prepkit.api import open_zoo
@@ -154,8 +154,9 @@ def convert(source: Path, target: Path, format_: str, as_json: bool) -> None:
     from prepkit.zoo.card.card import write_card
     from prepkit.zoo.change.convert import convert as convert_zoo
 
-    with _bytes_bar("converting", source, as_json) as progress:
-        manifest = convert_zoo(source, target, format_, progress, finish=write_card)
+    with ProgressBar("converting", "B", quiet=as_json) as bar:
+        bar.begin(_bytes_in(source))
+        manifest = convert_zoo(source, target, format_, bar.advance, finish=write_card)
     _tell(manifest, target, [], as_json)
 
 
@@ -180,7 +181,8 @@ def merge(
     from prepkit.zoo.card.card import write_card
     from prepkit.zoo.change.merge import merge as merge_zoos
 
-    with _bytes_bar("merging", None, as_json) as progress:
+    with ProgressBar("merging", "B", quiet=as_json) as bar:
+        bar.begin(sum(map(_bytes_in, sources)))
         merged = merge_zoos(
             target,
             list(sources),
@@ -188,7 +190,7 @@ def merge(
             license=license_,
             format=format_,
             prefix=prefix,
-            progress=progress,
+            progress=bar.advance,
             finish=write_card,
         )
     _tell(merged.manifest, target, list(merged.notes), as_json)
@@ -251,19 +253,20 @@ def export(folder: Path, id_: str, output: Path, force: bool, as_json: bool) -> 
 
 def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool) -> None:
     """Add what is not in the zoo yet; on a failure say that what is in it is kept, or leave nothing if nothing is."""
-    from tqdm import tqdm
-
     from prepkit.zoo.change.sources import SOURCE, SOURCE_SHA256, are_of_hub, read_source
 
     of_hub = are_of_hub(records)
     waiting = [record for record in records if record.id not in writer.finished_ids]
     try:
-        for record in tqdm(waiting, unit="model", desc="adding", disable=True if quiet else None):
-            with at_hand(record.file, quiet) as found:
-                model, sha256 = read_source(found.file)
-                source = {SOURCE: None if isinstance(record.file, Path) else found.source} if of_hub else {}
-                columns = {**record.columns, **source, SOURCE_SHA256: sha256}
-                writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
+        with ProgressBar("adding", "model", quiet=quiet) as bar:
+            bar.begin(len(waiting))
+            for record in waiting:
+                with at_hand(record.file, quiet) as found:
+                    model, sha256 = read_source(found.file)
+                    source = {SOURCE: None if isinstance(record.file, Path) else found.source} if of_hub else {}
+                    columns = {**record.columns, **source, SOURCE_SHA256: sha256}
+                    writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
+                bar.advance(1)
     except (PrepkitError, KeyboardInterrupt):
         if len(writer):
             kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
@@ -273,14 +276,9 @@ def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool
         raise
 
 
-@contextmanager
-def _bytes_bar(what: str, source: Path | None, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar of bytes on a terminal; its end is known where the source can be read."""
-    from tqdm import tqdm
-
-    total = None if source is None else sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
-    with tqdm(total=total or None, unit="B", unit_scale=True, desc=what, disable=True if quiet else None) as bar:
-        yield lambda count: bar.update(count)
+def _bytes_in(folder: Path) -> int:
+    """Sum the sizes of all files in a folder; 0 if there is none."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _note(notes: list[str] | tuple[str, ...]) -> None:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prepkit.cli.common import table
-from prepkit.zoo.format.counts import counts_of, num_bytes_of, readable
+from prepkit.errors import counted
+from prepkit.text import readable_bytes, table
+from prepkit.zoo.format.counts import counts_of, num_bytes_of
 
 if TYPE_CHECKING:
     from prepkit.zoo.change.splitting import Splitting
@@ -50,7 +51,8 @@ def facts(manifest: Manifest) -> dict[str, Any]:
 def description(manifest: Manifest) -> str:
     """What `info` tells, as text."""
     counts = counts_of(manifest)
-    size = f"{readable(num_bytes_of(manifest))} in {len(manifest.shards)} {manifest.shard_format} shards"
+    shards = counted(len(manifest.shards), f"{manifest.shard_format} shard")
+    size = f"{readable_bytes(num_bytes_of(manifest))} in {shards}"
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest.splits.items()) or "none"
     rows = [
         ("teacher" if stored.class_id is None else str(stored.class_id), stored.name, counts[stored.name])
@@ -58,7 +60,7 @@ def description(manifest: Manifest) -> str:
         for stored in manifest.architectures
     ]
     lines = [
-        f"{manifest.name}: {manifest.table.rows:,} instances, PReps {manifest.shape} {manifest.dtype}, {size}",
+        f"{manifest.name}: {counted(manifest.table.rows, 'instance')}, PReps {manifest.shape} {manifest.dtype}, {size}",
         f"  splits   {splits}",
         f"  task     {_task(manifest.task)}",
         f"  licence  {manifest.license or 'none given'}",
@@ -84,13 +86,14 @@ def verification(found: Verification, runs: tuple[Rerun, ...]) -> dict[str, Any]
 
 def verification_text(found: Verification, runs: tuple[Rerun, ...]) -> str:
     """What `verify` found, as text."""
-    state = "whole" if found.ok else f"{len(found.faults)} faults"
-    lines = [f"{found.path}: {state}; {found.instances:,} instances, {found.files} files, {readable(found.bytes)} read"]
+    state = "whole" if found.ok else counted(len(found.faults), "fault")
+    read = f"{counted(found.instances, 'instance')}, {counted(found.files, 'file')}, {readable_bytes(found.bytes)} read"
+    lines = [f"{found.path}: {state}; {read}"]
     lines += [f"  fault  {fault}" for fault in found.faults]
     lines += [f"  note   {note}" for note in found.notes]
     if runs:
         agreeing = sum(run.agrees for run in runs)
-        lines.append(f"  rerun  {agreeing} of {len(runs)} instances have the accuracy that is stored")
+        lines.append(f"  rerun  {agreeing} of {counted(len(runs), 'instance')} have the accuracy that is stored")
     lines += [f"  fault  {run.id}: accuracy {run.found:.4f}, stored {run.stored}" for run in runs if not run.agrees]
     return "\n".join(lines)
 
@@ -98,7 +101,7 @@ def verification_text(found: Verification, runs: tuple[Rerun, ...]) -> str:
 def split_text(found: Splitting) -> str:
     """How a zoo was split, as text."""
     rows = [(split, name, count) for split, counts in found.counts.items() for name, count in sorted(counts.items())]
-    kept = f"{found.groups:,} values of '{found.group}' kept together" if found.group else "no groups"
+    kept = f"{counted(found.groups, 'value')} of '{found.group}' kept together" if found.group else "no groups"
     return f"{table(rows, ('split', 'architecture', 'instances'))}\n\n{kept}; table {found.table}"
 
 

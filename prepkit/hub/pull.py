@@ -25,8 +25,9 @@ from prepkit.hub.partial import fetch_cut
 from prepkit.hub.progress import Counter, Progress
 from prepkit.hub.selection import Record, Selection
 from prepkit.hub.target import Target, known_zoo
+from prepkit.text import readable_bytes
 from prepkit.zoo.change.cutting import Cut, planned_cut
-from prepkit.zoo.format.counts import num_bytes_of, readable
+from prepkit.zoo.format.counts import num_bytes_of
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.tables import read_table
@@ -247,4 +248,5 @@ def _check_room(root: Path, manifest: Manifest, cut: Cut | None) -> None:
     there = sum(file.stat().st_size for file in root.glob("shards/*") if file.is_file())
     needed, free = _num_bytes(manifest, cut) - there, shutil.disk_usage(place).free
     if needed > free:
-        raise HubError(f"{readable(needed)} are to be fetched, and '{place}' has {readable(free)} free; make room.")
+        sizes = f"{readable_bytes(needed)} are to be fetched, and '{place}' has {readable_bytes(free)} free"
+        raise HubError(f"{sizes}; make room.")

@@ -10,7 +10,6 @@ an older version stay where they were, and whoever reads that version goes on re
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from prepkit.errors import ZooError, listed
 from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.readme import picture_for, readme_for
 from prepkit.hub.upload import Push, push_bundle
+from prepkit.progress import Advance
 from prepkit.zoo.card.card import PICTURE, README, write_card
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.counts import num_bytes_of
@@ -33,8 +33,8 @@ def push(
     private: bool = False,
     dry_run: bool = False,
     token: str | None = None,
-    progress: Callable[[int], None] | None = None,
-    verified: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
+    verified: Advance | None = None,
 ) -> Push:
     """Verify a zoo and make it the newest version of a dataset repository, which is created if there is none.
 
@@ -60,7 +60,7 @@ def zoo_bundle(
     *,
     license: str | None = None,
     dry_run: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Bundle:
     """Verify a zoo, and return what is pushed of it: the files that its manifest names, the manifest and the card.
 
@@ -99,7 +99,7 @@ def _check_licence(manifest: Manifest, given: str | None, root: Path) -> None:
         raise ZooError(f"'{root}' has the licence '{manifest.license}' already, not '{given}'; leave --license out.")
 
 
-def _verified_manifest(root: Path, progress: Callable[[int], None] | None) -> Manifest:
+def _verified_manifest(root: Path, progress: Advance | None) -> Manifest:
     """Return the manifest of a zoo that verifies."""
     manifest = read_manifest(root)
     result = verify(root, progress=progress)

@@ -25,6 +25,7 @@ from huggingface_hub.utils.sha import git_hash
 from prepkit.errors import HubError, listed
 from prepkit.hub.bundle import Bundle, RepoType, Upload
 from prepkit.hub.client import api, explained, quiet, retried
+from prepkit.progress import Advance
 
 MAIN = "main"
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts it into every repository
@@ -75,7 +76,7 @@ def push_bundle(
     private: bool = False,
     dry_run: bool = False,
     token: str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Push:
     """Make files the newest version of a repository, which is created if there is none.
 
@@ -168,7 +169,7 @@ class _Version:
     bundle: Bundle
     parent: str | None
 
-    def push(self, new: Sequence[Upload], progress: Callable[[int], None]) -> int:
+    def push(self, new: Sequence[Upload], progress: Advance) -> int:
         """Upload the new files of the bundle and commit them; return the number of commits."""
         progress(self.bundle.num_bytes - sum(file.size for file in new))
         if not new:
@@ -179,7 +180,7 @@ class _Version:
         self.check()
         return len(parts)
 
-    def upload(self, files: Sequence[Upload], progress: Callable[[int], None]) -> list[CommitOperationAdd]:
+    def upload(self, files: Sequence[Upload], progress: Advance) -> list[CommitOperationAdd]:
         """Upload the contents of files, which nobody sees before a commit names them."""
         uploaded = []
         for batch in _batches(files):

@@ -7,7 +7,7 @@ folder holds
     training/record.json              what was begun (record.py)
     training/unit-<n>.safetensors     a unit on its way (units.py)
     training/done-<n>.safetensors     a finished one that waits (spool.py)
-    training/told.jsonl               attempts that diverged, how the teacher turned out, accuracies so far
+    training/told.jsonl               attempts that diverged, how the teacher turned out
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Registry, architecture
-from prepkit.progress import Progress, Standing
+from prepkit.progress import Progress
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
 from prepkit.training.engine import Engine, choose_engine
@@ -129,7 +129,6 @@ class Run:
         self.of = sum(len(unit.ids) for unit in units)
         self.left = [unit for unit in units if not writer.finished_ids.issuperset(unit.ids)]
         self.teacher = teacher_unit(spec, jobs.teacher, len(units))
-        self._accuracies = self.told.accuracies
 
     def train(self, execute: Executor, task: Task) -> None:
         """Train what is left, and write it in the order of the zoo."""
@@ -137,7 +136,7 @@ class Run:
         due = [unit for unit in self.left if unit not in waiting]
         if self.teacher is not None and not self.writer.has_teacher:
             due.insert(0, self.teacher)
-        self.progress.begin(sum(unit.work(task) for unit in due), self.standing)
+        self.progress.begin(sum(unit.work(task) for unit in due), text=self._finished)
         self._write_waiting()
         for done in execute(due):
             self._take(done)
@@ -145,15 +144,13 @@ class Run:
         self.writer.provenance |= {"diverged": self.told.diverged, **teacher}
 
     @property
-    def standing(self) -> Standing:
-        """How far the zoo is."""
-        mean = sum(self._accuracies) / len(self._accuracies) if self._accuracies else None
-        return Standing(len(self.writer), self.of, mean, len(self.told.diverged))
+    def _finished(self) -> str:
+        return f"{len(self.writer)}/{counted(self.of, 'instance')}"
 
     def _take(self, done: Done) -> None:
         for gone in done.diverged:
             self.told.add({"diverged": asdict(gone)})
-            self.progress.note(f"{gone.run} diverged with seed {gone.seed} after epoch {gone.epoch}: replaced.")
+            self.progress.say(f"note: {gone.run} diverged with seed {gone.seed} after epoch {gone.epoch}: replaced.")
         if done.unit == self.teacher:
             columns = {name: values[0] for name, values in done.rows.columns.items() if name != "run"}
             self.told.add({"teacher": columns})
@@ -176,9 +173,9 @@ class Run:
         self.writer.add_stack(rows.tensors, architecture=known, ids=rows.ids, split=rows.splits, **rows.columns)
         done_file(self.folder, done.unit).unlink(missing_ok=True)
         self.left.pop(0)
-        self.told.add({"unit": done.unit.number, "accuracies": rows.columns.get("accuracy", [])})
-        self._accuracies = self.told.accuracies
-        self.progress.finished(self.standing)
+        accuracies = rows.columns.get("accuracy", [])
+        last = f", accuracy {sum(accuracies) / len(accuracies):.3f} in the last stack" if accuracies else ""
+        self.progress.advance(0.0, f"{self._finished}{last}")
 
 
 class Told:
@@ -210,11 +207,6 @@ class Told:
         """The attempts that were given up, in an order that does not depend on who was first."""
         gone = [entry["diverged"] for entry in self.entries if "diverged" in entry]
         return sorted(gone, key=lambda entry: (entry["run"], entry["epoch"], entry["seed"]))
-
-    @property
-    def accuracies(self) -> list[float]:
-        """Of the instances finished so far."""
-        return [accuracy for entry in self.entries for accuracy in entry.get("accuracies", [])]
 
     @property
     def teacher(self) -> dict[str, Any] | None:

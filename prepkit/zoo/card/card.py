@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prepkit.errors import counted
 from prepkit.files import replacing
 from prepkit.licence import licence_of_card
-from prepkit.zoo.format.counts import counts_of, num_bytes_of, readable
+from prepkit.text import readable_bytes
+from prepkit.zoo.format.counts import counts_of, num_bytes_of
 from prepkit.zoo.format.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -123,10 +125,11 @@ def card_header(manifest: Manifest) -> dict[str, list[str]]:
 
 def _summary(manifest: Manifest) -> str:
     counts = [count for count in counts_of(manifest).values() if count]
+    shards = counted(len(manifest.shards), f"{manifest.shard_format} shard")
     return (
-        f"{manifest.table.rows:,} trained networks of {len(counts)} architectures, each as one matrix (a PRep) that "
-        f"fits {manifest.shape} {manifest.dtype} values; {readable(num_bytes_of(manifest))} in {len(manifest.shards)} "
-        f"{manifest.shard_format} shards. Made with {_line(manifest.created_by)}."
+        f"{counted(manifest.table.rows, 'trained network')} of {counted(len(counts), 'architecture')}, each as one "
+        f"matrix (a PRep) that fits {manifest.shape} {manifest.dtype} values; "
+        f"{readable_bytes(num_bytes_of(manifest))} in {shards}. Made with {_line(manifest.created_by)}."
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from prepkit.errors import OutputError, VerificationError, ZooError, listed
 from prepkit.files import publish
+from prepkit.progress import Advance
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.shards import Extent, ShardFormat, offset_of_values, shard_format
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 CHUNK_BYTES = 4 << 20
-Progress = Callable[[int], None] | None
 # What a conversion may change in a manifest.
 CONVERTED = frozenset(("shard_format", "shards", "sha256"))
 
@@ -65,7 +65,7 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     format: str,
-    progress: Progress = None,
+    progress: Advance | None = None,
     finish: Callable[[Path], object] | None = None,
 ) -> Manifest:
     """Write the zoo `source` as `target` with shards of another format, in constant memory, and prove it is the same.
@@ -122,7 +122,7 @@ def copy_shards(
     width: int,
     root: Path,
     numbers: dict[str, int],
-    progress: Progress,
+    progress: Advance | None,
 ) -> list[Shard]:
     """Write all shards of a zoo into `root` at a width, read each back, and describe them in the same order.
 
@@ -150,7 +150,7 @@ def rows_of(root: Path, manifest: Manifest, shard: Shard) -> Rows:
 
 
 def copy_shard(
-    rows: Rows, extent: Extent, architecture: str, number: int, kind: ShardFormat, root: Path, progress: Progress
+    rows: Rows, extent: Extent, architecture: str, number: int, kind: ShardFormat, root: Path, progress: Advance | None
 ) -> Shard:
     """Stream rows into a shard of another format, height or width, and publish it."""
     part = root / "shard.part"

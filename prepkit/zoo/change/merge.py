@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
+from prepkit.progress import Advance
 from prepkit.version import __version__
-from prepkit.zoo.change.convert import Progress, check_target, check_whole, copy_file, copy_shards, verified
+from prepkit.zoo.change.convert import check_target, check_whole, copy_file, copy_shards, verified
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.format.shards import ShardFormat, shard_format
 from prepkit.zoo.format.tables import OWN_COLUMNS, read_table, write_whole
@@ -71,7 +72,7 @@ def merge(
     format: str | None = None,
     license: str | None = None,
     prefix: bool = False,
-    progress: Progress = None,
+    progress: Advance | None = None,
     finish: Callable[[Path], object] | None = None,
 ) -> Merged:
     """Write a new zoo that holds all instances of several, in their order.
@@ -128,7 +129,7 @@ def planned(zoos: list[Source], license: str | None, prefix: bool) -> Plan:
     return Plan(zoos, None if teacher is None else teacher[0], manifest, table, tuple(notes))
 
 
-def _copied(plan: Plan, kind: ShardFormat, root: Path, progress: Progress) -> list[Shard]:
+def _copied(plan: Plan, kind: ShardFormat, root: Path, progress: Advance | None) -> list[Shard]:
     """Write the shards of all zoos, and the teacher."""
     numbers: dict[str, int] = {}
     shards: list[Shard] = []

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 from prepkit.errors import PrepkitError, ZooError, listed
+from prepkit.progress import Advance, one_at_a_time
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
@@ -93,9 +93,7 @@ class _Expected:
     shard: Shard | None = None
 
 
-def verify(
-    path: str | os.PathLike[str], jobs: int | None = None, progress: Callable[[int], None] | None = None
-) -> Verification:
+def verify(path: str | os.PathLike[str], jobs: int | None = None, progress: Advance | None = None) -> Verification:
     """Compare every file of a zoo with its manifest, in parallel and in constant memory.
 
     jobs:     threads that read and hash; up to eight if missing
@@ -110,7 +108,7 @@ def verify(
             raise
         return Verification(str(root), 0, 1, 0, (_fault(root, MANIFEST, "manifest", error),))
     expected = list(_expected(manifest))
-    told = _locked(progress)
+    told = one_at_a_time(progress)
     with ThreadPoolExecutor(jobs or min(MAX_JOBS, os.cpu_count() or 1), "prepkit-verify") as pool:
         found = list(pool.map(lambda item: _check_file(root, manifest, item, told), expected))
     faults = [fault for _, fault in found if fault is not None]
@@ -166,9 +164,7 @@ def _expected(manifest: Manifest) -> Iterator[_Expected]:
         yield _Expected(manifest.teacher.path, manifest.teacher.sha256, "teacher")
 
 
-def _check_file(
-    root: Path, manifest: Manifest, item: _Expected, progress: Callable[[int], None]
-) -> tuple[int, Fault | None]:
+def _check_file(root: Path, manifest: Manifest, item: _Expected, progress: Advance) -> tuple[int, Fault | None]:
     """The number of bytes hashed, and what is wrong with a file."""
     count = 0
     try:
@@ -219,7 +215,7 @@ def _check_teacher(file: Path, manifest: Manifest) -> None:
         raise ZooError(f"it is no {teacher.architecture}: its layout is another one.")
 
 
-def _sha256(file: Path, progress: Callable[[int], None]) -> tuple[str, int]:
+def _sha256(file: Path, progress: Advance) -> tuple[str, int]:
     digest, count = hashlib.sha256(), 0
     buffer = bytearray(CHUNK_BYTES)
     with open(file, "rb", buffering=0) as opened:
@@ -296,15 +292,3 @@ def _fault(root: Path, file: str, place: str, error: PrepkitError) -> Fault:
     for start in (f"{root / file}: ", f"{root / file}, "):
         text = text.removeprefix(start)
     return Fault(file, place, text)
-
-
-def _locked(progress: Callable[[int], None] | None) -> Callable[[int], None]:
-    """One call at a time: threads report, a progress bar is not made for them."""
-    lock = Lock()
-
-    def told(count: int) -> None:
-        if progress is not None:
-            with lock:
-                progress(count)
-
-    return told

@@ -19,13 +19,3 @@ def counts_of(manifest: Manifest) -> dict[str, int]:
 def num_bytes_of(manifest: Manifest) -> int:
     """Bytes of the table and all shards."""
     return manifest.table.bytes + sum(shard.bytes for shard in manifest.shards)
-
-
-def readable(num_bytes: int) -> str:
-    """`1.5 MiB`."""
-    size = float(num_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

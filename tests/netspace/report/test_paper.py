@@ -64,7 +64,7 @@ def test_all_of_it_and_again(tmp_path, tiny, monkeypatch):
     assert {stage[1] for stage in stages} == {8}
     assert told[0].remaining == "zoo chairs_mini; trainings digits_multi, chairs_mini; 4 experiments; the page"
     assert told[-1].remaining == "the page"
-    assert any("step 2/2" in one.text for one in told)
+    assert any("2 of 2 steps, loss " in one.text for one in told)
     assert any("instances" in one.text for one in told)
     for name in ("report.html", "report.md", "report.json"):
         assert (tmp_path / "out" / name).stat().st_size > 1000

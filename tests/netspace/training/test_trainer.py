@@ -21,7 +21,7 @@ from netspace.recipe import load_recipe
 from netspace.run.card import write_card
 from netspace.run.run import LOCK, RunError, State
 from netspace.space.device import DeviceError, own_device
-from netspace.training.logs import NotFinite, Progress
+from netspace.training.logs import NotFinite
 from netspace.training.memory import OutOfMemory, advice, step_bytes
 from netspace.training.trainer import Interrupted
 from prepkit.errors import ZooLocked
@@ -97,9 +97,6 @@ def test_one_prep_of_one_architecture_is_learnt(tmp_path):
 def test_going_on_is_the_same_bit_for_bit(tmp_path, small_zoo, name, monkeypatch):
     recipe = recipe_of(name, 26, **{"training.validate_every": 12})
     whole = netspace.train(recipe, small_zoo(name), tmp_path / "whole", device="cpu")
-
-    class EndsAt(Progress):
-        """Asks for an end, as Ctrl-C does, when a validation was told or a line was written."""
 
     for end in (12, 17):
         counted = iter(range(1, 100))

@@ -104,8 +104,8 @@ def unfinished(tmp_path, spec, monkeypatch):
 def test_plain_lines_where_there_is_no_terminal(tmp_path, spec):
     result = prepkit("zoo", "train", spec(), tmp_path / "zoo", *CPU)
     lines = result.stderr.splitlines()
-    assert lines[0] == "training: 4 of 4 instances are left"
-    assert re.fullmatch(r"training: 100%, 4/4 instances, accuracy 0\.\d{3}, 00:00 left", lines[-1])
+    assert lines[0] == "training: 0%, 0/4 instances"
+    assert re.fullmatch(r"training: 100%, 4/4 instances, accuracy 0\.\d{3} in the last stack", lines[-1])
     assert result.stdout.startswith("tiny: 4 instances, PReps ")
     assert "\r" not in result.output
 
@@ -119,7 +119,7 @@ def test_only_the_command_line_changes_the_process_s_allocator(tmp_path, spec, m
 
 
 def test_lines_come_as_time_goes_by(tmp_path, spec, monkeypatch):
-    monkeypatch.setattr("prepkit.cli.train.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("prepkit.progress.LINE_SECONDS", 0.0)
     lines = prepkit("zoo", "train", spec(), tmp_path / "zoo", *CPU, "--stack", 1).stderr.splitlines()
     shares = [int(found[1]) for line in lines if (found := re.match(r"training: +(\d+)%, \d/4 instances", line))]
     assert len(shares) >= 8
@@ -152,7 +152,7 @@ def test_instances_that_were_replaced_are_told(tmp_path, spec, monkeypatch):
     monkeypatch.setattr(Stack, "_train_epoch", poisoned)
     result = prepkit("zoo", "train", spec(), tmp_path / "zoo", *CPU)
     assert re.search(r"note: vanilla_cnn-00000 diverged with seed \d+ after epoch 1: replaced\.", result.stderr)
-    assert "note: 1 attempts diverged and were replaced; zoo.json tells which." in result.stderr
+    assert "note: 1 attempt diverged and was replaced; zoo.json tells which." in result.stderr
     (gone,) = read_manifest(tmp_path / "zoo").provenance["diverged"]
     row = open_zoo(tmp_path / "zoo").table.to_pylist()[-1]
     assert (row["run"], gone["run"]) == ("vanilla_cnn-00000", "vanilla_cnn-00000")
@@ -207,7 +207,9 @@ def test_a_bar_on_a_terminal(tmp_path, spec):
     assert stdout.startswith("tiny: 4 instances")
     assert re.search(r"training   0%\| +\| 0/4 instances \[00:00<\?\]", drawn)
     last = drawn.rstrip().split("\r")[-1]
-    assert re.match(r"training 100%\|█+\| 4/4 instances, accuracy 0\.\d{3} \[\d\d:\d\d<00:00\]", last), last
+    assert re.match(
+        r"training 100%\|█+\| 4/4 instances, accuracy 0\.\d{3} in the last stack \[\d\d:\d\d<00:00\]", last
+    ), last
     assert re.search(r"training  \d\d%\|[^|]*\| [0-3]/4 instances.* \[\d\d:\d\d<\d\d:\d\d\]", drawn)
 
 
@@ -350,7 +352,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sp
     assert "Traceback" not in stderr
     assert "unfinished zoo" in prepkit("zoo", "info", tmp_path / "zoo", status=2).stderr
     again = prepkit("zoo", "train", file, tmp_path / "zoo", *CPU, "--stack", 1)
-    assert re.match(r"training: [123] of 4 instances are left", again.stderr)
+    assert re.match(r"training: 0%, [123]/4 instances", again.stderr)
     prepkit("zoo", "train", file, tmp_path / "straight", *CPU, "--stack", 1)
     assert files_of(tmp_path / "zoo") == files_of(tmp_path / "straight")
 

@@ -436,7 +436,7 @@ def test_the_command_fails_with_one_line(hub, source, tmp_path):
 
 
 def test_the_command_tells_how_far_it_is(hub, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("prepkit.cli.hub.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("prepkit.progress.LINE_SECONDS", 0.0)
     add(hub, source)
     lines = command("me/zoo", tmp_path / "here").stderr.splitlines()
     assert lines[-1].startswith("pulling: ")

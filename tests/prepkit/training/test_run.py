@@ -177,18 +177,17 @@ def test_stacks_of_another_size_train_the_same_networks_but_for_rounding(zoos, t
 
 class Notes(Progress):
     def __init__(self):
-        self.notes, self.last, self.done, self.work = [], None, 0.0, None
+        self.notes, self.texts, self.done, self.work = [], [], 0.0, None
 
-    def begin(self, work, standing):
-        self.work, self.first = work, standing
+    def begin(self, total, done=0.0, text=""):
+        self.work, self.done = total, done
+        self.texts.append(text)
 
-    def advance(self, work):
-        self.done += work
+    def advance(self, amount, text=None):
+        self.done += amount
+        self.texts += [] if text is None else [text]
 
-    def finished(self, standing):
-        self.last = standing
-
-    def note(self, text):
+    def say(self, text):
         self.notes.append(text)
 
 
@@ -222,8 +221,7 @@ def test_an_instance_that_diverges_is_replaced_counted_and_told(tmp_path, monkey
     before = {row["id"]: row for row in rows_of(zoos / "last")}
     assert all(rows[id] == before[id] for id in rows if id.startswith("vanilla"))
     assert len(progress.notes) == 2
-    assert f"{job.run} diverged with seed {job.seed} after epoch 1: replaced." in progress.notes
-    assert progress.last.diverged == 2
+    assert f"note: {job.run} diverged with seed {job.seed} after epoch 1: replaced." in progress.notes
     assert verify(tmp_path / "zoo").ok
 
 
@@ -237,10 +235,10 @@ def test_progress_adds_up_to_all_the_work(tmp_path):
     progress = Notes()
     trained(tmp_path / "zoo", TEXTS["last"], progress=progress)
     assert progress.done == pytest.approx(progress.work, rel=1e-9)
-    assert (progress.first.instances, progress.first.of, progress.first.accuracy) == (0, 6, None)
     rows = rows_of(tmp_path / "zoo")
-    assert (progress.last.instances, progress.last.diverged) == (6, 0)
-    assert progress.last.accuracy == pytest.approx(sum(row["accuracy"] for row in rows) / 6)
+    last = [row["accuracy"] for row in rows if row["architecture"] == rows[-1]["architecture"]]
+    assert progress.texts[0] == "0/6 instances"
+    assert progress.texts[-1] == f"6/6 instances, accuracy {sum(last) / len(last):.3f} in the last stack"
 
 
 # Any order ----------------------------------------------------------------------------------------------------
@@ -443,12 +441,11 @@ def stopped(units):
     raise KeyboardInterrupt
 
 
-def test_accuracy_so_far_counts_what_was_finished_before(unfinished):
+def test_progress_counts_what_was_finished_before(unfinished):
     progress = Notes()
     trained(unfinished, TEXTS["last"], progress=progress)
-    assert progress.first.instances == 1
-    rows = rows_of(unfinished)
-    assert progress.last.accuracy == pytest.approx(sum(row["accuracy"] for row in rows) / len(rows))
+    assert progress.texts[0] == "1/6 instances"
+    assert progress.texts[-1] == f"6/6 instances, accuracy {rows_of(unfinished)[-1]['accuracy']:.3f} in the last stack"
 
 
 def test_a_damaged_record_is_told(unfinished):
