@@ -7,8 +7,9 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 DEMO ?= demo
 PAPER ?= paper
+PYTEST_ARGS ?= --numprocesses auto --dist loadgroup
 
-.PHONY: demo test lint types unit bench paper-mini paper-full check-wheel check-standalone clean
+.PHONY: demo test test-all lint types unit bench paper-mini paper-full check-wheel clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -21,6 +22,10 @@ demo: $(VENV)/.installed
 
 test: lint types unit
 
+# The slow tests too: trainings that must learn, and kills by the dozen.
+test-all:
+	$(MAKE) test PYTEST_ARGS="$(PYTEST_ARGS) -m 'slow or not slow'"
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,8 +33,10 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# prepkit stands alone, so its tests run in a copy without netspace; those of netspace run here.
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	bash tests/check_standalone.sh "$(abspath $(BIN))/python" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/netspace tests/test_layering.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=median,iqr,rounds
@@ -47,10 +54,6 @@ check-wheel: $(VENV)/.installed
 	rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
 	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" bash tests/check_wheel.sh dist/*.whl
-
-# prepkit stands alone: its tests pass in a copy without netspace.
-check-standalone: $(VENV)/.installed
-	bash tests/check_standalone.sh "$(abspath $(BIN))/python"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prepkit needs Python 3.11 or newer; make PYTHON=...")'

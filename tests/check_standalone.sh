@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Usage: check_standalone.sh PYTHON. Runs prepkit's tests in a copy of the tree without the netspace folder.
+# Usage: check_standalone.sh PYTHON [PYTEST_ARGS...]. Runs prepkit's tests in a copy of the tree without netspace.
 set -euo pipefail
 python=$1
+shift
 root=$(realpath "$(dirname "$0")/..")
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -9,5 +10,6 @@ git -C "$root" ls-files -z --cached --others --exclude-standard | (cd "$root" &&
 rm -rf "$folder/netspace" "$folder/tests/netspace"
 cd "$folder"
 # The copy comes before the editable install on the path, so prepkit is the copy's.
-PYTHONPATH="$folder" "$python" -c "import prepkit, pathlib; assert pathlib.Path(prepkit.__file__).is_relative_to('$folder')"
-PYTHONPATH="$folder" "$python" -m pytest -p no:cacheprovider
+export PYTHONPATH="$folder"
+"$python" -c "import prepkit, pathlib; assert pathlib.Path(prepkit.__file__).is_relative_to('$folder')"
+"$python" -m pytest -p no:cacheprovider "$@"

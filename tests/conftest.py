@@ -1,10 +1,16 @@
 """Fixtures for all tests."""
 
 import ctypes
+import os
 import signal
 from types import SimpleNamespace
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores, so that they and the processes that they start take one thread each.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from hub_fixture import hub as hub
 

@@ -561,6 +561,7 @@ def peak_beyond_torch(source: Path, target: Path) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.xdist_group("time and memory")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM of /proc")
 def test_packing_takes_little_more_than_twice_the_file(tmp_path: Path) -> None:
     """One copy is the mapped file, one the PRep. A third would be 40 MB; the noise allowed for is a quarter of that."""

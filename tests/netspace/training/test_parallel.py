@@ -32,7 +32,7 @@ def start(count: int, *arguments: str) -> str:
     ("name", "changes"),
     [
         ("digits_multi", {"batch.instances": 4, "batch.boundary_share": 1.0, "batch.samples": 16}),
-        ("digits_single", {"batch.instances": 4, "batch.samples": 16}),
+        pytest.param("digits_single", {"batch.instances": 4, "batch.samples": 16}, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_agree_with_one(tmp_path, small_zoo, name, changes):
@@ -51,6 +51,7 @@ def test_two_processes_agree_with_one(tmp_path, small_zoo, name, changes):
         assert torch.equal(first["gradients"][key], second["gradients"][key])
 
 
+@pytest.mark.slow
 def test_a_training_of_two_processes_ends_where_that_of_one_does(tmp_path, small_zoo):
     settings = {**SMALL["digits_multi"], "batch.instances": 4, "training.precision": "float32"}
     settings |= {"training.steps": 4, "training.validate_every": 2}

@@ -63,7 +63,8 @@ def test_every_embedded_recipe_trains_end_to_end(tmp_path, small_zoo, name):
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
-def test_one_prep_of_one_architecture_is_learnt(tmp_path):
+@pytest.mark.parametrize(("steps", "points"), [(140, 0.15), pytest.param(400, 0.05, marks=pytest.mark.slow)])
+def test_one_prep_of_one_architecture_is_learnt(tmp_path, steps, points):
     """The predicted instance reaches the accuracy of its target, which was trained well."""
     torch.manual_seed(0)
     network = prepkit.architecture("resnet8@digits").build()
@@ -81,11 +82,11 @@ def test_one_prep_of_one_architecture_is_learnt(tmp_path):
         for split in ("train", "validation"):
             writer.add(network.eval(), split=split)
     changes = {"batch.instances": 1, "batch.samples": 64, "training.precision": "float32"}
-    recipe = recipe_of("digits_single", 400, **{"training.validate_every": 50, **changes})
+    recipe = recipe_of("digits_single", steps, **{"training.validate_every": 20, **changes})
     run = netspace.train(recipe, tmp_path / "zoo", tmp_path / "run", device="cpu")
     scores = run.facts("best")["scores"]
     assert scores["target_accuracy"] > 0.85
-    assert scores["predicted_accuracy"] > scores["target_accuracy"] - 0.05
+    assert scores["predicted_accuracy"] > scores["target_accuracy"] - points
     losses = [line["loss"] for line in run.metrics() if "loss" in line]
     assert losses[-1] < losses[0] / 5
 
@@ -93,12 +94,19 @@ def test_one_prep_of_one_architecture_is_learnt(tmp_path):
 # Going on -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["digits_multi", "chairs_mini"])
-def test_going_on_is_the_same_bit_for_bit(tmp_path, small_zoo, name, monkeypatch):
-    recipe = recipe_of(name, 26, **{"training.validate_every": 12})
+@pytest.mark.parametrize(
+    ("name", "steps", "validate_every", "ends"),
+    [
+        ("digits_multi", 7, 3, (3, 5)),  # after a validation, and between two
+        pytest.param("digits_multi", 26, 12, (12, 17), marks=pytest.mark.slow),
+        pytest.param("chairs_mini", 26, 12, (12, 17), marks=pytest.mark.slow),
+    ],
+)
+def test_going_on_is_the_same_bit_for_bit(tmp_path, small_zoo, name, steps, validate_every, ends, monkeypatch):
+    recipe = recipe_of(name, steps, **{"training.validate_every": validate_every})
     whole = netspace.train(recipe, small_zoo(name), tmp_path / "whole", device="cpu")
 
-    for end in (12, 17):
+    for end in ends:
         counted = iter(range(1, 100))
         step_of = torch.optim.Adam.step
 
@@ -133,14 +141,15 @@ def test_more_steps_go_on_from_the_last(tmp_path, small_zoo):
     assert netspace.open_run(tmp_path / "run").recipe.training.steps == 4
 
 
-def test_a_kill_at_any_time_leaves_a_run_to_go_on_with(tmp_path, small_zoo):
+@pytest.mark.parametrize("waits", [(0.13,), pytest.param((0.0, 0.13, 0.31), marks=pytest.mark.slow)], ids=len)
+def test_a_kill_at_any_time_leaves_a_run_to_go_on_with(tmp_path, small_zoo, waits):
     out, name = tmp_path / "run", "digits_single"
     settings = {**SMALL[name], "training.validate_every": 1, "training.steps": 400}
     arguments = [argument for key, value in settings.items() for argument in ("--set", f"{key}={json.dumps(value)}")]
     command = [sys.executable, "-m", "netspace", "train", name, "--zoo", str(small_zoo(name)), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     reached = 0
-    for wait in (0.0, 0.13, 0.31):
+    for wait in waits:
         resume = ["--resume"] if reached else []
         process = subprocess.Popen([*command, *arguments, *resume], env=environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60

@@ -600,6 +600,7 @@ def memory_of(path: Path) -> tuple[int, int, str]:
     return int(output[0]), int(output[1]), output[2]
 
 
+@pytest.mark.xdist_group("time and memory")
 @ON_LINUX
 @pytest.mark.parametrize("stored", SAVERS)
 def test_reading_stays_mapped(stored: str, tmp_path: Path) -> None:
@@ -614,6 +615,7 @@ def test_reading_stays_mapped(stored: str, tmp_path: Path) -> None:
         assert anonymous < 6 * MEGABYTE
 
 
+@pytest.mark.xdist_group("time and memory")
 @ON_LINUX
 def test_a_deflate_bomb_is_refused_without_inflating(tmp_path: Path) -> None:
     path = saved({"a": torch.zeros(50 * MEGABYTE)}, tmp_path)

@@ -384,6 +384,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.01)
 
 
+@pytest.mark.xdist_group("time and memory")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("asked", [[], ["--where", "id != 'm0'"]], ids=["whole", "part"])
 def test_interrupted_it_goes_on(filled, source, tmp_path, how, asked):

@@ -30,6 +30,7 @@ from prepkit.training.run import train_zoo
 from prepkit.training.units import units_of
 
 pytestmark = [
+    pytest.mark.xdist_group("ray"),  # one cluster serves all
     pytest.mark.filterwarnings("ignore::ResourceWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
@@ -93,6 +94,7 @@ def test_no_cluster_at_an_address_is_told_soon(monkeypatch, address):
         assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_a_cluster_is_started_and_stopped_and_only_we_are_heard(tmp_path):
     """In a process of its own, as a user has it: without settings of Ray's, and with a new home."""
     (tmp_path / "spec.toml").write_text(CHAIRS)
@@ -209,6 +211,7 @@ def test_a_worker_that_is_killed_is_replaced_and_only_its_unit_trained_again(clu
     assert {pid for number, pid in begun() if number == 3} != {killed[0]}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_each_time(cluster, local, noted, tmp_path, monkeypatch):
     def die(unit, task, engine):
         if unit.number == 5:

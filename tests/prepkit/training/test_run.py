@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import killed_training
@@ -19,11 +20,11 @@ from prepkit.progress import Progress
 from prepkit.training import run as running
 from prepkit.training.plan import STRIDE, plan
 from prepkit.training.run import Told, train_zoo
+from prepkit.training.spec import load_spec
 from prepkit.training.training import Stack
+from prepkit.training.training_values import Epochs
 from prepkit.training.units import train_unit
 from prepkit.zoo.change.verify import rerun, verify
-
-NUM_KILLS = 8
 
 
 def files_of(root):
@@ -146,8 +147,13 @@ def test_the_teacher_is_stored_and_is_as_good_as_is_said(zoos):
     assert prepkit.open_zoo(zoos / "best").teacher is None
 
 
-def test_a_trial_of_digits_unseen_registers_what_it_does_not_train(tmp_path):
-    told = train_zoo("digits_unseen", tmp_path / "zoo", device="cpu", threads=2, instances=1, epochs=1)
+@pytest.mark.parametrize("teacher_epochs", [1, pytest.param(None, marks=pytest.mark.slow)])
+def test_a_trial_of_digits_unseen_registers_what_it_does_not_train(tmp_path, teacher_epochs):
+    trial = load_spec("digits_unseen")
+    if teacher_epochs is not None:  # the trial's sizes leave the teacher its own epochs, which take most of the time
+        training = replace(trial.teacher.training, epochs=Epochs((teacher_epochs,)))
+        trial = replace(trial, teacher=replace(trial.teacher, training=training))
+    told = train_zoo(trial, tmp_path / "zoo", device="cpu", threads=1, instances=1, epochs=1)
     zoo = prepkit.open_zoo(tmp_path / "zoo")
     assert (told.instances, len(zoo)) == (6, 6)
     assert list(zoo.registry.class_ids) == [
@@ -292,6 +298,9 @@ def test_units_that_wait_are_not_trained_again(tmp_path, monkeypatch):
     assert files_of(tmp_path / "zoo") == files_of(tmp_path / "straight")
 
 
+one_worker = pytest.mark.xdist_group("killed trainings")  # they share a zoo that takes long to train
+
+
 # Killed -------------------------------------------------------------------------------------------------------
 
 
@@ -335,8 +344,10 @@ def straight(killer, tmp_path_factory):
     return files_of(root), whole["told"], whole["seconds"]
 
 
+@one_worker
+@pytest.mark.parametrize("num_kills", [3, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", ["seconds", "epochs"])
-def test_killed_at_any_moment_it_goes_on_and_ends_the_same(killer, straight, tmp_path, how):
+def test_killed_at_any_moment_it_goes_on_and_ends_the_same(killer, straight, tmp_path, how, num_kills):
     """Killed again and again in one folder until it ends, at random moments."""
     seed = int(os.environ.get("PREPKIT_KILL_SEED", random.SystemRandom().randrange(1 << 30)))
     print("PREPKIT_KILL_SEED =", seed)
@@ -345,7 +356,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(killer, straight, tmp
     begun, kills = [], 0
     while True:
         limit = chance.uniform(0.1, 0.6) * seconds if how == "seconds" else chance.randint(1, len(epochs) // 2)
-        told = killer.run(root=str(tmp_path / "zoo"), **({how: limit} if kills < NUM_KILLS else {}))["told"]
+        told = killer.run(root=str(tmp_path / "zoo"), **({how: limit} if kills < num_kills else {}))["told"]
         if kills and any("holds a finished zoo" in line for line in told):
             break  # the last kill came after its end, before it could tell
         assert not [line for line in told if line.startswith("error")], (seed, told)
@@ -373,6 +384,7 @@ def test_killed_before_its_card_is_written_it_gets_one(zoos, tmp_path):
     assert files_of(tmp_path / "zoo") == whole
 
 
+@one_worker
 def test_a_unit_goes_on_in_its_middle(killer, straight, tmp_path):
     files, epochs, _ = straight
     first = killer.run(root=str(tmp_path / "zoo"), epochs=6)["told"]  # an epoch of the teacher, 5 of the first unit

@@ -1,4 +1,7 @@
-"""Every built-in spec trains: one real step of each network at its real sizes, on synthetic images and points."""
+"""Every built-in spec trains: one real step of each network, on synthetic images and points.
+
+Networks and inputs have their real sizes. Batches of the large specs are small on each push, and real in slow tests.
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -88,10 +91,16 @@ def step(name, training):
     return known, shot.tensors
 
 
-@pytest.mark.parametrize("name", spec_names())
-def test_every_network_of_a_spec_takes_a_step_and_is_packed(name):
+LARGE = [name for name in spec_names() if name.startswith(("cifar10", "tiny_imagenet"))]
+SMALL_BATCH = [(name, 4 if name in LARGE else None) for name in spec_names()]
+REAL_BATCH = [pytest.param(name, None, marks=pytest.mark.slow) for name in LARGE]
+
+
+@pytest.mark.parametrize(("name", "batch_size"), SMALL_BATCH + REAL_BATCH)
+def test_every_network_of_a_spec_takes_a_step_and_is_packed(name, batch_size):
     spec = load_spec(name)
     for network, training in networks(spec).items():
+        training = replace(training, batch_size=batch_size or training.batch_size)
         assert factor(training.schedule, 0, training.epochs.last) == 1.0  # the first step does not depend on the rest
         known, trained = step(network, replace(training, epochs=Epochs((1,)), schedule=CONSTANT, keep=Keep()))
         folded = fold_stack(known, [trained])

@@ -166,6 +166,7 @@ def told(key):
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
+@pytest.mark.xdist_group("time and memory")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads and resets VmHWM of /proc")
 def test_memory_is_bounded(tmp_path):
     stack = torch.randn(1, 600, 1000, generator=torch.Generator().manual_seed(0))

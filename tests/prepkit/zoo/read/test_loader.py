@@ -220,6 +220,7 @@ def test_memory_is_used_again(zoo):
     assert len({preps.data_ptr() for preps, _, _ in zoo.loader(3)}) <= 3
 
 
+@pytest.mark.xdist_group("time and memory")
 def test_threads_do_not_leak(zoo):
     for how in ("finished", "dropped", "closed", "never begun"):
         iterator = iter(zoo.loader(2))

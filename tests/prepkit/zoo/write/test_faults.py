@@ -27,8 +27,6 @@ from prepkit.files import sha256_of_file
 from prepkit.tensors import same_bits
 from prepkit.zoo.write.writer import ZooWriter
 
-NUM_KILLS = 56
-
 
 def check_whole(root: Path) -> None:
     """Every instance is in the zoo once, with its own values, and every file has its sum."""
@@ -64,7 +62,8 @@ def interrupt(writer: ZooWriter) -> None:
     writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
 
-def test_kill_at_any_moment(killer, tmp_path):
+@pytest.mark.parametrize("num_kills", [3, pytest.param(56, marks=pytest.mark.slow)])
+def test_kill_at_any_moment(killer, tmp_path, num_kills):
     """Kills by time over the whole run, its close included, and right after an `add`; some zoos are killed often."""
     seed = int(os.environ.get("PREPKIT_KILL_SEED", random.SystemRandom().randrange(1 << 30)))
     print("PREPKIT_KILL_SEED =", seed)
@@ -79,7 +78,7 @@ def test_kill_at_any_moment(killer, tmp_path):
         assert timed[0]["told"][-1] == "closed"
         seconds[format] = sorted(time["seconds"] for time in timed)[1]
     kills = kills_in_close = zoos = 0
-    while kills < NUM_KILLS:
+    while kills < num_kills:
         zoos += 1
         format = formats[zoos % 2]
         root = tmp_path / f"zoo{zoos}"
