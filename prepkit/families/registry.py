@@ -28,7 +28,7 @@ from prepkit.families.architecture import Shapes, item
 from prepkit.families.architecture import floating_shapes as floating_shapes
 from prepkit.families.importing import load_plugin, origin, plugins, plugins_named
 from prepkit.families.table import DATASETS, FAMILIES, TABLE, Row
-from prepkit.prep.layout import RUNNING_STATISTICS
+from prepkit.prep.slot import is_running_statistic
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -310,11 +310,6 @@ def likely(found: Shapes) -> list[Architecture]:
     """The built-in architectures with this number of parameters: only these few need to be built and compared."""
     count = sum(math.prod(shape) for name, shape in found.items() if not is_running_statistic(name))
     return [built_in()[row.name] for row in TABLE if count in (row.num_parameters, row.num_trainable)]
-
-
-def is_running_statistic(name: str) -> bool:
-    """Whether a tensor's name is that of a BatchNorm's mean or variance."""
-    return name.rpartition(".")[2] in RUNNING_STATISTICS
 
 
 def the_match(found: Shapes, candidates: Iterable[Architecture]) -> Detection | None:

@@ -1,4 +1,4 @@
-"""Named tensors <-> one matrix: Slot, Layout, PRepShape, pack and unpack.
+"""Layout: how the named tensors of a network lie in one matrix, and packing and unpacking them.
 
 A PRep holds all parameters of a network row-major in a matrix `[H, W]`, layer after layer, zeros after the
 last (Learning the Space of Deep Models, section III). This module is arithmetic on slots: it knows nothing of
@@ -12,21 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import InvalidShape, LayoutMismatch, listed
 from prepkit.prep.shape import PRepShape as PRepShape
-from prepkit.prep.slot import Kind, slot_from_dict
+from prepkit.prep.slot import Kind, classified, is_running_statistic, slot_from_dict
 from prepkit.prep.slot import Slot as Slot
-from prepkit.tensors import BITS, dtype_name, flat_view, same_values, stands_beside, storage_identity, torch_dtype
+from prepkit.tensors import BITS, dtype_name, same_values, storage_identity, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,17 @@ class Layout:
     """The slots of a network in packing order: all that is needed to get its tensors back, without its code.
 
     slots: contiguous from index 0
-    ties:  (alias, name) for each tensor that is another name of a slot; packed once, unpacked tied
+    ties:  (alias, name) for each tensor that is another name of a slot's tensor: packed once, unpacked tied
 
+    A layout knows names, shapes and dtypes, not the network: it also takes the tensors of another network with these.
+
+    >>> network = torch.nn.Linear(20, 10)
     >>> layout = Layout.of(network)
-    >>> prep = layout.pack(network.state_dict(), layout.shape(width=512))    # [H, 512]
+    >>> prep = layout.pack(network.state_dict(), layout.shape(width=16))
+    >>> prep.shape                                   # 210 values in 14 rows of 16, rounded up to a multiple of 4
+    torch.Size([16, 16])
     >>> network.load_state_dict(layout.unpack(prep))
+    <All keys matched successfully>
     """
 
     slots: tuple[Slot, ...]
@@ -66,51 +70,45 @@ class Layout:
 
     @classmethod
     def of(cls, network: nn.Module) -> Layout:
-        """The layout of a network: its parameters and floating-point buffers in registration order.
+        """Return the layout of a network: its parameters and floating-point buffers in registration order.
 
         raises LayoutMismatch for a parameter that is integer, complex, quantised, sparse or uninitialised
         """
         from torch.nn import Parameter
 
         tensors = network.state_dict(keep_vars=True)
-        kinds: dict[str, Kind] = {
-            name: "parameter" if isinstance(tensor, Parameter) else "buffer" for name, tensor in tensors.items()
-        }
-        return cls._from_items(tensors.items(), kinds)
+        return cls._of_kinds(tensors, classified(tensors, lambda _, tensor: isinstance(tensor, Parameter)))
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Layout:
-        """The layout of a state dict without its network: natural name order, `layers.2` before `layers.10`.
+        """Return the layout of a state dict without its network: in natural name order, `layers.2` before `layers.10`.
 
         The order of a state dict depends on the file it comes from; the natural order of its names does not.
         raises LayoutMismatch for a tensor that is complex, quantised or sparse, or an integer parameter
         """
-        kinds: dict[str, Kind] = {
-            name: "buffer" if name.rpartition(".")[2] in RUNNING_STATISTICS else "parameter" for name in tensors
-        }
-        return cls._from_items(sorted(tensors.items(), key=lambda item: natural_key(item[0])), kinds)
+        ordered = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
+        return cls._of_kinds(ordered, classified(ordered, lambda name, _: not is_running_statistic(name)))
 
     @classmethod
-    def _from_items(cls, items: Iterable[tuple[str, Tensor]], kinds: Mapping[str, Kind]) -> Layout:
+    def _of_kinds(cls, tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> Layout:
+        """Give each tensor that has a kind the next slot, or a tie where its memory has a slot already."""
         slots: list[Slot] = []
         ties: list[tuple[str, str]] = []
         seen: dict[object, str] = {}
         start = 0
-        for name, tensor in items:
-            if stands_beside(name, tensor, kinds[name]):
+        for name, kind in kinds.items():
+            tensor = tensors[name]
+            first_name = seen.setdefault(storage_identity(tensor), name)
+            if first_name != name:
+                ties.append((name, first_name))
                 continue
-            identity = storage_identity(tensor)
-            if identity in seen:
-                ties.append((name, seen[identity]))
-                continue
-            seen[identity] = name
-            slot = Slot(name, tuple(tensor.shape), dtype_name(tensor.dtype), kinds[name], start)
+            slot = Slot(name, tuple(tensor.shape), dtype_name(tensor.dtype), kind, start)
             slots.append(slot)
             start = slot.stop
         return cls(tuple(slots), tuple(ties))
 
     def with_dtypes_of(self, tensors: Mapping[str, Tensor]) -> Layout:
-        """The same slots with the dtypes that these tensors have: a layout of float32 names, packed in float16."""
+        """Return the same slots with the dtypes of these tensors, such as float16 in place of float32."""
         slots = tuple(replace(slot, dtype=dtype_name(tensors[slot.name].dtype)) for slot in self.slots)
         return self if slots == self.slots else Layout(slots, self.ties)
 
@@ -128,7 +126,7 @@ class Layout:
 
     @cached_property
     def dtype(self) -> str:
-        """The least dtype that holds the values of all slots exactly."""
+        """The smallest dtype that holds the values of all slots exactly."""
         names = {slot.dtype for slot in self.slots}
         if names == {"float16", "bfloat16"}:
             return "float32"
@@ -152,7 +150,7 @@ class Layout:
 
     @cached_property
     def _fitting(self) -> set[tuple[int, int]]:
-        """Heights and widths that were found to be legal and large enough."""
+        """Heights and widths that are known to be legal and large enough."""
         return set()
 
     @cached_property
@@ -161,7 +159,7 @@ class Layout:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """All names that `unpack` gives: the slots' and the aliases'."""
+        """All names that `unpack` returns: those of slots and of aliases."""
         return self._names | {alias for alias, _ in self.ties}
 
     def __len__(self) -> int:
@@ -171,7 +169,7 @@ class Layout:
         return iter(self.slots)
 
     def shape(self, width: int, height: int | None = None) -> PRepShape:
-        """The shape of this layout's PRep at a width: the least height, or the height asked for if it is enough.
+        """Return the shape of this layout's PRep at a width: the least height, or the given one if that is enough.
 
         raises InvalidShape if width or height is illegal or the parameters do not fit
         """
@@ -190,10 +188,10 @@ class Layout:
     def pack(self, tensors: Mapping[str, Tensor], shape: PRepShape | None = None, out: Tensor | None = None) -> Tensor:
         """Write named tensors row-major into a PRep, zeros after the last. Differentiable.
 
-        tensors: one for each slot, `[*batch, *slot.shape]`; a tied alias and integer buffers may stand beside
-        shape:   of the PRep; may be left out where `out` says it
-        out:     `[*batch, H, W]` contiguous, overwritten and returned; allocated in the least dtype that holds all
-                 tensors exactly if missing
+        tensors: one for each slot, `[*batch, *slot.shape]`; tied aliases and integer buffers may be among them
+        shape:   height and width of the PRep; not needed where `out` is given
+        out:     `[*batch, H, W]` contiguous, overwritten and returned; if missing, allocated in the smallest dtype
+                 that holds all tensors exactly
         raises LayoutMismatch if a name or shape differs from the layout or `out` cannot hold the values exactly,
                InvalidShape if the parameters do not fit
         """
@@ -204,7 +202,7 @@ class Layout:
         if batch:
             pieces = [value.reshape(*batch, size) for value, size in zip(values, self._sizes, strict=True)]
         else:
-            pieces = [*map(torch.flatten, values)]  # the fastest way from Python; it matters for small networks
+            pieces = [*map(torch.flatten, values)]  # this is the fastest way from Python; small networks need it
         if height * width > self.total:
             pieces.append(values[0].new_zeros(*batch, height * width - self.total))
         if out is None:
@@ -217,7 +215,7 @@ class Layout:
 
         tracked = torch.is_grad_enabled() and (out.requires_grad or any(piece.requires_grad for piece in pieces))
         if not tracked and {piece.dtype for piece in pieces} == {out.dtype} and pieces[0].device == out.device:
-            torch.cat(pieces, dim=-1, out=flat_out)  # touches each byte once
+            torch.cat(pieces, dim=-1, out=flat_out)  # this touches each byte once
             return
         flat = torch.cat(pieces, dim=-1)
         if torch.promote_types(flat.dtype, out.dtype) != out.dtype:
@@ -228,7 +226,7 @@ class Layout:
         flat_out.copy_(flat)
 
     def _checked(self, tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
-        """The slots' tensors in order, and the batch axes that they all have in front."""
+        """Return the slots' tensors in order, and the batch axes that all of them start with."""
         try:
             values = [tensors[name] for name in self._ordered_names]
         except KeyError:
@@ -237,7 +235,7 @@ class Layout:
             self._check_names(tensors)
         first = self.slots[0]
         batch = tuple(values[0].shape[: values[0].dim() - len(first.shape)])
-        if not batch and [value.shape for value in values] == self._shapes:  # one comparison, not one a tensor
+        if not batch and [value.shape for value in values] == self._shapes:  # one comparison for all tensors
             return values, batch
         for value, slot in zip(values, self.slots, strict=True):
             if value.shape != batch + slot.shape:
@@ -264,7 +262,7 @@ class Layout:
                 raise LayoutMismatch(f"'{alias}' is tied to '{name}' in the layout, but their values differ.")
 
     def _resolved(self, shape: PRepShape | None, out: Tensor | None, batch: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width to pack to, checked once for each pair."""
+        """Return the height and width to pack to; each pair is checked once."""
         if out is not None and (out.dim() < 2 or out.shape[:-2] != batch):
             raise LayoutMismatch(f"out has shape {list(out.shape)}; the tensors need {[*batch, 'H', 'W']}.")
         if shape is None and out is None:
@@ -279,12 +277,12 @@ class Layout:
         return height, width
 
     def unpack(self, prep: Tensor) -> dict[str, Tensor]:
-        """The named tensors of a PRep, as views: no value is copied. Differentiable.
+        """Return the named tensors of a PRep as views: no value is copied. Differentiable.
 
         prep: `[*batch, H, W]`, its last two axes contiguous
-        returns one tensor `[*batch, *slot.shape]` for each slot, and the same tensor under each tied alias.
-                They have the PRep's dtype, except that in a layout of mixed dtypes a PRep of the layout's dtype
-                gives each slot back in its own (the one case that copies, exactly).
+        returns one tensor `[*batch, *slot.shape]` for each slot, and the same tensor under each tied alias, all in
+                the PRep's dtype. Only where a layout has mixed dtypes and the PRep has the layout's dtype, each
+                tensor is copied into its own dtype, exactly.
         raises LayoutMismatch if the PRep is not contiguous or too small
         """
         import torch
@@ -307,7 +305,7 @@ class Layout:
     # As data --------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form: `slots` in order and `ties`."""
+        """Return the layout as JSON-able data: `slots` in order, and `ties`."""
         return {
             "slots": [
                 {"name": slot.name, "shape": list(slot.shape), "dtype": slot.dtype, "kind": slot.kind}
@@ -318,7 +316,7 @@ class Layout:
 
     @classmethod
     def from_dict(cls, data: object, place: str = "layout") -> Layout:
-        """The layout that `to_dict` wrote; `place` names the source in errors.
+        """Read the layout that `to_dict` wrote; `place` names the source in errors.
 
         raises LayoutMismatch with the place and the reason if the data is not a layout
         """
@@ -339,12 +337,12 @@ class Layout:
             raise LayoutMismatch(f"{place}: {error}") from None
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces; equal layouts give equal text."""
+        """Return the layout as canonical JSON; equal layouts give equal text."""
         return canonical_json(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str, place: str = "layout") -> Layout:
-        """The layout that `to_json` wrote.
+        """Read the layout that `to_json` wrote.
 
         raises LayoutMismatch if the text is not JSON or not a layout
         """
@@ -356,21 +354,34 @@ class Layout:
 
     @cached_property
     def sha256(self) -> str:
-        """sha256 of the canonical JSON, in hex: the identity of a layout."""
+        """The sha256 of the canonical JSON in hex, which identifies a layout."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+def flat_view(prep: Tensor) -> Tensor:
+    """Return `[*batch, H, W]` as `[*batch, H * W]`, which is never a copy."""
+    if prep.dim() < 2:
+        raise LayoutMismatch(f"a PRep has shape [*batch, H, W], not {list(prep.shape)}.")
+    try:
+        return prep.view(*prep.shape[:-2], prep.shape[-2] * prep.shape[-1])
+    except RuntimeError:
+        raise LayoutMismatch(
+            f"the PRep of shape {list(prep.shape)} and strides {list(prep.stride())} is not row-major in memory; "
+            "call .contiguous() on it."
+        ) from None
+
+
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that orders numbers in names by value: `layers.2.weight` before `layers.10.weight`."""
+    """Return a sort key that orders numbers in names by value: `layers.2.weight` before `layers.10.weight`."""
     parts = re.split(r"([0-9]+)", name)  # every second part is a number
     return tuple((0, int(part), part) if index % 2 else (1, 0, part) for index, part in enumerate(parts))
 
 
 def canonical_json(data: object) -> str:
-    """JSON with sorted keys and no spaces, so that equal data gives equal bytes."""
+    """Return JSON with sorted keys and no spaces, so that equal data gives equal bytes."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def is_pair_of_names(value: object) -> bool:
-    """True for `[str, str]`."""
+    """Whether a value that was read from JSON is `[str, str]`."""
     return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)

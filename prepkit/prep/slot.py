@@ -1,16 +1,23 @@
-"""Slot: where one tensor lies in a PRep."""
+"""Slot: where one tensor lies in a PRep, and which tensors of a network get a slot."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prepkit.errors import LayoutMismatch, listed
-from prepkit.tensors import BITS
+from prepkit.tensors import BITS, dtype_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["parameter", "buffer"]
+
+RUNNING_STATISTICS = ("running_mean", "running_var")
+INTEGER_BUFFERS = ("num_batches_tracked", "position_ids", "relative_position_index")  # names that torch and timm give
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Slot:
 
 
 def slot_from_dict(item: object, start: int, place: str) -> Slot:
-    """One slot out of JSON, checked."""
+    """Check one slot that was read from JSON and return it."""
     if not isinstance(item, dict):
         raise LayoutMismatch(f"{place}: expected an object.")
     name, shape, dtype, kind = (item.get(key) for key in ("name", "shape", "dtype", "kind"))
@@ -55,3 +62,48 @@ def slot_from_dict(item: object, start: int, place: str) -> Slot:
     if kind not in ("parameter", "buffer"):
         raise LayoutMismatch(f"{place}.kind: expected 'parameter' or 'buffer', found {kind!r}.")
     return Slot(name, tuple(shape), dtype, kind, start)
+
+
+def classified(tensors: Mapping[str, Tensor], is_parameter: Callable[[str, Tensor], bool]) -> dict[str, Kind]:
+    """Return the kind of each tensor that gets a slot. Integer buffers get none: they are stored beside the PRep.
+
+    is_parameter: tells by its name and value whether a tensor is a parameter
+    raises LayoutMismatch for an integer parameter, and as `check_dense` does
+    """
+    kinds: dict[str, Kind] = {}
+    for name, tensor in tensors.items():
+        check_dense(name, tensor)
+        if tensor.is_floating_point():
+            kinds[name] = "parameter" if is_parameter(name, tensor) else "buffer"
+        elif is_parameter(name, tensor) and not is_integer_buffer(name, tensor):
+            raise LayoutMismatch(
+                f"'{name}' is an integer parameter ({dtype_name(tensor.dtype)}); a PRep holds {listed(BITS)}. "
+                "Cast it or leave it out."
+            )
+    return kinds
+
+
+def check_dense(name: str, tensor: object) -> None:
+    """Raise LayoutMismatch unless this is a dense tensor of real numbers whose shape is known."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if not isinstance(tensor, torch.Tensor):
+        raise LayoutMismatch(f"'{name}' is a {type(tensor).__name__}, not a tensor; leave it out.")
+    if is_lazy(tensor):
+        raise LayoutMismatch(f"'{name}' is not initialised yet; run the network once on an input.")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        what = "quantised" if tensor.is_quantized else "complex" if tensor.is_complex() else "sparse"
+        raise LayoutMismatch(f"'{name}' is {what} ({dtype_name(tensor.dtype)}); a PRep holds dense {listed(BITS)}.")
+
+
+def is_integer_buffer(name: str, tensor: Tensor) -> bool:
+    """Whether an integer tensor is a buffer: a counter, a mask or a table of indices. A state dict hides its kind."""
+    import torch
+
+    return tensor.dtype == torch.bool or tensor.dim() == 0 or name.rpartition(".")[2] in INTEGER_BUFFERS
+
+
+def is_running_statistic(name: str) -> bool:
+    """Whether a tensor's name is that of a BatchNorm's mean or variance."""
+    return name.rpartition(".")[2] in RUNNING_STATISTICS

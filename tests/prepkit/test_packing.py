@@ -391,11 +391,11 @@ def test_a_wrong_width_is_said_before_the_file_is_opened(tmp_path: Path) -> None
 def test_every_value_that_is_not_finite_is_counted() -> None:
     nan, inf = float("nan"), float("inf")
     fine = {"a": torch.ones(3), "i": torch.tensor([1, 2]), "e": torch.ones(0), "max": torch.tensor(3.4e38)}
-    check_finite(fine, "x")
+    check_finite(fine, "'x'")
     for values, found in (([nan, 1, nan], "2 NaN and 0 infinite"), ([inf, -inf, nan], "1 NaN and 2 infinite")):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             with pytest.raises(CheckpointError, match=f"^'x': 'b' holds {found} of 3 values; pass"):
-                check_finite({**fine, "b": torch.tensor(values, dtype=dtype)}, "x")
+                check_finite({**fine, "b": torch.tensor(values, dtype=dtype)}, "'x'")
 
 
 def test_values_that_are_not_finite_keep_their_bits(tmp_path: Path) -> None:

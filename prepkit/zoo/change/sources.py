@@ -34,8 +34,8 @@ def read_source(file: Path) -> tuple[Checkpoint | PRep, str | None]:
         prep = load_prep(file)
         return prep, prep.origin.source_sha256
     checkpoint = load_checkpoint(file)
-    check_packable(checkpoint, file)
-    check_finite(checkpoint, file, remedy=ONLY_FINITE)  # before it is folded, and with the name of the file
+    check_packable(checkpoint, f"'{file}'")
+    check_finite(checkpoint, f"'{file}'", remedy=ONLY_FINITE)  # before it is folded, and with the name of the file
     return checkpoint, sha256_of(file)
 
 

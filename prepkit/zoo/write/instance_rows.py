@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from prepkit.errors import LayoutMismatch, ZooError, listed
 from prepkit.families.registry import Architecture, architecture, architectures, detect
-from prepkit.packing import batch_norms, check_finite, no_memory, prepared
+from prepkit.packing import batch_norms, check_finite, no_memory, prepare
 from prepkit.prep.file import PRep
 from prepkit.prep.layout import Layout
 from prepkit.prep.shape import WIDTH_MULTIPLE, PRepShape
@@ -81,7 +81,7 @@ def packable(model: nn.Module | Mapping[str, Tensor] | PRep, architecture: Archi
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(tensors, Mapping):
         raise ZooError(f"{place}: expected a network, a state dict or a PRep, found a {type(model).__name__}.")
-    tensors, layout, _, architecture = prepared(tensors, architecture, False, place)
+    tensors, layout, _, architecture = prepare(tensors, architecture, False, place)
     if architecture is None and isinstance(model, nn.Module):
         layout = Layout.of(model)  # its registration order says more than the order of its names
     _check_buffers(tensors, layout, place)

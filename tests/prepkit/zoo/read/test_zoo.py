@@ -13,7 +13,7 @@ from writer_samples import ARCHITECTURES, tensors_of, trained, write_digits
 import prepkit
 from prepkit.api import open_zoo
 from prepkit.errors import InvalidShape, RegistryError, WhereError, ZooError
-from prepkit.packing import prepared
+from prepkit.packing import prepare
 from prepkit.prep.file import Origin, PRep
 from prepkit.tensors import same_bits
 from prepkit.zoo.write.writer import ZooWriter
@@ -34,7 +34,7 @@ def zoo(root):
 
 
 def folded(network: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(prepared(network.state_dict(), None, False, "test")[0])
+    return dict(prepare(network.state_dict(), None, False, "test")[0])
 
 
 def test_facts(zoo):
