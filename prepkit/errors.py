@@ -12,6 +12,7 @@
     │   ├── WhereError           a condition on a zoo's table cannot be read
     │   └── ZooLocked            another process is writing the zoo
     ├── HubError                 the Hub refuses, cannot be reached, or does not hold what was asked for
+    ├── DeviceError              a device is unknown or not there
     ├── OutputError              a result cannot be written where it was asked for
     └── VerificationError        a result was computed and found wrong; nothing was written
 
@@ -75,6 +76,10 @@ class HubError(PrepkitError):
     """The Hub refuses, cannot be reached, or does not hold what was asked for."""
 
     exit_code = 1
+
+
+class DeviceError(PrepkitError, ValueError):
+    """A device is unknown, or not there."""
 
 
 class OutputError(PrepkitError, OSError):

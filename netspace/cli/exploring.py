@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from prepkit.cli.common import device_option
 from prepkit.errors import OutputError, PrepkitError
 from prepkit.progress import Advance, ProgressBar
 
@@ -96,16 +97,13 @@ def zoo_option(command: F) -> F:
 
 def space_options(command: F) -> F:
     """`--kind`, `--device`: which weights, and where they run."""
-    command = click.option(
-        "--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps."
-    )(command)
     return click.option(
         "--kind",
         type=click.Choice(["best", "latest"]),
         default="best",
         show_default=True,
         help="The weights of the best validation, or the last ones.",
-    )(command)
+    )(device_option(command))
 
 
 def data_option(command: F) -> F:
@@ -139,9 +137,9 @@ def open_run(run: Path | str, zoo: Path | str | None, kind: str, device: str, *,
     raises RunError, DeviceError
     """
     from netspace.run.run import Run
-    from netspace.space.device import device_of
+    from prepkit.device import choose_device
 
-    opened, on = Run(run), device_of(device)
+    opened, on = Run(run), choose_device(device)
     return Opened(opened, opened.space(kind, on), on, zoo, any_zoo)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import Interrupted, force_option, json_option, print_json
+from prepkit.cli.common import Interrupted, device_option, force_option, json_option, print_json
 from prepkit.progress import StatusLine
 from prepkit.text import readable_seconds
 
@@ -26,7 +26,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--title", metavar="TEXT", help="Of the page.")
 @click.option("--again", is_flag=True, help="Make experiments again that were made before.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what experiments draw.")
-@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
+@device_option
 @click.option("--data", type=FOLDER, metavar="PATH", help="Folder of the task's data.")
 @force_option
 @json_option
@@ -85,7 +85,7 @@ def report(
 @click.argument("folder", type=FOLDER, metavar="OUT")
 @click.option("--quick", is_flag=True, help="A trial run of a few minutes: too short for the claims.")
 @click.option("--full", is_flag=True, help="Three seeds and the ablations: hours.")
-@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
+@device_option
 @json_option
 def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> None:
     """Train the embedded zoos, train spaces on them, make all experiments, and write OUT/report.html.

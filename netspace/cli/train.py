@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from netspace.cli.exploring import PLACE
-from prepkit.cli.common import json_option, print_json
+from prepkit.cli.common import device_option, json_option, print_json
 from prepkit.progress import ProgressBar
 from prepkit.text import table
 
@@ -20,7 +20,7 @@ from prepkit.text import table
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run that is there.")
-@click.option("--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
+@device_option
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
 @click.option("--steps", type=click.IntRange(min=1), help="In place of the recipe's.")
 @click.option(

@@ -24,7 +24,7 @@ from netspace.data import task_of
 from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_function
 from netspace.experiments.result import Progress, Result, ResultError, plain
 from netspace.run.run import BEST, Run, RunError, versions
-from netspace.space.device import device_of
+from prepkit.device import choose_device
 from prepkit.errors import listed
 from prepkit.files import sha256_of_file
 
@@ -55,7 +55,7 @@ class Bench:
     @cached_property
     def place(self) -> torch.device:
         """The device; raises DeviceError."""
-        return device_of(self.device)
+        return choose_device(self.device)
 
     @cached_property
     def zoo(self) -> prepkit.Zoo:

@@ -227,10 +227,9 @@ def zoo_stage(name: str, path: Path, sizes: Mapping[str, int], device: str) -> S
         return True
 
     def go(say: Callable[[str], None]) -> object:
-        where = None if device == "auto" else device
         instances, epochs = sizes.get("instances"), sizes.get("epochs")
         words = ProgressInWords(SHARE, say)
-        return prepkit.train_zoo(name, path, device=where, instances=instances, epochs=epochs, progress=words)
+        return prepkit.train_zoo(name, path, device=device, instances=instances, epochs=epochs, progress=words)
 
     return Stage("zoo", name, done, go)
 

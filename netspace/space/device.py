@@ -7,35 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-import prepkit
-
-
-class DeviceError(prepkit.PrepkitError):
-    """A device was asked for that is not there."""
-
-
-def device_of(name: str = "auto") -> torch.device:
-    """The device of a name: "auto" is a GPU if there is one, else the CPU.
-
-    raises DeviceError
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"device '{name}' is unknown; use auto, cpu, cuda, cuda:1 or mps.") from None
-    there = {
-        "cpu": device.index in (None, 0),
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no GPU"
-        raise DeviceError(f"device '{name}' was asked for, but this torch sees {found}; use --device auto or cpu.")
-    return device
+from prepkit.device import choose_device
+from prepkit.errors import DeviceError
 
 
 def own_device(name: str = "auto") -> torch.device:
@@ -43,7 +16,7 @@ def own_device(name: str = "auto") -> torch.device:
 
     raises DeviceError
     """
-    device = device_of(name)
+    device = choose_device(name)
     if device.type != "cuda" or ":" in str(device):
         return device
     own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

@@ -127,6 +127,17 @@ def force_option(command: F) -> F:
     return click.option("--force", is_flag=True, help="Replace an existing target.")(command)
 
 
+def device_option(command: F) -> F:
+    """`--device`."""
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="D",
+        help="cpu, cuda, cuda:N or mps; auto takes a GPU if there is one.",
+    )(command)
+
+
 class InputShape(click.ParamType[tuple[int, ...]]):
     """`3x32x32` -> (3, 32, 32): the shape of one input, without the batch axis."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import Interrupted, json_option, print_json
+from prepkit.cli.common import Interrupted, device_option, json_option, print_json
 from prepkit.cli.zoo_text import description, facts
 from prepkit.errors import counted
 from prepkit.progress import SHARE, ProgressBar
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("spec", metavar="SPEC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--device", metavar="D", help="cpu, cuda, cuda:1 or mps. [default: a GPU if there is one]")
+@device_option
 @click.option("--stack", type=click.IntRange(min=1), metavar="K", help="Instances at once. [default: by device]")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU, for each stack. [default: all cores]")
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the task's data.")

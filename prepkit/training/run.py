@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from prepkit.device import choose_device
 from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Registry, architecture
 from prepkit.progress import Progress
@@ -71,7 +72,7 @@ def train_zoo(
 
     spec:      a Spec, the name of a built-in one, or the path of a TOML file
     path:      the zoo's folder: new, empty, or of this training when it was interrupted
-    device:    "cpu", "cuda", "cuda:1" or "mps"; a GPU if there is one
+    device:    "cpu", "cuda", "cuda:1" or "mps"; None and "auto" are a GPU if there is one
     stack:     instances trained at once, in place of the choice that is made for the device
     threads:   of the CPU a unit takes; torch's own number if missing
     data:      folder of the task's data, where the task needs one
@@ -79,7 +80,7 @@ def train_zoo(
     epochs:    at most so many, for a trial run
     ray:       address of a Ray cluster whose workers train, "auto" for the running one, "local" to start one here
     gpus:      share of a GPU a unit takes on Ray
-    raises ZooError, RegistryError or InvalidShape for a spec, device or folder that cannot be used; DataMissing
+    raises ZooError, RegistryError, InvalidShape or DeviceError for what cannot be used; DataMissing
     """
     loaded = spec if isinstance(spec, Spec) else load_spec(spec)
     loaded = loaded.with_sizes(instances, epochs)
@@ -88,9 +89,9 @@ def train_zoo(
         if not (root / README).exists() and (read_manifest(root).provenance or {}).get("spec") == loaded.text:
             write_card(root)  # it was killed in between
         raise ZooError(f"'{root}' holds a finished zoo; name another folder.")
-    record, where = begun(root), device_of(device)
+    record, where = begun(root), choose_device(device)
     if record is not None:
-        check_same(record, loaded, None if device is None else where, root)
+        check_same(record, loaded, None if device in (None, "auto") else where, root)
         where = where if where.type == record.engine.device else torch.device(record.engine.device)
     task = load_task(loaded.task, None if data is None else Path(data))
     check_fit(loaded, task)
@@ -236,22 +237,6 @@ def registry_of(spec: Spec) -> Registry:
     teacher = spec.teacher
     others = [] if teacher is None or teacher.architecture in class_ids else [architecture(teacher.architecture)]
     return Registry(map(architecture, spec.architectures), others, class_ids)
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device of this name; a GPU if there is one, else the CPU, if None.
-
-    raises ZooError if there is no such device
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ZooError(f"device '{name}' cannot be used here: {reason}") from None
-    return device
 
 
 def check_fit(spec: Spec, task: Task) -> None:

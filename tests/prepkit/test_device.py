@@ -1,0 +1,57 @@
+"""Names of devices, on machines that have other devices than this one."""
+
+import pytest
+import torch
+
+from prepkit.device import choose_device
+from prepkit.errors import DeviceError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def with_devices(gpus: int = 0, mps: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return with_devices
+
+
+@pytest.mark.parametrize("name", [None, "auto"])
+def test_a_gpu_is_chosen_if_there_is_one(machine, name):
+    for devices, chosen in (((0, False), "cpu"), ((0, True), "mps"), ((2, False), "cuda")):
+        machine(*devices)
+        assert choose_device(name) == torch.device(chosen)
+
+
+def test_devices_by_name(machine):
+    machine(2, mps=True)
+    for name in ("cpu", "cpu:0", "cuda", "cuda:1", "mps"):
+        assert choose_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "tpu", "cpu:x", "", "meta", "xpu"])
+def test_unknown_names(name):
+    with pytest.raises(DeviceError) as raised:
+        choose_device(name)
+    assert str(raised.value) == f"unknown device '{name}'; use cpu, cuda, cuda:N or mps."
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "seen"),
+    [
+        ("cuda", (0, False), "no GPU"),
+        ("mps", (0, False), "no GPU"),
+        ("cuda", (0, True), "an mps device"),
+        ("cuda:1", (1, False), "1 CUDA device"),
+        ("cuda:99", (2, False), "2 CUDA devices"),
+        ("cpu:1", (0, False), "no GPU"),
+    ],
+)
+def test_devices_that_are_not_there(machine, name, devices, seen):
+    machine(*devices)
+    with pytest.raises(DeviceError) as raised:
+        choose_device(name)
+    assert (
+        str(raised.value) == f"device '{name}' was asked for, but this torch sees {seen}; use another one, such as cpu."
+    )
