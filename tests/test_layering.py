@@ -26,6 +26,7 @@ ORDERS = {
         "version",
         "errors",
         "text",
+        "cache",
         "tensors",
         "files",
         "reading",

@@ -18,19 +18,9 @@ from pathlib import Path
 
 from prepkit.errors import ZooError
 
-CACHE = "PREPKIT_CACHE"
 CACHE_BYTES = "PREPKIT_CACHE_BYTES"
 DEFAULT_BYTES = 64 << 30
 SHARDS = "*/*/shards/*"
-
-
-def shelf_folder() -> Path:
-    """Where streamed files are kept: PREPKIT_CACHE, or `prepkit` in HF_HOME or in the user's cache folder."""
-    if folder := os.environ.get(CACHE):
-        return Path(folder).expanduser()
-    if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "prepkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prepkit"
 
 
 def shelf_bytes(asked: int | None) -> int:

@@ -17,12 +17,13 @@ from threading import Condition, Lock, RLock, Thread
 from typing import TYPE_CHECKING, Any
 
 from prepkit.address import HubAddress, parse
+from prepkit.cache import cache_folder
 from prepkit.errors import HubError, OutputError, PrepkitError, ZooError
 from prepkit.files import output_error
 from prepkit.hub.client import api, explained, pinned
 from prepkit.hub.fetch import Fetcher, HubFile, Stopped, all_done, is_sound
 from prepkit.hub.pull import fetch_manifest
-from prepkit.hub.shard_cache import alone, make_room, mapped, shelf_bytes, shelf_folder
+from prepkit.hub.shard_cache import alone, make_room, mapped, shelf_bytes
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.read.store import MappedShard, Store
 
@@ -43,7 +44,7 @@ def open_store(address: str, *, token: str | None = None, cache_bytes: int | Non
         raise HubError(f"'{address}' names a file; a zoo is a whole repository: hf://{asked.repo_id}.")
     with explained(asked.repo_id, "dataset", asked.revision):
         found = pinned(api(token), asked, "dataset")
-    return HubStore(found, shelf_folder(), shelf_bytes(cache_bytes), token)
+    return HubStore(found, cache_folder(), shelf_bytes(cache_bytes), token)
 
 
 class HubStore(Store):

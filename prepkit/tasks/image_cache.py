@@ -1,26 +1,18 @@
-"""Decoded images kept in the user's cache folder, so that only the first start decodes them."""
+"""Decoded images in the cache folder, so that only the first start decodes them."""
 
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prepkit.cache import cache_folder
 from prepkit.errors import OutputError
 from prepkit.files import replacing
 from prepkit.tasks.image_set import ImageSet, Part, count_classes, fingerprint
 
 FORMAT = "prepkit-images/1"
-
-
-def cache_folder() -> Path:
-    """`$PREPKIT_CACHE`, or else `prepkit` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    own = os.environ.get("PREPKIT_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prepkit"
 
 
 def load_cached(name: str) -> ImageSet | None:

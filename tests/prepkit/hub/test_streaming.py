@@ -17,6 +17,7 @@ from store_contract import StoreContract
 from torch.utils.data import DataLoader
 
 from prepkit.api import open_zoo
+from prepkit.cache import cache_folder
 from prepkit.errors import HubError, OutputError, ZooError
 from prepkit.hub import fetch, shard_cache, source
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
@@ -49,7 +50,7 @@ def path_of(zoo, index):
 
 
 def in_cache():
-    return {file.name: file for file in shard_cache.shelf_folder().glob(shard_cache.SHARDS)}
+    return {file.name: file for file in cache_folder().glob(shard_cache.SHARDS)}
 
 
 def nobody_fetches():
@@ -150,10 +151,10 @@ def test_it_lies_where_the_environment_says(filled, monkeypatch, tmp_path):
     assert [file.parent.parent.parent.name for file in in_cache().values()] == ["me--zoo"]
     assert in_cache().popitem()[1].is_relative_to(tmp_path / "mine")
     monkeypatch.delenv("PREPKIT_CACHE")
-    assert shard_cache.shelf_folder() == tmp_path / "hf_home" / "prepkit"
+    assert cache_folder() == tmp_path / "hf_home" / "prepkit"
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert shard_cache.shelf_folder() == tmp_path / "xdg" / "prepkit"
+    assert cache_folder() == tmp_path / "xdg" / "prepkit"
 
 
 # In the loader's order ----------------------------------------------------------------------------------------
@@ -542,7 +543,7 @@ def test_a_cache_that_lost_something_is_mended(filled, local, damage):
 def test_the_cache_is_cleared_under_an_open_zoo(filled, local):
     zoo = open_zoo("hf://me/zoo")
     zoo.preps([0])
-    shutil.rmtree(shard_cache.shelf_folder())
+    shutil.rmtree(cache_folder())
     assert torch.equal(zoo.preps(), local.preps())
 
 

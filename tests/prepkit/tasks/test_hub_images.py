@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -14,8 +13,9 @@ import torch
 from contract import TaskContract
 from PIL import Image
 
+from prepkit.cache import cache_folder
 from prepkit.errors import ZooError
-from prepkit.tasks import hub_images, image_cache, load_task
+from prepkit.tasks import hub_images, load_task
 from prepkit.tasks.image_record import split_indices
 from prepkit.tasks.task import DataMissing
 
@@ -125,7 +125,7 @@ def test_images_are_decoded_once(animals, monkeypatch):
     assert load_task(RECORD).record == first.record
     with pytest.raises(AssertionError, match="decoded again"):  # other parts are not in the cache
         load_task({**RECORD, "split": {"seed": 0, "test": 5}})
-    (kept,) = (image_cache.cache_folder() / "images").iterdir()
+    (kept,) = (cache_folder() / "images").iterdir()
     for damage in (kept.read_bytes()[:-9], b"", flipped(kept.read_bytes())):
         kept.write_bytes(damage)
         with pytest.raises(AssertionError, match="decoded again"):
@@ -151,14 +151,12 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(animals, monkeypatch, tmp
     assert load_task(RECORD).splits["train"] == 30
 
 
-def test_the_cache_folder_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("PREPKIT_CACHE", "/a")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert image_cache.cache_folder() == Path("/a")
+def test_images_are_kept_in_the_home_of_the_hub(animals, monkeypatch, tmp_path):
     monkeypatch.delenv("PREPKIT_CACHE")
-    assert image_cache.cache_folder() == Path("/b/prepkit")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert image_cache.cache_folder() == Path.home() / ".cache" / "prepkit"
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    load_task(RECORD)
+    (kept,) = (tmp_path / "home" / "prepkit" / "images").iterdir()
+    assert kept.suffix == ".safetensors"
 
 
 def test_a_later_commit_is_another_set(animals, hub):
