@@ -34,7 +34,7 @@ from prepkit.cli.allocator import keep_freed_memory
 ROOT = Path(__file__).parent.parent
 INSTANCES, IMAGES, STEPS = 8, 128, 50
 ROUNDS = int(os.environ.get("PREPKIT_ROUNDS", "5"))
-PRECISIONS = {"float32": "float32", "bfloat16": "bf16"}
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Case:
@@ -55,8 +55,8 @@ class Case:
         labels = torch.zeros(IMAGES, dtype=torch.int64)  # Eq. 1 uses none
         self.batch = Batch(self.preps, (0,) * INSTANCES, positions, self.images, labels)
         self.objectives = {
-            name: Objective(self.space, load_recipe("cifar10_single", {"training.precision": short}), registry)
-            for name, short in PRECISIONS.items()
+            name: Objective(self.space, load_recipe("cifar10_single", {"training.precision": name}), registry)
+            for name in PRECISIONS
         }
         self.optimisers = {
             "plain": torch.optim.Adam(self.space.parameters(), lr=1e-4),

@@ -92,6 +92,10 @@ class VerificationError(PrepkitError):
     exit_code = 1
 
 
+class FormerSpelling(FutureWarning):
+    """A file names a key or a value as it was once spelled. It is read all the same; the command line prints a note."""
+
+
 def nearest(asked: str, choices: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` with the choice closest to what was asked, or an empty string if none is close."""
     import difflib

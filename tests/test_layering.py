@@ -84,6 +84,7 @@ OPEN_TO_NETSPACE = {
     "prepkit.hub.version",
     "prepkit.licence",
     "prepkit.progress",
+    "prepkit.reading",
     "prepkit.running.groups",
     "prepkit.running.instance_losses",
     "prepkit.running.instances",

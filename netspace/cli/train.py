@@ -24,7 +24,7 @@ from prepkit.text import table
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
 @click.option("--steps", type=click.IntRange(min=1), help="In place of the recipe's.")
 @click.option(
-    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Another value of the recipe's: optimiser.clip=1"
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Another value of the recipe's: optimizer.clip=1"
 )
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the task's data.")
 @json_option
@@ -80,12 +80,12 @@ def recipes(as_json: bool) -> None:
 
 
 def change(text: str) -> tuple[str, Any]:
-    """`optimiser.clip=1` -> ("optimiser.clip", 1): the value as TOML has it, else as text."""
+    """`optimizer.clip=1` -> ("optimizer.clip", 1): the value as TOML has it, else as text."""
     import tomllib
 
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise click.BadParameter(f"{text!r} is not KEY=VALUE, such as optimiser.clip=1.", param_hint="--set")
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE, such as optimizer.clip=1.", param_hint="--set")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

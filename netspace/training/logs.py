@@ -80,7 +80,7 @@ class Log:
                 f"step {step - len(table) + row + 1}: {self.names[column]} is {found}, with the training instances "
                 f"{instances}. The checkpoints of '{self.run.path}' are from before. A run "
                 "goes on with its own recipe alone: train anew into another --out, with a lower "
-                "optimiser.learning_rate, an optimiser.clip or training.precision=float32."
+                "optimizer.learning_rate, an optimizer.clip or training.precision=float32."
             )
         rows: list[list[float]] = table.tolist()
         return rows

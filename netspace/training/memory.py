@@ -49,7 +49,7 @@ def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device)
         for architecture in registry
     )
     values = batch.instances * encoded + at_once * decoded + run
-    bytes_each = 2 if recipe.training.precision == "bf16" else 4
+    bytes_each = 2 if recipe.training.precision == "bfloat16" else 4
     return values * bytes_each + STATES * 4 * num_weights(recipe)
 
 
@@ -65,13 +65,15 @@ def advice(recipe: Recipe, registry: prepkit.Registry, device: torch.device) -> 
     """What a step needs, what is free, and which of batch, bf16 and recomputing would make it fit."""
     free = free_bytes(device)
     choices = {}
-    if recipe.training.precision != "bf16":
-        choices["training.precision=bf16"] = replace(recipe, training=replace(recipe.training, precision="bf16"))
+    if recipe.training.precision != "bfloat16":
+        choices["training.precision=bfloat16"] = replace(
+            recipe, training=replace(recipe.training, precision="bfloat16")
+        )
     if not recipe.training.recompute:
         choices["training.recompute=true"] = replace(recipe, training=replace(recipe.training, recompute=True))
-    both = replace(recipe.training, precision="bf16", recompute=True)
+    both = replace(recipe.training, precision="bfloat16", recompute=True)
     if len(choices) == 2:
-        choices["training.precision=bf16 --set training.recompute=true"] = replace(recipe, training=both)
+        choices["training.precision=bfloat16 --set training.recompute=true"] = replace(recipe, training=both)
     instances, accumulate = recipe.batch.instances, recipe.batch.accumulate
     if instances % 4 == 0 or (instances % 2 == 0 and not recipe.has_classes):
         smaller = replace(recipe.batch, instances=instances // 2, accumulate=2 * accumulate)

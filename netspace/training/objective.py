@@ -58,7 +58,7 @@ class Objective:
     ) -> None:
         self.space, self.recipe, self.registry, self.teacher = space, recipe, registry, teacher
         self.ranks = ranks or Ranks()
-        self.bf16 = recipe.training.precision == "bf16"
+        self.bf16 = recipe.training.precision == "bfloat16"
         self.factors = losses.gammas(len(recipe.architectures)) if recipe.has_classes else ()
 
     def __call__(self, batch: Batch) -> Losses:

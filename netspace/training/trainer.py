@@ -127,7 +127,7 @@ class Training:
         try:
             with asked_to_end() as asked:
                 for step in steps:
-                    rate = recipe.optimiser.rate(step - 1, recipe.training.steps)
+                    rate = recipe.optimizer.rate(step - 1, recipe.training.steps)
                     parts: dict[str, torch.Tensor] = {}
                     indices: tuple[int, ...] = ()
                     for _ in range(recipe.batch.accumulate):
@@ -180,8 +180,8 @@ class Training:
         """The norm of all gradients together, before they are clipped."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
-        if self.recipe.optimiser.clip is not None:
-            clip_grads_with_norm_(parameters, self.recipe.optimiser.clip, norm)
+        if self.recipe.optimizer.clip is not None:
+            clip_grads_with_norm_(parameters, self.recipe.optimizer.clip, norm)
         return norm
 
     def _validate(self, space: NetSpace, log: Log, step: int) -> dict[str, float]:
@@ -208,7 +208,7 @@ class Training:
                 torch.distributed.broadcast(tensor, 0)
         fused = self.device.type in ("cpu", "cuda")
         trained = [parameter for parameter in space.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.Adam(trained, lr=self.recipe.optimiser.learning_rate, fused=fused)
+        optimiser = torch.optim.Adam(trained, lr=self.recipe.optimizer.learning_rate, fused=fused)
         if state is not None:
             _restore(optimiser, space, state)
         return space, optimiser, state

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from prepkit.errors import PrepkitError
+from prepkit.errors import FormerSpelling, PrepkitError
 from prepkit.files import IN_PYTHON
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with failures(ctx):
+        with failures(ctx), notes():
             return super().invoke(ctx)
 
 
@@ -89,6 +90,22 @@ def failures(ctx: click.Context) -> Iterator[None]:
                 raise
             _of_stdout()
     raise failure
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Print a note on stderr, in one line, for what is read in a former spelling."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *where: Any, **details: Any) -> None:
+            if issubclass(category, FormerSpelling):
+                click.echo(f"note: {message}", err=True)
+            else:
+                show(message, category, *where, **details)
+
+        warnings.showwarning = note
+        yield
 
 
 def _of_stdout() -> OSError | None:

@@ -15,9 +15,9 @@ import torch
 from prepkit.errors import ZooError
 from prepkit.families.registry import architecture
 from prepkit.running.instances import activation_bytes, is_stackable, stacking_pays
+from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Plan
 from prepkit.training.spec import Spec
-from prepkit.training.training_spec import Training
 
 STACK_ON_CPU = 32  # more gains nothing (benchmarks/results), and fewer lose less of a stack that is interrupted
 MOST_ON_GPU = 128

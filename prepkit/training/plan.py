@@ -12,8 +12,8 @@ from functools import cached_property
 
 from prepkit.errors import ZooError
 from prepkit.tasks.randomness import SEED_BITS, stream_seed
+from prepkit.training.hyperparameters import Training
 from prepkit.training.spec import Spec
-from prepkit.training.training_spec import Training
 
 SEEDS = 2**31
 ATTEMPTS = 101  # the first, and a hundred after divergence

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from prepkit.running.instances import Runner, runner
 from prepkit.training.folding import fold_stack
+from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job
-from prepkit.training.training import Setting, Snapshot
-from prepkit.training.training_spec import Training
-from prepkit.training.training_values import Schedule
+from prepkit.training.stack import Setting, Snapshot
+from prepkit.training.values import Schedule
 
 SPLITS = ("train", "validation", "test")  # of the task's data
 

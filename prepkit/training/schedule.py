@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from prepkit.training.training_values import Schedule
+from prepkit.training.values import Schedule
 
 
 def factor(schedule: Schedule, epoch: int, epochs: int) -> float:

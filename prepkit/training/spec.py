@@ -1,6 +1,6 @@
 """The spec of a zoo: what is trained, how, and how many; read from TOML and checked key by key.
 
-Built-in specs lie in zoo_specs/; docs and examples of all keys are there. `load_spec` takes the name of one, or a path.
+Built-in specs lie in zoo_specs/, and docs/keys.md lists all keys. `load_spec` takes the name of a spec, or a path.
 """
 
 from __future__ import annotations
@@ -8,24 +8,96 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prepkit.errors import InvalidShape, PrepkitError, RegistryError, ZooError, listed, nearest
 from prepkit.families.registry import Architecture, architecture
 from prepkit.prep.shape import PRepShape
-from prepkit.reading import Place, Reader, given, require, table, text, told, unknown, whole, wrong
-from prepkit.training.training_spec import Training, TrainingTable, trainings
-from prepkit.training.training_values import Keep
+from prepkit.reading import (
+    LINE,
+    NOT_A_KEY,
+    TABLE,
+    TEXT,
+    Key,
+    Place,
+    Reader,
+    as_toml,
+    checked,
+    given,
+    keys_of,
+    list_of,
+    parse_toml,
+    read_file,
+    read_keys,
+    unknown,
+    whole,
+    wrong,
+)
+from prepkit.training.hyperparameters import Training, TrainingTable, trainings
+from prepkit.training.values import Keep
 
 SUFFIX = ".toml"
 SPLITS = ("train", "validation", "test")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+COUNTS = dict.fromkeys(SPLITS, Key(whole(1)))
+
+
+# Readers ------------------------------------------------------------------------------------------------------
+
+
+def registered(name: str, place: Place) -> Architecture:
+    """The architecture of this name; raises RegistryError with the place if there is none."""
+    try:
+        return architecture(name)
+    except RegistryError as error:
+        raise RegistryError(f"{place}: {error}") from None
+
+
+def _architectures(value: Any, place: Place) -> tuple[str, ...]:
+    names: tuple[str, ...] = list_of(TEXT, ARCHITECTURES.words, least=1)(value, place)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ZooError(f"{place}: names each architecture once; found twice: {listed(twice)}.")
+    return tuple(registered(name, place).name for name in names)
+
+
+def _instances(value: Any, place: Place) -> dict[str, dict[str, int]]:
+    if not TABLE(value, place):
+        raise wrong(place, INSTANCES.words, value)
+    counts = {name: given(COUNTS, splits, place[name]) for name, splits in value.items()}
+    for name, each in counts.items():
+        if not each:
+            raise wrong(place[name], f"a number of instances of at least one of {listed(SPLITS)}", each)
+    return counts
+
+
+def _task(value: Any, place: Place) -> dict[str, Any]:
+    """The record of a task, checked by the task itself; no data is loaded."""
+    from prepkit.tasks import check_record
+
+    record: dict[str, Any] = TABLE(value, place)
+    try:
+        json.dumps(record, allow_nan=False)
+        check_record(record)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, PrepkitError):
+            raise ZooError(f"{place.file}, {error}") from None
+        raise ZooError(f"{place}: holds a value that JSON cannot: {error}.") from None
+    return record
+
+
+ZOO_NAME = checked(
+    "a name of up to 100 letters, digits and _ . -, the first one no . or -",
+    lambda value: isinstance(value, str) and NAME.fullmatch(value),
+)
+ARCHITECTURES = Reader("a list of names of architectures", _architectures)
+INSTANCES = Reader('instances such as "lenet_like@digits" = {train = 60, test = 16}', _instances)
+TASK = Reader("a table with the task's kind", _task)
 
 
 @dataclass(frozen=True)
@@ -40,31 +112,38 @@ class Teacher:
 class Spec:
     """What a zoo is to hold.
 
-    description:   one sentence
-    license:       an identifier such as "mit"
-    width, height: of the PReps; the least height that holds the largest architecture if None
-    architectures: names in ClassId order; those without instances are registered only
-    seed:          all random choices of the zoo follow from it
-    task:          the task record
-    instances:     architecture -> split of the zoo -> how many
-    training:      of each architecture that has instances
-    text:          the TOML that the spec was read from
-    sizes:         what `with_sizes` was asked for, as a record of a trial run
+    text:  the TOML that the spec was read from
+    sizes: what `with_sizes` was asked for, as a record of a trial run
     """
 
-    name: str
-    description: str
-    license: str
-    width: int
-    height: int | None
-    architectures: tuple[str, ...]
-    seed: int
-    task: Mapping[str, Any]
-    instances: Mapping[str, Mapping[str, int]]
-    training: Mapping[str, Training]
-    teacher: Teacher | None
-    text: str
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    name: Annotated[str, ZOO_NAME, "name of the zoo"]
+    description: Annotated[str, LINE, "one sentence"]
+    license: Annotated[str, LINE, 'an identifier such as "mit"']
+    width: Annotated[int, whole(1), "width of the PReps, a multiple of 8"]
+    architectures: Annotated[
+        tuple[str, ...], ARCHITECTURES, "names in ClassId order; those without instances are registered only"
+    ]
+    task: Annotated[Mapping[str, Any], TASK, "the task record, see below"]
+    instances: Annotated[
+        Mapping[str, Mapping[str, int]], INSTANCES, "how many instances of each architecture each split has"
+    ]
+    training: Annotated[
+        Mapping[str, Training],
+        TABLE,
+        'how instances are trained, see below; a table such as `[training."resnet8@digits"]` overrides keys for one '
+        "architecture",
+    ]
+    teacher: Annotated[
+        Teacher | None,
+        TABLE,
+        "one network that is trained beside the instances: its `architecture`, and keys that override `[training]`",
+    ] = None
+    height: Annotated[
+        int | None, whole(1), "height of the PReps, a multiple of 4; if missing, the least that holds all architectures"
+    ] = None
+    seed: Annotated[int, whole(0), "all random choices of the zoo follow from it"] = 0
+    text: Annotated[str, NOT_A_KEY] = ""
+    sizes: Annotated[Mapping[str, int], NOT_A_KEY] = field(default_factory=dict)
 
     def with_sizes(self, instances: int | None = None, epochs: int | None = None) -> Spec:
         """The same spec for a trial run.
@@ -78,10 +157,12 @@ class Spec:
         sizes = {name: size for name, size in asked.items() if size is not None}
         for name, size in sizes.items():
             if type(size) is not int or size < 1:
-                raise ZooError(f"{name}: expected a whole number of at least 1; found {told(size)}.")
+                raise ZooError(f"{name}: expected a whole number of at least 1; found {as_toml(size)}.")
         spec = replace(self, sizes={**self.sizes, **sizes})
         if instances is not None:
-            spec = replace(spec, instances={name: dict.fromkeys(of, instances) for name, of in self.instances.items()})
+            spec = replace(
+                spec, instances={name: dict.fromkeys(splits, instances) for name, splits in self.instances.items()}
+            )
         if epochs is not None:
             shorter = {name: training.with_epochs(epochs) for name, training in self.training.items()}
             teacher = self.teacher and replace(self.teacher, training=self.teacher.training.with_epochs(epochs))
@@ -112,13 +193,7 @@ def load_spec(name_or_path: str | os.PathLike[str]) -> Spec:
         )
     place = asked if is_path else f"zoo_specs/{asked}{SUFFIX}"
     source = Path(asked) if is_path else folder() / f"{asked}{SUFFIX}"
-    try:
-        content = source.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ZooError(f"{place}: cannot be read: {error.strerror}. {_built_in_hint(asked)}") from None
-    except UnicodeDecodeError as error:
-        raise ZooError(f"{place}: is not UTF-8 text: {error.reason} at byte {error.start}.") from None
-    return parse_spec(content, place)
+    return parse_spec(read_file(source, Place(place), _built_in_hint(asked)), place)
 
 
 def folder() -> Traversable:
@@ -129,7 +204,7 @@ def folder() -> Traversable:
 
 def _built_in_hint(asked: str) -> str:
     name = Path(asked).name.removesuffix(SUFFIX)
-    return f"The built-in spec is named '{name}'." if name in spec_names() else "Is the path right?"
+    return f" The built-in spec is named '{name}'." if name in spec_names() else " Is the path right?"
 
 
 # Reading ------------------------------------------------------------------------------------------------------
@@ -142,83 +217,26 @@ def parse_spec(content: str, file: str) -> Spec:
     raises ZooError, RegistryError or InvalidShape with the place of what is wrong
     """
     place = Place(file)
-    try:
-        data = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
-        raise ZooError(f"{file}: is not TOML: {error}.") from None
-    values = given(data, READERS, place)
-    require(values, REQUIRED, READERS, place)
+    values = read_keys(keys_of(Spec), parse_toml(content, place), place)
     names, instances = values["architectures"], values["instances"]
     for name in instances:
         if name not in names:
             raise unknown(place["instances"][name], "architecture", name, names)
     trained = tuple(name for name in names if name in instances)
-    base, training = trainings(data["training"], place["training"], trained)
-    teacher = read_teacher(data["teacher"], place["teacher"], base) if "teacher" in data else None
+    base, training = trainings(values["training"], place["training"], trained)
+    teacher = None if values.get("teacher") is None else read_teacher(values["teacher"], place["teacher"], base)
     values |= {"instances": {name: instances[name] for name in trained}, "training": training, "teacher": teacher}
     check_inputs([*names, *([teacher.architecture] if teacher else [])], place["architectures"])
     check_shape(names, values["width"], values.get("height"), place)
     check_validation(values["task"], [*training.values(), *([teacher.training] if teacher else [])], place)
-    return Spec(**{"height": None, "seed": 0, **values}, text=content)
+    return Spec(**values, text=content)
 
 
-def name_of_zoo(value: Any, place: Place) -> str:
-    """A name that can stand in a file name."""
-    if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise wrong(place, "a name of up to 100 letters, digits and _ . -, the first one no . or -", value)
-    return value
-
-
-def names_of_architectures(value: Any, place: Place) -> tuple[str, ...]:
-    """Registered architectures, each once."""
-    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise wrong(place, "a list of names of architectures", value)
-    twice = sorted({name for name in value if value.count(name) > 1})
-    if twice:
-        raise ZooError(f"{place}: names each architecture once; found twice: {listed(twice)}.")
-    return tuple(registered(name, place).name for name in value)
-
-
-def registered(name: str, place: Place) -> Architecture:
-    """The architecture of this name; raises RegistryError with the place if there is none."""
-    try:
-        return architecture(name)
-    except RegistryError as error:
-        raise RegistryError(f"{place}: {error}") from None
-
-
-def read_instances(value: Any, place: Place) -> dict[str, dict[str, int]]:
-    """How many instances of each architecture in each split; at least one of each that is named."""
-    if not table(value, place):
-        raise wrong(place, 'instances such as "lenet_like@digits" = {train = 60, test = 16}', value)
-    found = {name: given(table(of, place[name]), COUNTS, place[name]) for name, of in value.items()}
-    for name, counts in found.items():
-        if not counts:
-            raise wrong(place[name], f"a number of instances of at least one of {listed(SPLITS)}", counts)
-    return found
-
-
-def task_record(value: Any, place: Place) -> dict[str, Any]:
-    """The record of a task, checked by the task itself; no data is loaded."""
-    from prepkit.tasks import check_record
-
-    record = table(value, place)
-    try:
-        json.dumps(record, allow_nan=False)
-        check_record(record)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, PrepkitError):
-            raise ZooError(f"{place.file}, {error}") from None
-        raise ZooError(f"{place}: holds a value that JSON cannot: {error}.") from None
-    return record
-
-
-def read_teacher(value: Any, place: Place, base: TrainingTable) -> Teacher:
+def read_teacher(data: Mapping[str, Any], place: Place, base: TrainingTable) -> Teacher:
     """The teacher: its architecture, and training where it differs from that of the instances."""
-    data = table(value, place)
     own = {key: item for key, item in data.items() if key != "architecture"}
-    require(data, ("architecture",), {"architecture": text}, place)
-    name = registered(text(data["architecture"], place["architecture"]), place["architecture"]).name
+    (asked,) = read_keys({"architecture": Key(TEXT)}, data, place, strict=False).values()
+    name = registered(asked, place["architecture"]).name
     override = TrainingTable.read(own, place)
     training = base.training(override)
     if len(training.epochs.candidates) > 1:
@@ -228,23 +246,6 @@ def read_teacher(value: Any, place: Place, base: TrainingTable) -> Teacher:
     if "keep" in own:
         raise wrong(place["keep"], '"last" or "best_validation", as one teacher is kept', own["keep"])
     return Teacher(name, replace(training, keep=Keep()))  # a trajectory is meant for the instances
-
-
-COUNTS: dict[str, Reader] = dict.fromkeys(SPLITS, whole(1))
-READERS: dict[str, Reader] = {
-    "name": name_of_zoo,
-    "description": text,
-    "license": text,
-    "width": whole(1),
-    "height": whole(1),
-    "architectures": names_of_architectures,
-    "seed": whole(0),
-    "task": task_record,
-    "instances": read_instances,
-    "training": table,
-    "teacher": table,
-}
-REQUIRED = ("name", "description", "license", "width", "architectures", "task", "instances", "training")
 
 
 # Checks of several values together ----------------------------------------------------------------------------

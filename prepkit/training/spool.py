@@ -9,7 +9,7 @@ from pathlib import Path
 from prepkit.errors import ZooError
 from prepkit.files import replacing
 from prepkit.training.results import Rows
-from prepkit.training.training import Diverged
+from prepkit.training.stack import Diverged
 from prepkit.training.units import Done, Unit
 
 

@@ -23,11 +23,11 @@ from prepkit.files import replacing
 from prepkit.running.instances import activation_bytes, forward_flops, is_linear, runner
 from prepkit.tasks.task import Task
 from prepkit.training.engine import Engine
+from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job, Plan
 from prepkit.training.results import Rows, rows_of
 from prepkit.training.spec import Spec
-from prepkit.training.training import Diverged, Setting, Stack
-from prepkit.training.training_spec import Training
+from prepkit.training.stack import Diverged, Setting, Stack
 
 CACHE_BYTES = 4 << 20  # measured: 2 to 5 MiB are equally good for sine MLPs, all of 20,000 points half as fast
 SAVE_SECONDS = 30.0  # what a kill costs at most, and little beside what is trained meanwhile

@@ -5,11 +5,14 @@ import tomllib
 from importlib import resources
 
 import pytest
+from click.testing import CliRunner
 
 import prepkit
-from netspace.recipe import OptimiserSettings, Recipe, RecipeError, load_recipe, recipe_names, recipe_of
+from netspace.cli import main
+from netspace.recipe import OptimizerSettings, Recipe, RecipeError, load_recipe, recipe_names, recipe_of
 from netspace.run.run import new_space
 from netspace.training.memory import num_weights
+from prepkit.errors import FormerSpelling
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -53,8 +56,8 @@ def test_names():
         ("cifar10_multi", "batch.samples", 128),
         ("cifar10_multi", "loss.temperature", 4.0),
         ("cifar10_multi", "loss.alpha", 0.9),
-        ("cifar10_multi", "optimiser.learning_rate", 1e-4),
-        ("cifar10_multi", "optimiser.schedule", "constant"),
+        ("cifar10_multi", "optimizer.learning_rate", 1e-4),
+        ("cifar10_multi", "optimizer.schedule", "constant"),
         ("chairs", "training.stop_at", 0.8),
         ("cifar10_multi", "network.initialisation", "paper"),
         ("cifar10_multi", "training.validate_every", 313),
@@ -74,23 +77,29 @@ def document(**changes):
 
 
 MISTAKES = {
-    "loss.weights: setting 'multi' has a teacher": {"loss": {"weights": True}},
+    "loss.weights: is for 'single' and 'sdf' alone; leave it out in 'multi'": {"loss": {"weights": True}},
     "unknown key 'steps'.*known are": {"steps": 3},
     "expected a table": {"batch": 3},
-    "'name' is missing": None,
-    "setting: 'mutli' is none of.*Did you mean 'multi'": {"setting": "mutli"},
+    "'name' is missing; expected text": None,
+    "setting: expected one of single, multi.*found 'mutli'.*Did you mean 'multi'": {"setting": "mutli"},
     "needs at least 2": {"architectures": ["lenet_like@digits"]},
-    "expected a list of names": {"architectures": "lenet_like@digits"},
-    "expected a whole number; found 2.5": {"batch": {"instances": 2.5, "samples": 8}},
-    "expected a whole number; found True": {"batch": {"instances": True, "samples": 8}},
-    "'samples' is missing": {"batch": {"instances": 2}},
-    "batch.instances: 0 is out of range": {"batch": {"instances": 0, "samples": 8}},
-    "boundary_share: 1.5 is out of range": {"batch": {"instances": 2, "samples": 8, "boundary_share": 1.5}},
+    "architectures: expected a list; found 'lenet_like@digits'": {"architectures": "lenet_like@digits"},
+    "batch.instances: expected a whole number of at least 1; found 2.5": {"batch": {"instances": 2.5, "samples": 8}},
+    "batch.instances: expected a whole number of at least 1; found true": {"batch": {"instances": True, "samples": 8}},
+    "batch: 'samples' is missing; expected a whole number of at least 1": {"batch": {"instances": 2}},
+    "batch.instances: expected a whole number of at least 1; found 0": {"batch": {"instances": 0, "samples": 8}},
+    "boundary_share: expected a number from 0 to 1; found 1.5": {
+        "batch": {"instances": 2, "samples": 8, "boundary_share": 1.5}
+    },
     "an even number; found 3": {"batch": {"instances": 3, "samples": 8, "boundary_share": 0.5}},
-    "learning_rate: nan is out of range": {"optimiser": {"learning_rate": math.nan}},
-    "schedule: 'cosin' is none of": {"optimiser": {"schedule": "cosin"}},
-    "stop_at: is for the setting 'sdf'": {"training": {"steps": 1, "validate_every": 1, "stop_at": 0.5}},
-    "precision: 'fp16' is none of": {"training": {"steps": 1, "validate_every": 1, "precision": "fp16"}},
+    "optimizer.learning_rate: expected a number of at least 0; found nan": {"optimizer": {"learning_rate": math.nan}},
+    "schedule: expected one of constant, cosine; found 'cosin'. Did you mean 'cosine'": {
+        "optimizer": {"schedule": "cosin"}
+    },
+    "stop_at: is for 'sdf' alone": {"training": {"steps": 1, "validate_every": 1, "stop_at": 0.5}},
+    "precision: expected one of float32, bfloat16; found 'fp16'": {
+        "training": {"steps": 1, "validate_every": 1, "precision": "fp16"}
+    },
 }
 
 
@@ -110,10 +119,10 @@ def test_one_architecture_has_one_name():
 def test_files_and_changes(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(resources.files("netspace.recipes").joinpath("digits_multi.toml").read_text())
-    recipe = load_recipe(file, {"training.steps": 7, "optimiser.learning_rate": 1})
+    recipe = load_recipe(file, {"training.steps": 7, "optimizer.learning_rate": 1})
     assert isinstance(recipe, Recipe)
     assert recipe.training.steps == 7
-    assert recipe.optimiser.learning_rate == 1.0
+    assert recipe.optimizer.learning_rate == 1.0
     with pytest.raises(RecipeError, match=r"unknown key 'stps'"):
         load_recipe(file, {"training.stps": 7})
     with pytest.raises(RecipeError, match="'name' is a value, not a table"):
@@ -123,18 +132,18 @@ def test_files_and_changes(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path / "none.toml")
     file.write_text("a = = 1")
-    with pytest.raises(RecipeError, match="not TOML"):
+    with pytest.raises(RecipeError, match="is not TOML"):
         load_recipe(file)
 
 
 def test_learning_rates():
-    settings = OptimiserSettings(1e-3, "cosine", constant_share=0.5, final_share=0.01, warmup_steps=10)
+    settings = OptimizerSettings(1e-3, "cosine", constant_share=0.5, final_share=0.01, warmup_steps=10)
     rates = [settings.rate(step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([1e-4 * step for step in range(1, 11)])
     assert rates[10:50] == [1e-3] * 40
     assert rates[75] == pytest.approx(1e-3 * (0.01 + 0.99 * 0.5))
     assert rates[99] == pytest.approx(1e-3 * (0.01 + 0.99 * (1 + math.cos(math.pi * 0.98)) / 2))
-    assert OptimiserSettings(1e-4).rate(99, 100) == 1e-4
+    assert OptimizerSettings(1e-4).rate(99, 100) == 1e-4
 
 
 def test_a_start_is_the_seed_s_alone():
@@ -147,3 +156,47 @@ def test_a_start_is_the_seed_s_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["decoder.bias"], other["decoder.bias"])
+
+
+# Former spellings -------------------------------------------------------------------------------------------------
+
+FORMER = ("[optimizer]", "[optimiser]"), ('precision = "bfloat16"', 'precision = "bf16"')
+
+
+@pytest.fixture
+def former(tmp_path):
+    """A recipe's file in former spellings."""
+    text = resources.files("netspace.recipes").joinpath("digits_multi.toml").read_text()
+    for new, old in FORMER:
+        assert text.count(new) == 1
+        text = text.replace(new, old)
+    (tmp_path / "former.toml").write_text(text)
+    return tmp_path / "former.toml"
+
+
+def test_former_spellings_are_read_with_a_warning(former):
+    with pytest.warns(FormerSpelling) as warned:
+        assert load_recipe(former) == load_recipe("digits_multi")
+    assert [str(each.message) for each in warned] == [
+        f"{former}: 'optimiser' is now spelled 'optimizer'; the old spelling is still read.",
+        f"{former}: 'bf16' is now spelled 'bfloat16'; the old spelling is still read.",
+    ]
+    changes = {"optimiser.clip": 3.0, "training.precision": "bf16"}
+    with pytest.warns(FormerSpelling, match="'bf16' is now spelled 'bfloat16'"):
+        recipe = load_recipe("digits_multi", changes)
+    assert (recipe.optimizer.clip, recipe.training.precision) == (3.0, "bfloat16")
+    assert recipe.optimizer.learning_rate == load_recipe("digits_multi").optimizer.learning_rate
+
+
+def test_both_spellings_of_a_table_are_refused():
+    with pytest.raises(RecipeError, match=r"^my\.toml, optimiser: is the old spelling of 'optimizer', which is there"):
+        recipe_of(document(optimiser={"clip": 1.0}), "my.toml")
+
+
+@pytest.mark.filterwarnings("default::prepkit.errors.FormerSpelling")
+def test_the_command_line_notes_a_former_spelling(former, tmp_path):
+    done = CliRunner().invoke(main, ["train", str(former), "--zoo", str(tmp_path / "none"), "--out", "run"])
+    assert done.stderr.splitlines()[:2] == [
+        f"note: {former}: 'optimiser' is now spelled 'optimizer'; the old spelling is still read.",
+        f"note: {former}: 'bf16' is now spelled 'bfloat16'; the old spelling is still read.",
+    ]

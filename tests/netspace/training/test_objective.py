@@ -189,7 +189,7 @@ def test_recomputing_changes_neither_losses_nor_gradients(setting, name, changes
 @pytest.mark.parametrize("name", ["digits_single", "digits_multi", "digits_unseen", "chairs_mini"])
 def test_half_precision_is_near(small_zoo, name):
     totals = {}
-    for precision in ("float32", "bf16"):
+    for precision in ("float32", "bfloat16"):
         recipe = load_recipe(name, {**SMALL[name], "training.precision": precision})
         zoo = prepkit.open_zoo(small_zoo(name), width=recipe.network.width, height=recipe.network.height)
         data = Data(recipe, zoo, torch.device("cpu"))
@@ -198,8 +198,8 @@ def test_half_precision_is_near(small_zoo, name):
         assert found.total.dtype == torch.float32
         assert all(part.dtype == torch.float32 for part in found.parts.values())
         totals[precision] = found.total.item()
-    assert totals["bf16"] == pytest.approx(totals["float32"], rel=0.05)
-    assert totals["bf16"] != totals["float32"]
+    assert totals["bfloat16"] == pytest.approx(totals["float32"], rel=0.05)
+    assert totals["bfloat16"] != totals["float32"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

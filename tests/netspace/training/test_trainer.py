@@ -131,6 +131,22 @@ def test_going_on_is_the_same_bit_for_bit(tmp_path, small_zoo, name, steps, vali
     assert curve(again) == curve(whole)
 
 
+def test_a_run_in_former_spellings_is_read_and_gone_on_with(tmp_path, small_zoo):
+    name, out = "digits_single", tmp_path / "run"
+    recipe = recipe_of(name, 4, **{"training.validate_every": 2})
+    whole = netspace.train(recipe, small_zoo(name), tmp_path / "whole", device="cpu")
+    netspace.train(recipe_of(name, 2), small_zoo(name), out, device="cpu")
+    record = json.loads((out / "run.json").read_text())
+    record["recipe"]["optimiser"] = record["recipe"].pop("optimizer")
+    assert record["recipe"]["training"]["precision"] == "bfloat16"
+    record["recipe"]["training"]["precision"] = "bf16"
+    (out / "run.json").write_text(json.dumps(record))
+    assert netspace.open_run(out).recipe == recipe_of(name, 2)
+    run = netspace.train(recipe, small_zoo(name), out, device="cpu", resume=True)
+    assert run.recipe == recipe
+    assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(run).items())
+
+
 def test_more_steps_go_on_from_the_last(tmp_path, small_zoo):
     name = "digits_single"
     recipes = [recipe_of(name, steps, **{"training.validate_every": 2}) for steps in (2, 4)]
@@ -187,9 +203,9 @@ def test_a_folder_that_is_in_the_way(tmp_path, small_zoo):
     before = weights(run)
     with pytest.raises(RunError, match="holds a run already; --resume"):
         netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu")
-    with pytest.raises(RunError, match=r"another recipe: optimiser.learning_rate was 0.001, is 0.5"):
+    with pytest.raises(RunError, match=r"another recipe: optimizer.learning_rate was 0.001, is 0.5"):
         netspace.train(
-            recipe_of(name, 1, **{"optimiser.learning_rate": 0.5}), small_zoo(name), out, device="cpu", resume=True
+            recipe_of(name, 1, **{"optimizer.learning_rate": 0.5}), small_zoo(name), out, device="cpu", resume=True
         )
     counts = {"resnet8@digits": {"train": 4, "validation": 1}}
     other = digits_zoo(tmp_path / "other", counts, teacher=False, single=True)
@@ -280,8 +296,8 @@ def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_good_state(t
             **SMALL[name],
             "training.steps": 40,
             "training.validate_every": 3,
-            "optimiser.learning_rate": 1e30,
-            "optimiser.warmup_steps": 0,
+            "optimizer.learning_rate": 1e30,
+            "optimizer.warmup_steps": 0,
         },
     )
     with pytest.raises(NotFinite, match=r"step \d+: (loss|gradient_norm) is (nan|inf), with the training instances \d"):
@@ -331,7 +347,7 @@ def test_out_of_memory_says_what_would_fit(tmp_path, small_zoo, monkeypatch):
         netspace.train(recipe, small_zoo(name), tmp_path / "run", device="cpu")
     message = str(caught.value)
     assert "A step of 'digits_single' takes about" in message
-    assert "--set training.precision=bf16 would take" in message
+    assert "--set training.precision=bfloat16 would take" in message
     assert "--set training.recompute=true would take" in message
     assert "--set batch.instances=2 --set batch.accumulate=2 would take" in message
     registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
@@ -340,7 +356,7 @@ def test_out_of_memory_says_what_would_fit(tmp_path, small_zoo, monkeypatch):
     def needed(**changes):
         return step_bytes(load_recipe(name, {**SMALL[name], **sizes, **changes}), registry, torch.device("cpu"))
 
-    for smaller in ({"training.precision": "bf16"}, {"training.recompute": True}, {"batch.instances": 2}):
+    for smaller in ({"training.precision": "bfloat16"}, {"training.recompute": True}, {"batch.instances": 2}):
         assert needed(**smaller) < needed()
     assert "free now" in advice(recipe, registry, torch.device("cpu"))
 

@@ -18,7 +18,7 @@ import torch
 import prepkit.training.units as units
 from prepkit.training.run import train_zoo
 from prepkit.training.spec import parse_spec
-from prepkit.training.training import Stack
+from prepkit.training.stack import Stack
 
 HEAD = """\
 name = "{name}"

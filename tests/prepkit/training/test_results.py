@@ -9,11 +9,11 @@ from torch.nn.functional import cross_entropy
 import prepkit
 from prepkit.fusion.fold import fold
 from prepkit.running.instances import runner
+from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job
 from prepkit.training.results import described, rows_of
-from prepkit.training.training import Setting, Snapshot, Stack
-from prepkit.training.training_spec import Training
-from prepkit.training.training_values import Epochs, Range, Schedule
+from prepkit.training.stack import Setting, Snapshot, Stack
+from prepkit.training.values import Epochs, Range, Schedule
 
 CPU = torch.device("cpu")
 DIGITS = {

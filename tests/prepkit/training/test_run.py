@@ -21,9 +21,9 @@ from prepkit.training import run as running
 from prepkit.training.plan import STRIDE, plan
 from prepkit.training.run import Told, train_zoo
 from prepkit.training.spec import load_spec
-from prepkit.training.training import Stack
-from prepkit.training.training_values import Epochs
+from prepkit.training.stack import Stack
 from prepkit.training.units import train_unit
+from prepkit.training.values import Epochs
 from prepkit.zoo.change.verify import rerun, verify
 
 

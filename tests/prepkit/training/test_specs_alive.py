@@ -19,8 +19,8 @@ from prepkit.training.folding import fold_stack
 from prepkit.training.plan import Job
 from prepkit.training.schedule import factor
 from prepkit.training.spec import load_spec, spec_names
-from prepkit.training.training import Setting, Stack, fresh_tensors
-from prepkit.training.training_values import CONSTANT, Epochs, Keep
+from prepkit.training.stack import Setting, Stack, fresh_tensors
+from prepkit.training.values import CONSTANT, Epochs, Keep
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from prepkit.training.engine import Engine
 from prepkit.training.plan import plan
 from prepkit.training.results import Rows
 from prepkit.training.spool import done_file, load_done, save_done
-from prepkit.training.training import Diverged
+from prepkit.training.stack import Diverged
 from prepkit.training.units import Done, units_of
 
 

@@ -13,7 +13,7 @@ from prepkit.tasks import load_task
 from prepkit.training import results, units
 from prepkit.training.engine import choose_engine
 from prepkit.training.plan import plan
-from prepkit.training.training import Stack
+from prepkit.training.stack import Stack
 from prepkit.training.units import done_epochs, threads, train_unit, units_of
 
 CPU = torch.device("cpu")

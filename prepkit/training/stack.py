@@ -21,10 +21,10 @@ from prepkit.families.registry import Architecture
 from prepkit.running.instances import Runner
 from prepkit.tasks.randomness import stream_seed
 from prepkit.tasks.task import Batch, Task
+from prepkit.training.hyperparameters import Training
 from prepkit.training.optimiser import Adam, Optimiser, Parameters, Rates, Sgd
 from prepkit.training.plan import Job
 from prepkit.training.schedule import factor
-from prepkit.training.training_spec import Training
 
 Tensors = dict[str, Tensor]
 

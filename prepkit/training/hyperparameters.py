@@ -1,60 +1,59 @@
 """How instances are trained: the `[training]` table of a spec, its overrides by architecture, and the teacher's.
 
-Every key is read by the one reader that READERS names. A key of `[training."resnet8@cifar10"]` or `[teacher]` stands
-in place of the same key of `[training]`.
+A key of `[training."resnet8@cifar10"]` or `[teacher]` stands in place of the same key of `[training]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from prepkit.errors import ZooError, listed
-from prepkit.reading import Place, Reader, boolean, choice, given, number, require, table, unknown, whole
-from prepkit.training.training_values import (
+from prepkit.reading import TABLE, Place, between, given, keys_of, require, unknown, whole
+from prepkit.training.values import (
     ABOVE_0,
-    AT_LEAST_0,
+    BETAS,
     CONSTANT,
+    EPOCHS,
     FROM_0_BELOW_1,
+    KEEP,
     LAST,
+    SCHEDULE,
     ZERO,
     Epochs,
     Keep,
     Range,
     Schedule,
-    betas,
-    epochs,
-    keep,
     number_or_range,
-    schedule,
 )
 
 
 @dataclass(frozen=True)
 class Training:
-    """How the instances of an architecture are trained.
+    """How the instances of an architecture are trained. Ranges are drawn from for each instance."""
 
-    optimizer:     "sgd" (momentum, nesterov) or "adam" (betas, eps; decoupled weight decay makes it AdamW)
-    learning_rate, momentum, weight_decay: drawn for each instance
-    batch_size:    samples a step: images, or points of a shape
-    schedule:      of the learning rate, by epoch
-    precision:     of the forward pass; weights and loss are float32
-    """
-
-    optimizer: Literal["sgd", "adam"]
-    learning_rate: Range
-    batch_size: int
-    epochs: Epochs
-    momentum: Range = ZERO
-    weight_decay: Range = ZERO
-    nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    decoupled: bool = False
-    schedule: Schedule = CONSTANT
-    keep: Keep = LAST
-    precision: Literal["float32", "bfloat16"] = "float32"
+    optimizer: Annotated[Literal["sgd", "adam"], "sgd, or adam, which is AdamW with `decoupled`"]
+    learning_rate: Annotated[Range, number_or_range(ABOVE_0), "learning rate before the schedule"]
+    batch_size: Annotated[int, whole(1), "samples a step: images, or points of a shape"]
+    epochs: Annotated[Epochs, EPOCHS, "numbers of epochs, which are dealt to the instances"]
+    momentum: Annotated[Range, number_or_range(FROM_0_BELOW_1), "(sgd) momentum"] = ZERO
+    nesterov: Annotated[bool, "(sgd) Nesterov's momentum"] = False
+    betas: Annotated[tuple[float, float], BETAS, "(adam) decay of the moving averages"] = (0.9, 0.999)
+    eps: Annotated[float, ABOVE_0, "(adam) what is added to the denominator"] = 1e-8
+    decoupled: Annotated[bool, "(adam) whether weight decay stays out of the gradients, as in AdamW"] = False
+    weight_decay: Annotated[Range, number_or_range(between(0)), "weight decay"] = ZERO
+    schedule: Annotated[
+        Schedule,
+        SCHEDULE,
+        "what the learning rate is multiplied by over the epochs; `at` are epochs or shares of all, `every` is epochs",
+    ] = CONSTANT
+    keep: Annotated[
+        Keep, KEEP, "weights that are stored: the last, the best in validation, or those after every so many epochs"
+    ] = LAST
+    precision: Annotated[
+        Literal["float32", "bfloat16"], "precision of the forward pass; weights and loss are float32"
+    ] = "float32"
 
     def with_epochs(self, most: int) -> Training:
         """The same training in at most so many epochs, its schedule drawn together; one number of epochs becomes it."""
@@ -63,22 +62,7 @@ class Training:
         return replace(self, epochs=epochs, schedule=self.schedule.scaled(epochs.last / self.epochs.last), keep=keep)
 
 
-READERS: dict[str, Reader] = {
-    "optimizer": choice("optimizer", ("sgd", "adam")),
-    "learning_rate": number_or_range(ABOVE_0),
-    "momentum": number_or_range(FROM_0_BELOW_1),
-    "nesterov": boolean,
-    "betas": betas,
-    "eps": number(ABOVE_0),
-    "decoupled": boolean,
-    "weight_decay": number_or_range(AT_LEAST_0),
-    "batch_size": whole(1),
-    "epochs": epochs,
-    "schedule": schedule,
-    "keep": keep,
-    "precision": choice("precision", ("float32", "bfloat16")),
-}
-REQUIRED = ("optimizer", "learning_rate", "batch_size", "epochs")
+KEYS = keys_of(Training)
 OPTIMIZER_OF = {"momentum": "sgd", "nesterov": "sgd", "betas": "adam", "eps": "adam", "decoupled": "adam"}
 
 
@@ -92,7 +76,7 @@ class TrainingTable:
     @classmethod
     def read(cls, data: Any, place: Place) -> TrainingTable:
         """All keys of a table; raises ZooError with the place of what is wrong."""
-        return cls(given(table(data, place), READERS, place), place)
+        return cls(given(KEYS, data, place), place)
 
     def training(self, override: TrainingTable | None = None) -> Training:
         """The training that this table describes, with the keys of another in place of its own.
@@ -106,10 +90,10 @@ class TrainingTable:
             own = {key: value for key, value in own.items() if OPTIMIZER_OF.get(key, optimizer) == optimizer}
         values = {**own, **other}
         places = dict.fromkeys(own, self.place) | dict.fromkeys(other, override.place if override else self.place)
-        require(values, REQUIRED, READERS, self.place)
+        require(KEYS, values, self.place)
         for key in values:
             if OPTIMIZER_OF.get(key, optimizer) != optimizer:
-                theirs = [name for name in READERS if OPTIMIZER_OF.get(name, optimizer) == optimizer]
+                theirs = [name for name in KEYS if OPTIMIZER_OF.get(name, optimizer) == optimizer]
                 raise ZooError(
                     f"{places[key][key]}: belongs to {OPTIMIZER_OF[key]}, but the optimizer is {optimizer}, which has "
                     f"{listed(theirs, 20)}."
@@ -125,10 +109,10 @@ def trainings(data: Any, place: Place, trained: tuple[str, ...]) -> tuple[Traini
 
     raises ZooError if a table in it is not named like one of them
     """
-    tables = {key: value for key, value in table(data, place).items() if isinstance(value, dict) and key not in READERS}
+    tables = {key: value for key, value in TABLE(data, place).items() if isinstance(value, dict) and key not in KEYS}
     for name in tables:
         if name not in trained:
-            raise unknown(place[name], "key, or architecture without instances,", name, (*READERS, *trained))
+            raise unknown(place[name], "key, or architecture without instances,", name, (*KEYS, *trained))
     base = TrainingTable.read({key: value for key, value in data.items() if key not in tables}, place)
     overrides = {name: TrainingTable.read(value, place[name]) for name, value in tables.items()}
     return base, {name: base.training(overrides.get(name)) for name in trained}

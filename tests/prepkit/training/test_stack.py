@@ -16,10 +16,10 @@ from prepkit.errors import ZooError
 from prepkit.families.registry import Architecture, architecture_from_callable
 from prepkit.running.instances import is_stackable, runner
 from prepkit.tasks.task import Batch
+from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job
-from prepkit.training.training import Diverged, Setting, Stack, stacked
-from prepkit.training.training_spec import Training
-from prepkit.training.training_values import Epochs, Keep, Range, Schedule
+from prepkit.training.stack import Diverged, Setting, Stack, stacked
+from prepkit.training.values import Epochs, Keep, Range, Schedule
 
 CPU = torch.device("cpu")
 CLASSES = 10
