@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks.timing import record, summary
 from prepkit.api import open_zoo
 from prepkit.families.registry import architecture_from_callable
-from prepkit.hub.fetch import sha256_of
+from prepkit.files import sha256_of_file
 from prepkit.hub.pull import pull
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.write.writer import ZooWriter
@@ -152,7 +152,7 @@ def test_pulling_a_gigabyte(benchmark: BenchmarkFixture, large: Path, place: Pat
     }
     seconds = timed(ways, lambda: shutil.rmtree(place / "there", ignore_errors=True))
     manifest = read_manifest(place / "there")
-    assert all(sha256_of(place / "there" / shard.path) == shard.sha256 for shard in manifest.shards)
+    assert all(sha256_of_file(place / "there" / shard.path) == shard.sha256 for shard in manifest.shards)
     results: dict[str, Any] = dict(summary(seconds, "pull"))
     for name in ways:
         results[name]["MB a second"] = round(GIGABYTE / 1e6 / statistics.median(seconds[name]), 1)

@@ -14,10 +14,10 @@ ADDRESS = re.compile(rf"({NAME}/{NAME})(?:@([^@/\s][^@\s]*?))?(?:/(\S+))?")
 
 @dataclass(frozen=True)
 class HubAddress:
-    """A repository of the Hub, a version of it, a file in it.
+    """A repository on the Hub, or one version of it, or one file of it.
 
     revision: branch, tag or commit; None for the newest version
-    path:     of a file in the repository
+    path:     path of a file in the repository
     """
 
     repo_id: str
@@ -31,7 +31,7 @@ class HubAddress:
 
 
 def parse(text: str) -> HubAddress:
-    """The address in a text, with or without `hf://`.
+    """Return the address in a text, which may leave `hf://` out.
 
     raises HubError with an example
     """
@@ -40,3 +40,14 @@ def parse(text: str) -> HubAddress:
     if found is None or (path is not None and ".." in path.split("/")):
         raise HubError(f"'{text}' is no address on the Hub; write hf://user/name or hf://user/name@revision/path.")
     return HubAddress(found[1], found[2], path)
+
+
+def parse_repository(text: str) -> HubAddress:
+    """Return the address of a whole repository.
+
+    raises HubError with an example, also for the address of a file
+    """
+    address = parse(text)
+    if address.path is not None:
+        raise HubError(f"'{text}' names a file; give the whole repository: {HUB_SCHEME}{address.repo_id}.")
+    return address

@@ -40,7 +40,7 @@ def open_zoo(
 
     address = os.fspath(path)
     if address.startswith(HUB_SCHEME):
-        from prepkit.hub.source import open_store
+        from prepkit.hub.store import open_store
 
         store: Store = open_store(address, token=token, cache_bytes=cache_bytes)
     else:

@@ -73,9 +73,18 @@ class ZooLocked(ZooError):
 
 
 class HubError(PrepkitError):
-    """The Hub refuses, cannot be reached, or does not hold what was asked for."""
+    """The Hub refuses, cannot be reached, or does not hold what was asked for.
+
+    repo:   USER/NAME of the repository that was asked, None if none was
+    status: HTTP status of the Hub's answer, None if it did not answer
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, repo: str | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.repo = repo
+        self.status = status
 
 
 class DeviceError(PrepkitError, ValueError):

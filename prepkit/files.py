@@ -111,6 +111,17 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write '{path}': {error.strerror or error}.")
 
 
+@contextmanager
+def system_errors_as_output(path: Path) -> Iterator[None]:
+    """Turn the system's errors inside into an OutputError that names a path."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file's bytes, in hex; raises OSError."""
     with open(path, "rb") as file:

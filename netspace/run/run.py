@@ -307,7 +307,7 @@ def _here(path: str | os.PathLike[str]) -> Path:
     """The folder of a run: itself, or the copy in the Hub's cache."""
     if not os.fspath(path).startswith(HUB_SCHEME):
         return Path(path)
-    from prepkit.hub.version import fetch_folder
+    from prepkit.hub.snapshot import fetch_folder
 
     folder, _ = fetch_folder(os.fspath(path), repo_type="model")
     return folder

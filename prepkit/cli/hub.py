@@ -18,7 +18,7 @@ from prepkit.zoo.format.counts import num_bytes_of
 
 if TYPE_CHECKING:
     from prepkit.hub.bundle import Bundle
-    from prepkit.hub.progress import Progress, State
+    from prepkit.hub.progress import PullProgress, Report
     from prepkit.hub.pull import Pulled
     from prepkit.hub.upload import Push
 
@@ -126,11 +126,11 @@ def leave(message: str, as_json: bool) -> NoReturn:
 
 
 @contextmanager
-def pull_progress(quiet: bool) -> Iterator[Progress]:
+def pull_progress(quiet: bool) -> Iterator[Report]:
     """Give a function that shows a pull's bytes and instances."""
     with ProgressBar("pulling", "B", quiet=quiet) as bar:
 
-        def show(state: State) -> None:
+        def show(state: PullProgress) -> None:
             if state.total_bytes != bar.total:
                 bar.begin(state.total_bytes)
             instances = f"{state.instances:,} of {counted(state.total_instances, 'instance')}"

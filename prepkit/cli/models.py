@@ -48,7 +48,7 @@ def at_hand(model: Path | HubAddress, quiet: bool) -> Iterator[AtHand]:
     if isinstance(model, Path):
         yield AtHand(model, str(model))
         return
-    from prepkit.hub.checkpoints import fetch_checkpoint, telling
+    from prepkit.hub.checkpoints import fetch_checkpoint, naming_address
     from prepkit.hub.client import quiet as without_bars
 
     if quiet or not sys.stderr.isatty():
@@ -56,5 +56,5 @@ def at_hand(model: Path | HubAddress, quiet: bool) -> Iterator[AtHand]:
             found = fetch_checkpoint(model)
     else:
         found = fetch_checkpoint(model)
-    with telling(found):
+    with naming_address(found):
         yield AtHand(found.file, str(found.address))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prepkit.errors import OutputError
 from prepkit.files import output_error, replacing
-from prepkit.hub.fetch import Fetcher, HubFile, all_done, is_sound
+from prepkit.hub.fetch import Fetcher, HubFile, is_sound, wait_for_all
 from prepkit.hub.progress import Counter
 from prepkit.hub.selection import Selection
 from prepkit.zoo.change.convert import check_whole
@@ -38,7 +38,7 @@ def fetch_cut(fetcher: Fetcher, cut: Cut, selection: Selection, root: Path, work
         shards: dict[int, Shard] = {}
         with fetcher.pool() as pool:
             futures = {number: pool.submit(_shard, fetcher, cut, number, root, work, counter) for number in cut.rows}
-            all_done(futures.values())
+            wait_for_all(futures.values())
             shards = {number: future.result() for number, future in futures.items()}
         if (teacher := cut.manifest.teacher) is not None:
             _take_back(root, built, teacher.path)
@@ -73,15 +73,15 @@ def _shard(fetcher: Fetcher, cut: Cut, number: int, root: Path, work: Path, coun
         with replacing(note, overwrite=True) as temporary:
             temporary.write_text(json.dumps(vars(done)), encoding="utf-8")
     else:
-        counter.bytes(shard.bytes)
-    counter.instances(len(cut.rows[number]))
+        counter.add_bytes(shard.bytes)
+    counter.add_instances(len(cut.rows[number]))
     return done
 
 
 def _cut_anew(fetcher: Fetcher, cut: Cut, number: int, work: Path, counter: Counter) -> Shard:
     shard = cut.manifest.shards[number]
     folder = work / "whole" / str(number)
-    fetcher.fetch(HubFile(shard.path, shard.sha256, shard.bytes), folder / shard.path, counter.bytes)
+    fetcher.fetch(HubFile(shard.path, shard.sha256, shard.bytes), folder / shard.path, counter.add_bytes)
     if cut.is_whole(number):
         done = shard
     else:

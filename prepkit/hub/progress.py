@@ -1,4 +1,4 @@
-"""How far a pull is: bytes and instances, told one call at a time though several threads count."""
+"""How far a pull is: bytes and instances, reported by one call at a time although several threads count."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from threading import Lock
 
 
 @dataclass(frozen=True)
-class State:
-    """Bytes and instances that are there and right, and how many there will be."""
+class PullProgress:
+    """Bytes and instances that came and are right, and how many there will be."""
 
     bytes: int = 0
     total_bytes: int = 0
@@ -17,35 +17,33 @@ class State:
     total_instances: int = 0
 
 
-Progress = Callable[[State], None]
+Report = Callable[[PullProgress], None]
 
 
 class Counter:
-    """Counts, and tells."""
+    """Counts bytes and instances for several threads, and reports each change."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.state = State()
-        self._progress = progress
+    def __init__(self, report: Report | None) -> None:
+        self._state = PullProgress()
+        self._report = report
         self._lock = Lock()
 
     def expect(self, num_bytes: int, instances: int) -> None:
-        """Say how many there will be."""
+        """Begin anew, with totals."""
         with self._lock:
-            self.state = State(total_bytes=num_bytes, total_instances=instances)
-            self._tell()
+            self._set(PullProgress(total_bytes=num_bytes, total_instances=instances))
 
-    def bytes(self, count: int) -> None:
-        """So many more bytes are there."""
+    def add_bytes(self, count: int) -> None:
+        """Count bytes that came."""
         with self._lock:
-            self.state = replace(self.state, bytes=self.state.bytes + count)
-            self._tell()
+            self._set(replace(self._state, bytes=self._state.bytes + count))
 
-    def instances(self, count: int) -> None:
-        """So many more instances are there, and right."""
+    def add_instances(self, count: int) -> None:
+        """Count instances that came and are right."""
         with self._lock:
-            self.state = replace(self.state, instances=self.state.instances + count)
-            self._tell()
+            self._set(replace(self._state, instances=self._state.instances + count))
 
-    def _tell(self) -> None:
-        if self._progress is not None:
-            self._progress(self.state)
+    def _set(self, state: PullProgress) -> None:
+        self._state = state
+        if self._report is not None:
+            self._report(state)

@@ -1,4 +1,4 @@
-"""Which instances of a zoo are pulled, and the record of where a pulled zoo came from."""
+"""A choice among the instances of a zoo, and the record of where a pulled zoo came from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from prepkit.errors import WhereError, ZooError, listed, nearest
 from prepkit.files import replacing
@@ -23,9 +23,9 @@ RECORD = Path(".cache") / "prepkit" / "pulled.json"  # the Hub's own client keep
 
 @dataclass(frozen=True)
 class Selection:
-    """Conditions that instances must meet, all of them; without any, the whole zoo is meant.
+    """Conditions that instances must all meet; without any, the whole zoo is chosen.
 
-    splits, architectures: instances of any of these
+    splits, architectures: names of which an instance has one
     """
 
     where: str | None = None
@@ -33,13 +33,13 @@ class Selection:
     architectures: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, where: str | None, split: str | Iterable[str] | None, architecture: str | Iterable[str] | None) -> Any:
-        """A selection of what a user gives."""
+    def of(cls, where: str | None, split: str | Iterable[str] | None, architecture: str | Iterable[str] | None) -> Self:
+        """Make a selection from a user's arguments."""
         return cls(where, _names(split), _names(architecture))
 
     @property
     def is_whole(self) -> bool:
-        """Whether every instance is meant."""
+        """Whether every instance is chosen."""
         return self == Selection()
 
     def __str__(self) -> str:
@@ -51,9 +51,9 @@ class Selection:
         return "; ".join(parts)
 
     def chosen(self, manifest: Manifest, table: pa.Table) -> pa.Table:
-        """The rows of a zoo's table that are meant.
+        """Return the rows of a zoo's table that are chosen.
 
-        raises ZooError for a split or architecture that the zoo does not have, or if no instance is meant
+        raises ZooError for a split or architecture that the zoo does not have, or if no instance is chosen
         raises WhereError
         """
         import pyarrow as pa
@@ -75,15 +75,15 @@ class Selection:
             except pa.ArrowException as error:
                 raise WhereError(f"condition {self.where!r}: {str(error).splitlines()[0]}") from None
         if not len(rows):
-            raise ZooError(f"none of the {len(table):,} instances of '{manifest.name}' is meant by: {self}.")
+            raise ZooError(f"none of the {len(table):,} instances of '{manifest.name}' matches: {self}.")
         return rows
 
 
 @dataclass(frozen=True)
-class Record:
-    """Where a folder's zoo came from.
+class PullRecord:
+    """Where the zoo in a folder came from.
 
-    manifest: sha256 that its zoo.json says of itself; None while it is not there yet
+    manifest: sha256 that stands in its zoo.json; None before that file is there
     """
 
     repo: str
@@ -92,8 +92,8 @@ class Record:
     manifest: str | None = None
 
 
-def write_record(record: Record, file: Path) -> None:
-    """Keep a record, whole or not at all.
+def write_record(record: PullRecord, file: Path) -> None:
+    """Write a record, whole or not at all.
 
     raises OutputError
     """
@@ -102,20 +102,20 @@ def write_record(record: Record, file: Path) -> None:
         temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
 
-def read_record(file: Path) -> Record | None:
-    """A record, None if there is none that can be read."""
+def read_record(file: Path) -> PullRecord | None:
+    """Return a record, or None if there is none that can be read."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         data = json.loads(file.read_bytes())
         selection = data.pop("selection")
         lists = {key: tuple(selection[key]) for key in ("splits", "architectures")}
-        return Record(**data, selection=Selection(selection["where"], **lists))
+        return PullRecord(**data, selection=Selection(selection["where"], **lists))
     return None
 
 
-def _names(given: str | Iterable[str] | None) -> tuple[str, ...]:
-    if given is None:
+def _names(names: str | Iterable[str] | None) -> tuple[str, ...]:
+    if names is None:
         return ()
-    return (given,) if isinstance(given, str) else tuple(sorted(set(given)))
+    return (names,) if isinstance(names, str) else tuple(sorted(set(names)))
 
 
 def _check_known(what: str, asked: tuple[str, ...], known: list[str], zoo: str) -> None:

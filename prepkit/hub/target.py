@@ -1,7 +1,7 @@
-"""The folder that a zoo is pulled into: what may lie in it, who works in it, and how the new zoo becomes the folder's.
+"""The folder that a zoo is pulled into: what it may hold, who works in it, and how it comes to hold the new zoo.
 
-While a pull is under way `.pulling` lies in the folder, with a lock and what was asked for. An old zoo in it stays
-whole until the new one's zoo.json takes the place of its own: names carry hashes, so their files do not collide.
+While a pull is under way, the folder has a folder `.pulling` with a lock and with what was asked for. An old zoo stays
+whole until the new zoo.json takes the place of the old one: names carry hashes, so their files do not collide.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prepkit.errors import OutputError, ZooError, listed
-from prepkit.files import flush, output_error
-from prepkit.hub.selection import RECORD, Record, read_record, write_record
+from prepkit.files import flush, system_errors_as_output
+from prepkit.hub.selection import RECORD, PullRecord, read_record, write_record
 from prepkit.zoo.format.lock import Lock
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 
 WORK = ".pulling"
 REQUEST = "request.json"
-OURS = ("shards/*", "models-*.parquet", "teacher-*.prep.safetensors")
+ZOO_FILES = ("shards/*", "models-*.parquet", "teacher-*.prep.safetensors")
 
 
-def known_zoo(root: Path) -> tuple[Record, Manifest] | None:
-    """Where the zoo in a folder was pulled from, and its manifest; None if it was not, or was changed since."""
+def known_zoo(root: Path) -> tuple[PullRecord, Manifest] | None:
+    """Return where the zoo in a folder came from, and its manifest; None if it was not pulled, or changed since."""
     record = read_record(root / RECORD)
     try:
         manifest = read_manifest(root) if record is not None else None
@@ -41,12 +41,12 @@ class Target:
     """A folder, what is to be pulled into it, and whether another zoo in it may be replaced."""
 
     root: Path
-    record: Record
+    record: PullRecord
     force: bool
 
     @property
     def work(self) -> Path:
-        """Where the pull works."""
+        """The folder that the pull works in."""
         return self.root / WORK
 
     def check_folder(self) -> None:
@@ -61,31 +61,30 @@ class Target:
             raise OutputError(f"'{self.root}' holds other files ({listed(others, 3)}); name a new or empty folder.")
 
     def check(self) -> None:
-        """Raise OutputError if what the folder holds may not be replaced, or is an unfinished pull of another thing."""
+        """Raise OutputError if the folder holds what may not be replaced, or an unfinished pull of something else."""
         self.check_folder()
         if (self.root / MANIFEST).exists():
             if not self.force:
                 raise OutputError(self._occupied())
-            if not (self.root / RECORD).exists():  # a damaged zoo may be replaced where we know that it was one
+            if not (self.root / RECORD).exists():  # without a record only its manifest shows that it is a zoo
                 read_manifest(self.root)
         elif self.work.is_dir():
             self._check_request()
 
     @contextmanager
     def working(self) -> Iterator[Path]:
-        """Hold the folder, and give the one to work in; it stays if the pull fails, so that it can go on.
+        """Lock the folder, and give the one to work in, which stays if the pull fails, so that it can go on.
 
         raises OutputError if it cannot be made, ZooLocked if another process pulls into it
         """
         is_new = not self.root.exists()
         self.check()
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
+        with system_errors_as_output(self.root):
+            try:
+                self.work.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise OutputError(f"'{self.root}' cannot be made: there is a file of that name.") from None
             lock = Lock.take(self.work / "lock", self.root)
-        except (FileExistsError, NotADirectoryError):
-            raise OutputError(f"'{self.root}' cannot be made: there is a file of that name.") from None
-        except OSError as error:
-            raise error if isinstance(error, OutputError) else output_error(self.root, error) from error
         try:
             write_record(self.record, self.work / REQUEST)
             yield self.work
@@ -96,45 +95,43 @@ class Target:
             lock.release()
 
     def finish(self, manifest: Manifest) -> None:
-        """Make the zoo whose zoo.json lies in the working folder that of the folder, and remove what was before.
+        """Give the folder the zoo.json that lies in the working folder, and remove the files of the zoo before.
 
         raises OutputError
         """
-        try:
+        with system_errors_as_output(self.root):
             old = self._old_files()
             self.note(manifest)
             flush(self.work / MANIFEST)
             os.replace(self.work / MANIFEST, self.root / MANIFEST)
             flush(self.root)
-            for path in old - named(manifest):
+            for path in old - paths_of(manifest):
                 (self.root / path).unlink(missing_ok=True)
             shutil.rmtree(self.work, ignore_errors=True)
-        except OSError as error:
-            raise error if isinstance(error, OutputError) else output_error(self.root, error) from error
 
     def note(self, manifest: Manifest) -> None:
-        """Keep where the folder's zoo came from."""
+        """Record where the folder's zoo came from."""
         record = replace(self.record, manifest=manifest.to_dict()["sha256"])
         if read_record(self.root / RECORD) != record:
             write_record(record, self.root / RECORD)
 
     def _leave(self, is_new: bool) -> None:
-        """After a failure: remove what is of no use for going on."""
+        """Remove, after a failure, what would not help to go on."""
         if next(self._half_pulled(), None) is None and not any(self.work.glob("cut/*.json")):
             shutil.rmtree(self.work, ignore_errors=True)
             if is_new:
                 shutil.rmtree(self.root, ignore_errors=True)
 
     def _old_files(self) -> set[str]:
-        """Files of the zoo that was there, or of an unfinished pull of another version."""
+        """Return the files of the zoo that was there, or of an unfinished pull of another version."""
         try:
-            return named(read_manifest(self.root))
+            return paths_of(read_manifest(self.root))
         except ZooError:
             return set(self._half_pulled())
 
     def _half_pulled(self) -> Iterator[str]:
-        """Files that are named as those of zoos are; the folder was new or empty before."""
-        for pattern in OURS:
+        """Give the files that are named like those of zoos; before the pull the folder was new or empty."""
+        for pattern in ZOO_FILES:
             for file in self.root.glob(pattern):
                 yield file.relative_to(self.root).as_posix()
 
@@ -159,7 +156,7 @@ class Target:
         )
 
 
-def named(manifest: Manifest) -> set[str]:
-    """Paths of the files that a manifest names."""
+def paths_of(manifest: Manifest) -> set[str]:
+    """Return the paths of the files that a manifest names."""
     teacher = [] if manifest.teacher is None else [manifest.teacher.path]
     return {manifest.table.path, *(shard.path for shard in manifest.shards), *teacher}

@@ -24,7 +24,8 @@ from huggingface_hub.utils.sha import git_hash
 
 from prepkit.errors import HubError, listed
 from prepkit.hub.bundle import Bundle, RepoType, Upload
-from prepkit.hub.client import api, explained, quiet, retried
+from prepkit.hub.client import api, quiet
+from prepkit.hub.failures import explained, retried
 from prepkit.progress import Advance
 
 MAIN = "main"

@@ -162,10 +162,10 @@ def test_files_that_no_zoo_needs_are_left_there(hub, source, tmp_path):
 
 
 def test_what_the_cache_of_the_hub_has_is_not_fetched(hub, source, tmp_path):
-    from prepkit.hub.client import api, cache_folder
+    from prepkit.hub.client import api, hub_cache_folder
 
     add(hub, source)
-    api().snapshot_download("me/zoo", repo_type="dataset", cache_dir=cache_folder())
+    api().snapshot_download("me/zoo", repo_type="dataset", cache_dir=hub_cache_folder())
     hub.forget()
     root = pull("me/zoo", tmp_path / "here")
     assert files_of(root) == files_of(source)
@@ -296,7 +296,7 @@ def test_a_damaged_part_is_told_and_can_be_pulled_again(hub, source, tmp_path):
         ({"where": "id > 3"}, WhereError, "id > 3"),
         ({"split": "validation"}, ZooError, "has no split 'validation'; it has test, train"),
         ({"architecture": "lenet_lik@digits"}, ZooError, "Did you mean 'lenet_like@digits'"),
-        ({"where": "accuracy > 5"}, ZooError, "none of the 6 instances of 'zoo' is meant by: where accuracy > 5"),
+        ({"where": "accuracy > 5"}, ZooError, "none of the 6 instances of 'zoo' matches: where accuracy > 5"),
     ],
 )
 def test_what_cannot_be_meant(hub, source, tmp_path, asked, error, told):

@@ -16,9 +16,9 @@ from pushed_zoos import write_zoo
 
 from prepkit.cli import main
 from prepkit.errors import HubError
-from prepkit.hub import client, upload
+from prepkit.hub import failures, upload
 from prepkit.hub.bundle import Bundle, Upload
-from prepkit.hub.client import cache_folder
+from prepkit.hub.client import hub_cache_folder
 from prepkit.hub.push import push
 from prepkit.hub.upload import interruptibly, push_bundle
 from prepkit.zoo.card.card import PICTURE, README, write_card
@@ -238,7 +238,7 @@ def test_two_at_once_leave_one_whole_zoo(hub, zoo, other):
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, zoo, monkeypatch):
-    monkeypatch.setattr(client, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_SECONDS", 0.01)
     begun = push_bundle(Bundle("me/zoo", "dataset", "begin", (Upload.of("a.txt", b"a"),)))
     hub.fault("lost", "/commit/main")
     done = push(zoo, "me/zoo")
@@ -248,13 +248,13 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, zoo, monkeypatch):
 
 
 def test_a_busy_server_is_asked_again(hub, zoo, monkeypatch):
-    monkeypatch.setattr(client, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_SECONDS", 0.01)
     hub.fault("busy", "/commit/main", 2)
     assert push(zoo, "me/zoo").commit == hub.head("me/zoo")
 
 
 def test_a_server_that_stays_busy_is_told_and_nothing_is_visible(hub, zoo, monkeypatch):
-    monkeypatch.setattr(client, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_SECONDS", 0.01)
     hub.fault("busy", "/commit/main", 99)
     with pytest.raises(HubError, match=r"the Hub is busy or broken just now \(HTTP 503, dataset repository 'me/zoo'\)"):
         push(zoo, "me/zoo")
@@ -281,6 +281,9 @@ def test_a_file_that_changes_on_the_way_is_not_pushed(hub, zoo, tmp_path):
 def test_a_server_out_of_reach_is_told(hub, zoo, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "the Hub cannot be reached for the dataset repository 'me/zoo'" in command(zoo, "me/zoo", status=1).stderr
+    with pytest.raises(HubError) as caught:
+        push(zoo, "me/zoo", dry_run=True)
+    assert (caught.value.repo, caught.value.status) == ("me/zoo", None)
 
 
 @pytest.mark.parametrize("path", ["large.safetensors", "small.txt"])
@@ -367,7 +370,7 @@ def test_a_push_that_is_stopped_shows_nothing_and_goes_on(hub, zoo, number, stat
 def test_a_zoo_in_the_hubs_own_cache_is_pushed_on(hub, zoo):
     commit = push(zoo, "me/zoo").commit
     snapshot = HfApi(endpoint=hub.url).snapshot_download(
-        "me/zoo", repo_type="dataset", revision=commit, cache_dir=cache_folder()
+        "me/zoo", repo_type="dataset", revision=commit, cache_dir=hub_cache_folder()
     )
     push(snapshot, "me/copy")
     assert without_card(hub.files("me/copy")) == content_of(zoo)

@@ -1,0 +1,240 @@
+"""An open zoo on the Hub: its manifest and table are fetched at once, its shards when they are first used.
+
+    zoo = prepkit.open_zoo("hf://user/zoo@revision")
+
+Shards are fetched whole, checked against the manifest, and kept on the disk (shard_cache.py), so that the next process
+finds them there. While a loader runs, threads fetch the next shards in its order and stay ahead of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import RLock, Thread
+from typing import TYPE_CHECKING, Any
+
+from prepkit.address import HubAddress, parse_repository
+from prepkit.cache import cache_folder
+from prepkit.errors import PrepkitError, ZooError
+from prepkit.files import system_errors_as_output
+from prepkit.hub.client import api, pinned
+from prepkit.hub.failures import explained
+from prepkit.hub.fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
+from prepkit.hub.prefetch import PrefetchBudget, SharedIterator
+from prepkit.hub.pull import fetch_manifest
+from prepkit.hub.shard_cache import alone, make_room, mapped, shelf_bytes
+from prepkit.zoo.format.manifest import MANIFEST, read_manifest
+from prepkit.zoo.read.store import MappedShard, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PREFETCH_THREADS = 4
+MAPPING_ATTEMPTS = 5  # another process may remove a shard before this one has mapped it
+
+
+def open_store(address: str, *, token: str | None = None, cache_bytes: int | None = None) -> HubStore:
+    """Open a zoo on the Hub; its manifest and table are fetched unless they are in the cache.
+
+    raises HubError, ZooError
+    """
+    asked = parse_repository(address)
+    with explained(asked.repo_id, "dataset", asked.revision):
+        version = pinned(api(token), asked, "dataset")
+    return HubStore(version, cache_folder(), shelf_bytes(cache_bytes), token)
+
+
+class HubStore(Store):
+    """An open zoo whose shards may still be on the Hub; threads, forks and several processes may use it.
+
+    address:     address of the zoo; its revision is a commit
+    cache:       folder of the cache on the disk
+    cache_bytes: how many bytes of shards are kept there
+    """
+
+    def __init__(self, address: HubAddress, cache: Path, cache_bytes: int, token: str | None) -> None:
+        self.address = address
+        self.cache = cache
+        self.cache_bytes = cache_bytes
+        self._token = token
+        self._folder = cache / address.repo_id.replace("/", "--") / str(address.revision)
+        self._mapped: dict[int, MappedShard] = {}
+        self._used: dict[Path, float] = {}
+        self._process_state = self._new_process_state()
+        with system_errors_as_output(self._folder):
+            self._fetch_manifest_and_table()
+        super().__init__(self._folder)
+
+    def values(self, number: int) -> Tensor:
+        """Return the values of a shard, which is fetched if it is not in the cache.
+
+        raises HubError if it does not come
+        """
+        return self._shard(number).values
+
+    def populate(self, number: int) -> None:
+        """Map all pages of a shard now, after it was fetched."""
+        self._shard(number).populate()
+
+    def need(self, numbers: Collection[int]) -> None:
+        """Fetch and map these shards, several at the same time."""
+        missing = [number for number in numbers if number not in self._mapped]
+        if len(missing) > 1 and not all(map(self._is_cached, missing)):
+            with self._new_fetcher().pool() as pool:
+                # The futures hold what was mapped, so that no shard makes room for another one of these.
+                wait_for_all([pool.submit(self._shard, number) for number in missing])
+
+    @contextmanager
+    def ahead(self, numbers: Iterable[int]) -> Iterator[None]:
+        """Have threads fetch shards in this order, as far ahead as half of the cache has room."""
+        if all(map(self._is_cached, range(len(self.manifest.shards)))):
+            yield
+            return
+        fetcher, order = self._new_fetcher(), SharedIterator(numbers)
+        for _ in range(PREFETCH_THREADS):
+            Thread(target=self._prefetch, args=(fetcher, order), name="prepkit-ahead", daemon=True).start()
+        try:
+            yield
+        finally:
+            fetcher.stop()  # the threads end with the next piece that comes; nobody waits for a slow network
+            self._own.budget.clear()
+
+    def file(self, path: str) -> Path:
+        """Return the file of this name in the manifest; the teacher's is fetched if it is not in the cache."""
+        teacher = self.manifest.teacher
+        if teacher is not None and path == teacher.path and not (self.root / path).exists():
+            with system_errors_as_output(self.root), alone(self.root / path):
+                self._own.fetcher.fetch(HubFile(path, teacher.sha256), self.root / path)
+        return self._file_inside(path)
+
+    def _shard(self, number: int) -> MappedShard:
+        self._used[self._place(number)] = time.time()
+        shard = self._mapped.get(number) or self._map(number)
+        self._own.budget.release(number)
+        return shard
+
+    def _map(self, number: int) -> MappedShard:
+        """Map a shard, after it was fetched, and fetch it again if it is gone or damaged by then."""
+        for attempt in range(1, MAPPING_ATTEMPTS + 1):
+            self._fetch_shard(self._own.fetcher, number)
+            with self._own.lock:
+                if number in self._mapped:
+                    return self._mapped[number]
+                try:
+                    file = self._file_inside(self.manifest.shards[number].path)
+                    shard = self._mapped[number] = self._map_shard(number, file, mapped)
+                except (ZooError, OSError):  # another process removed it, or the disk has damaged it
+                    if attempt == MAPPING_ATTEMPTS:
+                        raise
+                    with suppress(OSError):
+                        self._place(number).unlink(missing_ok=True)
+                    continue
+            with suppress(OSError):
+                os.utime(self._place(number))  # so other processes know that it is in use
+            return shard
+        raise AssertionError
+
+    def _fetch_manifest_and_table(self) -> None:
+        """Fetch the manifest and the table, unless they are in the cache."""
+        with alone(self._folder / MANIFEST):
+            try:
+                manifest = read_manifest(self._folder)
+            except ZooError:
+                manifest = fetch_manifest(self._own.fetcher, self._folder)
+            table = manifest.table
+            if not is_sound(self._folder / table.path, table.sha256, table.bytes):
+                self._own.fetcher.fetch(HubFile(table.path, table.sha256, table.bytes), self._folder / table.path)
+
+    def _fetch_shard(self, fetcher: Fetcher, number: int) -> None:
+        """Bring a shard into the cache, unless it is there, and make room for it."""
+        if self._is_cached(number):
+            return
+        shard, place = self.manifest.shards[number], self._place(number)
+        with system_errors_as_output(self.root), alone(place):
+            if self._is_cached(number):  # another thread or process was faster
+                return
+            with self._room_for(number, shard.bytes):
+                fetcher.fetch(HubFile(shard.path, shard.sha256, shard.bytes), place)
+
+    @contextmanager
+    def _room_for(self, number: int, size: int) -> Iterator[None]:
+        """Keep room in the cache for a shard, beside those that other threads are fetching."""
+        with self._own.lock:
+            self._own.coming[number] = size
+            make_room(self.cache, self.cache_bytes - sum(self._own.coming.values()), self._used_last, self._unmap)
+        try:
+            yield
+        finally:
+            with self._own.lock:
+                self._own.coming.pop(number, None)
+
+    def _used_last(self, file: Path) -> float:
+        return self._used.get(file, 0.0)
+
+    def _prefetch(self, fetcher: Fetcher, order: SharedIterator) -> None:
+        """Fetch the next shards until the fetcher is stopped; an error comes again when the shard is used."""
+        with suppress(PrepkitError, OSError, Stopped):
+            for number in order:
+                size = self.manifest.shards[number].bytes
+                if not self._is_cached(number) and self._own.budget.reserve(number, size):
+                    self._fetch_shard(fetcher, number)
+                    if number in self._mapped:  # it was used while it came
+                        self._own.budget.release(number)
+                if fetcher.is_stopped:
+                    return
+
+    def _unmap(self, file: Path) -> None:
+        """Forget the mapping of a file; tensors of it that are still in use keep it alive."""
+        with self._own.lock:
+            for number in [number for number in self._mapped if self._place(number) == file]:
+                self._mapped.pop(number)
+
+    def _is_cached(self, number: int) -> bool:
+        try:
+            return self._place(number).stat().st_size == self.manifest.shards[number].bytes
+        except OSError:
+            return False
+
+    def _place(self, number: int) -> Path:
+        return self._folder / self.manifest.shards[number].path
+
+    @property
+    def _own(self) -> ProcessState:
+        if self._process_state.process != os.getpid():  # a forked child gets locks that threads of its parent held
+            self._process_state = self._new_process_state()
+        return self._process_state
+
+    def _new_process_state(self) -> ProcessState:
+        return ProcessState(self._new_fetcher(), self.cache_bytes // 2)
+
+    def _new_fetcher(self) -> Fetcher:
+        return Fetcher(self.address, self._folder / ".fetching", token=self._token)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Say to another process which zoo this is, and where its files are kept."""
+        return {
+            "address": self.address,
+            "cache": self.cache.absolute(),
+            "cache_bytes": self.cache_bytes,
+            "token": self._token,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class ProcessState:
+    """What belongs to one process and must not be used in a forked child.
+
+    coming: shards that are being fetched, and their sizes
+    """
+
+    def __init__(self, fetcher: Fetcher, prefetch_bytes: int) -> None:
+        self.process = os.getpid()
+        self.fetcher = fetcher
+        self.lock = RLock()
+        self.coming: dict[int, int] = {}
+        self.budget = PrefetchBudget(prefetch_bytes)
