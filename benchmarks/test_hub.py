@@ -165,10 +165,10 @@ def test_pulling_a_gigabyte(benchmark: BenchmarkFixture, large: Path, place: Pat
 def test_opening_and_first_batch(benchmark: BenchmarkFixture, hub: Hub, wide: Path, place: Path) -> None:
     """Opening 100,000 instances transfers manifest and table; the first batch comes after one shard."""
     manifest = read_manifest(wide)
-    shelf = place / "home"
+    cache = place / "home"
     opened, first, moved = [], [], []
     for number in range(ROUNDS + 1):
-        shutil.rmtree(shelf, ignore_errors=True)
+        shutil.rmtree(cache, ignore_errors=True)
         hub.served()
         start = time.perf_counter()
         zoo = open_zoo("hf://me/wide")

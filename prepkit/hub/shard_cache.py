@@ -1,9 +1,9 @@
-"""The disk cache of streamed zoos: files of many zoos and versions under one bound.
+"""The cache on the disk for zoos that are read from the Hub; one bound holds for all zoos and versions together.
 
     <cache>/<user>--<name>/<commit>/zoo.json, models-....parquet, shards/...
 
-Only shards count and are ever removed: the least recently used first, and none that any process has mapped. Whoever
-maps a shard holds a shared lock on it for as long as the mapping lives; whoever removes one holds the exclusive lock.
+Only shards count and are removed: the least recently used first, and never one that a process has mapped. Who maps a
+shard holds a shared lock on it for as long as the mapping lives; who removes one holds its exclusive lock.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ DEFAULT_BYTES = 64 << 30
 SHARDS = "*/*/shards/*"
 
 
-def shelf_bytes(asked: int | None) -> int:
-    """The bound in bytes: as asked, or PREPKIT_CACHE_BYTES, or 64 GiB.
+def bound_of_cache(num_bytes: int | None) -> int:
+    """Return how many bytes of shards are kept: as given, or PREPKIT_CACHE_BYTES, or 64 GiB.
 
     raises ZooError if it is no whole number
     """
-    text = os.environ.get(CACHE_BYTES, str(DEFAULT_BYTES)) if asked is None else str(asked)
+    text = os.environ.get(CACHE_BYTES, str(DEFAULT_BYTES)) if num_bytes is None else str(num_bytes)
     try:
-        found = int(text)
+        bound = int(text)
     except ValueError:
-        found = -1
-    if found < 0:
+        bound = -1
+    if bound < 0:
         raise ZooError(f"{CACHE_BYTES} (cache_bytes) is {text!r}; give a number of bytes such as 10000000000.")
-    return found
+    return bound
 
 
 def mapped(file: Path) -> mmap.mmap:
-    """A file mapped copy on write; while the mapping lives, nobody removes the file from the shelf.
+    """Map a file copy on write; while the mapping lives, nobody removes the file from the cache.
 
     raises FileNotFoundError if it was removed before
     """
     with open(file, "rb") as opened:
-        with suppress(OSError):  # a file system without locks: the system keeps a mapped file's content by itself
-            fcntl.flock(opened, fcntl.LOCK_SH)  # the mapping has the same open file, and with it the lock
+        with suppress(OSError):  # without locks, too, the system keeps the content of a mapped file
+            fcntl.flock(opened, fcntl.LOCK_SH)  # the mapping keeps the file open, and so the lock
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """One thread and process at a time fetches a file; others wait."""
+    """Let one thread of one process at a time fetch a file; others wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(file.parent.parent / f".{file.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -63,39 +63,39 @@ def alone(file: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A shard on the shelf, and when it was used last."""
+class CachedShard:
+    """A shard in the cache, and when it was used last."""
 
     file: Path
     bytes: int
     used: float
 
 
-def make_room(folder: Path, bound: int, used: Callable[[Path], float], let_go: Callable[[Path], None]) -> None:
+def make_room(folder: Path, bound: int, used: Callable[[Path], float], unmap: Callable[[Path], None]) -> None:
     """Remove the least recently used shards until the rest are within the bound, or all are in use.
 
-    used:   when this process has used a file last, 0 if never; infinity for one that is about to be
-    let_go: makes this process forget a mapping of a file that it does not need now
+    used:  returns when this process used a file last, 0 if never
+    unmap: makes this process forget its mapping of a file
     """
-    kept = list(_kept(folder, used))
-    excess = sum(item.bytes for item in kept) - bound
-    for item in sorted(kept, key=lambda item: item.used):
-        if excess <= 0 or item.used == float("inf"):
+    shards = list(_cached_shards(folder, used))
+    excess = sum(shard.bytes for shard in shards) - bound
+    for shard in sorted(shards, key=lambda shard: shard.used):
+        if excess <= 0:
             return
-        let_go(item.file)
-        if _removed(item.file):
-            excess -= item.bytes
+        unmap(shard.file)
+        if _remove(shard.file):
+            excess -= shard.bytes
 
 
-def _kept(folder: Path, used: Callable[[Path], float]) -> Iterator[Kept]:
+def _cached_shards(folder: Path, used: Callable[[Path], float]) -> Iterator[CachedShard]:
     for file in folder.glob(SHARDS):
-        with suppress(OSError):
-            found = file.stat()
-            yield Kept(file, found.st_size, max(found.st_mtime, used(file)))
+        with suppress(OSError):  # another process may remove it just now
+            status = file.stat()
+            yield CachedShard(file, status.st_size, max(status.st_mtime, used(file)))
 
 
-def _removed(file: Path) -> bool:
-    """Remove a file unless a mapping of it lives."""
+def _remove(file: Path) -> bool:
+    """Remove a file, and return whether that was possible: no process may have it mapped."""
     try:
         with open(file, "rb") as opened:
             with suppress(OSError):

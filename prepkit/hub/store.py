@@ -25,7 +25,7 @@ from prepkit.hub.failures import explained
 from prepkit.hub.fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
 from prepkit.hub.prefetch import PrefetchBudget, SharedIterator
 from prepkit.hub.pull import fetch_manifest
-from prepkit.hub.shard_cache import alone, make_room, mapped, shelf_bytes
+from prepkit.hub.shard_cache import alone, make_room, mapped, bound_of_cache
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.read.store import MappedShard, Store
 
@@ -44,7 +44,7 @@ def open_store(address: str, *, token: str | None = None, cache_bytes: int | Non
     asked = parse_repository(address)
     with explained(asked.repo_id, "dataset", asked.revision):
         version = pinned(api(token), asked, "dataset")
-    return HubStore(version, cache_folder(), shelf_bytes(cache_bytes), token)
+    return HubStore(version, cache_folder(), bound_of_cache(cache_bytes), token)
 
 
 class HubStore(Store):
