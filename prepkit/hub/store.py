@@ -25,7 +25,7 @@ from prepkit.hub.failures import explained
 from prepkit.hub.fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
 from prepkit.hub.prefetch import PrefetchBudget, SharedIterator
 from prepkit.hub.pull import fetch_manifest
-from prepkit.hub.shard_cache import alone, make_room, mapped, bound_of_cache
+from prepkit.hub.shard_cache import alone, bound_of_cache, make_room, mapped
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.read.store import MappedShard, Store
 

@@ -46,7 +46,7 @@ class Held:
 
     @property
     def oid(self) -> str:
-        """sha256 by LFS, else the name that git gives to it."""
+        """Its sum: sha256 of a file in LFS, else git's sha1."""
         return sha256(self.content) if self.lfs else git_sha1(self.content)
 
 
@@ -62,7 +62,7 @@ class Repo:
         return list(self.versions)[-1]
 
     def commit(self, files: dict[str, Held]) -> str:
-        """A new version; its name depends on how many there were, and on what is in it."""
+        """Add a version, whose commit depends on its files and on the number of versions before."""
         told = repr((len(self.versions), sorted((path, held.oid) for path, held in files.items())))
         name = hashlib.sha1(told.encode()).hexdigest()
         self.versions[name] = files
@@ -103,7 +103,7 @@ class HubServer:
     # What tests ask ---------------------------------------------------------------------------------------------
 
     def add(self, repo: str, files: dict[str, bytes], *, repo_type: str = "dataset", private: bool = False) -> str:
-        """The commit of a new version that holds these files too."""
+        """Add a version with these files beside the old ones, and return its commit."""
         with self.lock:
             found = self.repos.setdefault((f"{repo_type}s", repo), Repo(private))
             held = dict(found.versions[found.head]) if found.versions else {}
@@ -126,28 +126,28 @@ class HubServer:
         return self.repos[f"{repo_type}s", repo].private
 
     def uploaded(self) -> list[str]:
-        """sha256 of each object that was sent, in that order."""
+        """Return the sha256 of each object that a client sent, in that order."""
         return [path.removeprefix("/objects/") for method, path in self.requests if method == "PUT"]
 
     def served(self) -> Counter[str]:
-        """Bytes of bodies that were sent, by path in the repository."""
+        """Return how many bytes of each file the server sent, by path in the repository."""
         counts: Counter[str] = Counter()
         for path, count in self.bodies:
             counts[path] += count
         return counts
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Forget the requests so far."""
         self.requests.clear()
         self.bodies.clear()
 
     def fault(self, kind: str, path: str, times: int = 1) -> None:
-        """Let something go wrong, so many times; see FAULTS."""
+        """Make something go wrong a number of times; see FAULTS."""
         assert kind in FAULTS
         self._faults[kind, path] = times
 
     def strikes(self, kind: str, path: str) -> bool:
-        """Whether it goes wrong now."""
+        """Return whether a fault is due now, and count it."""
         with self.lock:
             for key in list(self._faults):
                 if key[0] == kind and path.endswith(key[1]) and self._faults[key] > 0:
@@ -222,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
     # Who may, and what there is ---------------------------------------------------------------------------------
 
     def _knows(self) -> bool:
-        """Whether the token is the right one, answering if there is a wrong one."""
+        """Return whether the token is right; a wrong one is answered here."""
         return self.hub.token is None or self.headers.get("Authorization") == f"Bearer {self.hub.token}"
 
     def _may_write(self) -> bool:
@@ -231,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
         return self._knows()
 
     def _repo(self, kind: str | None, repo: str) -> Repo | None:
-        """The repository, if it may be seen; else answer."""
+        """Return the repository if the client may see it; otherwise answer that it may not."""
         found = self.hub.repos.get(((kind or "models").strip("/"), repo))
         if found is None or (found.private and not self._knows()):
             self._answer(self.hub.hidden, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})

@@ -15,7 +15,7 @@ def network(name, seed):
 
 
 def write_zoo(root, count=6, *, seed=0, teacher=False, shard_bytes=40_000, license="mit", **settings):
-    """`count` instances of two architectures by turns, in shards of two or one."""
+    """Write a zoo of `count` instances, of two architectures in turn, with one or two instances in a shard."""
     with ZooWriter(root, license=license, shard_bytes=shard_bytes, **settings) as writer:
         if teacher:
             writer.set_teacher(network("resnet8@digits", 99))

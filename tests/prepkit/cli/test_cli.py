@@ -1,4 +1,4 @@
-"""The command line: what people type, what it prints, what it leaves in the folder, and what a mistake looks like."""
+"""The command line: what it prints for what people type, the files that it leaves, and its answers to mistakes."""
 
 import hashlib
 import json
@@ -51,12 +51,12 @@ def run(*arguments: object, code: int = 0) -> Result:
 
 
 def entries(folder: Path) -> dict[str, bytes | None]:
-    """All there is in a folder, hidden files and contents too."""
+    """Contents of all files in a folder, hidden ones too."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def with_random_statistics(network: nn.Module) -> nn.Module:
-    """Fresh BatchNorms (mean 0, variance 1) would hide every mistake."""
+    """Give a network trained BatchNorms: fresh ones (mean 0, variance 1) would hide every mistake."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_()
@@ -181,7 +181,7 @@ def test_a_dtype_is_cast_to_after_folding(dtype: str, model: nn.Module) -> None:
     assert "float16" not in plain.stdout
     result = run("pack", "model.pt", "--dtype", dtype)
     assert f"PRep          12 x 512 {dtype}" in result.stdout
-    assert f"after the cast back, before the cast to {dtype}" in result.stdout  # what is told of is not the cast
+    assert f"after the cast back, before the cast to {dtype}" in result.stdout  # the errors are those before the cast
     assert result.stdout.endswith(f"exact: 20 tensors come back bit for bit in {dtype}\n")
     run("unpack", "model.prep.safetensors", "-o", "out.pt")
     tensors, expected = torch.load("out.pt", weights_only=True), prepkit.load_prep("plain.prep.safetensors").tensors()
@@ -316,7 +316,7 @@ def test_tied_parameters_are_packed_once_and_come_back_tied(nets: Any) -> None:
     tensors = torch.load("out.pt", weights_only=True)
     assert tensors["0.weight"].data_ptr() == tensors["2.weight"].data_ptr()
     assert same_bits(tensors["0.weight"], network[0].weight.detach())
-    run("unpack", "tied.prep.safetensors", "-o", "out.safetensors")  # which has no ties
+    run("unpack", "tied.prep.safetensors", "-o", "out.safetensors")  # safetensors has no ties
     run("pack", "out.safetensors", "--arch", "cli_nets:tied", "--input", "4")
     assert prepkit.load_prep("out.prep.safetensors").layout.ties == (("2.weight", "0.weight"),)
 
@@ -588,7 +588,7 @@ UNFOLDABLE = ("--arch", "cli_nets:Late", "--input", "3x8x8")
 
 @dataclass(frozen=True)
 class Mistake:
-    """Arguments (made in the current folder), the kind of the error, and what its message says."""
+    """Arguments of a command, the kind of its error, and a part of the message."""
 
     arguments: Callable[[], tuple[object, ...]]
     kind: str
@@ -845,7 +845,7 @@ def test_a_hostile_pickle_runs_nothing(folder: Path) -> None:
     run("pack", "c.pt", code=2)
     assert "SENTINEL" not in os.listdir()
     pickle.loads(Path("b.pt").read_bytes()).close()
-    assert "SENTINEL" in os.listdir()  # the attack works where it is let
+    assert "SENTINEL" in os.listdir()  # the attack works where pickles are not refused
 
 
 def test_force_replaces(folder: Path) -> None:

@@ -58,7 +58,7 @@ def prepkit(*arguments, status=0):
 
 
 def told(*arguments, status=2):
-    """The one line that a failing command says."""
+    """The one line that a failing command prints."""
     result = prepkit("zoo", "train", *arguments, status=status)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     return line.removeprefix("Error: ")
@@ -160,7 +160,7 @@ def test_instances_that_were_replaced_are_told(tmp_path, spec, monkeypatch):
 
 
 def on_terminal(command):
-    """Exit status, what it prints to stdout, and what is drawn on a terminal at its stderr."""
+    """Run a command with a terminal as its stderr: exit status, stdout, and what is drawn on the terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with subprocess.Popen(
@@ -172,7 +172,7 @@ def on_terminal(command):
             if select.select([ours], [], [], 60)[0]:
                 try:
                     piece = os.read(ours, 65536)
-                except OSError:  # how Linux says that nobody writes any more
+                except OSError:  # Linux says in this way that nobody writes any more
                     break
                 drawn += piece
         stdout = process.stdout.read().decode()

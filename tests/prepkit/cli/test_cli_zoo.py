@@ -33,7 +33,7 @@ def prepkit(*arguments, status=0):
 
 
 def told(*arguments):
-    """The one line that a failing command says."""
+    """The one line that a failing command prints."""
     result = prepkit(*arguments, status=2)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     return line.removeprefix("Error: ")
@@ -256,7 +256,7 @@ def test_info_is_light_and_quick(zoo):
     for _ in range(3):
         before = os.times()
         done = subprocess.run([sys.executable, "-c", code, zoo], capture_output=True, text=True, check=False)
-        after = os.times()  # of the processor: how long it takes by the clock depends on what else runs
+        after = os.times()  # time of the processor: the clock also counts what else runs
         seconds.append(sum(after[2:4]) - sum(before[2:4]))
         assert done.returncode == 0, done.stderr
     assert "zoo: 4 instances, PReps 12 x 512 float32" in done.stdout

@@ -1,4 +1,4 @@
-"""fetch_folder: a whole repository in the Hub's cache, each file with its sum."""
+"""fetch_folder brings a whole repository into the Hub's cache, and compares each file with its sum."""
 
 import pytest
 from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""Checkpoints of the Hub: which file is meant, its commit, its shards, its sum; packed, and made a zoo of."""
+"""Checkpoints on the Hub: the file that an address means, its commit, shards and sum; packing and zoos of them."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def weights(seed=0):
 
 
 def sharded(tensors, folder=""):
-    """A sharded model's files: one shard a tensor."""
+    """Files of a sharded model with one tensor in each shard."""
     where = {name: f"model-{number:05}-of-{len(tensors):05}.safetensors" for number, name in enumerate(tensors, 1)}
     files = {folder + shard: save({name: tensors[name]}) for name, shard in where.items()}
     return {**files, f"{folder}model.safetensors.index.json": json.dumps({"weight_map": where}).encode()}

@@ -1,4 +1,4 @@
-"""Models of the Hub among those that a command is given: names, ids, tables, and what is no address."""
+"""Commands that are given models on the Hub: names, ids and tables, and texts that are no address."""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""pull: bit for bit, and only what is needed; the real client against a server that speaks its protocol."""
+"""A pull brings a zoo bit for bit, and fetches only what is needed.
+
+The Hub's own client talks to a small server that speaks its protocol.
+"""
 
 import json
 import os
@@ -43,7 +46,7 @@ def newer(tmp_path_factory):
 
 
 def files_of(root):
-    """All files of a folder, but for the record of where they came from."""
+    """Contents of all files in a folder, without the record of where they came from."""
     files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
     return {path: file.read_bytes() for path, file in files.items() if path != RECORD.as_posix()}
 
@@ -58,7 +61,7 @@ def shards_with(zoo):
 
 
 def assert_same_instances(one, other):
-    """Two zoos or views with the same PReps, ClassIds and rows; shards and rows have other numbers."""
+    """Compare the PReps, ClassIds and rows of two zoos or views; their shards and rows may have other numbers."""
     assert torch.equal(one.preps(), other.preps())
     assert one.class_ids().tolist() == other.class_ids().tolist()
     rows, others = (zoo.table.drop_columns(["shard", "row"]).to_pylist() for zoo in (one, other))

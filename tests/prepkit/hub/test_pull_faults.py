@@ -1,4 +1,4 @@
-"""Whatever goes wrong on the way, a pull recovers or tells what to do, and never leaves a wrong zoo."""
+"""Whatever goes wrong on the way, a pull recovers or says what to do, and never leaves a wrong zoo."""
 
 import contextlib
 import json
@@ -110,7 +110,7 @@ def test_always_is_told_and_leaves_no_zoo(filled, source, tmp_path, path, fault,
 
 
 def test_always_busy(filled, source, tmp_path, monkeypatch):
-    """Metadata is asked for by the client, which waits long by itself; a body's 503 is ours to wait for."""
+    """The client itself repeats requests for metadata; when a body is answered with 503, prepkit has to."""
     path = read_manifest(source).shards[0].path
     filled.fault("busy body", path, times=99)
     with pytest.raises(HubError, match="busy or broken just now") as caught:
@@ -120,7 +120,7 @@ def test_always_busy(filled, source, tmp_path, monkeypatch):
 
 
 def test_a_failure_keeps_what_came(filled, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "MAX_THREADS", 1)  # in order, then
+    monkeypatch.setattr(fetch, "MAX_THREADS", 1)  # one file after another
     path = read_manifest(source).shards[-1].path
     filled.fault("flip", path, times=99)
     with pytest.raises(HubError, match=f"hf://me/zoo@{filled.head('me/zoo')}/{path} came damaged 4 times"):
@@ -160,7 +160,7 @@ def test_an_unfinished_pull_of_something_else_is_not_mixed_up(filled, source, tm
 
 
 def test_parts_are_not_mixed_up(filled, source, tmp_path, monkeypatch):
-    """Each selection takes one row of the first shard, but not the same."""
+    """Each of two selections takes one row of the first shard, but another one."""
     monkeypatch.setattr(fetch, "MAX_THREADS", 1)
     root, shards = tmp_path / "here", read_manifest(source).shards
     filled.fault("flip", shards[-1].path, times=99)
@@ -215,7 +215,7 @@ def test_a_malicious_path_in_the_manifest_is_refused(hub, source, tmp_path, path
 
 @pytest.mark.parametrize("path", [MANIFEST, "README.md", ".cache/prepkit/pulled.json", ".pulling/lock"])
 def test_a_manifest_that_names_a_file_of_ours(hub, source, tmp_path, path):
-    """A shard that would take the place of zoo.json has another sum than that, or its path is refused."""
+    """A manifest may name zoo.json as a shard: its sum is another one, or the path is refused."""
     data = read_manifest(source)
     data = replace(data, shards=(replace(data.shards[0], path=path), *data.shards[1:]))
     hub.add("me/zoo", {**files_of(source), MANIFEST: manifest_bytes(data)})
@@ -314,7 +314,7 @@ def test_a_damaged_file_in_the_cache_of_the_hub_is_fetched_anew(filled, source, 
 # The disk -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:Not enough free disk space")  # the client's, of the manifest
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")  # the client warns of it too
 def test_too_little_room_is_told_before_anything_comes(filled, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

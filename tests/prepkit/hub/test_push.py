@@ -1,4 +1,7 @@
-"""push: bit for bit, whole or not at all, nothing twice; the real client against a server that speaks its protocol."""
+"""A push is visible whole or not at all, arrives bit for bit, and sends nothing twice.
+
+The Hub's own client talks to a small server that speaks its protocol.
+"""
 
 import hashlib
 import json
@@ -36,7 +39,7 @@ def zoo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """Another zoo, with other content in all files but none in common with the first."""
+    """Another zoo, none of whose files has the content of a file of the first."""
     root = write_zoo(tmp_path_factory.mktemp("other") / "zoo", count=8, seed=50)
     write_card(root)
     return root
@@ -49,7 +52,7 @@ def command(*arguments, status=0):
 
 
 def content_of(root):
-    """What a version of the zoo holds, but for the card."""
+    """Contents of a zoo's files, without the card."""
     manifest = read_manifest(root)
     paths = [shard.path for shard in manifest.shards] + [manifest.table.path, "zoo.json"]
     paths += [manifest.teacher.path] if manifest.teacher else []
@@ -91,7 +94,7 @@ def test_the_same_again_sends_nothing_and_makes_no_commit(hub, zoo):
 def test_a_new_version_sends_what_is_new_and_the_old_one_stays(hub, zoo, tmp_path):
     first = push(zoo, "me/zoo")
     old = hub.files("me/zoo")
-    root = write_zoo(tmp_path / "zoo", count=8, teacher=True)  # its first six are those of the other
+    root = write_zoo(tmp_path / "zoo", count=8, teacher=True)  # its first six instances are those of `zoo`
     hub.forget()
     told = []
     second = push(root, "me/zoo", progress=told.append)
@@ -345,7 +348,7 @@ def test_without_the_right_token_nothing_is_pushed(hub, zoo, token, monkeypatch)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_push_that_is_stopped_shows_nothing_and_goes_on(hub, zoo, number, status):
     shards = [shard.sha256 for shard in read_manifest(zoo).shards]
-    hub.fault("busy", shards[-1], 99)  # its client waits, and tries again
+    hub.fault("busy", shards[-1], 99)  # the process waits, and tries again
     process = subprocess.Popen(
         [sys.executable, "-c", "from prepkit.cli import main; main()", "push", str(zoo), "me/zoo"],
         stderr=subprocess.PIPE,

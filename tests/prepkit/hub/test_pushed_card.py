@@ -1,4 +1,4 @@
-"""The card of a zoo on the Hub: what the Hub reads of it, the lines that load it, and a README of the user's own."""
+"""The card of a zoo on the Hub: the YAML that the Hub reads, the lines that load the zoo, and a README of the user."""
 
 import re
 from dataclasses import replace
@@ -37,7 +37,7 @@ def zoo(whole, tmp_path):
 
 
 def pushed(root, repo="me/zoo"):
-    """Content by path of what would be pushed."""
+    """Contents of the files that would be pushed, by path."""
     files = zoo_bundle(root, repo).files
     return {file.path: file.content if isinstance(file.content, bytes) else file.content.read_bytes() for file in files}
 

@@ -1,4 +1,4 @@
-"""open_zoo("hf://..."): manifest and table at once, shards when touched, in the loader's order, within bounds."""
+"""open_zoo("hf://...") fetches manifest and table at once, and shards when they are used or a loader will use them."""
 
 import gc
 import multiprocessing
@@ -41,7 +41,7 @@ def filled(hub, local, monkeypatch):
 
 
 def shards_of(hub):
-    """Paths of shards whose bodies were sent, in that order."""
+    """Paths of the shards whose bodies the server sent, in that order."""
     return [path for path, _ in hub.bodies if path.startswith("shards/")]
 
 
@@ -173,7 +173,7 @@ def test_a_loader_gives_what_a_local_one_gives(filled, local, shuffle):
 
 @pytest.mark.parametrize("shuffle", [False, "shards"])
 def test_the_first_batch_comes_with_the_first_shard(filled, local, shuffle):
-    """All other shards are held back by the server while it is given out."""
+    """A shard is given out while the server holds all others back."""
     order = Order(12, 1, shuffle, 5, False, 0, 1, local.shard_numbers).instances(0)
     first = path_of(local, int(order[0]))
     for shard in local.manifest.shards:
@@ -190,7 +190,7 @@ def test_the_first_batch_comes_with_the_first_shard(filled, local, shuffle):
 
 
 def test_shards_come_before_they_are_touched(filled, local):
-    """While the first batch is looked at, the next shards arrive in the order in which they will be touched."""
+    """While the first batch is in use, the next shards arrive in the order in which they will be used."""
     loader = open_zoo("hf://me/zoo").loader(1, seed=2)
     batches = iter(loader)
     next(batches)
@@ -214,7 +214,7 @@ def test_nobody_goes_further_ahead_than_half_of_the_cache(filled, local):
 
 
 def test_shards_of_a_batch_come_side_by_side(filled, local):
-    """Each is held back until both are asked for."""
+    """The server holds two shards back until both were asked for."""
     paths = [path_of(local, index) for index in (0, 1)]
     for path in paths:
         filled.fault("hold", path)
