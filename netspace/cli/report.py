@@ -118,17 +118,16 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
 
 def tell(found: Report, page: Path, as_json: bool) -> None:
     """Which claims held, as text or as one JSON document; exit status 1 if an experiment could not be made."""
-    from netspace.report.words import bound, heading, tally, verdict
-    from netspace.report.words import found as number_of
+    from netspace.report.words import bound, heading, measured, tally, verdict
 
     if as_json:
         print_json({"output": str(page), **found.to_dict()})
     else:
         for kind, count in found.counts.items():
             if count["of"]:
-                click.echo(heading(kind, found))
+                click.echo(heading(found, kind))
             for one in (each for each in found.claims if each.kind == kind):
-                text = f"{one.recipe}: {one.text}: {number_of(one)} (must be {bound(one)})"
+                text = f"{one.recipe}: {one.text}: {measured(one)} (must be {bound(one)})"
                 click.echo(f"  {verdict(one):9}  {text}")
         click.echo(f"{page}: {tally(found)}")
     for failure in found.failures:

@@ -20,9 +20,8 @@ import prepkit
 from netspace.experiments import experiment_names
 from netspace.experiments.result import DOTS_PER_INCH, new_figure
 from netspace.experiments.running import Bench, hardware
-from netspace.report.html import page
-from netspace.report.markdown import text
 from netspace.report.model import Progress, Report, RunResults, StageProgress, recipe_claims
+from netspace.report.pages import html_page, markdown_page
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.errors import PrepkitError
 from prepkit.files import check_writable, replacing
@@ -74,7 +73,9 @@ def report(
     made = time.strftime("%Y-%m-%d %H:%M")
     content = Report(title, made, results, recipe_claims(results), hardware(benches[0].place), versions())
     figures = json.dumps(content.to_dict(), indent=1) + "\n"
-    for path, document in zip(paths, (page(content), text(content, paths[1].parent), figures), strict=True):
+    for path, document in zip(
+        paths, (html_page(content), markdown_page(content, paths[1].parent), figures), strict=True
+    ):
         with replacing(path, overwrite=overwrite) as temporary:
             temporary.write_text(document, encoding="utf-8")
     return content

@@ -67,9 +67,19 @@ class RunResults:
         return self.run.facts(BEST) or {}
 
     @property
+    def scores(self) -> Mapping[str, float]:
+        """Validation scores of the run's best state; empty if there is none."""
+        return dict(self.best.get("scores", {}))
+
+    @property
     def claims(self) -> list[Claim]:
         """All claims of the run's experiments."""
         return [claim for result in self.results.values() for claim in result.claims]
+
+    @property
+    def held(self) -> int:
+        """Number of the claims that held."""
+        return sum(claim.held for claim in self.claims)
 
     @property
     def experiment_seconds(self) -> float:
@@ -117,6 +127,11 @@ class RecipeClaim:
         """Standard deviation of the known numbers; None if there are fewer than two."""
         return statistics.stdev(self.known) if len(self.known) > 1 else None
 
+    def asks_the_same(self, other: RecipeClaim) -> bool:
+        """Whether the claim of another recipe differs only in its numbers."""
+        key = ("experiment", "text", "bound", "kind", "unit")
+        return all(getattr(self, name) == getattr(other, name) for name in key)
+
     def to_dict(self) -> dict[str, Any]:
         """The claim for report.json."""
         return {
@@ -153,6 +168,15 @@ class Report:
     def recipes(self) -> dict[str, tuple[RunResults, ...]]:
         """The runs by the name of their recipe, in order."""
         return by_recipe(self.runs)
+
+    @property
+    def first_runs(self) -> dict[str, dict[str, RunResults]]:
+        """By recipe and experiment: the first run with a result, where the page shows it."""
+        first: dict[str, dict[str, RunResults]] = {recipe: {} for recipe in self.recipes}
+        for run in self.runs:
+            for name in run.results:
+                first[run.run.recipe.name].setdefault(name, run)
+        return first
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

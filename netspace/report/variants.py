@@ -1,117 +1,118 @@
-"""What differs between the runs of a report: between those of one recipe, and between a recipe and its variants."""
+"""Differences between the runs of a report: between recipes on one zoo, and between the runs of one recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from netspace.experiments.result import KINDS
+from netspace.report.model import RecipeClaim, Report, RunResults
 from netspace.report.words import averaged, duration, number, tally
-from netspace.run.run import BEST
-
-if TYPE_CHECKING:
-    from netspace.report.model import RecipeClaim, Report, RunResults
 
 SEED = "training.seed"
-UNTOLD = ("name", "description")  # of a recipe: they say what it is, not how it is trained
-OF_THE_METHOD = KINDS[:2]  # a check says nothing of what a variant is good for
+LABELS = ("name", "description")  # keys of a recipe that do not change a training
 SEEDS_ALONE = (
-    "Runs of one recipe differ in the seed of NetSpace's training alone: zoo, split and what experiments draw are the "
-    "same, so ± is the spread of training, not of the data."
+    "Runs of one recipe differ only in the seed of NetSpace's training; the zoo, its split and the experiments' random "
+    "draws are the same. So ± is the spread over trainings, not over data."
 )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe beside another one, the base, of the same zoo and setting.
+    """A recipe compared with its base: the first recipe of the same zoo and setting.
 
-    changes: what differs: dotted key, value of the base, of the variant
-    claims:  that both make, the base's and the variant's
-    figures: what else is told of both, in words: name, of the base, of the variant
+    changes: dotted key, value in the base, value in the variant
+    claims:  the claims that both make, the base's and the variant's
+    figures: scores and times that both have: name, text for the base, text for the variant
     """
 
     base: str
     name: str
-    changes: tuple[tuple[str, Any, Any], ...]
-    claims: tuple[tuple[RecipeClaim, RecipeClaim], ...]
-    figures: tuple[tuple[str, str, str], ...]
+    changes: Sequence[tuple[str, Any, Any]]
+    claims: Sequence[tuple[RecipeClaim, RecipeClaim]]
+    figures: Sequence[tuple[str, str, str]]
 
 
 def variants(report: Report) -> list[Variant]:
-    """Each recipe beside the first one of its zoo and setting."""
-    bases: dict[tuple[str, str], tuple[RunResults, ...]] = {}
-    found = []
+    """Compare each recipe with the first one of its zoo and setting."""
+    bases: dict[tuple[str, str], Sequence[RunResults]] = {}
+    compared = []
     for runs in report.recipes.values():
-        key = (runs[0].run.record["zoo"]["sha256"], runs[0].run.recipe.setting)
-        base = bases.setdefault(key, runs)
+        run = runs[0].run
+        base = bases.setdefault((run.record["zoo"]["sha256"], run.recipe.setting), runs)
         if base is not runs:
-            found.append(_variant(base, runs, report.claims))
-    return found
+            compared.append(_compare(base, runs, report.claims))
+    return compared
 
 
 def without_variants(report: Report) -> str:
-    """How many claims held without variants, which are there to be other, often worse; empty if there is no variant."""
-    names = [one.name for one in variants(report)]
-    rest = replace(report, claims=tuple(one for one in report.claims if one.recipe not in names))
+    """Say how many claims hold without variants, which are often meant to be worse; empty if there is no variant."""
+    names = [variant.name for variant in variants(report)]
+    rest = replace(report, claims=tuple(claim for claim in report.claims if claim.recipe not in names))
     return f"Without variants of a recipe ({', '.join(names)}): {tally(rest)}" if names else ""
 
 
-def _variant(base: Sequence[RunResults], runs: Sequence[RunResults], merits: Sequence[RecipeClaim]) -> Variant:
-    names = base[0].run.recipe.name, runs[0].run.recipe.name
-    before, after = (_values(of[0].run.recipe.to_dict()) for of in (base, runs))
-    keys = [key for key in before | after if before.get(key) != after.get(key) and key not in (*UNTOLD, SEED)]
-    made, others = (
-        {(one.experiment, one.text, one.bound, one.unit): one for one in merits if one.recipe == name} for name in names
-    )
-    shared = [(one, others[key]) for key, one in made.items() if key in others and one.kind in OF_THE_METHOD]
-    return Variant(
-        *names,
-        tuple((key, before.get(key), after.get(key)) for key in keys),
-        tuple(sorted(shared, key=lambda pair: KINDS.index(pair[0].kind))),
-        _figures(base, runs),
-    )
+def _compare(base: Sequence[RunResults], variant: Sequence[RunResults], claims: Sequence[RecipeClaim]) -> Variant:
+    first, second = base[0].run.recipe, variant[0].run.recipe
+    before, after = _by_dotted_key(first.to_dict()), _by_dotted_key(second.to_dict())
+    changes = [
+        (key, before.get(key), after.get(key))
+        for key in before | after
+        if before.get(key) != after.get(key) and key not in (*LABELS, SEED)
+    ]
+    pairs = [
+        (one, other)
+        for kind in ("paper", "beyond")  # a check says nothing about a method
+        for one in claims
+        for other in claims
+        if (one.recipe, other.recipe, one.kind) == (first.name, second.name, kind) and one.asks_the_same(other)
+    ]
+    return Variant(first.name, second.name, changes, pairs, _figures(base, variant))
 
 
-def _figures(base: Sequence[RunResults], runs: Sequence[RunResults]) -> tuple[tuple[str, str, str], ...]:
-    """Best validation scores that both have, and how long the training took where that was noted."""
-    found = []
-    scores = [[(one.run.facts(BEST) or {}).get("scores", {}) for one in of] for of in (base, runs)]
-    for name in scores[0][0]:
-        if all(name in one for of in scores for one in of):
-            before, after = (averaged([float(one[name]) for one in of], number) for of in scores)
-            found.append((f"best validation: {name}", before, after))
-    seconds = [[one.training_seconds for one in of] for of in (base, runs)]
-    if all(second > 0 for of in seconds for second in of):
-        before, after = (averaged(of, duration) for of in seconds)
-        found.append(("steps of the training took", before, after))
-    return tuple(found)
+def _figures(*groups: Sequence[RunResults]) -> list[tuple[str, str, str]]:
+    """Return the best validation scores that all runs have, and the time of their trainings where it was logged."""
+    runs = [run for group in groups for run in group]
+    rows = []
+    for name in groups[0][0].scores:
+        if all(name in run.scores for run in runs):
+            first, second = (averaged([run.scores[name] for run in group], number) for group in groups)
+            rows.append((f"best validation: {name}", first, second))
+    if all(run.training_seconds > 0 for run in runs):
+        first, second = (averaged([run.training_seconds for run in group], duration) for group in groups)
+        rows.append(("duration of the training steps", first, second))
+    return rows
 
 
 def spread(report: Report) -> str:
-    """What differs between runs of one recipe, which ± is the spread over; empty if no recipe has several."""
+    """Say what ± is the spread over: the differences between runs of one recipe; empty if no recipe has several."""
     several = {name: _differing(runs) for name, runs in report.recipes.items() if len(runs) > 1}
     if all(keys == [SEED] for keys in several.values()):
         return SEEDS_ALONE if several else ""
-    told = [f"Runs of {name} differ in {', '.join(keys) or 'nothing that is noted'}." for name, keys in several.items()]
-    return " ".join([*told, "± is the spread over all of that."])
+    parts = [f"Runs of {name} differ in {', '.join(keys) or 'no recorded value'}." for name, keys in several.items()]
+    return " ".join([*parts, "± is the spread over all of that."])
 
 
 def _differing(runs: Sequence[RunResults]) -> list[str]:
-    """Keys of what differs between runs: of their recipes, the zoo, versions of what trained them."""
-    facts = [_values(_facts(one)) for one in runs]
-    keys = dict.fromkeys(key for of in facts for key in of)
-    return [key for key in keys if key not in UNTOLD and any(of.get(key) != facts[0].get(key) for of in facts)]
+    """Return the dotted keys in which runs differ: of their recipes, their zoos, and the versions that trained them."""
+    records = [
+        _by_dotted_key(
+            {
+                **one.run.recipe.to_dict(),
+                "zoo": one.run.record["zoo"]["sha256"],
+                "versions": one.run.record.get("versions", {}),
+            }
+        )
+        for one in runs
+    ]
+    keys = dict.fromkeys(key for record in records for key in record)
+    return [
+        key for key in keys if key not in LABELS and any(record.get(key) != records[0].get(key) for record in records)
+    ]
 
 
-def _facts(one: RunResults) -> dict[str, Any]:
-    record = one.run.record
-    return {**one.run.recipe.to_dict(), "zoo": record["zoo"]["sha256"], "versions": record.get("versions", {})}
-
-
-def _values(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of a tree by dotted key."""
-    found: dict[str, Any] = {}
+def _by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _values(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+        flat |= _by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -8,28 +8,27 @@ import shutil
 import statistics
 import subprocess
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from markupsafe import escape
 from untrained import untrained_run
 
 from netspace import experiments
 from netspace.cli import main
 from netspace.experiments import Experiment, UnknownExperiment, running
 from netspace.experiments.result import Picture, Result, Table, claim, new_figure, save_figure
-from netspace.report.html import POLICY
 from netspace.report.make import ReportError, report, training_picture, training_seconds
 from netspace.report.model import RecipeClaim, recipe_claims
-from netspace.report.pieces import inline, table
+from netspace.report.pages import ENVIRONMENT, html_page, inline
 from netspace.report.variants import SEEDS_ALONE, spread, variants, without_variants
-from netspace.report.words import duration, number, verdict
-from netspace.report.words import found as words_of_found
+from netspace.report.words import bound, duration, measured, number, verdict
 from prepkit.errors import OutputError, PrepkitError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 NASTY = "<script>document.title = 'taken'</script> & \"quoted\" | bar"
 ROWS = (("b", 10, None), ("a", 9.5, True), ("c", 100, False), ("d", None, True))
 LINES = [
@@ -220,10 +219,10 @@ def test_a_variant_stands_beside_its_base(tmp_path, runs, made_up, variant):
         ((0.9, 0.93), (0.96,)),
         ((0.5, 0.5), (0.5,)),
     ]
-    assert one.figures == (
+    assert one.figures == [
         ("best validation: score", "0 (in each of 2 runs)", "0"),
-        ("steps of the training took", "3 s ± 1 s (2 runs)", "2 s"),
-    )
+        ("duration of the training steps", "3 s ± 1 s (2 runs)", "2 s"),
+    ]
     told = "Without variants of a recipe (digits_single_weights): 0 of 2 claims of the paper held in every run; "
     assert without_variants(found).startswith(told)
     page, text = ((tmp_path / f"report.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "md"))
@@ -232,7 +231,7 @@ def test_a_variant_stands_beside_its_base(tmp_path, runs, made_up, variant):
     assert "<code>loss.weights</code>: no → yes" in page
     assert "- `loss.weights`: no -> yes" in text
     assert "| Accuracy | >= 0.92 | 0.915 ± 0.0212 (2 runs), held in 1 of 2 runs | 0.96, held |" in text
-    assert "Of these, of variants of a recipe: 1 of 2 held" in page
+    assert "Variants of a recipe: 1 of 2 held" in page
 
 
 def test_a_recipe_of_another_zoo_is_no_variant(tmp_path, runs, made_up, variant):
@@ -274,16 +273,30 @@ def merit(*numbers, runs, unit=""):
         (merit(0.75, 0.25, runs=2), "0.5 ± 0.354 (2 runs)", "held in 1 of 2 runs"),
         (merit(0.75, 0.25, runs=2, unit="points"), "50 ± 35.4 points (2 runs)", "held in 1 of 2 runs"),
         (merit(0.75, 0.75, runs=2, unit="%"), "75 % (in each of 2 runs)", "held"),
-        (merit(0.25, 0.25, runs=3, unit="%"), "25 % (2 of 3 runs could tell)", "NOT held"),
-        (merit(0.75, 0.25, runs=3), "0.5 ± 0.354 (2 of 3 runs could tell)", "held in 1 of 2 runs"),
-        (merit(0.75, math.nan, runs=2), "0.75 (1 of 2 runs could tell)", "held in 1 of 2 runs"),
-        (merit(math.nan, math.nan, runs=2), "none (0 of 2 runs could tell)", "NOT held"),
+        (merit(0.25, 0.25, runs=3, unit="%"), "25 % (from 2 of 3 runs)", "NOT held"),
+        (merit(0.75, 0.25, runs=3), "0.5 ± 0.354 (from 2 of 3 runs)", "held in 1 of 2 runs"),
+        (merit(0.75, math.nan, runs=2), "0.75 (from 1 of 2 runs)", "held in 1 of 2 runs"),
+        (merit(math.nan, math.nan, runs=2), "none (from 0 of 2 runs)", "NOT held"),
         (merit(math.nan, runs=1), "none", "NOT held"),
     ],
 )
 def test_what_was_found_says_in_how_many_runs(made, told, judged):
-    assert words_of_found(made) == told
+    assert measured(made) == told
     assert verdict(made) == judged
+
+
+@pytest.mark.parametrize(
+    ("relation", "limit", "unit", "text"),
+    [
+        (">=", 0.95, "%", ">= 95 %"),
+        (">=", 1, "%", "= 100 %"),  # no share is larger
+        (">=", 1, "", ">= 1"),
+        ("<=", 0.03, "points", "<= 3 points"),
+        ("==", 0, "", "= 0"),
+    ],
+)
+def test_bounds_are_said_in_their_unit(relation, limit, unit, text):
+    assert bound(claim("A claim", 0.5, relation, limit, unit=unit)) == text
 
 
 @pytest.mark.parametrize(
@@ -295,12 +308,15 @@ def test_durations(seconds, text):
 
 def test_what_comes_from_outside_is_escaped():
     assert inline("a `b<c>` <d>") == "a <code>b&lt;c&gt;</code> &lt;d&gt;"
-    made = table(NASTY, (NASTY,), [(NASTY,)])
+    made = ENVIRONMENT.get_template("macros.html.jinja").module.result_table(Table(NASTY, (NASTY,), ((NASTY,),)), NASTY)
     assert "<script" not in made
     assert made.count("&lt;script&gt;") == 4
 
 
 def test_the_page_holds_all_and_names_nothing_outside(tmp_path, runs, made_up):
+    for run in runs:
+        run.record["zoo"]["name"] = NASTY
+        run.record["versions"] = {NASTY: NASTY}
     report(runs, tmp_path / "report.html", device="cpu", title=f"Title {NASTY}")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<script>") == 1  # its own
@@ -321,11 +337,11 @@ def test_the_page_holds_all_and_names_nothing_outside(tmp_path, runs, made_up):
     assert escape(SEEDS_ALONE) in page
     words = re.sub(r"<[^>]*>", "", page)
     assert "0.915 ± 0.0212 (2 runs)" in words
-    assert "50 % (in each of 2 runs)≥ 25 %" in words
+    assert re.search(r"50 % \(in each of 2 runs\)\s*≥ 25 %", words)
     heads = ["Claims of the paper: 0 of 2", "Questions beyond the paper: 1 of 1", "Checks: 1 of 1"]
     places = [words.index(f"{head} held in every run") for head in heads]
     assert places == sorted(places)
-    assert words.index("Runs: 2, of recipes: 1") > places[-1]  # the headline first
+    assert words.index("2 runs of 1 recipe") > places[-1]  # the headline first
     assert "<details><summary>Checks: 1 of 1" in page
 
 
@@ -372,9 +388,7 @@ def test_the_markdown_holds_the_same_and_its_pictures_exist(tmp_path, runs, made
 def test_a_missing_picture_is_told(tmp_path, runs, made_up, monkeypatch):
     found = report(runs[:1], tmp_path / "report.html", device="cpu")
     (runs[0].path / "experiments" / "accuracy.png").unlink()
-    from netspace.report.html import page
-
-    assert "The picture accuracy.png is missing." in page(found)
+    assert "The picture accuracy.png is missing." in html_page(found)
 
 
 # In a browser ---------------------------------------------------------------------------------------------------
