@@ -104,10 +104,10 @@ def read_keys(keys: Keys, data: Any, place: Place, *, strict: bool = True) -> di
 def given(keys: Keys, data: Any, place: Place, *, strict: bool = True) -> dict[str, Any]:
     """The values of those keys that a table has; see `read`."""
     if not isinstance(data, Mapping):
-        raise wrong(place, "a table", data)
+        raise wrong(place, _table_of(keys), data)
     for key in data if strict else ():
         if key not in keys:
-            raise unknown(place[str(key)], "key", key, keys)
+            raise unknown(place, "key", key, keys)
     return {name: key.reader(data[name], place[name]) for name, key in keys.items() if name in data}
 
 
@@ -146,9 +146,9 @@ def _key(field: dataclasses.Field[Any], hint: Any) -> Key:
 # Errors ---------------------------------------------------------------------------------------------------------
 
 
-def wrong(place: Place, expected: str, value: Any) -> PrepkitError:
-    """The error for a value that is not what its place needs."""
-    return place.error(f"{place}: expected {expected}; found {as_toml(value)}.")
+def wrong(place: Place, expected: str, value: Any, hint: str = "") -> PrepkitError:
+    """The error for a value that is not what its place needs; the hint begins with a space."""
+    return place.error(f"{place}: expected {expected}; found {as_toml(value)}.{hint}")
 
 
 def missing(place: Place, reader: Reader) -> PrepkitError:
@@ -167,7 +167,7 @@ def unknown(place: Place, what: str, asked: object, choices: Iterable[str]) -> P
 
 def as_toml(value: Any) -> str:
     """A value as TOML writes it, shortened."""
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -220,13 +220,12 @@ def is_number(value: Any) -> bool:
 
 def choice(*choices: str) -> Reader:
     """One of several names."""
-    words = f"one of {listed(choices, 20)}"
+    words = f"one of {listed(choices, 20)}" if len(choices) > 1 else f"{choices[0]!r}"
 
     def check(value: Any, place: Place) -> str:
         if isinstance(value, str) and value in choices:
             return value
-        hint = nearest(value, choices) if isinstance(value, str) else ""
-        raise place.error(f"{wrong(place, words, value)}{hint}")
+        raise wrong(place, words, value, nearest(str(value), choices))
 
     return Reader(words, check)
 
@@ -266,7 +265,12 @@ def reader_of(hint: Any) -> Reader:
 def section_reader(section: type) -> Reader:
     """The reader of a table that a dataclass describes; its EXAMPLE, if it has one, is shown where it is missing."""
     example = getattr(section, "EXAMPLE", "")
-    return Reader("a table", lambda value, place: read(section, value, place), example, section)
+    words = _table_of(keys_of(section))
+    return Reader(words, lambda value, place: read(section, value, place), example, section)
+
+
+def _table_of(keys: Keys) -> str:
+    return f"a table of {listed(keys, 20)}"
 
 
 TEXT = checked("text", lambda value: isinstance(value, str))
@@ -313,12 +317,12 @@ def reference(section: type, name: str = "") -> str:
     name: of the section, as TOML writes it between brackets; the top level has none
     """
     lines = [f"### `[{name}]`", ""] if name else []
-    lines += [(section.__doc__ or "").split("\n\n")[0].replace("\n", " "), ""]
+    lines += [_summary(section), ""]
     lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
     parts = []
     for key_name, key in keys_of(section).items():
         words = "a table, see below" if key.reader.section else key.reader.words
-        cells = (f"`{key_name}`", words, _default(key), key.doc)
+        cells = (f"`{key_name}`", words, _default(key), key.doc or _summary(key.reader.section))
         lines.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
         if key.reader.section:
             parts.append(reference(key.reader.section, f"{name}.{key_name}" if name else key_name))
@@ -328,4 +332,10 @@ def reference(section: type, name: str = "") -> str:
 def _default(key: Key) -> str:
     if key.default is REQUIRED:
         return "required"
-    return "" if key.default is None or key.reader.section else f"`{as_toml(key.default)}`"
+    if key.default is None or key.reader.section:
+        return ""
+    return f"`{key.default if is_dataclass(key.default) else as_toml(key.default)}`"
+
+
+def _summary(section: type | None) -> str:
+    return (section.__doc__ or "").split("\n\n")[0].replace("\n", " ")

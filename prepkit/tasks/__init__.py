@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import ZooError, listed, nearest
+from prepkit.errors import ZooError
+from prepkit.reading import Key, Place, choice, read_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,13 +57,8 @@ test_set.__test__ = False  # type: ignore[attr-defined]  # pytest takes imported
 def _checked(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if record is None:
         raise ZooError("the zoo names no task, so there is no data to run its instances on.")
-    if not isinstance(record, Mapping):
-        raise ZooError(f"task: expected a table of keys and values, found {record!r}.")
-    kind = record.get("kind")
-    if kind not in CHECKS:
-        near = nearest(str(kind), CHECKS)
-        raise ZooError(f"task, kind: {kind!r} is unknown; kinds are: {listed(CHECKS)}.{near}")
-    CHECKS[str(kind)](record)
+    kind = read_keys(KIND, record, Place("task"), strict=False)["kind"]
+    CHECKS[kind](record)
     return record
 
 
@@ -92,3 +88,4 @@ def _load_shapes(record: Mapping[str, Any], data: Path | None) -> Task:
 
 CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {"images": _check_images, "shapes": _check_shapes}
 LOADERS: dict[str, Callable[[Mapping[str, Any], Path | None], Task]] = {"images": _load_images, "shapes": _load_shapes}
+KIND = {"kind": Key(choice(*CHECKS))}

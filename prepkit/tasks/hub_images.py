@@ -54,7 +54,8 @@ def _is_commit(revision: str | None) -> bool:
 
 
 def _cache_name(record: ImageRecord, commit: str | None) -> str:
-    what = f"{record.dataset}:{commit}:{record.config}:{record.columns}:{sorted(record.split.parts)}"
+    columns = (record.columns.image, record.columns.label)
+    what = f"{record.dataset}:{commit}:{record.config}:{columns}:{sorted(record.split.parts)}"
     return f"{record.dataset.replace('/', '--')}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
 
@@ -175,7 +176,7 @@ def _columns(record: ImageRecord, features: Features) -> tuple[str, str]:
     if not labels:
         numbers = [name for name, feature in features.items() if isinstance(feature, Value) and "int" in feature.dtype]
         labels = numbers
-    return _one("image", record.columns[0], images, features), _one("label", record.columns[1], labels, features)
+    return _one("image", record.columns.image, images, features), _one("label", record.columns.label, labels, features)
 
 
 def _one(what: str, asked: str | None, fitting: list[str], features: Features) -> str:

@@ -1,41 +1,52 @@
-"""The record of an image task, checked: what prepkit.tasks.images explains, as one frozen object."""
+"""The record of an image task, checked: its keys, what each may hold, and what it means."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from prepkit.errors import ZooError, listed, nearest
+from prepkit.errors import ZooError, nearest
+from prepkit.reading import FINITE, Place, Reader, checked, keys_of, list_of, number, read_keys, whole, wrong
 
 if TYPE_CHECKING:
     import numpy as np
 
+TASK = Place("task")
 DIGITS = "digits"
 FOLDER = "folder"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-WELL_KNOWN = ("uoft-cs/cifar10", "zh-plus/tiny-imagenet")  # of the Hub, to suggest where a name is nearly one of these
-EXAMPLE = '{"seed": 0, "test": 360, "validation": 180}'
-
 HUB_KEYS = ("revision", "config", "columns")
-GIVEN = ("kind", "dataset", "mean", "std", "split", "augmentation")
-RESOLVED = ("input_shape", "classes", "class_names", "samples", "sha256")
-SPLIT_KEYS = ("seed", "train", "test", "validation")
-AUGMENTATION_KEYS = ("crop_padding", "horizontal_flip")
-COLUMN_KEYS = ("image", "label")
+WELL_KNOWN = ("uoft-cs/cifar10", "zh-plus/tiny-imagenet")  # sets of the Hub, for hints where a name is nearly theirs
+
+
+def _dataset(value: Any, place: Place) -> str:
+    if isinstance(value, str) and (value in (DIGITS, FOLDER) or HUB_NAME.fullmatch(value)):
+        return value
+    raise wrong(place, DATASET.words, value, nearest(str(value), (DIGITS, FOLDER, *WELL_KNOWN)))
+
+
+DATASET = Reader(f"'{DIGITS}', '{FOLDER}' or an image set of the Hub such as '{WELL_KNOWN[0]}'", _dataset)
+NAME = checked("a name", lambda value: isinstance(value, str) and value)
+PART = checked(
+    "a number of images or the name of a part of the set",
+    lambda value: value >= 0 if type(value) is int else isinstance(value, str) and value,
+)
+ADDED = checked("added when the data is loaded", lambda value: True)
 
 
 @dataclass(frozen=True)
 class Split:
-    """How images are dealt: `test` and `validation` are numbers of drawn images, or names of parts of the set."""
+    """How images are dealt: a number of images is drawn from the training part, a name is a part of its own."""
 
-    seed: int
-    train: str
-    test: int | str
-    validation: int | str
+    EXAMPLE: ClassVar[str] = "{seed = 0, test = 360, validation = 180}"
+
+    seed: Annotated[int, "seed of the draw, which is the same everywhere and always"]
+    test: Annotated[int | str, PART, 'a number of images, or the name of a part such as "test" or "valid"']
+    validation: Annotated[int | str, PART, "the same for validation"] = 0
+    train: Annotated[str, NAME, "name of the part for training, which the others are drawn from"] = "train"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -46,22 +57,50 @@ class Split:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images: zeros on each side before a random crop; mirroring every second image."""
+    """What is done to training images, and to no others."""
 
-    crop_padding: int = 0
-    horizontal_flip: bool = False
+    crop_padding: Annotated[int, whole(0), "zeros on each side before a random crop back to the size of the image"] = 0
+    horizontal_flip: Annotated[bool, "mirror every second image"] = False
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns of a set of the Hub, None where they are to be found."""
+
+    image: Annotated[str | None, NAME, "column of the images"] = None
+    label: Annotated[str | None, NAME, "column of the labels"] = None
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A checked record. `columns` are the names of the image and the label column, None where they are to be found."""
+    """Classify images. Loading adds what tells two machines that they hold the same data, or compares it."""
 
-    dataset: str
+    kind: Annotated[Literal["images"], "kind of the task"]
+    dataset: Annotated[
+        str, DATASET, "scikit-learn's 1,797 digits of 8 x 8, a folder of images (`--data`), or a set of the Hub"
+    ]
     split: Split
-    augmentation: Augmentation
-    revision: str | None
-    config: str | None
-    columns: tuple[str | None, str | None]
+    mean: Annotated[
+        tuple[float, ...] | None,
+        list_of(FINITE, "numbers, one a channel", least=1),
+        "what is subtracted after pixels are scaled to 0 .. 1; 0 if missing",
+    ] = None
+    std: Annotated[
+        tuple[float, ...] | None,
+        list_of(number("a number above 0", lambda value: value > 0), "numbers, one a channel", least=1),
+        "what is divided by then; 1 if missing",
+    ] = None
+    augmentation: Augmentation = Augmentation()
+    revision: Annotated[
+        str | None, NAME, "(Hub) branch, tag or commit; the main branch if missing. Loading puts the commit there"
+    ] = None
+    config: Annotated[str | None, NAME, "(Hub) name of the configuration, where a set has several"] = None
+    columns: Columns = Columns()
+    input_shape: Annotated[Any, ADDED, "channels, height and width"] = None
+    classes: Annotated[Any, ADDED, "number of classes"] = None
+    class_names: Annotated[Any, ADDED, "names of the classes, where the set has them"] = None
+    samples: Annotated[Any, ADDED, "number of images in train, validation and test"] = None
+    sha256: Annotated[Any, ADDED, "sha256 of the decoded images and labels of the parts that are used"] = None
 
 
 def check(record: Mapping[str, Any]) -> ImageRecord:
@@ -69,35 +108,29 @@ def check(record: Mapping[str, Any]) -> ImageRecord:
 
     raises ZooError naming the place in the record that is wrong
     """
-    dataset = _dataset(record)
-    hub = dataset not in (DIGITS, FOLDER)
-    _known("task", record, (*GIVEN, *RESOLVED, *(HUB_KEYS if hub else ())))
-    for key in ("mean", "std"):
-        if key in record:
-            _numbers(record, key)
-    if any(value <= 0 for value in record.get("std", ())):
-        raise ZooError(f"task, std: {record['std']!r} must be above 0.")
-    columns = _table(record, "columns", COLUMN_KEYS)
-    names = [_text(columns, key, "task, columns") for key in COLUMN_KEYS]
-    return ImageRecord(
-        dataset,
-        _split(record),
-        _augmentation(record),
-        _text(record, "revision", "task"),
-        _text(record, "config", "task"),
-        (names[0], names[1]),
-    )
+    keys = dict(keys_of(ImageRecord))
+    if record.get("dataset") in (DIGITS, FOLDER):
+        keys = {name: key for name, key in keys.items() if name not in HUB_KEYS}
+    given = {key: value for key, value in record.items() if value is not None}
+    checked = ImageRecord(**read_keys(keys, given, TASK))
+    split = checked.split
+    if not split.test:
+        raise wrong(TASK["split"]["test"], "at least one image", split.test)
+    if split.train in (split.test, split.validation) or (
+        split.test == split.validation and isinstance(split.test, str)
+    ):
+        raise ZooError(f"{TASK['split']}: one part of the set stands twice: {record['split']!r}.")
+    return checked
 
 
-def per_channel(record: Mapping[str, Any], key: str, default: float, channels: int) -> list[float]:
+def per_channel(values: tuple[float, ...] | None, key: str, default: float, channels: int) -> list[float]:
     """`mean` or `std` as one number a channel.
 
     raises ZooError if there are more or fewer
     """
-    values = record.get(key, [default] * channels)
-    if len(values) != channels:
-        raise ZooError(f"task, {key}: expected {channels} numbers, one a channel, found {values!r}.")
-    return [float(value) for value in values]
+    if values is not None and len(values) != channels:
+        raise ZooError(f"{TASK[key]}: expected {channels} numbers, one a channel; found {list(values)}.")
+    return [default] * channels if values is None else list(values)
 
 
 def split_indices(count: int, seed: int, test: int, validation: int) -> dict[str, np.ndarray]:
@@ -113,74 +146,3 @@ def split_indices(count: int, seed: int, test: int, validation: int) -> dict[str
     order = np.array(sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest()))
     cuts = np.split(order, [test, test + validation])
     return {name: np.sort(part) for name, part in zip(("test", "validation", "train"), cuts, strict=True)}
-
-
-def _dataset(record: Mapping[str, Any]) -> str:
-    name = record.get("dataset")
-    if isinstance(name, str) and (name in (DIGITS, FOLDER) or HUB_NAME.fullmatch(name)):
-        return name
-    near = nearest(str(name), (DIGITS, FOLDER, *WELL_KNOWN))
-    known = f"'{DIGITS}', '{FOLDER}' and any image set of the Hub, such as '{WELL_KNOWN[0]}'"
-    raise ZooError(f"task, dataset: {name!r} is unknown; there are {known}.{near}")
-
-
-def _split(record: Mapping[str, Any]) -> Split:
-    split = _table(record, "split", SPLIT_KEYS)
-    seed, train = split.get("seed"), split.get("train", "train")
-    test, validation = split.get("test"), split.get("validation", 0)
-    sizes = all(_is_name(part) or _is_count(part) for part in (test, validation))
-    if type(seed) is not int or not _is_name(train) or not sizes or not test:
-        raise ZooError(f"task, split: expected {EXAMPLE} or names of parts, found {record.get('split')!r}.")
-    if train in (test, validation) or (test == validation and _is_name(test)):
-        raise ZooError(f"task, split: one part of the set stands twice: {record['split']!r}.")
-    return Split(seed, train, test, validation)
-
-
-def _augmentation(record: Mapping[str, Any]) -> Augmentation:
-    table = _table(record, "augmentation", AUGMENTATION_KEYS)
-    found = Augmentation(**table)
-    if not _is_count(found.crop_padding):
-        raise ZooError(f"task, augmentation, crop_padding: expected a whole number, found {found.crop_padding!r}.")
-    if type(found.horizontal_flip) is not bool:
-        raise ZooError(f"task, augmentation, horizontal_flip: expected true or false, found {found.horizontal_flip!r}.")
-    return found
-
-
-def _table(record: Mapping[str, Any], key: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    table = record.get(key)
-    if table is None:
-        return {}
-    if not isinstance(table, Mapping):
-        example = f" {EXAMPLE}" if key == "split" else f" a table of {listed(known)}"
-        raise ZooError(f"task, {key}: expected{example}, found {table!r}.")
-    _known(f"task, {key}", table, known)
-    return table
-
-
-def _known(place: str, table: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    for key in table:
-        if key not in keys:
-            near = nearest(str(key), keys)
-            raise ZooError(f"{place}: unknown key {key!r}; known are: {listed(keys, len(keys))}.{near}")
-
-
-def _numbers(record: Mapping[str, Any], key: str) -> None:
-    values = record[key]
-    numbers = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
-    if not numbers or not values or not all(map(math.isfinite, values)):
-        raise ZooError(f"task, {key}: expected numbers, one a channel, found {values!r}.")
-
-
-def _text(table: Mapping[str, Any], key: str, place: str) -> str | None:
-    value = table.get(key)
-    if value is None or _is_name(value):
-        return value
-    raise ZooError(f"{place}, {key}: expected a name, found {value!r}.")
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0

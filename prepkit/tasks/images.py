@@ -8,27 +8,7 @@
      "split": {"seed": 0, "test": "test", "validation": 10000},
      "augmentation": {"crop_padding": 4, "horizontal_flip": True}}
 
-What is given:
-dataset:      "digits" (scikit-learn's 1,797 images of 8 x 8), a data set of the Hub ("owner/name"), or "folder"
-mean, std:    one number a channel, subtracted and divided by after pixels are scaled to 0 .. 1; 0 and 1 if missing
-split:        seed        draws images out of the set's training part, the same everywhere and always
-              train       name of that part in the set; "train" if missing
-              test        a number of images to draw, or the name of a part of the set, such as "test" or "valid"
-              validation  the same; 0 if missing
-augmentation: crop_padding     zeros on each side before a random crop back to the size of the image; 0 if missing
-              horizontal_flip  mirror every second image; False if missing
-              (of training batches only; missing = none)
-revision:     (Hub only) branch, tag or commit; the set's main branch if missing
-config:       (Hub only) name of the configuration, where a set has several
-columns:      (Hub only) {"image": NAME, "label": NAME}, where they cannot be told from the set's features
-
-What loading adds, and compares if it is there already, so that two machines can tell that they hold the same data:
-revision:     (Hub only) the commit
-input_shape:  [C, H, W]
-classes:      how many
-class_names:  where the set has them
-samples:      images in "train", "validation" and "test"
-sha256:       of the decoded images and labels of the parts that are used
+prepkit.tasks.image_record says what each key means, and which ones loading adds.
 """
 
 from __future__ import annotations
@@ -66,7 +46,7 @@ def load(record: Mapping[str, Any], data: Path | None = None) -> ImageTask:
     found = image_set(asked, data)
     parts = deal(found, asked.split)
     channels = found.image_shape[0]
-    mean, std = per_channel(record, "mean", 0.0, channels), per_channel(record, "std", 1.0, channels)
+    mean, std = per_channel(asked.mean, "mean", 0.0, channels), per_channel(asked.std, "std", 1.0, channels)
     resolved = _resolved(record, asked, found, {name: len(part) for name, part in parts.items()})
     return ImageTask(resolved, parts, found.classes, Normalisation(found.levels, mean, std), asked.augmentation)
 

@@ -1,50 +1,84 @@
-"""The record of a shapes task, checked: what prepkit.tasks.shapes explains, as one frozen object."""
+"""The record of a shapes task, checked: its keys, what each may hold, and what it means."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from prepkit.errors import ZooError, listed, nearest
+from prepkit.reading import REQUIRED, Place, Reader, between, checked, keys_of, number, read_keys, unknown, whole
 
+TASK = Place("task")
 CHAIRS, SDF_FILES, MESHES = "procedural_chairs", "sdf_files", "meshes"
-DATASETS = (CHAIRS, SDF_FILES, MESHES)
+SHA256 = checked("64 hex digits", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value))
 
-GIVEN = ("kind", "dataset", "count", "points", "split", "steps_per_epoch", "clamp")
-OF_DATASET = {CHAIRS: ("seed",), SDF_FILES: ("sha256",), MESHES: ("sha256",)}
-SPLIT_KEYS = ("seed", "test", "validation")
-NEAR_SURFACE = 0.5
-SIGMA = 0.05
+
+def even(least: int) -> Reader:
+    """An even number of points, as half of them are inside and half outside."""
+    return checked(
+        f"an even number of at least {least}, half inside, half outside",
+        lambda value: type(value) is int and value >= least and value % 2 == 0,
+    )
+
+
+@dataclass(frozen=True)
+class Points:
+    """The training points of a shape. Those of sdf_files are in the files, so only `pool` says how many are taken."""
+
+    EXAMPLE: ClassVar[str] = "{pool = 65536}"
+
+    pool: Annotated[int, even(2), "number of points of a shape, half of them inside"]
+    near_surface: Annotated[
+        float,
+        between(0, 1),
+        "share of points drawn on the surface, uniform by area, and moved by N(0, sigma) along each axis; the others "
+        "are uniform in the solid, and in the cube -1 .. 1 around it",
+    ] = 0.5
+    sigma: Annotated[float, between(0, 1), "deviation of points from the surface along each axis"] = 0.05
+
+
+@dataclass(frozen=True)
+class Split:
+    """The points of a shape that it is judged on, other ones than those it is trained on."""
+
+    EXAMPLE: ClassVar[str] = "{seed = 0, test = 4096, validation = 4096}"
+
+    seed: Annotated[int, whole(0), "seed of the points of all splits"]
+    test: Annotated[int, even(2), "number of points for testing"]
+    validation: Annotated[int, even(0), "number of points for validation"] = 0
 
 
 @dataclass(frozen=True)
 class ShapeRecord:
-    """A checked record; None where a key may be missing and has no default.
+    """Fit the signed distance of one shape an instance."""
 
-    seed:   of the chairs
-    pool, validation, test: points of a shape, half of them inside
-    split_seed: of all points
-    """
-
-    dataset: str
-    count: int | None
-    sha256: str | None
-    seed: int
-    pool: int
-    near_surface: float
-    sigma: float
-    split_seed: int
-    validation: int
-    test: int
-    steps_per_epoch: int
-    clamp: float | None
+    kind: Annotated[Literal["shapes"], "kind of the task"]
+    dataset: Annotated[
+        Literal["procedural_chairs", "sdf_files", "meshes"],
+        "chairs from a generator; .npz files with `pos` and `neg` as DeepSDF writes them; or .obj, .ply, .stl and .off "
+        "files. Files are in the folder that `--data` names",
+    ]
+    points: Points
+    split: Split
+    steps_per_epoch: Annotated[int, whole(1), "steps of an epoch; each draws batch_size points, half of them inside"]
+    count: Annotated[
+        int | None, whole(1), "number of shapes; if missing, chairs are unlimited and files are counted"
+    ] = None
+    seed: Annotated[int, whole(0), "(procedural_chairs, required there) seed of the chairs"] = 0
+    sha256: Annotated[
+        str | None, SHA256, "(files) sha256 of their names and contents; loading adds it where it is missing"
+    ] = None
+    clamp: Annotated[
+        float | None,
+        number("a number above 0", lambda value: value > 0),
+        "distances beyond it count as it (DeepSDF: 0.1), in training and evaluation; unlimited if missing",
+    ] = None
 
     @property
     def sizes(self) -> dict[str, int]:
         """Points of a shape in each split."""
-        return {"train": self.pool, "validation": self.validation, "test": self.test}
+        return {"train": self.points.pool, "validation": self.split.validation, "test": self.split.test}
 
 
 def check(record: Mapping[str, Any]) -> ShapeRecord:
@@ -52,74 +86,15 @@ def check(record: Mapping[str, Any]) -> ShapeRecord:
 
     raises ZooError naming the place in the record that is wrong
     """
-    dataset = record.get("dataset")
-    if dataset not in DATASETS:
-        near = nearest(str(dataset), DATASETS)
-        raise ZooError(f"task, dataset: {dataset!r} is unknown; shapes are: {listed(DATASETS)}.{near}")
-    _known("task", record, (*GIVEN, *OF_DATASET[dataset]))
-    points = _table(record, "points", ("pool",) if dataset == SDF_FILES else ("pool", "near_surface", "sigma"))
-    split = _table(record, "split", SPLIT_KEYS)
-    count = record.get("count")
-    return ShapeRecord(
-        dataset=dataset,
-        count=None if count is None else _whole(record, "task", "count", least=1),
-        sha256=_sha256(record),
-        seed=_whole(record, "task", "seed", least=0) if dataset == CHAIRS else 0,
-        pool=_even(points, "task, points", "pool", least=2),
-        near_surface=_number(points, "task, points", "near_surface", 0, 1, NEAR_SURFACE),
-        sigma=_number(points, "task, points", "sigma", 0, 1, SIGMA),
-        split_seed=_whole(split, "task, split", "seed", least=0),
-        validation=_even(split, "task, split", "validation", least=0) if "validation" in split else 0,
-        test=_even(split, "task, split", "test", least=2),
-        steps_per_epoch=_whole(record, "task", "steps_per_epoch", least=1),
-        clamp=None if record.get("clamp") is None else _positive(record, "clamp"),
-    )
-
-
-def _known(place: str, found: Mapping[str, Any], keys: Sequence[str]) -> None:
-    for key in found:
-        if key not in keys:
-            raise ZooError(f"{place}: unknown key {key!r}; keys are: {listed(keys, 12)}.{nearest(str(key), keys)}")
-
-
-def _table(record: Mapping[str, Any], key: str, keys: Sequence[str]) -> Mapping[str, Any]:
-    found = record.get(key)
-    if not isinstance(found, Mapping):
-        raise ZooError(f"task, {key}: expected a table of {listed(keys)}, found {found!r}.")
-    _known(f"task, {key}", found, keys)
-    return found
-
-
-def _whole(found: Mapping[str, Any], place: str, key: str, least: int) -> int:
-    value = found.get(key)
-    if type(value) is not int or value < least:
-        raise ZooError(f"{place}, {key}: expected a whole number of at least {least}, found {value!r}.")
-    return value
-
-
-def _even(found: Mapping[str, Any], place: str, key: str, least: int) -> int:
-    value = _whole(found, place, key, least)
-    if value % 2:
-        raise ZooError(f"{place}, {key}: {value} is odd; half of the points are inside, half outside.")
-    return value
-
-
-def _number(found: Mapping[str, Any], place: str, key: str, least: float, most: float, default: float) -> float:
-    value = found.get(key, default)
-    if type(value) not in (int, float) or not least <= value <= most:
-        raise ZooError(f"{place}, {key}: expected a number of {least} to {most}, found {value!r}.")
-    return float(value)
-
-
-def _positive(record: Mapping[str, Any], key: str) -> float:
-    value = record[key]
-    if type(value) not in (int, float) or not (value > 0 and math.isfinite(value)):
-        raise ZooError(f"task, {key}: expected a number above 0, found {value!r}.")
-    return float(value)
-
-
-def _sha256(record: Mapping[str, Any]) -> str | None:
-    value = record.get("sha256")
-    if value is not None and not (isinstance(value, str) and len(value) == 64):
-        raise ZooError(f"task, sha256: expected 64 hex digits, found {value!r}.")
-    return value
+    keys = dict(keys_of(ShapeRecord))
+    if record.get("dataset") == CHAIRS:
+        del keys["sha256"]
+        keys["seed"] = replace(keys["seed"], default=REQUIRED)
+    elif record.get("dataset") in (SDF_FILES, MESHES):
+        del keys["seed"]
+    given = {key: value for key, value in record.items() if value is not None}
+    checked = ShapeRecord(**read_keys(keys, given, TASK))
+    for key in record["points"] if checked.dataset == SDF_FILES else ():
+        if key != "pool":
+            raise unknown(TASK["points"], "key", key, ("pool",))
+    return checked

@@ -51,9 +51,9 @@ class Solids:
         """See Source."""
         record, solid, found = self._record, self._solid(item), {}
         for number, (split, size) in enumerate(record.sizes.items()):
-            stream = generator("shape points", record.split_seed, item, number)
+            stream = generator("shape points", record.split.seed, item, number)
             try:
-                points, distances = sample(solid, size, record.near_surface, record.sigma, stream)
+                points, distances = sample(solid, size, record.points.near_surface, record.points.sigma, stream)
             except ZooError as error:
                 raise ZooError(f"shape {item}: {error}") from None
             found[split] = np.concatenate([points, distances[:, None]], 1)
@@ -76,7 +76,7 @@ class SampleFiles:
             if len(rows) < wanted:
                 found = f"{len(rows)} points, but half of pool, validation and test are {wanted}"
                 raise ZooError(f"{self._files[item]}, {key}: {found}; lower 'pool' in task, points.")
-            order = torch.randperm(len(rows), generator=generator(f"file {key}", self._record.split_seed, item)).numpy()
+            order = torch.randperm(len(rows), generator=generator(f"file {key}", self._record.split.seed, item)).numpy()
             cuts = np.cumsum([size // 2 for size in sizes.values()])
             halves.append(np.split(rows[order[:wanted]], cuts[:-1]))
         return {split: np.concatenate(pair) for split, *pair in zip(sizes, *halves, strict=True)}

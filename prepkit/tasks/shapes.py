@@ -5,24 +5,9 @@
      "split": {"seed": 0, "test": 4096, "validation": 4096},
      "steps_per_epoch": 100, "clamp": 0.1}
 
-An instance's item is the number of the shape that it fits, 0 .. count - 1.
+An instance's item is the number of the shape that it fits, 0 .. count - 1. prepkit.tasks.shape_record says what each
+key means.
 
-dataset:   "procedural_chairs" (prepkit.tasks.chairs; nothing to download), "sdf_files" (.npz files with `pos` and `neg`
-           as DeepSDF writes them, `--data FOLDER`) or "meshes" (.obj, .ply, .stl, .off, `--data FOLDER`)
-count:     how many shapes there are; may be missing: chairs are then unlimited, files are counted when they are found
-sha256:    of the names and contents of files; may be missing: then it is filled in when the task is loaded
-seed:      of the chairs; not for files
-points:    pool          even number of training points a shape, half of them inside, half outside
-           near_surface  share of points drawn on the surface, uniform by area, and moved by N(0, sigma) along each
-                         axis; the others are uniform in the solid, and in the cube -1 .. 1 around it; 0.5 if missing
-           sigma         0.05 if missing
-           (of sdf_files only `pool`: their points are in the files)
-split:     seed              of the points of all splits
-           test, validation  even numbers of other points of the same shape, drawn in the same way; no validation if
-                             missing
-steps_per_epoch: an epoch is that many steps; each draws batch_size points from the pool, half of them inside
-clamp:     distances beyond it count as it (DeepSDF: 0.1), in training and evaluation; unlimited if missing. Outputs are
-           not cut: a network learns the cut distance everywhere
 Shapes are as DeepSDF has them: bounding box centred on the origin, farthest point at 1 / 1.03 from it; distances are
 negative inside. Points of sdf_files are taken as they are.
 """
@@ -93,7 +78,7 @@ class ShapeTask:
         if batch_size < 1:
             raise ZooError(f"batch_size: a step needs at least one point, found {batch_size}.")
         streams = [generator("points", seed, epoch) for seed in seeds]
-        half = self.checked.pool // 2
+        half = self.checked.points.pool // 2
         side = (torch.arange(batch_size) >= batch_size // 2) * half  # [B]: the pool's second half is outside
         for _ in range(self.checked.steps_per_epoch):
             first = torch.tensor(self.prepare(items))[:, None] * self._rows.shape[1]  # [K, 1]

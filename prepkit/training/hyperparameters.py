@@ -112,7 +112,7 @@ def trainings(data: Any, place: Place, trained: tuple[str, ...]) -> tuple[Traini
     tables = {key: value for key, value in TABLE(data, place).items() if isinstance(value, dict) and key not in KEYS}
     for name in tables:
         if name not in trained:
-            raise unknown(place[name], "key, or architecture without instances,", name, (*KEYS, *trained))
+            raise unknown(place, "key, or architecture without instances,", name, (*KEYS, *trained))
     base = TrainingTable.read({key: value for key, value in data.items() if key not in tables}, place)
     overrides = {name: TrainingTable.read(value, place[name]) for name, value in tables.items()}
     return base, {name: base.training(overrides.get(name)) for name in trained}

@@ -17,7 +17,6 @@ from prepkit.training.folding import fold_stack
 from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job
 from prepkit.training.stack import Setting, Snapshot
-from prepkit.training.values import Schedule
 
 SPLITS = ("train", "validation", "test")  # of the task's data
 
@@ -86,7 +85,7 @@ def _hyper_parameters(training: Training, jobs: Sequence[Job], shots: Sequence[S
     own = [jobs[shot.position] for shot in shots]
     same: dict[str, Any] = {
         "batch_size": training.batch_size,
-        "schedule": described(training.schedule),
+        "schedule": str(training.schedule),
         "precision": training.precision,
         "optimizer": training.optimizer,
     }
@@ -105,12 +104,3 @@ def _hyper_parameters(training: Training, jobs: Sequence[Job], shots: Sequence[S
         "weight_decay": [job.weight_decay for job in own],
         **{name: [value] * len(own) for name, value in same.items()},
     }
-
-
-def described(schedule: Schedule) -> str:
-    """`step 0.1 at 150, 180, 210`."""
-    if schedule.kind == "step":
-        return f"step {schedule.factor:g} at {', '.join(f'{place:g}' for place in schedule.at)}"
-    if schedule.kind == "exponential":
-        return f"exponential {schedule.factor:g} every {schedule.every}"
-    return schedule.kind

@@ -38,6 +38,9 @@ class Range:
     high: float
     scale: str = "linear"
 
+    def __str__(self) -> str:
+        return f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
+
     def at(self, share: float) -> float:
         """The number at a share of the way from low to high, in the range's scale; share: 0 to below 1."""
         if self.low == self.high:
@@ -78,6 +81,12 @@ class Schedule:
     every: int = 1
     factor: float = 1.0
 
+    def __str__(self) -> str:
+        """`step 0.1 at 150, 180, 210`, as zoos name the schedule of an instance."""
+        if self.kind == "step":
+            return f"step {self.factor:g} at {', '.join(f'{place:g}' for place in self.at)}"
+        return f"exponential {self.factor:g} every {self.every}" if self.kind == "exponential" else self.kind
+
     def scaled(self, share: float) -> Schedule:
         """The same schedule for a training that is `share` as long: epochs move along, shares stay."""
         at = tuple(max(1, round(place * share)) if isinstance(place, int) else place for place in self.at)
@@ -93,6 +102,9 @@ class Keep:
 
     kind: Literal["last", "best_validation", "trajectory"] = "last"
     every: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.every is None else f"every {self.every}"
 
     def epochs(self, epochs: int) -> tuple[int, ...]:
         """The epochs of an instance after which weights are stored; "best_validation" counts as its last one."""

@@ -11,7 +11,7 @@ from prepkit.fusion.fold import fold
 from prepkit.running.instances import runner
 from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job
-from prepkit.training.results import described, rows_of
+from prepkit.training.results import rows_of
 from prepkit.training.stack import Setting, Snapshot, Stack
 from prepkit.training.values import Epochs, Range, Schedule
 
@@ -193,4 +193,4 @@ def test_each_shape_is_judged_on_its_own_points():
     ],
 )
 def test_a_schedule_in_words(schedule, text):
-    assert described(schedule) == text
+    assert str(schedule) == text

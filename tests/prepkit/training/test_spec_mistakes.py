@@ -21,7 +21,7 @@ MISTAKES = [
     (('license = "mit"\n', ""), "small.toml: 'license' is missing; expected one line of text."),
     (
         ("seed = 3", "sed = 3"),
-        "sed: unknown key 'sed'; known are name, description, license, width, architectures,",
+        "small.toml: unknown key 'sed'; known are name, description, license, width, architectures,",
     ),
     (("seed = 3", "sed = 3"), "Did you mean 'seed'?"),
     (("seed = 3", "seed = -1"), "seed: expected a whole number of at least 0; found -1."),
@@ -52,7 +52,7 @@ MISTAKES = [
     (("test = 360", "test = -360"), "task, split"),
     (
         ('kind = "images"', 'kind = "image"'),
-        "task, kind: 'image' is unknown; kinds are: images, shapes. Did you mean 'im",
+        "task, kind: expected one of images, shapes; found 'image'. Did you mean 'images'?",
     ),
     (
         ('dataset = "digits"', "dataset = 2026-11-24"),
@@ -72,10 +72,13 @@ MISTAKES = [
         (LENETS, '"lenet_like@digits" = {}'),
         'instances."lenet_like@digits": expected a number of instances of at least on',
     ),
-    ((LENETS, '"lenet_like@digits" = 60'), 'instances."lenet_like@digits": expected a table; found 60.'),
+    (
+        (LENETS, '"lenet_like@digits" = 60'),
+        'instances."lenet_like@digits": expected a table of train, validation, test; found 60.',
+    ),
     (
         (LENETS, '"lenet_like@digits" = {trian = 4}'),
-        "trian: unknown key 'trian'; known are train, validation, test. Did y",
+        ": unknown key 'trian'; known are train, validation, test. Did y",
     ),
     (
         (LENETS, '"lenet@digits" = {train = 4}'),
@@ -93,7 +96,7 @@ MISTAKES = [
     ),
     (
         ("learning_rate = 0.05", "learnign_rate = 1"),
-        "training.learnign_rate: unknown key 'learnign_rate'; known are opti",
+        "training: unknown key 'learnign_rate'; known are opti",
     ),
     (("learning_rate = 0.05", "learnign_rate = 1"), "Did you mean 'learning_rate'?"),
     (
@@ -186,7 +189,7 @@ TRAINING_MISTAKES = [
     ),
     (
         "epochs = {values = [1], lows = 3}",
-        "epochs.lows: unknown key 'lows'; known are values, steps, low, high, last. Did",
+        "epochs: unknown key 'lows'; known are values, steps, low, high, last. Did",
     ),
     (
         'schedule = "cosin"',
@@ -213,7 +216,7 @@ TRAINING_MISTAKES = [
         'schedule = {kind = "step", at = [3], factor = 0}',
         "schedule.factor: expected a number above 0 and up to 1; found 0.",
     ),
-    ('schedule = {kind = "cosine", at = [3]}', "schedule.at: unknown key 'at'; known are kind."),
+    ('schedule = {kind = "cosine", at = [3]}', "schedule: unknown key 'at'; known are kind."),
     ('keep = "best"', 'keep: expected "last", "best_validation" or {every = 10}; found \'best\'.'),
     ("keep = {every = 0}", "keep.every: expected a whole number from 1 to 100,000; found 0."),
     ("keep = {}", "keep: 'every' is missing; expected a whole number from 1 to 100,000."),

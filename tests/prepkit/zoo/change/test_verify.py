@@ -275,8 +275,8 @@ def test_the_test_set_is_seeded_normalised_and_disjoint_from_the_rest():
     [
         ({"mean": [0.1, 0.2]}, "task, mean: expected 1 numbers"),
         ({"std": [0.0]}, "task, std"),
-        ({"split": None}, "task, split: expected"),
-        ({"split": {"seed": 0, "test": 0}}, "task, split: expected"),
+        ({"split": None}, "task: 'split' is missing; e.g. split = {seed = 0, test = 360"),
+        ({"split": {"seed": 0, "test": 0}}, "task, split.test: expected at least one image; found 0"),
         ({"split": {"seed": 0, "test": 1700, "validation": 98}}, "more than the 1797"),
         ({"dataset": "digit"}, "Did you mean 'digits'?"),
     ],
