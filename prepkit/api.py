@@ -1,14 +1,23 @@
-"""open_zoo: the one place that knows where a zoo can be."""
+"""open_zoo and create_zoo: the one place that knows where zoos and models can be, on the disk or on the Hub."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from prepkit.address import HUB_SCHEME
+from prepkit.address import HUB_SCHEME, HubAddress, parse
+from prepkit.errors import counted, listed
 
 if TYPE_CHECKING:
+    from prepkit.families.registry import Architecture
+    from prepkit.progress import Advance
     from prepkit.zoo.read.zoo import Zoo
+    from prepkit.zoo.write.model_files import LocalModel
+    from prepkit.zoo.write.written import WrittenZoo
 
 
 def open_zoo(
@@ -49,3 +58,97 @@ def open_zoo(
     if width is not None or height is not None:
         shape = common_shape(store.manifest, shape.width if width is None else width, height)
     return Zoo(store, None, shape, trust_code=trust_code)
+
+
+def create_zoo(
+    path: str | os.PathLike[str],
+    models: Iterable[str | os.PathLike[str] | HubAddress],
+    *,
+    table: str | os.PathLike[str] | None = None,
+    width: int = 512,
+    format: str = "safetensors",
+    name: str | None = None,
+    license: str | None = None,
+    task: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    architecture: Architecture | str | None = None,
+    resume: bool = False,
+    token: str | None = None,
+    progress: Advance | None = None,
+) -> WrittenZoo:
+    """Make a zoo of checkpoints and PRep files, and write its card; BatchNorm is folded.
+
+    path:         the zoo's folder, missing or empty
+    models:       files, or models of the Hub such as hf://user/model or hf://user/model@revision/file.safetensors
+    table:        CSV file whose column `file` names the models; `id` and `split` are the zoo's, and all other columns
+                  are kept with the instances
+    width:        columns of the PReps, a multiple of 8
+    format:       of the shards, "safetensors" or "hdf5"
+    name:         of the zoo; the folder's if missing
+    license:      of the zoo, an identifier such as "mit"
+    task:         what the models were trained on, JSON-able, or a JSON file that holds it
+    architecture: of all models; each is recognised if missing
+    resume:       go on with a zoo whose writing was interrupted
+    token:        of the Hub; HF_TOKEN or that of `hf auth login` if missing
+    progress:     called with 1 for each model that was added
+    raises what `ZooWriter.add` and `load_checkpoint` raise, ZooError for a wrong table or task, HubError. Models that
+           were added before an error are kept for `resume`; if there are none, nothing is left.
+
+    >>> create_zoo("my-zoo", ["run0.pt", "run1.pt"], table="runs.csv").manifest.table.rows
+    2
+    """
+    from prepkit.zoo.write.csv_columns import rows_of_models
+    from prepkit.zoo.write.model_files import check_columns, read_task
+
+    task = read_task(Path(task)) if isinstance(task, str | os.PathLike) else task
+    csv = None if table is None else Path(table)
+    rows, unused = rows_of_models(map(model_address, models), csv)
+    check_columns(rows, csv)
+
+    from prepkit.zoo.card.card import write_card
+    from prepkit.zoo.format.manifest import read_manifest
+    from prepkit.zoo.write.model_files import add_models, provenance_of_models
+    from prepkit.zoo.write.writer import ZooWriter
+    from prepkit.zoo.write.written import WrittenZoo
+
+    with ZooWriter(path, width=width, format=format, name=name, license=license, task=task, resume=resume) as writer:
+        add_models(writer, rows, architecture, partial(local_model, token=token), progress)
+        # Not given at the start: an interrupted zoo may be resumed with more models, or after an update.
+        writer.provenance = provenance_of_models(len(writer))
+    write_card(path)
+    return WrittenZoo(Path(path), read_manifest(path), _notes_on(unused, csv))
+
+
+def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddress:
+    """The address of a model of the Hub, or the path of a file.
+
+    raises HubError for an address that cannot be read
+    """
+    if isinstance(model, HubAddress):
+        return model
+    text = os.fspath(model)
+    return parse(text) if text.startswith(HUB_SCHEME) else Path(text)
+
+
+@contextmanager
+def local_model(model: Path | HubAddress, *, token: str | None = None) -> Iterator[LocalModel]:
+    """Give a model as a file; one of the Hub is fetched, and errors inside name its address.
+
+    raises HubError, CheckpointError as `fetch_checkpoint` does
+    """
+    from prepkit.zoo.write.model_files import LocalModel
+
+    if isinstance(model, Path):
+        yield LocalModel(model, str(model))
+        return
+    from prepkit.hub.checkpoints import fetch_checkpoint, naming_address
+
+    fetched = fetch_checkpoint(model, token=token)
+    with naming_address(fetched):
+        yield LocalModel(fetched.file, str(fetched.address))
+
+
+def _notes_on(unused: list[str], table: Path | None) -> tuple[str, ...]:
+    if not unused:
+        return ()
+    have = "has" if len(unused) == 1 else "have"
+    return (f"{counted(len(unused), 'row')} of {table} {have} no model here: {listed(unused)}.",)

@@ -25,6 +25,10 @@ JSON_ASKED = "prepkit.json"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
+# Options of commands by the keyword arguments that the library's messages name.
+FLAGS = {"resume=True": "--resume", "prefix=True": "--prefix", "license=": "--license"}
+
+
 class Interrupted(PrepkitError):
     """The user ended a command, by Ctrl-C, before its result was there."""
 
@@ -35,7 +39,7 @@ class Failure(click.ClickException):
     """A PrepkitError on its way out: its message on stderr, its exit code."""
 
     def __init__(self, error: Exception, exit_code: int) -> None:
-        super().__init__(str(error).replace(IN_PYTHON, ""))
+        super().__init__(with_flags(str(error).replace(IN_PYTHON, "")))
         self.kind = type(error).__name__
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
@@ -69,8 +73,10 @@ def failures(ctx: click.Context) -> Iterator[None]:
         yield
         return
     except PrepkitError as error:
+        print_notes(error)
         failure: click.ClickException = Failure(error, error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        print_notes(error)
         failure = Failure(Interrupted("interrupted; no file is half written."), INTERRUPTED)
     except OSError as error:
         if error.errno == errno.EPIPE:  # `| head` has read enough; click exits quietly
@@ -122,6 +128,19 @@ def _of_stdout() -> OSError | None:
             os.close(nowhere)
         return OSError(f"cannot write to the standard output: {error.strerror}.")
     return None
+
+
+def with_flags(message: str) -> str:
+    """A message of the library with the options of the command line in place of Python's keyword arguments."""
+    for keyword, flag in FLAGS.items():
+        message = message.replace(keyword, flag)
+    return message
+
+
+def print_notes(error: BaseException) -> None:
+    """Print what the library added to an error, such as how much is kept."""
+    for note in getattr(error, "__notes__", ()):
+        click.echo(with_flags(note), err=True)
 
 
 def print_error(kind: str, message: str) -> None:

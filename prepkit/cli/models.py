@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prepkit.address import HUB_SCHEME, HubAddress, parse
 from prepkit.errors import HubError
+
+if TYPE_CHECKING:
+    from prepkit.zoo.write.model_files import LocalModel
 
 
 class Model(click.ParamType[Path | HubAddress]):
@@ -31,30 +33,22 @@ class Model(click.ParamType[Path | HubAddress]):
             self.fail(str(error), param, ctx)
 
 
-@dataclass(frozen=True)
-class AtHand:
-    """A model's file, and where it is from: its path, or its address with the commit."""
+@contextmanager
+def at_hand(model: Path | HubAddress, quiet: bool) -> Iterator[LocalModel]:
+    """A model on the disk; one of the Hub is fetched, and errors in the block name its address."""
+    from prepkit.api import local_model
 
-    file: Path
-    source: str
+    with hub_bars([model], quiet), local_model(model) as local:
+        yield local
 
 
 @contextmanager
-def at_hand(model: Path | HubAddress, quiet: bool) -> Iterator[AtHand]:
-    """A model on the disk; one of the Hub is fetched, and errors in the block name its address.
-
-    quiet: no bars of the Hub's client; there are none in a log file either
-    """
-    if isinstance(model, Path):
-        yield AtHand(model, str(model))
+def hub_bars(models: Iterable[Path | HubAddress], quiet: bool) -> Iterator[None]:
+    """While inside, the Hub's client draws its bars on a terminal only, and none if `quiet`."""
+    if all(isinstance(model, Path) for model in models) or (sys.stderr.isatty() and not quiet):
+        yield
         return
-    from prepkit.hub.checkpoints import fetch_checkpoint, naming_address
     from prepkit.hub.client import quiet as without_bars
 
-    if quiet or not sys.stderr.isatty():
-        with without_bars():
-            found = fetch_checkpoint(model)
-    else:
-        found = fetch_checkpoint(model)
-    with naming_address(found):
-        yield AtHand(found.file, str(found.address))
+    with without_bars():
+        yield

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from prepkit.cli.common import architecture_options, find_architecture, force_option, json_option, print_json
-from prepkit.cli.models import Model, at_hand
+from prepkit.cli.common import (
+    architecture_options,
+    find_architecture,
+    force_option,
+    json_option,
+    print_json,
+    with_flags,
+)
+from prepkit.cli.models import Model, hub_bars
 from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text, without_nan
-from prepkit.errors import OutputError, PrepkitError, listed
 from prepkit.progress import ProgressBar
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
-    from prepkit.zoo.change.csv_columns import Record
-    from prepkit.zoo.change.verify import Rerun
-    from prepkit.zoo.format.manifest import Manifest
-    from prepkit.zoo.write.writer import ZooWriter
+    from prepkit.zoo.write.written import WrittenZoo
 
 FORMATS = click.Choice(("safetensors", "hdf5"))
 folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
@@ -62,21 +65,16 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
     """
     if data is not None and reruns is None:
         raise click.UsageError("--data goes with --rerun N.")
-    from prepkit.zoo.change import verify as checks
+    from prepkit.zoo.change.verify import verify as verify_zoo
 
     with ProgressBar("verifying", "B", quiet=as_json) as bar:
         bar.begin(_bytes_in(folder))
-        found = checks.verify(folder, jobs, bar.advance)
-    runs: tuple[Rerun, ...] = ()
-    if reruns is not None and found.ok:
-        from prepkit.api import open_zoo
-
-        runs = checks.rerun(open_zoo(folder), reruns, data)
+        found = verify_zoo(folder, jobs=jobs, rerun=reruns or 0, data=data, progress=bar.advance)
     if as_json:
-        print_json(verification(found, runs))
+        print_json(verification(found))
     else:
-        click.echo(verification_text(found, runs))
-    if not found.ok or not all(run.agrees for run in runs):
+        click.echo(verification_text(found))
+    if not found.ok:
         click.get_current_context().exit(1)
 
 
@@ -122,26 +120,25 @@ def create(
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
-    from prepkit.zoo.change.csv_columns import records_of
-    from prepkit.zoo.change.sources import check_columns, provenance_of_sources, read_task
+    from prepkit.api import create_zoo
 
-    task = None if task_file is None else read_task(task_file)
-    records, strangers = records_of(models, csv)
-    check_columns(records, csv)
     network = find_architecture(architecture, input_shape)
-
-    from prepkit.zoo.card.card import write_card
-    from prepkit.zoo.format.manifest import read_manifest
-    from prepkit.zoo.write.writer import ZooWriter
-
-    notes = [f"{len(strangers)} rows of {csv} have no model here: {listed(strangers)}."] if strangers else []
-    settings: dict[str, Any] = {"width": width, "format": format_, "name": name, "license": license_, "task": task}
-    with ZooWriter(folder, **settings, resume=resume) as writer:
-        _add_all(writer, records, network, as_json)
-        # Not given at the start: an interrupted zoo may be resumed with more models, or after an update.
-        writer.provenance = provenance_of_sources(len(writer))
-    write_card(folder)
-    _tell(read_manifest(folder), folder, notes, as_json)
+    with hub_bars(models, as_json), ProgressBar("adding", "model", quiet=as_json) as bar:
+        bar.begin(len(models))
+        written = create_zoo(
+            folder,
+            models,
+            table=csv,
+            width=width,
+            format=format_,
+            name=name,
+            license=license_,
+            task=task_file,
+            architecture=network,
+            resume=resume,
+            progress=bar.advance,
+        )
+    _tell(written, as_json)
 
 
 @zoo.command()
@@ -151,13 +148,12 @@ def create(
 @json_option
 def convert(source: Path, target: Path, format_: str, as_json: bool) -> None:
     """Write a zoo again with shards of another format, and prove that nothing was lost."""
-    from prepkit.zoo.card.card import write_card
     from prepkit.zoo.change.convert import convert as convert_zoo
 
     with ProgressBar("converting", "B", quiet=as_json) as bar:
         bar.begin(_bytes_in(source))
-        manifest = convert_zoo(source, target, format_, bar.advance, finish=write_card)
-    _tell(manifest, target, [], as_json)
+        written = convert_zoo(source, target, format_, progress=bar.advance)
+    _tell(written, as_json)
 
 
 @zoo.command()
@@ -178,22 +174,14 @@ def merge(
     as_json: bool,
 ) -> None:
     """Make one zoo of several; architectures are reconciled by name, and their ClassIds given anew."""
-    from prepkit.zoo.card.card import write_card
     from prepkit.zoo.change.merge import merge as merge_zoos
 
     with ProgressBar("merging", "B", quiet=as_json) as bar:
         bar.begin(sum(map(_bytes_in, sources)))
-        merged = merge_zoos(
-            target,
-            list(sources),
-            name=name,
-            license=license_,
-            format=format_,
-            prefix=prefix,
-            progress=bar.advance,
-            finish=write_card,
+        written = merge_zoos(
+            target, sources, name=name, license=license_, format=format_, prefix=prefix, progress=bar.advance
         )
-    _tell(merged.manifest, target, list(merged.notes), as_json)
+    _tell(written, as_json)
 
 
 @zoo.command()
@@ -208,12 +196,10 @@ def split(
     folder: Path, train: float, validation: float, test: float, seed: int, group: str | None, as_json: bool
 ) -> None:
     """Split a zoo anew: seeded, with the same shares of each architecture, instances of one run kept together."""
-    from prepkit.zoo.card.card import write_card
-    from prepkit.zoo.change.splitting import split_zoo
+    from prepkit.zoo.change.splitting import split as split_zoo
 
     shares = {"train": train, "validation": validation, "test": test}
-    found = split_zoo(folder, shares, seed=seed, group=None if group == "none" else group, grouped=group != "none")
-    write_card(folder)
+    found = split_zoo(folder, shares, seed=seed, group=False if group == "none" else group)
     if as_json:
         print_json({"zoo": str(folder), **vars(found), "notes": list(found.notes)})
         return
@@ -229,19 +215,11 @@ def split(
 @json_option
 def export(folder: Path, id_: str, output: Path, force: bool, as_json: bool) -> None:
     """Write one instance as a plain state dict that torch.load or safetensors reads without prepkit."""
-    from prepkit.checkpoint.export import save_state_dict, writer_for
-    from prepkit.files import check_writable
-
-    writer_for(output)
-    if output.resolve().is_relative_to(folder.resolve()):
-        raise OutputError(f"'{output}' lies in the zoo '{folder}'; name a file outside it.")
-    check_writable(output, overwrite=force)
-
     from prepkit.api import open_zoo
 
-    prep, row = open_zoo(folder)[id_]
-    tensors = prep.tensors()
-    save_state_dict(tensors, output, overwrite=force)
+    opened = open_zoo(folder)
+    tensors = opened.export(id_, output, overwrite=force)
+    row = opened.metadata(opened.index(id_))
     if as_json:
         print_json({"output": str(output), "tensors": len(tensors), "metadata": without_nan(row)})
     else:
@@ -251,44 +229,19 @@ def export(folder: Path, id_: str, output: Path, force: bool, as_json: bool) -> 
 # Inside -------------------------------------------------------------------------------------------------------
 
 
-def _add_all(writer: ZooWriter, records: list[Record], network: Any, quiet: bool) -> None:
-    """Add what is not in the zoo yet; on a failure say that what is in it is kept, or leave nothing if nothing is."""
-    from prepkit.zoo.change.sources import SOURCE, SOURCE_SHA256, are_of_hub, read_source
-
-    of_hub = are_of_hub(records)
-    waiting = [record for record in records if record.id not in writer.finished_ids]
-    try:
-        with ProgressBar("adding", "model", quiet=quiet) as bar:
-            bar.begin(len(waiting))
-            for record in waiting:
-                with at_hand(record.file, quiet) as found:
-                    model, sha256 = read_source(found.file)
-                    source = {SOURCE: None if isinstance(record.file, Path) else found.source} if of_hub else {}
-                    columns = {**record.columns, **source, SOURCE_SHA256: sha256}
-                    writer.add(model, id=record.id, split=record.split, architecture=network, **columns)
-                bar.advance(1)
-    except (PrepkitError, KeyboardInterrupt):
-        if len(writer):
-            kept = f"{len(writer)} of {len(records)} models are kept; go on with --resume, or delete '{writer.root}'."
-            click.echo(kept, err=True)
-        else:
-            writer.discard()
-        raise
-
-
 def _bytes_in(folder: Path) -> int:
     """Sum the sizes of all files in a folder; 0 if there is none."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _note(notes: list[str] | tuple[str, ...]) -> None:
+def _note(notes: tuple[str, ...]) -> None:
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {with_flags(note)}", err=True)
 
 
-def _tell(manifest: Manifest, path: Path, notes: list[str], as_json: bool) -> None:
+def _tell(written: WrittenZoo, as_json: bool) -> None:
     if as_json:
-        print_json({"output": str(path), **facts(manifest), "notes": notes})
+        print_json({"output": str(written.path), **facts(written.manifest), "notes": [*map(with_flags, written.notes)]})
         return
-    _note(notes)
-    click.echo(description(manifest))
+    _note(written.notes)
+    click.echo(description(written.manifest))

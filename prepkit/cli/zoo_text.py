@@ -12,8 +12,8 @@ from prepkit.text import readable_bytes, table
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 
 if TYPE_CHECKING:
-    from prepkit.zoo.change.splitting import Splitting
-    from prepkit.zoo.change.verify import Rerun, Verification
+    from prepkit.zoo.change.splitting import ZooSplit
+    from prepkit.zoo.change.verify import Verification
     from prepkit.zoo.format.manifest import Manifest
 
 
@@ -70,35 +70,39 @@ def description(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def verification(found: Verification, runs: tuple[Rerun, ...]) -> dict[str, Any]:
+def verification(found: Verification) -> dict[str, Any]:
     """What `verify` found, JSON-able."""
     return {
         "zoo": found.path,
-        "ok": found.ok and all(run.agrees for run in runs),
+        "ok": found.ok,
         "instances": found.instances,
         "files": found.files,
         "bytes": found.bytes,
         "faults": [dict(vars(fault)) for fault in found.faults],
         "notes": list(found.notes),
-        "reruns": [without_nan(vars(run)) for run in runs],
+        "reruns": [without_nan(vars(run)) for run in found.reruns],
     }
 
 
-def verification_text(found: Verification, runs: tuple[Rerun, ...]) -> str:
+def verification_text(found: Verification) -> str:
     """What `verify` found, as text."""
-    state = "whole" if found.ok else counted(len(found.faults), "fault")
+    state = counted(len(found.faults), "fault") if found.faults else "whole"
     read = f"{counted(found.instances, 'instance')}, {counted(found.files, 'file')}, {readable_bytes(found.bytes)} read"
     lines = [f"{found.path}: {state}; {read}"]
     lines += [f"  fault  {fault}" for fault in found.faults]
     lines += [f"  note   {note}" for note in found.notes]
-    if runs:
-        agreeing = sum(run.agrees for run in runs)
-        lines.append(f"  rerun  {agreeing} of {counted(len(runs), 'instance')} have the accuracy that is stored")
-    lines += [f"  fault  {run.id}: accuracy {run.found:.4f}, stored {run.stored}" for run in runs if not run.agrees]
+    if found.reruns:
+        agreeing = sum(run.agrees for run in found.reruns)
+        lines.append(
+            f"  rerun  {agreeing} of {counted(len(found.reruns), 'instance')} have the accuracy that is stored"
+        )
+    lines += [
+        f"  fault  {run.id}: accuracy {run.found:.4f}, stored {run.stored}" for run in found.reruns if not run.agrees
+    ]
     return "\n".join(lines)
 
 
-def split_text(found: Splitting) -> str:
+def split_text(found: ZooSplit) -> str:
     """How a zoo was split, as text."""
     rows = [(split, name, count) for split, counts in found.counts.items() for name, count in sorted(counts.items())]
     kept = f"{counted(found.groups, 'value')} of '{found.group}' kept together" if found.group else "no groups"

@@ -72,12 +72,10 @@ def write_card(path: str | os.PathLike[str]) -> Card:
     A README.md without prepkit's mark is the user's own and left alone.
     raises ZooError if the folder is no zoo, OutputError if it cannot be written
     """
-    from prepkit.zoo.read.store import LocalStore
-    from prepkit.zoo.read.zoo import Zoo
+    from prepkit.zoo.read.zoo import local_zoo
 
     root = Path(path)
-    store = LocalStore(root)
-    zoo = Zoo(store, None, store.manifest.shape)
+    zoo = local_zoo(root)
     picture = _picture(zoo, root)
     readme = root / README
     if readme.exists() and MARK not in readme.read_text(encoding="utf-8", errors="replace"):

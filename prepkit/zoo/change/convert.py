@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 from prepkit.errors import OutputError, VerificationError, ZooError, listed
 from prepkit.files import publish
 from prepkit.progress import Advance
+from prepkit.zoo.card.card import write_card
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.shards import Extent, ShardFormat, offset_of_values, shard_format
 from prepkit.zoo.write.building import building
 from prepkit.zoo.write.staging import SHARDS
+from prepkit.zoo.write.written import WrittenZoo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,16 +67,20 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     format: str,
+    *,
+    card: bool = True,
     progress: Advance | None = None,
-    finish: Callable[[Path], object] | None = None,
-) -> Manifest:
+) -> WrittenZoo:
     """Write the zoo `source` as `target` with shards of another format, in constant memory, and prove it is the same.
 
     format:   "safetensors" or "hdf5"
+    card:     whether the new zoo gets README.md and card.png
     progress: called with a number of bytes each time that many more were written to shards
-    finish:   called with the folder of the finished zoo before it gets its name: what it adds is there, or no zoo is
     raises ZooError if the source has faults, OutputError if the target exists or cannot be written,
            VerificationError if what was written is not the same; the target does not exist then
+
+    >>> convert("my-zoo", "my-zoo-hdf5", "hdf5").manifest.shard_format
+    'hdf5'
     """
     kind = shard_format(format)
     check_target(Path(target), [Path(source)])
@@ -86,9 +92,9 @@ def convert(
             copy_file(Path(source), manifest.teacher.path, root)
         write_manifest(replace(manifest, shard_format=kind.name, shards=tuple(shards)), root, overwrite=False)
         prove_same(Path(source), root)
-        if finish is not None:
-            finish(root)
-    return read_manifest(target)
+        if card:
+            write_card(root)
+    return WrittenZoo(Path(target), read_manifest(target))
 
 
 def check_target(target: Path, sources: list[Path]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import ZooError, listed
 from prepkit.progress import Advance
 from prepkit.version import __version__
+from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.convert import check_target, check_whole, copy_file, copy_shards, verified
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.format.shards import ShardFormat, shard_format
 from prepkit.zoo.format.tables import OWN_COLUMNS, read_table, write_whole
 from prepkit.zoo.write.building import building
+from prepkit.zoo.write.written import WrittenZoo
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,14 +41,6 @@ class Source:
 
     root: Path
     manifest: Manifest
-
-
-@dataclass(frozen=True)
-class Merged:
-    """The manifest of the new zoo, and what its owner should know."""
-
-    manifest: Manifest
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -66,30 +60,34 @@ class Plan:
 
 def merge(
     target: str | os.PathLike[str],
-    sources: list[str] | list[Path],
+    sources: Iterable[str | os.PathLike[str]],
     *,
     name: str | None = None,
     format: str | None = None,
     license: str | None = None,
     prefix: bool = False,
+    card: bool = True,
     progress: Advance | None = None,
-    finish: Callable[[Path], object] | None = None,
-) -> Merged:
+) -> WrittenZoo:
     """Write a new zoo that holds all instances of several, in their order.
 
     name:     of the new zoo; the folder's if missing
     format:   of the shards; the first zoo's if missing
     license:  of the new zoo; needed where the zoos' licences differ
     prefix:   put the zoo's name before ids and runs
+    card:     whether the new zoo gets README.md and card.png
     progress: called with a number of bytes each time that many more were written to shards
-    finish:   called with the folder of the finished zoo before it gets its name, as in `convert`
     raises ZooError naming what is in conflict, OutputError if the target exists; nothing is written then
+
+    >>> merge("both", ["first-zoo", "second-zoo"], prefix=True).manifest.name
+    'both'
     """
-    if len(sources) < 2:
-        raise ZooError(f"merging takes two zoos or more, not {len(sources)}.")
+    roots = [Path(source) for source in sources]
+    if len(roots) < 2:
+        raise ZooError(f"merging takes two zoos or more, not {len(roots)}.")
     kind = None if format is None else shard_format(format)
-    check_target(Path(target), [Path(source) for source in sources])
-    plan = planned([Source(Path(source), verified(source)) for source in sources], license, prefix)
+    check_target(Path(target), roots)
+    plan = planned([Source(root, verified(root)) for root in roots], license, prefix)
     kind = kind or shard_format(plan.zoos[0].manifest.shard_format)
     with building(target) as root:
         shards = _copied(plan, kind, root, progress)
@@ -97,9 +95,9 @@ def merge(
         manifest = replace(plan.manifest, name=name, shard_format=kind.name, shards=tuple(shards))
         write_manifest(replace(manifest, table=write_whole(plan.table, root)), root, overwrite=False)
         check_whole(root)
-        if finish is not None:
-            finish(root)
-    return Merged(read_manifest(target), plan.notes)
+        if card:
+            write_card(root)
+    return WrittenZoo(Path(target), read_manifest(target), plan.notes)
 
 
 def planned(zoos: list[Source], license: str | None, prefix: bool) -> Plan:
@@ -116,12 +114,12 @@ def planned(zoos: list[Source], license: str | None, prefix: bool) -> Plan:
         first,
         task=common_task(zoos),
         dtype=_common(zoos, "dtype", "a zoo has one dtype."),
-        license=license or _common(zoos, "license", "give the one of the new zoo (--license)."),
+        license=license or _common(zoos, "license", "choose the new zoo's with license=."),
         height=_height(zoos, architectures),
         architectures=architectures,
         teacher=None if teacher is None else teacher[1],
         provenance={"merged": [_origin(zoo) for zoo in zoos]},
-        created_by=_created_by(),
+        created_by=f"prepkit {__version__}",
         unknown=_unknown(zoos, notes),
     )
     table = merged_table(zoos, architectures, prefix, notes)
@@ -237,11 +235,6 @@ def _origin(zoo: Source) -> dict[str, Any]:
     }
 
 
-def _created_by() -> str:
-
-    return f"prepkit {__version__}"
-
-
 # Table --------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +284,7 @@ def _check_ids(zoos: list[Source], tables: list[pa.Table]) -> None:
         if twice:
             raise ZooError(
                 f"{len(twice)} ids of '{zoo.root}' are in '{homes[twice[0]].root}' too: {listed(twice, 3)}; ids are "
-                "unique. With --prefix (prefix=True) the zoo's name is put before each."
+                "unique. With prefix=True the zoo's name is put before each."
             )
         homes.update(dict.fromkeys(ids, zoo))
 
@@ -302,7 +295,7 @@ def _note_runs(zoos: list[Source], tables: list[pa.Table], notes: list[str]) -> 
         runs = set(table[RUN].to_pylist()) - {None} if RUN in table.column_names else set()
         if runs & seen:
             shared = listed(sorted(runs & seen, key=str), 3)
-            notes.append(f"run {shared} is in several zoos, so it counts as one run; --prefix tells them apart.")
+            notes.append(f"run {shared} is in several zoos, so it counts as one run; prefix=True tells them apart.")
             return
         seen |= runs
 

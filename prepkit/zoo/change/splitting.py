@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import ZooError, listed, nearest
 from prepkit.files import output_error
+from prepkit.zoo.card.card import write_card
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredFile, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.tables import OWN_COLUMNS, ROWS_A_GROUP, publish_table, read_table
@@ -28,15 +30,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN = "run"
+DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.8, "validation": 0.1, "test": 0.1})
 
 
 @dataclass(frozen=True)
-class Splitting:
+class ZooSplit:
     """How a zoo was split.
 
-    counts: split -> architecture -> instances
-    group:  the column whose values were kept together, None if each instance stands for itself
-    groups: how many there were
+    table:  path of the new table in the zoo
+    counts: split -> architecture -> number of instances
+    group:  column whose values were kept together, None if each instance stands for itself
+    groups: number of groups
+    notes:  sentences that the zoo's owner should read
     """
 
     table: str
@@ -55,36 +60,43 @@ class Group:
     rows: tuple[int, ...]
 
 
-def split_zoo(
+def split(
     path: str | os.PathLike[str],
-    fractions: Mapping[str, float],
+    fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
     *,
     seed: int = 0,
-    group: str | None = None,
-    grouped: bool = True,
-) -> Splitting:
-    """Give every instance of a zoo a split: a new table, then a new manifest that names it, atomically.
+    group: str | Literal[False] | None = None,
+    card: bool = True,
+) -> ZooSplit:
+    """Give every instance of a zoo a split: write a new table, then a new manifest that names it.
 
     fractions: split -> share of the instances; they sum to 1
-    group:     the column whose values are kept together; `run` if missing and there is one
-    grouped:   False to let each instance stand for itself
+    seed:      another seed gives another split
+    group:     column whose values are kept together; `run` if missing and there is one; False to let each instance
+               stand for itself
+    card:      whether README.md and card.png are written anew
     raises ZooError for wrong fractions or an unknown column, OutputError if it cannot be written
+
+    >>> split("my-zoo", {"train": 0.9, "test": 0.1}).counts["test"]
+    {'resnet8@cifar10': 5}
     """
     root = Path(path)
     exact = checked_fractions(fractions)
     manifest = read_manifest(root)
     old = inside(root, manifest.table.path, str(root / MANIFEST))
     table = read_table(old, manifest.table)
-    column = group_column(table.column_names, group) if grouped else None
+    column = None if group is False else group_column(table.column_names, group)
     groups = groups_of(table, column)
     splits = assigned(groups, exact, seed, len(table))
     stored = _write(root, manifest, table, splits)
     if stored.path != manifest.table.path:
         old.unlink(missing_ok=True)
+    if card:
+        write_card(root)
     counts = _counts(table["architecture"].to_pylist(), splits, exact)
     empty = [name for name, share in exact.items() if share and not counts[name] and len(table)]
     notes = [f"{listed(empty)}: no instance, {len(groups)} groups are too few for these fractions."] if empty else []
-    return Splitting(stored.path, counts, column, len(groups), tuple(notes))
+    return ZooSplit(stored.path, counts, column, len(groups), tuple(notes))
 
 
 def checked_fractions(fractions: Mapping[str, float]) -> dict[str, Fraction]:

@@ -1,10 +1,4 @@
-"""verify: is a zoo what its manifest says? Every file hashed, every header and the table checked, faults named.
-
-    found = verify("my-zoo")
-    found.ok, found.faults, found.notes
-
-`rerun` goes further: it runs some instances on their task's test data and compares the accuracy with the stored one.
-"""
+"""verify: whether a zoo is what its manifest says. Every file is hashed, every header and the table are checked."""
 
 from __future__ import annotations
 
@@ -18,25 +12,19 @@ from typing import TYPE_CHECKING
 
 from prepkit.errors import PrepkitError, ZooError, listed
 from prepkit.progress import Advance, one_at_a_time
+from prepkit.zoo.change.rerun import Rerun, run_again
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from torch import Tensor
-
-    from prepkit.tasks.task import Task
-    from prepkit.zoo.read.zoo import Zoo
 
 CHUNK_BYTES = 4 << 20
 MAX_JOBS = 8
 MAX_FAULTS_OF_TABLE = 5  # of one kind; a table that is wrong everywhere need not be told row by row
 EXPECTED_BESIDE = frozenset((MANIFEST, "README.md", "card.png", ".gitattributes", ".gitignore"))
 EXPECTED_FOLDERS = frozenset((".git", ".cache"))  # of git, and of the Hub's client
-ACCURACY = "accuracy"
-ITEM = "item"  # the column that says which data set of the task an instance was trained on
-TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -53,10 +41,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """The result of verifying a zoo.
 
-    files, bytes: how much was read and hashed
-    notes:        what is no fault but good to know, such as files that belong to nothing
+    path:      the zoo's folder
+    instances: number of instances that the manifest names
+    files:     number of files that were read
+    bytes:     number of bytes that were hashed
+    notes:     sentences on what is no fault but good to know, such as files that belong to nothing
+    reruns:    instances that were run again; none where there are faults
     """
 
     path: str
@@ -65,21 +57,12 @@ class Verification:
     bytes: int
     faults: tuple[Fault, ...]
     notes: tuple[str, ...] = ()
+    reruns: tuple[Rerun, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """True if nothing is wrong."""
-        return not self.faults
-
-
-@dataclass(frozen=True)
-class Rerun:
-    """An instance that was run again: the accuracy that is stored, the one found, and whether they agree."""
-
-    id: str
-    stored: float | None
-    found: float
-    agrees: bool
+        """True if there is no fault and each instance that was run again has the stored accuracy."""
+        return not self.faults and all(rerun.agrees for rerun in self.reruns)
 
 
 @dataclass(frozen=True)
@@ -93,12 +76,24 @@ class _Expected:
     shard: Shard | None = None
 
 
-def verify(path: str | os.PathLike[str], jobs: int | None = None, progress: Advance | None = None) -> Verification:
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    jobs: int | None = None,
+    rerun: int = 0,
+    data: str | os.PathLike[str] | None = None,
+    progress: Advance | None = None,
+) -> Verification:
     """Compare every file of a zoo with its manifest, in parallel and in constant memory.
 
-    jobs:     threads that read and hash; up to eight if missing
+    jobs:     number of threads that read and hash; up to 8 if missing
+    rerun:    number of instances, spread evenly over the zoo, that are also run on the test data of the zoo's task
+    data:     folder of the task's data, for `rerun`
     progress: called with a number of bytes each time that many more were hashed
-    raises ZooError if the folder is no zoo at all
+    raises ZooError if the folder is no zoo at all, or instances cannot be run again
+
+    >>> verify("my-zoo").ok
+    True
     """
     root = Path(path)
     try:
@@ -108,51 +103,27 @@ def verify(path: str | os.PathLike[str], jobs: int | None = None, progress: Adva
             raise
         return Verification(str(root), 0, 1, 0, (_fault(root, MANIFEST, "manifest", error),))
     expected = list(_expected(manifest))
-    told = one_at_a_time(progress)
+    advance = one_at_a_time(progress)
     with ThreadPoolExecutor(jobs or min(MAX_JOBS, os.cpu_count() or 1), "prepkit-verify") as pool:
-        found = list(pool.map(lambda item: _check_file(root, manifest, item, told), expected))
-    faults = [fault for _, fault in found if fault is not None]
+        checked = list(pool.map(lambda item: _check_file(root, manifest, item, advance), expected))
+    faults = [fault for _, fault in checked if fault is not None]
     if manifest.table.path not in {fault.file for fault in faults}:
         faults += _table_faults(root, manifest)
-    num_bytes = sum(count for count, _ in found)
     return Verification(
-        str(root), manifest.table.rows, len(expected) + 1, num_bytes, tuple(faults), _notes(root, expected)
+        path=str(root),
+        instances=manifest.table.rows,
+        files=len(expected) + 1,
+        bytes=sum(num_bytes for num_bytes, _ in checked),
+        faults=tuple(faults),
+        notes=_notes(root, expected),
+        reruns=_reruns(root, rerun, data) if rerun and not faults else (),
     )
 
 
-def rerun(zoo: Zoo, count: int, data: Path | None = None) -> tuple[Rerun, ...]:
-    """Run `count` instances, spread evenly over the zoo, on the task's test data, and compare the column `accuracy`.
+def _reruns(root: Path, count: int, data: str | os.PathLike[str] | None) -> tuple[Rerun, ...]:
+    from prepkit.zoo.read.zoo import local_zoo
 
-    data: where the task's data lies, if it is a folder of the user's
-    One sample may tip over where arithmetic differs from the machine that measured; two are a disagreement.
-    raises ZooError if the task's data is not at hand or not that of the zoo, or the table has no such column
-    """
-    from prepkit.tasks import load_task
-
-    if ACCURACY not in zoo.table.column_names:
-        raise ZooError(f"'{zoo.name}' has no column '{ACCURACY}' to compare with.")
-    task = load_task(zoo.task, data)
-    chosen = [index * len(zoo) // count for index in range(count)] if count < len(zoo) else range(len(zoo))
-    return tuple(_rerun_one(zoo, index, task) for index in chosen)
-
-
-def _rerun_one(zoo: Zoo, index: int, task: Task) -> Rerun:
-    row = zoo.metadata(index)
-    network = zoo.network(index).float()
-    shared = 1 + len(task.input_shape)  # axes of inputs that all instances share; one more where each has its own
-
-    def run(inputs: Tensor) -> Tensor:
-        outputs: Tensor = network(inputs if inputs.ndim == shared else inputs[0])
-        return outputs[None]
-
-    try:
-        found = task.evaluate(run, [row.get(ITEM) or 0], TEST)[ACCURACY].item()
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ZooError(f"instance '{row['id']}' does not run on the task's test data: {reason}") from None
-    stored = row[ACCURACY]
-    one_sample = 1.001 / task.splits[TEST]  # a little more than one: the stored number is rounded
-    return Rerun(row["id"], stored, found, stored is not None and abs(stored - found) <= one_sample)
+    return run_again(local_zoo(root), count, data)
 
 
 def _expected(manifest: Manifest) -> Iterator[_Expected]:

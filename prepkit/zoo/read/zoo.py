@@ -11,16 +11,18 @@ Shapes: `N` instances of the zoo or view, `B` of a batch, `H` height, `W` width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prepkit.errors import InvalidShape, ZooError, listed, nearest
+from prepkit.errors import InvalidShape, OutputError, ZooError, listed, nearest
 from prepkit.families.registry import Registry
-from prepkit.files import sha256_of_file
+from prepkit.files import check_writable, sha256_of_file
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.tensors import torch_dtype
@@ -28,6 +30,8 @@ from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of, network_of
 from prepkit.zoo.format.tables import rows_at, rows_with
 from prepkit.zoo.read.gather import gather
+from prepkit.zoo.read.indices import numbers_of
+from prepkit.zoo.read.store import LocalStore, Store
 from prepkit.zoo.read.where import parse_where
 
 if TYPE_CHECKING:
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
     from prepkit.zoo.read.dataset import ZooDataset
     from prepkit.zoo.read.loader import Loader
     from prepkit.zoo.read.resident import ResidentZoo
-    from prepkit.zoo.read.store import Store
 
 
 class Zoo:
@@ -204,6 +207,24 @@ class Zoo:
         number = self.index(index) if isinstance(index, str) else index
         return self._network(self._stored_of(number), prep.tensors())
 
+    def export(self, key: int | str, output: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Tensor]:
+        """Write one instance as a plain state dict, which torch or safetensors read without prepkit, and return it.
+
+        output: MODEL.pt or MODEL.safetensors, outside the zoo
+        raises IndexError, ZooError for an unknown id, OutputError if the file cannot be written
+        """
+        from prepkit.checkpoint.export import save_state_dict, writer_for
+
+        file = Path(output)
+        writer_for(file)
+        if file.resolve().is_relative_to(self._store.root.resolve()):
+            raise OutputError(f"'{output}' lies in the zoo '{self._store.root}'; name a file outside it.")
+        check_writable(file, overwrite=overwrite)
+        prep, _ = self[key]
+        tensors = prep.tensors()
+        save_state_dict(tensors, file, overwrite=overwrite)
+        return tensors
+
     def class_ids(self, indices: Any = None) -> Tensor:
         """ClassIds `[B]`, int64."""
         import torch
@@ -349,25 +370,7 @@ class Zoo:
 
         raises IndexError
         """
-        if isinstance(indices, slice):
-            return np.arange(len(self))[indices]
-        numbers: np.ndarray = np.atleast_1d(np.asarray(indices))
-        if numbers.ndim > 1:
-            raise IndexError(f"indices are one number or a row of them, not an array of shape {numbers.shape}.")
-        if numbers.dtype == bool:
-            raise IndexError("give indices, not a mask; np.flatnonzero(mask) makes them.")
-        if numbers.size and not np.issubdtype(numbers.dtype, np.integer):
-            raise IndexError(f"indices are whole numbers, not {numbers.dtype}.")
-        numbers = numbers.astype(np.int64, copy=False)
-        if numbers.size and numbers.min() >= 0 and numbers.max() < len(self):
-            return numbers
-        numbers = np.where(numbers < 0, numbers + len(self), numbers)
-        wrong = (numbers < 0) | (numbers >= len(self))
-        if wrong.any():
-            raise IndexError(
-                f"index {int(np.asarray(indices).reshape(-1)[wrong.argmax()])} of {len(self):,} instances."
-            )
-        return numbers
+        return numbers_of(indices, len(self))
 
     def _number(self, index: int) -> int:
         return int(self.numbers(index)[0])
@@ -378,6 +381,15 @@ class Zoo:
 
     def _network(self, stored: StoredArchitecture, tensors: Mapping[str, Tensor]) -> nn.Module:
         return network_of(stored, tensors, self._place, trust_code=self._trust_code)
+
+
+def local_zoo(root: str | os.PathLike[str]) -> Zoo:
+    """Open the zoo in a folder in its own shape.
+
+    raises ZooError
+    """
+    store = LocalStore(root)
+    return Zoo(store, None, store.manifest.shape)
 
 
 def common_shape(manifest: Manifest, width: int, height: int | None) -> PRepShape:

@@ -48,7 +48,7 @@ def open_journal(root: Path, folder: Path, settings: Mapping[str, Any], resume: 
     if not path.exists() or path.stat().st_size == 0:
         return Journal.create(path, settings), False
     if not resume:
-        raise ZooError(f"'{root}' is an unfinished zoo; go on with resume=True (--resume), or delete the folder first.")
+        raise ZooError(f"'{root}' is an unfinished zoo; go on with resume=True, or delete the folder first.")
     journal = Journal.reopen(path)
     try:
         if found := journal.settings():

@@ -21,7 +21,7 @@ from prepkit.hub.push import push
 from prepkit.hub.selection import RECORD
 from prepkit.hub.target import WORK
 from prepkit.zoo.card.card import write_card
-from prepkit.zoo.change.splitting import split_zoo
+from prepkit.zoo.change.splitting import split
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
 from prepkit.zoo.format.tables import write_whole
@@ -364,7 +364,7 @@ def test_an_old_zoo_stays_whole_until_the_new_one_is(hub, source, newer, tmp_pat
 def test_a_zoo_that_was_changed_is_not_replaced(hub, source, tmp_path):
     add(hub, source)
     root = pull("me/zoo", tmp_path / "here")
-    split_zoo(root, {"train": 1.0})
+    split(root, {"train": 1.0}, card=False)
     mine = read_manifest(root)
     with pytest.raises(OutputError, match="not this one, or was changed"):
         pull("me/zoo", root)

@@ -24,7 +24,8 @@ from prepkit.training.spec import load_spec
 from prepkit.training.stack import Stack
 from prepkit.training.units import train_unit
 from prepkit.training.values import Epochs
-from prepkit.zoo.change.verify import rerun, verify
+from prepkit.zoo.change.rerun import run_again
+from prepkit.zoo.change.verify import verify
 
 
 def files_of(root):
@@ -56,7 +57,7 @@ def test_a_zoo_is_whole_and_its_accuracies_are_reproduced(zoos, name):
     found = verify(zoos / name)
     assert (found.faults, found.notes) == ((), ())
     zoo = prepkit.open_zoo(zoos / name)
-    runs = rerun(zoo, len(zoo))
+    runs = run_again(zoo, len(zoo))
     assert len(runs) == len(zoo)
     assert all(run.agrees for run in runs), runs
     assert len({run.found for run in runs}) > 1

@@ -11,7 +11,7 @@ import prepkit
 from prepkit.api import open_zoo
 from prepkit.errors import ZooError
 from prepkit.zoo.card.card import MARK, PICTURE, README, write_card
-from prepkit.zoo.change.splitting import split_zoo
+from prepkit.zoo.change.splitting import split
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest
 
@@ -88,8 +88,7 @@ def test_the_same_zoo_gives_the_same_bytes(tmp_path, zoo):
 
 def test_the_card_follows_a_split(zoo):
     write_card(zoo)
-    split_zoo(zoo, {"train": 0.5, "test": 0.5})
-    write_card(zoo)
+    split(zoo, {"train": 0.5, "test": 0.5})
     assert read_manifest(zoo).table.path in text_of(zoo)
     assert rows_under(text_of(zoo), "Splits")[2:] == [["test", "10"], ["train", "10"]]
 

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from prepkit.api import open_zoo
 from prepkit.errors import OutputError, PrepkitError, VerificationError, ZooError
 from prepkit.tensors import same_bits
 from prepkit.zoo.change import convert as module
-from prepkit.zoo.change.convert import convert
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest, write_manifest
 from prepkit.zoo.write.writer import ZooWriter
 
+convert = partial(module.convert, card=False)
 FORMATS = ("safetensors", "hdf5")
 KINDS = {
     "plain": {},
@@ -44,7 +45,7 @@ def test_there_and_back_nothing_changes_not_even_a_byte(tmp_path, kind, source_f
     source = write_zoo(tmp_path / "one", format=source_format, **{"name": "zoo", **KINDS[kind]})
     other_format = FORMATS[1 - FORMATS.index(source_format)]
     told = []
-    manifest = convert(source, tmp_path / "other", other_format, told.append)
+    manifest = convert(source, tmp_path / "other", other_format, progress=told.append).manifest
     assert manifest.shard_format == other_format
     assert sum(told) == sum(shard.bytes for shard in manifest.shards)
     assert verify(tmp_path / "other").ok
@@ -68,7 +69,7 @@ def test_the_result_is_the_one_that_the_writer_writes(tmp_path):
 def test_keys_of_a_later_version_are_kept(tmp_path):
     source = write_zoo(tmp_path / "one")
     write_manifest(replace(read_manifest(source), unknown={"later": [1, {"a": None}]}), source, overwrite=True)
-    assert convert(source, tmp_path / "two", "hdf5").unknown == {"later": [1, {"a": None}]}
+    assert convert(source, tmp_path / "two", "hdf5").manifest.unknown == {"later": [1, {"a": None}]}
 
 
 def leftovers(folder):

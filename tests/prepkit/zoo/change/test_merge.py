@@ -1,6 +1,7 @@
 """Merged zoos hold all instances of their sources; whatever is in conflict is an error that names it."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from prepkit.errors import OutputError, VerificationError, ZooError
 from prepkit.families.registry import architecture
 from prepkit.tensors import same_bits
 from prepkit.zoo.change import convert as copying
-from prepkit.zoo.change.merge import merge
+from prepkit.zoo.change import merge as merging
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
 from prepkit.zoo.write.writer import ZooWriter
+
+merge = partial(merging.merge, card=False)
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def test_values_where_another_width_has_no_room_are_not_dropped_in_silence(tmp_p
 
 def test_ids_in_two_zoos_are_an_error_that_offers_the_prefix(tmp_path, one):
     second = write_zoo(tmp_path / "two", prefix="a", seed=3)
-    with pytest.raises(ZooError, match=r"7 ids of .*two' are in .*one' too: a0, a1, a2 and 4 more; .*--prefix"):
+    with pytest.raises(ZooError, match=r"7 ids of .*two' are in .*one' too: a0, a1, a2 and 4 more; .*prefix=True"):
         merge(tmp_path / "all", [one, second])
     assert not (tmp_path / "all").exists()
     merge(tmp_path / "all", [one, second], prefix=True)
@@ -102,7 +105,7 @@ def test_runs_that_two_zoos_share_are_noted(tmp_path, one):
     third = write_zoo(tmp_path / "three", prefix="c", columns=lambda number: {"run": 100 + number})
     assert merge(tmp_path / "x", [one, third]).notes == ()
     (note,) = merge(tmp_path / "y", [one, second]).notes
-    assert note == "run 0, 1, 2 and 1 more is in several zoos, so it counts as one run; --prefix tells them apart."
+    assert note == "run 0, 1, 2 and 1 more is in several zoos, so it counts as one run; prefix=True tells them apart."
 
 
 def test_columns_are_brought_together(tmp_path):
@@ -146,7 +149,7 @@ def test_columns_that_do_not_go_together_are_an_error(tmp_path, value, told):
         ({"task": {"kind": "images"}}, "differ in dataset: 'digits' and None, mean: "),
         ({"task": None}, "two' names no task, the others do"),
         ({"dtype": "float64"}, "differ in dtype: .*one has float32, .*two has float64"),
-        ({"license": "cc-by-4.0"}, "differ in license: .*one has mit, .*two has cc-by-4.0; .*--license"),
+        ({"license": "cc-by-4.0"}, "differ in license: .*one has mit, .*two has cc-by-4.0; .*with license="),
         ({"license": None}, "differ in license: .*one has mit, .*two has None"),
     ],
 )

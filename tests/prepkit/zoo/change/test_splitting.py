@@ -1,6 +1,7 @@
 """Splits: seeded, stratified, runs whole, and the same whatever the order of the rows."""
 
 from collections import Counter, defaultdict
+from functools import partial
 
 import pyarrow as pa
 import pytest
@@ -11,10 +12,11 @@ from zoo_samples import NAMES, bytes_of, write_zoo
 from prepkit.api import open_zoo
 from prepkit.errors import OutputError, ZooError
 from prepkit.zoo.change import splitting
-from prepkit.zoo.change.splitting import assigned, checked_fractions, groups_of, split_zoo
+from prepkit.zoo.change.splitting import assigned, checked_fractions, groups_of
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest
 
+split = partial(splitting.split, card=False)
 THREE = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
@@ -104,7 +106,7 @@ def test_a_zoo_is_split_and_stays_whole(tmp_path):
     root = write_zoo(tmp_path / "zoo", count=40)
     before = open_zoo(root)
     old = read_manifest(root)
-    found = split_zoo(root, THREE, seed=3)
+    found = split(root, THREE, seed=3)
     zoo = open_zoo(root)
     assert (found.group, found.groups, found.notes) == ("run", 20, ())
     assert {name: sum(counts.values()) for name, counts in found.counts.items()} == dict(zoo.manifest.splits)
@@ -121,25 +123,35 @@ def test_a_zoo_is_split_and_stays_whole(tmp_path):
     assert all(len(names) == 1 for names in by_run.values())
 
 
+def test_the_usual_fractions_and_a_card(tmp_path):
+    root = write_zoo(tmp_path / "zoo", count=40)
+    assert {name: sum(c.values()) for name, c in splitting.split(root).counts.items()} == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+    assert read_manifest(root).table.path in (root / "README.md").read_text()
+
+
 def test_splitting_again_gives_the_same_bytes(tmp_path):
     root = write_zoo(tmp_path / "zoo")
-    split_zoo(root, THREE)
+    split(root, THREE)
     once = bytes_of(root)
-    split_zoo(root, THREE)
+    split(root, THREE)
     assert bytes_of(root) == once
 
 
 def test_groups_can_be_another_column_or_none(tmp_path):
     root = write_zoo(tmp_path / "zoo", count=20)
-    assert split_zoo(root, THREE, group="note").group == "note"
-    alone = split_zoo(root, THREE, grouped=False)
+    assert split(root, THREE, group="note").group == "note"
+    alone = split(root, THREE, group=False)
     assert (alone.group, alone.groups) == (None, 20)
     with pytest.raises(
         ZooError, match=r"no column 'runs' to group by; there are accuracy, run, note. Did you mean 'run'"
     ):
-        split_zoo(root, THREE, group="runs")
+        split(root, THREE, group="runs")
     with pytest.raises(ZooError, match="no column 'id' to group by"):
-        split_zoo(root, THREE, group="id")
+        split(root, THREE, group="id")
 
 
 @pytest.mark.parametrize(
@@ -154,14 +166,14 @@ def test_wrong_fractions_change_nothing(tmp_path, fractions, told):
     root = write_zoo(tmp_path / "zoo", count=2)
     before = bytes_of(root)
     with pytest.raises(ZooError, match=told):
-        split_zoo(root, fractions)
+        split(root, fractions)
     assert bytes_of(root) == before
 
 
 def test_too_few_groups_are_noted_and_an_empty_zoo_is_fine(tmp_path):
-    found = split_zoo(write_zoo(tmp_path / "a", count=2), THREE)
+    found = split(write_zoo(tmp_path / "a", count=2), THREE)
     assert found.notes == ("validation, test: no instance, 1 groups are too few for these fractions.",)
-    assert split_zoo(write_zoo(tmp_path / "b", count=0), THREE).notes == ()
+    assert split(write_zoo(tmp_path / "b", count=0), THREE).notes == ()
 
 
 def test_a_failure_leaves_the_old_split(tmp_path, monkeypatch):
@@ -173,7 +185,7 @@ def test_a_failure_leaves_the_old_split(tmp_path, monkeypatch):
 
     monkeypatch.setattr(splitting, "publish_table", full)
     with pytest.raises(OutputError, match="the disk is full"):
-        split_zoo(root, THREE)
+        split(root, THREE)
     assert bytes_of(root) == before
 
 

@@ -17,7 +17,8 @@ from prepkit.files import sha256_of_file
 from prepkit.tasks import load_task, test_set
 from prepkit.tasks.image_record import split_indices
 from prepkit.tasks.task import DataMissing
-from prepkit.zoo.change.verify import rerun, verify
+from prepkit.zoo.change.rerun import run_again
+from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, checksum, read_manifest
 from prepkit.zoo.write.writer import ZooWriter
 
@@ -195,11 +196,11 @@ def test_an_empty_zoo_verifies(tmp_path):
 
 
 def test_rerun_agrees_with_what_was_stored(whole):
-    runs = rerun(open_zoo(whole), 4)
+    runs = run_again(open_zoo(whole), 4)
     assert [run.id for run in runs] == ["m0", "m1", "m3", "m4"]
     assert all(run.agrees for run in runs)
     assert runs[0].found == pytest.approx(open_zoo(whole).metadata(0)["accuracy"], abs=1e-6)
-    assert len(rerun(open_zoo(whole), 100)) == 6
+    assert len(run_again(open_zoo(whole), 100)) == 6
 
 
 def test_rerun_finds_a_wrong_accuracy(tmp_path):
@@ -208,7 +209,18 @@ def test_rerun_finds_a_wrong_accuracy(tmp_path):
     with ZooWriter(tmp_path / "zoo", task=TASK) as writer:
         for id, stored in [("right", right), ("tie", right + 1 / 360), ("wrong", right + 2 / 360), ("none", None)]:
             writer.add(network, id=id, accuracy=stored)
-    assert [run.agrees for run in rerun(open_zoo(tmp_path / "zoo"), 4)] == [True, True, False, False]
+    found = verify(tmp_path / "zoo", rerun=4)
+    assert [run.agrees for run in found.reruns] == [True, True, False, False]
+    assert (found.faults, found.ok) == ((), False)
+    assert verify(tmp_path / "zoo").ok
+    assert verify(tmp_path / "zoo", rerun=1).ok
+
+
+def test_nothing_is_run_again_where_there_are_faults(whole, tmp_path):
+    root = shutil.copytree(whole, tmp_path / "zoo")
+    (root / read_manifest(root).shards[0].path).unlink()
+    found = verify(root, rerun=4)
+    assert (len(found.faults), found.reruns, found.ok) == (1, (), False)
 
 
 def test_rerun_reads_a_folder_of_the_users_and_refuses_another(tmp_path):
@@ -228,11 +240,11 @@ def test_rerun_reads_a_folder_of_the_users_and_refuses_another(tmp_path):
         right = (network(inputs).argmax(-1) == labels).double().mean().item()
     with ZooWriter(tmp_path / "zoo", task=task.record) as writer:
         writer.add(network, accuracy=right)
-    assert rerun(open_zoo(tmp_path / "zoo"), 1, tmp_path / "mine")[0].agrees
+    assert run_again(open_zoo(tmp_path / "zoo"), 1, tmp_path / "mine")[0].agrees
     with pytest.raises(ZooError, match=r"sha256.* are not those of the record"):
-        rerun(open_zoo(tmp_path / "zoo"), 1, folder("yours", 200))
+        run_again(open_zoo(tmp_path / "zoo"), 1, folder("yours", 200))
     with pytest.raises(DataMissing, match="--data PATH"):
-        rerun(open_zoo(tmp_path / "zoo"), 1)
+        run_again(open_zoo(tmp_path / "zoo"), 1)
 
 
 def test_rerun_says_what_it_lacks(tmp_path):
@@ -243,7 +255,7 @@ def test_rerun_says_what_it_lacks(tmp_path):
         with ZooWriter(root, task=task) as writer:
             writer.add(network, **columns)
         with pytest.raises(ZooError) as caught:
-            rerun(open_zoo(root), 1)
+            run_again(open_zoo(root), 1)
         return str(caught.value)
 
     assert "has no column 'accuracy'" in error(TASK)

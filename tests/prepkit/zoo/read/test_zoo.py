@@ -12,7 +12,7 @@ from writer_samples import ARCHITECTURES, tensors_of, trained, write_digits
 
 import prepkit
 from prepkit.api import open_zoo
-from prepkit.errors import InvalidShape, RegistryError, WhereError, ZooError
+from prepkit.errors import InvalidShape, OutputError, RegistryError, WhereError, ZooError
 from prepkit.packing import prepare
 from prepkit.prep.file import Origin, PRep
 from prepkit.tensors import same_bits
@@ -325,3 +325,19 @@ def test_opening_and_reading_imports_no_pandas(root):
     )
     done = subprocess.run([sys.executable, "-c", reading, root], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_export_writes_a_plain_state_dict_outside_the_zoo(tmp_path):
+    zoo = open_zoo(write_digits(tmp_path / "zoo", rounds=1))
+    tensors = zoo.export("lenet-0", tmp_path / "m.pt")
+    read = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert read.keys() == tensors.keys() == zoo["lenet-0"][0].tensors().keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in zoo["lenet-0"][0].tensors().items())
+    with pytest.raises(OutputError, match="exists already"):
+        zoo.export(0, tmp_path / "m.pt")
+    zoo.export(0, tmp_path / "m.pt", overwrite=True)
+    with pytest.raises(OutputError, match="lies in the zoo"):
+        zoo.export(0, tmp_path / "zoo" / "m.pt")
+    with pytest.raises(ZooError, match=r"no instance 'lenet-1'\. Did you mean"):
+        zoo.export("lenet-1", tmp_path / "n.pt")
+    assert not (tmp_path / "n.pt").exists()

@@ -9,8 +9,9 @@ import torch
 from click.testing import CliRunner
 from writer_samples import files_of, tensors_of
 
-from prepkit.api import open_zoo
+from prepkit.api import create_zoo, open_zoo
 from prepkit.cli import main
+from prepkit.errors import CheckpointError, ZooError
 from prepkit.packing import pack_checkpoint
 from prepkit.prep.file import save_prep
 from prepkit.zoo.format.manifest import read_manifest
@@ -113,4 +114,56 @@ def test_a_table_cannot_fill_that_column(tmp_path, models):
     (tmp_path / "table.csv").write_text("file,source_sha256\nm0,a\nm1,b\nm2,c\n")
     output = create(tmp_path / "zoo", *models, "--table", tmp_path / "table.csv", status=2).stderr
     assert "the column 'source_sha256' is filled from the models themselves; rename it" in output
+    assert not (tmp_path / "zoo").exists()
+
+
+# From Python --------------------------------------------------------------------------------------------------
+
+
+def test_python_writes_what_the_command_line_writes(tmp_path, models, task):
+    (tmp_path / "t.csv").write_text("file,split,x\nm0,train,1\nm1.pt,,2\nm2,test,\nm9,,3\n")
+    output = create(
+        tmp_path / "a", *models, "--table", tmp_path / "t.csv", "--task", task, "--license", "mit", "--name", "zoo"
+    ).stderr
+    added = []
+    written = create_zoo(
+        tmp_path / "b",
+        [str(model) for model in models],
+        table=tmp_path / "t.csv",
+        task=TASK,
+        license="mit",
+        name="zoo",
+        progress=added.append,
+    )
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert added == [1, 1, 1]
+    assert written.manifest == read_manifest(tmp_path / "b")
+    assert (written.path, written.notes) == (tmp_path / "b", (f"1 row of {tmp_path / 't.csv'} has no model here: m9.",))
+    assert f"note: {written.notes[0]}" in output
+
+
+def test_an_error_says_what_is_kept_in_the_words_of_its_caller(tmp_path, models):
+    good = models[1].read_bytes()
+    models[1].write_bytes(b"no model")
+    with pytest.raises(CheckpointError) as caught:
+        create_zoo(tmp_path / "a", models)
+    assert caught.value.__notes__ == [
+        f"1 of 3 models are kept; go on with resume=True, or delete '{tmp_path / 'a'}'.",
+    ]
+    assert (
+        f"1 of 3 models are kept; go on with --resume, or delete '{tmp_path / 'b'}'."
+        in create(tmp_path / "b", *models, status=2).stderr
+    )
+    with pytest.raises(ZooError, match="go on with resume=True, or delete"):
+        create_zoo(tmp_path / "a", models)
+    assert "go on with --resume, or delete" in create(tmp_path / "b", *models, status=2).stderr
+    models[1].write_bytes(good)
+    assert create_zoo(tmp_path / "a", models, resume=True).manifest.table.rows == 3
+
+
+def test_where_nothing_is_kept_nothing_is_left(tmp_path, models):
+    models[0].write_bytes(b"no model")
+    with pytest.raises(CheckpointError) as caught:
+        create_zoo(tmp_path / "zoo", models)
+    assert not getattr(caught.value, "__notes__", [])
     assert not (tmp_path / "zoo").exists()

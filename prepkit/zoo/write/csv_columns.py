@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.address import HUB_SCHEME, HubAddress
-from prepkit.errors import ZooError, listed, nearest
+from prepkit.errors import ZooError, counted, listed
 from prepkit.zoo.format.tables import OWN_COLUMNS, plain_columns
 
 FILE = "file"
@@ -32,17 +32,17 @@ SUFFIXES = (".prep.safetensors", ".safetensors.index.json")
 
 
 @dataclass(frozen=True)
-class Record:
+class ModelRow:
     """A model to be added: its file or address, its id, its split and the user's columns."""
 
-    file: Path | HubAddress
+    model: Path | HubAddress
     id: str
     split: str | None
     columns: dict[str, Any]
 
 
-def records_of(models: Iterable[Path | HubAddress], table: Path | None) -> tuple[list[Record], list[str]]:
-    """Each model with its row, and the `file` of rows that no model has.
+def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> tuple[list[ModelRow], list[str]]:
+    """Return a row for each model, and the `file` of the table's rows that no model has.
 
     raises ZooError for a model without a file or a row, two rows or ids of one name, a damaged CSV
     """
@@ -50,20 +50,20 @@ def records_of(models: Iterable[Path | HubAddress], table: Path | None) -> tuple
     absent = [str(model) for model in models if isinstance(model, Path) and not model.is_file()]
     if absent:
         raise ZooError(f"{len(absent)} of {len(models)} models are no files: {listed(absent)}.")
-    rows = {} if table is None else read_csv(table)
     if table is None:
-        records = [Record(model, stem(model), None, {}) for model in models]
-        _check_ids(records)
-        return records, []
-    pairs = [(model, _row_name(model, rows)) for model in models]
+        rows = [ModelRow(model, stem(model), None, {}) for model in models]
+        _check_ids(rows)
+        return rows, []
+    lines = read_csv(table)
+    pairs = [(model, _line_name(model, lines)) for model in models]
     missing = [_name(model) for model, name in pairs if name is None]
     if missing:
-        near = nearest(missing[0], rows)
-        raise ZooError(f"{table}: {len(missing)} models have no row in it: {listed(missing)}.{near}")
-    records = [_record(model, rows[name]) for model, name in pairs if name is not None]
-    _check_ids(records)
+        have = "has" if len(missing) == 1 else "have"
+        raise ZooError(f"{table}: {counted(len(missing), 'model')} {have} no row in it: {listed(missing)}.")
+    rows = [_row(model, lines[name]) for model, name in pairs if name is not None]
+    _check_ids(rows)
     used = {name for _, name in pairs}
-    return records, [name for name in rows if name not in used]
+    return rows, [name for name in lines if name not in used]
 
 
 def stem(model: Path | HubAddress) -> str:
@@ -156,21 +156,21 @@ def _check_header(path: Path, header: list[str]) -> None:
     plain_columns(dict.fromkeys(users), str(path))
 
 
-def _row_name(model: Path | HubAddress, rows: dict[str, dict[str, Any]]) -> str | None:
-    return next((name for name in (_name(model), stem(model)) if name in rows), None)
+def _line_name(model: Path | HubAddress, lines: dict[str, dict[str, Any]]) -> str | None:
+    return next((name for name in (_name(model), stem(model)) if name in lines), None)
 
 
-def _record(model: Path | HubAddress, row: dict[str, Any]) -> Record:
-    users = {name: value for name, value in row.items() if name not in ("id", "split")}
-    return Record(model, row.get("id") or stem(model), row.get("split"), users)
+def _row(model: Path | HubAddress, line: dict[str, Any]) -> ModelRow:
+    columns = {name: value for name, value in line.items() if name not in ("id", "split")}
+    return ModelRow(model, line.get("id") or stem(model), line.get("split"), columns)
 
 
-def _check_ids(records: list[Record]) -> None:
-    files: dict[str, Path | HubAddress] = {}
-    for record in records:
-        if record.id in files:
+def _check_ids(rows: list[ModelRow]) -> None:
+    models: dict[str, Path | HubAddress] = {}
+    for row in rows:
+        if row.id in models:
             raise ZooError(
-                f"'{files[record.id]}' and '{record.file}' both have the id '{record.id}'; give them different ones "
-                "in a column `id` of --table."
+                f"'{models[row.id]}' and '{row.model}' both have the id '{row.id}'; give them different ones in a "
+                "column `id` of the table."
             )
-        files[record.id] = record.file
+        models[row.id] = row.model

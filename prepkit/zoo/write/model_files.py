@@ -1,0 +1,128 @@
+"""Files that `create_zoo` reads: a model at a time, and the task that all models were trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prepkit.address import HubAddress
+from prepkit.errors import PrepkitError, ZooError
+from prepkit.progress import Advance
+from prepkit.version import __version__
+
+if TYPE_CHECKING:
+    from prepkit.checkpoint.load import Checkpoint
+    from prepkit.families.registry import Architecture
+    from prepkit.prep.file import PRep
+    from prepkit.zoo.write.csv_columns import ModelRow
+    from prepkit.zoo.write.writer import ZooWriter
+
+SOURCE = "source"  # holds the address of a model of the Hub, with its commit
+SOURCE_SHA256 = "source_sha256"
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model's file on the disk, and its source: the file's path, or the address on the Hub with the commit."""
+
+    file: Path
+    source: str
+
+
+def add_models(
+    writer: ZooWriter,
+    rows: list[ModelRow],
+    architecture: Architecture | str | None,
+    fetched: Callable[[Path | HubAddress], AbstractContextManager[LocalModel]],
+    progress: Advance | None,
+) -> None:
+    """Add the models that are not in the zoo yet.
+
+    After a failure a zoo that holds some of them is kept, and the error gets a note that says so; an empty one is
+    discarded.
+    fetched: gives each model as a file, as long as its context lasts
+    """
+    has_source = any(isinstance(row.model, HubAddress) for row in rows)
+    waiting = [row for row in rows if row.id not in writer.finished_ids]
+    try:
+        for row in waiting:
+            with fetched(row.model) as local:
+                model, sha256 = read_model(local.file)
+                source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
+                columns = {**row.columns, **source, SOURCE_SHA256: sha256}
+                writer.add(model, id=row.id, split=row.split, architecture=architecture, **columns)
+            if progress is not None:
+                progress(1)
+    except (PrepkitError, KeyboardInterrupt) as error:
+        if len(writer):
+            kept = f"{len(writer)} of {len(rows)} models are kept"
+            error.add_note(f"{kept}; go on with resume=True, or delete '{writer.root}'.")
+        else:
+            writer.discard()
+        raise
+
+
+def read_model(file: Path) -> tuple[Checkpoint | PRep, str | None]:
+    """Read a checkpoint or a PRep, and return it with the sha256 of the checkpoint; None for a PRep without it.
+
+    raises CheckpointError, PRepFileError
+    """
+    from prepkit.checkpoint.load import load_checkpoint, sha256_of
+    from prepkit.packing import check_finite, check_packable
+    from prepkit.prep.file import is_prep_file, load_prep
+    from prepkit.zoo.write.instance_rows import ONLY_FINITE
+
+    if is_prep_file(file):
+        prep = load_prep(file)
+        return prep, prep.origin.source_sha256
+    checkpoint = load_checkpoint(file)
+    check_packable(checkpoint, f"'{file}'")
+    check_finite(checkpoint, f"'{file}'", remedy=ONLY_FINITE)  # before it is folded, and with the name of the file
+    return checkpoint, sha256_of(file)
+
+
+def check_columns(rows: Iterable[ModelRow], table: Path | None) -> None:
+    """Raise ZooError if the user's table fills a column that is filled from the models."""
+    rows = list(rows)
+    has_source = any(isinstance(row.model, HubAddress) for row in rows)
+    for name in (SOURCE, SOURCE_SHA256) if has_source else (SOURCE_SHA256,):
+        if any(name in row.columns for row in rows):
+            raise ZooError(f"{table}: the column '{name}' is filled from the models themselves; rename it.")
+
+
+def provenance_of_models(count: int) -> dict[str, Any]:
+    """Describe how a zoo was made of files, without paths and times, so that the same files give the same bytes."""
+    import safetensors
+    import torch
+
+    versions = {"prepkit": __version__, "torch": str(torch.__version__), "safetensors": safetensors.__version__}
+    return {"command": "zoo create", "sources": count, "versions": versions}
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file.
+
+    raises ZooError naming the file, the line where it is not JSON, and what to do
+    """
+    try:
+        task = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise ZooError(f"{path}, line {error.lineno}: not JSON: {error.msg}. {REMEDY}") from None
+    except (ValueError, RecursionError) as error:
+        raise ZooError(f"{path}: not JSON in UTF-8: {error}. {REMEDY}") from None
+    except OSError as error:
+        raise ZooError(f"{path}: cannot be read: {error.strerror}. {REMEDY}") from None
+    if not isinstance(task, dict):
+        raise ZooError(f"{path}: holds a {type(task).__name__}, not an object. {REMEDY}")
+    return task
+
+
+REMEDY = """Write an object such as {"kind": "images", "dataset": "digits"} in it."""
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
