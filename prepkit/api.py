@@ -89,7 +89,7 @@ def create_zoo(
     architecture: of all models; each is recognised if missing
     resume:       go on with a zoo whose writing was interrupted
     token:        of the Hub; HF_TOKEN or that of `hf auth login` if missing
-    progress:     called with 1 for each model that was added
+    progress:     called with a number of models each time that many more are in the zoo
     raises what `ZooWriter.add` and `load_checkpoint` raise, ZooError for a wrong table or task, HubError. Models that
            were added before an error are kept for `resume`; if there are none, nothing is left.
 

@@ -48,6 +48,8 @@ def add_models(
     """
     has_source = any(isinstance(row.model, HubAddress) for row in rows)
     waiting = [row for row in rows if row.id not in writer.finished_ids]
+    if progress is not None and len(waiting) < len(rows):
+        progress(len(rows) - len(waiting))
     try:
         for row in waiting:
             with fetched(row.model) as local:

@@ -158,7 +158,9 @@ def test_an_error_says_what_is_kept_in_the_words_of_its_caller(tmp_path, models)
         create_zoo(tmp_path / "a", models)
     assert "go on with --resume, or delete" in create(tmp_path / "b", *models, status=2).stderr
     models[1].write_bytes(good)
-    assert create_zoo(tmp_path / "a", models, resume=True).manifest.table.rows == 3
+    added = []
+    assert create_zoo(tmp_path / "a", models, resume=True, progress=added.append).manifest.table.rows == 3
+    assert added == [1, 1, 1]
 
 
 def test_where_nothing_is_kept_nothing_is_left(tmp_path, models):
