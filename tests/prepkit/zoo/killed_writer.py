@@ -63,12 +63,12 @@ def write_other(root: Path) -> str:
 
 def convert_zoo(root: str, format: str, sources: list[str], done=lambda ids: None) -> None:
     """Convert a zoo; `done` is called for each piece that was written."""
-    convert(sources[0], root, format, lambda count: done([str(count)]))
+    convert(sources[0], root, format, card=False, progress=lambda count: done([str(count)]))
 
 
 def merge_zoos(root: str, format: str, sources: list[str], done=lambda ids: None) -> None:
     """Merge zoos; `done` is called for each piece that was written."""
-    merge(root, list(sources), format=format, name="zoo", progress=lambda count: done([str(count)]))
+    merge(root, sources, format=format, name="zoo", card=False, progress=lambda count: done([str(count)]))
 
 
 JOBS = {"write": write, "convert": convert_zoo, "merge": merge_zoos}
