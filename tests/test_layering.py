@@ -29,6 +29,7 @@ ORDERS = {
         "cache",
         "tensors",
         "files",
+        "lock",
         "reading",
         "progress",
         "device",
@@ -83,6 +84,7 @@ OPEN_TO_NETSPACE = {
     "prepkit.hub.snapshot",
     "prepkit.hub.upload",
     "prepkit.licence",
+    "prepkit.lock",
     "prepkit.progress",
     "prepkit.reading",
     "prepkit.running.groups",
@@ -95,7 +97,6 @@ OPEN_TO_NETSPACE = {
     "prepkit.tasks.task",
     "prepkit.text",
     "prepkit.version",
-    "prepkit.zoo.format.lock",
     "prepkit.zoo.format.manifest",
     "prepkit.zoo.read.memory",
 }

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -38,8 +39,8 @@ from netspace.training.parallel import Ranks
 from netspace.training.validation import Validation
 from prepkit.errors import InvalidShape
 from prepkit.files import output_error
+from prepkit.lock import take_lock
 from prepkit.progress import Progress
-from prepkit.zoo.format.lock import Lock
 
 
 class Interrupted(prepkit.PrepkitError):
@@ -72,7 +73,7 @@ def train(
     if where.type == "cuda":
         torch.cuda.set_device(where)
     ranks = Ranks.join(where)
-    lock: Lock | None = None
+    lock: FileLock | None = None
     try:
         num_weights(recipe)  # raises what the network's sizes may be wrong in, before anything is read or written
         if ranks.first and not resume:
@@ -275,7 +276,7 @@ def _opened(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: bool) -> pr
 
 def _folder(
     out: Path, recipe: Recipe, zoo: prepkit.Zoo, zoo_path: str | os.PathLike[str], resume: bool, ranks: Ranks
-) -> tuple[Run, Lock | None]:
+) -> tuple[Run, FileLock | None]:
     """The run's folder, begun or gone on with, and the first process's lock on it."""
     lock = None
     if ranks.first:
@@ -287,7 +288,7 @@ def _folder(
                 out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise output_error(out, error) from error
-        lock = Lock.take(out / LOCK, out)
+        lock = take_lock(out / LOCK, out)
         try:
             if not resume:
                 Run.create(out, recipe, zoo, zoo_path)

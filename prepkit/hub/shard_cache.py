@@ -8,13 +8,15 @@ shard holds a shared lock on it for as long as the mapping lives; who removes on
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from prepkit.errors import ZooError
 
@@ -45,7 +47,7 @@ def mapped(file: Path) -> mmap.mmap:
     """
     with open(file, "rb") as opened:
         with suppress(OSError):  # without locks, too, the system keeps the content of a mapped file
-            fcntl.flock(opened, fcntl.LOCK_SH)  # the mapping keeps the file open, and so the lock
+            _share(opened.fileno())  # the mapping keeps the file open, and so the lock
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
@@ -53,13 +55,13 @@ def mapped(file: Path) -> mmap.mmap:
 def alone(file: Path) -> Iterator[None]:
     """Let one thread of one process at a time fetch a file; others wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(file.parent.parent / f".{file.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    lock = FileLock(file.parent.parent / f".{file.name}.lock")
+    with suppress(OSError):  # a file system without locks
+        lock.acquire()
     try:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,35 @@ def _remove(file: Path) -> bool:
     """Remove a file, and return whether that was possible: no process may have it mapped."""
     try:
         with open(file, "rb") as opened:
-            with suppress(OSError):
-                try:
-                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return False
+            if _is_shared(opened.fileno()):
+                return False
             file.unlink()
     except OSError:
         return False
     return True
+
+
+# Many processes may map a file at once, so they share its lock, which filelock's locks cannot. Windows needs none:
+# it refuses to remove a mapped file.
+
+
+def _share(descriptor: int) -> None:
+    """Hold a shared lock on an open file for as long as it is open."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def _is_shared(descriptor: int) -> bool:
+    """Take the lock on an open file for oneself, and tell whether somebody else has it."""
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False

@@ -16,7 +16,7 @@ from pathlib import Path
 from prepkit.errors import OutputError, ZooError, listed
 from prepkit.files import flush, system_errors_as_output
 from prepkit.hub.selection import RECORD, PullRecord, read_record, write_record
-from prepkit.zoo.format.lock import Lock
+from prepkit.lock import take_lock
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 
 WORK = ".pulling"
@@ -84,7 +84,7 @@ class Target:
                 self.work.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
                 raise OutputError(f"'{self.root}' cannot be made: there is a file of that name.") from None
-            lock = Lock.take(self.work / "lock", self.root)
+            lock = take_lock(self.work / "lock", self.root)
         try:
             write_record(self.record, self.work / REQUEST)
             yield self.work

@@ -1,12 +1,12 @@
 """A whole zoo built in a folder beside its target, which it becomes when it is finished.
 
-What a kill leaves behind is a folder `.prepkit-<target>-<random>.tmp`, never half a zoo; the next one who builds the
-same target removes it. Whoever builds holds a lock on the folder, which the system frees when the process dies.
+A kill leaves a folder `.prepkit-<target>-<random>.tmp` behind, never half a zoo, and whoever builds the same target
+next removes it. Whoever builds holds the lock `.prepkit-<target>-<random>.lock`, which the system frees when the
+process dies.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 from prepkit.errors import OutputError
 from prepkit.files import flush, output_error
@@ -27,62 +29,49 @@ def building(target: str | os.PathLike[str]) -> Iterator[Path]:
     raises OutputError if it cannot be written
     """
     path = Path(target).absolute()
-    remove_dead(path)
-    temporary, lock = path, -1
     try:
-        temporary, lock = locked_folder(path)
-        (temporary / SHARDS).mkdir()
-        yield temporary
-        flush(temporary)
-        os.rename(temporary, path)
-        flush(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_dead(path)
+        with locked_folder(path) as folder:
+            (folder / SHARDS).mkdir()
+            yield folder
+            flush(folder)
+            os.rename(folder, path)
+            flush(path.parent)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
         raise output_error(Path(target), error) from error
-    finally:
-        if temporary != path:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if lock >= 0:
-            os.close(lock)
 
 
-def locked_folder(path: Path) -> tuple[Path, int]:
-    """A new folder beside `path`, and the open lock on it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
-        temporary.mkdir()
-        with suppress(FileNotFoundError):  # another process took it for a dead one's, before the lock was held
-            lock = os.open(temporary, os.O_RDONLY)
-            if _take(lock) is not False and temporary.exists():
-                return temporary, lock
-            os.close(lock)
+@contextmanager
+def locked_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path` that nobody takes for a dead process's; what is in it at the end is removed."""
+    folder = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
+    lock = _lock_of(folder)
+    with lock:  # it is held before there is a folder, so that no folder of a living process is ever without
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def remove_dead(path: Path) -> None:
     """Remove what killed processes left of this target."""
-    for folder in path.parent.glob(f"{_prefix(path)}*.tmp"):
-        with suppress(OSError):  # gone meanwhile, or not ours to remove
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if _take(lock):
-                    shutil.rmtree(folder)
-            finally:
-                os.close(lock)
+    for folder in {file.with_suffix(".tmp") for file in path.parent.glob(f"{_prefix(path)}*")}:
+        lock = _lock_of(folder)
+        with suppress(OSError), lock.acquire(timeout=0):  # held by a living process, or not ours to remove
+            if not folder.is_symlink():
+                shutil.rmtree(folder, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _take(lock: int) -> bool | None:
-    """Take a lock without waiting: False if another process holds it, None if the file system has no such locks."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+def _lock_of(folder: Path) -> FileLock:
+    return FileLock(folder.with_suffix(".lock"), thread_local=False)
 
 
 def _prefix(path: Path) -> str:
-    """Of the folders of one target: not its name itself, which may be as long as the system allows."""
+    """Return how the names of a target's folders begin: the target's own name may be as long as the system allows."""
     return f".prepkit-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}-"

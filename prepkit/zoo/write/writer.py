@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import OutputError, ZooError, listed
 from prepkit.families.registry import Architecture, Registry
 from prepkit.files import output_error
+from prepkit.lock import take_lock
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
 from prepkit.version import __version__
-from prepkit.zoo.format.lock import Lock
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, StoredArchitecture, write_manifest
 from prepkit.zoo.format.settings import settings_of
 from prepkit.zoo.format.shards import Extent, shard_format
@@ -329,7 +329,7 @@ class ZooWriter:
     def _open(self, resume: bool) -> None:
         self._is_new = not self.root.exists()
         prepare(self.root, self._folder)
-        self._lock = Lock.take(self._folder / "lock", self.root)
+        self._lock = take_lock(self._folder / "lock", self.root)
         self._threads, self._buffers = Threads(), Buffers()
         try:
             self._journal, begun = open_journal(self.root, self._folder, self._settings, resume)

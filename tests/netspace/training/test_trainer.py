@@ -25,7 +25,7 @@ from netspace.training.logs import NotFinite
 from netspace.training.memory import OutOfMemory, advice, step_bytes
 from netspace.training.trainer import Interrupted
 from prepkit.errors import DeviceError, ZooLocked
-from prepkit.zoo.format.lock import Lock
+from prepkit.lock import take_lock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("instances_per_second",)
@@ -211,7 +211,7 @@ def test_a_folder_that_is_in_the_way(tmp_path, small_zoo):
     other = digits_zoo(tmp_path / "other", counts, teacher=False, single=True)
     with pytest.raises(RunError, match="was begun with another zoo"):
         netspace.train(recipe_of(name, 1), other, out, device="cpu", resume=True)
-    lock, record = Lock.take(run.path / LOCK, run.path), (out / "run.json").read_bytes()
+    lock, record = take_lock(run.path / LOCK, run.path), (out / "run.json").read_bytes()
     with pytest.raises(ZooLocked, match="being written by process"):
         netspace.train(recipe_of(name, 9), small_zoo(name), out, device="cpu", resume=True)
     lock.release()

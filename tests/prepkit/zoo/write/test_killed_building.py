@@ -1,5 +1,6 @@
 """Converting and merging under kill -9: the target is whole or not there, and the next run cleans up."""
 
+import fcntl
 import multiprocessing
 import os
 import random
@@ -87,21 +88,30 @@ def build(target: Path) -> None:
         pass
 
 
+def leave_dead(target: Path) -> Path:
+    """Leave a folder and its lock file as a process does that is killed while it builds."""
+    with locked_folder(target) as folder:
+        pass
+    folder.mkdir()
+    folder.with_suffix(".lock").touch()
+    return folder
+
+
 def test_only_what_is_left_of_the_same_target_is_removed(tmp_path):
     others = tmp_path / ".prepkit-0123456789ab-01234567.tmp"
     others.mkdir()
-    dead, lock = locked_folder(tmp_path / "zoo")
+    dead = leave_dead(tmp_path / "zoo")
     (dead / "shards").mkdir()
-    os.close(lock)  # as the system does when a process dies
+    without_folder, without_lock = (leave_dead(tmp_path / "zoo") for _ in range(2))
+    without_folder.rmdir()
+    without_lock.with_suffix(".lock").unlink()  # as earlier versions left it
     with building(tmp_path / "zoo") as folder:
-        assert litter(tmp_path) == sorted([others.name, folder.name])
+        assert litter(tmp_path) == sorted([others.name, folder.name, folder.with_suffix(".lock").name])
     assert litter(tmp_path) == [others.name]
-    assert not dead.exists()
 
 
 def test_a_link_that_is_named_like_what_is_left_is_not_followed(tmp_path):
-    dead, lock = locked_folder(tmp_path / "zoo")
-    os.close(lock)
+    dead = leave_dead(tmp_path / "zoo")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("x")
     dead.rmdir()
@@ -110,20 +120,22 @@ def test_a_link_that_is_named_like_what_is_left_is_not_followed(tmp_path):
     assert (tmp_path / "precious" / "thesis.tex").exists()
 
 
-def test_a_folder_that_a_cleaner_took_before_its_lock_is_made_anew(tmp_path, monkeypatch):
-    made = []
-    open_file = os.open
+def test_a_lock_that_a_cleaner_took_away_is_taken_anew(tmp_path, monkeypatch):
+    """Between opening the lock's file and locking it, somebody who removes dead folders may remove the file."""
+    removed = []
+    flock = fcntl.flock
 
-    def racing(path, *arguments):
-        if Path(path).name.startswith(".prepkit-") and not made:
-            made.append(path)
-            Path(path).rmdir()
-        return open_file(path, *arguments)
+    def racing(descriptor, operation):
+        if not removed and operation & fcntl.LOCK_EX:
+            removed.extend(tmp_path.glob(".prepkit-*.lock"))
+            for file in removed:
+                file.unlink()
+        flock(descriptor, operation)
 
-    monkeypatch.setattr(os, "open", racing)
+    monkeypatch.setattr(fcntl, "flock", racing)
     with building(tmp_path / "zoo") as folder:
-        assert [folder] != made
-        assert folder.exists()
+        assert removed == [folder.with_suffix(".lock")]
+        assert removed[0].exists()
 
 
 def test_a_target_that_cannot_be_made(tmp_path):
