@@ -14,8 +14,6 @@ from pathlib import Path
 
 from prepkit.errors import OutputError, PrepkitError
 
-IN_PYTHON = " (overwrite=True)"  # what --force is called there; the command line leaves it out of its messages
-
 
 @contextmanager
 def replacing(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
@@ -55,7 +53,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     if mode and not stat.S_ISREG(mode):  # it would be replaced by a file, which root may even do to /dev/null
         raise OutputError(f"cannot write '{path}': it is a device or a pipe; name a file.")
     if mode and not overwrite:
-        raise OutputError(f"'{path}' exists already; use another name, or --force{IN_PYTHON} to replace it.")
+        raise OutputError(f"'{path}' exists already; use another name, or overwrite=True to replace it.")
     parent = path.parent
     if not parent.is_dir():
         what = "is not a directory" if parent.exists() else "does not exist"

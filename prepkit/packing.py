@@ -114,7 +114,7 @@ def prepare(
     if architecture is None:
         layout = _natural_layout(checkpoint, place)
         if must_fold:
-            raise _unknown_with_batch_norm(checkpoint, place, ", or pack it with its BatchNorm (--keep-bn)")
+            raise _unknown_with_batch_norm(checkpoint, place, can_keep=True)
         return checkpoint, layout, None, None
     if is_folded:
         return checkpoint, architecture.layout.with_dtypes_of(checkpoint), None, architecture
@@ -138,7 +138,7 @@ def fold_checkpoint(
     if is_folded or not batch_norms(checkpoint):
         raise FusionError(f"{place} has no BatchNorm to fold; `prepkit pack` takes it as it is.")
     if architecture is None:
-        raise _unknown_with_batch_norm(checkpoint, place, "")
+        raise _unknown_with_batch_norm(checkpoint, place, can_keep=False)
     fusion = _folded(_network_with(checkpoint, architecture, place), architecture, place)
     return dict(fusion.network.state_dict()), fusion
 
@@ -203,7 +203,7 @@ def check_finite(
     tensors: Mapping[str, Tensor],
     place: str,
     after: str = "",
-    remedy: str = "pass --allow-nonfinite if they are meant",
+    remedy: str = "pass allow_nonfinite=True if they are meant",
 ) -> None:
     """Raise CheckpointError for the first tensor that holds NaN or infinity, with their numbers."""
     import torch
@@ -253,11 +253,12 @@ def _recognised(
     return architecture, True
 
 
-def _unknown_with_batch_norm(checkpoint: Mapping[str, Tensor], place: str, other_way: str) -> FusionError:
+def _unknown_with_batch_norm(checkpoint: Mapping[str, Tensor], place: str, can_keep: bool) -> FusionError:
+    keep_it = ", or pack it with its BatchNorm (keep_batch_norm=True)" if can_keep else ""
     names = listed([f"'{name}'" for name in batch_norms(checkpoint)], 3)
     return FusionError(
         f"{place} has BatchNorm ({names}), and its architecture is none of the registered ones, so it cannot be "
-        f"folded. Name the network (--arch NAME, or --arch module:callable --input CxHxW){other_way}."
+        f"folded. Name the network (architecture=...){keep_it}."
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prepkit.checkpoint.formats import Format, is_index, opened, quoted, read_content, shards_of
-from prepkit.errors import CheckpointError, UnsafeCheckpoint, listed, nearest
+from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +125,7 @@ def find_state_dict(path: Path, value: object, key: str | None) -> tuple[str, Ma
     start = value if key is None else descend(path, value, key)
     found = dict(state_dicts(start, key or "", depth=0))
     if len(found) > 1:
-        raise CheckpointError(f"{path} holds {len(found)} state dicts: {sizes(found)}; choose one with --key (key=).")
+        raise CheckpointError(f"{path} holds {len(found)} state dicts: {sizes(found)}; choose one with key=....")
     if not found:
         raise nothing_found(path, start, key or "")
     return next(iter(found.items()))
@@ -156,7 +156,7 @@ def nothing_found(path: Path, value: object, key: str) -> CheckpointError:
     }
     if others:
         return CheckpointError(
-            f"{path} holds no state dict under a usual key, but {sizes(others)}; choose one with --key (key=)."
+            f"{path} holds no state dict under a usual key, but {sizes(others)}; choose one with key=...."
         )
     where = f"{path}, key '{key}'," if key else f"{path}"
     return CheckpointError(
@@ -212,7 +212,7 @@ def all_tensors(value: object) -> bool:
 
 def sizes(states: Mapping[str, object]) -> str:
     """`'model' (12 tensors), 'ema' (12 tensors)`."""
-    return listed([f"{key!r} ({num_tensors(state)} tensors)" for key, state in states.items()])
+    return listed([f"{key!r} ({counted(num_tensors(state), 'tensor')})" for key, state in states.items()])
 
 
 def described(value: object) -> str:

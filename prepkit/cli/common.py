@@ -15,7 +15,6 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 from prepkit.errors import FormerSpelling, PrepkitError
-from prepkit.files import IN_PYTHON
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
@@ -26,7 +25,18 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 # Options of commands by the keyword arguments that the library's messages name.
-FLAGS = {"resume=True": "--resume", "prefix=True": "--prefix", "license=": "--license"}
+FLAGS = {  # what the library's messages name, and what the command line says instead
+    "keep_unfoldable=True keeps these and folds the rest; ": "",
+    "pack_checkpoint(keep_batch_norm=True)": "`prepkit pack --keep-bn`",
+    "keep_batch_norm=True": "--keep-bn",
+    "allow_nonfinite=True": "--allow-nonfinite",
+    "architecture=...": "--arch NAME, or --arch module:callable --input CxHxW",
+    "key=...": "--key",
+    "overwrite=True": "--force",
+    "resume=True": "--resume",
+    "prefix=True": "--prefix",
+    "license=": "--license",
+}
 
 
 class Interrupted(PrepkitError):
@@ -39,7 +49,7 @@ class Failure(click.ClickException):
     """A PrepkitError on its way out: its message on stderr, its exit code."""
 
     def __init__(self, error: Exception, exit_code: int) -> None:
-        super().__init__(with_flags(str(error).replace(IN_PYTHON, "")))
+        super().__init__(with_flags(str(error)))
         self.kind = type(error).__name__
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 

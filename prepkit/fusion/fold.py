@@ -376,7 +376,7 @@ def _refuse_without_results(seen: Watch) -> None:
     if not all(_number(tensor).isfinite().all() for tensor in seen.results):
         raise UnfoldableNetwork(
             "The network's output on the example input is not finite: nothing can be compared. Use weights without NaN "
-            "and infinity, or keep the BatchNorms (`prepkit pack --keep-bn` on the command line)."
+            "and infinity, or keep the BatchNorms: pack_checkpoint(keep_batch_norm=True)."
         )
 
 
@@ -384,5 +384,5 @@ def _refuse_difference(error: float, limit: float, when: str) -> None:
     if error >= limit:
         raise UnfoldableNetwork(
             f"The folded network is not the same function: relative error {error:.1e} {when}. It is not returned; keep "
-            "the BatchNorms (--keep-bn on the command line)."
+            "the BatchNorms: pack_checkpoint(keep_batch_norm=True)."
         )

@@ -250,7 +250,7 @@ def cannot_fold(refusals: Sequence[Refusal], total: int) -> UnfoldableNetwork:
     """The one error for all BatchNorms that cannot be folded, of `total` in the network."""
     return UnfoldableNetwork(
         f"{len(refusals)} of {total} BatchNorms cannot be folded without changing the network:{_indented(refusals)}\n"
-        "keep_unfoldable=True keeps these and folds the rest; `prepkit pack --keep-bn` packs it with all of them.",
+        "keep_unfoldable=True keeps these and folds the rest; pack_checkpoint(keep_batch_norm=True) packs it with all.",
         refusals,
     )
 

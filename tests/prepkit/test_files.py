@@ -140,7 +140,7 @@ def test_a_body_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
 def test_an_existing_file_is_refused_before_any_work(tmp_path: Path) -> None:
     target = tmp_path / "result"
     target.write_text("old")
-    message = r"'.*result' exists already; use another name, or --force"
+    message = r"'.*result' exists already; use another name, or overwrite=True to replace it"
     with pytest.raises(OutputError, match=message), replacing(target):
         pytest.fail("the work was begun")
     assert target.read_text() == "old"

@@ -204,7 +204,7 @@ def test_the_key_chooses_among_state_dicts(tmp_path: Path) -> None:
     first, second = {"w": torch.randn(3)}, {"w": torch.randn(5)}
     path = saved({"model": first, "ema": second, "epoch": 3}, tmp_path)
     assert same(pack_checkpoint(path, key="ema").prep.tensors()["w"], second["w"])
-    with pytest.raises(CheckpointError, match="choose one with --key"):
+    with pytest.raises(CheckpointError, match="choose one with key="):
         pack_checkpoint(path)
 
 
@@ -240,7 +240,7 @@ def test_values_that_a_dtype_cannot_hold(tmp_path: Path) -> None:
         pack_checkpoint(path, dtype="float16")
     assert str(caught.value) == (
         f"'{path}': 'large' holds 0 NaN and 2 infinite of 3 values after the cast to float16; "
-        "pass --allow-nonfinite if they are meant."
+        "pass allow_nonfinite=True if they are meant."
     )
     packed = pack_checkpoint(path, dtype="float16", allow_nonfinite=True)
     assert packed.prep.tensors()["large"].tolist() == [1.0, float("inf"), float("-inf")]
@@ -312,7 +312,7 @@ def test_ties_of_an_unknown_network(tmp_path: Path) -> None:
         (lambda: torch.ones(3, device="meta"), "'w' is on the meta device, so it has no values"),
         (lambda: torch.ones(0, 3), "there is nothing to pack: its tensors hold no values."),
         (lambda: torch.tensor(3), "there is nothing to pack: no floating-point parameters were found."),
-        (lambda: torch.tensor([1.0, float("nan")]), "'w' holds 1 NaN and 0 infinite of 2 values; pass --allow-nonf"),
+        (lambda: torch.tensor([1.0, float("nan")]), "'w' holds 1 NaN and 0 infinite of 2 values; pass allow_nonf"),
     ],
 )
 def test_tensors_that_a_prep_cannot_hold(make: Callable[[], Tensor], message: str, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_batch_norm_of_an_unknown_network_names_both_ways_out(tmp_path: Path) ->
     path = saved(dict(state), tmp_path)
     with pytest.raises(FusionError) as caught:
         pack_checkpoint(path)
-    for part in (f"'{path}' has BatchNorm ('1')", "--arch NAME", "--arch module:callable --input CxHxW", "--keep-bn"):
+    for part in (f"'{path}' has BatchNorm ('1')", "(architecture=...)", "(keep_batch_norm=True)"):
         assert part in str(caught.value)
     assert pack_checkpoint(path, keep_batch_norm=True).prep.layout.num_parameters == 18 + 2 + 2 + 2
 
@@ -460,8 +460,8 @@ def test_what_cannot_be_folded(tmp_path: Path) -> None:
     path = saved(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).state_dict(), tmp_path)
     with pytest.raises(FusionError, match="has BatchNorm") as caught:
         fold_checkpoint(path)
-    assert "--arch NAME" in str(caught.value)
-    assert "--keep-bn" not in str(caught.value)  # which `prepkit fuse` does not have
+    assert "(architecture=...)" in str(caught.value)
+    assert "keep_batch_norm" not in str(caught.value)  # which `prepkit fuse` does not have
 
 
 def test_describing(tmp_path: Path) -> None:
@@ -494,7 +494,7 @@ def test_weights_that_fold_to_no_number_name_the_file_and_the_way_out(
     next(iter(state.values())).view(-1)[0] = math.nan
     path = saved(state, tmp_path)
     options = {"allow_nonfinite": True} if function is pack_checkpoint else {}
-    with pytest.raises(FusionError, match=rf"^'{path}': .* is not finite: .* --keep-bn"):
+    with pytest.raises(FusionError, match=rf"^'{path}': .* is not finite: .* pack_checkpoint\(keep_batch_norm=True\)"):
         function(path, **options)
 
 

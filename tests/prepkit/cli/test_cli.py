@@ -25,6 +25,7 @@ from torch.nn.functional import conv2d, leaky_relu, linear
 
 import prepkit
 from prepkit.cli import main
+from prepkit.errors import OutputError
 from prepkit.prep.layout import Layout
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -1001,3 +1002,10 @@ def test_an_output_that_takes_nothing_is_one_line(options: list[str], model: nn.
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert re.fullmatch(r"Error: .*No space left on device\.?\n", done.stderr)
     assert done.returncode == 1
+
+
+def test_messages_name_flags_at_the_command_line_and_keywords_in_python(folder: Path) -> None:
+    prep = prep_of()
+    assert "or --force to replace it" in error_of(run("pack", "good.pt", "-o", prep, code=2))
+    with pytest.raises(OutputError, match="or overwrite=True to replace it"):
+        prepkit.save_prep(prepkit.load_prep(prep), prep)

@@ -806,7 +806,7 @@ def test_refusal_names_place_and_reason(name):
         assert f"\n  {refusal.batch_norm}: {refusal.reason}" in message
     assert message.startswith(f"{len(reasons)} of ")
     assert "keep_unfoldable=True keeps these and folds the rest" in message.splitlines()[-1]
-    assert "`prepkit pack --keep-bn`" in message.splitlines()[-1]
+    assert "pack_checkpoint(keep_batch_norm=True)" in message.splitlines()[-1]
 
     result = fold(network, x, keep_unfoldable=True)
     assert_unchanged(network, before)
