@@ -45,7 +45,7 @@ bench: $(VENV)/.installed
 paper-mini: $(VENV)/.installed
 	$(BIN)/netspace paper $(PAPER)-mini
 
-# The same with three seeds and the ablations: hours.
+# The same with three seeds and the ablations.
 paper-full: $(VENV)/.installed
 	$(BIN)/netspace paper $(PAPER)-full --full
 

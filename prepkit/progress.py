@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 from prepkit.errors import counted
 from prepkit.text import readable_bytes, readable_seconds
@@ -150,7 +150,7 @@ class ProgressBar(ProgressInWords):
             self._printed -= LINE_SECONDS
             self._print(self.words)
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -173,6 +173,12 @@ class StatusLine:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet, self._terminal = quiet, sys.stderr.isatty()
         self._shown, self._topic, self._width = 0.0, "", 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def show(self, topic: str, text: str) -> None:
         """Show a text: at once if its topic is a new one, else only if the last text was a while ago."""

@@ -20,7 +20,7 @@ import prepkit
 from netspace.experiments import experiment_names
 from netspace.experiments.result import DOTS_PER_INCH, new_figure
 from netspace.experiments.running import Bench, hardware
-from netspace.report.model import Progress, Report, RunResults, StageProgress, recipe_claims
+from netspace.report.model import Progress, Report, RunResults, StageProgress, announce, remaining_text
 from netspace.report.pages import html_page, markdown_page
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.errors import PrepkitError
@@ -71,7 +71,7 @@ def report(
     benches = [Bench(run, device, moved.get(run.record["zoo"]["sha256"]), data, seed, sizes) for run in runs]
     results = _run_experiments(benches, None if only is None else set(only), again, progress)
     made = time.strftime("%Y-%m-%d %H:%M")
-    content = Report(title, made, results, recipe_claims(results), hardware(benches[0].place), versions())
+    content = Report(title, made, results, hardware(benches[0].place), versions())
     figures = json.dumps(content.to_dict(), indent=1) + "\n"
     for path, document in zip(
         paths, (html_page(content), markdown_page(content, paths[1].parent), figures), strict=True
@@ -118,15 +118,9 @@ def _run_experiments(
         results, failures = {}, {}
         for name in names:
             number += 1
-            rest = total - number
-            remaining = f"{rest} more experiment{'s' if rest > 1 else ''}; the page" if rest else "the page"
-            stage = f"{name} of {bench.run.path.resolve().name}"
-
-            def say(text: str, stage: str = stage, number: int = number, remaining: str = remaining) -> None:
-                if progress is not None:
-                    progress(StageProgress(stage, number, total, text, remaining))
-
-            say("")
+            remaining = remaining_text(experiment=total - number)
+            stage = StageProgress(f"{name} of {bench.run.path.resolve().name}", number, total, "", remaining)
+            say = announce(progress, stage)
             try:
                 results[name] = bench.result(name, again=again, progress=say)
             except RunError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from netspace.experiments import experiment_names
 from netspace.experiments.result import KINDS, Claim, Result, plain
 from netspace.experiments.running import Bench
 from netspace.run.run import BEST, Run
+from prepkit.errors import counted
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,22 @@ class StageProgress:
 
 
 Progress: TypeAlias = Callable[[StageProgress], None]
+
+
+def announce(progress: Progress | None, stage: StageProgress) -> Callable[[str], None]:
+    """Pass a stage on as it begins, and return a function that passes it on with a new text."""
+
+    def say(text: str) -> None:
+        if progress is not None:
+            progress(replace(stage, text=text))
+
+    say("")
+    return say
+
+
+def remaining_text(**counts: int) -> str:
+    """`2 zoos, 42 experiments, the page`: what comes after a stage, from counts by noun."""
+    return ", ".join([*(counted(count, noun) for noun, count in counts.items() if count), "the page"])
 
 
 @dataclass(frozen=True)
@@ -160,14 +178,31 @@ class Report:
     title: str
     made: str
     runs: tuple[RunResults, ...]
-    claims: tuple[RecipeClaim, ...]
     hardware: str
     versions: Mapping[str, str]
 
     @property
-    def recipes(self) -> dict[str, tuple[RunResults, ...]]:
-        """The runs by the name of their recipe, in order."""
-        return by_recipe(self.runs)
+    def recipes(self) -> dict[str, list[RunResults]]:
+        """The runs by the name of their recipe, in the order in which recipes come first."""
+        groups: dict[str, list[RunResults]] = {}
+        for one in self.runs:
+            groups.setdefault(one.run.recipe.name, []).append(one)
+        return groups
+
+    @cached_property
+    def claims(self) -> list[RecipeClaim]:
+        """The claims of all runs, those of one recipe together, in the order of recipes and experiments."""
+        gathered = []
+        for recipe, runs in self.recipes.items():
+            for experiment in experiment_names():
+                same: dict[tuple[str, str, str, str], list[Claim]] = {}
+                results = [run.results[experiment] for run in runs if experiment in run.results]
+                for claim in (claim for result in results for claim in result.claims):
+                    same.setdefault((claim.text, claim.bound, claim.kind, claim.unit), []).append(claim)
+                for key, claims in same.items():
+                    numbers, held = tuple(claim.number for claim in claims), sum(claim.held for claim in claims)
+                    gathered.append(RecipeClaim(recipe, experiment, *key, numbers, held, len(runs)))
+        return gathered
 
     @property
     def first_runs(self) -> dict[str, dict[str, RunResults]]:
@@ -209,28 +244,3 @@ class Report:
         head = {"title": self.title, "made": self.made, "hardware": self.hardware, "versions": self.versions}
         claims = [claim.to_dict() for claim in self.claims]
         return dict(plain({**head, "counts": self.counts, "claims": claims, "runs": runs}, "report"))
-
-
-def by_recipe(runs: Iterable[RunResults]) -> dict[str, tuple[RunResults, ...]]:
-    """Group runs by the name of their recipe, in the order in which recipes come first."""
-    groups: dict[str, tuple[RunResults, ...]] = {}
-    for run in runs:
-        name = run.run.recipe.name
-        groups[name] = (*groups.get(name, ()), run)
-    return groups
-
-
-def recipe_claims(runs: Iterable[RunResults]) -> tuple[RecipeClaim, ...]:
-    """Gather the claims of each recipe's runs, in the order of recipes and experiments."""
-    gathered = []
-    for recipe, group in by_recipe(runs).items():
-        for experiment in experiment_names():
-            same: dict[tuple[str, str, str, str], list[Claim]] = {}
-            results = [run.results[experiment] for run in group if experiment in run.results]
-            for claim in (claim for result in results for claim in result.claims):
-                same.setdefault((claim.text, claim.bound, claim.kind, claim.unit), []).append(claim)
-            for key, claims in same.items():
-                numbers = tuple(claim.number for claim in claims)
-                held = sum(claim.held for claim in claims)
-                gathered.append(RecipeClaim(recipe, experiment, *key, numbers, held, len(group)))
-    return tuple(gathered)

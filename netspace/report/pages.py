@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +63,11 @@ def inline(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def paragraphs(text: str) -> Markup:
-    """Set a text as paragraphs; empty lines stand between them."""
-    return Markup("").join(
-        Markup("<p>{}</p>").format(inline(part.strip())) for part in text.split("\n\n") if part.strip()
-    )
-
-
 def unbroken(text: str) -> Markup:
     """Print `>= 95 %` as `≥ 95 %`, and let a line break only before `(3 runs)`."""
     printed = text.replace(">=", "≥").replace("<=", "≤")
     parts = (Markup('<span class="one-line">{}</span>').format(part) for part in re.split(r" (?=\()", printed))
     return Markup(" ").join(parts)
-
-
-def finite(value: float) -> float | str:
-    """Return a number by which a cell is sorted; NaN becomes empty, which is sorted last."""
-    return value if math.isfinite(value) else ""
 
 
 def numeric_columns(table: Table) -> set[int]:
@@ -90,6 +77,11 @@ def numeric_columns(table: Table) -> set[int]:
         return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
     return {place for place in range(len(table.columns)) if all(fits(row[place]) for row in table.rows)}
+
+
+def as_json(value: Any) -> str:
+    """Return a value as indented JSON."""
+    return json.dumps(value, indent=1)
 
 
 def data_uri(content: bytes, media: str = "image/png") -> str:
@@ -120,30 +112,10 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.globals |= {
-    "anchor": anchor,
-    "numeric_columns": numeric_columns,
-    "picture_uri": picture_uri,
-    "relative_path": relative_path,
-}
-ENVIRONMENT.filters |= {
-    "bound": words.bound,
-    "cell": words.cell,
-    "counted": counted,
-    "data_uri": data_uri,
-    "duration": words.duration,
-    "finite": finite,
-    "heading": words.heading,
-    "in_unit": words.in_unit,
-    "inline": inline,
-    "json": lambda value: json.dumps(value, indent=1),
-    "kind_counts": words.kind_counts,
-    "measured": words.measured,
-    "number": words.number,
-    "paragraphs": paragraphs,
-    "row": row,
-    "tally": words.tally,
-    "unbroken": unbroken,
-    "verdict": words.verdict,
-    "versions": words.versions_text,
-}
+USED: tuple[Callable[..., Any], ...] = (
+    *(anchor, as_json, counted, data_uri, inline, numeric_columns, picture_uri, relative_path, row, unbroken),
+    *(words.bound, words.cell, words.duration, words.heading, words.in_unit, words.kind_counts, words.measured),
+    *(words.number, words.tally, words.verdict, words.versions_text),
+)
+ENVIRONMENT.globals |= {function.__name__: function for function in USED}
+ENVIRONMENT.filters |= {function.__name__: function for function in USED}

@@ -1,30 +1,31 @@
-"""paper: the whole paper in one folder: zoos are trained, spaces are trained on them, experiments made, a page written.
+"""Make the paper in miniature in one folder: train zoos, train spaces on them, make the experiments, write a page.
 
     out/
-      paper.json        what was begun: the size
-      zoos/<name>/      zoos of the embedded specs
-      runs/<name>/      a NetSpace each, its experiments in it
-      report.html       every claim with its number; report.md and report.json beside it
+      paper.json        the size that was asked for
+      zoos/<name>/      a zoo of each embedded spec
+      runs/<name>/      a NetSpace each, with its experiments
+      report.html       every claim with its number; report.md and report.json are beside it
 
-Stages that are finished are not done again, and one that was interrupted goes on where it was, so the same call always
-gets nearer to the end. Nothing is downloaded.
+A finished stage is not repeated and an interrupted one goes on, so the same call always gets nearer to the end. Nothing
+is downloaded.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import prepkit
 from netspace.experiments import experiment_names
 from netspace.recipe import Recipe, load_recipe
 from netspace.report.make import report
-from netspace.report.model import Progress, Report, StageProgress
+from netspace.report.model import Progress, Report, StageProgress, announce, remaining_text
 from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.training.trainer import train
 from prepkit.files import replacing
@@ -39,18 +40,18 @@ PAPER, ZOOS, RUNS, PAGE = "paper.json", "zoos", "runs", "report.html"
 
 
 class PaperError(prepkit.PrepkitError, ValueError):
-    """A folder cannot be gone on with as it was asked."""
+    """The folder holds something else than was asked for, or a library is missing."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything.
+    """How much is trained and measured.
 
-    title:       of the page
-    zoos:        by spec, `instances` and `epochs` of a trial run; the spec's own, if missing
+    title:       title of the page
+    zoos:        by spec, `instances` and `epochs` in place of the spec's own
     recipes:     by recipe, changed values by dotted key
-    seeds:       of NetSpace's training; all of them on the same zoos
-    ablations:   whether those are trained too, once each
+    seeds:       seeds of NetSpace's training; each is trained on the same zoos
+    ablations:   whether each ablation is trained too, with the first seed
     experiments: by experiment, settings of its function
     """
 
@@ -64,8 +65,7 @@ class Size:
 
 TRIAL = {"training.steps": 150, "training.validate_every": 50}
 SIZES = {
-    # Everything once, in under four minutes on two cores: it shows that all works, and what the page looks like. The
-    # spaces are too young for the claims to hold.
+    # Shows that everything works and what the page looks like. The trainings are too short for the claims to hold.
     "quick": Size(
         "The paper in miniature, a trial run: too short for its claims",
         zoos={
@@ -88,18 +88,59 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Something to be done before the page.
+class ZooStage:
+    """The training of a zoo from the spec of the same name."""
 
-    kind: "zoo" or "training"
-    done: whether it was; raises PaperError if what is there is something else
-    go:   do it, telling how far it is
-    """
-
-    kind: str
     name: str
-    done: Callable[[], bool]
-    go: Callable[[Callable[[str], None]], object]
+    path: Path
+    sizes: Mapping[str, int]
+    kind: ClassVar[str] = "zoo"
+
+    def is_done(self) -> bool:
+        """Whether the zoo is complete; raises PaperError if another one is there."""
+        if not (self.path / MANIFEST).exists():
+            return False
+        provenance = read_manifest(self.path).provenance or {}
+        if provenance.get("spec") != prepkit.load_spec(self.name).text or provenance.get("sizes") != dict(self.sizes):
+            raise PaperError(
+                f"'{self.path}' is not the zoo of spec '{self.name}' at this size; move it away, or name a new folder."
+            )
+        return True
+
+    def run(self, device: str, say: Callable[[str], None]) -> None:
+        """Train the zoo, or go on with it."""
+        words, instances, epochs = ProgressInWords(SHARE, say), self.sizes.get("instances"), self.sizes.get("epochs")
+        prepkit.train_zoo(self.name, self.path, device=device, instances=instances, epochs=epochs, progress=words)
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """The training of a NetSpace."""
+
+    name: str
+    path: Path
+    recipe: Recipe
+    zoo: Path
+    kind: ClassVar[str] = "training"
+
+    def is_done(self) -> bool:
+        """Whether all steps were taken or the score to stop at was reached; raises PaperError for another recipe."""
+        if not (self.path / RECORD).exists():
+            return False
+        run, training = Run(self.path), self.recipe.training
+        if run.recipe != self.recipe:
+            raise PaperError(f"'{self.path}' was trained with another recipe than '{self.recipe.name}'; move it away.")
+        latest, best = run.facts(LATEST), run.facts(BEST)
+        if latest is None or best is None:
+            return False
+        enough = training.stop_at is not None and float(best["scores"]["score"]) >= training.stop_at
+        return enough or int(latest["step"]) >= training.steps
+
+    def run(self, device: str, say: Callable[[str], None]) -> None:
+        """Train the NetSpace, or go on with its training."""
+        remove_empty_run(self.path)
+        resume, words = (self.path / RECORD).exists(), ProgressInWords("step", say)
+        train(self.recipe, self.zoo, self.path, resume=resume, device=device, progress=words)
 
 
 def paper(
@@ -109,65 +150,63 @@ def paper(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Report:
-    """Do what is left of the paper's miniature, and write its page.
+    """Run the stages that are left, and write the page.
 
-    out:  folder: new, or one to go on with
+    out:  a new folder, or one that this function began with the same size
     size: "quick", "mini" or "full"
-    raises PaperError if the folder was begun with another size, or without the libraries, and what trainings raise
+    raises PaperError for another folder or missing libraries, and what trainings raise
     """
     root = Path(out)
     if size not in SIZES:
-        raise PaperError(f"size '{size}' is none of {', '.join(SIZES)}.")
+        raise PaperError(f"unknown size '{size}'; use one of {', '.join(SIZES)}.")
     check_libraries()
     begin(root, size)
     wanted, recipes = SIZES[size], recipes_of(SIZES[size])
-    stages = [*zoo_stages(root, wanted, recipes, device), *training_stages(root, recipes, device)]
-    due = [stage for stage in stages if not stage.done()]
+    zoos = [ZooStage(name, root / ZOOS / name, wanted.zoos.get(name, {})) for name in zoo_names(recipes)]
+    trainings = [
+        TrainingStage(name, root / RUNS / name, recipe, root / ZOOS / recipe.zoo) for name, recipe in recipes.items()
+    ]
+    stages: list[ZooStage | TrainingStage] = [*zoos, *trainings]
+    due = [stage for stage in stages if not stage.is_done()]
     experiments = sum(len(experiment_names(recipe.setting)) for recipe in recipes.values())
-    of = len(stages) + experiments
-    for place, stage in enumerate(due):
-        number = len(stages) - len(due) + place + 1
-        rest = left(due[place + 1 :], experiments)
+    total = len(stages) + experiments
+    for place, stage in enumerate(due, 1):
+        number = len(stages) - len(due) + place
+        remaining = remaining_text(**Counter(later.kind for later in due[place:]), experiment=experiments)
+        stage.run(device, announce(progress, StageProgress(f"{stage.kind} {stage.name}", number, total, "", remaining)))
 
-        def say(text: str, stage: Stage = stage, number: int = number, rest: str = rest) -> None:
-            if progress is not None:
-                progress(StageProgress(f"{stage.kind} {stage.name}", number, of, text, rest))
-
-        say("")
-        stage.go(say)
-
-    def judging(doing: StageProgress) -> None:
+    def after_stages(experiment: StageProgress) -> None:
         if progress is not None:
-            progress(replace(doing, number=len(stages) + doing.number, total=of))
+            progress(replace(experiment, number=len(stages) + experiment.number, total=total))
 
     return report(
-        [Run(root / RUNS / name, trust_code=False) for name in recipes],
+        [Run(stage.path) for stage in trainings],
         root / PAGE,
         title=wanted.title,
         device=device,
-        zoos=[root / ZOOS / name for name in zoo_names(recipes)],
+        zoos=[stage.path for stage in zoos],
         sizes=wanted.experiments,
         overwrite=True,
-        progress=judging,
+        progress=after_stages,
     )
 
 
 def check_libraries() -> None:
-    """raises PaperError without what experiments need, before hours are spent on trainings."""
+    """Raise PaperError if experiments lack a library, before hours are spent on trainings."""
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         raise PaperError(f"{', '.join(missing)} missing; pip install 'prepkit[train,plots]'.")
 
 
 def begin(root: Path, size: str) -> None:
-    """Begin a folder, or go on with one of the same size.
+    """Begin a folder, or accept one that was begun with the same size.
 
     raises PaperError if something else is there
     """
     file = root / PAPER
     if not file.exists():
         if root.exists() and (not root.is_dir() or os.listdir(root)):
-            raise PaperError(f"'{root}' is there and was not begun by this command; name a new or empty folder.")
+            raise PaperError(f"'{root}' exists and was not begun by this command; name a new or empty folder.")
         root.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_text(json.dumps({"format": FORMAT, "size": size}) + "\n", encoding="utf-8")
@@ -175,105 +214,31 @@ def begin(root: Path, size: str) -> None:
         begun = json.loads(file.read_text(encoding="utf-8"))
         form, before = begun["format"], begun["size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PaperError(f"{file}: cannot be read ({error!r}). Name a new folder.") from None
+        raise PaperError(f"{file}: cannot be read ({error!r}); name a new folder.") from None
     if form != FORMAT or before != size:
-        raise PaperError(f"'{root}' was begun as '{before}' ({form}), not '{size}'; go on with that, or name another.")
+        raise PaperError(
+            f"'{root}' was begun as '{before}' ({form}), not '{size}'; ask for that size, or name a new folder."
+        )
     for folder in (ZOOS, RUNS):
         (root / folder).mkdir(exist_ok=True)
 
 
 def recipes_of(size: Size) -> dict[str, Recipe]:
-    """What is trained, by name of the run, each recipe with all its seeds."""
-    found = {}
+    """Return the recipes that are trained, with all their seeds, by name of the run."""
+    recipes = {}
     for name in (*RECIPES, *(ABLATIONS if size.ablations else ())):
         for seed in size.seeds if name in RECIPES else size.seeds[:1]:
             changes = {**size.recipes.get(name, {}), "training.seed": seed}
-            found[name if seed == size.seeds[0] else f"{name}-seed-{seed}"] = load_recipe(name, changes)
-    return found
+            recipes[name if seed == size.seeds[0] else f"{name}-seed-{seed}"] = load_recipe(name, changes)
+    return recipes
 
 
 def zoo_names(recipes: Mapping[str, Recipe]) -> list[str]:
-    """The zoos that recipes are trained on, each once."""
+    """Return the zoos that recipes are trained on, each once."""
     return list(dict.fromkeys(recipe.zoo for recipe in recipes.values()))
 
 
-def left(due: list[Stage], experiments: int) -> str:
-    """What comes after a stage, in words."""
-    parts = []
-    for kind, words in (("zoo", "zoos"), ("training", "trainings")):
-        names = [stage.name for stage in due if stage.kind == kind]
-        if names:
-            parts.append(f"{kind if len(names) == 1 else words} {', '.join(names)}")
-    return "; ".join([*parts, f"{experiments} experiments", "the page"])
-
-
-# Zoos -----------------------------------------------------------------------------------------------------------
-
-
-def zoo_stages(root: Path, size: Size, recipes: Mapping[str, Recipe], device: str) -> list[Stage]:
-    """One for each zoo."""
-    return [zoo_stage(name, root / ZOOS / name, size.zoos.get(name, {}), device) for name in zoo_names(recipes)]
-
-
-def zoo_stage(name: str, path: Path, sizes: Mapping[str, int], device: str) -> Stage:
-    """Train a zoo from the spec of this name."""
-
-    def done() -> bool:
-        if not (path / MANIFEST).exists():
-            return False
-        provenance = read_manifest(path).provenance or {}
-        if provenance.get("spec") != prepkit.load_spec(name).text or provenance.get("sizes") != dict(sizes):
-            raise PaperError(f"'{path}' is not the zoo of spec '{name}' at this size; move it away, or name another.")
-        return True
-
-    def go(say: Callable[[str], None]) -> object:
-        instances, epochs = sizes.get("instances"), sizes.get("epochs")
-        words = ProgressInWords(SHARE, say)
-        return prepkit.train_zoo(name, path, device=device, instances=instances, epochs=epochs, progress=words)
-
-    return Stage("zoo", name, done, go)
-
-
-# Trainings ------------------------------------------------------------------------------------------------------
-
-
-def training_stages(root: Path, recipes: Mapping[str, Recipe], device: str) -> list[Stage]:
-    """One for each run."""
-    return [
-        training_stage(name, recipe, root / ZOOS / recipe.zoo, root / RUNS / name, device)
-        for name, recipe in recipes.items()
-    ]
-
-
-def training_stage(name: str, recipe: Recipe, zoo: Path, path: Path, device: str) -> Stage:
-    """Train a NetSpace, or go on with its training."""
-
-    def done() -> bool:
-        if not (path / RECORD).exists():
-            return False
-        run = Run(path)
-        if run.recipe != recipe:
-            raise PaperError(f"'{path}' was trained with another recipe than '{recipe.name}' is now; move it away.")
-        return finished(run)
-
-    def go(say: Callable[[str], None]) -> object:
-        forget_unborn(path)
-        resume = (path / RECORD).exists()
-        return train(recipe, zoo, path, resume=resume, device=device, progress=ProgressInWords("step", say))
-
-    return Stage("training", name, done, go)
-
-
-def finished(run: Run) -> bool:
-    """Whether all steps were taken, or enough was learnt to stop before."""
-    latest, best, training = run.facts(LATEST), run.facts(BEST), run.recipe.training
-    if latest is None or best is None:
-        return False
-    enough = training.stop_at is not None and float(best["scores"]["score"]) >= training.stop_at
-    return enough or int(latest["step"]) >= training.steps
-
-
-def forget_unborn(path: Path) -> None:
+def remove_empty_run(path: Path) -> None:
     """Remove the empty folders of a run that was killed before its record was written; anything else stays."""
     if path.is_dir() and not (path / RECORD).exists():
         for folder in [*path.iterdir(), path]:

@@ -11,10 +11,6 @@ from netspace.report.words import averaged, duration, number, tally
 
 SEED = "training.seed"
 LABELS = ("name", "description")  # keys of a recipe that do not change a training
-SEEDS_ALONE = (
-    "Runs of one recipe differ only in the seed of NetSpace's training; the zoo, its split and the experiments' random "
-    "draws are the same. So ± is the spread over trainings, not over data."
-)
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def variants(report: Report) -> list[Variant]:
 def without_variants(report: Report) -> str:
     """Say how many claims hold without variants, which are often meant to be worse; empty if there is no variant."""
     names = [variant.name for variant in variants(report)]
-    rest = replace(report, claims=tuple(claim for claim in report.claims if claim.recipe not in names))
+    rest = replace(report, runs=tuple(one for one in report.runs if one.run.recipe.name not in names))
     return f"Without variants of a recipe ({', '.join(names)}): {tally(rest)}" if names else ""
 
 
@@ -86,29 +82,22 @@ def _figures(*groups: Sequence[RunResults]) -> list[tuple[str, str, str]]:
 
 def spread(report: Report) -> str:
     """Say what ± is the spread over: the differences between runs of one recipe; empty if no recipe has several."""
-    several = {name: _differing(runs) for name, runs in report.recipes.items() if len(runs) > 1}
-    if all(keys == [SEED] for keys in several.values()):
-        return SEEDS_ALONE if several else ""
-    parts = [f"Runs of {name} differ in {', '.join(keys) or 'no recorded value'}." for name, keys in several.items()]
-    return " ".join([*parts, "± is the spread over all of that."])
+    several = [runs for runs in report.recipes.values() if len(runs) > 1]
+    keys = dict.fromkeys(key for runs in several for key in _differing(runs))
+    if not several:
+        return ""
+    differ = f"only in {', '.join(keys)}" if keys else "in nothing that is recorded"
+    return f"± is the spread over the runs of a recipe, which differ {differ}."
 
 
 def _differing(runs: Sequence[RunResults]) -> list[str]:
     """Return the dotted keys in which runs differ: of their recipes, their zoos, and the versions that trained them."""
-    records = [
-        _by_dotted_key(
-            {
-                **one.run.recipe.to_dict(),
-                "zoo": one.run.record["zoo"]["sha256"],
-                "versions": one.run.record.get("versions", {}),
-            }
-        )
-        for one in runs
-    ]
+    records = []
+    for run in (one.run for one in runs):
+        others = {"zoo": run.record["zoo"]["sha256"], "versions": run.record.get("versions", {})}
+        records.append(_by_dotted_key({**run.recipe.to_dict(), **others}))
     keys = dict.fromkeys(key for record in records for key in record)
-    return [
-        key for key in keys if key not in LABELS and any(record.get(key) != records[0].get(key) for record in records)
-    ]
+    return [key for key in keys if key not in LABELS and len({repr(record.get(key)) for record in records}) > 1]
 
 
 def _by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

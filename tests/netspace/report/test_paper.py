@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import prepkit
 from netspace import experiments
 from netspace.cli import main
-from netspace.cli.report import text_of
+from netspace.cli.report import stage_text
 from netspace.experiments import EXPERIMENTS, running
 from netspace.recipe import load_recipe
 from netspace.report import paper as paper_module
@@ -62,7 +62,7 @@ def test_all_of_it_and_again(tmp_path, tiny, monkeypatch):
         "latent_map of digits_multi",
     ]
     assert {stage[1] for stage in stages} == {8}
-    assert told[0].remaining == "zoo chairs_mini; trainings digits_multi, chairs_mini; 4 experiments; the page"
+    assert told[0].remaining == "1 zoo, 2 trainings, 4 experiments, the page"
     assert told[-1].remaining == "the page"
     assert any("2 of 2 steps, loss " in one.text for one in told)
     assert any("instances" in one.text for one in told)
@@ -134,7 +134,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
     (tmp_path / "paper.json").write_text("{")
     with pytest.raises(PaperError, match="cannot be read"):
         paper(tmp_path, "mini")
-    with pytest.raises(PaperError, match="none of quick, mini, full"):
+    with pytest.raises(PaperError, match="unknown size 'huge'; use one of quick, mini, full"):
         paper(tmp_path / "new", "huge")
 
 
@@ -170,21 +170,21 @@ def test_sizes_of_experiments_are_settings_of_their_functions():
 
 
 def test_the_line_says_what_runs_and_what_is_left():
-    doing = StageProgress("training digits_multi", 3, 41, "step 300/1500", "36 experiments; the page")
-    assert text_of(doing, 130.4) == (
-        "[ 3/41] 02:10 training digits_multi: step 300/1500 | then: 36 experiments; the page"
+    doing = StageProgress("training digits_multi", 3, 41, "step 300/1500", "36 experiments, the page")
+    assert stage_text(doing, 130.4) == (
+        "[ 3/41] 02:10 training digits_multi: step 300/1500 | then: 36 experiments, the page"
     )
-    assert text_of(StageProgress("hygiene of run", 41, 41), 0) == "[41/41] 00:00 hygiene of run"
+    assert stage_text(StageProgress("hygiene of run", 41, 41), 0) == "[41/41] 00:00 hygiene of run"
 
 
 def test_only_empty_folders_are_forgotten(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    paper_module.forget_unborn(run)
+    paper_module.remove_empty_run(run)
     assert not run.exists()
     (run / "figures").mkdir(parents=True)
     (run / "notes.txt").touch()
-    paper_module.forget_unborn(run)
+    paper_module.remove_empty_run(run)
     assert [path.name for path in run.iterdir()] == ["notes.txt"]
     shutil.rmtree(run)
-    paper_module.forget_unborn(run)
+    paper_module.remove_empty_run(run)

@@ -20,9 +20,9 @@ from netspace.cli import main
 from netspace.experiments import Experiment, UnknownExperiment, running
 from netspace.experiments.result import Picture, Result, Table, claim, new_figure, save_figure
 from netspace.report.make import ReportError, report, training_picture, training_seconds
-from netspace.report.model import RecipeClaim, recipe_claims
+from netspace.report.model import RecipeClaim
 from netspace.report.pages import ENVIRONMENT, html_page, inline
-from netspace.report.variants import SEEDS_ALONE, spread, variants, without_variants
+from netspace.report.variants import spread, variants, without_variants
 from netspace.report.words import bound, duration, measured, number, verdict
 from prepkit.errors import OutputError, PrepkitError
 
@@ -115,9 +115,9 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     assert first.deviation == pytest.approx(statistics.stdev([0.9, 0.93]))
     assert second.held == 0
     assert [(one.stage, one.number, one.total, one.remaining) for one in told] == [
-        ("accuracy of run-0", 1, 4, "3 more experiments; the page"),
-        ("identity of run-0", 2, 4, "2 more experiments; the page"),
-        ("accuracy of run-1", 3, 4, "1 more experiment; the page"),
+        ("accuracy of run-0", 1, 4, "3 experiments, the page"),
+        ("identity of run-0", 2, 4, "2 experiments, the page"),
+        ("accuracy of run-1", 3, 4, "1 experiment, the page"),
         ("identity of run-1", 4, 4, "the page"),
     ]
     assert found.failures == [f"run-{seed}, identity: cannot be: {NASTY}" for seed in (0, 1)]
@@ -132,7 +132,7 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     ]
     assert document["claims"][1]["mean"] is None  # what was not found
     assert document["runs"][0]["training_seconds"] == 2.5
-    assert recipe_claims(found.runs[:1])[0].deviation is None
+    assert replace(found, runs=found.runs[:1]).claims[0].deviation is None
 
 
 def test_a_report_is_made_of_what_is_saved(tmp_path, runs, made_up, monkeypatch):
@@ -182,6 +182,8 @@ def test_training_is_drawn():
 # What differs ---------------------------------------------------------------------------------------------------
 
 
+SPREAD = "± is the spread over the runs of a recipe, which differ"
+SEEDS_ALONE = f"{SPREAD} only in training.seed."
 LONGER = {"training.steps": 7, "training.seed": 3}
 
 
@@ -194,10 +196,10 @@ def test_what_differs_between_runs_of_a_recipe_is_told(tmp_path, runs, made_up, 
     assert told(*runs, variant) == SEEDS_ALONE
     longer = untrained_run(tmp_path / "longer", "digits_single", small_zoo("digits_single"), **LONGER)
     differing = "training.steps, training.seed"
-    assert told(runs[0], longer) == f"Runs of digits_single differ in {differing}. ± is the spread over all of that."
+    assert told(runs[0], longer) == f"{SPREAD} only in {differing}."
     runs[1].record["zoo"]["sha256"] = "another"
     assert spread(replace_runs(report(runs[:1], tmp_path / "one.html", device="cpu", only=["accuracy"]), runs)) == (
-        "Runs of digits_single differ in zoo, training.seed. ± is the spread over all of that."
+        f"{SPREAD} only in zoo, training.seed."
     )
 
 
