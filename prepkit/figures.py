@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from prepkit.prep.layout import Layout, PRepShape
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+    from trimesh import Trimesh
 
     from prepkit.prep.file import PRep
 
@@ -22,6 +24,8 @@ MAX_PIXELS = 2048  # along either axis; more cells than that are averaged in blo
 PADDING_COLOUR = "0.8"
 LABEL_POINTS = 6
 SAMPLE_VALUES = 1_000_000
+LIGHT = (0.4, -0.45, 0.8)  # direction that the light on a mesh comes from, in matplotlib's axes
+MESH_COLOUR = (0.45, 0.62, 0.85)
 
 
 class PlotsMissing(PrepkitError, ImportError):
@@ -51,14 +55,38 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Any, path: str | os.PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+def panels(
+    count: int, width: float, height: float, *, least_width: float = 0, **sharing: bool
+) -> tuple[Any, list[Any]]:
+    """Return a new Figure and `count` axes side by side, each of this width and height in inches.
+
+    least_width: width of the figure if it would be less
+    sharing:     sharex, sharey
+    raises PlotsMissing without matplotlib
+    """
+    figure = new_figure(max(least_width, width * count), height)
+    return figure, list(figure.subplots(1, count, squeeze=False, **sharing)[0])
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a matplotlib Figure as a PNG, whole or not at all.
 
-    options: passed to `Figure.savefig`; `metadata={"Software": None}` gives the same bytes with every matplotlib
     raises OutputError if the picture exists or cannot be written
     """
     with replacing(path, overwrite=overwrite) as temporary:
-        figure.savefig(temporary, **{"format": "png", "dpi": 150, **options})
+        temporary.write_bytes(png_of(figure))
+
+
+def png_of(figure: Any) -> bytes:
+    """Return a matplotlib Figure as the bytes of a PNG, which do not name the version of matplotlib."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def short_name(architecture: str) -> str:
+    """Return the name of an architecture without its data set, for titles: `resnet8` for `resnet8@digits`."""
+    return architecture.partition("@")[0]
 
 
 def prep_figure(values: Tensor, layout: Layout, title: str = "") -> Any:
@@ -95,6 +123,27 @@ def draw_cells(axes: Any, cells: np.ndarray, total: int, limit: float | None = N
     axes.set_facecolor(PADDING_COLOUR)
     defaults = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "aspect": "auto", "interpolation": "nearest"}
     return axes.imshow(pooled(masked(cells, total)), **{**defaults, **options})
+
+
+def draw_mesh(axes: Any, mesh: Trimesh, reach: tuple[float, float, float]) -> None:
+    """Draw a mesh into three-dimensional axes, seen from its front and right side; y is up, and z is the front.
+
+    reach: how far along x, z and y the axes go from the centre
+    """
+    import numpy as np
+    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+
+    axes.set(**{f"{axis}lim": (-length, length) for axis, length in zip("xyz", reach, strict=True)})
+    axes.set_proj_type("ortho")
+    axes.set_box_aspect(reach, zoom=1.25)
+    axes.set_axis_off()
+    axes.view_init(elev=18, azim=-60)
+    # matplotlib's z is up, and its y leads away from the viewer.
+    corners, normals = (
+        np.stack([xyz[..., 0], -xyz[..., 2], xyz[..., 1]], axis=-1) for xyz in (mesh.triangles, mesh.face_normals)
+    )
+    shade = 0.35 + 0.6 * np.abs(normals @ (np.array(LIGHT) / np.linalg.norm(LIGHT)))
+    axes.add_collection3d(Poly3DCollection(corners, facecolors=np.outer(shade, MESH_COLOUR).clip(0, 1)))
 
 
 def colour_limit(cells: np.ndarray, total: int) -> float:

@@ -78,6 +78,7 @@ OPEN_TO_NETSPACE = {
     "prepkit.cli.hub",
     "prepkit.device",
     "prepkit.errors",
+    "prepkit.families.permutations",
     "prepkit.figures",
     "prepkit.files",
     "prepkit.hub.bundle",
@@ -94,11 +95,13 @@ OPEN_TO_NETSPACE = {
     "prepkit.tasks.distance_grid",
     "prepkit.tasks.images",
     "prepkit.tasks.randomness",
+    "prepkit.tasks.shape_measures",
     "prepkit.tasks.task",
     "prepkit.text",
     "prepkit.version",
     "prepkit.zoo.format.manifest",
     "prepkit.zoo.read.memory",
+    "prepkit.zoo.read.overlap",
 }
 
 # What `prepkit --help`, `arch list` and `zoo info` import: none of it may import a heavy module before it is used.

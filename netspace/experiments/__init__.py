@@ -1,19 +1,11 @@
-"""Experiments: what a NetSpace that was trained can do, each one function, one picture in the paper's form, one JSON.
+"""Experiments: each measures on a trained NetSpace one thing that it can do, and draws a picture as the paper does.
 
     function = experiment_function("accuracy")
-    result = function(run, zoo, task, device, folder, seed=0, progress=print)
+    result = function(Subject(run, zoo, task, device, folder))
 
-A function draws its pictures into `folder` and returns a Result, which the caller saves there; `running.py` does so and
-knows what was done before. All functions take
-
-    run:      what is judged, an opened Run; run.space(device=device) is the NetSpace
-    zoo:      the one that the run was trained on, all splits
-    task:     the zoo's, with its data on the device
-    folder:   where its pictures go
-    seed:     of what is drawn
-    progress: told in words what is being done
-
-Table of all: EXPERIMENTS. A new experiment is a module with `run` and one line there.
+An experiment is a module with a function `run`, and one line in EXPERIMENTS. The function takes a Subject (see
+subject.py) and numbers such as how many pairs to draw; it writes its pictures into the subject's folder and returns a
+Result. `running.ExperimentRunner` calls it and keeps the result in the run.
 """
 
 from __future__ import annotations
@@ -39,17 +31,17 @@ class UnknownExperiment(prepkit.PrepkitError, LookupError):
 
 @dataclass(frozen=True)
 class Experiment:
-    """Where an experiment lives and what it is for.
+    """Where an experiment stands, and which runs it applies to.
 
-    module:   in netspace.experiments, has `run`
-    settings: of the recipes whose runs it applies to
+    module:   its module in netspace.experiments; those in `beyond` ask what the paper does not ask
+    settings: settings of the recipes whose runs it applies to
     """
 
     module: str
     settings: tuple[str, ...]
 
 
-# In the order of the report.
+# The report follows this order.
 EXPERIMENTS = {
     "latent_map": Experiment("latent_map", ALL),
     "accuracy": Experiment("accuracy", IMAGES),
@@ -67,12 +59,12 @@ EXPERIMENTS = {
 
 
 def experiment_names(setting: str | None = None) -> list[str]:
-    """All experiments, or those for the runs of a setting, in the order of the report."""
-    return [name for name, one in EXPERIMENTS.items() if setting is None or setting in one.settings]
+    """Return the names of all experiments, or of those for the runs of a setting, in the order of the report."""
+    return [name for name, entry in EXPERIMENTS.items() if setting is None or setting in entry.settings]
 
 
 def experiment_function(name: str) -> Callable[..., Result]:
-    """The function of an experiment; its module is imported now.
+    """Return the function of an experiment; its module is imported now.
 
     raises UnknownExperiment
     """

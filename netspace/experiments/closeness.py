@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netspace.data import TEST, TRAIN, items_of
-from netspace.experiments.judged import Judged, mean_or_nan, outputs_of
+from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Claim, Table, claim
+from netspace.experiments.statistics import mean_or_nan
+from netspace.experiments.subject import PredictedSplit, Subject, outputs_of
 from netspace.space.evaluation import CLOSE, NEAR
 from prepkit.tasks.randomness import generator
 
@@ -27,21 +28,19 @@ CLEAR = 2  # standard errors: a smaller difference is called none
 ALL_POINTS, NEAR_SURFACE = "all points", "near the surface"
 
 
-def closeness_to_own(judged: Judged, task: Any, seed: int) -> dict[str, Any]:
-    """How many outputs come within 1e-2 of each instance's target, on points of its own shape that were not trained on.
+def closeness_to_own(subject: Subject, split: PredictedSplit) -> dict[str, Any]:
+    """Measure how many outputs come within 1e-2 of each instance's target, on points that were not trained on.
 
-    Of all points, and of those where the target's outputs are within 0.1 of the surface, means over instances of
+    Of all points, and of those where the target's outputs are within 0.1 of the surface, means over instances are:
     own:                the share of outputs of the instance's own prediction
-    others_targets:     of other instances' targets, drawn from the same split: what any other chair gives
-    others_predictions: of what the space predicts for these others: what it gives for someone else
+    others_targets:     that of other instances' targets, drawn from the same split: what any other chair gives
+    others_predictions: that of predictions for these others: what the space gives for someone else
     difference:         own - others_predictions, paired, and its standard_error over instances
-    All is NaN that needs others where an instance is alone in its split.
+    All that needs others is NaN where an instance is alone in its split.
     """
-    others_NK = _others(len(judged.view), seed)
-    items = items_of(judged.view)
-    shares_N23 = torch.stack(
-        [_shares_close(judged, row, others, task.points(items[row], TEST)[0]) for row, others in enumerate(others_NK)]
-    )
+    others_NK = _others(len(split.view), subject.seed)
+    points = subject.inputs(split.view)
+    shares_N23 = torch.stack([_shares_close(split, row, others, points[row]) for row, others in enumerate(others_NK)])
     return {
         "instances": len(others_NK),
         "others": len(others_NK[0]),
@@ -58,11 +57,11 @@ def _others(count: int, seed: int) -> list[list[int]]:
     return [[order[(place[row] + step) % count] for step in range(1, drawn + 1)] for row in range(count)]
 
 
-def _shares_close(judged: Judged, row: int, others: Sequence[int], points: Tensor) -> Tensor:
-    """The shares `[2, 3]` of one instance: of all points and near the surface; own, others' targets and predictions."""
-    rows, predicted = [row, *others], judged.predicted
-    class_ids = [judged.class_ids[one] for one in rows] + [predicted.class_ids[one] for one in rows]
-    preps = torch.cat([judged.preps[rows], predicted.preps[rows]])
+def _shares_close(split: PredictedSplit, row: int, others: Sequence[int], points: Tensor) -> Tensor:
+    """Return shares `[2, 3]` of all points and near the surface: of own prediction, others' targets and predictions."""
+    rows, predicted = [row, *others], split.predicted
+    class_ids = [split.class_ids[place] for place in rows] + [predicted.class_ids[place] for place in rows]
+    preps = torch.cat([split.preps[rows], predicted.preps[rows]])
     outputs = outputs_of(predicted.registry, class_ids, preps, points).view(2, len(rows), len(points))
     target = outputs[0, 0]
     close = ((outputs - target).abs() <= CLOSE).double()

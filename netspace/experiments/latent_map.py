@@ -1,6 +1,7 @@
-"""The latent map: where the instances of the zoo stand in the space, and what their PReps look like.
+"""The latent map: where the instances of the zoo lie in the space, and what their PReps look like.
 
-Of several architectures also whether their clusters are aligned and sorted, as the interpolation loss is to make them.
+With several architectures, it also shows whether their clusters are aligned and sorted, which is the purpose of the
+interpolation loss.
 Shapes: N instances, A architectures, M points, E embedding values.
 """
 
@@ -10,85 +11,84 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, TRAIN
-from netspace.experiments.judged import groups_of, short, split_of
-from netspace.experiments.result import Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
+from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.experiments.statistics import spearman
+from netspace.experiments.subject import groups_of
 from netspace.explore.embedding import encode
-from netspace.run.run import Run
-from prepkit.figures import draw_cells
+from prepkit.figures import draw_cells, new_figure, short_name
+
+if TYPE_CHECKING:
+    from netspace.experiments.subject import Subject
 
 ACCURACY = "accuracy"
 THUMBNAILS = 6  # an architecture
 MARKERS = {"train": "o", "validation": "s", "test": "^"}
-FARTHEST = 0.25  # of a cluster's centre off the boundary line, of its length: still called aligned
+FARTHEST = 0.25  # of the boundary line's length: a cluster whose centre is farther off the line is not aligned
+CLUSTER_COLUMNS = (
+    Column("ClassId", "class_id"),
+    Column("instances", "instances"),
+    Column("position", "position", 100, 1),
+    Column("in equal steps", "in_equal_steps", 100, 1),
+    Column("spread", "spread", 100, 1),
+    Column("off the line", "off", 100, 1),
+)
 MAP_TEXT = """\
 Each point is an instance of the zoo, drawn where the encoder puts it: the two directions in which the embeddings \
-differ most (principal components; the axes say which share of the variance each has). Triangles are test instances, \
-which the space was never shown. They are coloured by their own accuracy and, where there are several, by architecture.\
+differ most (principal components; each axis says its share of the variance). Triangles are test instances, which the \
+space never saw. The points are coloured by the instances' own accuracy and, where there are several, by architecture.\
 """
 PREPS_TEXT = """\
-The last picture shows PReps as the encoder sees them: one row an architecture, from the instance of the least \
-accuracy to that of the highest; red is positive, blue negative, grey is padding."""
+The last picture shows PReps as the encoder sees them: one row for each architecture, from the least accurate instance \
+to the most accurate; red is positive, blue negative, grey is padding."""
 
 
-def run(
-    run: Run,
-    zoo: prepkit.Zoo,
-    task: Any,
-    device: torch.device,
-    folder: Path,
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Result:
-    """Draw the map and the thumbnails; see netspace.experiments.
+def run(subject: Subject) -> Result:
+    """Draw the map and the thumbnails.
 
-    The numbers hold `explained` (share of the variance of both axes), and for several architectures
-    `nearest_own`: the share of test instances whose own architecture has the nearest mean of training embeddings,
-    `clusters`:    where the test instances lie by the boundary line; see `clusters`. Missing without three of them.
+    explained:   share of the variance along both axes
+    nearest_own: share of test instances whose own architecture has the nearest mean of training embeddings
+    clusters:    where test instances lie along the boundary line; see `clusters`
+    The last two are there with several architectures, `clusters` with three or more.
     """
-    space = run.space(device=device)
-    latent_NE = encode(space, zoo).double().cpu()
+    zoo, recipe = subject.zoo, subject.run.recipe
+    latent_NE = encode(subject.space, zoo).double().cpu()
     places_N2, explained = principal(latent_NE, 2)
     splits = zoo.table["split"].to_pylist()
     accuracies = accuracies_of(zoo)
     numbers: dict[str, Any] = {"explained": explained, "instances": len(zoo)}
     text, claims, tables = [MAP_TEXT], list[Claim](), list[Table]()
-    pictures = [
-        Picture("Latent map", save_figure(map_figure(places_N2, explained, zoo, accuracies), folder, "latent_map.png"))
-    ]
-    if run.recipe.has_classes and TEST in splits:
-        share = nearest_own(latent_NE, zoo.class_ids(), splits)
-        numbers["nearest_own"] = share
+    latent_map = map_figure(places_N2, explained, zoo, accuracies)
+    pictures = [subject.picture("Latent map", "latent_map.png", latent_map)]
+    if recipe.has_classes and TEST in splits:
+        numbers["nearest_own"] = nearest_own(latent_NE, zoo.class_ids(), splits)
         what = "Test instances whose embedding is nearest to the centre of their own architecture"
-        claims.append(claim(what, share, ">=", 1, unit="%"))
+        claims.append(claim(what, numbers["nearest_own"], "==", 1, unit="%"))
         test_NE = latent_NE[torch.tensor([split == TEST for split in splits])]
-        groups = {name: test_NE[rows] for name, rows in groups_of(split_of(zoo, TEST)).items()}
-        found = clusters(groups) if has_line(list(groups), run.recipe.architectures) else None
-        text.append(words_on_clusters(list(groups), found))
+        groups = {name: test_NE[rows] for name, rows in groups_of(subject.view(TEST)).items()}
+        found = clusters(groups) if has_line(list(groups), recipe.architectures) else None
+        text.append(text_on_clusters(list(groups), found))
         if found is not None:
             numbers["clusters"] = found
             claims += claims_on_clusters(found)
             tables.append(table_of_clusters(found))
-            file = save_figure(clusters_figure(groups, found), folder, "clusters.png")
-            pictures.append(Picture("Test instances by the boundary line", file))
-    pictures.append(Picture("PReps of the zoo", save_figure(thumbnails(zoo, accuracies), folder, "thumbnails.png")))
+            title = "Test instances by the boundary line"
+            pictures.append(subject.picture(title, "clusters.png", clusters_figure(groups, found)))
+    pictures.append(subject.picture("PReps of the zoo", "thumbnails.png", thumbnails_figure(zoo, accuracies)))
     text.append(PREPS_TEXT)
     return Result("latent_map", "The space and its zoo", "\n\n".join(text), numbers, claims, tables, pictures)
 
 
 def principal(values_NE: Tensor, count: int) -> tuple[Tensor, list[float]]:
-    """Places `[N, count]` along the principal components, and the share of the variance that each explains.
+    """Return places `[N, count]` along the principal components, and the share of the variance of each.
 
-    Signs are chosen so that each component's largest entry is positive: the same map for the same space.
+    Each component's largest entry is positive, so that the same space always gives the same map.
     """
     centred = values_NE - values_NE.mean(0)
     _, sizes, directions_KE = torch.linalg.svd(centred, full_matrices=False)
@@ -96,20 +96,20 @@ def principal(values_NE: Tensor, count: int) -> tuple[Tensor, list[float]]:
     largest = directions_KE.gather(1, directions_KE.abs().argmax(1, keepdim=True))
     places = centred @ (directions_KE * largest.sign()).T
     shares = sizes.square() / sizes.square().sum().clamp(min=1e-30)
-    missing = max(0, count - places.shape[1])  # fewer instances than components
+    missing = max(0, count - places.shape[1])  # there may be fewer instances than components
     return torch.nn.functional.pad(places, (0, missing)), [*shares[:count].tolist(), *[0.0] * missing]
 
 
-def nearest_own(latent_NE: Tensor, class_ids: Tensor, splits: list[str]) -> float:
-    """The share of test instances whose own architecture has the nearest mean of training embeddings."""
-    train, test = (torch.tensor([one == split for one in splits]) for split in (TRAIN, TEST))
+def nearest_own(latent_NE: Tensor, class_ids: Tensor, splits: Sequence[str]) -> float:
+    """Return the share of test instances whose own architecture has the nearest mean of training embeddings."""
+    train, test = (torch.tensor([own == split for own in splits]) for split in (TRAIN, TEST))
     trained = sorted(set(class_ids[train].tolist()))
-    centres = torch.stack([latent_NE[train & (class_ids == one)].mean(0) for one in trained])
+    centres = torch.stack([latent_NE[train & (class_ids == class_id)].mean(0) for class_id in trained])
     nearest = torch.cdist(latent_NE[test], centres).argmin(1)
     return float((torch.tensor(trained)[nearest] == class_ids[test]).double().mean())
 
 
-# Clusters by the boundary line ------------------------------------------------------------------------------------
+# Clusters along the boundary line ---------------------------------------------------------------------------------
 
 
 def has_line(embedded: Sequence[str], architectures: Sequence[str]) -> bool:
@@ -118,7 +118,7 @@ def has_line(embedded: Sequence[str], architectures: Sequence[str]) -> bool:
 
 
 def by_line(points_ME: Tensor, groups: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Positions along the boundary line and distances off it, `[M]` each, as shares of the line's length.
+    """Return positions along the boundary line and distances off it, `[M]` each, as shares of the line's length.
 
     groups: `[N, E]` of each architecture; the line goes from the centre of the first, 0, to that of the last, 1
     """
@@ -131,87 +131,80 @@ def by_line(points_ME: Tensor, groups: Mapping[str, Tensor]) -> tuple[Tensor, Te
 
 
 def clusters(groups: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Whether clusters are sorted and aligned; lengths are shares of the boundary line's.
+    """Measure whether clusters are sorted and aligned; lengths are shares of the boundary line's.
 
     groups: embeddings `[N, E]` of each architecture, in the order of the ClassIds
-    returns `by_architecture`: `position` and distance `off` of the centre, `spread`, the deviation of its instances'
-            positions (NaN of one); `smallest_step` from one centre to the next, `largest_distance` of a centre off the
-            line, and `spearman`: of ClassId and position over instances
+    by_architecture:  `position` of the centre and its distance `off` the line, and `spread`, the deviation of its
+                      instances' positions (NaN for one instance)
+    smallest_step:    smallest difference of positions from one centre to the next
+    largest_distance: largest distance of a centre off the line
+    spearman:         rank correlation of ClassId and position over instances
     """
     position_A, off_A = by_line(torch.stack([group_NE.mean(0) for group_NE in groups.values()]), groups)
-    own = [by_line(group_NE, groups)[0] for group_NE in groups.values()]
-    ranks = [class_id for class_id, positions in enumerate(own) for _ in positions]
+    positions_AN = [by_line(group_NE, groups)[0] for group_NE in groups.values()]
+    class_ids = [class_id for class_id, positions in enumerate(positions_AN) for _ in positions]
     return {
         "by_architecture": {
             name: {
                 "instances": len(positions),
-                "position": float(position_A[place]),
+                "position": float(position_A[class_id]),
                 "spread": float(positions.std()) if len(positions) > 1 else math.nan,
-                "off": float(off_A[place]),
+                "off": float(off_A[class_id]),
             }
-            for place, (name, positions) in enumerate(zip(groups, own, strict=True))
+            for class_id, (name, positions) in enumerate(zip(groups, positions_AN, strict=True))
         },
         "smallest_step": float(position_A.diff().min()),
         "largest_distance": float(off_A.max()),
-        "spearman": float(spearman(ranks, torch.cat(own).numpy())),
+        "spearman": float(spearman(class_ids, torch.cat(positions_AN).numpy())),
     }
 
 
-def words_on_clusters(embedded: Sequence[str], found: Mapping[str, Any] | None) -> str:
-    """What `clusters` found in plain words, or why there was nothing to find."""
-    names = ", ".join(map(short, embedded))
+def text_on_clusters(embedded: Sequence[str], found: Mapping[str, Any] | None) -> str:
+    """Say what `clusters` measured, or why nothing was measured."""
+    names = ", ".join(map(short_name, embedded))
     if found is None:
         return (
-            "Whether clusters are aligned and sorted is not asked here: that takes test instances of architectures "
-            f"between both boundaries too, and these are of {names} alone."
+            "Whether clusters are aligned and sorted is not measured here: that takes test instances of the "
+            f"architectures between both boundaries too, and there are only those of {names}."
         )
     centres = list(found["by_architecture"].values())
     places = ", ".join(f"{one['position']:.0%}" for one in centres)
     even = ", ".join(f"{place / (len(centres) - 1):.0%}" for place in range(len(centres)))
     return (
-        f"Are the clusters aligned and sorted? Take the line from the centre of {short(embedded[0])}'s test embeddings "
-        f"to that of {short(embedded[-1])}'s, the boundary line. The centres of {names} lie at {places} of its length "
-        f"(in equal steps: {even}), so they are {'' if found['smallest_step'] > 0 else 'not '}sorted by ClassId. Those "
-        f"between the ends lie up to {found['largest_distance']:.0%} of its length off the line; up to {FARTHEST:.0%} "
-        f"counts as aligned here. The rank correlation (Spearman) of ClassId and position over all test instances is "
-        f"{found['spearman']:.2f}. The interpolation loss asks for ClassIds at points of lines; it does not ask where "
-        "the encoder puts the architectures between, so ClassIds may be sorted along a line while clusters are not."
+        "Are the clusters aligned and sorted? The boundary line goes from the centre of "
+        f"{short_name(embedded[0])}'s test embeddings to that of {short_name(embedded[-1])}'s. The centres of {names} "
+        f"lie at {places} of its length (in equal steps: {even}), so they are "
+        f"{'' if found['smallest_step'] > 0 else 'not '}sorted by ClassId. Those between the ends lie up to "
+        f"{found['largest_distance']:.0%} of its length off the line; up to {FARTHEST:.0%} counts as aligned. The rank "
+        f"correlation (Spearman) of ClassId and position over all test instances is {found['spearman']:.2f}. The "
+        "interpolation loss asks for ClassIds at points of lines. It does not ask where the encoder puts the "
+        "architectures between, so ClassIds may be sorted along a line while clusters are not."
     )
 
 
 def claims_on_clusters(found: Mapping[str, Any]) -> list[Claim]:
-    """Sorted, and aligned."""
-    step = (
-        "Multi-architecture clusters along the boundary line: smallest step from one architecture's centre to the next"
-    )
-    off = "Multi-architecture clusters: largest distance of a cluster's centre off the boundary line"
+    """Return the claims that clusters are sorted, and aligned."""
+    step = "Clusters along the boundary line: smallest step from one architecture's centre to the next"
+    off = "Clusters along the boundary line: largest distance of a centre off the line"
     return [
-        claim(f"{step}, of the line's length", found["smallest_step"], ">", 0, unit="%"),
-        claim(f"{off}, of the line's length", found["largest_distance"], "<=", FARTHEST, unit="%"),
+        claim(f"{step}, relative to the line's length", found["smallest_step"], ">", 0, unit="%"),
+        claim(f"{off}, relative to the line's length", found["largest_distance"], "<=", FARTHEST, unit="%"),
     ]
 
 
 def table_of_clusters(found: Mapping[str, Any]) -> Table:
-    """One row an architecture."""
-    columns = ("architecture", "ClassId", "instances", "position", "in equal steps", "spread", "off the line")
-    by_architecture = found["by_architecture"]
-    rows = [
-        (
-            name,
-            class_id,
-            one["instances"],
-            _percent(one["position"]),
-            _percent(class_id / (len(by_architecture) - 1)),
-            _percent(one["spread"]),
-            _percent(one["off"]),
-        )
-        for class_id, (name, one) in enumerate(by_architecture.items())
-    ]
-    return Table("Clusters of test instances by the boundary line, % of its length", columns, tuple(rows))
+    """Return a table with one row an architecture."""
+    last = len(found["by_architecture"]) - 1
+    rows = {
+        (name,): {**one, "class_id": class_id, "in_equal_steps": class_id / last}
+        for class_id, (name, one) in enumerate(found["by_architecture"].items())
+    }
+    title = "Clusters of test instances along the boundary line, % of its length"
+    return table_of_measures(title, ("architecture",), rows, CLUSTER_COLUMNS)
 
 
 def clusters_figure(groups: Mapping[str, Tensor], found: Mapping[str, Any]) -> Any:
-    """A matplotlib Figure: position along the boundary line and distance off it of each test instance and centre."""
+    """Draw each test instance and centre by its position along the boundary line and its distance off it."""
     figure = new_figure(7.5, 3.6)
     axes = figure.subplots()
     for class_id, (name, group_NE) in enumerate(groups.items()):
@@ -219,7 +212,7 @@ def clusters_figure(groups: Mapping[str, Tensor], found: Mapping[str, Any]) -> A
         places = [values.tolist() for values in by_line(group_NE, groups)]
         axes.scatter(*places, marker=MARKERS[TEST], s=18, alpha=0.5, color=f"C{class_id}", linewidth=0)
         style: dict[str, Any] = {"marker": "o", "s": 90, "color": f"C{class_id}", "edgecolor": "black", "zorder": 3}
-        axes.scatter(one["position"], one["off"], label=short(name), clip_on=False, **style)
+        axes.scatter(one["position"], one["off"], label=short_name(name), clip_on=False, **style)
         axes.axvline(class_id / (len(groups) - 1), color="grey", linewidth=0.7, linestyle=":")
     axes.set(xlabel="position along the boundary line", ylabel="distance off the line")
     axes.set_ylim(bottom=0)
@@ -228,44 +221,37 @@ def clusters_figure(groups: Mapping[str, Tensor], found: Mapping[str, Any]) -> A
     return figure
 
 
-def _percent(share: float) -> float:
-    return round(100 * share, 1)
-
-
 # Pictures ---------------------------------------------------------------------------------------------------------
 
 
 def accuracies_of(zoo: prepkit.Zoo) -> list[float]:
-    """The column `accuracy` of the zoo's table, NaN where there is none."""
+    """Return the column `accuracy` of the zoo's table, NaN where there is none."""
     if ACCURACY not in zoo.table.column_names:
         return [math.nan] * len(zoo)
-    return [math.nan if one is None else float(one) for one in zoo.table[ACCURACY].to_pylist()]
+    return [math.nan if accuracy is None else float(accuracy) for accuracy in zoo.table[ACCURACY].to_pylist()]
 
 
-def map_figure(places_N2: Tensor, explained: list[float], zoo: prepkit.Zoo, accuracies: list[float]) -> Any:
-    """A matplotlib Figure: the map by accuracy and, where there are several, by architecture."""
+def map_figure(places_N2: Tensor, explained: Sequence[float], zoo: prepkit.Zoo, accuracies: Sequence[float]) -> Any:
+    """Draw the map by accuracy and, where there are several, by architecture."""
     names, splits = zoo.table["architecture"].to_pylist(), zoo.table["split"].to_pylist()
     several = len(set(names)) > 1
     figure = new_figure(10 if several else 6.5, 4.4)
     panels = figure.subplots(1, 2 if several else 1, sharex=True, sharey=True, squeeze=False)[0]
-    known = [one for one in accuracies if math.isfinite(one)]
+    known = [accuracy for accuracy in accuracies if math.isfinite(accuracy)]
     for split in dict.fromkeys(splits):
-        rows = [row for row, one in enumerate(splits) if one == split]
+        rows = [row for row, own in enumerate(splits) if own == split]
         style: dict[str, Any] = {"marker": MARKERS.get(split, "D"), "s": 34 if split == TEST else 18, "linewidth": 0.5}
         style["edgecolor"] = "black" if split == TEST else "none"
-        colours: Any = "C0"
-        if known:
-            colours = [accuracies[row] for row in rows]
-            style |= {"vmin": min(known), "vmax": max(known), "cmap": "viridis"}
-        shown = panels[0].scatter(*places_N2[rows].T.tolist(), c=colours, label=split, **style)
+        scale = {"vmin": min(known), "vmax": max(known), "cmap": "viridis"} if known else {}
+        colours: Any = [accuracies[row] for row in rows] if known else "C0"
+        points = panels[0].scatter(*places_N2[rows].T.tolist(), c=colours, label=split, **scale, **style)
         for class_id, name in enumerate(zoo.registry.class_ids if several else ()):
-            own = [row for row in rows if names[row] == name]
-            kept = {key: style[key] for key in ("marker", "s", "linewidth", "edgecolor")}
-            label = short(name) if split == TRAIN and own else None
-            panels[1].scatter(*places_N2[own].T.tolist(), color=f"C{class_id}", label=label, **kept)
+            own_rows = [row for row in rows if names[row] == name]
+            label = short_name(name) if split == TRAIN and own_rows else None
+            panels[1].scatter(*places_N2[own_rows].T.tolist(), color=f"C{class_id}", label=label, **style)
     if known:
-        # Below its own panel: beside it, its label would read as the vertical axis of the right one.
-        figure.colorbar(shown, ax=panels[0], location="bottom", label="accuracy of the instance", aspect=40)
+        # The bar stands below its own panel: beside it, its label would read as the vertical axis of the right one.
+        figure.colorbar(points, ax=panels[0], location="bottom", label="accuracy of the instance", aspect=40)
     panels[0].set_ylabel(f"component 2 ({explained[1]:.0%})")
     for axes, title in zip(panels, ("by accuracy", "by architecture"), strict=False):
         axes.set(xlabel=f"component 1 ({explained[0]:.0%})", title=title)
@@ -274,17 +260,15 @@ def map_figure(places_N2: Tensor, explained: list[float], zoo: prepkit.Zoo, accu
     return figure
 
 
-def thumbnails(zoo: prepkit.Zoo, accuracies: list[float]) -> Any:
-    """A matplotlib Figure: a few PReps of each architecture in the order of accuracy, each in colours of its own."""
+def thumbnails_figure(zoo: prepkit.Zoo, accuracies: Sequence[float]) -> Any:
+    """Draw a few PReps of each architecture in the order of accuracy, each in a range of colours of its own."""
     rows: dict[str, list[int]] = {}
     for index, name in enumerate(zoo.table["architecture"].to_pylist()):
         rows.setdefault(name, []).append(index)
     figure = new_figure(10, 0.5 + 1.25 * len(rows))
-    grid = figure.subplots(len(rows), THUMBNAILS, squeeze=False)
+    grid = figure.subplots(len(rows), THUMBNAILS, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for line, (name, indices) in zip(grid, rows.items(), strict=True):
-        line[0].set_ylabel(short(name), fontsize=8, parse_math=False)
-        for axes in line:
-            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(short_name(name), fontsize=8, parse_math=False)
         for axes, index in zip(line, spread(indices, accuracies), strict=False):
             prep, _ = zoo[index]
             draw_cells(axes, prep.values.double().numpy(), prep.layout.total)
@@ -292,8 +276,8 @@ def thumbnails(zoo: prepkit.Zoo, accuracies: list[float]) -> Any:
     return figure
 
 
-def spread(indices: list[int], accuracies: list[float]) -> list[int]:
-    """THUMBNAILS of the instances, from the least accuracy to the highest at equal steps of rank."""
+def spread(indices: Sequence[int], accuracies: Sequence[float]) -> list[int]:
+    """Choose THUMBNAILS of the instances, from the least accuracy to the highest at equal steps of rank."""
     ordered = sorted(indices, key=lambda index: (math.isnan(accuracies[index]), accuracies[index], index))
     count = min(THUMBNAILS, len(ordered))
     return [ordered[round(place * (len(ordered) - 1) / max(1, count - 1))] for place in range(count)]

@@ -8,119 +8,111 @@ Shapes: N instances of an architecture, V values of its PRep.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import prepkit
-from netspace.experiments.judged import Judged, distances, judge, mean_or_nan, off_diagonal, short
-from netspace.experiments.result import Picture, Progress, Result, Table, claim, new_figure, save_figure
-from prepkit.figures import colour_limit, draw_cells
+from netspace.experiments.result import Column, Result, claim, table_of_measures
+from netspace.experiments.statistics import distances, mean_or_nan, off_diagonal
+from prepkit.figures import colour_limit, draw_cells, new_figure, short_name
 
 if TYPE_CHECKING:
-    from netspace.run.run import Run
+    from netspace.experiments.subject import PredictedSplit, Subject
 
-NAME = "preps"
-DIFFERENT = 0.5  # of the target's norm: what "significantly different" (Suppl. VII) is taken to be at least
+DIFFERENT = 0.5  # of the target's norm: at least this much is read as "significantly different" (Suppl. VII)
 EXAMPLES = 3  # of a single architecture; one of each where there are several
-COLOURS = "viridis"
+COLUMNS = (
+    Column("instances", "instances"),
+    Column("prediction to its target", "to_target", digits=4),
+    Column("prediction to other targets", "to_other_targets", digits=4),
+    Column("target to target", "among_targets", digits=4),
+    Column("prediction to prediction", "among_predicted", digits=4),
+    Column("cosine with the target", "cosine", digits=4),
+    Column("norm over the target's", "norm_ratio", digits=4),
+)
 
 
-def run(
-    run: Run,
-    zoo: prepkit.Zoo,
-    task: Any,
-    device: torch.device,
-    folder: Path,
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Result:
-    """Decode the test instances and compare the parameters themselves; nothing is run."""
-    if progress is not None:
-        progress("PReps of the test instances and of what is predicted for them")
-    judged = judge(run, run.space(device=device), zoo)
-    found = {name: measures(*judged.values(rows)) for name, rows in judged.groups().items()}
+def run(subject: Subject) -> Result:
+    """Decode the test instances and compare the parameters themselves; no network runs."""
+    subject.progress("PReps of the test instances and of their predictions")
+    test = subject.predicted()
+    found = {name: measures(*test.values(rows)) for name, rows in test.groups().items()}
     least = min(one["to_target"] for one in found.values())
-    columns = (
-        *("architecture", "instances", "prediction to its target", "prediction to other targets"),
-        *("target to target", "prediction to prediction", "cosine with the target", "norm over the target's"),
-    )
-    keys = ("to_target", "to_other_targets", "among_targets", "among_predicted", "cosine", "norm_ratio")
-    rows = tuple((name, one["instances"], *(round(one[key], 4) for key in keys)) for name, one in found.items())
+    text = "Distance between predicted and target PReps, relative to the target's norm (least over architectures)"
+    rows = {(name,): one for name, one in found.items()}
     return Result(
-        name=NAME,
+        name="preps",
         title="Target and predicted PReps (Suppl. VII)",
-        text="A PRep holds all parameters of an instance. On the left PReps of test instances, on the right those that "
-        "NetSpace wrote for them, in the same colours and folded to the same width. NetSpace learns what networks do, "
-        "not what they hold, so the two need not look alike.\n\n"
-        "Distances are Euclidean, over all parameters without padding, relative to the norm of what the distance is "
-        "measured to; means over instances, or over pairs of an architecture. Two unrelated networks of equal norm are "
-        "about 1.4 apart. Where predictions are much nearer to each other than targets are, the decoder writes about "
-        "the same network for all.",
+        text="A PRep holds all parameters of an instance. On the left are PReps of test instances, on the right those "
+        "that NetSpace wrote for them, in the same colours and folded to the same width. NetSpace learns what networks "
+        "do, not which values they hold, so the two need not look alike.\n\n"
+        "Distances are Euclidean, over all parameters without padding, and relative to the norm of the PRep that the "
+        "distance is measured to. They are means over instances, or over pairs of an architecture. Two unrelated "
+        "networks of equal norm are about 1.4 apart. Where predictions are much nearer to each other than targets are, "
+        "the decoder writes about the same network for all.",
         numbers={"by_architecture": found},
-        claims=[
-            claim("Predicted PReps differ from their targets', of these' norm, at least by", least, ">=", DIFFERENT)
-        ],
-        tables=(Table("Distances of PReps", columns, rows),),
-        pictures=(Picture("Target and predicted PReps of test instances", draw(judged, folder)),),
+        claims=[claim(text, least, ">=", DIFFERENT)],
+        tables=(table_of_measures("Distances of PReps", ("architecture",), rows, COLUMNS),),
+        pictures=(subject.picture("Target and predicted PReps of test instances", "preps.png", preps_figure(test)),),
     )
 
 
 def measures(target_NV: Tensor, predicted_NV: Tensor) -> dict[str, Any]:
-    """Relative distances between the PReps of one architecture, float64; NaN where there is one instance alone."""
-    size_N, own_N = target_NV.norm(dim=1), predicted_NV.norm(dim=1)
+    """Return relative distances between float64 PReps of one architecture; those of pairs are NaN for one instance."""
+    size_N, predicted_size_N = target_NV.norm(dim=1), predicted_NV.norm(dim=1)
     to_targets_NN = distances(predicted_NV, target_NV) / size_N
     return {
         "instances": len(target_NV),
         "to_target": mean_or_nan(to_targets_NN.diagonal()),
         "to_other_targets": mean_or_nan(off_diagonal(to_targets_NN)),
         "among_targets": mean_or_nan(off_diagonal(distances(target_NV, target_NV) / size_N)),
-        "among_predicted": mean_or_nan(off_diagonal(distances(predicted_NV, predicted_NV) / own_N)),
-        "cosine": mean_or_nan((target_NV * predicted_NV).sum(1) / (size_N * own_N)),
-        "norm_ratio": mean_or_nan(own_N / size_N),
+        "among_predicted": mean_or_nan(off_diagonal(distances(predicted_NV, predicted_NV) / predicted_size_N)),
+        "cosine": mean_or_nan((target_NV * predicted_NV).sum(1) / (size_N * predicted_size_N)),
+        "norm_ratio": mean_or_nan(predicted_size_N / size_N),
     }
 
 
-def examples(judged: Judged) -> list[int]:
-    """Which instances are drawn: of several architectures the middle one by accuracy, of one the worst to the best."""
-    table = judged.view.table
-    accuracies = table["accuracy"].to_pylist() if "accuracy" in table.column_names else [None] * len(judged.view)
+def examples(split: PredictedSplit) -> list[int]:
+    """Choose rows to draw: the middle one by accuracy of each architecture, or worst to best of a single one."""
+    table = split.view.table
+    accuracies = table["accuracy"].to_pylist() if "accuracy" in table.column_names else [None] * len(split.view)
     chosen = []
-    groups = judged.groups()
+    groups = split.groups()
     for rows in groups.values():
-        ranked = sorted(rows, key=lambda row: (accuracies[row] is not None, accuracies[row] or 0.0, judged.ids[row]))
+        ranked = sorted(rows, key=lambda row: (accuracies[row] is not None, accuracies[row] or 0.0, split.ids[row]))
         last = len(ranked) - 1
         places = [last // 2] if len(groups) > 1 else [round(last * part / (EXAMPLES - 1)) for part in range(EXAMPLES)]
         chosen += [ranked[place] for place in dict.fromkeys(places)]
     return chosen
 
 
-def draw(judged: Judged, folder: Path) -> str:
-    """A row an example, target beside prediction, in one range of colours; the name of the file."""
-    chosen = examples(judged)
+def preps_figure(split: PredictedSplit) -> Any:
+    """Draw a row for each example, the target beside its prediction, in one range of colours."""
+    chosen = examples(split)
     figure = new_figure(9.0, 0.5 + 1.9 * len(chosen))
     panels = figure.subplots(len(chosen), 2, squeeze=False)
     for (left, right), row in zip(panels, chosen, strict=True):
-        both = [folded(values[0]) for values in judged.values([row])]
-        architecture = judged.predicted.registry.by_class_id(judged.class_ids[row])
+        both = [folded(values[0]) for values in split.values([row])]
+        architecture = split.predicted.registry.by_class_id(split.class_ids[row])
         total = architecture.layout.total
         limit = max(colour_limit(cells, total) for cells in both)
         for axes, cells, kind in zip((left, right), both, ("target", "predicted"), strict=True):
-            image = draw_cells(axes, cells, total, limit, cmap=COLOURS)
+            image = draw_cells(axes, cells, total, limit, cmap="viridis")
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{kind}: {judged.ids[row]}", parse_math=False, fontsize="small")
-        left.set_ylabel(short(architecture.name), parse_math=False, fontsize="small")
+            axes.set_title(f"{kind}: {split.ids[row]}", parse_math=False, fontsize="small")
+        left.set_ylabel(short_name(architecture.name), parse_math=False, fontsize="small")
         figure.colorbar(image, ax=[left, right], extend="both", fraction=0.03, pad=0.01)
-    return save_figure(figure, folder, f"{NAME}.png")
+    return figure
 
 
 def folded(values_V: Tensor) -> np.ndarray:
-    """Values as a picture about three times as wide as high, zeros after the last; a PRep of 8 x 10,000 is a line."""
+    """Return values as a picture about three times as wide as high, zeros after the last.
+
+    A PRep of 8 x 10,000 in its own shape would be a line.
+    """
     width = max(1, math.ceil(math.sqrt(3 * len(values_V))))
-    rows = math.ceil(len(values_V) / width)
-    cells: np.ndarray = torch.nn.functional.pad(values_V, (0, rows * width - len(values_V))).numpy()
-    return cells.reshape(rows, width)
+    height = math.ceil(len(values_V) / width)
+    cells: np.ndarray = torch.nn.functional.pad(values_V, (0, height * width - len(values_V))).numpy()
+    return cells.reshape(height, width)

@@ -1,4 +1,4 @@
-"""Result: what an experiment found, in words, numbers, claims, tables and pictures; a JSON file that comes back whole.
+"""Result: what an experiment found, as text, numbers, claims, tables and pictures; a JSON file gives it back unchanged.
 
 claims = [claim("Rank correlation of target and predicted accuracy", spearman, ">=", 0.95)]
 result = Result("accuracy", "Accuracy of unseen instances", "...", {"spearman": spearman}, claims)
@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import prepkit
-from prepkit.figures import new_figure as new_figure
 from prepkit.files import replacing
 
-Progress: TypeAlias = Callable[[str], None]  # told in words what is being done
 Cell: TypeAlias = str | int | float | bool | None
 
 RELATIONS: dict[str, Callable[[float, float], bool]] = {
@@ -31,27 +29,26 @@ RELATIONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "==": operator.eq,
 }
-# Whose claim it is. "paper": the paper's, or an aim set for the embedded zoos; "beyond": a question that the paper does
-# not ask; "check": that the measurement itself is sound, which says nothing of the method.
+# "paper" claims are the paper's, or aims set for the embedded zoos; "beyond" claims are about what the paper does not
+# ask; a "check" is about whether the measurement itself is sound, which says nothing of the method.
 KINDS = ("paper", "beyond", "check")
-# How a number is told: a share as per cent, a difference of shares as points, or as it is.
+# A share is shown as per cent, a difference of shares as points, any other number as it is.
 UNITS = ("%", "points", "")
-DOTS_PER_INCH = 144
 
 
 class ResultError(prepkit.PrepkitError, ValueError):
-    """A result cannot be read, or holds what JSON has no form for."""
+    """A result cannot be read, or holds a value that JSON has no form for."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a number decides.
+    """A statement that holds or does not hold, by one number.
 
-    text:   what the number is, so that `text: number` is understood without what stands around it
-    number: what was found; NaN if there was nothing to find, then it is not held
-    bound:  what it must be, such as ">= 0.95"
+    text:   says what the number is, so that `text: number` is understood on its own
+    number: NaN if it could not be measured; then the claim does not hold
+    bound:  the number's limit, such as ">= 0.95"
     kind:   one of KINDS
-    unit:   one of UNITS; number and bound are shares all the same: 0.03 is told as 3 points
+    unit:   one of UNITS; number and bound are shares all the same: 0.03 is shown as 3 points
     """
 
     text: str
@@ -63,24 +60,52 @@ class Claim:
 
 
 def claim(text: str, number: float, relation: str, limit: float, *, kind: str = "paper", unit: str = "") -> Claim:
-    """A claim, judged: held where `number relation limit` is true.
+    """Return a claim that holds where `number relation limit` is true.
 
     relation: one of RELATIONS
     raises ResultError for an unknown kind or unit
     """
-    if kind not in KINDS or unit not in UNITS:
-        raise ResultError(f"claim '{text}': kind {kind!r} or unit {unit!r} is none of {KINDS} and {UNITS}.")
+    _check_kind_and_unit(text, kind, unit)
     held = bool(RELATIONS[relation](float(number), limit))
     return Claim(text, float(number), f"{relation} {limit:g}", held, kind, unit)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names; a cell is text, a number, true or false, or nothing."""
+    """Rows under column names; a cell is text, a number, true or false, or empty."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of measures: each is multiplied by `scale` and rounded to `digits`; whole numbers stay as they are."""
+
+    title: str
+    key: str
+    scale: float = 1
+    digits: int | None = None
+
+    def cell(self, measures: Mapping[str, Any]) -> Cell:
+        """Return the measure as a cell; empty if it is missing."""
+        value: Cell = measures.get(self.key)
+        if value is None or self.digits is None:
+            return value
+        return round(self.scale * float(value), self.digits)
+
+
+def table_of_measures(
+    title: str, names: Sequence[str], rows: Mapping[Any, Mapping[str, Any]], columns: Sequence[Column]
+) -> Table:
+    """Return a table of measures.
+
+    names: titles of the first columns, which say what a row is about
+    rows:  cells of the first columns, a tuple -> measures by key
+    """
+    cells = tuple((*first, *(column.cell(measures) for column in columns)) for first, measures in rows.items())
+    return Table(title, (*names, *(column.title for column in columns)), cells)
 
 
 @dataclass(frozen=True)
@@ -95,11 +120,11 @@ class Picture:
 class Result:
     """What an experiment found.
 
-    name:    of the experiment
+    name:    name of the experiment
     title:   a heading
-    text:    a paragraph or more (empty lines between) in plain words: what was done and how to read the pictures
-    numbers: all that was found, JSON-able
-    stamp:   what it was found on (the caller's): checkpoint, seed, sizes, versions, seconds
+    text:    paragraphs, with empty lines between, that say what was done and how to read the pictures
+    numbers: all measures, JSON-able
+    stamp:   what the result depends on, and how it was made: checkpoint, zoo, seed, sizes, code, versions, seconds
     """
 
     name: str
@@ -112,7 +137,7 @@ class Result:
     stamp: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Plain values in place of numpy's and torch's, None in place of NaN, so that a result comes back as it was."""
+        # Values become as JSON has them, so that a result that is loaded equals the one that was saved.
         place = f"result '{self.name}'"
         for name in ("claims", "pictures"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -121,7 +146,7 @@ class Result:
         object.__setattr__(self, "tables", tuple(_plain_table(table, place) for table in self.tables))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write FOLDER/<name>.json, whole or not at all, and give its path.
+        """Write FOLDER/<name>.json atomically, and return its path.
 
         raises prepkit's OutputError if it cannot be written
         """
@@ -133,9 +158,9 @@ class Result:
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Result:
-        """The result that was saved.
+        """Return the result that was saved.
 
-        raises ResultError if the file is missing or holds none
+        raises ResultError if the file is missing or holds no result
         """
         try:
             document = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -144,12 +169,12 @@ class Result:
                 title=document["title"],
                 text=document["text"],
                 numbers=document["numbers"],
-                claims=[_claim(one) for one in document["claims"]],
+                claims=[_claim(item) for item in document["claims"]],
                 tables=[
-                    Table(one["title"], tuple(one["columns"]), tuple(tuple(row) for row in one["rows"]))
-                    for one in document["tables"]
+                    Table(item["title"], tuple(item["columns"]), tuple(tuple(row) for row in item["rows"]))
+                    for item in document["tables"]
                 ],
-                pictures=[_picture(one) for one in document["pictures"]],
+                pictures=[_picture(item) for item in document["pictures"]],
                 stamp=document["stamp"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -157,9 +182,10 @@ class Result:
 
 
 def plain(value: Any, place: str) -> Any:
-    """A value as JSON has it: mappings, lists, text, whole numbers, floats, true, false; None for what is not finite.
+    """Return a value as JSON has it; numbers that are not finite become None.
 
-    raises ResultError with the place of what has no such form
+    place: where the value stands, for messages
+    raises ResultError for a value that has no such form
     """
     if value is None or isinstance(value, str | bool):
         return value
@@ -168,22 +194,12 @@ def plain(value: Any, place: str) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(one, f"{place}, {key}") for key, one in value.items()}
+        return {str(key): plain(item, f"{place}, {key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one, f"{place}, [{index}]") for index, one in enumerate(value)]
+        return [plain(item, f"{place}, [{index}]") for index, item in enumerate(value)]
     if hasattr(value, "tolist"):  # arrays, tensors, and scalars of numpy
         return plain(value.tolist(), place)
     raise ResultError(f"{place}: a {type(value).__name__} has no form in JSON.")
-
-
-def save_figure(figure: Any, folder: str | os.PathLike[str], file: str) -> str:
-    """Write a matplotlib Figure as PNG into a folder, the same bytes for the same figure, and give back its name.
-
-    raises prepkit's OutputError if it cannot be written
-    """
-    with replacing(Path(folder) / file, overwrite=True) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return file
 
 
 def _plain_table(table: Table, place: str) -> Table:
@@ -196,14 +212,18 @@ def _plain_table(table: Table, place: str) -> Table:
 
 def _claim(document: Mapping[str, Any]) -> Claim:
     number = math.nan if document["number"] is None else float(document["number"])
-    kind, unit = document["kind"], document["unit"]
+    text, kind, unit = str(document["text"]), document["kind"], document["unit"]
+    _check_kind_and_unit(text, kind, unit)
+    return Claim(text, number, str(document["bound"]), bool(document["held"]), kind, unit)
+
+
+def _check_kind_and_unit(text: str, kind: str, unit: str) -> None:
     if kind not in KINDS or unit not in UNITS:
-        raise ResultError(f"claim of kind {kind!r} and unit {unit!r}: known are {KINDS} and {UNITS}.")
-    return Claim(str(document["text"]), number, str(document["bound"]), bool(document["held"]), kind, unit)
+        raise ResultError(f"claim '{text}': kind {kind!r} or unit {unit!r} is none of {KINDS} and {UNITS}.")
 
 
 def _picture(document: Mapping[str, Any]) -> Picture:
-    """Of a file in the same folder: a result may have come from elsewhere, and what it names is read."""
+    """Read a picture; its file must be in the result's own folder, as results may come from elsewhere."""
     file = document["file"]
     if not isinstance(file, str) or not file or Path(file).name != file:
         raise ResultError(f"picture {file!r}: not the name of a file in the same folder.")

@@ -1,7 +1,7 @@
-"""Running experiments on runs: each once for a state, a zoo, a seed, sizes and code; what was found stays in the run.
+"""Running experiments on runs: each once for a state, a zoo, a seed, sizes and code; results are kept in the run.
 
-bench = Bench(run)
-result = bench.result("accuracy")         # RUN/experiments/accuracy.json, made now if it is not there yet
+runner = ExperimentRunner(run)
+result = runner.result("accuracy")         # RUN/experiments/accuracy.json, computed now if it is not there yet
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,27 +22,28 @@ import torch
 import prepkit
 from netspace.data import task_of
 from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_function
-from netspace.experiments.result import Progress, Result, ResultError, plain
+from netspace.experiments.result import Result, ResultError, plain
+from netspace.experiments.subject import Subject
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.device import choose_device
-from prepkit.errors import listed
+from prepkit.errors import counted, listed
 from prepkit.files import sha256_of_file
 
 EXPERIMENTS_FOLDER = "experiments"
 PACKAGES = (Path(__file__).parents[1], Path(prepkit.__file__).parent)
-LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "trimesh")  # whose versions change numbers
-DECIDES = ("checkpoint", "zoo", "seed", "sizes", "code")  # of a stamp: what makes it another result
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "trimesh")  # their versions change numbers
+DECISIVE = ("checkpoint", "zoo", "seed", "sizes", "code")  # a result with another of these in its stamp is outdated
 
 
 @dataclass
-class Bench:
-    """A run, and what experiments on it need; zoo and task are opened when the first experiment asks for them.
+class ExperimentRunner:
+    """Runs experiments on a run; its zoo and task are opened when the first experiment needs them.
 
-    device: "auto", "cpu", "cuda", ...
-    zoo_path: where the run's zoo is now; where it was, if missing
-    data:   folder of the task's data, where the task needs one
-    seed:   of what experiments draw
-    sizes:  by experiment, settings of its function in place of its own: {"lines": {"pairs": 4}}
+    device:   "auto", "cpu", "cuda", ...
+    zoo_path: where the run's zoo is now; where it was in training, if missing
+    data:     folder of the task's data, where the task needs one
+    seed:     decides the random choices of experiments
+    sizes:    arguments of experiments in place of their defaults, by experiment: {"lines": {"pairs": 4}}
     """
 
     run: Run
@@ -50,22 +51,24 @@ class Bench:
     zoo_path: Path | None = None
     data: Path | None = None
     seed: int = 0
-    sizes: Mapping[str, Mapping[str, Any]] | None = None
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    _progress: Callable[[str], None] | None = field(default=None, init=False, repr=False)
+    _subjects: dict[str, Subject] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         """The device; raises DeviceError."""
         return choose_device(self.device)
 
     @cached_property
     def zoo(self) -> prepkit.Zoo:
-        """All splits, read at the recipe's height and width; raises ZooMismatch if it is another one."""
+        """The run's zoo with all splits, read at the recipe's height and width; raises ZooMismatch for another zoo."""
         return self.run.open_zoo(self.zoo_path)
 
     @cached_property
     def task(self) -> Any:
-        """The zoo's, its data on the device; raises what prepkit.load_task raises."""
-        return task_of(self.zoo, self.place, self.data)
+        """The zoo's task with its data on the device; raises what prepkit.load_task raises."""
+        return task_of(self.zoo, self.torch_device, self.data)
 
     @property
     def folder(self) -> Path:
@@ -73,51 +76,72 @@ class Bench:
         return self.run.path / EXPERIMENTS_FOLDER
 
     def saved(self, name: str) -> Result | None:
-        """What was found on the run's best state as it is now; None if nothing was, or a picture of it is missing."""
+        """Return the result on the run's best state as it is now; None if there is none or one of its pictures is gone.
+
+        raises RunError without a best state
+        """
         file = self.folder / f"{name}.json"
         if not file.exists():
             return None
         try:
             result = Result.load(file)
         except ResultError:
-            return None  # damaged, or of another version: it is run again
+            return None  # a file that is damaged or of another version is replaced
         wanted = self._decisive(name)
-        whole = all((self.folder / picture.file).is_file() for picture in result.pictures)
-        return result if whole and all(result.stamp.get(key) == wanted[key] for key in DECIDES) else None
+        complete = all((self.folder / picture.file).is_file() for picture in result.pictures)
+        return result if complete and all(result.stamp.get(key) == wanted[key] for key in DECISIVE) else None
 
-    def result(self, name: str, *, again: bool = False, progress: Progress | None = None) -> Result:
-        """What an experiment finds on the run's best state: what was saved, or found now and saved.
+    def result(self, name: str, *, again: bool = False, progress: Callable[[str], None] | None = None) -> Result:
+        """Return the result of an experiment on the run's best state; it is computed and saved if it is not there yet.
 
-        again: run it even if it was
-        raises UnknownExperiment, also for one that is for other settings; RunError without a best state
+        again: compute it even if it is there
+        raises UnknownExperiment, also for an experiment that is for other settings; RunError without a best state
         """
-        found = None if again else self.saved(name)
-        if found is not None:
-            return found
+        saved = None if again else self.saved(name)
+        if saved is not None:
+            return saved
         function = experiment_function(name)
         if self.run.recipe.setting not in EXPERIMENTS[name].settings:
             raise UnknownExperiment(
                 f"experiment '{name}' is for the settings {listed(EXPERIMENTS[name].settings)}; the run "
                 f"'{self.run.path}' has '{self.run.recipe.setting}'."
             )
-        return self._run(name, function, progress or (lambda text: None))
+        self._progress = progress
+        return self._compute(name, function)
 
-    def _run(self, name: str, function: Callable[..., Result], progress: Progress) -> Result:
+    def release(self) -> None:
+        """Free the space and the predictions that experiments share."""
+        self._subjects.clear()
+
+    def _compute(self, name: str, function: Callable[..., Result]) -> Result:
         stamp = self._decisive(name)
         self.folder.mkdir(exist_ok=True)
         (self.folder / f"{name}.json").unlink(missing_ok=True)  # its pictures are about to be replaced
-        zoo, task, started = self.zoo, self.task, time.monotonic()
+        subject, started = self._subject(stamp["checkpoint"]["sha256"]), time.monotonic()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            sizes = dict((self.sizes or {}).get(name, {}))
-            result = function(self.run, zoo, task, self.place, self.folder, seed=self.seed, progress=progress, **sizes)
-        seconds = round(time.monotonic() - started, 1)
-        made = {"seconds": seconds, "device": str(self.place), "hardware": hardware(self.place), "versions": versions()}
-        result = replace(result, stamp={**stamp, **made})
+            result = function(subject, **self.sizes.get(name, {}))
+        seconds, device = round(time.monotonic() - started, 1), self.torch_device
+        conditions = {"seconds": seconds, "device": str(device), "hardware": hardware(device), "versions": versions()}
+        result = replace(result, stamp={**stamp, **conditions})
         result.save(self.folder)
         return result
 
+    def _subject(self, checkpoint: str) -> Subject:
+        """Return the subject of a state: experiments on one state share its space and predictions."""
+        if checkpoint not in self._subjects:
+            subject = Subject(
+                self.run, self.zoo, self.task, self.torch_device, self.folder, self.seed, self._forward_progress
+            )
+            self._subjects = {checkpoint: subject}
+        return self._subjects[checkpoint]
+
+    def _forward_progress(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress(text)
+
     def _decisive(self, name: str) -> dict[str, Any]:
+        """Return the part of a stamp that decides whether a saved result is still right."""
         best = self.run.facts(BEST)
         if best is None:
             raise RunError(
@@ -128,21 +152,21 @@ class Bench:
             "checkpoint": {"step": best["step"], "sha256": best["sha256"]},
             "zoo": self.run.record["zoo"]["sha256"],
             "seed": self.seed,
-            "sizes": (self.sizes or {}).get(name, {}),
+            "sizes": self.sizes.get(name, {}),
             "code": _code_of_this_process(),
         }
         return dict(plain(decisive, "stamp"))
 
 
 def experiment(run: Run, name: str, **settings: Any) -> Result:
-    """What one experiment finds on a run: what was saved, or found now and saved; settings as Bench has them."""
-    return Bench(run, **settings).result(name)
+    """Return the result of one experiment on a run, saved or computed now; settings are ExperimentRunner's."""
+    return ExperimentRunner(run, **settings).result(name)
 
 
 def code_sum(packages: Sequence[Path] = PACKAGES) -> str:
-    """Sum of all that decides what an experiment finds beside its data: the code of both packages, and LIBRARIES.
+    """Return a sum of everything but data that decides a result: the code of both packages, and LIBRARIES.
 
-    All code counts, also what an experiment does not use: following its imports would miss what is looked up by name.
+    All code counts, also what an experiment does not use: its imports do not show what is looked up by name.
     """
     total = hashlib.sha256()
     for package in packages:
@@ -156,7 +180,7 @@ def code_sum(packages: Sequence[Path] = PACKAGES) -> str:
 
 @cache
 def _code_of_this_process() -> str:
-    """The sum once a process: what is imported does not change while it runs."""
+    """Return code_sum(), computed once: imported code does not change while a process runs."""
     return code_sum()
 
 
@@ -168,7 +192,7 @@ def _installed(library: str) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """What computes, in words: `Intel(R) Xeon(R), 2 cores`, or the GPU's name."""
+    """Describe the hardware behind a device: `Intel(R) Xeon(R), 2 cores`, or the GPU's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -181,4 +205,4 @@ def hardware(device: torch.device) -> str:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         cores = os.cpu_count() or 1
-    return f"{model}, {cores} core{'s' if cores != 1 else ''}"
+    return f"{model}, {counted(cores, 'core')}"

@@ -1,7 +1,8 @@
-"""How well two lists of numbers go together: correlations, R2, Kendall's tau and its ceilings. scipy is in `[train]`.
+"""Statistics of instances: correlations with their intervals, ceilings of Kendall's tau, means, distances.
 
-A statistic that does not exist, as a correlation with numbers that are all equal, is NaN.
-Shapes: N instances, R draws, B samples.
+A statistic that does not exist, such as a correlation with numbers that are all equal, is NaN. scipy and scikit-learn
+are in the extra `[train]`.
+Shapes: N and M instances, R draws, B samples, V values.
 """
 
 # ruff: noqa: N803, N806 - names of arrays end in their axes
@@ -9,9 +10,12 @@ Shapes: N instances, R draws, B samples.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 import prepkit
 
@@ -21,58 +25,66 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 DRAWS = 1000  # of a bootstrap
-SHARE = 0.95  # of the draws that lie in its interval
+SHARE = 0.95  # of the draws lie in its interval
 
 
 class StatisticsMissing(prepkit.PrepkitError, ImportError):
-    """scipy is not installed."""
+    """scipy or scikit-learn is not installed."""
 
     exit_code = 1
 
 
+def library(name: str) -> Any:
+    """Import a module of scipy or scikit-learn.
+
+    raises StatisticsMissing if it is not installed
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise StatisticsMissing(f"statistics need {name}; pip install 'prepkit[train]'.") from None
+
+
+# Correlations -----------------------------------------------------------------------------------------------------
+
+
 def pearson(first: Any, second: Any) -> Any:
-    """Pearson's correlation over the last axis, `[..., N]` each -> `[...]`."""
-    a, b = (np.asarray(one, np.float64) for one in (first, second))
-    a, b = (one - one.mean(-1, keepdims=True) for one in (a, b))
-    size = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(size > 0, (a * b).sum(-1) / size, np.nan)[()]
+    """Return Pearson's correlation over the last axis, `[..., N]` each -> `[...]`."""
+    a, b = (np.asarray(values, np.float64) for values in (first, second))
+    a, b = (values - values.mean(-1, keepdims=True) for values in (a, b))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 
 
 def spearman(first: Any, second: Any) -> Any:
-    """Spearman's rank correlation over the last axis, `[..., N]` each -> `[...]`; equal values share a rank."""
-    rankdata = _scipy_stats().rankdata
+    """Return Spearman's rank correlation over the last axis, `[..., N]` each -> `[...]`; equal values share a rank."""
+    rankdata = library("scipy.stats").rankdata
     return pearson(rankdata(first, axis=-1), rankdata(second, axis=-1))
 
 
 def kendall(first: Any, second: Any) -> float:
-    """Kendall's tau-b of `[N]` and `[N]`: equal values neither agree nor disagree."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(_scipy_stats().kendalltau(first, second).statistic)
+    """Return Kendall's tau-b of `[N]` and `[N]`: equal values neither agree nor disagree."""
+    return float(library("scipy.stats").kendalltau(first, second).statistic) if len(first) > 1 else float("nan")
 
 
 def r2(truth: Any, guess: Any) -> float:
-    """1 - squared error of the guess / squared error of guessing the mean of the truth."""
-    truth, guess = np.asarray(truth, np.float64), np.asarray(guess, np.float64)
-    spread = float(((truth - truth.mean()) ** 2).sum())
-    return 1 - float(((truth - guess) ** 2).sum()) / spread if spread > 0 else float("nan")
+    """Return 1 - squared error of the guess / squared error of guessing the mean of the truth."""
+    return float(library("sklearn.metrics").r2_score(truth, guess)) if np.ptp(truth) > 0 else float("nan")
 
 
-def interval(
-    statistic: Callable[[Any, Any], Any], first: Any, second: Any, seed: int, draws: int = DRAWS
-) -> tuple[float, float]:
-    """The middle 95 % of a statistic over draws of the N instances with replacement (percentile bootstrap).
+def interval(statistic: Callable[[Any, Any], Any], first: Any, second: Any, seed: int) -> tuple[float, float]:
+    """Return the middle 95 % of a statistic over draws of the N instances with replacement (percentile bootstrap).
 
-    statistic: of `[R, N]` and `[R, N]` over the last axis
+    statistic: is called with `[R, N]` and `[R, N]` and works over the last axis
+    Draws are those of scipy.stats.bootstrap, which has no interval where the statistic of one draw does not exist.
     """
     a_N, b_N = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    drawn_RN = np.random.default_rng(seed).integers(len(a_N), size=(draws, len(a_N)))
-    found_R = statistic(a_N[drawn_RN], b_N[drawn_RN])
-    found_R = found_R[np.isfinite(found_R)]
-    if not len(found_R):
+    drawn_RN = np.random.default_rng(seed).integers(len(a_N), size=(DRAWS, len(a_N)))
+    values_R = statistic(a_N[drawn_RN], b_N[drawn_RN])
+    values_R = values_R[np.isfinite(values_R)]
+    if not len(values_R):
         return float("nan"), float("nan")
-    low, high = np.quantile(found_R, [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    low, high = np.quantile(values_R, [(1 - SHARE) / 2, (1 + SHARE) / 2])
     return float(low), float(high)
 
 
@@ -80,10 +92,10 @@ def interval(
 
 
 def tau_of_halves(right_NB: Any, draws: int, seed: int) -> float:
-    """Mean tau between accuracies on two halves of the samples: what is left to predict after the luck of the samples.
+    """Return the mean tau between accuracies on two halves of the samples: the rest is the luck of the samples.
 
     right_NB: whether each instance is right about each sample
-    A half is luckier than the whole, so an accuracy on all samples can be predicted a little better than this.
+    A half depends more on luck than all samples do, so accuracies on all of them can be guessed a little better.
     """
     right_NB = np.asarray(right_NB, np.float64)
     generator = np.random.default_rng(seed)
@@ -92,21 +104,33 @@ def tau_of_halves(right_NB: Any, draws: int, seed: int) -> float:
         order = generator.permutation(right_NB.shape[1])
         halves = order[: len(order) // 2], order[len(order) // 2 :]
         taus.append(kendall(*(right_NB[:, half].mean(1) for half in halves)))
-    finite = [tau for tau in taus if np.isfinite(tau)]
-    return float(np.mean(finite)) if finite else float("nan")
+    return finite_mean(taus)
 
 
 def tau_of_ties(truth: Any) -> float:
-    """The largest tau-b with `[N]` values, some of them equal, that a guess without equal values can have."""
-    pairs = len(truth) * (len(truth) - 1) / 2
-    counts = np.unique(np.asarray(truth), return_counts=True)[1]
-    tied = float((counts * (counts - 1) / 2).sum())
-    return float(np.sqrt((pairs - tied) / pairs)) if pairs > tied else float("nan")
+    """Return the largest tau-b with `[N]` values that a guess without equal values can have."""
+    return kendall(truth, library("scipy.stats").rankdata(truth, method="ordinal"))
 
 
-def _scipy_stats() -> Any:
-    try:
-        from scipy import stats
-    except ImportError:
-        raise StatisticsMissing("rank correlations need scipy; pip install 'prepkit[train]'.") from None
-    return stats
+# Means and distances ----------------------------------------------------------------------------------------------
+
+
+def finite_mean(values: Any) -> float:
+    """Return the mean of the finite values; NaN if there are none."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def mean_or_nan(values: Tensor) -> float:
+    """Return the mean; NaN if there are no values."""
+    return float(values.double().mean()) if values.numel() else float("nan")
+
+
+def distances(first_NV: Tensor, second_MV: Tensor) -> Tensor:
+    """Return Euclidean distances `[N, M]`, without the cancellation of a matrix product."""
+    return torch.cdist(first_NV, second_MV, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def off_diagonal(values_NN: Tensor) -> Tensor:
+    """Return the values beside the diagonal, `[N * (N - 1)]`."""
+    return values_NN[~torch.eye(len(values_NN), dtype=torch.bool, device=values_NN.device)]

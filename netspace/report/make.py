@@ -7,7 +7,6 @@ Experiments that were not made yet are made first, and kept in the runs' folders
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -18,12 +17,12 @@ from typing import Any
 
 import prepkit
 from netspace.experiments import experiment_names
-from netspace.experiments.result import DOTS_PER_INCH, new_figure
-from netspace.experiments.running import Bench, hardware
+from netspace.experiments.running import ExperimentRunner, hardware
 from netspace.report.model import Progress, Report, RunResults, StageProgress, announce, remaining_text
 from netspace.report.pages import html_page, markdown_page
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.errors import PrepkitError
+from prepkit.figures import new_figure, png_of
 from prepkit.files import check_writable, replacing
 
 NOT_LOSSES = ("step", "learning_rate", "instances_per_second", "gradient_norm")  # logged with each step
@@ -54,7 +53,7 @@ def report(
     only:      names of experiments; without it, all that fit a run's setting
     zoos:      the present folders of zoos that were moved since the training
     seed:      for everything that experiments draw
-    sizes:     see Bench
+    sizes:     see ExperimentRunner
     again:     also make experiments whose results are saved
     progress:  is called with the experiment that is made
     raises OutputError or PlotsMissing before anything is computed, RunError for a run without a best state, ReportError
@@ -68,10 +67,12 @@ def report(
     _check_different(runs)
     new_figure(1, 1)  # raises PlotsMissing, which each experiment would
     moved = {prepkit.open_zoo(path).manifest.to_dict()["sha256"]: Path(path) for path in zoos}
-    benches = [Bench(run, device, moved.get(run.record["zoo"]["sha256"]), data, seed, sizes) for run in runs]
-    results = _run_experiments(benches, None if only is None else set(only), again, progress)
+    runners = [
+        ExperimentRunner(run, device, moved.get(run.record["zoo"]["sha256"]), data, seed, sizes or {}) for run in runs
+    ]
+    results = _run_experiments(runners, None if only is None else set(only), again, progress)
     made = time.strftime("%Y-%m-%d %H:%M")
-    content = Report(title, made, results, hardware(benches[0].place), versions())
+    content = Report(title, made, results, hardware(runners[0].torch_device), versions())
     figures = json.dumps(content.to_dict(), indent=1) + "\n"
     for path, document in zip(
         paths, (html_page(content), markdown_page(content, paths[1].parent), figures), strict=True
@@ -103,33 +104,34 @@ def _check_different(runs: Sequence[Run]) -> None:
 
 
 def _run_experiments(
-    benches: Sequence[Bench], only: set[str] | None, again: bool, progress: Progress | None
+    runners: Sequence[ExperimentRunner], only: set[str] | None, again: bool, progress: Progress | None
 ) -> tuple[RunResults, ...]:
     """Make the experiments of all runs, or load what is saved; keep the reason where one cannot be made."""
     if only is not None and not only <= set(experiment_names()):
-        benches[0].result(min(only - set(experiment_names())))  # raises UnknownExperiment, with the known names
+        runners[0].result(min(only - set(experiment_names())))  # raises UnknownExperiment, with the known names
     planned = [
-        [name for name in experiment_names(bench.run.recipe.setting) if only is None or name in only]
-        for bench in benches
+        [name for name in experiment_names(runner.run.recipe.setting) if only is None or name in only]
+        for runner in runners
     ]
     total, number = sum(len(names) for names in planned), 0
     gathered = []
-    for bench, names in zip(benches, planned, strict=True):
+    for runner, names in zip(runners, planned, strict=True):
         results, failures = {}, {}
         for name in names:
             number += 1
             remaining = remaining_text(experiment=total - number)
-            stage = StageProgress(f"{name} of {bench.run.path.resolve().name}", number, total, "", remaining)
+            stage = StageProgress(f"{name} of {runner.run.path.resolve().name}", number, total, "", remaining)
             say = announce(progress, stage)
             try:
-                results[name] = bench.result(name, again=again, progress=say)
+                results[name] = runner.result(name, again=again, progress=say)
             except RunError:
                 raise  # the run itself cannot be used, which is no fault of an experiment
             except PrepkitError as error:
                 failures[name] = str(error)
-        lines = bench.run.metrics()
-        seconds = training_seconds(lines, bench.run.recipe.batch.instances * bench.run.recipe.batch.accumulate)
-        gathered.append(RunResults(bench.run, results, failures, training_picture(lines), seconds))
+        runner.release()
+        lines = runner.run.metrics()
+        seconds = training_seconds(lines, runner.run.recipe.batch.instances * runner.run.recipe.batch.accumulate)
+        gathered.append(RunResults(runner.run, results, failures, training_picture(lines), seconds))
     return tuple(gathered)
 
 
@@ -174,6 +176,4 @@ def training_picture(lines: Sequence[Mapping[str, Any]]) -> bytes | None:
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_of(figure)

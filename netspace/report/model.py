@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from netspace.experiments import experiment_names
 from netspace.experiments.result import KINDS, Claim, Result, plain
-from netspace.experiments.running import Bench
+from netspace.experiments.running import ExperimentRunner
 from netspace.run.run import BEST, Run
 from prepkit.errors import counted
 
@@ -77,7 +77,7 @@ class RunResults:
     @property
     def folder(self) -> Path:
         """Folder of the experiments' pictures."""
-        return Bench(self.run).folder
+        return ExperimentRunner(self.run).folder
 
     @property
     def best(self) -> Mapping[str, Any]:

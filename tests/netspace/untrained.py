@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 
 import prepkit
+from netspace.data import task_of
+from netspace.experiments.subject import Subject
 from netspace.recipe import load_recipe
 from netspace.run.run import Run, State
 
@@ -26,3 +28,9 @@ def untrained_run(path: Path, name: str, zoo: Path, class_id: int | None = None,
         space.decoder.conv1.weight.mul_(10)
     run.save("best", State(7, space.state_dict(), {"scores": {"score": 0.0}}))
     return run
+
+
+def subject_of(run: Run, folder: Path, **settings) -> Subject:
+    """What experiments on a run need, on the CPU; pictures go into the folder."""
+    zoo, cpu = run.open_zoo(), torch.device("cpu")
+    return Subject(**{"run": run, "zoo": zoo, "task": task_of(zoo, cpu), "device": cpu, "folder": folder, **settings})

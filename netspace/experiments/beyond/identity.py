@@ -1,4 +1,4 @@
-"""Beyond the paper: is a predicted instance its own target's, or the same good network for all targets of its class?
+"""Is a predicted instance its own target's, or the same good network for all targets of its class?
 
 Eq. 1 learns a target's outputs; Eq. 3 to 6 never use them, only the teacher's, the labels and the ClassId.
 Shapes: N instances of an architecture, B images, C classes.
@@ -9,132 +9,143 @@ Shapes: N instances of an architecture, B images, C classes.
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-import prepkit
 from netspace.data import TEST, TRAIN
-from netspace.experiments.judged import Judged, inputs_of, judge, mean_or_nan, off_diagonal, short
 from netspace.experiments.preps import measures as prep_measures
-from netspace.experiments.result import Claim, Picture, Progress, Result, Table, claim, new_figure, save_figure
+from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
+from netspace.experiments.statistics import mean_or_nan, off_diagonal
+from prepkit.errors import counted
+from prepkit.figures import panels, short_name
 
 if TYPE_CHECKING:
-    from netspace.run.run import Run
+    from netspace.experiments.subject import PredictedSplit, Subject
 
-NAME = "identity"
 KEPT = 0.75  # of comparisons; chance is 0.5
 INSTANCES = {TEST: "unseen", TRAIN: "training"}
-SHOWN = 0.95  # of the values lie within the range of colours
+WITHIN_COLOURS = 0.95  # of the values lie within the range of colours: a few pairs would take it from all others
 LEAST_RANGE = 1.0  # points: less is an image or two
 ROUNDING = 1e-12  # of sums of float64 near 1
+MEANS = {"own": "with its own target", "others": "with others", "nearest_in_accuracy": "with the nearest in accuracy"}
+SHARES = (
+    Column("own is nearer than another", "own_preferred", digits=3),
+    Column("own is the nearest", "own_first", digits=3),
+    Column("paired rightly", "paired", digits=3),
+    Column("paired rightly, nearest in accuracy", "paired_nearest", digits=3),
+)
+MEASURES = {  # title and columns of each measure of likeness
+    "agreement": ("agreement, %", (*(Column(title, key, 100, 2) for key, title in MEANS.items()), *SHARES)),
+    "kl": ("KL divergence, nats", (*(Column(title, key, digits=4) for key, title in MEANS.items()), *SHARES)),
+}
+SPREAD_COLUMNS = (
+    Column("agreement of two targets, %", "agreement_among_targets", 100, 2),
+    Column("agreement of two predictions, %", "agreement_among_predicted", 100, 2),
+    Column("distance of two targets' PReps", "prep_distance_among_targets", digits=4),
+    Column("distance of two predicted PReps", "prep_distance_among_predicted", digits=4),
+)
 
 
-def run(
-    run: Run,
-    zoo: prepkit.Zoo,
-    task: Any,
-    device: torch.device,
-    folder: Path,
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Result:
+def run(subject: Subject) -> Result:
     """Compare each predicted instance, of test and of training, with every target of its class, on the test images."""
-    space = run.space(device=device)
-    of_split: dict[str, dict[str, dict[str, Any]]] = {}
-    tables: dict[str, tuple[Tensor, Tensor]] = {}
+    by_split: dict[str, dict[str, dict[str, Any]]] = {}
     for split in (TRAIN, TEST):
-        if progress is not None:
-            progress(f"outputs of the {split} instances and of what is predicted for them, on all test images")
-        judged = judge(run, space, zoo, split)
-        of_split[split], tables = found_of(run, judged, task)  # the last ones are drawn
-    found = of_split[TEST]
-    means = {split: _means(by_architecture) for split, by_architecture in of_split.items()}
+        subject.progress(f"outputs of the {split} instances and of their predictions on all test images")
+        by_split[split], agreements = measures_of_split(subject, subject.predicted(split))
+    test = by_split[TEST]
+    means = {split: _means(by_architecture) for split, by_architecture in by_split.items()}
+    spread_rows = {(name,): one for name, one in test.items()}
+    spread_title = "How different instances of an architecture are"
+    title = "Agreement of every prediction with every target of its class"
     return Result(
-        name=NAME,
+        name="identity",
         title="Identity: its own target, or any of its class?",
-        text=_text(run, len(judged.view), task.splits[TEST], means),
-        numbers={"means": means, "by_architecture": found, "training_instances": of_split[TRAIN]},
+        text=_text(subject, len(subject.view(TEST)), means),
+        numbers={"means": means, "by_architecture": test, "training_instances": by_split[TRAIN]},
         claims=_claims(means[TEST]),
-        tables=(_agreement_table(of_split), _spread_table(found)),
-        pictures=(Picture("Agreement of every prediction with every target of its class", draw(tables, folder)),),
+        tables=(
+            _agreement_table(by_split),
+            table_of_measures(spread_title, ("architecture",), spread_rows, SPREAD_COLUMNS),
+        ),
+        pictures=(subject.picture(title, "identity.png", agreement_figure(agreements)),),  # those of the test split
     )
 
 
-def found_of(run: Run, judged: Judged, task: Any) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]:
-    """Of each architecture all that is measured, and the agreement `[N, N]` and the accuracy `[N]` of the targets."""
-    target_NBC, predicted_NBC = judged.outputs(inputs_of(run, judged.view, task))
-    labels_B = task.normalised(TEST)[1].cpu()
-    found, tables = {}, {}
-    for name, rows in judged.groups().items():
-        agreement_NN, kl_NN = compare(predicted_NBC[rows], target_NBC[rows])
-        accuracy_N = (target_NBC[rows].argmax(-1) == labels_B).double().mean(1)
-        preps = prep_measures(*judged.values(rows))
+def measures_of_split(
+    subject: Subject, split: PredictedSplit
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]:
+    """Return all measures of each architecture, and the agreement `[N, N]` and the accuracy `[N]` of its targets."""
+    target_NBC, predicted_NBC = split.outputs(subject.inputs(split.view))
+    labels_B = subject.labels()
+    found, agreements = {}, {}
+    for name, rows in split.groups().items():
+        target, predicted = target_NBC[rows], predicted_NBC[rows]
+        agreement_NN, kl_NN = compare(predicted, target)
+        accuracy_N = (target.argmax(-1) == labels_B).double().mean(1)
+        preps = prep_measures(*split.values(rows))
         found[name] = {
             "instances": len(rows),
             "agreement": measures(agreement_NN, accuracy_N),
             "kl": measures(-kl_NN, accuracy_N, sign=-1),
-            "agreement_among_targets": mean_or_nan(off_diagonal(compare(target_NBC[rows], target_NBC[rows])[0])),
-            "agreement_among_predicted": mean_or_nan(
-                off_diagonal(compare(predicted_NBC[rows], predicted_NBC[rows])[0])
-            ),
+            "agreement_among_targets": mean_or_nan(off_diagonal(compare(target, target)[0])),
+            "agreement_among_predicted": mean_or_nan(off_diagonal(compare(predicted, predicted)[0])),
             "prep_distance_among_targets": preps["among_targets"],
             "prep_distance_among_predicted": preps["among_predicted"],
         }
-        tables[name] = agreement_NN, accuracy_N
-    return found, tables
+        agreements[name] = agreement_NN, accuracy_N
+    return found, agreements
 
 
-def _means(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Over the architectures that have two instances or more."""
-    several = [one for one in found.values() if one["instances"] > 1]
+def _means(by_architecture: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return means over the architectures that have two instances or more; NaN if there are none."""
+    several = [one for one in by_architecture.values() if one["instances"] > 1]
+    names = ("own_preferred", "paired", "paired_nearest")
     return {
         kind: {
-            name: _mean([one[kind][name] for one in several]) for name in ("own_preferred", "paired", "paired_nearest")
+            name: mean_or_nan(torch.tensor([one[kind][name] for one in several], dtype=torch.float64)) for name in names
         }
-        for kind in ("agreement", "kl")
+        for kind in MEASURES
     }
 
 
-def _claims(unseen: dict[str, dict[str, float]]) -> list[Claim]:
-    agreement, divergence = unseen["agreement"], unseen["kl"]
+def _claims(unseen: Mapping[str, Mapping[str, float]]) -> list[Claim]:
     text = "Unseen instances of nearest accuracy that are paired rightly with their targets, by {} (chance: 50 %)"
-    found = {
-        "Unseen instances agree with their own target more than with another (chance: 50 %)": agreement[
-            "own_preferred"
-        ],
-        text.format("agreement"): agreement["paired_nearest"],
-        text.format("divergence"): divergence["paired_nearest"],
+    agree = "Unseen instances agree with their own target more than with another (chance: 50 %)"
+    shares = {
+        agree: unseen["agreement"]["own_preferred"],
+        text.format("agreement"): unseen["agreement"]["paired_nearest"],
+        text.format("divergence"): unseen["kl"]["paired_nearest"],
     }
-    return [claim(words, share, ">=", KEPT, kind="beyond", unit="%") for words, share in found.items()]
+    return [claim(words, share, ">=", KEPT, kind="beyond", unit="%") for words, share in shares.items()]
 
 
-def _text(run: Run, instances: int, images: int, means: dict[str, dict[str, dict[str, float]]]) -> str:
+def _text(subject: Subject, instances: int, means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    recipe = subject.run.recipe
     learnt = (
         "In this setting the paper's loss knows the teacher, the labels and the ClassId, not the target's outputs"
-        if run.recipe.has_classes
+        if recipe.has_classes
         else "In this setting the loss is the divergence from the target's own outputs (Eq. 1)"
     )
-    added = f", but this recipe adds them with weight {run.recipe.loss.identity:g}" if run.recipe.loss.identity else ""
+    added = f", but this recipe adds them with weight {recipe.loss.identity:g}" if recipe.loss.identity else ""
     unseen, seen = means[TEST]["kl"], means[TRAIN]["kl"]
     return (
-        f"Each of {instances} predicted test instances is compared with all test targets of its architecture, on "
-        f"{images} test images: the share of images that both put into the same class, and the divergence KL(target || "
-        f"predicted) of their outputs. {learnt}{added}.\n\n"
+        f"Each of {counted(instances, 'predicted test instance')} is compared with all test targets of its "
+        f"architecture on {subject.task.splits[TEST]} test images: the share of images that both put into the same "
+        f"class, and the divergence KL(target || predicted) of their outputs. {learnt}{added}.\n\n"
         "Some targets are easy to agree with, whatever is predicted, and some predictions agree with all. So two "
-        "predictions and their two targets are taken at a time, and asked whether pairing them rightly fits better "
-        "than pairing them crosswise: half of the pairs if identity is lost, all if it is kept. As instances of equal "
-        "accuracy are alike, a prediction that keeps nothing but the accuracy does better than half; so claims are "
-        "made of the pairs of nearest accuracy, which show what is kept beyond it. In the picture the mean agreement "
-        "of each prediction and of each target is taken away: a red diagonal is identity.\n\n"
-        f"By divergence {_percent(unseen['paired'])} of the pairs of unseen instances are paired rightly, of those of "
-        f"nearest accuracy {_percent(unseen['paired_nearest'])}; of training instances {_percent(seen['paired'])} and "
-        f"{_percent(seen['paired_nearest'])}. What is not kept for those was not learnt; what is kept for them alone "
-        "does not carry over to unseen ones."
+        "predictions and their two targets are taken at a time. Do they fit better if paired rightly than if paired "
+        "crosswise? Half of the pairs do if identity is lost, all if it is kept. As instances of equal accuracy are "
+        "alike, a prediction that keeps nothing but the accuracy does better than half. So claims are about pairs of "
+        "nearest accuracy, which show what is kept beyond it. The picture leaves out the mean agreement of each "
+        "prediction and of each target: a red diagonal is identity.\n\n"
+        f"By divergence {_percent(unseen['paired'])} of the pairs of unseen instances are paired rightly, and "
+        f"{_percent(unseen['paired_nearest'])} of those of nearest accuracy; of training instances "
+        f"{_percent(seen['paired'])} and {_percent(seen['paired_nearest'])}. What is not kept for training instances "
+        "was not learnt; what is kept for them alone does not carry over to unseen ones."
     )
 
 
@@ -143,32 +154,32 @@ def _percent(share: float) -> str:
 
 
 def compare(predicted_NBC: Tensor, target_MBC: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each prediction and each target: the share of images with the same largest output, and the mean KL divergence.
+    """Return agreement and divergence of each prediction and each target, both `[N, M]` in float64.
 
     predicted_NBC, target_MBC: logits
-    returns `[N, M]` and `[N, M]`, float64; the divergence is KL(target || predicted) in nats
+    Agreement is the share of images with the same largest output, divergence the mean KL(target || predicted) in nats.
     """
     predicted_NB, target_MB = predicted_NBC.argmax(-1), target_MBC.argmax(-1)
     log_p_NBC, log_t_MBC = log_softmax(predicted_NBC.double(), -1), log_softmax(target_MBC.double(), -1)
     t_MBC = log_t_MBC.exp()
     entropy_M = -(t_MBC * log_t_MBC).sum(-1).mean(1)
     cross_NM = -torch.einsum("nbc,mbc->nm", log_p_NBC, t_MBC) / predicted_NB.shape[1]
-    # A row at a time: [N, M, B] of a large test set would not fit.
+    # The rows are compared one at a time, because [N, M, B] of a large test set would not fit.
     agreement_NM = torch.stack([(row_B == target_MB).double().mean(1) for row_B in predicted_NB])
     return agreement_NM, cross_NM - entropy_M
 
 
 def measures(likeness_NN: Tensor, accuracy_N: Tensor, sign: int = 1) -> dict[str, float]:
-    """How much better a prediction fits its own target than others.
+    """Return how much better a prediction fits its own target than others; equal likeness counts half.
 
-    likeness_NN: of prediction (row) and target (column), the larger the more alike
-    accuracy_N:  of the targets
-    sign:        -1 if the likeness is a negated measure; means are given of the measure itself
-    own_preferred: share of comparisons with another target that the own target wins
-    own_first:     share of predictions whose own target wins all of them
-    paired:        share of pairs i, j that fit better rightly (i, i and j, j) than crosswise (i, j and j, i)
+    likeness_NN:    of prediction (row) and target (column); the larger the more alike
+    accuracy_N:     of the targets
+    sign:           -1 if the likeness is a negated measure; `own`, `others` and `nearest_in_accuracy` are then means of
+                    the measure itself
+    own_preferred:  share of comparisons with another target that the own target wins
+    own_first:      share of predictions whose own target wins all of them
+    paired:         share of pairs i, j that fit better rightly (i, i and j, j) than crosswise (i, j and j, i)
     paired_nearest: the same, of each i and the two j of nearest accuracy
-    Equal likeness counts half.
     """
     count = len(likeness_NN)
     own_N = likeness_NN.diagonal()
@@ -189,26 +200,26 @@ def measures(likeness_NN: Tensor, accuracy_N: Tensor, sign: int = 1) -> dict[str
 
 
 def _wins(first: Tensor, second: Tensor) -> Tensor:
-    """1 where the first is larger, 0.5 where both are equal, but for rounding."""
+    """Return 1 where the first is larger, and 0.5 where both are equal but for rounding."""
     difference = first - second
     return torch.where(difference.abs() <= ROUNDING, 0.5, (difference > 0).double())
 
 
 def beyond_margins(values_NM: Tensor) -> Tensor:
-    """What is left of each value when the means of its row and its column are taken away."""
+    """Return each value without the means of its row and its column."""
     return values_NM - values_NM.mean(0) - values_NM.mean(1, keepdim=True) + values_NM.mean()
 
 
-def draw(tables: dict[str, tuple[Tensor, Tensor]], folder: Path) -> str:
-    """Agreement beyond the means of row and column, one panel an architecture; the name of the file."""
-    figure = new_figure(5.2, 4.2) if len(tables) == 1 else new_figure(1.0 + 2.7 * len(tables), 3.4)
-    panels = figure.subplots(1, len(tables), squeeze=False)[0]
-    beyond = {name: 100 * beyond_margins(agreement) for name, (agreement, _) in tables.items()}
-    # A few pairs may stand out; they would take the colour from all others.
-    limit = max(LEAST_RANGE, float(torch.cat([one.flatten().abs() for one in beyond.values()]).quantile(SHOWN)))
-    for axes, (name, (_, accuracy_N)) in zip(panels, tables.items(), strict=True):
+def agreement_figure(agreements: Mapping[str, tuple[Tensor, Tensor]]) -> Any:
+    """Draw agreement beyond the means of row and column, one panel an architecture."""
+    count = len(agreements)
+    figure, plots = panels(count, *((5.2, 4.2) if count == 1 else (2.7 + 1 / count, 3.4)))
+    beyond = {name: 100 * beyond_margins(agreement_NN) for name, (agreement_NN, _) in agreements.items()}
+    together = torch.cat([values_NN.flatten().abs() for values_NN in beyond.values()])
+    limit = max(LEAST_RANGE, float(together.quantile(WITHIN_COLOURS)))
+    for axes, (name, (_, accuracy_N)) in zip(plots, agreements.items(), strict=True):
         order = accuracy_N.argsort(stable=True)
-        count = len(order)
+        last = len(order)
         image = axes.imshow(
             beyond[name][order][:, order].numpy(),
             cmap="RdBu_r",
@@ -216,50 +227,24 @@ def draw(tables: dict[str, tuple[Tensor, Tensor]], folder: Path) -> str:
             vmax=limit,
             aspect="auto",
             interpolation="nearest",
-            extent=(0.5, count + 0.5, count + 0.5, 0.5),
+            extent=(0.5, last + 0.5, last + 0.5, 0.5),
         )
-        axes.set(xticks=[1, count], yticks=[1, count], xlabel="target")
-        axes.set_title(short(name), parse_math=False, fontsize="medium")
-    panels[0].set_ylabel("prediction")
+        axes.set(xticks=[1, last], yticks=[1, last], xlabel="target")
+        axes.set_title(short_name(name), parse_math=False, fontsize="medium")
+    plots[0].set_ylabel("prediction")
     figure.supxlabel("from the least to the most accurate target", fontsize="small")
-    figure.colorbar(
-        image, ax=list(panels), fraction=0.046, pad=0.02, extend="both", label="agreement beyond the means, points"
-    )
-    return save_figure(figure, folder, f"{NAME}.png")
+    label = "agreement beyond the means, points"
+    figure.colorbar(image, ax=plots, fraction=0.046, pad=0.02, extend="both", label=label)
+    return figure
 
 
-def _agreement_table(of_split: dict[str, dict[str, dict[str, Any]]]) -> Table:
-    rows = []
-    for split, name, one in [(split, *item) for split, found in of_split.items() for item in found.items()]:
-        for kind, scale, digits, unit in (("agreement", 100, 2, "agreement, %"), ("kl", 1, 4, "KL divergence, nats")):
-            measured = one[kind]
-            means = (round(scale * measured[key], digits) for key in ("own", "others", "nearest_in_accuracy"))
-            shares = (round(measured[key], 3) for key in ("own_preferred", "own_first", "paired", "paired_nearest"))
-            rows.append((INSTANCES[split], name, unit, *means, *shares))
-    columns = (
-        *("instances", "architecture", "measure", "with its own target", "with others", "with the nearest in accuracy"),
-        *("own is nearer than another", "own is the nearest", "paired rightly", "paired rightly, nearest in accuracy"),
-    )
-    return Table("A prediction and the targets of its class", columns, tuple(rows))
-
-
-def _spread_table(found: dict[str, dict[str, Any]]) -> Table:
-    rows = tuple(
-        (
-            name,
-            round(100 * one["agreement_among_targets"], 2),
-            round(100 * one["agreement_among_predicted"], 2),
-            round(one["prep_distance_among_targets"], 4),
-            round(one["prep_distance_among_predicted"], 4),
-        )
-        for name, one in found.items()
-    )
-    columns = (
-        *("architecture", "agreement of two targets, %", "of two predictions, %"),
-        *("distance of two targets' PReps", "of two predicted PReps"),
-    )
-    return Table("How different instances of an architecture are", columns, rows)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def _agreement_table(by_split: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    """List agreement and divergence of each split and architecture; both have the same titles of columns."""
+    title, names = "A prediction and the targets of its class", ("instances", "architecture", "measure")
+    tables = [
+        table_of_measures(title, names, {(INSTANCES[split], name, unit): one[kind]}, columns)
+        for split, by_architecture in by_split.items()
+        for name, one in by_architecture.items()
+        for kind, (unit, columns) in MEASURES.items()
+    ]
+    return Table(title, tables[0].columns, tuple(row for table in tables for row in table.rows))

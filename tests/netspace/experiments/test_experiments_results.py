@@ -24,9 +24,20 @@ from netspace.experiments import (
     running,
 )
 from netspace.experiments.beyond import hygiene
-from netspace.experiments.result import Claim, Picture, Result, ResultError, Table, claim, new_figure, save_figure
-from netspace.experiments.running import Bench, experiment
+from netspace.experiments.result import (
+    Claim,
+    Column,
+    Picture,
+    Result,
+    ResultError,
+    Table,
+    claim,
+    table_of_measures,
+)
+from netspace.experiments.running import ExperimentRunner, experiment
+from netspace.experiments.subject import Subject
 from netspace.run.run import RunError, State
+from prepkit.figures import new_figure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,11 +114,20 @@ def test_no_result_is_told(tmp_path):
         Result.load(tmp_path / "cut.json")
 
 
+def test_a_table_of_measures():
+    columns = (Column("share, %", "share", 100, 1), Column("number", "number"), Column("other", "other", digits=2))
+    rows = {("a", 1): {"share": 0.12345, "number": 3, "other": math.nan}, ("b", 2): {"share": 1}}
+    table = Result("r", "", "", tables=[table_of_measures("T", ("name", "id"), rows, columns)]).tables[0]
+    assert table.columns == ("name", "id", "share, %", "number", "other")
+    assert table.rows == (("a", 1, 12.3, 3, None), ("b", 2, 100.0, None, None))
+
+
 def test_pictures_of_the_same_figure_have_the_same_bytes(tmp_path):
+    subject = Subject(None, None, None, None, tmp_path)
     for name in ("a.png", "b.png"):
         figure = new_figure(2, 2)
         figure.subplots().plot([1, 2], [3, 4])
-        assert save_figure(figure, tmp_path, name) == name
+        assert subject.picture("P", name, figure) == Picture("P", name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -128,16 +148,15 @@ class Counted:
     """An experiment that counts how often it is made."""
 
     def __init__(self):
-        self.seeds = []
+        self.seeds, self.subjects = [], []
 
-    def __call__(self, run, zoo, task, device, folder, *, seed=0, progress=None, factor=1):
-        self.seeds.append(seed)
-        progress("counting")
-        (folder / "c.png").write_bytes(b"picture")
-        drawn = float(torch.rand(()))
-        return Result(
-            "counted", "C", "", {"instances": len(zoo) * factor, "drawn": drawn}, pictures=[Picture("", "c.png")]
-        )
+    def __call__(self, subject, *, factor=1):
+        self.seeds.append(subject.seed)
+        self.subjects.append(subject)
+        subject.progress("counting")
+        (subject.folder / "c.png").write_bytes(b"picture")
+        numbers = {"instances": len(subject.zoo) * factor, "drawn": float(torch.rand(()))}
+        return Result("counted", "C", "", numbers, pictures=[Picture("", "c.png")])
 
 
 @pytest.fixture
@@ -155,7 +174,7 @@ def run(tmp_path, small_zoo):
 
 def test_an_experiment_is_made_once_for_a_state_a_seed_and_sizes(run, counted):
     before, told = torch.get_rng_state(), []
-    first = Bench(run, "cpu").result("counted", progress=told.append)
+    first = ExperimentRunner(run, "cpu").result("counted", progress=told.append)
     assert told == ["counting"]
     assert torch.equal(torch.get_rng_state(), before)
     assert first.numbers["instances"] == 9
@@ -164,33 +183,50 @@ def test_an_experiment_is_made_once_for_a_state_a_seed_and_sizes(run, counted):
     assert {"seconds", "hardware", "device", "versions"} <= set(first.stamp)
     assert experiment(run, "counted", device="cpu") == first
     assert len(counted.seeds) == 1
-    assert Bench(run, "cpu").result("counted", again=True).numbers == first.numbers  # what is drawn follows the seed
-    assert Bench(run, "cpu", seed=3).result("counted").numbers["drawn"] != first.numbers["drawn"]
-    bench = Bench(run, "cpu", seed=3, sizes={"counted": {"factor": 2}})
-    assert bench.result("counted").numbers["instances"] == 18
+    assert (
+        ExperimentRunner(run, "cpu").result("counted", again=True).numbers == first.numbers
+    )  # what is drawn follows the seed
+    assert ExperimentRunner(run, "cpu", seed=3).result("counted").numbers["drawn"] != first.numbers["drawn"]
+    runner = ExperimentRunner(run, "cpu", seed=3, sizes={"counted": {"factor": 2}})
+    assert runner.result("counted").numbers["instances"] == 18
     assert counted.seeds == [0, 0, 3, 3]
 
 
 def test_what_is_damaged_or_of_another_state_is_made_again(run, counted):
-    bench = Bench(run, "cpu")
-    bench.result("counted")
-    file = bench.folder / "counted.json"
+    runner = ExperimentRunner(run, "cpu")
+    runner.result("counted")
+    file = runner.folder / "counted.json"
     file.write_text(file.read_text()[:40])
-    bench.result("counted")
-    (bench.folder / "c.png").unlink()
-    bench.result("counted")
+    runner.result("counted")
+    (runner.folder / "c.png").unlink()
+    runner.result("counted")
     assert len(counted.seeds) == 3
     run.save("best", State(9, run.new_space().state_dict(), {"scores": {"score": 1.0}}))
-    assert bench.result("counted").stamp["checkpoint"]["step"] == 9
+    assert runner.result("counted").stamp["checkpoint"]["step"] == 9
     assert len(counted.seeds) == 4
 
 
+def test_experiments_on_one_state_share_its_space_and_predictions(run, counted):
+    runner = ExperimentRunner(run, "cpu")
+    for _ in range(2):
+        runner.result("counted", again=True)
+    first, second = counted.subjects
+    assert first.space is second.space
+    assert first.predicted() is second.predicted()
+    run.save("best", State(9, run.new_space().state_dict(), {"scores": {"score": 1.0}}))
+    runner.result("counted")
+    assert counted.subjects[2].space is not first.space
+    runner.release()
+    runner.result("counted", again=True)
+    assert counted.subjects[3].space is not counted.subjects[2].space
+
+
 def test_another_code_makes_an_experiment_again(run, counted, tmp_path, monkeypatch):
-    bench = Bench(run, "cpu")
-    first = bench.result("counted")
+    runner = ExperimentRunner(run, "cpu")
+    first = runner.result("counted")
     monkeypatch.setattr(running, "_code_of_this_process", lambda: "another")
-    assert bench.saved("counted") is None
-    assert bench.result("counted").numbers == first.numbers
+    assert runner.saved("counted") is None
+    assert runner.result("counted").numbers == first.numbers
     assert len(counted.seeds) == 2
 
 
@@ -220,27 +256,27 @@ def test_one_core_is_one_core(monkeypatch):
 
 
 def test_a_failed_experiment_leaves_no_result(run, counted, monkeypatch):
-    bench = Bench(run, "cpu")
-    bench.result("counted")
+    runner = ExperimentRunner(run, "cpu")
+    runner.result("counted")
 
     def fail(*_, **__):
         raise ValueError("broken")
 
     monkeypatch.setattr(running, "experiment_function", lambda name: fail)
     with pytest.raises(ValueError, match="broken"):
-        bench.result("counted", again=True)
-    assert bench.saved("counted") is None  # or half of its pictures might be of another one
+        runner.result("counted", again=True)
+    assert runner.saved("counted") is None  # or half of its pictures might be of another one
 
 
 def test_an_experiment_for_other_settings_is_refused(run):
     with pytest.raises(UnknownExperiment, match=r"'boundaries' is for the settings multi, unseen; .* has 'single'"):
-        Bench(run, "cpu").result("boundaries")
+        ExperimentRunner(run, "cpu").result("boundaries")
 
 
 def test_a_run_without_a_best_state_has_nothing_to_judge(run):
     (run.path / "checkpoints" / "best.json").unlink()
     with pytest.raises(RunError, match="no best checkpoint yet"):
-        Bench(run, "cpu").result("hygiene")
+        ExperimentRunner(run, "cpu").result("hygiene")
 
 
 # Split hygiene --------------------------------------------------------------------------------------------------
@@ -249,7 +285,7 @@ def test_a_run_without_a_best_state_has_nothing_to_judge(run):
 def test_a_clean_zoo_is_proved_clean(tmp_path, small_zoo):
     for name, kinds in (("digits_multi", {"id", "values", "images"}), ("chairs_mini", {"id", "item", "values"})):
         run = untrained_run(tmp_path / name, name, small_zoo(name))
-        result = Bench(run, "cpu").result("hygiene")
+        result = ExperimentRunner(run, "cpu").result("hygiene")
         assert set(result.numbers["shared"]) == kinds
         assert all(set(of.values()) == {0} for of in result.numbers["shared"].values())
         assert [one.held for one in result.claims] == [True]
@@ -268,8 +304,8 @@ def test_every_leak_is_counted(tmp_path):
         writer.add(registry.by_class_id(0).build(), id="e", split="test", run="r1", seed=2)
         writer.add(registry.by_class_id(0).build(), id="f", split="test", run="r2", seed=6)
     run = untrained_run(tmp_path / "run", "digits_single", tmp_path / "zoo")
-    result = Bench(run, "cpu").result("hygiene")
-    assert "says nothing of" not in result.text
+    result = ExperimentRunner(run, "cpu").result("hygiene")
+    assert "does not record" not in result.text
     none, train = {"train": 0, "validation": 0}, {"train": 1, "validation": 0}
     shared = {"id": none, "run": {"train": 1, "validation": 1}, "seed": train, "values": train, "images": none}
     assert result.numbers["shared"] == shared
@@ -278,25 +314,15 @@ def test_every_leak_is_counted(tmp_path):
     assert rows["training runs"] == (4, 1, 1)
 
 
-def test_a_seed_of_another_architecture_is_another_seed_and_0_is_one(tmp_path):
-    with prepkit.ZooWriter(tmp_path, width=128, registry=prepkit.built_in_registry("digits")) as writer:
-        writer.add(prepkit.architecture("resnet8@digits").build(), id="a", split="train", seed=1)
-        writer.add(prepkit.architecture("resnet8@digits").build(), id="c", split="train", seed=0)
-        writer.add(prepkit.architecture("lenet_like@digits").build(), id="b", split="test", seed=1)
-        writer.add(prepkit.architecture("resnet8@digits").build(), id="d", split="test", seed=0)
-    zoo = prepkit.open_zoo(tmp_path)
-    assert hygiene.things(zoo, "train", "seed") & hygiene.things(zoo, "test", "seed") == {("resnet8@digits", 0)}
-
-
 def test_images_that_chose_the_best_state_count(tmp_path):
     """Without validation images the best state is chosen on test images."""
     task = {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 60}}
     counts = {"resnet8@digits": {"train": 2, "validation": 1, "test": 1}}
     zoo = digits_zoo(tmp_path / "zoo", counts, teacher=False, single=True, task=task)
-    result = Bench(untrained_run(tmp_path / "run", "digits_single", zoo), "cpu").result("hygiene")
+    result = ExperimentRunner(untrained_run(tmp_path / "run", "digits_single", zoo), "cpu").result("hygiene")
     assert result.numbers["shared"]["images"]["validation"] == result.tables[0].rows[-1][1] > 50
     assert not result.claims[0].held
-    assert "says nothing of training runs, seeds" in result.text
+    assert "does not record training runs, seeds" in result.text
 
 
 def test_shapes_that_were_seen_are_counted(tmp_path):
@@ -304,17 +330,17 @@ def test_shapes_that_were_seen_are_counted(tmp_path):
     with prepkit.ZooWriter(tmp_path / "zoo", width=64, task=CHAIRS, registry=registry) as writer:
         for id, split, item in (("a", "train", 0), ("b", "train", 1), ("c", "test", 1), ("d", "test", 2)):
             writer.add(registry.by_class_id(0).build(), id=id, split=split, item=item)
-    result = Bench(untrained_run(tmp_path / "run", "chairs_mini", tmp_path / "zoo"), "cpu").result("hygiene")
+    result = ExperimentRunner(untrained_run(tmp_path / "run", "chairs_mini", tmp_path / "zoo"), "cpu").result("hygiene")
     assert result.numbers["shared"]["item"] == {"train": 1, "validation": 0}
     assert not result.claims[0].held
 
 
 def test_an_unseen_architecture_that_was_chosen_by_is_found(tmp_path, small_zoo):
     run = untrained_run(tmp_path / "run", "digits_unseen", small_zoo("digits_unseen"))
-    clean = hygiene.between(run, prepkit.open_zoo(small_zoo("digits_unseen")))
+    clean = hygiene.between_boundaries(run, prepkit.open_zoo(small_zoo("digits_unseen")))
     counts = {"lenet_like@digits": {"train": 1}, "resnet8@digits": {"validation": 1, "test": 1}}
     assert clean == []
-    assert hygiene.between(run, prepkit.open_zoo(digits_zoo(tmp_path / "zoo", counts, height=88))) == [
+    assert hygiene.between_boundaries(run, prepkit.open_zoo(digits_zoo(tmp_path / "zoo", counts, height=88))) == [
         "resnet8@digits-validation-0"
     ]
 
@@ -365,7 +391,7 @@ def test_clusters_by_the_boundary_line():
     ranks, positions = [0, 0, 1, 1, 2], [0, 0, 0.25, 0.75, 1]
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(ranks, positions).statistic)
     assert [one.held for one in latent_map.claims_on_clusters(found)] == [True, False]
-    text = latent_map.words_on_clusters(list(groups), found)
+    text = latent_map.text_on_clusters(list(groups), found)
     assert "lie at 0%, 50%, 100% of its length (in equal steps: 0%, 50%, 100%), so they are sorted by ClassId" in text
     assert "up to 50% of its length off the line" in text
     assert [row[3:] for row in latent_map.table_of_clusters(found).rows[:2]] == [(0, 0, 0, 0), (50, 50, 35.4, 50)]
@@ -376,7 +402,7 @@ def test_clusters_out_of_order_and_in_one_place():
     found = latent_map.clusters(one)
     assert found["smallest_step"] == pytest.approx(-0.2)
     assert [one.held for one in latent_map.claims_on_clusters(found)] == [False, True]
-    assert "so they are not sorted by ClassId" in latent_map.words_on_clusters(list(one), found)
+    assert "so they are not sorted by ClassId" in latent_map.text_on_clusters(list(one), found)
     found = latent_map.clusters(dict.fromkeys(one, torch.ones(2, 3).double()))
     assert not any(one.held for one in latent_map.claims_on_clusters(found))
 
@@ -392,7 +418,7 @@ def test_clusters_are_those_of_test_instances(tmp_path):
     counts = {"train": 2, "validation": 1, "test": 3}
     path = digits_zoo(tmp_path / "zoo", dict.fromkeys(names, counts), height=88)
     run = untrained_run(tmp_path / "run", "digits_multi", path)
-    result = Bench(run, "cpu").result("latent_map")
+    result = ExperimentRunner(run, "cpu").result("latent_map")
     space, test = run.space(), run.open_zoo().split("test")
     own = {name: [] for name in names}
     for row in range(len(test)):
@@ -418,11 +444,11 @@ def test_clusters_are_those_of_test_instances(tmp_path):
 
 def test_a_space_of_two_architectures_has_no_order_of_clusters(tmp_path, small_zoo):
     run = untrained_run(tmp_path / "run", "digits_unseen", small_zoo("digits_unseen"))
-    result = Bench(run, "cpu").result("latent_map")
+    result = ExperimentRunner(run, "cpu").result("latent_map")
     assert "clusters" not in result.numbers
     assert len(result.claims) == 1
-    assert "is not asked here" in result.text
-    assert "these are of lenet_like, resnet14 alone" in result.text
+    assert "is not measured here" in result.text
+    assert "there are only those of lenet_like, resnet14" in result.text
 
 
 def test_thumbnails_are_spread_over_accuracies():
@@ -435,7 +461,7 @@ def test_thumbnails_are_spread_over_accuracies():
 
 @pytest.mark.parametrize("name", ["digits_single", "digits_multi", "chairs_mini"])
 def test_the_map_of_a_run(tmp_path, small_zoo, name):
-    result = Bench(untrained_run(tmp_path / "run", name, small_zoo(name)), "cpu").result("latent_map")
+    result = ExperimentRunner(untrained_run(tmp_path / "run", name, small_zoo(name)), "cpu").result("latent_map")
     assert 0 < sum(result.numbers["explained"]) <= 1 + 1e-9
     assert ("nearest_own" in result.numbers) is (name == "digits_multi")
     for picture in result.pictures:

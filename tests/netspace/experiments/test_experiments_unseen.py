@@ -1,6 +1,7 @@
 """Accuracy, PReps and identity of unseen instances, against the same found one network at a time, by hand."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from itertools import permutations
 
@@ -10,23 +11,21 @@ import scipy.stats
 import torch
 from small_zoos import DIGITS, digits_zoo
 from torch.nn.functional import kl_div, log_softmax
-from untrained import untrained_run
+from untrained import subject_of, untrained_run
 
 import prepkit
-from netspace.data import ZooMismatch, task_of
+from netspace.data import ZooMismatch
 from netspace.experiments import accuracy, preps
 from netspace.experiments.beyond import identity
-from netspace.experiments.judged import judge
 from netspace.experiments.result import Result
 from netspace.run.run import State
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CPU = torch.device("cpu")
 COUNTS = {"train": 3, "validation": 1, "test": 5}
 
 
-class Bench:
-    """A run on a small zoo, and all that an experiment asks for."""
+class ReadyRun:
+    """A run on a small zoo, on which experiments are run."""
 
     def __init__(self, root, setting, zoo, **changes):
         self.run = untrained_run(root / setting, f"digits_{setting}", zoo, **changes)
@@ -34,14 +33,14 @@ class Bench:
         with torch.no_grad():
             space.decoder.scale.mul_(5)  # or all predicted networks would name one class for every image
         self.run.save("best", State(8, space.state_dict(), {"scores": {}}))
-        self.zoo = self.run.open_zoo()
-        self.task = task_of(self.zoo, CPU)
-        self.root = root
+        self.root, folder = root, root / "pictures"
+        folder.mkdir()
+        self.subject = subject_of(self.run, folder)
+        self.zoo = self.subject.zoo
 
-    def __call__(self, experiment, **sizes):
-        folder = self.root / "pictures"
-        folder.mkdir(exist_ok=True)
-        result = experiment.run(self.run, self.zoo, self.task, CPU, folder, **sizes)
+    def __call__(self, experiment, **settings):
+        folder = self.subject.folder
+        result = experiment.run(replace(self.subject, **settings))
         assert all((folder / picture.file).read_bytes().startswith(b"\x89PNG") for picture in result.pictures)
         assert repr(Result.load(result.save(folder))) == repr(result)  # a NaN is not equal to itself
         return result
@@ -51,26 +50,26 @@ class Bench:
 def single(tmp_path_factory):
     root = tmp_path_factory.mktemp("single")
     zoo = digits_zoo(root / "zoo", {"resnet8@digits": COUNTS}, teacher=False, single=True)
-    return Bench(root, "single", zoo)
+    return ReadyRun(root, "single", zoo)
 
 
 @pytest.fixture(scope="module")
 def multi(tmp_path_factory):
     root = tmp_path_factory.mktemp("multi")
     names = ("lenet_like@digits", "vanilla_cnn@digits", "resnet8@digits", "resnet14@digits")
-    return Bench(root, "multi", digits_zoo(root / "zoo", dict.fromkeys(names, COUNTS), height=88))
+    return ReadyRun(root, "multi", digits_zoo(root / "zoo", dict.fromkeys(names, COUNTS), height=88))
 
 
-def pairs_of(bench, split="test"):
+def pairs_of(ready, split="test"):
     """Each instance of a split: its row of the table, the target network, the predicted one."""
-    space, view = bench.run.space(), bench.zoo.split(split)
+    space, view = ready.run.space(), ready.zoo.split(split)
     found = []
     for row in range(len(view)):
         with torch.no_grad():
             latent = space.encode(view.preps([row]))
             class_id = int(space.classify(latent).argmax()) if space.num_architectures else 0
             prep = space.decode(latent)[0]
-        architecture = bench.run.registry.by_class_id(class_id)
+        architecture = ready.run.registry.by_class_id(class_id)
         network = architecture.build_folded().eval()
         network.load_state_dict(architecture.layout.unpack(prep))
         found.append((view.metadata(row) | {"predicted_class_id": class_id}, view.network(row), network, prep))
@@ -97,12 +96,12 @@ def accuracy_of(network):
 
 @pytest.mark.parametrize("setting", ["single", "multi"])
 def test_accuracy(setting, request):
-    bench = request.getfixturevalue(setting)
+    ready = request.getfixturevalue(setting)
     told = []
-    result = bench(accuracy, progress=told.append)
+    result = ready(accuracy, progress=told.append)
     assert len(told) == 2
     for split, numbers in (("test", result.numbers), ("train", result.numbers["training_instances"])):
-        found = pairs_of(bench, split)
+        found = pairs_of(ready, split)
         target, predicted = (np.array([accuracy_of(one[place]) for one in found]) for place in (1, 2))
         assert numbers["instances"] == len(found)
         assert numbers["target_accuracy"] == pytest.approx(target.mean())
@@ -120,18 +119,18 @@ def test_accuracy(setting, request):
             of_name = [place for place, one in enumerate(found) if one[0]["architecture"] == name]
             assert own["mean_difference"] == pytest.approx(np.abs(target - predicted)[of_name].mean())
     assert result.numbers["spearman"] is not None  # the small zoo shows what is tested
-    test_target = np.array([accuracy_of(one[1]) for one in pairs_of(bench)])
+    test_target = np.array([accuracy_of(one[1]) for one in pairs_of(ready)])
     assert result.numbers["of_constant_guess"] == pytest.approx(np.abs(test_target - guess).mean())
     claims = {claim.bound: claim for claim in result.claims}
-    test = pairs_of(bench)
+    test = pairs_of(ready)
     lost = {}
     for row, target, predicted, _ in test:
         lost.setdefault(row["architecture"], []).append(accuracy_of(target) - accuracy_of(predicted))
     worst = max(np.mean(one) for one in lost.values())
     mean = result.numbers["mean_difference"]
     assert claims["<= 0.03"].number == pytest.approx(mean if setting == "single" else worst)
-    assert set(claims) == {"<= 0.03", ">= 0.95" if setting == "single" else ">= 1"}
-    assert [row[0] for row in result.tables[1].rows] == bench.zoo.split("test").table["id"].to_pylist()
+    assert set(claims) == {"<= 0.03", ">= 0.95" if setting == "single" else "== 1"}
+    assert [row[0] for row in result.tables[1].rows] == ready.zoo.split("test").table["id"].to_pylist()
 
 
 def test_pictures_and_numbers_are_the_same_every_time(single):
@@ -146,10 +145,10 @@ def test_pictures_and_numbers_are_the_same_every_time(single):
 
 @pytest.mark.parametrize("setting", ["single", "multi"])
 def test_prep_distances(setting, request):
-    bench = request.getfixturevalue(setting)
-    result = bench(preps)
-    found = pairs_of(bench)
-    view = bench.zoo.split("test")
+    ready = request.getfixturevalue(setting)
+    result = ready(preps)
+    found = pairs_of(ready)
+    view = ready.zoo.split("test")
     means = []
     for name, numbers in result.numbers["by_architecture"].items():
         rows = [row for row, one in enumerate(found) if one[0]["architecture"] == name]
@@ -176,11 +175,11 @@ def test_prep_distances(setting, request):
 
 
 def test_examples_are_the_worst_the_middle_and_the_best(single, multi):
-    for bench, expected in ((single, [0.0, 0.2, 0.4]), (multi, [0.2] * 4)):  # accuracy in small zoos is the number / 10
-        judged = judge(bench.run, bench.run.space(), bench.zoo)
-        chosen = preps.examples(judged)
-        assert [judged.view.metadata(row)["accuracy"] for row in chosen] == pytest.approx(expected)
-    assert [judged.view.metadata(row)["class_id"] for row in chosen] == [0, 1, 2, 3]
+    for ready, expected in ((single, [0.0, 0.2, 0.4]), (multi, [0.2] * 4)):  # accuracy in small zoos is the number / 10
+        split = ready.subject.predicted()
+        chosen = preps.examples(split)
+        assert [split.view.metadata(row)["accuracy"] for row in chosen] == pytest.approx(expected)
+    assert [split.view.metadata(row)["class_id"] for row in chosen] == [0, 1, 2, 3]
 
 
 def test_a_picture_holds_all_values_in_order():
@@ -197,9 +196,9 @@ def test_a_picture_holds_all_values_in_order():
 @pytest.mark.parametrize("setting", ["single", "multi"])
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_identity(setting, split, request):
-    bench = request.getfixturevalue(setting)
-    result = bench(identity)
-    found = pairs_of(bench, split)
+    ready = request.getfixturevalue(setting)
+    result = ready(identity)
+    found = pairs_of(ready, split)
     by_architecture = result.numbers["by_architecture" if split == "test" else "training_instances"]
     claimed = {"preferred": [], "agreement": [], "kl": []}
     for name, numbers in by_architecture.items():
@@ -281,7 +280,7 @@ def test_one_network_for_all_has_no_identity_and_copies_have_it():
 @pytest.mark.parametrize("experiment", [accuracy, preps, identity])
 def test_one_instance_of_each_architecture_is_enough(experiment, small_zoo, tmp_path):
     """Then there are no pairs, and what needs them is unknown, not an error and not held."""
-    result = Bench(tmp_path, "multi", small_zoo("digits_multi"))(experiment)
+    result = ReadyRun(tmp_path, "multi", small_zoo("digits_multi"))(experiment)
     assert json.loads((tmp_path / "pictures" / f"{result.name}.json").read_text())["numbers"]
     if experiment is identity:
         assert not any(claim.held for claim in result.claims)
@@ -290,11 +289,10 @@ def test_one_instance_of_each_architecture_is_enough(experiment, small_zoo, tmp_
 
 def test_signals_have_preps_too(small_zoo, tmp_path):
     run = untrained_run(tmp_path / "run", "chairs_mini", small_zoo("chairs_mini"))
-    zoo = run.open_zoo()
-    result = preps.run(run, zoo, task_of(zoo, CPU), CPU, tmp_path)
+    result = preps.run(subject_of(run, tmp_path))
     assert result.numbers["by_architecture"]["sine_mlp@sdf_small"]["instances"] == 1
 
 
 def test_an_empty_split_is_refused(single):
     with pytest.raises(ZooMismatch, match="no instances in the split 'test'"):
-        judge(single.run, single.run.space(), single.zoo.select(range(3)))
+        replace(single.subject, zoo=single.zoo.select(range(3))).predicted()

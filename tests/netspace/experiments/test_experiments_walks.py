@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,17 +11,19 @@ import torch
 import trimesh
 from mpl_toolkits.mplot3d import proj3d
 from small_zoos import DIGITS, SMALL, digits_zoo, sdf_zoo
+from untrained import subject_of
 
 import prepkit
 from netspace.data import task_of
 from netspace.experiments import boundaries, chairs, closeness, lines, optimisation
 from netspace.experiments.beyond import consensus
-from netspace.experiments.result import Result, new_figure
+from netspace.experiments.result import Result
 from netspace.explore.sampling import PointError
 from netspace.recipe import load_recipe
 from netspace.run.run import Run, State
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
+from prepkit.figures import draw_mesh, new_figure
 from prepkit.tasks import distance_grid
 from prepkit.tasks.chairs import chair, chair_boxes
 from prepkit.tasks.sdf import normalised
@@ -30,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def ready(tmp_path, small_zoo):
-    """A run of an untrained space, its zoo and task, and an empty folder.
+    """The subject of a run of an untrained space, with an empty folder for pictures.
 
     path:   of another zoo than the small one of the recipe's name
     change: is given the space, to change it, and the zoo
@@ -48,7 +51,7 @@ def ready(tmp_path, small_zoo):
         run.save("best", State(1, space.state_dict(), {"scores": {}}))
         folder = tmp_path / "pictures"
         folder.mkdir()
-        return run, zoo, task_of(zoo, torch.device("cpu")), torch.device("cpu"), folder
+        return subject_of(run, folder)
 
     return made
 
@@ -74,8 +77,9 @@ def test_lines(ready, tmp_path):
         space.encoder.conv4.weight.mul_(100)
         space.decoder.conv1.weight.mul_(10)
 
-    run, zoo, task, device, folder = ready("digits_single", path, spread)
-    found = complete(lines.run(run, zoo, task, device, folder, steps=5), folder)
+    subject = ready("digits_single", path, spread)
+    run, zoo, task = subject.run, subject.zoo, subject.task
+    found = complete(lines.run(subject, steps=5), subject.folder)
     pairs = list(zip(*found.numbers["pairs_of"], strict=True))
     name = "resnet8@digits-test-{}".format  # its number is its accuracy, times 10
     assert sorted(pairs) == [(name(weak), name(strong)) for weak in (0, 1) for strong in (5, 6)]
@@ -124,7 +128,7 @@ def test_lines(ready, tmp_path):
 def test_the_shape_of_lines_by_hand():
     values = torch.tensor([[0.2, 0.5, 0.48, 0.6], [0.4, 0.9, 0.87, 0.8]], dtype=torch.float64)
     targets = torch.tensor([[0.3, 0.6], [0.0, 0.9]], dtype=torch.float64)
-    found = lines.shape_of(values, targets, (0.0, 1 / 3, 2 / 3, 1.0))
+    found = lines.shape_of_lines(values, targets, (0.0, 1 / 3, 2 / 3, 1.0))
     assert found["monotone"] == 0.5  # the first falls by 2 points, which is 0.02 and a little in floats
     assert found["largest_fall_of_mean"] == pytest.approx(0.025)  # 0.3, 0.7, 0.675, 0.7
     assert found["lowest"] == pytest.approx(0.675)
@@ -142,7 +146,7 @@ def test_pairs_of_weak_and_strong_are_different_and_drawn(tmp_path):
     assert len(set(some)) == len(some) == 3
     assert set(some) < every
     assert list(zip(*lines.weak_and_strong(zoo, 3, 1), strict=True)) != some
-    with pytest.raises(PointError, match="has 1 test instances; a line between a weak and a strong needs 2"):
+    with pytest.raises(PointError, match="has 1 test instance; a line between a weak and a strong one needs 2"):
         lines.weak_and_strong(zoo.select([0]), 3, 0)
 
 
@@ -153,8 +157,9 @@ def class_id_of(step):
 
 
 def test_boundaries(ready):
-    run, zoo, task, device, folder = ready("digits_multi")
-    found = complete(boundaries.run(run, zoo, task, device, folder, pairs=2), folder)
+    subject = ready("digits_multi")
+    run, zoo = subject.run, subject.zoo
+    found = complete(boundaries.run(subject, pairs=2), subject.folder)
     space, test = run.space(), zoo.split("test")
     ids = test.class_ids().tolist()
     with torch.no_grad():
@@ -172,8 +177,9 @@ def test_boundaries(ready):
 
 
 def test_consensus(ready):
-    run, zoo, task, device, folder = ready("digits_single")
-    found = complete(consensus.run(run, zoo, task, device, folder), folder)
+    subject = ready("digits_single")
+    run, zoo, task = subject.run, subject.zoo, subject.task
+    found = complete(consensus.run(subject), subject.folder)
     space, test, train = run.space(), zoo.split("test"), zoo.split("train")
     images, labels = task.normalised("test")
     agreed, right = [], []
@@ -203,8 +209,9 @@ def test_consensus_of_the_same_epochs(ready, tmp_path):
                 network = prepkit.architecture("resnet8@digits").build()
                 writer.add(network, id=f"{split}-{row}", split=split, epochs=number)
     zoo = prepkit.open_zoo(tmp_path / "zoo")
-    run, _, task, device, folder = ready("digits_single")
-    found = complete(consensus.run(run, zoo, task, device, folder), folder)
+    subject = replace(ready("digits_single"), zoo=zoo)
+    task = subject.task
+    found = complete(consensus.run(subject), subject.folder)
     images, labels = task.normalised("test")
     train, test = zoo.split("train"), zoo.split("test")
     outputs = [train.network(row)(images).detach() for row in range(7)]
@@ -238,8 +245,9 @@ def in_order(space, zoo):
 
 
 def test_unseen_architectures_are_held_against_the_mean_of_the_trained(ready):
-    run, zoo, task, device, folder = ready("digits_unseen", change=in_order)
-    found = complete(boundaries.run(run, zoo, task, device, folder, pairs=8), folder)
+    subject = ready("digits_unseen", change=in_order)
+    run, zoo, task = subject.run, subject.zoo, subject.task
+    found = complete(boundaries.run(subject, pairs=8), subject.folder)
     assert found.numbers["pairs"] == 1, "there is one test instance of each boundary"
     space, test = run.space(), zoo.split("test")
     accuracies = []
@@ -282,7 +290,7 @@ def test_accuracy_counts_only_where_the_architecture_is_named():
     assert [one["pairs"] for one in found.values()] == [3, 3, 3]
     assert [one["right"] for one in found.values()] == pytest.approx([1, 2 / 3, 1 / 3])
     assert [one["accuracy"] for one in found.values()] == pytest.approx([0.6, 0.7, 0.9])
-    beside = boundaries.beside_trained(found, {"one": 0.7, "three": 0.8})
+    beside = boundaries.compared_with_trained(found, {"one": 0.7, "three": 0.8})
     assert beside == {"two": {"from_mean": pytest.approx(-0.05), "from_worst": pytest.approx(0.0)}}
     assert boundaries.claims_of(1.0, found, beside)[-1].number == pytest.approx(0.05)
 
@@ -291,7 +299,7 @@ def test_an_unseen_architecture_that_is_never_named_does_not_hold():
     found = boundaries.at_gammas(line_of([[0, 0, 2]], [[0.5, 0.9, 0.5]]))
     assert math.isnan(found["two"]["accuracy"])
     unseen = {"other": {"from_mean": 0.0, "from_worst": 0.0}}
-    unseen |= boundaries.beside_trained(found, {"one": 0.5, "three": 0.5})
+    unseen |= boundaries.compared_with_trained(found, {"one": 0.5, "three": 0.5})
     for order in (list(unseen), list(unseen)[::-1]):
         claims = boundaries.claims_of(1.0, found, {name: unseen[name] for name in order})
         assert [claim.held for claim in claims] == [True, False, False]
@@ -336,11 +344,12 @@ def shares_by_hand(space, view, task, row):
 
 
 def test_chairs(ready, tmp_path):
-    run, *_, device, folder = ready("chairs_mini")
+    run = ready("chairs_mini").run
     path = sdf_zoo(tmp_path / "four", train=4, test=4)
     zoo = prepkit.open_zoo(path, width=run.recipe.network.width, height=run.recipe.network.height)
-    task = task_of(zoo, device)
-    found = complete(chairs.run(run, zoo, task, device, folder, pairs=2, steps=3, resolution=16), folder)
+    task = task_of(zoo, torch.device("cpu"))
+    subject = subject_of(run, tmp_path, zoo=zoo, task=task)
+    found = complete(chairs.run(subject, pairs=2, steps=3, resolution=16), subject.folder)
     rows = iter(found.tables[0].rows)
     for split in ("train", "test"):
         view = zoo.split(split)
@@ -356,7 +365,7 @@ def test_chairs(ready, tmp_path):
             assert next(rows)[:3] == (split, points, round(100 * numbers["own"], 1))
     summary = evaluate(run.space(), run.registry, zoo.split("test"), task, "test").summary()
     assert found.numbers["closeness"]["test"][closeness.NEAR_SURFACE]["own"] == pytest.approx(summary["closeness_near"])
-    assert set(found.numbers["iou"]) == set(chairs.WAYS)
+    assert set(found.numbers["iou"]) == {"embeddings", "weights", "blended distances", "the first chair"}
     assert [one[:2] for one in found.tables[1].rows] == [
         (way, gamma) for way in ("embeddings", "weights") for gamma in (0.0, 0.5, 1.0)
     ]
@@ -367,8 +376,8 @@ def test_chairs(ready, tmp_path):
 
 
 def test_a_single_held_out_chair_has_no_others(ready):
-    run, zoo, task, device, folder = ready("chairs_mini")
-    found = chairs.run(run, zoo, task, device, folder, pairs=1, steps=3, resolution=8)
+    subject = ready("chairs_mini")
+    found = chairs.run(subject, pairs=1, steps=3, resolution=8)
     assert found.numbers["closeness"]["test"]["others"] == 0
     assert found.numbers["closeness"]["test"][closeness.NEAR_SURFACE]["difference"] is None
     assert not found.claims[1].held
@@ -413,86 +422,60 @@ def test_the_paired_difference():
 
 
 def balls_of(*balls, points=41):
-    """Distances `[N, R, R, R]` to unions of balls, each a centre's x and a radius."""
+    """Distances `[N, R, R, R]` to balls around the centre of these radii."""
     axis = torch.linspace(-1, 1, points)
     x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
-    one = [torch.stack([((x - at) ** 2 + y**2 + z**2).sqrt() - radius for at, radius in union]) for union in balls]
-    return torch.stack([union.amin(0) for union in one])
+    return torch.stack([(x**2 + y**2 + z**2).sqrt() - radius for radius in balls])
 
 
-def test_overlap_and_volumes():
-    balls = balls_of([(0, 0.4)], [(0, 0.5)], [(0, 0.6)])
-    same = chairs._iou([balls], [balls])
-    assert torch.equal(same, torch.ones(1, 3, dtype=torch.float64))
-    shrunk = chairs._iou([balls[:2]], [balls[1:]])
-    assert shrunk[0, 0].item() == pytest.approx((0.4 / 0.5) ** 3, abs=0.02)
-    assert chairs._monotone_volumes([balls, balls.flip(0)]) == 1.0
-    assert chairs._monotone_volumes([balls[[0, 2, 1]]]) == 0.0
+def test_overlap_and_volumes_along_lines():
+    balls = balls_of(0.4, 0.5, 0.6)
+    assert chairs.overlaps_along(balls[None], balls[None]) == [1.0, 1.0, 1.0]
+    assert chairs.overlaps_along(balls[None, :2], balls[None, 1:])[0] == pytest.approx((0.4 / 0.5) ** 3, abs=0.02)
+    assert chairs.share_of_monotone_volumes(torch.stack([balls, balls.flip(0)])) == 1.0
+    assert chairs.share_of_monotone_volumes(balls[None, [0, 2, 1]]) == 0.0
 
 
-def test_validity_of_meshes():
-    nothing = torch.full((1, 41, 41, 41), 1.0)
-    whole, parted, cut, speck = balls_of([(0, 0.5)], [(-0.5, 0.3), (0.5, 0.4)], [(0.8, 0.5)], [(0, 0.15)]).split(1)
-    grids = torch.cat([whole, parted, cut, speck, nothing])
-    found = chairs.judge_meshes([grids], [whole.expand(5, -1, -1, -1)], [whole.expand(5, -1, -1, -1)])
-    assert found.surface.tolist() == [[True, True, True, True, False]]
-    assert found.one_part.tolist() == [[True, False, True, True, False]]
-    assert found.uncut.tolist() == [[True, True, False, True, False]]
-    assert found.solid.tolist() == [[True, True, True, False, False]]  # 0.3 ** 3 is below 5 %
-    assert found.valid.tolist() == [[True, False, False, False, False]]
-    assert found.chamfer[0, 0] == 0
-    assert found.chamfer[0, 3].item() == pytest.approx(0.35, abs=0.01)  # between two spheres with one centre
-    assert found.chamfer[0, 4].isnan()
-    pairs = chairs.judge_meshes([whole, whole, nothing, nothing], [whole] * 4, [speck] * 4)
-    means = pairs.by_step()
-    assert means["surface"] == means["valid"] == [0.5]
-    assert means["chamfer"] == pytest.approx([0.35], abs=0.01)  # of the pairs that have one
-    row = chairs._meshes_table((0.5,), {"embeddings": pairs}, {"embeddings": [0.25]}).rows[0]
-    assert row[:8] == ("embeddings", 0.5, 50.0, 50.0, 50.0, 50.0, 50.0, 2)
-    assert row[9] == 0.25
-    without_truth = chairs.judge_meshes([whole], [whole], None)
-    assert without_truth.valid.all()
-    assert without_truth.chamfer.isnan().all()
-
-
-def test_parts_and_the_cube_boundary():
-    two, one, none = balls_of([(-0.5, 0.3), (0.5, 0.4)], [(0, 0.4)], [(0, -1.0)])
-    share = 0.4**3 / (0.3**3 + 0.4**3)
-    assert distance_grid.largest_parts(torch.stack([two, one, none])) == pytest.approx([share, 1, 0], abs=0.02)
-    for axis in range(3):
-        for end in (0, 40):
-            grid = torch.ones(41, 41, 41)
-            place = [20, 20, 20]
-            place[axis] = end
-            grid[tuple(place)] = -1
-            assert distance_grid.leave_cube(torch.stack([grid, one])) == [True, False]
-
-
-def test_chamfer():
-    triangles = np.zeros((0, 3), np.int64)
-    first = trimesh.Trimesh(np.zeros((1, 3)), triangles, process=False)
-    second = trimesh.Trimesh(np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0]]), triangles, process=False)
-    assert chairs.chamfer(first, second) == pytest.approx((1 + (5 + 1) / 2) / 2)
-    assert np.isnan(chairs.chamfer(first, None))
+def test_shapes_along_lines():
+    """A step in the middle of which one pair has no surface, and the other is a speck."""
+    ball, speck = balls_of(0.5, 0.15)
+    nothing = torch.full_like(ball, 1.0)
+    grids = torch.stack([torch.stack([ball, nothing]), torch.stack([ball, speck])])
+    firsts = ball.expand(2, 2, *ball.shape)
+    measured = chairs.measures_along(grids, firsts, firsts)
+    means = chairs.means_by_step(measured, 2)
+    assert (means["surface"], means["solid"], means["valid"]) == ([1.0, 0.5], [1.0, 0.0], [1.0, 0.0])
+    assert means["chamfer"] == pytest.approx([0, 0.35], abs=0.01)  # of the pair that has one
+    table = chairs._meshes_table(
+        (0.0, 1.0), {"embeddings": measured}, {"embeddings": means}, {"embeddings": [1.0, 0.25]}
+    )
+    first, second = table.rows
+    assert first[:8] == ("embeddings", 0.0, 100.0, 100.0, 100.0, 100.0, 100.0, 0)
+    assert second[:3] == ("embeddings", 1.0, 50.0)
+    assert second[7] == 1
+    assert second[9] == 0.25
+    without_truth = chairs._meshes_table((0.0, 1.0), {"embeddings": measured}, {"embeddings": means}, {})
+    assert without_truth.rows[0][9] is None
 
 
 def test_the_picture_has_two_pairs():
-    ball_and_speck = balls_of([(0, 0.5)], [(0, 0.15)])
-    grids = {way: [ball_and_speck] * 3 for way in chairs.WAYS}
-    grids[chairs.FIRST] = [ball_and_speck[:1].expand(2, -1, -1, -1)] * 3
-    rows = chairs._rows_of_picture(grids, grids["weights"])
+    ball_and_speck = balls_of(0.5, 0.15)
+    pairs = ball_and_speck.expand(3, -1, -1, -1, -1)
+    firsts = ball_and_speck[:1].expand(3, 2, -1, -1, -1)
+    grids = {chairs.EMBEDDINGS: pairs, chairs.WEIGHTS: pairs, chairs.FIRST: firsts}
+    rows = chairs.rows_of_picture(grids, pairs)
     assert [way for way, _, _ in rows] == ["true chairs", "embeddings", "weights"] * 2
     assert rows[0][2].tolist() == pytest.approx([1, 0.3**3], abs=0.01)
-    assert len(chairs._rows_of_picture(grids, None)) == 4
+    assert len(chairs.rows_of_picture(grids, None)) == 4
     figure = new_figure(2, 2)
-    for mesh, ratio, said in (
+    for mesh, ratio, words in (
         (None, 0.0, ["no surface"]),
-        (distance_grid.surface(grids["weights"][0][1]), 0.01, ["only specks"]),
-        (distance_grid.surface(grids["weights"][0][0]), 1.0, []),
+        (distance_grid.surface(ball_and_speck[1]), 0.01, ["only specks"]),
+        (distance_grid.surface(ball_and_speck[0]), 1.0, []),
     ):
-        plot = figure.add_subplot(projection="3d")
-        chairs._draw_mesh(plot, mesh, ratio)
-        assert [text.get_text() for text in plot.texts] == said
+        axes = figure.add_subplot(projection="3d")
+        chairs.draw_step(axes, mesh, ratio)
+        assert [text.get_text() for text in axes.texts] == words
 
 
 def test_a_chair_is_seen_from_its_front(monkeypatch):
@@ -501,7 +484,7 @@ def test_a_chair_is_seen_from_its_front(monkeypatch):
     monkeypatch.setattr(plot, "add_collection3d", drawn.append)
     monkeypatch.setattr("mpl_toolkits.mplot3d.art3d.Poly3DCollection", lambda corners, **colours: corners)
     corners = np.array([[0.1, 0.5, 0.3], [0.2, 0.5, 0.3], [0.1, 0.5, 0.4]])  # to the side, up, to the front
-    chairs._draw_mesh(plot, trimesh.Trimesh(corners, np.array([[0, 1, 2]]), process=False), 1.0)
+    draw_mesh(plot, trimesh.Trimesh(corners, np.array([[0, 1, 2]]), process=False), chairs.REACH)
     side, depth, up = drawn[0][0].T
     np.testing.assert_allclose([side, up], corners.T[:2])
     viewer = math.copysign(1, math.sin(math.radians(plot.azim)))  # which way along the depth the eye is
@@ -512,7 +495,7 @@ def test_chairs_fit_into_the_picture():
     figure = new_figure(chairs.WIDE, chairs.HIGH)
     figure.set_layout_engine("none")
     plot = figure.add_axes((0, 0, 1, 1), projection="3d")
-    chairs._draw_mesh(plot, distance_grid.surface(balls_of([(0, 0.5)])[0]), 1.0)
+    draw_mesh(plot, distance_grid.surface(balls_of(0.5)[0]), chairs.REACH)
     figure.canvas.draw()
     for number in range(100):
         for box in normalised(chair_boxes(chair(number, 0))):
@@ -522,8 +505,8 @@ def test_chairs_fit_into_the_picture():
 
 
 def test_optimisation(ready):
-    run, zoo, task, device, folder = ready("digits_multi")
-    found = complete(optimisation.run(run, zoo, task, device, folder, starts=1, steps=3), folder)
+    subject = ready("digits_multi")
+    found = complete(optimisation.run(subject, starts=1, steps=3), subject.folder)
     rows = found.tables[0].rows
     assert len(rows) == 8
     for name, kind, initial, best, gain, _, room in rows:

@@ -18,13 +18,14 @@ from untrained import untrained_run
 from netspace import experiments
 from netspace.cli import main
 from netspace.experiments import Experiment, UnknownExperiment, running
-from netspace.experiments.result import Picture, Result, Table, claim, new_figure, save_figure
+from netspace.experiments.result import Result, Table, claim
 from netspace.report.make import ReportError, report, training_picture, training_seconds
 from netspace.report.model import RecipeClaim
 from netspace.report.pages import ENVIRONMENT, html_page, inline
 from netspace.report.variants import spread, variants, without_variants
 from netspace.report.words import bound, duration, measured, number, verdict
 from prepkit.errors import OutputError, PrepkitError
+from prepkit.figures import new_figure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,11 +39,11 @@ LINES = [
 ]
 
 
-def accuracy(run, zoo, task, device, folder, *, seed=0, progress=None):
+def accuracy(subject):
     """An experiment whose number follows the run's seed, with a name that would break a page."""
     figure = new_figure(3, 2)
     figure.subplots().plot([0, 1], [0, 1])
-    found = 0.9 + 0.03 * run.recipe.training.seed
+    found = 0.9 + 0.03 * subject.run.recipe.training.seed
     return Result(
         "accuracy",
         f"Accuracy {NASTY}",
@@ -55,11 +56,11 @@ def accuracy(run, zoo, task, device, folder, *, seed=0, progress=None):
             claim("A check", 0, "==", 0, kind="check"),
         ],
         [Table("Instances", ("name", "value", "flag"), ROWS)],
-        [Picture("Curves", save_figure(figure, folder, "accuracy.png"))],
+        [subject.picture("Curves", "accuracy.png", figure)],
     )
 
 
-def broken(run, zoo, task, device, folder, *, seed=0, progress=None):
+def broken(subject):
     raise PrepkitError(f"cannot be: {NASTY}")
 
 
@@ -138,7 +139,7 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
 def test_a_report_is_made_of_what_is_saved(tmp_path, runs, made_up, monkeypatch):
     report(runs[:1], tmp_path / "report.html", device="cpu", only=["accuracy"])
     first = (tmp_path / "report.html").read_bytes()
-    monkeypatch.setattr(running.Bench, "_run", None)  # what would make it
+    monkeypatch.setattr(running.ExperimentRunner, "_compute", None)  # what would make it
     monkeypatch.setattr("time.strftime", lambda form: "2026-01-01 00:00")
     found = report(runs[:1], tmp_path / "again.html", device="cpu", only=["accuracy"])
     assert [*found.runs[0].results] == ["accuracy"]
@@ -148,7 +149,7 @@ def test_a_report_is_made_of_what_is_saved(tmp_path, runs, made_up, monkeypatch)
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_made(tmp_path, runs, made_up, monkeypatch):
-    monkeypatch.setattr(running.Bench, "_run", None)  # what would make it
+    monkeypatch.setattr(running.ExperimentRunner, "_compute", None)  # what would make it
     (tmp_path / "report.md").touch()
     with pytest.raises(OutputError, match=r"report\.md' exists already"):
         report(runs, tmp_path / "report.html")

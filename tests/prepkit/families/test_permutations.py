@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import prepkit
-from netspace.experiments.permutations import NoPermutations, permutation, permute, unit_groups
+from prepkit.families.permutations import NoPermutations, permutation, permute, unit_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = (
@@ -17,7 +17,7 @@ NAMES = (
     "vanilla_cnn@tiny_imagenet",
     "resnet8@tiny_imagenet",  # average pooling leaves four values a channel
 )
-# Counted by hand: widths of hidden layers; of a ResNet those within each block, and those of the sums of each stage.
+# Widths of hidden layers, counted by hand; a ResNet has those within each block and those of the sums of each stage.
 UNITS = {
     "lenet_like@digits": [4, 8, 20, 16],
     "vanilla_cnn@digits": [6, 12, 12, 16],
@@ -46,7 +46,7 @@ def values_of(architecture):
 
 
 def outputs(architecture, flat):
-    """Of the network itself, its state dict filled value after value."""
+    """Return the outputs of the network itself, its state dict filled value after value."""
     network = architecture.build_folded().double().eval()
     state, start = {}, 0
     for name, tensor in network.state_dict().items():
@@ -83,7 +83,7 @@ def test_every_axis_of_a_group_is_needed(name, monkeypatch):
     for group in unit_groups(architecture):
         for missing in group.axes:
             kept = type(group)(group.units, tuple(axis for axis in group.axes if axis != missing))
-            monkeypatch.setattr("netspace.experiments.permutations.unit_groups", lambda _, kept=kept: [kept])
+            monkeypatch.setattr("prepkit.families.permutations.unit_groups", lambda _, kept=kept: [kept])
             places = permutation(architecture, torch.Generator().manual_seed(2))
             assert (outputs(architecture, flat[places]) - before).abs().max() > 1e-7, missing
 
