@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,52 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write '{path}': it is a device or a pipe; name a file.")
     if mode and not overwrite:
         raise OutputError(f"'{path}' exists already; use another name, or overwrite=True to replace it.")
+    check_parent(path)
+
+
+@contextmanager
+def replacing_folder(target: Path, *, mark: str, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `target`; on success it becomes `target`, else it is removed.
+
+    mark: file in a folder that may be replaced with `overwrite`; a folder with other contents is the user's
+    raises OutputError if something else is there, or it cannot be written
+    """
+    check_folder_writable(target, mark=mark, overwrite=overwrite)
+    name = f".prepkit-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary, old = target.with_name(f"{name}.tmp"), target.with_name(f"{name}.old")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+    except PrepkitError:
+        raise
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_folder_writable(target: Path, *, mark: str, overwrite: bool) -> None:
+    """Raise OutputError before any work is done for a folder that could not be written; see `replacing_folder`."""
+    if target.name in ("", ".."):
+        raise OutputError(f"'{target}' cannot be replaced as a whole; name a new folder.")
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"cannot write '{target}': it is a file; name a folder.")
+    if target.exists() and any(target.iterdir()):
+        if not (target / mark).is_file():
+            raise OutputError(f"'{target}' holds other files and no {mark}; name a new or empty folder.")
+        if not overwrite:
+            raise OutputError(f"'{target}' exists already; use another name, or overwrite=True to replace it.")
+    check_parent(target)
+
+
+def check_parent(path: Path) -> None:
+    """Raise OutputError if nothing can be written into the folder that holds a path."""
     parent = path.parent
     if not parent.is_dir():
         what = "is not a directory" if parent.exists() else "does not exist"

@@ -17,13 +17,13 @@ def main() -> None:
     """Learn a space of networks from a zoo; interpolate, optimise and sample networks in it.
 
     \b
-    prepkit zoo train digits_multi zoo              a zoo to learn from
+    prepkit zoo train digits_multi zoo              makes a zoo to learn from
     netspace train digits_multi --zoo zoo --out run
     netspace evaluate run
     netspace interpolate run --steps 13 -o line
 
     Results go to stdout, progress and errors to stderr. Exit status: 0 done, 1 the operation failed,
-    2 wrong usage or input.
+    2 wrong usage or input, 130 interrupted.
     """
 
 

@@ -1,47 +1,48 @@
-"""`netspace evaluate`, `embed` and `decode`, beside the walks: what a trained space is for."""
+"""`netspace evaluate`, `embed` and `decode`; the walks through a space stand in walks.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from netspace.cli.exploring import (
+from netspace.cli.common import (
+    PATH,
     PLACE,
     data_option,
-    figure,
     load_embeddings,
     open_run,
-    plain,
+    print_notes,
     refuse_unused,
     run_argument,
     seed_option,
+    share,
     space_options,
-    tell_notes,
     try_to_draw,
+    without_nan,
     working,
     write_json,
     zoo_option,
 )
 from netspace.cli.walks import interpolate, optimize
 from prepkit.cli.common import force_option, json_option, print_json
+from prepkit.errors import counted
 from prepkit.text import table
 
-if TYPE_CHECKING:
-    from netspace.cli.exploring import Opened
-    from netspace.space.prediction import Prediction
-
-FOLDER = click.Path(path_type=Path)
-
-
-# evaluate -------------------------------------------------------------------------------------------------------
+EVALUATED = {
+    "target_accuracy": "target",
+    "predicted_accuracy": "predicted",
+    "mean_difference": "difference",
+    "class_id_accuracy": "ClassId",
+    "closeness": "within 1e-2",
+    "closeness_near": "near surface",
+}
 
 
 @click.command()
 @run_argument
 @zoo_option
-@click.option("--split", default="test", show_default=True, help="Of the zoo's instances.")
+@click.option("--split", default="test", show_default=True, help="Split of the zoo's instances.")
 @click.option("--samples", default="test", show_default=True, help="Split of the task's samples to judge them on.")
 @data_option
 @space_options
@@ -56,68 +57,60 @@ def evaluate(
     device: str,
     as_json: bool,
 ) -> None:
-    """Compare the instances of a split with the ones that the space predicts for them.
+    """Compare the instances of a split with the predicted ones.
 
     Writes evaluation-SPLIT.csv (one row an instance) and .json (the means) into the run, and a picture into its
-    figures; nothing into one on the Hub.
+    figures; a run on the Hub stays as it is.
     """
     from netspace.data import task_of
-    from netspace.explore.embedding import write_table
     from netspace.explore.figures import evaluation_figure
     from netspace.explore.sampling import samples_of
-    from netspace.space.evaluation import evaluate as judge
+    from netspace.space.evaluation import evaluate as evaluate_space
     from prepkit.figures import save_figure
     from prepkit.files import replacing
+    from prepkit.table_files import write_table
 
     opened = open_run(run, zoo, kind, device)
-    chosen = opened.zoo.split(split)
+    view = opened.zoo.split(split)
     task = task_of(opened.zoo, opened.device, data)
     samples_of(task, samples)
-    with working(len(chosen), "evaluating", "instance", as_json) as advance:
-        found = judge(opened.space, opened.run.registry, chosen, task, samples, progress=advance)
-    document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **plain(found.summary())}
+    with working(len(view), "evaluating", "instance", as_json) as advance:
+        found = evaluate_space(opened.space, opened.run.registry, view, task, samples, progress=advance)
+    document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **without_nan(found.summary())}
     table_path, notes = None, []
     if isinstance(run, Path):
         name = f"evaluation-{split}" + ("" if samples == "test" else f"-on-{samples}")
         name += "" if kind == "best" else f"-{kind}"
-        table_path, figures = run / f"{name}.csv", run / "figures"
+        table_path, picture = run / f"{name}.csv", run / "figures" / f"{name}.png"
         write_table(found.table, table_path, overwrite=True)
         with replacing(run / f"{name}.json", overwrite=True) as temporary:
             write_json(temporary, document)
-        figures.mkdir(exist_ok=True)
-        picture = figures / f"{name}.png"
+        picture.parent.mkdir(exist_ok=True)
         notes = try_to_draw(lambda: save_figure(evaluation_figure(found), picture, overwrite=True), "picture")
     if as_json:
         print_json({**document, "table": None if table_path is None else str(table_path), "notes": notes})
         return
-    tell_notes(notes)
-    rows, wanted = [], [name for name in EVALUATED if name in document]
-    for group, means in [*document["by_architecture"].items(), ("all", document)]:
-        rows.append((group, means["instances"], *(figure(means[column]) for column in wanted)))
-    click.echo(table(rows, ("architecture", "instances", *(EVALUATED[column] for column in wanted))))
+    print_notes(notes)
+    columns = [name for name in EVALUATED if name in document]
+    groups = [*document["by_architecture"].items(), ("all", document)]
+    rows = [(group, means["instances"], *(share(means[name]) for name in columns)) for group, means in groups]
+    click.echo(table(rows, ("architecture", "instances", *(EVALUATED[name] for name in columns))))
     if table_path is not None:
         click.echo(str(table_path))
-
-
-EVALUATED = {
-    "target_accuracy": "target",
-    "predicted_accuracy": "predicted",
-    "mean_difference": "difference",
-    "class_id_accuracy": "ClassId",
-    "closeness": "within 1e-2",
-    "closeness_near": "near surface",
-}
-
-
-# embed ----------------------------------------------------------------------------------------------------------
 
 
 @click.command()
 @run_argument
 @click.argument("zoo", type=PLACE, metavar="ZOO")
-@click.option("--split", help="Of the zoo's instances; all if missing.")
+@click.option("--split", help="Split of the zoo's instances. [default: all instances]")
 @click.option(
-    "-o", "--output", type=FOLDER, metavar="FILE", help=".parquet, .csv or .npz; embeddings.parquet if missing."
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="FILE",
+    default=Path("embeddings.parquet"),
+    show_default=True,
+    help=".parquet, .csv or .npz.",
 )
 @space_options
 @force_option
@@ -126,48 +119,44 @@ def embed(
     run: Path | str,
     zoo: Path | str,
     split: str | None,
-    output: Path | None,
+    output: Path,
     kind: str,
     device: str,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write where the instances of ZOO stand: its table with a column `embedding`.
+    """Write the embeddings of a zoo's instances as a table.
 
-    ZOO may be another one than the run was trained on.
+    The table is that of ZOO with a column `embedding`. ZOO may be another one than the run was trained on.
     """
-    from netspace.explore.embedding import check_table_path, write_table
-    from netspace.explore.embedding import embed as table_of
+    from netspace.explore.embedding import embed as embed_zoo
+    from prepkit.table_files import check_table_path, write_table
 
-    target = output or Path("embeddings.parquet")
-    check_table_path(target, overwrite=force)
+    check_table_path(output, overwrite=force)
     opened = open_run(run, zoo, kind, device, any_zoo=True)
-    chosen = opened.zoo if split is None else opened.zoo.split(split)
-    with working(len(chosen), "embedding", "instance", as_json) as advance:
-        found = table_of(opened.run, chosen, space=opened.space, progress=advance)
-        write_table(found, target, overwrite=force)
+    view = opened.zoo if split is None else opened.zoo.split(split)
+    with working(len(view), "embedding", "instance", as_json) as advance:
+        found = embed_zoo(opened.run, view, space=opened.space, progress=advance)
+        write_table(found, output, overwrite=force)
     size = opened.space.embedding_size
     if as_json:
-        print_json({"output": str(target), "instances": len(found), "embedding_size": size})
+        print_json({"output": str(output), "instances": len(found), "embedding_size": size})
         return
-    click.echo(f"{target}: {len(found):,} instances, embeddings of {size:,} values")
-
-
-# decode ---------------------------------------------------------------------------------------------------------
+    click.echo(f"{output}: {counted(len(found), 'instance')}, embeddings of {size:,} values")
 
 
 @click.command()
 @run_argument
 @zoo_option
-@click.option("--id", "id", help="The instance that is predicted for this one of the zoo.")
-@click.option("--embedding", type=FOLDER, metavar="FILE.npy", help="The instance at an embedding.")
-@click.option("--row", type=click.IntRange(min=0), default=0, show_default=True, help="Of the embeddings in FILE.npy.")
-@click.option("--class-id", type=click.IntRange(min=0), help="One of this class, also one that was never trained on.")
+@click.option("--id", "id", help="Decode the embedding of this instance of the zoo.")
+@click.option("--embedding", type=PATH, metavar="FILE.npy", help="Decode an embedding of a file.")
+@click.option("--row", type=click.IntRange(min=0), default=0, show_default=True, help="Row of FILE.npy.")
 @click.option(
-    "--gamma", type=click.FloatRange(0, 1), help="One from between the smallest and the largest architecture."
+    "--class-id", type=click.IntRange(min=0), help="Sample an instance of this class, also one never trained on."
 )
-@click.option("-o", "--output", required=True, type=FOLDER, metavar="FILE", help="model.pt or .safetensors")
-@seed_option("the pair of instances that --class-id and --gamma go between")
+@click.option("--gamma", type=click.FloatRange(0, 1), help="Sample between the smallest and the largest architecture.")
+@click.option("-o", "--output", required=True, type=PATH, metavar="FILE", help="model.pt or model.safetensors.")
+@seed_option("drawing the ends for --class-id and --gamma")
 @space_options
 @force_option
 @json_option
@@ -186,18 +175,23 @@ def decode(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write one predicted network as a plain state dict, which PyTorch reads without this package.
+    """Write one predicted network as a plain state dict.
+
+    PyTorch reads it without this package.
 
     \b
     netspace decode run --class-id 1 -o vanilla_cnn.pt
     netspace decode run --embedding line/embeddings.npy --row 5 -o model.safetensors
     """
+    import torch
+
     import prepkit
     from netspace.explore.sampling import PointError, points_of, sample, sample_class_id
+    from netspace.space.prediction import predict
     from prepkit.checkpoint.export import writer_for
     from prepkit.files import check_writable
 
-    if sum(one is not None for one in (id, embedding, class_id, gamma)) != 1:
+    if sum(choice is not None for choice in (id, embedding, class_id, gamma)) != 1:
         raise click.UsageError("say what to decode: one of --id, --embedding, --class-id or --gamma.")
     if embedding is None:
         refuse_unused({"row": "is one of --embedding's"})
@@ -218,12 +212,13 @@ def decode(
         if embedding is not None:
             latents = load_embeddings(embedding, opened.space.embedding_size).to(opened.device)
             if row >= len(latents):
-                last = len(latents) - 1
-                raise PointError(f"{embedding} holds {last + 1} embeddings; --row {row} is past the last, {last}.")
+                held, last = counted(len(latents), "embedding"), len(latents) - 1
+                raise PointError(f"{embedding} holds {held}; --row {row} is past the last, {last}.")
             latents = latents[row : row + 1]
         else:
             latents = points_of(opened.space, opened.zoo, id or "").latents
-        predicted = predict_at(opened, latents)
+        with torch.no_grad():
+            predicted = predict(opened.space, latents, opened.run.registry)
     prepkit.save_state_dict(predicted.tensors(0), output, overwrite=force)
     architecture = predicted.architecture(0)
     if as_json:
@@ -232,16 +227,6 @@ def decode(
         return
     between = f", at gamma {gamma:g} between {ends[0]} and {ends[1]}" if ends else ""
     click.echo(f"{output}: {architecture.name}, {architecture.num_parameters:,} parameters{between}")
-
-
-def predict_at(opened: Opened, latents: Any) -> Prediction:
-    """The instances at embeddings."""
-    import torch
-
-    from netspace.space.prediction import predict
-
-    with torch.no_grad():
-        return predict(opened.space, latents, opened.run.registry)
 
 
 COMMANDS: tuple[click.Command, ...] = (evaluate, embed, interpolate, optimize, decode)

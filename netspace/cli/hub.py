@@ -12,18 +12,18 @@ from prepkit.cli.common import json_option
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.argument("repo", metavar="REPO")
-@click.option("--license", "license_", metavar="L", help="Of the weights. [default: that of the zoo]")
+@click.option("--license", "license_", metavar="L", help="Licence of the weights. [default: that of the zoo]")
 @click.option("--private", is_flag=True, help="Create the repository for its owner only.")
 @click.option("--dry-run", is_flag=True, help="List what would be sent; change nothing.")
 @json_option
 def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: bool, as_json: bool) -> None:
-    """Make a run's best NetSpace the newest version of a model repository on the Hub.
+    """Push a run's best NetSpace to a model repository on the Hub.
 
     \b
     netspace push run user/space --dry-run
     netspace push run user/space
 
-    Then `netspace.load("hf://user/space")` gives it back anywhere. What the repository has already is not sent again.
+    Then `netspace.load("hf://user/space")` gives it back anywhere. Files that the repository has are not sent again.
     """
     from netspace.run.hub import run_bundle
     from netspace.run.run import Run

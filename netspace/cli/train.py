@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from netspace.cli.exploring import PLACE
+from netspace.cli.common import PATH, PLACE, data_option
 from prepkit.cli.common import device_option, json_option, print_json
 from prepkit.progress import ProgressBar
 from prepkit.text import table
 
+if TYPE_CHECKING:
+    from netspace.run.run import Run
+
 
 @click.command()
 @click.argument("recipe", metavar="RECIPE")
-@click.option(
-    "--zoo", required=True, type=PLACE, metavar="ZOO", help="The zoo to learn from: a folder or hf://user/zoo."
-)
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on with the run that is there.")
+@click.option("--zoo", required=True, type=PLACE, metavar="ZOO", help="Zoo to learn from: a folder or hf://user/zoo.")
+@click.option("--out", required=True, type=PATH, metavar="RUN", help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in this folder.")
 @device_option
-@click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
-@click.option("--steps", type=click.IntRange(min=1), help="In place of the recipe's.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the training. [default: the recipe's]")
+@click.option("--steps", type=click.IntRange(min=1), help="Number of steps. [default: the recipe's]")
 @click.option(
-    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Another value of the recipe's: optimizer.clip=1"
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of the recipe: optimizer.clip=1.",
 )
-@click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the task's data.")
+@data_option
 @json_option
 def train(
     recipe: str,
@@ -40,7 +45,9 @@ def train(
     data: Path | None,
     as_json: bool,
 ) -> None:
-    """Train a NetSpace from a recipe: a built-in name (`netspace recipes`) or the path of a TOML file.
+    """Train a NetSpace on a zoo.
+
+    RECIPE is the name of a built-in recipe (`netspace recipes`) or the path of a TOML file.
 
     \b
     netspace train digits_multi --zoo zoo --out run
@@ -51,24 +58,24 @@ def train(
     with it, to the same losses.
     """
     from netspace.recipe import load_recipe
-    from netspace.training.parallel import is_first
+    from netspace.training.parallel import is_first_process
     from netspace.training.trainer import train as train_space
     from prepkit.cli.allocator import keep_freed_memory
 
-    values = dict(change(text) for text in changes)
+    values = dict(parse_change(text) for text in changes)
     values |= {} if seed is None else {"training.seed": seed}
     values |= {} if steps is None else {"training.steps": steps}
     keep_freed_memory()
     with ProgressBar("training", "step", quiet=as_json) as bar:
         run = train_space(load_recipe(recipe, values), zoo, out, resume=resume, device=device, data=data, progress=bar)
-    if is_first():  # of torchrun's processes
-        tell(run, as_json)
+    if is_first_process():
+        print_run(run, as_json)
 
 
 @click.command()
 @json_option
 def recipes(as_json: bool) -> None:
-    """List the recipes that are built in."""
+    """List the built-in recipes."""
     from netspace.recipe import load_recipe, recipe_names
 
     known = [load_recipe(name) for name in recipe_names()]
@@ -79,8 +86,8 @@ def recipes(as_json: bool) -> None:
     click.echo(table(rows, ("name", "setting", "zoo", "description")))
 
 
-def change(text: str) -> tuple[str, Any]:
-    """`optimizer.clip=1` -> ("optimizer.clip", 1): the value as TOML has it, else as text."""
+def parse_change(text: str) -> tuple[str, Any]:
+    """Parse `optimizer.clip=1` to ("optimizer.clip", 1); a value that TOML cannot read is a text."""
     import tomllib
 
     key, equals, value = text.partition("=")
@@ -92,8 +99,8 @@ def change(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def tell(run: Any, as_json: bool) -> None:
-    """What was trained, as text or as one JSON document."""
+def print_run(run: Run, as_json: bool) -> None:
+    """Print what was trained, as text or as one JSON document."""
     best = run.facts("best")
     if as_json:
         print_json({"output": str(run.path), "recipe": run.recipe.name, "best": best})

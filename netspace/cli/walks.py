@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netspace.cli.exploring import (
+from netspace.cli.common import (
+    PATH,
     RESULT,
-    check_folder,
     data_option,
-    figure,
     load_embeddings,
-    new_folder,
     open_run,
-    plain,
+    print_notes,
     refuse_unused,
     run_argument,
     seed_option,
+    share,
     space_options,
-    tell_notes,
     try_to_draw,
+    without_nan,
     working,
     write_json,
     zoo_option,
@@ -33,15 +32,10 @@ from prepkit.text import table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from netspace.cli.exploring import Opened
+    from netspace.cli.common import Opened
     from netspace.explore.interpolation import Interpolation
     from netspace.explore.optimization import Optimisation
     from netspace.space.prediction import Prediction
-
-FOLDER = click.Path(path_type=Path)
-
-
-# interpolate ----------------------------------------------------------------------------------------------------
 
 
 @click.command()
@@ -49,13 +43,19 @@ FOLDER = click.Path(path_type=Path)
 @click.argument("first", required=False)
 @click.argument("second", required=False)
 @zoo_option
-@click.option("--steps", type=click.IntRange(2, 100_000), default=11, show_default=True, help="Points of a line.")
-@click.option("--pairs", type=click.IntRange(min=1), help="Random pairs of a split instead; 8 if no ids are given.")
-@click.option("--split", default="test", show_default=True, help="Of the zoo, where random pairs are drawn from.")
-@click.option("--resolution", type=click.IntRange(min=2), default=64, show_default=True, help="Of meshes.")
-@click.option("-o", "--output", type=FOLDER, metavar="DIR", help="Folder for table, picture, networks and meshes.")
+@click.option(
+    "--steps", type=click.IntRange(2, 100_000), default=11, show_default=True, help="Number of points along each line."
+)
+@click.option(
+    "--pairs", type=click.IntRange(min=1), help="Number of random pairs, in place of FIRST and SECOND. [default: 8]"
+)
+@click.option("--split", default="test", show_default=True, help="Split of the zoo that random pairs are drawn from.")
+@click.option(
+    "--resolution", type=click.IntRange(min=2), default=64, show_default=True, help="Grid points an axis for meshes."
+)
+@click.option("-o", "--output", type=PATH, metavar="DIR", help="Folder for table, picture, networks and meshes.")
 @data_option
-@seed_option("the pairs")
+@seed_option("drawing pairs")
 @space_options
 @force_option
 @json_option
@@ -76,20 +76,21 @@ def interpolate(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Walk from instance FIRST to SECOND through the space, and from weight to weight beside it.
+    """Walk between instances, through the space and from weight to weight.
 
     \b
     netspace interpolate run resnet8-3 resnet8-7 --steps 11
     netspace interpolate run --pairs 16 -o line
 
-    Random pairs of several architectures join the smallest and the largest one; of one architecture, they go from the
-    worse instance to the better one. DIR gets table.csv, result.json, figure.png, embeddings.npy, and the networks
+    With several architectures, random pairs join the smallest and the largest one; with one architecture, they go from
+    the worse instance to the better one. DIR gets table.csv, result.json, figure.png, embeddings.npy, and the networks
     (and meshes) along the first pair's line.
     """
     from netspace.data import task_of
-    from netspace.explore.interpolation import interpolate as walk
+    from netspace.explore.interpolation import interpolate as interpolate_space
     from netspace.explore.sampling import random_pairs
     from netspace.space.evaluation import target_accuracy
+    from prepkit.files import check_folder_writable
 
     if (first is None) != (second is None):
         raise click.UsageError("a line has two ends: give FIRST and SECOND, or neither.")
@@ -100,12 +101,12 @@ def interpolate(
     if output is None:
         refuse_unused({"resolution": "is of the meshes that --output gets"})
     else:
-        check_folder(output, force=force)
+        check_folder_writable(output, mark=RESULT, overwrite=force)
     opened = open_run(run, zoo, kind, device)
-    if opened.run.recipe.setting != "sdf":
+    signals = opened.run.recipe.setting == "sdf"
+    if not signals:
         refuse_unused({"resolution": "is of meshes, which image classifiers have none of"})
     task = task_of(opened.zoo, opened.device, data)
-    signals = opened.run.recipe.setting == "sdf"
     if first is not None and second is not None:
         ends = [first], [second]
     else:
@@ -115,65 +116,60 @@ def interpolate(
         ends = random_pairs(opened.run, view, pairs or 8, seed=seed, accuracies=accuracies)
     lines = 1 if opened.run.recipe.has_classes and first is None else 2
     with working(lines * steps * len(ends[0]), "interpolating", "point", as_json) as advance:
-        found = walk(opened.run, opened.zoo, *ends, steps, space=opened.space, task=task, progress=advance)
-        document = {"run": str(run), "kind": kind, **plain(found.summary())}
-        notes = [] if output is None else _write_line(found, opened, output, document, resolution, signals, force)
+        found = interpolate_space(opened.run, opened.zoo, *ends, steps, space=opened.space, task=task, progress=advance)
+        document = {"run": str(run), "kind": kind, **without_nan(found.summary())}
+        notes = list(found.notes)
+        if output is not None:
+            notes += _write_lines(found, opened, output, document, resolution if signals else None, force)
     if as_json:
-        print_json({**document, "output": None if output is None else str(output), "notes": [*found.notes, *notes]})
+        print_json({**document, "output": None if output is None else str(output), "notes": notes})
         return
-    tell_notes([*found.notes, *notes])
-    click.echo(_line_text(found))
+    print_notes(notes)
+    click.echo(_lines_text(found))
     if output is not None:
         click.echo(str(output))
 
 
-def _line_text(found: Interpolation) -> str:
-    """A row a step: mean and deviation of each line, and which architectures were predicted."""
-    summary, names = found.summary(), list(found.registry.class_ids)
+def _lines_text(found: Interpolation) -> str:
+    """One row a step: mean and deviation of each line, and which architectures were predicted."""
+    lines, names = found.summary()["lines"], list(found.registry.class_ids)
     header = ["gamma"]
-    for line in summary["lines"]:
+    for line in lines:
         header += [f"{line}: {found.value}", "+-"]
     class_ids = found.class_ids()
     rows = []
     for step, gamma in enumerate(found.gammas):
         row = [f"{gamma:.3f}"]
-        for means in summary["lines"].values():
-            row += [figure(means["mean"][step]), figure(means["deviation"][step])]
+        for means in lines.values():
+            row += [share(means["mean"][step]), share(means["deviation"][step])]
         counts = class_ids[:, step].bincount(minlength=len(names)).tolist()
-        predicted = [f"{names[class_id]}" for class_id, count in enumerate(counts) if count]
-        rows.append((*row, ", ".join(predicted)))
+        rows.append((*row, ", ".join(name for name, count in zip(names, counts, strict=True) if count)))
     return table(rows, (*header, "predicted architecture"))
 
 
-def _write_line(
-    found: Interpolation,
-    opened: Opened,
-    output: Path,
-    document: dict[str, Any],
-    resolution: int,
-    signals: bool,
-    force: bool,
+def _write_lines(
+    found: Interpolation, opened: Opened, output: Path, document: dict[str, Any], resolution: int | None, force: bool
 ) -> list[str]:
-    """Write an interpolation's folder; returns notes on what is missing."""
+    """Write an interpolation's folder, with meshes if there is a resolution; returns notes on what is missing."""
     from netspace.explore.figures import interpolation_figure
     from prepkit.figures import save_figure
+    from prepkit.files import replacing_folder
 
     notes = []
-    with new_folder(output, force=force) as folder:
+    with replacing_folder(output, mark=RESULT, overwrite=force) as folder:
         _write_tables(folder, found.latents, table=found.table)
         notes += try_to_draw(lambda: save_figure(interpolation_figure(found), folder / "figure.png"), "figure.png")
         predicted = found.predicted(0)
         _write_networks(predicted, folder / "networks", "step")
-        if signals:
-            notes += try_to_draw(
-                lambda: _write_meshes(found, opened, predicted, folder / "meshes", resolution), "meshes"
-            )
+        if resolution is not None:
+            meshes = folder / "meshes"
+            notes += try_to_draw(lambda: _write_meshes(found, opened, predicted, meshes, resolution), "meshes")
         write_json(folder / RESULT, {**document, "notes": [*found.notes, *notes]})
     return notes
 
 
 def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, folder: Path, resolution: int) -> None:
-    """The surfaces along the first pair's lines; none where there is no surface."""
+    """Write the surfaces along the first pair's lines, where there are any."""
     from netspace.explore.interpolation import distance_grids, weights_between
     from prepkit.tasks.distance_grid import surface, write_mesh
 
@@ -191,32 +187,41 @@ def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, f
                 write_mesh(mesh, folder / f"{line}-{step:03d}.obj")
 
 
-# optimize -------------------------------------------------------------------------------------------------------
-
-
 @click.command()
 @run_argument
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @zoo_option
-@click.option("--embedding", type=FOLDER, metavar="FILE.npy", help="Start from embeddings instead of instances.")
-@click.option("--each", type=click.IntRange(min=1), default=4, show_default=True, help="Without ids: so many a class.")
-@click.option("--split", default="test", show_default=True, help="Of the zoo, where those are drawn from.")
+@click.option("--embedding", type=PATH, metavar="FILE.npy", help="Start from embeddings instead of instances.")
 @click.option(
-    "--class-id", type=click.IntRange(min=0), help="The class to stay in or go to; the start's own if missing."
+    "--each",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Without ids: number of random instances of each class.",
+)
+@click.option("--split", default="test", show_default=True, help="Split of the zoo that they are drawn from.")
+@click.option("--class-id", type=click.IntRange(min=0), help="Class to stay in or go to. [default: the start's own]")
+@click.option("--item", "items", multiple=True, type=int, help="For shapes: the one to fit. [default: the start's own]")
+@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Number of steps.")
+@click.option(
+    "--learning-rate",
+    type=float,
+    default=1e-4,
+    help="Step size. Default 1e-4, as in the paper; use 1e-2 for small spaces.",
 )
 @click.option(
-    "--item", "items", multiple=True, type=int, help="For shapes: the one to fit; the start's own if missing."
+    "--validate-every",
+    type=click.IntRange(min=1),
+    default=25,
+    show_default=True,
+    metavar="STEPS",
+    help="Steps between two validations.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True)
 @click.option(
-    "--learning-rate", type=float, default=1e-4, show_default=True, help="The paper's; small spaces want 1e-2."
+    "--noise", type=float, default=0.0, show_default=True, help="Disturb each start by this share of its length."
 )
-@click.option("--validate-every", type=click.IntRange(min=1), default=25, show_default=True, metavar="STEPS")
-@click.option(
-    "--noise", type=float, default=0.0, show_default=True, help="Disturb the start by this share of its length."
-)
-@click.option("--batch", type=click.IntRange(min=1), help="Samples a step; the recipe's if missing.")
-@click.option("-o", "--output", type=FOLDER, metavar="DIR", help="Folder for tables, picture and networks.")
+@click.option("--batch", type=click.IntRange(min=1), help="Samples per step. [default: the recipe's]")
+@click.option("-o", "--output", type=PATH, metavar="DIR", help="Folder for tables, picture and networks.")
 @data_option
 @seed_option("start points, disturbance and samples")
 @space_options
@@ -244,37 +249,37 @@ def optimize(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Move embeddings to where better networks are (latent space optimisation), many start points at once.
+    """Move embeddings to better networks (latent space optimisation).
 
     \b
     netspace optimize run resnet8-3 --learning-rate 1e-2 --steps 150 -o better
     netspace optimize run --each 4 --noise 0.5 -o better
 
-    The best instance on the validation samples is kept; accuracy is told on the test samples. DIR gets table.csv,
-    history.csv, result.json, figure.png, embeddings.npy and the networks.
+    Many start points move at once. The best instance on the validation samples is kept, and its accuracy on the test
+    samples is printed. DIR gets table.csv, history.csv, result.json, figure.png, embeddings.npy and the networks.
     """
     from netspace.data import task_of
     from netspace.explore.figures import optimisation_figure
     from netspace.explore.optimization import POINTS_AT_ONCE
-    from netspace.explore.optimization import optimize as search
+    from netspace.explore.optimization import optimize as optimize_embeddings
     from netspace.explore.sampling import random_instances
     from prepkit.figures import save_figure
+    from prepkit.files import check_folder_writable, replacing_folder
 
     if ids and embedding is not None:
         raise click.UsageError("start from ids or from --embedding, not both.")
     if ids or embedding is not None:
         refuse_unused({"split": "is where instances are drawn from", "each": "is how many are drawn"})
     if output is not None:
-        check_folder(output, force=force)
+        check_folder_writable(output, mark=RESULT, overwrite=force)
     opened = open_run(run, zoo, kind, device)
     start: Any = list(ids) or random_instances(opened.zoo.split(split), each, seed)
     if embedding is not None:
         start = load_embeddings(embedding, opened.space.embedding_size)
     task = task_of(opened.zoo, opened.device, data)
     groups = -(-len(start) // POINTS_AT_ONCE)
-    notes: list[str] = []
     with working(groups * steps, "optimising", "step", as_json) as advance:
-        found = search(
+        found = optimize_embeddings(
             opened.run,
             opened.zoo,
             start,
@@ -290,7 +295,7 @@ def optimize(
             task=task,
             progress=advance,
         )
-        notes += found.notes
+        notes = list(found.notes)
         document = {
             "run": str(run),
             "kind": kind,
@@ -298,58 +303,48 @@ def optimize(
             "learning_rate": learning_rate,
             "noise": noise,
             "seed": seed,
-            "by_architecture": plain(found.summary()),
-            "start_points": plain(found.table.to_pylist()),
+            "by_architecture": without_nan(found.summary()),
+            "start_points": without_nan(found.table.to_pylist()),
         }
         if output is not None:
-            with new_folder(output, force=force) as folder:
+            with replacing_folder(output, mark=RESULT, overwrite=force) as folder:
                 _write_tables(folder, found.latents, table=found.table, history=found.history)
-                panels = {f"{len(found.latents)} start points": found}
-                notes += try_to_draw(
-                    lambda: save_figure(optimisation_figure(panels), folder / "figure.png"), "figure.png"
-                )
+                panels, picture = {"": found}, folder / "figure.png"
+                notes += try_to_draw(lambda: save_figure(optimisation_figure(panels), picture), "figure.png")
                 _write_networks(found.predicted, folder / "networks", "start")
                 write_json(folder / RESULT, {**document, "notes": notes})
     if as_json:
         print_json({**document, "output": None if output is None else str(output), "notes": notes})
         return
-    tell_notes(notes)
+    print_notes(notes)
     click.echo(_optimised_text(found))
     if output is not None:
         click.echo(str(output))
 
 
 def _optimised_text(found: Optimisation) -> str:
+    measures = ("initial_validation_accuracy", "validation_accuracy", "initial_accuracy", "accuracy")
     rows = [
-        (
-            row["start"],
-            row["architecture"],
-            row["best_step"],
-            *(figure(row[name]) for name in ("initial_validation_accuracy", "validation_accuracy")),
-            *(figure(row[name]) for name in ("initial_accuracy", "accuracy")),
-        )
+        (row["start"], row["architecture"], row["best_step"], *(share(row[name]) for name in measures))
         for row in found.table.to_pylist()
     ]
     return table(rows, ("start", "architecture", "best step", "validation before", "after", "test before", "after"))
 
 
-# What they write ------------------------------------------------------------------------------------------------
-
-
-def _write_tables(folder: Path, latents: Any, **tables: Any) -> None:
+def _write_tables(folder: Path, latents: Tensor, **tables: Any) -> None:
     import numpy as np
 
-    from netspace.explore.embedding import write_table
+    from prepkit.table_files import write_table
 
-    for name, one in tables.items():
-        write_table(one, folder / f"{name}.csv")
+    for name, rows in tables.items():
+        write_table(rows, folder / f"{name}.csv")
     np.save(folder / "embeddings.npy", latents.cpu().numpy())
 
 
-def _write_networks(predicted: Prediction, folder: Path, what: str) -> None:
+def _write_networks(predicted: Prediction, folder: Path, prefix: str) -> None:
     import prepkit
 
     folder.mkdir()
     for number in range(len(predicted)):
         name = predicted.architecture(number).name
-        prepkit.save_state_dict(predicted.tensors(number), folder / f"{what}-{number:03d}-{name}.pt")
+        prepkit.save_state_dict(predicted.tensors(number), folder / f"{prefix}-{number:03d}-{name}.pt")

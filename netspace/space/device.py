@@ -27,8 +27,8 @@ def own_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", own)
 
 
-def half(device: torch.device, wanted: bool) -> AbstractContextManager[object]:
-    """Convolutions and matrix products in bfloat16 if wanted; weights and what is stored stay in float32."""
+def bf16_autocast(device: torch.device, wanted: bool) -> AbstractContextManager[object]:
+    """Compute convolutions and matrix products in bfloat16 if wanted; weights and results stay in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch, has_items, items_of
-from netspace.space.device import half
+from netspace.space.device import bf16_autocast
 from netspace.space.prediction import predict
 from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
@@ -111,7 +111,7 @@ def evaluate(
         for rows in chunks(len(zoo)):
             view = zoo.select(rows)
             preps_NHW = view.preps().to(device, torch.float32)
-            with half(device, bf16):
+            with bf16_autocast(device, bf16):
                 parts = [predict(space, space.encode(few), registry) for few in torch.split(preps_NHW, PREPS_AT_ONCE)]
             predicted_NHW = torch.cat([part.preps for part in parts])
             named = [class_id for part in parts for class_id in part.class_ids]
@@ -173,7 +173,7 @@ def accuracy_of(
         architecture = registry.by_class_id(class_id)
 
         def run(inputs: Tensor, own: Tensor = own, architecture: prepkit.Architecture = architecture) -> Tensor:
-            with half(own.device, bf16 and not signals):
+            with bf16_autocast(own.device, bf16 and not signals):
                 return prepkit.run_instances(architecture, own, inputs).float()
 
         batch = POINTS_AT_ONCE if signals else EVALUATION_BATCH

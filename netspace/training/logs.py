@@ -1,4 +1,4 @@
-"""What a training tells while it goes on: metrics.jsonl, TensorBoard, and a Progress for whoever watches."""
+"""Where a training writes how it goes: metrics.jsonl, TensorBoard, and the Progress of whoever watches."""
 
 # ruff: noqa: N803 - names of tensors end in their axes
 
@@ -19,7 +19,8 @@ from netspace.run.run import TENSORBOARD, Run
 from netspace.training.parallel import Ranks
 from prepkit.progress import Progress
 
-EVERY_STEPS = 10  # between looks at the losses: each look waits for the device
+LINE_STEPS = 10  # steps between two lines of metrics, since reading the losses waits for the device
+NORM = "gradient_norm"  # the one value that is not a sum over processes
 
 
 class NotFinite(prepkit.PrepkitError):
@@ -29,10 +30,15 @@ class NotFinite(prepkit.PrepkitError):
 
 
 @dataclass
-class Log:
-    """Collects what steps put out, on the device, and writes it down every few of them.
+class MetricsLog:
+    """Collects the losses of steps on the device, and writes their means every LINE_STEPS steps.
 
-    instances: of a step, over all processes
+    instances: number of instances of a step, over all processes
+    values:    `[parts]` of each step since the last line
+    batches:   indices of the training instances of each of these steps
+    since:     time from which instances per second are counted
+    last_step: the last step that the progress was told of
+    score:     that of the last validation
     """
 
     run: Run
@@ -41,44 +47,43 @@ class Log:
     instances: int
     board: Any = None
     names: tuple[str, ...] = ()
-    values: list[Tensor] = field(default_factory=list)  # one a step, `[parts]`
-    batches: list[tuple[int, ...]] = field(default_factory=list)  # indices of the instances of each
+    values: list[Tensor] = field(default_factory=list)
+    batches: list[tuple[int, ...]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
-    last_step: int = 0  # the last step that the progress heard of
-    score: float | None = None  # of the last validation
+    last_step: int = 0
+    score: float | None = None
 
     def step(self, step: int, parts: Mapping[str, Tensor], indices: Sequence[int], rate: float) -> None:
         """Note one step.
 
-        parts: scalars on the device by name, this process's share of the sums; `gradient_norm` is of all
+        parts: scalars on the device by name, this process's share of sums over all processes, except for NORM
         raises NotFinite
         """
         self.names = tuple(parts)
         self.values.append(torch.stack([part.float() for part in parts.values()]))
         self.batches.append(tuple(indices))
-        if len(self.values) == EVERY_STEPS:
+        if len(self.values) == LINE_STEPS:
             self.flush(step, rate)
 
-    def look(self, step: int) -> list[list[float]]:
-        """What the steps since the last line put out, one row each: kept with a state, for the line to come.
+    def pending(self, step: int) -> list[list[float]]:
+        """The values of the steps since the last line, one row each, summed over processes.
 
+        They are saved with a state, so that a resumed training can finish the line.
         raises NotFinite
         """
         if not self.values:
             return []
         table = torch.stack(self.values)  # [steps, parts]
-        norm = self.names.index("gradient_norm")
-        shared = torch.ones(table.shape[1], dtype=torch.bool, device=table.device)
-        shared[norm] = False
-        table = torch.where(shared, self.ranks.sum(table * shared), table).double().cpu()
+        is_sum = torch.ones(table.shape[1], dtype=torch.bool, device=table.device)
+        is_sum[self.names.index(NORM)] = False
+        table = torch.where(is_sum, self.ranks.sum(table * is_sum), table).double().cpu()
         finite = torch.isfinite(table)
         if not finite.all():
             row, column = (int(index) for index in (~finite).nonzero()[0])
-            found = float(table[row, column])
             instances = ", ".join(map(str, self.batches[row])) or "?"
             raise NotFinite(
-                f"step {step - len(table) + row + 1}: {self.names[column]} is {found}, with the training instances "
-                f"{instances}. The checkpoints of '{self.run.path}' are from before. A run "
+                f"step {step - len(table) + row + 1}: {self.names[column]} is {float(table[row, column])}, with the "
+                f"training instances {instances}. The checkpoints of '{self.run.path}' are from before. A run "
                 "goes on with its own recipe alone: train anew into another --out, with a lower "
                 "optimizer.learning_rate, an optimizer.clip or training.precision=float32."
             )
@@ -86,16 +91,11 @@ class Log:
         return rows
 
     def restore(self, names: Sequence[str], rows: Sequence[Sequence[float]], device: torch.device) -> None:
-        """Go on with the line that an interrupted training had begun, by the first process."""
+        """Take up the pending values of an interrupted training; only the first process holds the sums."""
         self.names = tuple(names)
-        zero = [
-            [
-                value if name == "gradient_norm" or self.ranks.first else 0.0
-                for name, value in zip(names, row, strict=True)
-            ]
-            for row in rows
-        ]
-        self.values = [torch.tensor(row, device=device) for row in zero]
+        for row in rows:
+            own = [value if name == NORM or self.ranks.first else 0.0 for name, value in zip(names, row, strict=True)]
+            self.values.append(torch.tensor(own, device=device))
         self.batches = [()] * len(rows)
 
     def flush(self, step: int, rate: float) -> None:
@@ -103,34 +103,26 @@ class Log:
 
         raises NotFinite
         """
-        rows = self.look(step)
+        rows = self.pending(step)
         if not rows:
             return
         seconds = time.monotonic() - self.since
         self.values, self.batches, self.since = [], [], time.monotonic()
-        means = dict(
-            zip(self.names, (math.fsum(column) / len(rows) for column in zip(*rows, strict=True)), strict=True)
-        )
+        columns = zip(self.names, zip(*rows, strict=True), strict=True)
+        means = {name: math.fsum(column) / len(rows) for name, column in columns}
         speed = self.instances * len(rows) / max(seconds, 1e-9)
         self._write({"step": step, **means, "learning_rate": rate, "instances_per_second": round(speed, 1)})
-        if self.board is not None:
-            for name, value in means.items():
-                self.board.add_scalar(f"training/{name}", value, step)
-            self.board.add_scalar("training/learning_rate", rate, step)
-            self.board.add_scalar("training/instances_per_second", speed, step)
+        self._draw("training", {**means, "learning_rate": rate, "instances_per_second": speed}, step)
         if self.ranks.first:
-            losses = [f"{name} {value:.3g}" for name, value in means.items() if name != "gradient_norm"]
+            losses = [f"{name} {value:.3g}" for name, value in means.items() if name != NORM]
             score = "" if self.score is None else f", score {self.score:.3f}"
             self.progress.advance(step - self.last_step, f"{' '.join(losses)}{score}, {speed:.0f} instances/s")
         self.last_step = step
 
     def validated(self, step: int, scores: Mapping[str, float], best: bool) -> None:
-        """Write what a validation found; the time it took does not count as the steps'."""
+        """Write the scores of a validation; the time it took does not count as time of steps."""
         self._write({"step": step, "validation": dict(scores), "best": best})
-        if self.board is not None:
-            for name, value in scores.items():
-                if math.isfinite(value):
-                    self.board.add_scalar(f"validation/{name}", value, step)
+        self._draw("validation", {name: value for name, value in scores.items() if math.isfinite(value)}, step)
         if self.ranks.first:
             words = " ".join(f"{name} {value:.4g}" for name, value in scores.items())
             self.progress.say(f"step {step}: validation {words}{' (best so far)' if best else ''}")
@@ -147,7 +139,7 @@ class Log:
             self.board.add_image(f"prep/{name}", grey.unsqueeze(0).cpu().numpy(), step)
 
     def close(self) -> None:
-        """Write what TensorBoard still holds."""
+        """Let TensorBoard write what it still holds."""
         if self.board is not None:
             self.board.close()
 
@@ -156,9 +148,14 @@ class Log:
             with self.run.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
+    def _draw(self, group: str, values: Mapping[str, float], step: int) -> None:
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
 
-def board_of(run: Run, step: int, progress: Progress) -> Any:
-    """A TensorBoard writer in the run's folder that forgets what lies after a step; None without TensorBoard."""
+
+def open_board(run: Run, step: int, progress: Progress) -> Any:
+    """Open TensorBoard's writer in the run's folder, without what lies after a step; None without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a step needs of memory, about, and what to change where it does not fit."""
+"""An estimate of the memory that a step needs, and what to change in the recipe where it does not fit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 
 import prepkit
 from netspace.recipe import Recipe
+from netspace.run.run import new_space
 from netspace.training.losses import gammas
 from prepkit.running.instances import activation_bytes, stacking_pays
+from prepkit.text import readable_bytes
 from prepkit.zoo.read.memory import free_bytes
 
-STATES = 4  # of each weight: itself, its gradient and Adam's two moments
+COPIES = 4  # of each weight: itself, its gradient and Adam's two moments
 
 
 class OutOfMemory(prepkit.PrepkitError):
@@ -27,11 +29,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device) -> int:
-    """An estimate of what one step holds at once, on the plain path that every device has.
+    """Estimate the bytes that one step holds at once, on the plain path that every device has.
 
-    Weights with gradients and moments, and what encoder, decoder and instances put out and keep for the backward pass:
-    128 H K + 64 H W + 8 H W + H W values of a decoder, E / 32 H W of an encoder, twice for LeakyReLU. Instances are
-    forgotten one by one (instance_losses.py) unless they run at once.
+    These are the weights with gradients and moments, and what encoder, decoder and instances keep for the backward
+    pass: 128 H K + 64 H W + 8 H W + H W values of a decoder, E / 32 H W of an encoder, twice for LeakyReLU. Instances
+    are forgotten one by one (prepkit/running/instance_losses.py) unless they run at once.
     """
     network, batch = recipe.network, recipe.batch
     height, width = network.height, network.width
@@ -50,40 +52,36 @@ def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device)
     )
     values = batch.instances * encoded + at_once * decoded + run
     bytes_each = 2 if recipe.training.precision == "bfloat16" else 4
-    return values * bytes_each + STATES * 4 * num_weights(recipe)
+    return values * bytes_each + COPIES * 4 * num_weights(recipe)
 
 
 def num_weights(recipe: Recipe) -> int:
-    """Parameters of encoder, decoder and classifier (METHOD), without building them."""
-    from netspace.run.run import new_space
-
+    """Count the parameters of encoder, decoder and classifier, without memory for them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in new_space(recipe).parameters())
 
 
 def advice(recipe: Recipe, registry: prepkit.Registry, device: torch.device) -> str:
-    """What a step needs, what is free, and which of batch, bf16 and recomputing would make it fit."""
-    free = free_bytes(device)
+    """Say what a step needs, what is free, and which of bf16, recomputing and a smaller batch would make it fit."""
+    training, batch = recipe.training, recipe.batch
     choices = {}
-    if recipe.training.precision != "bfloat16":
-        choices["training.precision=bfloat16"] = replace(
-            recipe, training=replace(recipe.training, precision="bfloat16")
-        )
-    if not recipe.training.recompute:
-        choices["training.recompute=true"] = replace(recipe, training=replace(recipe.training, recompute=True))
-    both = replace(recipe.training, precision="bfloat16", recompute=True)
+    if training.precision != "bfloat16":
+        choices["training.precision=bfloat16"] = replace(recipe, training=replace(training, precision="bfloat16"))
+    if not training.recompute:
+        choices["training.recompute=true"] = replace(recipe, training=replace(training, recompute=True))
     if len(choices) == 2:
-        choices["training.precision=bfloat16 --set training.recompute=true"] = replace(recipe, training=both)
-    instances, accumulate = recipe.batch.instances, recipe.batch.accumulate
-    if instances % 4 == 0 or (instances % 2 == 0 and not recipe.has_classes):
-        smaller = replace(recipe.batch, instances=instances // 2, accumulate=2 * accumulate)
-        name = f"batch.instances={instances // 2} --set batch.accumulate={2 * accumulate}"
+        both = replace(training, precision="bfloat16", recompute=True)
+        choices[" --set ".join(choices)] = replace(recipe, training=both)
+    if batch.instances % 4 == 0 or (batch.instances % 2 == 0 and not recipe.has_classes):
+        smaller = replace(batch, instances=batch.instances // 2, accumulate=2 * batch.accumulate)
+        name = f"batch.instances={smaller.instances} --set batch.accumulate={smaller.accumulate}"
         choices[name] = replace(recipe, batch=smaller)
-    told = [f"--set {name} would take about {_gib(step_bytes(one, registry, device))}" for name, one in choices.items()]
-    there = "" if free is None else f", and {_gib(free)} of {device} are free now"
-    needs = f"A step of '{recipe.name}' takes about {_gib(step_bytes(recipe, registry, device))}{there}"
-    return f"{needs}; {'; '.join(told) or 'use a smaller batch.samples'}."
 
+    def needed(changed: Recipe) -> str:
+        return f"about {readable_bytes(step_bytes(changed, registry, device))}"
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+    free = free_bytes(device)
+    room = "" if free is None else f", and {readable_bytes(free)} of {device} are free now"
+    remedies = [f"--set {name} would take {needed(changed)}" for name, changed in choices.items()]
+    remedy = "; ".join(remedies) or "use a smaller batch.samples"
+    return f"A step of '{recipe.name}' takes {needed(recipe)}{room}; {remedy}."

@@ -1,10 +1,10 @@
-"""What one step minimises: the losses of a batch, from PReps to a scalar, for each of the four settings.
+"""What one training step minimises: the losses of a batch, for each of the four settings.
 
 Shapes: N instances of the joint batch, n of this process, E embedding values, B samples, P pairs of boundary instances,
-G interpolation factors of this process, A architectures, C classes or D values.
+G gammas of this process, M = n + P G predicted instances, k of a group, A architectures, C classes or D values.
 
-Nothing waits for the device, except for the predicted ClassIds, which choose the networks that run: they are on their
-way to the host while teacher and decoder work.
+Nothing waits for the device, except for the predicted ClassIds, which choose the networks that run: they are copied to
+the host while teacher and decoder work.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import prepkit
 from netspace.data import Batch, ZooMismatch
 from netspace.recipe import Recipe
-from netspace.space.device import half
+from netspace.space.device import bf16_autocast
 from netspace.space.network import NetSpace
 from netspace.training import losses
 from netspace.training.parallel import Ranks
@@ -32,10 +32,10 @@ from prepkit.running.instance_losses import LossesOf, groups_to_run, instance_lo
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one batch, this process's share of the sum over all.
+    """This process's share of the losses of one batch.
 
-    total: what is minimised, a scalar
-    parts: what it is made of, detached scalars by name
+    total: the scalar that is minimised
+    parts: the terms of the total, detached scalars by name
     """
 
     total: Tensor
@@ -43,9 +43,9 @@ class Losses:
 
 
 class Objective:
-    """The losses of a recipe.
+    """The losses of a recipe, as a function of a batch.
 
-    teacher: for the settings with several architectures
+    teacher: needed in the settings with several architectures
     """
 
     def __init__(
@@ -58,93 +58,92 @@ class Objective:
     ) -> None:
         self.space, self.recipe, self.registry, self.teacher = space, recipe, registry, teacher
         self.ranks = ranks or Ranks()
-        self.bf16 = recipe.training.precision == "bfloat16"
-        self.factors = losses.gammas(len(recipe.architectures)) if recipe.has_classes else ()
+        self.signals = recipe.setting == "sdf"
+        self.gammas = losses.gammas(len(recipe.architectures)) if recipe.has_classes else ()
 
     def __call__(self, batch: Batch) -> Losses:
         """The losses of a batch; `total` is differentiable."""
-        return self._several(batch) if self.recipe.has_classes else self._single(batch)
+        return self._several_architectures(batch) if self.recipe.has_classes else self._one_architecture(batch)
 
-    # One architecture: Eq. 1 and 2 ------------------------------------------------------------------------------------
-
-    def _single(self, batch: Batch) -> Losses:
-        count = len(batch.preps)
-        own = self.ranks.block(count)
-        preps, class_ids = batch.preps[own], batch.class_ids[own]
-        inputs = batch.inputs if batch.labels is not None else batch.inputs[own]
-        with self._half(preps):
-            latent_nE = self.space.encode(preps)
+    def _one_architecture(self, batch: Batch) -> Losses:
+        """Eq. 1, for signals Eq. 2, or the ablation that compares weights: the mean over the joint batch."""
+        count, own = len(batch.preps), self.ranks.block(len(batch.preps))
+        preps_nHW, class_ids = batch.preps[own], batch.class_ids[own]
+        inputs = batch.inputs[own] if self.signals else batch.inputs
+        with self._autocast():
+            latent_nE = self.space.encode(preps_nHW)
+        predicted_nHW = self._decode(latent_nE)
         if self.recipe.loss.weights:
-            loss_n = losses.loss_weights(self._decoded(latent_nE), preps)
-            mean = loss_n.sum() / count
-            return Losses(mean, {"loss": mean.detach()})
-        with torch.no_grad():
-            target = self._run(class_ids, preps, inputs)
-        loss, signal = self.recipe.loss, self.recipe.setting == "sdf"
+            total = losses.loss_weights(predicted_nHW, preps_nHW).sum() / count
+            return Losses(total, {"loss": total.detach()})
+        with torch.no_grad(), self._instance_autocast():
+            targets = run_by_class_id(self.registry, class_ids, preps_nHW, inputs)
 
-        def judge(group: ArchitectureGroup, preps_kHW: Tensor) -> dict[str, Tensor]:
-            given = group.select(inputs) if signal else inputs
-            outputs, wanted = self._outputs(group, preps_kHW, given), group.select(target)
-            if signal:
-                return {"loss": losses.loss_pred_signal(outputs, wanted)}
-            return {"loss": losses.loss_pred(outputs, wanted, loss.temperature)}
+        def losses_of(group: ArchitectureGroup, preps_kHW: Tensor) -> dict[str, Tensor]:
+            if self.signals:
+                y_p_kBD = self._run(group, preps_kHW, group.select(inputs))
+                return {"loss": losses.loss_pred_signal(y_p_kBD, group.select(targets))}
+            p_kBC = self._run(group, preps_kHW, inputs)
+            return {"loss": losses.loss_pred(p_kBC, group.select(targets), self.recipe.loss.temperature)}
 
-        loss_n, parts = self._judged(latent_nE, class_ids, inputs, judge)
-        return Losses(loss_n.sum() / count, {"loss": parts["loss"].sum() / count})
+        loss_n, _ = self._instance_losses(class_ids, inputs, predicted_nHW, losses_of)
+        total = loss_n.sum() / count
+        return Losses(total, {"loss": total.detach()})
 
-    # Several: Eq. 3 to 12 ---------------------------------------------------------------------------------------------
-
-    def _several(self, batch: Batch) -> Losses:
+    def _several_architectures(self, batch: Batch) -> Losses:
+        """The final loss (after Eq. 12): Eq. 5 and 6 summed over instances, and Eq. 11 over pairs and gammas."""
         y_B, settings = batch.labels, self.recipe.loss
         if y_B is None or self.teacher is None:
             raise ZooMismatch("several architectures are trained on labels and with a teacher; this zoo has none.")
         own = self.ranks.block(len(batch.preps))
-        wanted = settings.interpolation
-        pairs = losses.boundary_pairs(batch.class_ids, len(self.recipe.architectures)) if wanted else []
-        factors = tuple(self.ranks.share(self.factors)) if pairs else ()
-        c_t_n = torch.tensor(batch.class_ids[own], device=batch.preps.device)  # before the device has anything to do
-        with self._half(batch.preps):
+        pairs = losses.boundary_pairs(batch.class_ids, len(self.recipe.architectures)) if settings.interpolation else []
+        gammas = tuple(self.ranks.share(self.gammas)) if pairs else ()
+        c_t_n = torch.tensor(batch.class_ids[own], device=batch.preps.device)  # made before the device is busy
+
+        # Embeddings of the n targets, then of the P G points between boundary instances, and their ClassIds.
+        with self._autocast():
             latent_nE = self.space.encode(batch.preps[own])
-            joint_NE = self.ranks.gather(latent_nE)
-            latent_PGE = losses.interpolate_embeddings(joint_NE, pairs, factors)
-            latent_ME = torch.cat([latent_nE, latent_PGE.flatten(0, 1)])  # M = n + P G
+            latent_NE = self.ranks.gather(latent_nE)
+            latent_PGE = losses.interpolate_embeddings(latent_NE, pairs, gammas)
+            latent_ME = torch.cat([latent_nE, latent_PGE.flatten(0, 1)])
             logits_MA = self.space.classify(latent_ME)
-        predicted_ids = _OnTheWay(logits_MA.detach().argmax(1))
-        with torch.no_grad(), self._half(batch.inputs):
+        class_ids_M = _HostCopy(logits_MA.detach().argmax(1))
+
+        # What the predicted instances shall put out, and the instances themselves.
+        with torch.no_grad(), self._autocast():
             t_star_BC = self.teacher(_channels_last(batch.inputs))
-        count, lines = len(latent_nE), (len(pairs), len(factors))
-        t_nBC = self._targets(batch, own) if settings.identity else None
+            t_nBC = None
+            if settings.identity:
+                t_nBC = run_by_class_id(self.registry, batch.class_ids[own], batch.preps[own], batch.inputs)
+        preps_MHW = self._decode(latent_ME)
 
-        def judge(group: ArchitectureGroup, preps_kHW: Tensor) -> dict[str, Tensor]:
-            p_kBC = self._outputs(group, preps_kHW, batch.inputs)
-            found = {"loss_kd": losses.loss_kd(p_kBC, t_star_BC, y_B, settings.temperature, settings.alpha)}
+        def losses_of(group: ArchitectureGroup, preps_kHW: Tensor) -> dict[str, Tensor]:
+            p_kBC = self._run(group, preps_kHW, batch.inputs)
+            terms = {"loss_kd": losses.loss_kd(p_kBC, t_star_BC, y_B, settings.temperature, settings.alpha)}
             if t_nBC is not None:
-                found["loss_identity"] = settings.identity * self._identity(group, p_kBC, t_nBC)
-            return found
+                terms["loss_identity"] = settings.identity * self._identity(group, p_kBC, t_nBC)
+            return terms
 
-        loss_M, parts_M = self._judged(latent_ME, predicted_ids, batch.inputs, judge)
+        loss_M, terms_M = self._instance_losses(class_ids_M.wait(), batch.inputs, preps_MHW, losses_of)
+
+        # The losses of the n instances and of the P G points.
+        count, points = len(latent_nE), (len(pairs), len(gammas))
         loss_class_n = losses.loss_class(logits_MA[:count], c_t_n)
-        loss_gamma_PG = loss_M[count:].view(lines)  # L_kd^gamma (Eq. 10)
-        told_gamma_PG = parts_M["loss_kd"][count:].view(lines)
-        if factors:
-            loss_class_gamma_PG = losses.loss_class_gamma(torch.unflatten(logits_MA[count:], 0, lines), factors)
-            loss_gamma_PG, told_gamma_PG = loss_gamma_PG + loss_class_gamma_PG, told_gamma_PG + loss_class_gamma_PG
+        loss_gamma_PG = loss_M[count:].view(points)  # L_kd^gamma (Eq. 10)
+        if gammas:
+            logits_PGA = torch.unflatten(logits_MA[count:], 0, points)
+            loss_gamma_PG = loss_gamma_PG + losses.loss_class_gamma(logits_PGA, gammas)
         total = losses.loss_multi(loss_M[:count], loss_class_n, loss_gamma_PG)
-        parts = {"loss_kd": parts_M["loss_kd"][:count], "loss_class": loss_class_n, "loss_gamma": told_gamma_PG}
+        parts = {"loss_kd": terms_M["loss_kd"][:count], "loss_class": loss_class_n, "loss_gamma": loss_gamma_PG}
         if settings.identity:
-            parts["loss_identity"] = parts_M["loss_identity"][:count]
-        told = {"loss": total.detach()} | {name: part.detach().sum() for name, part in parts.items()}
+            parts["loss_identity"] = terms_M["loss_identity"][:count]
+        sums = {"loss": total.detach()} | {name: part.detach().sum() for name, part in parts.items()}
         if pairs and self.ranks.size > 1:
-            total = total + 0 * joint_NE.sum()  # every process takes part in the gathering's backward
-        return Losses(total, told)
-
-    def _targets(self, batch: Batch, own: slice) -> Tensor:
-        """Outputs `[n, B, C]` of the target instances."""
-        with torch.no_grad():
-            return self._run(batch.class_ids[own], batch.preps[own], batch.inputs)
+            total = total + 0 * latent_NE.sum()  # every process takes part in the backward of `gather`
+        return Losses(total, sums)
 
     def _identity(self, group: ArchitectureGroup, p_kBC: Tensor, t_nBC: Tensor) -> Tensor:
-        """Eq. 1 towards the targets' own outputs, `[k]`; 0 for instances between the boundaries, which have none."""
+        """Eq. 1 against the targets' own outputs, `[k]`; 0 for instances between the boundaries, which have none."""
         rows = [
             losses.loss_pred(p_BC[None], t_nBC[position][None], self.recipe.loss.temperature)[0]
             if position < len(t_nBC)
@@ -153,63 +152,57 @@ class Objective:
         ]
         return torch.stack(rows)
 
-    # What they share --------------------------------------------------------------------------------------------------
+    def _decode(self, latent_ME: Tensor) -> Tensor:
+        """PReps `[M, H, W]`; with the recipe's `recompute` one by one, to be computed again in backward."""
 
-    def _judged(
-        self, latent_ME: Tensor, class_ids: Sequence[int] | _OnTheWay, inputs: Tensor, judge: LossesOf
+        def decode(latent_ME: Tensor) -> Tensor:
+            with self._autocast():
+                return self.space.decode(latent_ME)
+
+        if not self.recipe.training.recompute:
+            return decode(latent_ME)
+        return torch.cat([checkpoint(decode, row_1E, use_reentrant=False) for row_1E in torch.split(latent_ME, 1)])
+
+    def _instance_losses(
+        self, class_ids: Sequence[int], inputs: Tensor, preps_MHW: Tensor, losses_of: LossesOf
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses `[M]` of the instances that stand at embeddings: their sum, and each by name."""
-        preps_MHW = self._decoded(latent_ME)
-        groups = group_by_architecture(self.registry, _host(class_ids))
-        return instance_losses(groups_to_run(groups, inputs, self.recipe.training.recompute), preps_MHW, judge)
+        """Run each instance by its ClassId's architecture: the sum `[M]` of its losses, and each loss `[M]` by name."""
+        groups = group_by_architecture(self.registry, class_ids)
+        return instance_losses(groups_to_run(groups, inputs, self.recipe.training.recompute), preps_MHW, losses_of)
 
-    def _outputs(self, group: ArchitectureGroup, preps_kHW: Tensor, inputs: Tensor) -> Tensor:
-        """Outputs `[k, B, ...]` of a group. Signals always run in float32: sin(30 x) has no digits to spare."""
-        with half(preps_kHW.device, self.bf16 and self.recipe.setting != "sdf"):
+    def _run(self, group: ArchitectureGroup, preps_kHW: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs `[k, B, ...]` of the instances of a group."""
+        with self._instance_autocast():
             return prepkit.run_instances(group.architecture, preps_kHW, inputs)
 
-    def _decoded(self, latent_ME: Tensor) -> Tensor:
-        """PReps `[M, H, W]`; one by one, to be made again in backward, if the recipe says so."""
-        if not self.recipe.training.recompute:
-            return self._decode(latent_ME)
-        rows = [checkpoint(self._decode, row_1E, use_reentrant=False) for row_1E in torch.split(latent_ME, 1)]
-        return torch.cat(rows)
+    def _autocast(self) -> AbstractContextManager[object]:
+        """The recipe's precision."""
+        device = next(self.space.parameters()).device
+        return bf16_autocast(device, self.recipe.training.precision == "bfloat16")
 
-    def _decode(self, latent_ME: Tensor) -> Tensor:
-        with self._half(latent_ME):
-            preps_MHW = self.space.decode(latent_ME)
-        return preps_MHW
-
-    def _run(self, class_ids: Sequence[int], preps_NHW: Tensor, inputs: Tensor) -> Tensor:
-        """Outputs of instances, as `_outputs` of all groups together."""
-        with half(preps_NHW.device, self.bf16 and self.recipe.setting != "sdf"):
-            return run_by_class_id(self.registry, class_ids, preps_NHW, inputs)
-
-    def _half(self, tensor: Tensor) -> AbstractContextManager[object]:
-        return half(tensor.device, self.bf16)
+    def _instance_autocast(self) -> AbstractContextManager[object]:
+        """The recipe's precision, but float32 for signals: sin(30 x) has no digits to spare."""
+        device = next(self.space.parameters()).device
+        return bf16_autocast(device, self.recipe.training.precision == "bfloat16" and not self.signals)
 
 
-class _OnTheWay:
-    """Numbers of the device on their way to the host; whoever needs them first waits, for them alone."""
+class _HostCopy:
+    """Integers of the device on their way to the host; `wait` waits for this copy alone."""
 
-    def __init__(self, numbers: Tensor) -> None:
+    def __init__(self, values: Tensor) -> None:
         self.event: torch.cuda.Event | None = None
-        self.numbers = numbers
-        if numbers.is_cuda:
-            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self.numbers.copy_(numbers, non_blocking=True)
+        self.values = values
+        if values.is_cuda:
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.event.record()
 
-    def arrived(self) -> tuple[int, ...]:
-        """The numbers."""
+    def wait(self) -> tuple[int, ...]:
+        """Wait until the values have arrived, and return them."""
         if self.event is not None:
             self.event.synchronize()
-        return tuple(self.numbers.tolist())
-
-
-def _host(class_ids: Sequence[int] | _OnTheWay) -> Sequence[int]:
-    return class_ids.arrived() if isinstance(class_ids, _OnTheWay) else class_ids
+        return tuple(self.values.tolist())
 
 
 def _channels_last(inputs: Tensor) -> Tensor:

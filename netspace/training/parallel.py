@@ -110,7 +110,7 @@ class Ranks:
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=device)))
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Whether this is the one process that speaks, before others were met or after."""
     return not _started_by_torchrun() or os.environ["RANK"] == "0"
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import fold, leaky_relu_, pad, unfold
 
-from netspace.space.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
+from netspace.space.fast.products import ALIGNED, applies, dtype_of_products, factors, no_autocast
 from netspace.space.start_scale import NEGATIVE_SLOPE
 
 WIDE, MANY_COLUMNS = 2048, 1024  # PReps; measured on one core: from there, products over a row of a map fill it
@@ -36,7 +36,7 @@ def decode(images_NCSS: Tensor, convolutions: Sequence[nn.Conv2d], height: int, 
     tensors = [tensor for convolution in convolutions for tensor in convolution.parameters()]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images_NCSS, *tensors))
     layers = _layers(tensors, height, width, columns, dtype_of_products(images_NCSS))
-    with as_given():
+    with no_autocast():
         cells_NHW: Tensor = _Decode.apply(images_NCSS, *tensors, layers, keep)  # type: ignore[no-untyped-call]
     return cells_NHW
 
@@ -251,7 +251,7 @@ class _Decode(torch.autograd.Function):
         wants = [weight or bias for weight, bias in zip(wanted[::2], wanted[1::2], strict=True)]
         depth = 0 if to_images else wants.index(True)  # of the lowest layer that has to be reached
         g_images_NCSS = torch.zeros_like(images_NCSS)
-        with as_given():
+        with no_autocast():
             for number, image_CSS in enumerate(images_NCSS):
                 g_image_CSS = g_images_NCSS[number] if to_images else None
                 third_planes, fourth_planes = kept[2 * number : 2 * number + 2]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import leaky_relu, leaky_relu_, linear, pad
 
-from netspace.space.fast.products import ALIGNED, applies, as_given, dtype_of_products, factors
+from netspace.space.fast.products import ALIGNED, applies, dtype_of_products, factors, no_autocast
 from netspace.space.start_scale import NEGATIVE_SLOPE
 
 WIDE = 256  # PReps; measured on one core: below, the plain network is as fast or faster
@@ -36,7 +36,7 @@ def encode(preps_NHW: Tensor, convolutions: Sequence[nn.Conv2d]) -> Tensor:
     """`[N, H, W]` -> embeddings `[N, E]`, by the encoder's four convolutions."""
     first, second, third, fourth = convolutions
     dtype = dtype_of_products(preps_NHW)
-    with as_given():
+    with no_autocast():
         rows_NHC: Tensor = _RowMaxima.apply(  # type: ignore[no-untyped-call]
             preps_NHW, first.weight, first.bias, second.weight, second.bias, dtype
         )
@@ -110,7 +110,7 @@ class _RowMaxima(torch.autograd.Function):
         preps_NHW, w1, b1, w2, places_RC, rows_RC = ctx.saved_tensors
         widths = _Widths(preps_NHW.shape[2])
         to_preps, to_w1, to_b1, to_w2 = ctx.needs_input_grad[:4]
-        with as_given():
+        with no_autocast():
             gradient_RC = _through_leaky_relu(gradient_NHC.reshape(rows_RC.shape), rows_RC)
             padded_RW = widths.pad_rows(preps_NHW.reshape(-1, widths.given))
             w1_4O, w2_C3O = _with_bias(w1, b1), w2[:, :, 0].transpose(1, 2).contiguous()

@@ -26,8 +26,8 @@ def dtype_of_products(tensor: Tensor) -> torch.dtype:
     return torch.bfloat16 if half else tensor.dtype
 
 
-def as_given() -> torch.autocast:
-    """Here each tensor has the dtype that it shall be multiplied in."""
+def no_autocast() -> torch.autocast:
+    """Switch autocast off: in here every tensor already has the dtype that it is multiplied in."""
     return torch.autocast("cpu", enabled=False)
 
 

@@ -16,9 +16,10 @@ from untrained import untrained_run
 
 import prepkit
 from netspace.cli import main
-from netspace.cli.exploring import RESULT, new_folder
+from netspace.cli.common import RESULT
 from netspace.explore.embedding import embed, embeddings
 from prepkit.errors import OutputError
+from prepkit.files import replacing_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -209,7 +210,7 @@ REFUSED = [
     (["evaluate", "digits_multi", "--split", "tset"], "Did you mean 'test'"),
     (["evaluate", "digits_multi", "--samples", "x"], "the task has no samples 'x'"),
     (["evaluate", "digits_multi", "--kind", "latest"], "has no latest checkpoint yet"),
-    (["evaluate", "digits_multi", "--device", "cuda:99"], "use --device auto or cpu"),
+    (["evaluate", "digits_multi", "--device", "cuda:99"], "use another one, such as cpu"),
     (["evaluate", "digits_multi", "--zoo", "ZOO digits_single"], "Give the zoo it was trained on"),
     (["evaluate", "digits_multi", "--zoo", "nowhere"], "nowhere"),
     (["embed", "digits_multi", "ZOO digits_multi", "-o", "x.xlsx"], "use one of .parquet, .csv, .npz"),
@@ -219,11 +220,11 @@ REFUSED = [
     (["interpolate", "digits_multi", "lenet_like@digits-test-9", "resnet14@digits-test-0"], "Did you mean"),
     ([*LINE, "--split", "validatoin"], "Did you mean 'validation'"),
     (["interpolate", "digits_multi", "--pairs", "99"], "has 1 here"),
-    ([*LINE, "-o", "taken"], "holds no result of netspace"),
-    ([*LINE, "-o", "taken", "--force"], "holds no result of netspace"),
+    ([*LINE, "-o", "taken"], "holds other files and no result.json"),
+    ([*LINE, "-o", "taken", "--force"], "holds other files and no result.json"),
     ([*LINE, "-o", "ours"], "--force to replace it"),
     ([*LINE, "-o", "taken.csv"], "it is a file"),
-    ([*LINE, "-o", "no/folder"], "is no directory"),
+    ([*LINE, "-o", "no/folder"], "does not exist"),
     (["optimize", "digits_multi", "a", "--embedding", "e.npy"], "not both"),
     (["optimize", "digits_multi", "--class-id", "9"], "give one for all or one each"),
     (["optimize", "digits_multi", "--learning-rate", "nan"], "learning_rate nan is out of range"),
@@ -343,7 +344,7 @@ def test_no_matplotlib(call, runs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])
 def test_nothing_is_left_of_what_was_not_finished(call, runs, tmp_path, monkeypatch, error):
-    from netspace.explore import embedding as module
+    from prepkit import table_files as module
 
     calls = []
 
@@ -374,7 +375,7 @@ def test_force_replaces_a_result(call, runs, tmp_path):
 
 def test_an_empty_folder_is_used(tmp_path):
     (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty", force=False) as folder:
+    with replacing_folder(tmp_path / "empty", mark=RESULT) as folder:
         (folder / "a").write_text("a")
     assert files(tmp_path) == ["empty/a"]
 
@@ -391,7 +392,10 @@ def test_what_was_there_comes_back(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OutputError, match="No space left"), new_folder(tmp_path / "line", force=True) as folder:
+    with (
+        pytest.raises(OutputError, match="the disk is full"),
+        replacing_folder(tmp_path / "line", mark=RESULT, overwrite=True) as folder,
+    ):
         (folder / "a").write_text("new")
     assert files(tmp_path) == ["line/result.json"]
     assert (tmp_path / "line" / RESULT).read_text() == "old"

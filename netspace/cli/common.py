@@ -1,0 +1,230 @@
+"""What the commands share: options, opening a run, results as text and JSON, and a bar of progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from prepkit.cli.common import device_option
+from prepkit.progress import Advance, ProgressBar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    import prepkit
+    from netspace.run.run import Run
+    from netspace.space.network import NetSpace
+
+F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+RESULT = "result.json"  # marks a folder that an exploring command wrote, which --force may replace
+
+
+class Place(click.ParamType[Any]):
+    """A folder's path, or hf://user/name[@revision], which stays a text."""
+
+    name = "PLACE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Tell the two apart by how they begin."""
+        from prepkit.address import HUB_SCHEME
+
+        text = os.fspath(value)
+        return text if text.startswith(HUB_SCHEME) else Path(text)
+
+
+PLACE = Place()
+
+
+# Options --------------------------------------------------------------------------------------------------------
+
+
+def run_argument(command: F) -> F:
+    """Add RUN, a folder or hf://user/run."""
+    return click.argument("run", type=PLACE, metavar="RUN")(command)
+
+
+def zoo_option(command: F) -> F:
+    """Add `--zoo`, where the zoo of the run is now."""
+    text = "Where the run's zoo is now, a folder or hf://user/zoo. [default: where it was in training]"
+    return click.option("--zoo", type=PLACE, metavar="ZOO", help=text)(command)
+
+
+def space_options(command: F) -> F:
+    """Add `--kind` and `--device`: which weights are used, and where they run."""
+    text = "Use the weights of the best validation, or the last ones."
+    kinds = click.Choice(["best", "latest"])
+    return click.option("--kind", type=kinds, default="best", show_default=True, help=text)(device_option(command))
+
+
+def data_option(command: F) -> F:
+    """Add `--data`, for tasks whose data are a folder of the user's."""
+    return click.option("--data", type=PATH, metavar="PATH", help="Folder of the task's data.")(command)
+
+
+def seed_option(purpose: str) -> Callable[[F], F]:
+    """Add `--seed`; the purpose is what is drawn at random: "drawing pairs"."""
+    text = f"Seed for {purpose}."
+    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=text)
+
+
+def refuse_unused(options: Mapping[str, str]) -> None:
+    """Refuse options that would do nothing.
+
+    options: what each option, if it was given, is for: {"row": "goes with --embedding"}
+    """
+    from click.core import ParameterSource
+
+    context = click.get_current_context()
+    for name, use in options.items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} {use}; leave it out here.")
+
+
+# Runs and embeddings --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that is ready to be explored, on a device.
+
+    zoo_path: where the zoo is now; None if it is where it was in training
+    any_zoo:  whether the zoo may be another one than the run was trained on
+    """
+
+    run: Run
+    space: NetSpace
+    device: torch.device
+    zoo_path: Path | str | None
+    any_zoo: bool
+
+    @cached_property
+    def zoo(self) -> prepkit.Zoo:
+        """The zoo, opened when it is first needed.
+
+        raises ZooMismatch, and what opening a zoo raises
+        """
+        from netspace.data import ZooMismatch
+        from prepkit.address import HUB_SCHEME
+
+        if self.zoo_path is not None and self.any_zoo:
+            return open_any_zoo(self.run, self.zoo_path)
+        recorded = self.run.record["zoo"]["path"]
+        local = recorded is not None and not recorded.startswith(HUB_SCHEME)
+        if self.zoo_path is None and local and not Path(recorded).exists():
+            raise ZooMismatch(
+                f"the run '{self.run.path}' was trained on a zoo at '{recorded}', which is not there; say --zoo DIR."
+            )
+        return self.run.open_zoo(self.zoo_path)
+
+
+def open_run(run: Path | str, zoo: Path | str | None, kind: str, device: str, *, any_zoo: bool = False) -> Opened:
+    """Open a run and load its NetSpace; the arguments are explained at Opened.
+
+    raises RunError, DeviceError
+    """
+    from netspace.run.run import Run
+    from prepkit.device import choose_device
+
+    opened, chosen = Run(run), choose_device(device)
+    return Opened(opened, opened.space(kind, chosen), chosen, zoo, any_zoo)
+
+
+def open_any_zoo(run: Run, path: Path | str) -> prepkit.Zoo:
+    """Open a zoo at the run's width, and at its height if that has room for every instance: padding is encoded too."""
+    import prepkit
+
+    network = run.recipe.network
+    zoo = prepkit.open_zoo(path, width=network.width)
+    if zoo.shape.height < network.height:
+        zoo = prepkit.open_zoo(path, width=network.width, height=network.height)
+    return zoo
+
+
+def load_embeddings(path: Path, embedding_size: int) -> Tensor:
+    """Read the embeddings `[N, E]` of a .npy file, which holds `[E]` or has any number of axes before it.
+
+    raises PointError if it cannot be read or holds something else
+    """
+    import numpy as np
+    import torch
+
+    from netspace.explore.sampling import PointError
+
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise PointError(f"{path}: cannot be read as an array of numpy ({error}).") from None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        raise PointError(f"{path}: holds no array of numbers; give a .npy file of embeddings.")
+    if values.ndim < 1 or values.shape[-1] != embedding_size or not values.size:
+        shape = list(values.shape)
+        raise PointError(f"{path}: an array of {shape}; embeddings of this run are [..., {embedding_size}].")
+    if not np.isfinite(values).all():
+        raise PointError(f"{path}: holds values that are not finite; give other embeddings.")
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(-1, embedding_size)
+
+
+# Results --------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write one JSON document."""
+    import json
+
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def try_to_draw(draw: Callable[[], None], name: str) -> list[str]:
+    """Draw, or return a note that says which extra is missing: the numbers are worth having without a picture."""
+    from prepkit.figures import PlotsMissing
+    from prepkit.tasks.distance_grid import MeshesMissing
+
+    try:
+        draw()
+    except (PlotsMissing, MeshesMissing) as error:
+        return [f"no {name}: {error}"]
+    return []
+
+
+def without_nan(value: Any) -> Any:
+    """Replace numbers that JSON does not have by None, in nested dicts and lists."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def share(value: float | None) -> str:
+    """Return a share as text."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def print_notes(notes: list[str]) -> None:
+    """Print notes to stderr."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
+@contextmanager
+def working(total: int, name: str, unit: str, quiet: bool) -> Iterator[Advance]:
+    """Give the function that moves a bar on; refused memory becomes an error of one line."""
+    from netspace.training.memory import OutOfMemory, is_out_of_memory
+
+    try:
+        with ProgressBar(name, unit, quiet=quiet) as bar:
+            bar.begin(total)
+            yield bar.advance
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{name}: not enough memory ({str(error).splitlines()[0]}); ask for fewer at once.") from None

@@ -1,0 +1,94 @@
+"""The folder of a training: begun anew, or checked before its training goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+import prepkit
+from netspace.data import check_architectures
+from netspace.recipe import Recipe
+from netspace.run.run import BEST, LATEST, LOCK, Run, RunError, check_free
+from netspace.training.parallel import Ranks
+from prepkit.errors import InvalidShape
+from prepkit.files import output_error
+from prepkit.lock import take_lock
+
+
+def open_zoo_of_recipe(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: bool) -> prepkit.Zoo:
+    """Open a zoo at the recipe's height and width.
+
+    raises ZooMismatch for other architectures than the recipe's, InvalidShape for PReps that do not fit otherwise
+    """
+    network = recipe.network
+    try:
+        return prepkit.open_zoo(zoo, width=network.width, height=network.height, trust_code=trust_code)
+    except InvalidShape:
+        check_architectures(recipe, prepkit.open_zoo(zoo, trust_code=trust_code))
+        raise
+
+
+def open_folder(
+    out: Path, recipe: Recipe, zoo: prepkit.Zoo, zoo_path: str | os.PathLike[str], resume: bool, ranks: Ranks
+) -> tuple[Run, FileLock | None]:
+    """Begin a run's folder or go on with it; returns the run and, in the first process, a lock on the folder."""
+    lock = None
+    if ranks.first:
+        if resume:
+            Run(out, trust_code=True)  # raises RunError before anything is written
+        else:
+            check_free(out)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise output_error(out, error) from error
+        lock = take_lock(out / LOCK, out)
+        try:
+            if not resume:
+                Run.create(out, recipe, zoo, zoo_path)
+            run = Run(out, trust_code=True)
+            _check_resumable(run, recipe, zoo)
+            if recipe != run.recipe:
+                run.change_steps(recipe)
+        except BaseException:
+            lock.release()
+            raise
+    ranks.agree(None)  # the other processes wait here until the folder is there
+    return Run(out, trust_code=True), lock
+
+
+def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
+    """Raise RunError if a run was begun with another recipe or zoo, is further already, or has lost its state."""
+    latest, best = run.facts(LATEST), run.facts(BEST)
+    # A kill between the first best state and the first latest one loses only these steps, which are taken again.
+    if latest is None and best is not None and best["step"] > run.recipe.training.validate_every:
+        raise RunError(
+            f"'{run.path}' has the best weights, after step {best['step']}, but not the state that training goes on "
+            "from (checkpoints/latest.json); train anew into another folder."
+        )
+    if latest is not None and recipe.training.steps < latest["step"]:
+        raise RunError(
+            f"'{run.path}' has taken {latest['step']:,} steps already, more than the {recipe.training.steps:,} that "
+            "were asked for; use --steps of at least as many."
+        )
+    steps = replace(recipe.training, steps=run.recipe.training.steps)
+    if replace(recipe, training=steps) != run.recipe:
+        before, now = _flat(run.recipe.to_dict()), _flat(replace(recipe, training=steps).to_dict())
+        changes = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]]
+        raise RunError(
+            f"'{run.path}' was begun with another recipe: {'; '.join(changes)}. Use the same, or another --out."
+        )
+    if zoo.manifest.to_dict()["sha256"] != run.record["zoo"]["sha256"]:
+        raise RunError(f"'{run.path}' was begun with another zoo, '{run.record['zoo']['name']}'. Use the same.")
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
