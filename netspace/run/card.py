@@ -10,21 +10,21 @@ from pathlib import Path
 
 from netspace.run.run import BEST, LATEST, Run
 from prepkit.address import HUB_SCHEME
-from prepkit.files import replacing
 from prepkit.licence import licence_of_card
+from prepkit.markdown import markdown_table, write_readme
 
 README = "README.md"
 MARK = "<!-- Written by netspace; remove this line to keep your own changes. -->"
 TAGS = ("netspace", "prepkit", "weight-space-learning", "pytorch")
-MEANINGS = {
+FILES = {
     "run.json": "recipe, registry with all layouts, zoo with its sha256, task and versions",
     "metrics.jsonl": "one JSON document a line: losses of every few steps, scores of every validation",
     "checkpoints/best.json": "which weights gave the best validation; they are plain safetensors",
     "checkpoints/latest.json": "the state that training goes on from",
-    "tensorboard/": "the same as curves, and PReps as images",
+    "tensorboard/": "the metrics as TensorBoard curves, and PReps as images",
     "figures/": "pictures",
 }
-LOCAL = ("checkpoints/latest.json", "tensorboard/")  # what a push leaves behind
+NOT_PUSHED = ("checkpoints/latest.json", "tensorboard/")
 
 
 def write_card(run: Run) -> Path | None:
@@ -33,76 +33,49 @@ def write_card(run: Run) -> Path | None:
     raises OutputError if it cannot be written
     """
     path = run.path / README
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        return None
-    with replacing(path, overwrite=True) as temporary:
-        temporary.write_text(card_text(run), encoding="utf-8")
-    return path
+    return path if write_readme(path, card_text(run), MARK) else None
 
 
 def card_text(run: Run, repo: str | None = None, license: str | None = None) -> str:
     """The whole README.md.
 
-    repo, license: for the Hub: the repository that it is read from, and what its YAML says
+    repo:    the repository that the run is loaded from; None for a local folder
+    license: the licence that the card's YAML names; None for a local folder
     """
     recipe, network, zoo = run.recipe, run.recipe.network, run.record["zoo"]
     best, latest = run.facts(BEST), run.facts(LATEST)
-    architectures = [
-        f"| {class_id} | {architecture.name} | {architecture.num_parameters:,} |"
-        for class_id, architecture in enumerate(run.registry)
-    ]
-    scores = [] if best is None else [f"| {name} | {value:.4f} |" for name, value in best["scores"].items()]
+    architectures = [(class_id, one.name, one.num_parameters) for class_id, one in enumerate(run.registry)]
     after = "not reached yet" if best is None else f"best after step {best['step']}"
+    scores = ["None yet."]
+    if best is not None and best["scores"]:
+        rows = [(name, f"{value:.4f}") for name, value in best["scores"].items()]
+        scores = markdown_table(("score", "value"), rows)
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(run.record["versions"].items()))
+    files = [f"- `{name}`: {meaning}" for name, meaning in FILES.items() if not (repo and name in NOT_PUSHED)]
+    resume = "." if repo else "; `netspace train ... --resume` goes on with the training."
+    loading = f"""```python
+import netspace
+space = netspace.load("{HUB_SCHEME + repo if repo else "path/to/this/folder"}")
+latent = space.encode(preps)       # {network.height} x {network.width} -> {network.embedding_size} values
+preps = space.decode(latent)
+```
+
+`netspace evaluate`, `embed`, `interpolate`, `optimize` and `decode` do the rest{resume}"""
+    training = f"""{0 if latest is None else latest["step"]:,} of {recipe.training.steps:,} steps. \
+Zoo `{zoo["name"]}`, sha256 `{zoo["sha256"]}`. Versions: {versions}.
+
+```json
+{json.dumps(recipe.to_dict(), indent=2)}
+```"""
     sections = [
         ["---", *_licence_lines(license), "library_name: prepkit", "tags:", *(f"- {tag}" for tag in TAGS), "---", MARK],
-        [
-            f"# {recipe.name}",
-            "",
-            f"A space of networks (NetSpace), learnt from zoo `{zoo['name']}`. {recipe.description}",
-        ],
-        [
-            "## How to use it",
-            "",
-            "```python",
-            "import netspace",
-            f'space = netspace.load("{HUB_SCHEME + repo if repo else "path/to/this/folder"}")',
-            "latent = space.encode(preps)       "
-            f"# {network.height} x {network.width} -> {network.embedding_size} values",
-            "preps = space.decode(latent)",
-            "```",
-            "",
-            "`netspace evaluate`, `embed`, `interpolate`, `optimize` and `decode` do the rest"
-            + ("." if repo else "; `netspace train ... --resume` goes on with the training."),
-        ],
-        [
-            "## Architectures",
-            "",
-            "| ClassId | architecture | packed parameters |",
-            "| --- | --- | --- |",
-            *architectures,
-        ],
-        [
-            f"## Validation ({after})",
-            "",
-            *(["| score | value |", "| --- | --- |", *scores] if scores else ["None yet."]),
-        ],
-        [
-            "## Training",
-            "",
-            f"{0 if latest is None else latest['step']:,} of {recipe.training.steps:,} steps. "
-            f"Zoo `{zoo['name']}`, sha256 `{zoo['sha256']}`. Versions: "
-            + ", ".join(f"{name} {version}" for name, version in sorted(run.record["versions"].items()))
-            + ".",
-            "",
-            "```json",
-            json.dumps(recipe.to_dict(), indent=2),
-            "```",
-        ],
-        [
-            "## Files",
-            "",
-            *(f"- `{name}`: {meaning}" for name, meaning in MEANINGS.items() if not (repo and name in LOCAL)),
-        ],
+        [f"# {recipe.name}"],
+        [f"A space of networks (NetSpace), learnt from zoo `{zoo['name']}`. {recipe.description}"],
+        ["## How to use it", "", loading],
+        ["## Architectures", "", *markdown_table(("ClassId", "architecture", "packed parameters"), architectures)],
+        [f"## Validation ({after})", "", *scores],
+        ["## Training", "", training],
+        ["## Files", "", *files],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 

@@ -1,11 +1,11 @@
-"""Run: the folder of one training, whole at any time, and how a NetSpace comes back from it.
+"""A run: the folder of one training, which is whole at any time, and how its NetSpace is loaded.
 
     run/
-      run.json               recipe, registry, zoo with its sha256, task, versions: all but the weights
+      run.json               recipe, registry, zoo with its sha256, task, versions: everything but the weights
       metrics.jsonl          one line every few steps and one a validation
       checkpoints/
         latest.json          step, scores, and the file of the state that training goes on from, with its sha256
-        best.json            the same of the best validation
+        best.json            the same for the best validation
         step-<n>-....safetensors, best-<n>-....safetensors
       tensorboard/
       figures/
@@ -14,8 +14,8 @@
     space = netspace.load("run")                   # the best NetSpace, ready to use
     run = netspace.open_run("run")                 # what it was trained from: run.recipe, run.registry, run.open_zoo()
 
-A state is written first and named last, by replacing one small JSON file: a kill at any time leaves the state before or
-the one after. Weights of the best validation are plain safetensors under the names of NetSpace's state dict.
+A state is written first and named last, by replacing one small JSON file, so a kill at any time leaves the state before
+or the one after. The weights of the best validation are plain safetensors, named as in NetSpace's state dict.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class RunError(prepkit.PrepkitError, ValueError):
 class State:
     """A training's state after a number of steps.
 
-    step:    steps that were taken
-    tensors: of the network under `network.`, of the optimiser under `optimiser.`
+    step:    number of steps that were taken
+    tensors: those of the network under `network.`, those of the optimiser under `optimiser.`
     facts:   scores and what else is needed to go on, JSON-able
     """
 
@@ -73,7 +73,7 @@ class State:
     facts: Mapping[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under a prefix, without it."""
+        """The tensors whose names begin with a prefix, named without it."""
         return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
 
 
@@ -81,11 +81,11 @@ class Run:
     """A run's folder, opened.
 
     path: a folder, or hf://user/name[@revision], which is fetched and checked
-    raises RunError if it is no run, or one of a newer format; HubError
+    raises RunError if it is no run or has a newer format, HubError if it cannot be fetched
     """
 
     def __init__(self, path: str | os.PathLike[str], *, trust_code: bool = False) -> None:
-        self.path = _here(path)
+        self.path = _local_folder(path)
         self.record = _record(self.path)
         file = self.path / RECORD
         self.recipe: Recipe = recipe_of(self.record["recipe"], f"{file}, recipe")
@@ -110,7 +110,7 @@ class Run:
             "format": FORMAT,
             "recipe": recipe.to_dict(),
             "registry": zoo.registry.to_dict(),
-            "zoo": _identity(zoo) | {"path": _lasting(zoo_path), "license": zoo.manifest.license},
+            "zoo": _identity(zoo) | {"path": _absolute(zoo_path), "license": zoo.manifest.license},
             "task": None if zoo.task is None else dict(zoo.task),
             "versions": versions(),
         }
@@ -120,14 +120,14 @@ class Run:
         return cls(root, trust_code=True)
 
     def change_steps(self, recipe: Recipe) -> None:
-        """Keep a recipe that differs in the number of steps alone."""
+        """Replace the recipe by one that differs in nothing but the number of steps."""
         self.record["recipe"], self.recipe = recipe.to_dict(), recipe
         _write(self.path / RECORD, self.record)
 
     def open_zoo(self, path: str | os.PathLike[str] | None = None) -> prepkit.Zoo:
         """The zoo that the run was trained on, read at the recipe's height and width.
 
-        path: where it is now; where it was, if missing
+        path: where the zoo is now; where it was in training if missing
         raises ZooMismatch if it is another zoo
         """
         recorded = self.record["zoo"]
@@ -150,10 +150,10 @@ class Run:
     def save(self, kind: str, state: State) -> None:
         """Write a state as the latest or the best, in place of the one before.
 
-        raises prepkit's OutputError if it cannot be written; the one before is still there then
+        raises prepkit's OutputError if it cannot be written, and keeps the one before
         """
         folder = self.path / CHECKPOINTS
-        before = self._named(kind)
+        before = self.facts(kind)
         name = f"{kind}-{state.step:08d}.safetensors"
         with replacing(folder / name, overwrite=True) as temporary:
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
@@ -168,7 +168,7 @@ class Run:
 
         raises RunError if it is damaged
         """
-        named = self._named(kind)
+        named = self.facts(kind)
         if named is None:
             return None
         file = self.path / CHECKPOINTS / named["file"]
@@ -180,8 +180,17 @@ class Run:
         return State(named["step"], safetensors.torch.load_file(file), facts)
 
     def facts(self, kind: str) -> dict[str, Any] | None:
-        """What is known of the latest or the best state: step, scores; None if there is none yet."""
-        return self._named(kind)
+        """The step, scores and file of the latest or the best state; None if there is none yet."""
+        file = self.path / CHECKPOINTS / f"{kind}.json"
+        if not file.exists():
+            return None
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            if type(document["step"]) is not int or Path(document["file"]).name != document["file"]:
+                raise ValueError("step or file")
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise RunError(f"{file}: damaged ({error}). Restore it, or train anew.") from None
+        return dict(document)
 
     def space(self, kind: str = BEST, device: torch.device | str = "cpu") -> NetSpace:
         """The NetSpace of the best validation, or the latest one, in eval mode.
@@ -199,54 +208,42 @@ class Run:
         return space.to(device).eval()
 
     def new_space(self) -> NetSpace:
-        """A NetSpace of the recipe's sizes that begins with the recipe's seed."""
+        """Build a NetSpace of the recipe's sizes, drawn with the recipe's seed."""
         return new_space(self.recipe)
-
-    def _named(self, kind: str) -> dict[str, Any] | None:
-        file = self.path / CHECKPOINTS / f"{kind}.json"
-        if not file.exists():
-            return None
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-            if type(document["step"]) is not int or Path(document["file"]).name != document["file"]:
-                raise ValueError("step or file")
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise RunError(f"{file}: damaged ({error}). Restore it, or train anew.") from None
-        return dict(document)
 
     # Metrics ------------------------------------------------------------------------------------------------------
 
     @cached_property
     def metrics_file(self) -> Path:
-        """Where one JSON document a line says how training went."""
+        """The file that says how training went, one JSON document a line."""
         return self.path / METRICS
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines, in order."""
+        """All lines of the metrics file, in order."""
         if not self.metrics_file.exists():
             return []
         lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        found = []
+        documents = []
         for number, line in enumerate(lines, 1):
             try:
-                found.append(json.loads(line))
+                documents.append(json.loads(line))
             except ValueError as error:
-                if number < len(lines):  # a kill may have cut the last one
+                if number < len(lines):  # a kill may have cut the last line
                     raise RunError(f"{self.metrics_file}, line {number}: damaged ({error}).") from None
-        return found
+        return documents
 
     def cut_metrics(self, step: int) -> None:
-        """Forget lines of steps that are taken again."""
+        """Remove lines of later steps, which are taken again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
         with replacing(self.metrics_file, overwrite=True) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def load(path: str | os.PathLike[str], *, kind: str = BEST, device: torch.device | str = "cpu") -> NetSpace:
-    """The NetSpace of a run, ready to use, in eval mode.
+    """Load the NetSpace of a run, ready to use, in eval mode.
 
     path: the run's folder, or hf://user/name[@revision]
-    kind: "best", of the best validation, or "latest"
+    kind: "best" for the best validation, or "latest"
     raises RunError if the folder is no run or has no checkpoint, HubError if it cannot be fetched
 
     >>> space = netspace.load("run")
@@ -258,16 +255,16 @@ def load(path: str | os.PathLike[str], *, kind: str = BEST, device: torch.device
 
 
 def open_run(path: str | os.PathLike[str], *, trust_code: bool = False) -> Run:
-    """The folder of a training: its recipe, registry, zoo and checkpoints.
+    """Open the folder of a training: its recipe, registry, zoo and checkpoints.
 
-    trust_code: whether builders that only the run names may be imported
+    trust_code: whether the run may import builders of its own architectures
     raises RunError if it is no run
     """
     return Run(path, trust_code=trust_code)
 
 
 def check_free(root: Path) -> None:
-    """raises RunError if a run cannot begin in a folder, because something is there.
+    """Raise RunError if a run cannot begin in a folder, because it holds something else.
 
     A run that ended before it had anything to keep is begun anew.
     """
@@ -280,7 +277,7 @@ def check_free(root: Path) -> None:
 
 
 def new_space(recipe: Recipe) -> NetSpace:
-    """A NetSpace of a recipe's sizes that begins with its seed; the global generator stays as it is.
+    """Build a NetSpace of a recipe's sizes, drawn with its seed; torch's global generator stays as it is.
 
     raises InvalidNetSpace, InitialisationError, or prepkit's InvalidShape
     """
@@ -293,18 +290,18 @@ def new_space(recipe: Recipe) -> NetSpace:
             embedding_size=network.embedding_size,
             num_architectures=recipe.num_architectures,
             columns=network.columns,
-            # A start from PReps replaces it when the zoo is there.
+            # "from_preps" replaces this start when the zoo is open.
             initialisation="paper" if network.initialisation == "from_preps" else network.initialisation,
         )
 
 
 def versions() -> dict[str, str]:
-    """Of what figures depend on."""
+    """The versions of what a run's numbers depend on."""
     return {"prepkit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def _here(path: str | os.PathLike[str]) -> Path:
-    """The folder of a run: itself, or the copy in the Hub's cache."""
+def _local_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a run: the path itself, or the copy in the Hub's cache."""
     if not os.fspath(path).startswith(HUB_SCHEME):
         return Path(path)
     from prepkit.hub.snapshot import fetch_folder
@@ -313,8 +310,8 @@ def _here(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _lasting(path: str | os.PathLike[str]) -> str:
-    """An address that means the same from another folder."""
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """Return an address that means the same from any working directory."""
     text = os.fspath(path)
     return text if text.startswith(HUB_SCHEME) else os.path.abspath(text)
 
@@ -344,7 +341,11 @@ def _record(root: Path) -> dict[str, Any]:
     if missing:
         raise RunError(f"{file}: {listed(missing)} missing; the file is damaged.")
     zoo, tables = record["zoo"], (record["recipe"], record["registry"], record["task"] or {})
-    told = isinstance(zoo, dict) and all(isinstance(zoo.get(key), str) for key in ("name", "sha256"))
-    if not told or not isinstance(zoo.get("path", 0), str | None) or not all(isinstance(one, dict) for one in tables):
+    is_zoo = isinstance(zoo, dict) and all(isinstance(zoo.get(key), str) for key in ("name", "sha256"))
+    if (
+        not is_zoo
+        or not isinstance(zoo.get("path", 0), str | None)
+        or not all(isinstance(table, dict) for table in tables)
+    ):
         raise RunError(f"{file}: recipe, registry, zoo or task is not what netspace wrote; the file is damaged.")
     return record

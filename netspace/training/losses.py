@@ -13,17 +13,17 @@ Shapes: N instances, B samples, C classes of the task, D values of a signal, A a
 P pairs of boundary instances, G interpolation factors. Symbols are the paper's: p, t and t* are logits of the
 predicted, the target and the teacher network, y labels; c_p logits and c_t ClassIds; A and B the boundaries.
 
-Reduction: a function gives one value an instance (or a pair and factor), averaged across its samples; `loss_multi` adds
-them up, and in the single-architecture setting the mean is taken. Teacher, targets and labels come once for all
-instances, `[B, ...]`, or for each of them, `[N, B, ...]`. CE(softmax(p), y) in the paper is the cross entropy of those
-probabilities: logits are given here, and softmax is taken once.
+Reduction: a function returns one value for each instance (or pair and factor), averaged over its samples; `loss_multi`
+adds them up, and in the single-architecture setting the mean is taken. Teacher, targets and labels are given once for
+all instances, `[B, ...]`, or for each of them, `[N, B, ...]`. The paper's CE(softmax(p), y) is the cross entropy of
+probabilities; here logits are given, and softmax is taken once.
 
-How Eq. 7 to 12 are read: boundaries are the smallest and the largest ClassId of all A architectures, 0 and A - 1, not
-of the batch. Each instance of ClassId 0 is paired with each of ClassId A - 1. On the line from the first (gamma = 0) to
-the second (gamma = 1) lie G = A - 2 points, gamma = i / (A - 1), where ClassId i is asked for: ClassIds rise along the
-line, with or without instances of those between. The ends have their own losses (Eq. 3 to 6); a point between has no
-target instance, so it learns from its ClassId, the teacher and the labels. Gradients reach both ends. For A = 2 there
-are no points, and without a pair in the batch none either: the sum is 0.
+How Eq. 7 to 12 are read: the boundaries are the smallest and the largest ClassId of all A architectures, 0 and A - 1,
+whatever the batch holds. Each instance of ClassId 0 is paired with each of ClassId A - 1. On the line from the first
+(gamma = 0) to the second (gamma = 1) lie G = A - 2 points, gamma = i / (A - 1), where ClassId i is asked for: ClassIds
+rise along the line, whether or not there are instances of those between. The ends have losses of their own (Eq. 3 to
+6); a point between has no target instance, so it learns from its ClassId, the teacher and the labels. Gradients reach
+both ends. For A = 2, or without a pair in the batch, there are no points and the sum is 0.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -40,11 +40,11 @@ import prepkit
 
 TEMPERATURE = 4.0  # T, supplementary IV
 ALPHA = 0.9  # section IV
-TOLERANCE = 1e-6  # of an interpolated ClassId; gammas are rounded, ClassIds whole
+TOLERANCE = 1e-6  # how far an interpolated ClassId may be from a whole number, since gammas are rounded
 
 
 class LossError(prepkit.PrepkitError, ValueError):
-    """Tensors or ClassIds that were given to a loss do not go together."""
+    """Tensors or ClassIds that were given to a loss do not fit each other."""
 
 
 # Outputs of instances: Eq. 1 to 5 --------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def loss_kd(
 
 
 def loss_weights(predicted_NHW: Tensor, target_NHW: Tensor) -> Tensor:
-    """Mean squared error of the PReps themselves, `[N]`: what the paper argues against, so it has no equation there."""
+    """Mean squared error of the PReps themselves, `[N]`; the paper argues against it and has no equation for it."""
     _check("PReps", predicted_NHW, target_NHW)
     return (_precise(predicted_NHW) - _precise(target_NHW)).square().mean(dim=(-2, -1))
 
@@ -140,7 +140,7 @@ def gammas(num_architectures: int) -> tuple[float, ...]:
 def boundary_pairs(class_ids: Sequence[int], num_architectures: int) -> list[tuple[int, int]]:
     """Positions (a, b) in the batch of all pairs of an instance of ClassId 0 and one of ClassId A - 1.
 
-    class_ids: of the N target instances of the batch, from the zoo's table; no device has to be waited for
+    class_ids: ClassIds of the N target instances, from the zoo's table, so that no device has to be waited for
     raises LossError for a ClassId that is not among 0 .. A - 1
     """
     for class_id in class_ids:
@@ -158,7 +158,7 @@ def interpolate_embeddings(latent_NE: Tensor, pairs: Sequence[tuple[int, int]], 
     """e^gamma = (1 - gamma) e^A + gamma e^B, for each pair (a, b) of positions and each factor: `[P, G, E]`."""
     if not pairs or not factors:
         return latent_NE.new_zeros(len(pairs), len(factors), latent_NE.shape[1])
-    # Taken one by one: a tensor of positions or factors would be copied to the device, and the host would wait for it.
+    # Taken singly: a tensor of positions or factors would be copied to the device, and the host would wait for it.
     e_A_PE = torch.stack([latent_NE[a] for a, _ in pairs])
     e_B_PE = torch.stack([latent_NE[b] for _, b in pairs])
     return torch.stack([(1 - gamma) * e_A_PE + gamma * e_B_PE for gamma in factors], dim=1)
@@ -191,7 +191,7 @@ def loss_class_gamma(c_p_PGA: Tensor, factors: Sequence[float]) -> Tensor:
     """
     c_t_G = torch.zeros(len(factors), dtype=torch.int64, device=c_p_PGA.device)
     for position, class_id in enumerate(interpolated_class_ids(factors, c_p_PGA.shape[-1])):
-        c_t_G[position] = class_id  # a number goes to the device without the host waiting
+        c_t_G[position] = class_id  # the host does not wait while a single number is copied
     return _cross_entropy(c_p_PGA, c_t_G)
 
 
@@ -218,7 +218,7 @@ def loss_task_gamma(p_PGBC: Tensor, y_B: Tensor) -> Tensor:
 def loss_kd_gamma(
     p_PGBC: Tensor, t_star_BC: Tensor, y_B: Tensor, temperature: float = TEMPERATURE, alpha: float = ALPHA
 ) -> Tensor:
-    """Eq. 10, L_kd^gamma: alpha L_pred^gamma + (1 - alpha) L_task^gamma; arguments as there, `[P, G]`."""
+    """Eq. 10, L_kd^gamma: alpha L_pred^gamma + (1 - alpha) L_task^gamma, with their arguments; returns `[P, G]`."""
     return alpha * loss_pred_gamma(p_PGBC, t_star_BC, temperature) + (1 - alpha) * loss_task_gamma(p_PGBC, y_B)
 
 
@@ -231,7 +231,7 @@ def loss_gamma(
     temperature: float = TEMPERATURE,
     alpha: float = ALPHA,
 ) -> Tensor:
-    """Eq. 11, L^gamma: L_class^gamma + L_kd^gamma, for each pair and factor; arguments as there, `[P, G]`."""
+    """Eq. 11, L^gamma: L_class^gamma + L_kd^gamma, with their arguments; returns `[P, G]`."""
     return loss_class_gamma(c_p_PGA, factors) + loss_kd_gamma(p_PGBC, t_star_BC, y_B, temperature, alpha)
 
 
@@ -248,7 +248,7 @@ def loss_multi(loss_kd_N: Tensor, loss_class_N: Tensor, loss_gamma_PG: Tensor) -
 
 
 def _precise(values: Tensor) -> Tensor:
-    """Float32 at least: in bfloat16 softmax and KL gave -0.088 for 0.003, and a gradient at cosine 0.92."""
+    """Convert to float32 at least: in bfloat16, softmax and KL gave -0.088 for 0.003 and a gradient at cosine 0.92."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 

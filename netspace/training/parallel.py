@@ -1,8 +1,8 @@
 """Several processes, one a device: `torchrun --nproc-per-node G -m netspace train ...`.
 
-The instances of a batch are dealt to the processes; all see the same images. Embeddings are gathered, so that pairs of
-boundary instances count which lie on different devices, and the points on their lines are dealt out too. The loss of
-the joint batch is the sum of what the processes have, so gradients are summed, in one buffer.
+The instances of a batch are dealt to the processes, and all see the same images. Embeddings are gathered, so that
+boundary instances on different devices form pairs too, and the points on their lines are dealt out. The loss of the
+joint batch is the sum of the processes' losses, so gradients are summed, in one buffer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 import prepkit
 
 Item = TypeVar("Item")
-LONGEST_WAIT = timedelta(hours=2)  # for the first process, which validates alone
+LONGEST_WAIT = timedelta(hours=2)  # the first process validates alone, and the others wait for it
 
 
 class ParallelError(prepkit.PrepkitError, ValueError):
@@ -30,7 +30,8 @@ class ParallelError(prepkit.PrepkitError, ValueError):
 class Ranks:
     """This process among those of a training.
 
-    rank, size: this one's number, and how many there are
+    rank: number of this process
+    size: number of processes
     """
 
     rank: int = 0
@@ -38,7 +39,7 @@ class Ranks:
 
     @classmethod
     def join(cls, device: torch.device) -> Ranks:
-        """The processes that torchrun started, once they have met; a single one without torchrun."""
+        """Meet the other processes that torchrun started; without torchrun there is a single one."""
         if not _started_by_torchrun():
             return cls()
         if not distributed.is_initialized():
@@ -53,11 +54,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one process that writes."""
+        """Whether this process is the first, which writes files and reports progress."""
         return self.rank == 0
 
     def block(self, count: int) -> slice:
-        """Which of `count` instances are this process's: as many for each, in order.
+        """The slice of `count` instances that this process has; every process has as many.
 
         raises ParallelError if they cannot be dealt evenly
         """
@@ -70,11 +71,11 @@ class Ranks:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every size-th item, beginning with the rank's own."""
+        """Every size-th item, beginning with the one at this process's rank."""
         return items[self.rank :: self.size]
 
     def gather(self, own: Tensor) -> Tensor:
-        """The rows `[n, ...]` of all processes in their order, `[size n, ...]`; gradients go back to their owners."""
+        """Join the rows `[n, ...]` of all processes to `[size n, ...]`; gradients go back to the owners of the rows."""
         if self.size == 1:
             return own
         gathered: Tensor = _Gather.apply(own, self)  # type: ignore[no-untyped-call]
@@ -85,25 +86,25 @@ class Ranks:
         if self.size == 1:
             return
         trained = list(parameters)
-        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
+        gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in trained]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
-        for one, total in zip(trained, torch.split(flat, [one.numel() for one in trained]), strict=True):
-            one.grad = total.view_as(one)
+        for parameter, total in zip(trained, torch.split(flat, [value.numel() for value in trained]), strict=True):
+            parameter.grad = total.view_as(parameter)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over the processes, in place."""
+        """Sum a tensor over the processes, in place."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
 
     def agree(self, value: Any) -> Any:
-        """The first process's value, for all; it is pickled."""
+        """Give all processes the first one's value, which is pickled on the way."""
         if self.size == 1:
             return value
-        held = [value]
-        distributed.broadcast_object_list(held)
-        return held[0]
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process."""
@@ -111,17 +112,21 @@ class Ranks:
 
 
 def is_first_process() -> bool:
-    """Whether this is the one process that speaks, before others were met or after."""
+    """Whether this is the first process, also before the processes have met and after they have parted."""
     return not _started_by_torchrun() or os.environ["RANK"] == "0"
 
 
 def _started_by_torchrun() -> bool:
-    told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))  # a cluster may tell some
-    return told and os.environ["WORLD_SIZE"] != "1"
+    # A cluster may set some of these variables without torchrun.
+    started = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    return started and os.environ["WORLD_SIZE"] != "1"
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; backward gives each the sum of what all have for its own rows."""
+    """Join the rows of all processes; backward gives each process the sum of all gradients of its own rows.
+
+    torch.distributed.nn.functional.all_gather does the same, but warns of its own removal since torch 2.13.
+    """
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:

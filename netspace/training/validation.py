@@ -1,4 +1,4 @@
-"""Which state of a training is the best: the paper's measure for each of the four settings.
+"""The score that decides which state of a training is the best, for each of the four settings.
 
 Shapes: N instances, H x W the PRep, E embedding values, P pairs, G interpolation factors.
 """
@@ -18,18 +18,18 @@ from netspace.space.network import NetSpace
 from netspace.space.prediction import predict
 from netspace.training import losses
 
-PAIRS = 8  # of boundary instances, whose lines are judged
+PAIRS = 8  # pairs of boundary instances whose lines are judged
 
 
 class Validation:
-    """Judges a NetSpace by a score, the higher the better.
+    """Judges a NetSpace by a score; higher is better.
 
-    single: minus the mean difference of target and predicted accuracy on instances for validation
-    multi:  the mean accuracy of instances predicted for validation, and of those along the lines of boundary pairs;
-            an instance of another class than was asked for counts 0, because for the first few hundred steps one class
-            is named for all, its network alone learns, and accuracy looks like success
-    unseen: the same; only the boundary architectures have instances
-    sdf:    the share of outputs within 1e-2 of the target's, on the instances that are trained (supplementary V)
+    single: minus the mean difference between target and predicted accuracy on the validation instances
+    multi:  the mean accuracy of the predicted validation instances and of those along the lines of boundary pairs;
+            an instance of another class than was asked for counts 0: for the first few hundred steps one class is
+            predicted for all and only its network learns, so that plain accuracy looks like success
+    unseen: as multi, but only the boundary architectures have instances
+    sdf:    the share of outputs within 1e-2 of the target's, on the training instances (supplementary V)
     """
 
     def __init__(self, recipe: Recipe, zoo: prepkit.Zoo, data: Data) -> None:
@@ -42,7 +42,7 @@ class Validation:
         self.device = data.device
 
     def __call__(self, space: NetSpace) -> dict[str, float]:
-        """`score`, and what it is made of."""
+        """Evaluate a space; returns `score` and the measures that it is made of."""
         space.eval()
         found = evaluate(space, self.registry, self.zoo, self.task, self.split, targets=self.targets)
         space.train()
@@ -52,34 +52,34 @@ class Validation:
         if self.recipe.setting == "sdf":
             return {"score": means["closeness"], **means}
         right = found.column("class_id") == found.column("predicted_class_id")
-        counted = [found.column("predicted_accuracy") * right]
+        credited = [found.column("predicted_accuracy") * right]
         line = self._line(space)
         if line is not None:
             accuracy, class_ids = line
             means["line_accuracy"] = float(accuracy.mean())
             means["line_class_id_accuracy"] = float(class_ids.double().mean())
-            counted.append(accuracy * class_ids)
-        return {"score": float(torch.cat(counted).mean()), **means}
+            credited.append(accuracy * class_ids)
+        return {"score": float(torch.cat(credited).mean()), **means}
 
     def _line(self, space: NetSpace) -> tuple[Tensor, Tensor] | None:
-        """Accuracy, and whether the ClassId is right, of the instances along the lines of boundary pairs `[P G]`."""
+        """Accuracies `[P G]` of the instances along the lines of boundary pairs, and whether their ClassIds are right."""
         count = len(self.recipe.architectures)
         factors = losses.gammas(count)
         class_ids = self.zoo.class_ids().tolist()
         first = [row for row, class_id in enumerate(class_ids) if class_id == 0][:PAIRS]
         last = [row for row, class_id in enumerate(class_ids) if class_id == count - 1][:PAIRS]
-        chosen = list(zip(first, last, strict=False))
-        if not factors or not chosen:
+        ends = list(zip(first, last, strict=False))
+        if not factors or not ends:
             return None
-        rows = [row for pair in chosen for row in pair]
-        pairs = [(2 * pair, 2 * pair + 1) for pair in range(len(chosen))]
+        rows = [row for pair in ends for row in pair]
+        pairs = [(2 * pair, 2 * pair + 1) for pair in range(len(ends))]
         with torch.inference_mode():
             preps_NHW = self.zoo.select(rows).preps().to(self.device, torch.float32)
             latent_PGE = losses.interpolate_embeddings(space.encode(preps_NHW), pairs, factors)
             predicted = predict(space, latent_PGE.flatten(0, 1), self.registry)
-            found = accuracy_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
+            accuracies = accuracy_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
         asked = losses.interpolated_class_ids(factors, count) * len(pairs)
-        return torch.tensor(found), torch.tensor(predicted.class_ids) == torch.tensor(asked)
+        return torch.tensor(accuracies), torch.tensor(predicted.class_ids) == torch.tensor(asked)
 
     def pictures(self, space: NetSpace) -> tuple[Tensor, Tensor]:
         """The first instance and its prediction, each `[H, W]`."""

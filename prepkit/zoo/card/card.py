@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import counted
 from prepkit.files import replacing
 from prepkit.licence import licence_of_card
+from prepkit.markdown import fenced, markdown_table, one_line, write_readme
 from prepkit.text import readable_bytes
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 from prepkit.zoo.format.manifest import Manifest
@@ -78,11 +79,8 @@ def write_card(path: str | os.PathLike[str]) -> Card:
     zoo = local_zoo(root)
     picture = _picture(zoo, root)
     readme = root / README
-    if readme.exists() and MARK not in readme.read_text(encoding="utf-8", errors="replace"):
-        return Card(None, picture)
-    with replacing(readme, overwrite=True) as temporary:
-        temporary.write_text(card_text(zoo, picture is not None), encoding="utf-8")
-    return Card(readme, picture)
+    written = write_readme(readme, card_text(zoo, picture is not None), MARK)
+    return Card(readme if written else None, picture)
 
 
 def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
@@ -93,7 +91,7 @@ def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
     manifest = zoo.manifest
     header = [line for lines in card_header(manifest).values() for line in lines]
     sections = [
-        ["---", *header, "---", MARK, "", f"# {_line(manifest.name)}", "", _summary(manifest)],
+        ["---", *header, "---", MARK, "", f"# {one_line(manifest.name)}", "", _summary(manifest)],
         [f"![accuracy by architecture, and PReps]({PICTURE})"] if has_picture else [],
         ["## How to load it", "", *_loading(manifest, repo)],
         ["## Architectures", "", *_architectures(manifest)],
@@ -101,7 +99,7 @@ def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
         ["## Task and preprocessing", "", *_task(manifest)],
         ["## Training protocol and initialisation", "", *_provenance(manifest)],
         ["## Columns", "", *_columns(zoo)],
-        ["## Licence", "", _line(manifest.license or "none was given.")],
+        ["## Licence", "", one_line(manifest.license or "none was given.")],
     ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
@@ -127,7 +125,7 @@ def _summary(manifest: Manifest) -> str:
     return (
         f"{counted(manifest.table.rows, 'trained network')} of {counted(len(counts), 'architecture')}, each as one "
         f"matrix (a PRep) that fits {manifest.shape} {manifest.dtype} values; "
-        f"{readable_bytes(num_bytes_of(manifest))} in {shards}. Made with {_line(manifest.created_by)}."
+        f"{readable_bytes(num_bytes_of(manifest))} in {shards}. Made with {one_line(manifest.created_by)}."
     )
 
 
@@ -160,7 +158,7 @@ def _architectures(manifest: Manifest) -> list[str]:
         )
         for stored in manifest.architectures
     ]
-    return _markdown(("ClassId", "architecture", "instances", "packed parameters", "PRep", "input"), rows)
+    return markdown_table(("ClassId", "architecture", "instances", "packed parameters", "PRep", "input"), rows)
 
 
 def _splits(manifest: Manifest) -> list[str]:
@@ -168,7 +166,7 @@ def _splits(manifest: Manifest) -> list[str]:
         return ["None."]
     rest = manifest.table.rows - sum(manifest.splits.values())
     rows = [*manifest.splits.items(), *([("(none)", rest)] if rest else [])]
-    return _markdown(("split", "instances"), rows)
+    return markdown_table(("split", "instances"), rows)
 
 
 def _task(manifest: Manifest) -> list[str]:
@@ -186,10 +184,10 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
     lines = []
     for key, value in sorted(record.items()):
         if isinstance(value, str) and "\n" in value:
-            lines += [f"- {_line(key)}:", "", *_fenced(value)]
+            lines += [f"- {one_line(key)}:", "", *fenced(value)]
         else:
             text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-            lines.append(f"- {_line(key)}: `{_line(text).replace('`', chr(39))}`")
+            lines.append(f"- {one_line(key)}: `{one_line(text).replace('`', chr(39))}`")
     return lines
 
 
@@ -200,28 +198,7 @@ def _columns(zoo: Zoo) -> list[str]:
         (field.name, str(field.type), zoo.table[field.name].null_count, meanings.get(field.name, ""))
         for field in zoo.table.schema
     ]
-    return _markdown(("column", "type", "missing", "meaning"), rows)
-
-
-def _markdown(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]:
-    cells = [header, ("---",) * len(header), *rows]
-    return [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in cells]
-
-
-def _cell(value: Any) -> str:
-    return f"{value:,}" if type(value) is int else _line(str(value)).replace("|", "\\|")
-
-
-def _line(text: str) -> str:
-    """Text that cannot break out of its line, nor be taken for HTML."""
-    return " ".join(text.split()).replace("<", "&lt;")
-
-
-def _fenced(text: str) -> list[str]:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return [fence, *text.strip("\n").splitlines(), fence]
+    return markdown_table(("column", "type", "missing", "meaning"), rows)
 
 
 def _quoted(text: str) -> str:
