@@ -1,7 +1,7 @@
-"""What a NetSpace is trained on: a zoo whole on the device, its task's samples, its teacher, and which go together.
+"""The data of a training: the zoo on the device, its task's samples, its teacher, and which instances form a batch.
 
-All that is drawn is a function of the recipe's seed and the number of the batch, so a run that is resumed sees what it
-would have seen. Shapes: N instances of a batch, H x W the PRep, B samples.
+All that is drawn is a function of the recipe's seed and the number of the batch, so a resumed run sees the batches that
+it would have seen. Shapes: N instances of a batch, H x W the PRep, B samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from netspace.recipe import Recipe
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-ITEM = "item"  # the column of the shape that an instance fits
+ITEM = "item"  # column with the number of the shape that an instance fits
 
 
 class ZooMismatch(prepkit.PrepkitError, ValueError):
@@ -32,12 +32,12 @@ class ZooMismatch(prepkit.PrepkitError, ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees.
+    """The data of one step.
 
-    preps:     `[N, H, W]` float32
-    class_ids: of the N targets
-    indices:   of the N targets in the split of the zoo
-    inputs:    `[B, *input_shape]` images that all instances see, or `[N, B, 3]` points of each
+    preps:     `[N, H, W]` float32, the target instances
+    class_ids: ClassIds of the N instances
+    indices:   rows of the N instances in the split of the zoo
+    inputs:    images `[B, *input_shape]` that all instances see, or points `[N, B, 3]` of each
     labels:    `[B]` int64; None for signals
     """
 
@@ -49,22 +49,22 @@ class Batch:
 
 
 def remedy_of(recipe: Recipe) -> str:
-    """What to do about a zoo that does not fit."""
+    """Say what to do about a zoo that does not fit."""
     return f"`prepkit zoo train {recipe.zoo} DIR` makes one that fits."
 
 
 def check_architectures(recipe: Recipe, zoo: prepkit.Zoo) -> None:
-    """raises ZooMismatch if the zoo has others than the recipe."""
-    found = tuple(zoo.registry.class_ids)
-    if found != recipe.architectures:
+    """Raise ZooMismatch if the zoo's architectures are not the recipe's."""
+    names = tuple(zoo.registry.class_ids)
+    if names != recipe.architectures:
         raise ZooMismatch(
             f"recipe '{recipe.name}' is for {listed(recipe.architectures)} with ClassIds from 0 in this order; zoo "
-            f"'{zoo.name}' has {listed(found)}. {remedy_of(recipe)}"
+            f"'{zoo.name}' has {listed(names)}. {remedy_of(recipe)}"
         )
 
 
 def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
-    """raises ZooMismatch if the zoo is not one that the recipe can be trained on."""
+    """Raise ZooMismatch if the recipe cannot be trained on the zoo."""
     remedy = remedy_of(recipe)
     check_architectures(recipe, zoo)
     network = recipe.network
@@ -92,7 +92,7 @@ def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
 
 
 def task_of(zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) -> Any:
-    """The zoo's task, with its data on the device.
+    """Load the zoo's task, with its data on the device.
 
     raises ZooMismatch if none is recorded, and what prepkit.load_task raises
     """
@@ -102,14 +102,12 @@ def task_of(zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) ->
 
 
 def has_items(zoo: prepkit.Zoo) -> bool:
-    """Whether each instance has a data set of its own, a shape; elsewhere a column `item` is the user's and means
-    nothing.
-    """
+    """Whether each instance has a shape of its own; in other zoos a column `item` is the user's and means nothing."""
     return zoo.task is not None and zoo.task.get("kind") == "shapes" and ITEM in zoo.table.column_names
 
 
 def items_of(zoo: prepkit.Zoo) -> list[int]:
-    """The number of each instance's own data set; 0 where the task has one for all."""
+    """The number of each instance's own shape; 0 where the task has the same data for all."""
     if not has_items(zoo):
         return [0] * len(zoo)
     return [0 if item is None else int(item) for item in zoo.table[ITEM].to_pylist()]
@@ -136,11 +134,11 @@ class Data:
         if self.teacher is not None:
             self.teacher = self.teacher.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
         if self.signals:
-            self.task.prepare(sorted(set(self.items)))  # all on the device, or they would be made again and again
+            self.task.prepare(sorted(set(self.items)))  # keep all shapes on the device, or they would be rebuilt often
         self.order = order_of(recipe, self.class_ids)
 
     def batches(self, first: int) -> Iterator[Batch]:
-        """Batch `first`, the next, and so on without end."""
+        """Yield batch number `first` and all that follow, without end."""
         samples = self._points(first) if self.signals else self._images(first)
         for number, (inputs, labels) in enumerate(samples, first):
             indices = self.order.indices(number)
@@ -167,26 +165,26 @@ class Data:
             number += 1
 
 
-# Which instances go together ------------------------------------------------------------------------------------
+# Which instances form a batch -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class InTurn:
-    """All instances in a random order, then all in another one: single-architecture setting and signals."""
+    """All instances in a random order, then all in another order: for one architecture and for signals."""
 
     count: int
     size: int
     seed: int
 
     def indices(self, number: int) -> list[int]:
-        """Of batch `number`."""
+        """Rows of the instances of batch `number`."""
         places = range(number * self.size, (number + 1) * self.size)
         return [permutation(self.count, self.seed, place // self.count)[place % self.count] for place in places]
 
 
 @dataclass(frozen=True)
 class AtRandom:
-    """Distinct instances drawn at random, or, with a probability, pairs of the boundary architectures."""
+    """Distinct instances drawn at random or, with probability `boundary_share`, pairs of boundary architectures."""
 
     count: int
     size: int
@@ -196,7 +194,7 @@ class AtRandom:
     boundary_share: float
 
     def indices(self, number: int) -> list[int]:
-        """Of batch `number`."""
+        """Rows of the instances of batch `number`."""
         stream = generator("instances", self.seed, number)
         if float(torch.rand((), generator=stream)) >= self.boundary_share:
             return torch.randperm(self.count, generator=stream)[: self.size].tolist()
@@ -207,7 +205,7 @@ class AtRandom:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Unseen architectures: pairs of the two boundary ones while there are both, then pairs of those left over."""
+    """Pairs of the two boundary architectures, then pairs of the instances left over: for unseen architectures."""
 
     size: int
     seed: int
@@ -215,14 +213,14 @@ class Pairs:
     last: tuple[int, ...]
 
     def indices(self, number: int) -> list[int]:
-        """Of batch `number`."""
+        """Rows of the instances of batch `number`."""
         each = self.size // 2
         per_epoch = (len(self.first) + len(self.last)) // 2
-        found: list[int] = []
+        rows: list[int] = []
         for place in range(number * each, (number + 1) * each):
             epoch, position = divmod(place, per_epoch)
-            found.extend(self._epoch(epoch)[position])
-        return found
+            rows.extend(self._epoch(epoch)[position])
+        return rows
 
     def _epoch(self, epoch: int) -> list[tuple[int, int]]:
         a = [self.first[index] for index in permutation(len(self.first), self.seed, 2 * epoch)]
@@ -234,10 +232,10 @@ class Pairs:
 
 
 def order_of(recipe: Recipe, class_ids: Sequence[int]) -> InTurn | AtRandom | Pairs:
-    """Which instances each batch of a recipe holds.
+    """Choose how instances are put together in batches, by the recipe's setting.
 
-    class_ids: of the training instances
-    raises ZooMismatch if there are too few
+    class_ids: ClassIds of the training instances
+    raises ZooMismatch if there are too few instances
     """
     size, seed = recipe.batch.instances, recipe.training.seed
     if recipe.setting != "unseen" and size > len(class_ids):
@@ -250,8 +248,8 @@ def order_of(recipe: Recipe, class_ids: Sequence[int]) -> InTurn | AtRandom | Pa
     last_id = len(recipe.architectures) - 1
     first = tuple(index for index, class_id in enumerate(class_ids) if class_id == 0)
     last = tuple(index for index, class_id in enumerate(class_ids) if class_id == last_id)
-    for boundary, found in ((0, first), (last_id, last)):
-        if not found:
+    for boundary, rows in ((0, first), (last_id, last)):
+        if not rows:
             raise ZooMismatch(
                 f"the zoo has no training instance of the boundary architecture {recipe.architectures[boundary]} "
                 f"(ClassId {boundary}), so nothing can be interpolated."

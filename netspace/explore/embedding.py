@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from netspace.run.run import Run
 
-STORAGE = ("shard", "row")  # columns that say where an instance lies, not what it is
+STORAGE = ("shard", "row")  # columns that say where an instance is stored, not what it is
 EMBEDDING = "embedding"
 PREDICTED = ("predicted_architecture", "predicted_class_id", EMBEDDING)
 
@@ -35,10 +35,10 @@ PREDICTED = ("predicted_architecture", "predicted_class_id", EMBEDDING)
 def encode(
     space: NetSpace, zoo: prepkit.Zoo, rows: Sequence[int] | None = None, progress: Advance | None = None
 ) -> Tensor:
-    """Embeddings `[N, E]` of a zoo's instances on the space's device, without gradient.
+    """Encode a zoo's instances to embeddings `[N, E]` on the space's device, without gradients.
 
-    rows:     of the zoo or view; all if missing
-    progress: told the number of instances that are finished
+    rows:     rows of the zoo or view; all if missing
+    progress: called with the number of instances that were finished since the last call
     """
     device = next(space.parameters()).device
     chosen = zoo if rows is None else zoo.select(rows)
@@ -60,11 +60,11 @@ def embed(
     space: NetSpace | None = None,
     progress: Advance | None = None,
 ) -> pa.Table:
-    """Where a zoo's instances stand in a run's space, one row an instance.
+    """Embed a zoo's instances in a run's space, one row an instance.
 
-    zoo:   the one that the run was trained on or another one; PReps may be of another size than the predicted ones
-    split: of the zoo; all instances if missing
-    space: the run's NetSpace, if it was loaded before; else that of its best validation, on the CPU
+    zoo:   the zoo that the run was trained on or another one; PReps may have another size than the predicted ones
+    split: split of the zoo; all instances if missing
+    space: the run's NetSpace if it is loaded already; else that of the best validation is loaded, on the CPU
     returns the zoo's table (id, architecture, class_id, split and the user's columns) with `predicted_architecture`,
             `predicted_class_id` and `embedding`, a fixed-size list `[E]` of float32
     raises ZooMismatch if there is no instance, ZooError for an unknown split
@@ -89,7 +89,7 @@ def embed(
 
 
 def embeddings(table: pa.Table) -> Tensor:
-    """The column `embedding` of a table as `[N, E]` float32."""
+    """Return the column `embedding` of a table as `[N, E]` float32."""
     column = table[EMBEDDING].combine_chunks()
     flat = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
     return flat.view(len(table), -1) if len(table) else flat.view(0, column.type.list_size)

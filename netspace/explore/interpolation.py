@@ -1,7 +1,7 @@
-"""Lines between instances: through the embedding space, and plainly from weight to weight, side by side (Fig. 3 to 5).
+"""Lines between instances: through the embedding space, and directly from weight to weight (Fig. 3 to 5).
 
     found = interpolate(run, zoo, "resnet8-3", "resnet8-7", steps=11)
-    found.table                        # one row a line, pair and step: gamma, accuracy, predicted ClassId
+    found.table                        # one row for each line, pair and step: gamma, accuracy, predicted ClassId
     found.summary()                    # mean and spread over pairs
     found.predicted(0).network(5)      # the instance in the middle of the first pair's line, ready to use
 
@@ -12,6 +12,7 @@ Shapes: P pairs, S steps, M = P S points, E embedding values, H x W the PRep.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from netspace.space.evaluation import accuracy_of, chunks
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
+from prepkit.errors import counted
 from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
 from prepkit.tasks.distance_grid import distances_on_grid, has_surface, volumes
@@ -38,22 +40,22 @@ if TYPE_CHECKING:
 
 EMBEDDING, WEIGHTS = "embedding", "weights"
 TEST = "test"
-GRID = 32  # points along an axis when only volumes are asked for
+GRID = 32  # grid points along an axis, enough for volumes
 
 Asked = str | Sequence[str] | Tensor
 
 
 @dataclass(frozen=True)
 class Interpolation:
-    """What stands along the lines of P pairs.
+    """The instances along the lines of P pairs.
 
-    table:      `pair`, `first`, `second`, `line` ("embedding" or "weights"), `step`, `gamma`, `class_id` and
-                `architecture` of the network that runs there (predicted along an embedding line), and `accuracy` on the
-                task's samples; for signals instead `volume` inside the surface, `has_surface`, and `accuracy_first` and
-                `accuracy_second`, the share of outputs within 1e-2 of the true distances of either end's shape
-    latents:    `[P, S, E]` embeddings
-    gammas:     of the S steps: 0 at the first end, 1 at the second
-    notes:      why a pair has no line of weights
+    table:   `pair`, `first`, `second`, `line` ("embedding" or "weights"), `step`, `gamma`; `class_id` and
+             `architecture` of the network that runs there (along an embedding line, the predicted one); and `accuracy`
+             on the task's samples; for signals instead `volume` inside the surface, `has_surface`, and `accuracy_first`
+             and `accuracy_second`, the share of outputs within 1e-2 of the true distances to either end's shape
+    latents: embeddings `[P, S, E]`
+    gammas:  gamma of each of the S steps, 0 at the first end and 1 at the second
+    notes:   reasons why pairs have no line of weights
     """
 
     table: pa.Table
@@ -67,34 +69,34 @@ class Interpolation:
 
     @property
     def value(self) -> str:
-        """The column that tells how a line goes: accuracy, or the volume of signals."""
+        """Name of the column that is followed along a line: accuracy, or volume for signals."""
         return "accuracy" if "accuracy" in self.table.column_names else "volume"
 
     def predicted(self, pair: int = 0) -> Prediction:
-        """The S instances along a pair's embedding line."""
+        """Predict the S instances along a pair's embedding line."""
         with torch.no_grad():
             return predict(self.space, self.latents[pair], self.registry)
 
     def values(self, line: str = EMBEDDING) -> Tensor:
-        """The column `value` of all pairs that have such a line, `[pairs, S]` float64."""
+        """Return the column `value` of all pairs that have such a line, `[pairs, S]` float64."""
         import pyarrow.compute as pc
 
         chosen = self.table.filter(pc.equal(self.table["line"], line))
         return torch.tensor(chosen[self.value].to_pylist(), dtype=torch.float64).view(-1, len(self.gammas))
 
     def class_ids(self) -> Tensor:
-        """The predicted ClassIds along the embedding lines, `[P, S]` int64."""
+        """Return the predicted ClassIds along the embedding lines, `[P, S]` int64."""
         import pyarrow.compute as pc
 
         chosen = self.table.filter(pc.equal(self.table["line"], EMBEDDING))
         return torch.tensor(chosen["class_id"].to_pylist()).view(-1, len(self.gammas))
 
     def summary(self) -> dict[str, Any]:
-        """Mean and spread over pairs, JSON-able.
+        """Return means and spread over pairs, JSON-able.
 
-        Of each line: by step the mean and the deviation over pairs (None for one pair); `largest_fall`, how far the
-        value falls below what it was before, and `from_straight_line`, its mean distance from the straight line between
-        its own ends, both averaged over pairs. `class_ids_in_order`: the share of pairs whose predicted ClassIds never
+        Each line has, by step, the mean and the deviation over pairs (None for one pair). Averaged over pairs it has
+        `largest_fall`, how far the value falls below an earlier one, and `from_straight_line`, the mean distance from
+        the straight line between its ends. `class_ids_in_order` is the share of pairs whose predicted ClassIds never
         fall on the way.
         """
         lines: dict[str, Any] = {}
@@ -139,16 +141,16 @@ def interpolate(
     resolution: int = GRID,
     progress: Advance | None = None,
 ) -> Interpolation:
-    """Walk from each first point to its second one and judge all steps at once.
+    """Walk from each first point to its second one and judge the instances at all steps.
 
     first, second: ids of instances, or embeddings `[E]` or `[P, E]`; as many of one as of the other
-    steps:         points of a line, both ends among them: any number from 2
-    samples:       the split of the task's samples that accuracy is measured on
-    space, task:   the run's NetSpace and the zoo's task, if they were loaded before; else that of its best validation,
-                   on the CPU, and the task with its data in the folder `data`
+    steps:         number of points along a line, both ends included; at least 2
+    samples:       split of the task's samples that accuracy is measured on
+    space:         the run's NetSpace if it is loaded already; else that of the best validation is loaded, on the CPU
+    task:          the zoo's task if it is loaded already; else it is loaded with its data in the folder `data`
     resolution:    for signals: points along an axis of the grid that volumes are counted on
-    progress:      told the number of points that are finished
-    Weights are interpolated between the instances' own PReps, where both are of one architecture.
+    progress:      called with the number of points that were finished since the last call
+    Weights are interpolated between the instances' own PReps, where both have the same architecture.
     raises PointError for less than 2 steps or points that are not there, ZooError for unknown ids
     """
     if steps < 2:
@@ -171,8 +173,8 @@ def interpolate(
         for places in chunks(len(ends)):
             predicted = predict(space, flat_ME[places[0] : places[-1] + 1], run.registry)
             judge.add(EMBEDDING, [ends[place] for place in places], a, b, predicted.class_ids, predicted.preps)
-        alike, notes = _of_one_architecture(run, zoo, a, b)
-        ends = [(pair, step) for pair in alike for step in range(steps)]
+        same, notes = _pairs_of_one_architecture(run, zoo, a, b)
+        ends = [(pair, step) for pair in same for step in range(steps)]
         for places in chunks(len(ends)):
             chosen = [ends[place] for place in places]
             class_ids, preps_MHW = weights_between(zoo, a, b, chosen, gammas, task.device)
@@ -180,22 +182,20 @@ def interpolate(
     return Interpolation(judge.table(gammas), latent_PSE, gammas, a, b, notes, space, run.registry)
 
 
-def _of_one_architecture(run: Run, zoo: prepkit.Zoo, a: Points, b: Points) -> tuple[list[int], tuple[str, ...]]:
-    """The pairs whose weights can be interpolated, and why others cannot."""
+def _pairs_of_one_architecture(run: Run, zoo: prepkit.Zoo, a: Points, b: Points) -> tuple[list[int], tuple[str, ...]]:
+    """List the pairs whose weights can be interpolated, and notes that say why others cannot."""
     if a.rows is None or b.rows is None:
         return [], ("an embedding that was given has no weights of its own, so there is no line of weights.",)
     ids = list(zip(zoo.class_ids(list(a.rows)).tolist(), zoo.class_ids(list(b.rows)).tolist(), strict=True))
-    alike = [pair for pair, (one, other) in enumerate(ids) if one == other]
-    apart: dict[tuple[int, int], int] = {}
-    for one, other in ids:
-        if one != other:
-            apart[one, other] = apart.get((one, other), 0) + 1
-    names = [architecture.name for architecture in run.registry if architecture.name in run.registry.class_ids]
+    same = [pair for pair, (first, second) in enumerate(ids) if first == second]
+    different = Counter(pair for pair in ids if pair[0] != pair[1])
+    names = list(run.registry.class_ids)
     notes = tuple(
-        f"{count} of {len(ids)} pairs have no line of weights: {names[one]} and {names[other]} differ in their layers."
-        for (one, other), count in apart.items()
+        f"{count} of {counted(len(ids), 'pair')} {'has' if count == 1 else 'have'} no line of weights: "
+        f"{names[first]} and {names[second]} differ in their layers."
+        for (first, second), count in different.items()
     )
-    return alike, notes
+    return same, notes
 
 
 def weights_between(
@@ -208,8 +208,8 @@ def weights_between(
 ) -> tuple[list[int], Tensor]:
     """ClassIds and PReps `[M, H, W]` of the instances on lines of weights.
 
-    a, b:   points that are instances, pairwise of one architecture
-    chosen: pair and step of each of the M
+    a, b:   points that are instances; both of a pair have the same architecture
+    chosen: pair and step of each of the M instances
     """
     rows_a, rows_b = a.rows or (), b.rows or ()
     start_MHW = zoo.preps([rows_a[pair] for pair, _ in chosen]).to(device, torch.float32)
@@ -231,7 +231,7 @@ def distance_grids(registry: prepkit.Registry, class_ids: Sequence[int], preps_N
 
 @dataclass
 class _Judge:
-    """Gathers the rows of an Interpolation's table."""
+    """Judges instances and collects the rows of an Interpolation's table."""
 
     registry: prepkit.Registry
     zoo: prepkit.Zoo
@@ -250,34 +250,33 @@ class _Judge:
         class_ids: Sequence[int],
         preps_MHW: Tensor,
     ) -> None:
-        """Judge instances at these (pair, step)."""
+        """Judge the instances of these pairs and steps."""
         names = list(self.registry.class_ids)
-        found = self._judged([pair for pair, _ in chosen], a, b, class_ids, preps_MHW)
+        columns = self._columns([pair for pair, _ in chosen], a, b, class_ids, preps_MHW)
         for place, (pair, step) in enumerate(chosen):
             row = {"pair": pair, "first": a.names[pair], "second": b.names[pair], "line": line, "step": step}
             row |= {"class_id": class_ids[place], "architecture": names[class_ids[place]]}
-            self.rows.append(row | {name: values[place] for name, values in found.items()})
+            self.rows.append(row | {name: values[place] for name, values in columns.items()})
         if self.progress is not None:
             self.progress(len(chosen))
 
-    def _judged(
+    def _columns(
         self, pairs: Sequence[int], a: Points, b: Points, class_ids: Sequence[int], preps_MHW: Tensor
     ) -> dict[str, Sequence[Any]]:
         if not has_items(self.zoo):
-            found = accuracy_of(self.registry, class_ids, preps_MHW, None, self.task, self.samples)
-            return {"accuracy": found}
+            return {"accuracy": accuracy_of(self.registry, class_ids, preps_MHW, None, self.task, self.samples)}
         grids = distance_grids(self.registry, class_ids, preps_MHW, self.resolution)
-        judged: dict[str, Sequence[Any]] = {"volume": volumes(grids), "has_surface": has_surface(grids)}
+        columns: dict[str, Sequence[Any]] = {"volume": volumes(grids), "has_surface": has_surface(grids)}
         for name, end in (("accuracy_first", a), ("accuracy_second", b)):
             if end.rows is None:
-                judged[name] = [None] * len(pairs)
+                columns[name] = [None] * len(pairs)
                 continue
             view = self.zoo.select([end.rows[pair] for pair in pairs])
-            judged[name] = accuracy_of(self.registry, class_ids, preps_MHW, view, self.task, self.samples)
-        return judged
+            columns[name] = accuracy_of(self.registry, class_ids, preps_MHW, view, self.task, self.samples)
+        return columns
 
     def table(self, gammas: Sequence[float]) -> pa.Table:
-        """All rows; `gamma` stands after `step`."""
+        """Return all rows as a table, with `gamma` after `step`."""
         import pyarrow as pa
 
         table = pa.Table.from_pylist(self.rows)

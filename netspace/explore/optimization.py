@@ -1,7 +1,7 @@
-"""Latent space optimisation (section IV, Table I): better networks by moving embeddings, encoder and decoder frozen.
+"""Latent space optimisation (section IV, Table I): embeddings move to better networks; the space stays as it is.
 
     found = optimize(run, zoo, ["resnet8-3", "resnet8-7"], steps=150, learning_rate=1e-2)
-    found.table                       # accuracy before and after, one row a start point
+    found.table                       # accuracy before and after, one row for each start point
     found.predicted.network(0)        # the best instance on the way from the first, ready to use
 
 Images: L_kd (Eq. 5), with several architectures also L_class (Eq. 6); signals: Eq. 2 towards the true distances.
@@ -28,7 +28,7 @@ from netspace.space.evaluation import accuracy_of
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
-from prepkit.errors import listed
+from prepkit.errors import counted, listed
 from prepkit.progress import Advance
 from prepkit.tasks.distance_grid import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from prepkit.tasks.randomness import generator
@@ -39,24 +39,24 @@ if TYPE_CHECKING:
     from netspace.run.run import Run
 
 STEPS = 300
-LEARNING_RATE = 1e-4  # the paper's; small spaces want 1e-2
+LEARNING_RATE = 1e-4  # as in the paper; use 1e-2 for small spaces
 VALIDATE_EVERY = 25
-POINTS_AT_ONCE = 16  # start points whose activations are held together
+POINTS_AT_ONCE = 16  # start points whose activations are in memory together
 VALIDATION, TEST = "validation", "test"
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """What was found from N start points.
+    """The result of optimising from N start points.
 
-    table:     `start`, `asked_class_id`, `asked_architecture`; predicted there `initial_class_id`, and at the best
-               point on the way `class_id` and `architecture`; on validation samples `initial_validation_accuracy` and
-               the best, `validation_accuracy`, with the step it was found after, `best_step`; on test samples, which
-               chose nothing, `initial_accuracy` and `accuracy`
-    history:   `point` (the row of the table), `step`, `loss` (mean over the steps since the line before; missing at
-               step 0), `validation_accuracy`, `class_id`
-    initial:   `[N, E]` embeddings at the start, disturbance included
-    latents:   `[N, E]` the best ones
+    table:     one row for each start point: `start`, `asked_class_id`, `asked_architecture`; the predicted
+               `initial_class_id` at the start, `class_id` and `architecture` at the best point on the way;
+               `initial_validation_accuracy` and the best `validation_accuracy`, which was reached after `best_step`;
+               and on the test samples, which choose nothing, `initial_accuracy` and `accuracy`
+    history:   one row for each validation: `point` (a row of the table), `step`, `loss` (mean over the steps since the
+               last validation; missing at step 0), `validation_accuracy`, `class_id`
+    initial:   embeddings `[N, E]` at the start, disturbance included
+    latents:   the best embeddings `[N, E]`
     predicted: the N instances at the best embeddings
     """
 
@@ -68,17 +68,17 @@ class Optimisation:
 
     @property
     def notes(self) -> list[str]:
-        """What did not go as it should: start points whose loss was not finite."""
+        """Warnings about start points whose loss was not finite."""
         starts = self.table["start"].to_pylist()
-        told: dict[int, str] = {}
+        notes: dict[int, str] = {}
         for row in self.history.to_pylist():
             if row["loss"] is not None and not math.isfinite(row["loss"]):
-                text = f"the loss is {row['loss']} at step {row['step']}; what was best before is kept. "
-                told.setdefault(row["point"], f"{starts[row['point']]}: {text}Use a lower learning rate.")
-        return list(told.values())
+                text = f"the loss is {row['loss']} at step {row['step']}; the best point before that is kept."
+                notes.setdefault(row["point"], f"{starts[row['point']]}: {text} Use a lower learning rate.")
+        return list(notes.values())
 
     def summary(self) -> dict[str, Any]:
-        """Means over the start points of each asked architecture, JSON-able."""
+        """Return means over the start points of each architecture that was asked for, JSON-able."""
         rows = self.table.to_pylist()
         groups: dict[str, list[dict[str, Any]]] = {row["asked_architecture"]: [] for row in rows}
         for row in rows:
@@ -112,21 +112,21 @@ def optimize(
     data: Path | None = None,
     progress: Advance | None = None,
 ) -> Optimisation:
-    """Adam on embeddings, each on its own; the one that is best on the validation samples is kept.
+    """Move each embedding with Adam, and keep the point on its way that is best on the validation samples.
 
-    start:       ids of instances, or embeddings `[E]` or `[N, E]`
-    class_ids:   what Eq. 6 asks for, one for all or one each; the start's own if missing: that of the instance, or the
-                 one predicted at a given embedding
-    items:       for signals: the shapes whose distances are learnt; those of the instances if missing
-    noise:       length of a random disturbance of each start, as a share of the embedding's own length
-    batch_size:  samples a step; the recipe's if missing
-    seed:        of the disturbance and of the order of samples
-    space, task: the run's NetSpace and the zoo's task, if they were loaded before; else that of its best validation on
-                 the CPU, and the task with its data in the folder `data`
-    progress:    told the number of steps that are finished, of each POINTS_AT_ONCE start points
-    An instance of another class than was asked for is never better than one of that class. Without samples for
-    validation the training samples choose.
-    raises PointError for settings that cannot be, ZooMismatch without a teacher, ZooError for unknown ids
+    start:      ids of instances, or embeddings `[E]` or `[N, E]`
+    class_ids:  ClassIds that Eq. 6 asks for, one for all or one each; if missing, that of each instance, or the one
+                predicted at a given embedding
+    items:      for signals: numbers of the shapes whose distances are learnt; those of the instances if missing
+    noise:      length of a random disturbance of each start, as a share of the embedding's own length
+    batch_size: samples per step; the recipe's if missing
+    seed:       seed for the disturbance and the order of samples
+    space:      the run's NetSpace if it is loaded already; else that of the best validation is loaded, on the CPU
+    task:       the zoo's task if it is loaded already; else it is loaded with its data in the folder `data`
+    progress:   called after each step of each group of POINTS_AT_ONCE start points
+    An instance of another class than was asked for never counts as better than one of that class. Without validation
+    samples, training samples are used.
+    raises PointError for settings that make no sense, ZooMismatch without a teacher, ZooError for unknown ids
     """
     _check_numbers(steps, learning_rate, validate_every, noise, batch_size)
     space = run.space() if space is None else space
@@ -151,11 +151,11 @@ def optimize(
     finally:
         for parameter, wanted in zip(space.parameters(), frozen, strict=True):
             parameter.requires_grad_(wanted)
-    return _found(run, space, task, points, initial_NE, asked, chosen, walks)
+    return _result(run, space, task, points, initial_NE, asked, chosen, walks)
 
 
 def disturbed(latent_NE: Tensor, noise: float, seed: int) -> Tensor:
-    """Each embedding, moved in a random direction by `noise` times its own length."""
+    """Move each embedding in a random direction by `noise` times its own length."""
     if not noise:
         return latent_NE.clone()
     moves = []
@@ -167,7 +167,7 @@ def disturbed(latent_NE: Tensor, noise: float, seed: int) -> Tensor:
 
 @dataclass
 class _Walk:
-    """The way of some start points through the space."""
+    """The way of a group of start points through the space."""
 
     run: Run
     space: NetSpace
@@ -191,7 +191,7 @@ class _Walk:
         seed: int,
         progress: Advance | None,
     ) -> None:
-        """Take the steps; `latents` are the best of each point then."""
+        """Take all steps; `latents` are the best embeddings of the points after that."""
         moving_NE = nn.Parameter(self.initial.clone())
         optimiser = torch.optim.Adam([moving_NE], lr=learning_rate)
         self._validate(0, moving_NE, None)
@@ -200,7 +200,7 @@ class _Walk:
         for step in range(1, steps + 1):
             loss_N = self.loss(moving_NE, *next(batches))
             optimiser.zero_grad()
-            torch.autograd.backward(loss_N.sum())  # the sum, so that no point's gradient depends on how many there are
+            torch.autograd.backward(loss_N.sum())  # with a mean, gradients would depend on the number of points
             optimiser.step()
             sum_N, count = sum_N + loss_N.detach(), count + 1
             if step % validate_every == 0 or step == steps:
@@ -210,7 +210,7 @@ class _Walk:
                 progress(1)
 
     def loss(self, latent_NE: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """`[N]`: Eq. 5, with Eq. 6 where there are ClassIds; Eq. 2 for signals."""
+        """Compute the losses `[N]`: Eq. 5, with Eq. 6 where there are ClassIds; Eq. 2 for signals."""
         predicted = predict(self.space, latent_NE, self.run.registry)
         outputs = predicted.outputs(inputs)
         if self.teacher is None:
@@ -225,7 +225,7 @@ class _Walk:
         return loss_N
 
     def _batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images that all points see, or points of each one's shape; training samples without end."""
+        """Yield batches of training samples without end: images for all points, or points of each one's shape."""
         signals = self.teacher is None
         epoch = 0
         while True:
@@ -239,7 +239,7 @@ class _Walk:
         with torch.no_grad():
             predicted = predict(self.space, latent_NE, self.run.registry)
         accuracies = _accuracies(self.run, predicted, self.task, self.items, self.split)
-        found = [
+        validated = [
             {"step": step, "class_id": class_id, "accuracy": accuracy}
             for class_id, accuracy in zip(predicted.class_ids, accuracies, strict=True)
         ]
@@ -248,32 +248,32 @@ class _Walk:
                 "point": point,
                 "step": step,
                 "loss": None if losses_N is None else losses_N[point],
-                "validation_accuracy": one["accuracy"],
-                "class_id": one["class_id"],
+                "validation_accuracy": instance["accuracy"],
+                "class_id": instance["class_id"],
             }
-            for point, one in enumerate(found)
+            for point, instance in enumerate(validated)
         ]
         if step == 0:
-            self.first, self.best, self.latents = found, list(found), latent_NE.clone()
+            self.first, self.best, self.latents = validated, list(validated), latent_NE.clone()
             return
-        for point, one in enumerate(found):
+        for point, instance in enumerate(validated):
             finite = bool(latent_NE[point].isfinite().all())
-            if finite and self._rank(point, one) > self._rank(point, self.best[point]):
-                self.best[point], self.latents[point] = one, latent_NE[point]
+            if finite and self._rank(point, instance) > self._rank(point, self.best[point]):
+                self.best[point], self.latents[point] = instance, latent_NE[point]
 
-    def _rank(self, point: int, found: dict[str, Any]) -> tuple[bool, float]:
-        return found["class_id"] == self.asked[point], found["accuracy"]
+    def _rank(self, point: int, instance: dict[str, Any]) -> tuple[bool, float]:
+        return instance["class_id"] == self.asked[point], instance["accuracy"]
 
 
 def _accuracies(run: Run, predicted: Prediction, task: Any, items: Sequence[int], split: str) -> list[float]:
-    """The accuracy of each predicted instance on a split of the task's samples; on its own shape's for signals."""
+    """The accuracy of each predicted instance on a split of the task's samples; for signals on those of its shape."""
     if run.recipe.setting != "sdf":
         return accuracy_of(run.registry, predicted.class_ids, predicted.preps, None, task, split)
-    found: list[float] = task.evaluate(predicted.outputs, items, split, SIGNALS_AT_ONCE)["accuracy"].tolist()
-    return found
+    accuracies: list[float] = task.evaluate(predicted.outputs, items, split, SIGNALS_AT_ONCE)["accuracy"].tolist()
+    return accuracies
 
 
-def _found(
+def _result(
     run: Run,
     space: NetSpace,
     task: Any,
@@ -283,33 +283,33 @@ def _found(
     items: Sequence[int],
     walks: Sequence[_Walk],
 ) -> Optimisation:
-    """All walks as one result, judged on the test samples."""
+    """Join all walks to one result, and judge start and end on the test samples."""
     import pyarrow as pa
 
     latent_NE = torch.cat([walk.latents for walk in walks])
     tested: list[list[float]] = []
     for embeddings_NE in (initial_NE, latent_NE):
         accuracies: list[float] = []
-        for first in range(0, len(points), POINTS_AT_ONCE):
-            part = slice(first, first + POINTS_AT_ONCE)
+        for start in range(0, len(points), POINTS_AT_ONCE):
+            part = slice(start, start + POINTS_AT_ONCE)
             with torch.no_grad():
                 predicted = predict(space, embeddings_NE[part], run.registry)
             accuracies += _accuracies(run, predicted, task, items[part], TEST)
         tested.append(accuracies)
-    before = [one for walk in walks for one in walk.first]
-    best = [one for walk in walks for one in walk.best]
+    first = [instance for walk in walks for instance in walk.first]
+    best = [instance for walk in walks for instance in walk.best]
     names = run.recipe.architectures
     table = pa.table(
         {
             "start": pa.array(points.names),
             "asked_class_id": pa.array(asked, pa.int64()),
             "asked_architecture": pa.array([names[class_id] for class_id in asked]),
-            "initial_class_id": pa.array([one["class_id"] for one in before], pa.int64()),
-            "class_id": pa.array([one["class_id"] for one in best], pa.int64()),
-            "architecture": pa.array([names[one["class_id"]] for one in best]),
-            "best_step": pa.array([one["step"] for one in best], pa.int64()),
-            "initial_validation_accuracy": pa.array([one["accuracy"] for one in before], pa.float64()),
-            "validation_accuracy": pa.array([one["accuracy"] for one in best], pa.float64()),
+            "initial_class_id": pa.array([instance["class_id"] for instance in first], pa.int64()),
+            "class_id": pa.array([instance["class_id"] for instance in best], pa.int64()),
+            "architecture": pa.array([names[instance["class_id"]] for instance in best]),
+            "best_step": pa.array([instance["step"] for instance in best], pa.int64()),
+            "initial_validation_accuracy": pa.array([instance["accuracy"] for instance in first], pa.float64()),
+            "validation_accuracy": pa.array([instance["accuracy"] for instance in best], pa.float64()),
             "initial_accuracy": pa.array(tested[0], pa.float64()),
             "accuracy": pa.array(tested[1], pa.float64()),
         }
@@ -324,7 +324,7 @@ def _found(
     return Optimisation(table, pa.Table.from_pylist(history), initial_NE, latent_NE, predicted)
 
 
-# What cannot be -------------------------------------------------------------------------------------------------
+# Checks of the settings -----------------------------------------------------------------------------------------
 
 
 def _check_numbers(steps: int, learning_rate: float, validate_every: int, noise: float, batch_size: int | None) -> None:
@@ -335,17 +335,17 @@ def _check_numbers(steps: int, learning_rate: float, validate_every: int, noise:
         ("noise", noise, 0),
         ("learning_rate", learning_rate, 0),
     ):
-        if value is not None and not least <= value < float("inf"):  # false for nan too
+        if value is not None and not least <= value < float("inf"):  # NaN is out of range too
             raise PointError(f"{name} {value:g} is out of range; use at least {least}.")
 
 
 def _teacher(run: Run, zoo: prepkit.Zoo, device: torch.device) -> nn.Module | None:
-    """The zoo's teacher; None for signals, whose targets are the distances themselves."""
+    """Load the zoo's teacher; None for signals, whose targets are the distances themselves."""
     if run.recipe.setting == "sdf":
         return None
     if zoo.teacher is None:
         raise ZooMismatch(
-            f"zoo '{zoo.name}' has no teacher, which Eq. 5 learns from; `ZooWriter.set_teacher` gives one, or "
+            f"zoo '{zoo.name}' has no teacher, which Eq. 5 learns from; `ZooWriter.set_teacher` adds one, or "
             f"`prepkit zoo train {run.recipe.zoo} DIR` makes a zoo that has one."
         )
     return zoo.teacher.to(device).requires_grad_(False)
@@ -363,23 +363,26 @@ def _asked_class_ids(
             predicted = None if space.num_architectures is None else space.classify(points.latents)
         return [0] * len(points) if predicted is None else predicted.argmax(1).tolist()
     asked = [class_ids] * len(points) if isinstance(class_ids, int) else list(class_ids)
-    if len(asked) != len(points) or not all(0 <= class_id < count for class_id in asked):
-        known = listed(f"{number} {name}" for number, name in enumerate(run.recipe.architectures))
-        raise PointError(
-            f"ClassIds {listed(asked)} for {len(points)} start points; give one for all or one each, of {known}."
-        )
+    if len(asked) != len(points):
+        given, starts = counted(len(asked), "ClassId"), counted(len(points), "start point")
+        raise PointError(f"{given} for {starts}; give one for all or one each.")
+    for class_id in asked:
+        if not 0 <= class_id < count:
+            known = listed(f"{number} ({name})" for number, name in enumerate(run.recipe.architectures))
+            raise PointError(f"ClassId {class_id} is not in this run; it has {known}.")
     return asked
 
 
 def _items(run: Run, zoo: prepkit.Zoo, points: Points, items: Sequence[int] | None) -> list[int]:
-    """The number of the shape that each start point is to fit; 0 where all share the samples."""
+    """The number of the shape that each start point shall fit; 0 where all points see the same samples."""
     if run.recipe.setting != "sdf":
         if items is not None:
             raise PointError("items (--item) are shapes; the networks of this run all classify the same images.")
         return [0] * len(points)
     if items is None and points.rows is None:
         raise PointError("an embedding does not say which shape it is to fit; give items (--item), one each.")
-    found = items_of(zoo.select(list(points.rows or ()))) if items is None else list(items)
-    if len(found) != len(points):
-        raise PointError(f"{len(found)} items for {len(points)} start points; give one each.")
-    return found
+    shapes = items_of(zoo.select(list(points.rows or ()))) if items is None else list(items)
+    if len(shapes) != len(points):
+        given, starts = counted(len(shapes), "item"), counted(len(points), "start point")
+        raise PointError(f"{given} for {starts}; give one each.")
+    return shapes

@@ -1,4 +1,4 @@
-"""Where in a space to look: at instances, at embeddings of the user's, and on lines between boundary architectures.
+"""Points of a space: instances, embeddings of the user's, and points on lines between boundary architectures.
 
     found = points_of(space, zoo, ["resnet8-3", "resnet8-7"])      # or a tensor [N, E]
     drawn = sample(run, zoo, gammas=(1 / 3,), pairs=8)              # unseen architectures, Eq. 12
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 
 class PointError(prepkit.PrepkitError, ValueError):
-    """A point of the space, or a pair of points, was asked for that is not there."""
+    """A point or a pair of points does not exist, or a setting makes no sense."""
 
 
 @dataclass(frozen=True)
 class Points:
     """Points of a space.
 
-    names:   the ids of instances, or `embedding 0`, `embedding 1`, ...
-    latents: `[N, E]` embeddings
-    rows:    of the instances in the zoo; None for embeddings that were given
+    names:   ids of the instances, or `embedding 0`, `embedding 1`, ...
+    latents: embeddings `[N, E]`
+    rows:    rows of the instances in the zoo; None for embeddings that were given
     """
 
     names: tuple[str, ...]
@@ -55,10 +55,10 @@ class Points:
 
 
 def points_of(space: NetSpace, zoo: prepkit.Zoo, asked: str | Sequence[str] | Tensor) -> Points:
-    """The points that are asked for.
+    """Return the points that were asked for.
 
     asked: the id of an instance of the zoo, several ids, or embeddings `[E]` or `[N, E]`
-    raises ZooError for an unknown id, PointError for embeddings of another size, or none
+    raises ZooError for an unknown id, PointError for embeddings of another size and where nothing was asked for
     """
     if isinstance(asked, Tensor):
         device = next(space.parameters()).device
@@ -74,7 +74,7 @@ def points_of(space: NetSpace, zoo: prepkit.Zoo, asked: str | Sequence[str] | Te
         return Points(tuple(f"embedding {number}" for number in range(len(latent_NE))), latent_NE, None)
     ids = (asked,) if isinstance(asked, str) else tuple(asked)
     if not ids:
-        raise PointError("no instance was named; give an id or more.")
+        raise PointError("no instance was named; give at least one id.")
     rows = tuple(zoo.index(id) for id in ids)
     return Points(ids, encode(space, zoo, rows), rows)
 
@@ -85,11 +85,12 @@ def points_of(space: NetSpace, zoo: prepkit.Zoo, asked: str | Sequence[str] | Te
 def random_pairs(
     run: Run, zoo: prepkit.Zoo, count: int, *, seed: int = 0, accuracies: Sequence[float] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Ids of `count` different pairs of a zoo's or view's instances, drawn at random.
+    """Draw `count` different pairs of a zoo's or view's instances; returns the ids of their first and second ends.
 
-    One architecture: any two instances. Several: one of the smallest ClassId and one of the largest, in this order.
-    accuracies: of all instances of the view; the worse one of each pair of one architecture comes first then, so that
-                lines can be averaged
+    With one architecture, a pair is any two instances; with several, one of the smallest ClassId and one of the
+    largest, in this order.
+    accuracies: accuracies of all instances of the view; with one architecture, the worse instance of each pair comes
+                first then, so that lines can be averaged
     raises PointError if there are fewer pairs
     """
     ids: list[str] = zoo.table["id"].to_pylist()
@@ -103,27 +104,27 @@ def random_pairs(
     if not 1 <= count <= possible:
         raise PointError(f"{count} {what} were asked for; '{zoo.name}' has {possible} here. Use a number up to it.")
     stream = generator("pairs", seed)
-    found: dict[tuple[int, int], None] = {}
-    while len(found) < count:
+    pairs: dict[tuple[int, int], None] = {}
+    while len(pairs) < count:
         if run.recipe.has_classes:
             a, b = (group[int(torch.randint(len(group), (), generator=stream))] for group in (first, last))
         else:
             a, b = sorted(torch.randperm(len(ids), generator=stream)[:2].tolist())
             if accuracies is not None and accuracies[b] < accuracies[a]:
                 a, b = b, a
-        found[a, b] = None
-    return [ids[a] for a, _ in found], [ids[b] for _, b in found]
+        pairs[a, b] = None
+    return [ids[a] for a, _ in pairs], [ids[b] for _, b in pairs]
 
 
 def random_instances(zoo: prepkit.Zoo, each: int, seed: int = 0) -> list[str]:
-    """Ids of `each` instances of every architecture of a zoo or view, or all that there are, drawn at random."""
+    """Draw the ids of `each` instances of every architecture of a zoo or view, or of all where there are fewer."""
     ids, class_ids = zoo.table["id"].to_pylist(), zoo.class_ids().tolist()
-    found: list[str] = []
+    drawn: list[str] = []
     for class_id in sorted(set(class_ids)):
-        own = [id for id, one in zip(ids, class_ids, strict=True) if one == class_id]
+        own = [id for id, other in zip(ids, class_ids, strict=True) if other == class_id]
         order = torch.randperm(len(own), generator=generator("start points", seed, class_id)).tolist()
-        found += [own[place] for place in order[:each]]
-    return found
+        drawn += [own[place] for place in order[:each]]
+    return drawn
 
 
 # Sampling -------------------------------------------------------------------------------------------------------
@@ -131,11 +132,11 @@ def random_instances(zoo: prepkit.Zoo, each: int, seed: int = 0) -> list[str]:
 
 @dataclass(frozen=True)
 class Samples:
-    """Instances on the lines between boundary instances, factor after factor for each pair.
+    """Instances on the lines between boundary instances: all gammas of the first pair, then of the second, ...
 
-    first, second: ids of the P pairs
-    gammas:        the G factors
-    latents:       `[P G, E]` embeddings
+    first, second: ids of the ends of the P pairs
+    gammas:        the G gammas
+    latents:       embeddings `[P G, E]`
     predicted:     the P G instances
     """
 
@@ -156,11 +157,11 @@ def sample(
     seed: int = 0,
     space: NetSpace | None = None,
 ) -> Samples:
-    """Instances on the lines from the smallest ClassId's instances (gamma = 0) to the largest's (gamma = 1).
+    """Sample instances on lines from the smallest ClassId's instances (gamma = 0) to the largest's (gamma = 1).
 
-    gammas: any; those of Eq. 12, where ClassIds 1 to A - 2 are asked for, if missing
-    pairs:  drawn at random from a split of the zoo
-    space:  the run's NetSpace, if it was loaded before; else that of its best validation, on the CPU
+    gammas: numbers from 0 to 1; those of Eq. 12, where ClassIds 1 to A - 2 are asked for, if missing
+    pairs:  number of pairs that are drawn from a split of the zoo
+    space:  the run's NetSpace if it is loaded already; else that of the best validation is loaded, on the CPU
     raises PointError in the single-architecture setting, for gammas outside of 0 .. 1, and for too many pairs
     """
     if not run.recipe.has_classes:
@@ -191,10 +192,10 @@ def sample_class_id(
     seed: int = 0,
     space: NetSpace | None = None,
 ) -> Samples:
-    """One instance of a ClassId, from the line where Eq. 12 asks for it: that of the first pair where it is predicted.
+    """Sample one instance of a ClassId at the gamma where Eq. 12 asks for it, from the first line that predicts it.
 
-    tries: pairs of boundary instances that are looked at, at most
-    raises PointError for a ClassId that the run does not have, or one that was predicted on none of the lines
+    tries: largest number of lines between boundary instances that are searched
+    raises PointError for a ClassId that the run does not have, or one that none of the lines predicts
     """
     count = len(run.recipe.architectures)
     if not 0 <= class_id < count or not run.recipe.has_classes:
@@ -206,9 +207,9 @@ def sample_class_id(
     boundary = [zoo.split(split).class_ids().tolist().count(number) for number in (0, count - 1)]
     tries = min(tries, math.prod(boundary))
     drawn = sample(run, zoo, (gamma,), pairs=max(1, tries), split=split, seed=seed, space=space)
-    right = [place for place, found in enumerate(drawn.predicted.class_ids) if found == class_id]
+    right = [place for place, predicted_id in enumerate(drawn.predicted.class_ids) if predicted_id == class_id]
     if not right:
-        others = sorted({run.registry.by_class_id(found).name for found in drawn.predicted.class_ids})
+        others = sorted({run.registry.by_class_id(other).name for other in drawn.predicted.class_ids})
         raise PointError(
             f"at gamma {gamma:g} of {tries} lines between boundary instances, ClassId {class_id} "
             f"({run.recipe.architectures[class_id]}) was never predicted, but {', '.join(others)}; the space has not "
@@ -223,18 +224,18 @@ def sample_class_id(
     return Samples(drawn.first[one], drawn.second[one], drawn.gammas, drawn.latents[one], predicted)
 
 
-# What all explorations take --------------------------------------------------------------------------------------
+# Arguments that all explorations have ----------------------------------------------------------------------------
 
 
 def own_task(zoo: prepkit.Zoo, space: NetSpace, task: Any, data: Path | None) -> Any:
-    """The task that was given, or the zoo's, with its data on the space's device."""
+    """Return the task that was given; without one, load the zoo's with its data on the space's device."""
     return task_of(zoo, next(space.parameters()).device, data) if task is None else task
 
 
 def samples_of(task: Any, split: str) -> str:
-    """The split of a task's samples that was asked for.
+    """Return the name of a split of a task's samples.
 
-    raises PointError if it has none
+    raises PointError if the task has no samples of it
     """
     known = [name for name, count in task.splits.items() if count]
     if split not in known:
@@ -243,7 +244,7 @@ def samples_of(task: Any, split: str) -> str:
 
 
 def class_ids_of(zoo: prepkit.Zoo, points: Points) -> list[int] | None:
-    """The ClassIds of points that are instances; None for embeddings."""
+    """The ClassIds of points that are instances; None for given embeddings."""
     if points.rows is None:
         return None
     class_ids: list[int] = zoo.class_ids(list(points.rows)).tolist()

@@ -340,12 +340,10 @@ def _record(root: Path) -> dict[str, Any]:
     missing = [key for key in ("recipe", "registry", "zoo", "task") if key not in record]
     if missing:
         raise RunError(f"{file}: {listed(missing)} missing; the file is damaged.")
-    zoo, tables = record["zoo"], (record["recipe"], record["registry"], record["task"] or {})
-    is_zoo = isinstance(zoo, dict) and all(isinstance(zoo.get(key), str) for key in ("name", "sha256"))
-    if (
-        not is_zoo
-        or not isinstance(zoo.get("path", 0), str | None)
-        or not all(isinstance(table, dict) for table in tables)
+    tables = record["recipe"], record["registry"], record["zoo"], record["task"] or {}
+    texts = {"name": str, "sha256": str, "path": str | None}
+    if not all(isinstance(table, dict) for table in tables) or not all(
+        isinstance(record["zoo"].get(key, 0), kind) for key, kind in texts.items()
     ):
         raise RunError(f"{file}: recipe, registry, zoo or task is not what netspace wrote; the file is damaged.")
     return record

@@ -1,4 +1,4 @@
-"""Where and how precisely NetSpace runs."""
+"""The device that NetSpace runs on, and the precision of its arithmetic."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from prepkit.errors import DeviceError
 
 
 def own_device(name: str = "auto") -> torch.device:
-    """The device of a name for this process: a GPU by its number, and of torchrun's processes each its own.
+    """Return the device of a name for this process; each of torchrun's processes gets a GPU of its own.
 
     raises DeviceError
     """
     device = choose_device(name)
     if device.type != "cuda" or ":" in str(device):
         return device
-    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if own >= there:
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= count:
         raise DeviceError(
-            f"process {own} of this machine has no GPU of its own, torch sees {there}; use --nproc-per-node {there}."
+            f"process {rank} of this machine has no GPU of its own, torch sees {count}; use --nproc-per-node {count}."
         )
-    return torch.device("cuda", own)
+    return torch.device("cuda", rank)
 
 
 def bf16_autocast(device: torch.device, wanted: bool) -> AbstractContextManager[object]:

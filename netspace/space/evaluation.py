@@ -1,10 +1,10 @@
-"""How well a NetSpace predicts the instances of a zoo: target and predicted accuracy, ClassIds, closeness of signals.
+"""Evaluation of a NetSpace on a zoo: target and predicted accuracy, ClassIds, and closeness of signals.
 
     found = evaluate(space, registry, zoo.split("test"), task, "test")
     found.table                          # one row an instance
     found.summary()                      # means over instances and by architecture
 
-All instances of an architecture run together, INSTANCES_AT_ONCE at most.
+Up to INSTANCES_AT_ONCE instances of an architecture run together.
 Shapes: N instances, H x W the PRep, E embedding values, P points of a shape.
 """
 
@@ -34,28 +34,29 @@ if TYPE_CHECKING:
     from netspace.space.network import NetSpace
 
 INSTANCES_AT_ONCE = 64
-PREPS_AT_ONCE = 8  # through the space, whose first layers put out more than all else
-CLOSE = 1e-2  # supplementary V: an output this near to the target's counts as right
-NEAR = 0.1  # of the surface: the distance at which DeepSDF cuts its targets
+PREPS_AT_ONCE = 8  # PReps encoded and decoded together, since the first layers put out more than all others
+CLOSE = 1e-2  # an output this near to the target's counts as right (supplementary V)
+NEAR = 0.1  # points this near to the surface count as near; DeepSDF cuts its targets at this distance
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found, one row an instance of the zoo, in its order.
+    """The result of `evaluate`.
 
-    table: `id`, `architecture`, `class_id`, `predicted_architecture`, `predicted_class_id`, `target_accuracy` and
-           `predicted_accuracy` on the task's own samples; for signals also `closeness`, the share of outputs within
-           1e-2 of the target's, and `closeness_near`, the same where the target's are within 0.1 of the surface
+    table: one row an instance of the zoo, in its order: `id`, `architecture`, `class_id`, `predicted_architecture`,
+           `predicted_class_id`, and on the task's samples `target_accuracy` and `predicted_accuracy`; for signals also
+           `closeness`, the share of outputs within 1e-2 of the target's, and `closeness_near`, the same share among
+           points within 0.1 of the target's surface
     """
 
     table: pa.Table
 
     def column(self, name: str) -> Tensor:
-        """A column as a tensor."""
+        """Return a column of numbers as a tensor."""
         return torch.from_numpy(self.table[name].to_numpy().copy())
 
     def summary(self) -> dict[str, Any]:
-        """Means over all instances, and of each architecture that was to be predicted, JSON-able."""
+        """Return means over all instances and over those of each target architecture, JSON-able."""
         groups: dict[str, list[int]] = {}
         for row, name in enumerate(self.table["architecture"].to_pylist()):
             groups.setdefault(name, []).append(row)
@@ -91,11 +92,11 @@ def evaluate(
 ) -> Evaluation:
     """Encode, decode and judge every instance of a zoo or view.
 
-    task:     the zoo's, with its data on the space's device
-    split:    of the task's samples
-    bf16:     convolutions and matrix products in bfloat16; accuracies move by some 0.1 points
+    task:     the zoo's task, with its data on the space's device
+    split:    split of the task's samples
+    bf16:     compute convolutions and matrix products in bfloat16; accuracies move by some 0.1 points
     targets:  accuracies of the target instances, if they were computed before
-    progress: told the number of instances that are finished
+    progress: called with the number of instances that were finished since the last call
     raises ZooMismatch if the zoo is empty, ZooError for an unknown split
     """
     import pyarrow as pa
@@ -114,12 +115,11 @@ def evaluate(
             with bf16_autocast(device, bf16):
                 parts = [predict(space, space.encode(few), registry) for few in torch.split(preps_NHW, PREPS_AT_ONCE)]
             predicted_NHW = torch.cat([part.preps for part in parts])
-            named = [class_id for part in parts for class_id in part.class_ids]
-            found = accuracy_of(registry, named, predicted_NHW, view, task, split, bf16=bf16)
-            class_ids += named
-            accuracies += found
+            predicted_ids = [class_id for part in parts for class_id in part.class_ids]
+            class_ids += predicted_ids
+            accuracies += accuracy_of(registry, predicted_ids, predicted_NHW, view, task, split, bf16=bf16)
             if signals:
-                closeness += _closeness(registry, named, predicted_NHW, preps_NHW, view, task, split)
+                closeness += _closeness(registry, predicted_ids, predicted_NHW, preps_NHW, view, task, split)
             if progress is not None:
                 progress(len(rows))
     names = list(registry.class_ids)
@@ -133,20 +133,20 @@ def evaluate(
         "predicted_accuracy": pa.array(accuracies),
     }
     if signals:
-        columns["closeness"] = pa.array([every for every, _ in closeness])
+        columns["closeness"] = pa.array([everywhere for everywhere, _ in closeness])
         columns["closeness_near"] = pa.array([near for _, near in closeness])
     return Evaluation(pa.table(columns))
 
 
 def target_accuracy(registry: prepkit.Registry, zoo: prepkit.Zoo, task: Any, split: str) -> list[float]:
-    """The accuracy of a zoo's own instances, in its order."""
-    found: list[float] = []
+    """The accuracies of a zoo's own instances, in its order."""
+    accuracies: list[float] = []
     with torch.inference_mode():
         for rows in chunks(len(zoo)):
             view = zoo.select(rows)
             preps_NHW = view.preps().to(task.device, torch.float32)
-            found += accuracy_of(registry, view.class_ids().tolist(), preps_NHW, view, task, split)
-    return found
+            accuracies += accuracy_of(registry, view.class_ids().tolist(), preps_NHW, view, task, split)
+    return accuracies
 
 
 def accuracy_of(
@@ -159,16 +159,16 @@ def accuracy_of(
     *,
     bf16: bool = False,
 ) -> list[float]:
-    """The accuracy of instances on a split of the task's samples; NaN outputs count as wrong.
+    """The accuracies of instances on a split of the task's samples; NaN outputs count as wrong.
 
-    class_ids: which architecture runs each
-    zoo:       whose rows say which data set is whose, for signals
+    class_ids: ClassIds of the architectures that run the instances
+    zoo:       its rows say, for signals, which shape each instance fits
     """
     items = items_of(zoo) if zoo is not None else [0] * len(preps_NHW)
-    found = [0.0] * len(preps_NHW)
+    accuracies = [0.0] * len(preps_NHW)
     signals = zoo is not None and has_items(zoo)
     for class_id in sorted(set(class_ids)):
-        places = [place for place, one in enumerate(class_ids) if one == class_id]
+        places = [place for place, other in enumerate(class_ids) if other == class_id]
         own = torch.stack([preps_NHW[place] for place in places])
         architecture = registry.by_class_id(class_id)
 
@@ -179,8 +179,8 @@ def accuracy_of(
         batch = POINTS_AT_ONCE if signals else EVALUATION_BATCH
         judged = task.evaluate(run, [items[place] for place in places], split, batch)["accuracy"]
         for place, accuracy in zip(places, judged.tolist(), strict=True):
-            found[place] = accuracy
-    return found
+            accuracies[place] = accuracy
+    return accuracies
 
 
 def _closeness(
@@ -192,7 +192,7 @@ def _closeness(
     task: Any,
     split: str,
 ) -> list[tuple[float, float]]:
-    """Of each instance: the share of outputs within CLOSE of the target's, on all points and near the surface."""
+    """For each instance the share of outputs within CLOSE of the target's, on all points and near the surface."""
     points_NP3 = torch.stack([task.points(item, split)[0] for item in items_of(zoo)])
     right, near = [], []
     for points in torch.split(points_NP3, POINTS_AT_ONCE, dim=1):
@@ -207,6 +207,6 @@ def _closeness(
 
 
 def chunks(count: int, size: int = INSTANCES_AT_ONCE) -> Iterator[list[int]]:
-    """0 .. count - 1, `size` at a time."""
+    """Yield 0 .. count - 1 in lists of `size` numbers."""
     for first in range(0, count, size):
         yield list(range(first, min(first + size, count)))

@@ -4,7 +4,7 @@ Learning the Space of Deep Models, section III, Fig. 1 and supplementary I.
 Shapes: N instances, H x W the PRep, E embedding values, A architectures.
 
 The embedding is also an image `[C, S, S]`: E = 4^k with k >= 4, C = max(1, E / 4096), S = sqrt(E / C), so that
-S = 16, 32, 64, 64, ... and C = 1, 1, 1, 4, ... With K columns of the decoder's first reshape, the shapes are
+S = 16, 32, 64, 64, ... and C = 1, 1, 1, 4, ... The decoder's first reshape has K columns. The shapes are
 
     encoder     [1, H, W] -> [E/32, H, W/2] -> [E/16, H, W/4], max over the width
                 -> [E/8, H] -> [E, H], max over the height -> [E]
@@ -15,9 +15,9 @@ S = 16, 32, 64, 64, ... and C = 1, 1, 1, 4, ... With K columns of the decoder's 
                 times scale [H, W] plus bias [H, W]
     classifier  [C, S, S] -> [10, S/2, S/2] -> [A]
 
-Only the decoder's first convolution knows the size of the embedding. Element counts hold for every H % 4 == 0 and
-W % 8 == 0 if K is even and divides 256 W: then H K is a multiple of 8, so that 512 H K / S^2 is whole up to S = 64.
-The paper has E = 4096 and K = 2048, which gives 256 H and W / 8 outputs.
+In the decoder, only the first convolution depends on the size of the embedding. Element counts fit for every
+H % 4 == 0 and W % 8 == 0 if K is even and divides 256 W: then H K is a multiple of 8, so that 512 H K / S^2 is whole up
+to S = 64. The paper has E = 4096 and K = 2048, which gives 256 H and W / 8 outputs.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -35,27 +35,27 @@ from netspace.space import fast
 from netspace.space.start_scale import NEGATIVE_SLOPE, start_scale_and_bias
 
 LEAST_EMBEDDING = 4**4
-LARGEST_SIDE = 64  # of the embedding's image; larger embeddings have more channels
+LARGEST_SIDE = 64  # longest side of the embedding's image; larger embeddings have more channels
 PAPER_COLUMNS = 2048
 CLASSIFIER_CHANNELS = 10
 
 
 class InvalidNetSpace(prepkit.PrepkitError, ValueError):
-    """NetSpace cannot have the sizes that were asked for, or cannot read the tensor that was given."""
+    """A NetSpace cannot have these sizes, or cannot read this tensor."""
 
 
 @dataclass(frozen=True)
 class EmbeddingImage:
-    """How the E values of an embedding are seen by convolutions: `channels` images of side `side`."""
+    """How convolutions see the E values of an embedding: as `channels` images of side `side`."""
 
     channels: int
     side: int
 
     @classmethod
     def of(cls, embedding_size: int) -> EmbeddingImage:
-        """The image of an embedding of 4^k values; raises InvalidNetSpace for any other number."""
+        """Return the image of an embedding of 4^k values; raises InvalidNetSpace for any other number."""
         _check_count("embedding_size", embedding_size, 1)
-        below = 4 ** ((embedding_size.bit_length() - 1) // 2)  # the largest power of 4 that is not larger
+        below = 4 ** ((embedding_size.bit_length() - 1) // 2)  # the largest power of 4 that does not exceed it
         if below != embedding_size or embedding_size < LEAST_EMBEDDING:
             choices = f"{below} or {4 * below}" if below >= LEAST_EMBEDDING else str(LEAST_EMBEDDING)
             raise InvalidNetSpace(f"embedding_size {embedding_size} is not 4^k with k >= 4; use {choices}.")
@@ -77,17 +77,17 @@ class EmbeddingImage:
 
 
 def legal_columns(width: int) -> list[int]:
-    """All columns of the decoder's first reshape that keep the element counts: even divisors of 256 W, ascending."""
+    """List the columns that the decoder's first reshape may have: the even divisors of 256 W, ascending."""
     total = 256 * width
     small = [divisor for divisor in range(1, math.isqrt(total) + 1) if total % divisor == 0]
     return sorted(columns for columns in {*small, *(total // divisor for divisor in small)} if columns % 2 == 0)
 
 
 def default_columns(width: int) -> int:
-    """W / 2, and at most the paper's 2048; both are legal for every W % 8 == 0.
+    """Return W / 2, but at most the paper's 2048; both are legal for every W % 8 == 0.
 
-    The first reshape holds 128 H K values an instance, while the work of the convolution after it does not depend on
-    K: with 2048 columns a step at 124 x 512 took longer than one at 8 x 10,000, which has more cells.
+    The first reshape holds 128 H K values for each instance, while the work of the next convolution does not depend on
+    K: with 2048 columns, a step at 124 x 512 took longer than one at 8 x 10,000, which has more cells.
     """
     return min(PAPER_COLUMNS, width // 2)
 
@@ -107,7 +107,7 @@ def _checked_columns(columns: int | None, width: int) -> int:
 
 
 class Encoder(nn.Module):
-    """PReps of any size to embeddings: first along the rows, then along the columns.
+    """Turns PReps of any size into embeddings: first along the rows, then along the columns.
 
     embedding_size: E = 4^k, k >= 4
     """
@@ -121,14 +121,14 @@ class Encoder(nn.Module):
         self.conv4 = nn.Conv2d(size // 8, size, (3, 1), padding=(1, 0))
 
     def row_features(self, preps_NHW: Tensor) -> Tensor:
-        """`[N, H, W]` -> `[N, E / 8, H, 1]`: what the last convolution reads."""
+        """Compute `[N, H, W]` -> `[N, E / 8, H, 1]`, which the last convolution reads."""
         features = leaky_relu(self.conv1(preps_NHW.unsqueeze(1)), NEGATIVE_SLOPE)
         features = leaky_relu(self.conv2(features), NEGATIVE_SLOPE)
         rows = features.max(dim=3, keepdim=True).values  # the gradient goes to one position, as in max-pooling
         return leaky_relu(self.conv3(rows), NEGATIVE_SLOPE)
 
     def forward(self, preps_NHW: Tensor) -> Tensor:
-        """`[N, H, W]` -> `[N, E]`; H and W may be any."""
+        """Encode `[N, H, W]` -> `[N, E]`, for any H and W."""
         if preps_NHW.dim() != 3 or 0 in preps_NHW.shape[1:]:
             raise InvalidNetSpace(f"PReps of {list(preps_NHW.shape)} cannot be encoded; give [N, H, W].")
         if fast.encodes(preps_NHW, self):
@@ -136,19 +136,19 @@ class Encoder(nn.Module):
         return self.plain(preps_NHW)
 
     def plain(self, preps_NHW: Tensor) -> Tensor:
-        """What `forward` computes, as the paper writes it; a CPU takes another way to it (netspace/fast)."""
+        """Compute the same as `forward`, as the paper writes it; on a CPU `forward` may use netspace/space/fast."""
         features = leaky_relu(self.conv4(self.row_features(preps_NHW)), NEGATIVE_SLOPE)
         latent_NE: Tensor = features.max(dim=2).values.squeeze(2)
         return latent_NE
 
 
 class Decoder(nn.Module):
-    """Embeddings to PReps of one size: depth is traded for space, then each element has its own scale and bias.
+    """Turns embeddings into PReps of one size: depth is traded for space, then each element is scaled and shifted.
 
-    height, width:  of the PRep
+    height, width:  size of the PReps
     embedding_size: E = 4^k, k >= 4
-    columns:        of the first reshape; `default_columns` if missing
-    initialisation: of scale and bias, "paper", "small_zoos" or "without_scale" (see initialisation.py)
+    columns:        columns of the first reshape; `default_columns` if missing
+    initialisation: how scale and bias start, "paper", "small_zoos" or "without_scale" (see start_scale.py)
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
         start_scale_and_bias(self.scale, self.bias, initialisation)
 
     def forward(self, latent_NE: Tensor) -> Tensor:
-        """`[N, E]` -> `[N, H, W]`."""
+        """Decode `[N, E]` -> `[N, H, W]`."""
         if fast.decodes(latent_NE, self, self.width, self.columns):
             convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
             cells_NHW = fast.decode(self.image.view(latent_NE), convolutions, self.height, self.width, self.columns)
@@ -177,7 +177,7 @@ class Decoder(nn.Module):
         return self.plain(latent_NE)
 
     def plain(self, latent_NE: Tensor) -> Tensor:
-        """What `forward` computes, as the paper writes it; a CPU takes another way to it (netspace/fast)."""
+        """Compute the same as `forward`, as the paper writes it; on a CPU `forward` may use netspace/space/fast."""
         count, height, width = len(latent_NE), self.height, self.width
         features = leaky_relu(self.conv1(self.image.view(latent_NE)), NEGATIVE_SLOPE)
         features = features.reshape(count, 128, height, self.columns)
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
 
 
 class ClassIdClassifier(nn.Module):
-    """Embeddings to ClassIds: one convolution and one fully connected layer (supplementary I).
+    """Predicts ClassIds from embeddings: one convolution and one fully connected layer (supplementary I).
 
     num_architectures: A, at least 2
     """
@@ -203,7 +203,7 @@ class ClassIdClassifier(nn.Module):
         self.linear = nn.Linear(CLASSIFIER_CHANNELS * (self.image.side // 2) ** 2, num_architectures)
 
     def forward(self, latent_NE: Tensor) -> Tensor:
-        """`[N, E]` -> logits `[N, A]`."""
+        """Classify `[N, E]` -> logits `[N, A]`."""
         features = leaky_relu(self.conv(self.image.view(latent_NE)), NEGATIVE_SLOPE)
         logits_NA: Tensor = self.linear(features.flatten(1))
         return logits_NA
@@ -212,11 +212,11 @@ class ClassIdClassifier(nn.Module):
 class NetSpace(nn.Module):
     """An embedding space of networks: PReps in, PReps out.
 
-    height, width:     of the PReps that are predicted: height % 4 == 0, width % 8 == 0
+    height, width:     size of the predicted PReps: height % 4 == 0, width % 8 == 0
     embedding_size:    E = 4^k, k >= 4; the paper's is 4096
     num_architectures: A; None in the single-architecture setting, which has no classifier
-    columns:           of the decoder's first reshape; `default_columns` if missing
-    initialisation:    of the decoder's scale and bias: "paper", or "small_zoos" to learn at once on small zoos
+    columns:           columns of the decoder's first reshape; `default_columns` if missing
+    initialisation:    how the decoder's scale and bias start: "paper", or "small_zoos" to learn at once on small zoos
     raises InvalidNetSpace for an embedding size, number of architectures or columns that cannot be,
            InitialisationError for an unknown initialisation, and what prepkit.PRepShape raises for height and width
 
@@ -245,17 +245,17 @@ class NetSpace(nn.Module):
         self.classifier = None if num_architectures is None else ClassIdClassifier(embedding_size, num_architectures)
 
     def encode(self, preps_NHW: Tensor) -> Tensor:
-        """Embeddings `[N, E]` of PReps `[N, H, W]`; these may be of another size than the predicted ones."""
+        """Encode PReps `[N, H, W]`, which may have another size than the predicted ones, to embeddings `[N, E]`."""
         latent_NE: Tensor = self.encoder(preps_NHW)
         return latent_NE
 
     def decode(self, latent_NE: Tensor) -> Tensor:
-        """Predicted PReps `[N, H, W]` of embeddings `[N, E]`."""
+        """Decode embeddings `[N, E]` to predicted PReps `[N, H, W]`."""
         preps_NHW: Tensor = self.decoder(latent_NE)
         return preps_NHW
 
     def classify(self, latent_NE: Tensor) -> Tensor:
-        """Logits `[N, A]` of the ClassIds of embeddings `[N, E]`.
+        """Compute logits `[N, A]` of the ClassIds of embeddings `[N, E]`.
 
         raises InvalidNetSpace in the single-architecture setting
         """

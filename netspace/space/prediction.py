@@ -1,7 +1,7 @@
-"""Predicted instances: PReps that a NetSpace wrote, each run by the architecture of its predicted ClassId.
+"""Predicted instances: PReps that a NetSpace decoded, each run by the architecture of its predicted ClassId.
 
     predicted = predict(space, latent_NE, registry)
-    predicted.class_ids                       # the predicted ones
+    predicted.class_ids                       # one for each instance
     predicted.outputs(images)                 # [N, B, C], all instances of an architecture at once
     network = predicted.network(0)            # a ready nn.Module
 
@@ -30,8 +30,8 @@ class Prediction:
     """Instances that a NetSpace predicted.
 
     preps:     `[N, H, W]`
-    class_ids: the predicted one of each, argmax of the classifier; 0 for all in the single-architecture setting
-    logits:    of the classifier `[N, A]`; None in the single-architecture setting
+    class_ids: the predicted ClassIds, argmax of the classifier; all 0 in the single-architecture setting
+    logits:    the classifier's logits `[N, A]`; None in the single-architecture setting
     registry:  which architecture a ClassId stands for
     """
 
@@ -48,20 +48,20 @@ class Prediction:
         return self.registry.by_class_id(self.class_ids[index])
 
     def tensors(self, index: int) -> dict[str, Tensor]:
-        """An instance's tensors by name, tied ones under all their names: a state dict of the folded network."""
+        """An instance's tensors by name, tied ones under each of their names: a state dict of the folded network."""
         layout = self.architecture(index).layout
         tensors = dict(layout.unpack(self.preps[index].detach()))
         return tensors | {alias: tensors[name] for alias, name in layout.ties}
 
     def network(self, index: int) -> nn.Module:
-        """An instance as a ready network without BatchNorm, in eval mode, with parameters of its own."""
+        """Build an instance as a network without BatchNorm, in eval mode, with parameters of its own."""
         with torch.random.fork_rng(devices=[]):
             network = self.architecture(index).build_folded()
         network.load_state_dict(self.tensors(index), strict=False)  # integer buffers are not in a PRep
         return network.to(self.preps.device).eval()
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Outputs `[N, B, ...]`, differentiable with respect to PReps and inputs.
+        """Compute outputs `[N, B, ...]`, differentiable with respect to PReps and inputs.
 
         inputs: `[B, *input_shape]` that all share, or `[N, B, *input_shape]`
         """
@@ -69,10 +69,9 @@ class Prediction:
 
 
 def predict(space: NetSpace, latent_NE: Tensor, registry: prepkit.Registry) -> Prediction:
-    """The instances that stand at these embeddings.
+    """Predict the instances at embeddings `[N, E]`.
 
-    latent_NE: `[N, E]`
-    registry:  with the ClassIds that the space was trained on
+    registry: has the ClassIds that the space was trained on
     """
     logits_NA = None if space.num_architectures is None else space.classify(latent_NE)
     class_ids = (0,) * len(latent_NE) if logits_NA is None else tuple(logits_NA.argmax(1).tolist())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import prepkit
 
-NEGATIVE_SLOPE = 0.01  # of every LeakyReLU in NetSpace
+NEGATIVE_SLOPE = 0.01  # slope of every LeakyReLU in NetSpace below 0
 
 
 class InitialisationError(prepkit.PrepkitError, ValueError):
@@ -28,18 +28,18 @@ def _small_zoos(scale_HW: Tensor, bias_HW: Tensor) -> None:
     nn.init.normal_(bias_HW, std=0.1)
 
 
-def _without(scale_HW: Tensor, bias_HW: Tensor) -> None:
+def _without_scale(scale_HW: Tensor, bias_HW: Tensor) -> None:
     nn.init.ones_(scale_HW).requires_grad_(False)
     nn.init.zeros_(bias_HW).requires_grad_(False)
 
 
 # "paper": scale 1e-3 N(0, 1), bias 1e-2 U(0, 1). On small zoos that leaves a plateau of 300 to 800 steps, where
 # "small_zoos" learns at once: scale 0.01 N(0, 1), bias 0.1 N(0, 1) (measured on scikit-learn's digits).
-# "without_scale": as if there were no such layer, 1 and 0 for ever, to see what it is good for.
+# "without_scale": 1 and 0 and never trained, as if there were no such layer; an ablation.
 STARTS: dict[str, Callable[[Tensor, Tensor], None]] = {
     "paper": _paper,
     "small_zoos": _small_zoos,
-    "without_scale": _without,
+    "without_scale": _without_scale,
 }
 
 

@@ -1,4 +1,4 @@
-"""How a NetSpace starts from PReps, for zoos of signals.
+"""The start of a NetSpace from PReps, for zoos of signals.
 
 Shapes: N instances, H x W the PRep, E embedding values.
 """
@@ -14,26 +14,27 @@ import prepkit
 from netspace.space.network import Encoder, NetSpace
 from netspace.space.start_scale import NEGATIVE_SLOPE, InitialisationError
 
-SCALE_OF_DEVIATION = 0.3  # the decoder's start around an instance, as a share of how much instances differ
-HALVINGS = 60  # of an interval, in float64
-LEAST_DEVIATION = 1e-5  # relative; below, PReps are the same but for rounding
-PREPS_AT_ONCE = 8  # through the encoder; its first features take E / 64 times the PRep
+SCALE_OF_DEVIATION = 0.3  # the decoder's scale at the start, as a share of the deviation between instances
+HALVINGS = 60  # bisections, enough for float64
+LEAST_DEVIATION = 1e-5  # relative deviation below which PReps differ by rounding alone
+PREPS_AT_ONCE = 8  # PReps encoded together, since the first features take E / 64 times the PRep
 
 
 @torch.no_grad()
 def start_from_preps(netspace: NetSpace, preps_NHW: Tensor, instance_HW: Tensor, layout: prepkit.Layout) -> None:
-    """Start where embeddings differ and every predicted PRep works: for signals (Eq. 2), such as signed distances.
+    """Start where embeddings differ and every predicted PRep works; for signals (Eq. 2), such as signed distances.
 
     With PyTorch's start the embeddings of sine MLPs agree to 0.001, and all become one mean shape. Here
-    - convolutions of encoder and decoder are Kaiming normal for what follows them (LeakyReLU; nothing after the
-      decoder's last), their biases 0; a classifier keeps its start;
-    - the encoder's last one is rescaled so that each embedding coordinate has mean 1 and deviation 1 over the PReps;
-    - the decoder's bias is an instance, its scale 0.3 of the deviation that the values of each tensor have over all
-      PReps; 0 in the padding.
+    - the convolutions of encoder and decoder are drawn Kaiming normal for what follows them (LeakyReLU; nothing after
+      the decoder's last one) and their biases are 0; a classifier keeps its start;
+    - the encoder's last convolution is rescaled so that each embedding coordinate has mean 1 and deviation 1 over the
+      PReps;
+    - the decoder's bias is an instance, and its scale is 0.3 of the deviation that the values of each tensor have over
+      all PReps; in the padding it is 0.
 
-    preps_NHW:   at least 2 that differ, a batch of the zoo or all of it
-    instance_HW: the PRep around which predictions start, such as a freshly initialised network's
-    layout:      of the architecture
+    preps_NHW:   at least 2 PReps that differ, a batch of the zoo or all of it
+    instance_HW: the PRep around which predictions start, such as that of a freshly initialised network
+    layout:      layout of the architecture
     raises InitialisationError if the PReps are too few, all the same or of another size
     """
     height, width = netspace.height, netspace.width
@@ -58,7 +59,7 @@ def start_from_preps(netspace: NetSpace, preps_NHW: Tensor, instance_HW: Tensor,
 def _standardise(encoder: Encoder, preps_NHW: Tensor) -> None:
     """Rescale the encoder's last convolution so that each coordinate has mean 1 and deviation 1 over the PReps."""
     parts = [preps_NHW[first : first + PREPS_AT_ONCE] for first in range(0, len(preps_NHW), PREPS_AT_ONCE)]
-    # The largest value before LeakyReLU; LeakyReLU rises, so it commutes with the maximum and a gain above 0 with both.
+    # Maxima are taken before LeakyReLU, which rises and so commutes with a maximum; a positive gain commutes with both.
     maxima_NE = torch.cat([encoder.conv4(encoder.row_features(part)).amax(dim=(2, 3)) for part in parts]).double()
     least = LEAST_DEVIATION * maxima_NE.abs().amax(dim=0)
     if bool((maxima_NE.std(dim=0) <= least).any()):
@@ -66,7 +67,7 @@ def _standardise(encoder: Encoder, preps_NHW: Tensor) -> None:
             f"an embedding coordinate is the same for all {len(preps_NHW)} PReps, so it cannot be rescaled to "
             "deviation 1; give more PReps, of instances that differ."
         )
-    # LeakyReLU of m + r has mean above deviation at the first r and below 0 at the second: halve what lies between.
+    # LeakyReLU(m + r) has a mean above its deviation at the first r and a mean below 0 at the second, so bisect.
     above_E, below_E = maxima_NE.std(dim=0) - maxima_NE.mean(dim=0), -maxima_NE.amax(dim=0)
     for _ in range(HALVINGS):
         middle_E = (above_E + below_E) / 2

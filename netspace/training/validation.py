@@ -62,7 +62,7 @@ class Validation:
         return {"score": float(torch.cat(credited).mean()), **means}
 
     def _line(self, space: NetSpace) -> tuple[Tensor, Tensor] | None:
-        """Accuracies `[P G]` of the instances along the lines of boundary pairs, and whether their ClassIds are right."""
+        """Accuracies `[P G]` along the lines of boundary pairs, and whether the predicted ClassIds are right."""
         count = len(self.recipe.architectures)
         factors = losses.gammas(count)
         class_ids = self.zoo.class_ids().tolist()

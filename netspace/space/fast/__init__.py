@@ -1,7 +1,8 @@
-"""NetSpace's encoder and decoder on a CPU: what network.py defines, in less time and memory.
+"""NetSpace's encoder and decoder on a CPU: they compute what network.py defines, in less time and memory.
 
-Under bfloat16 autocast, large matrix products are taken in bfloat16; what goes in and comes out, parameters' gradients
-and sums over instances stay in float32, and so do the maxima: bfloat16 only finds their places.
+`products.enabled = False` is the one switch that makes every NetSpace run the plain network instead.
+Under bfloat16 autocast, large matrix products are computed in bfloat16. Inputs, outputs, gradients of parameters and
+sums over instances stay in float32, and so do the maxima, whose places alone are found in bfloat16.
 Shapes: N instances, H x W the PRep, E embedding values; R rows, L places along them, C channels, O outputs, K factors.
 """
 

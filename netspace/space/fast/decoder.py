@@ -1,7 +1,7 @@
 """The decoder: convolutions as matrix products, one instance and one row of the output at a time.
 
-Even and odd columns of a map are laid out apart: each tap of a kernel of stride 2 then reads a matrix that lies there,
-and padding above and below is left out. What the first convolution puts out is made again in backward. Shapes: see
+Even and odd columns of a map are laid out apart, so that each tap of a kernel of stride 2 reads a matrix as it lies in
+memory; padding above and below is left out. The first convolution's output is computed again in backward. Shapes: see
 netspace/space/fast/__init__.py.
 """
 
@@ -21,8 +21,8 @@ from torch.nn.functional import fold, leaky_relu_, pad, unfold
 from netspace.space.fast.products import ALIGNED, applies, dtype_of_products, factors, no_autocast
 from netspace.space.start_scale import NEGATIVE_SLOPE
 
-WIDE, MANY_COLUMNS = 2048, 1024  # PReps; measured on one core: from there, products over a row of a map fill it
-# Of the decoder's kernels by stride, for each tap of their width: the plane that it reads, and how far shifted.
+WIDE, MANY_COLUMNS = 2048, 1024  # sizes from which products over a row of a map keep one core busy (measured)
+# By stride of a kernel, for each tap of its width: the plane that the tap reads, and by how much it is shifted.
 TAPS = {1: ((0, -1), (0, 0), (0, 1)), 2: ((1, -1), (0, 0), (1, 0))}
 
 
@@ -51,11 +51,11 @@ class _First:
         self.gradient_OK = torch.zeros_like(self.weight_KO.t())
 
     def taps(self, image_CSS: Tensor) -> Tensor:
-        """What the kernel reads and ones for the bias, `[9 C + 1, L]`."""
+        """The values that the kernel reads, and ones for the bias, `[9 C + 1, L]`."""
         return pad(unfold(image_CSS, 3, padding=1, stride=2), (0, 0, 0, 1), value=1.0)
 
     def forward(self, image_CSS: Tensor) -> Tensor:
-        """`[O, L]`, after LeakyReLU."""
+        """Compute the output `[O, L]`, after LeakyReLU."""
         return leaky_relu_(self.factor_OK @ factors(self.taps(image_CSS), self.dtype, (0, 1, 0)), NEGATIVE_SLOPE)
 
     def add_gradients(self, gradient_OL: Tensor, image_CSS: Tensor) -> None:
@@ -63,12 +63,12 @@ class _First:
         self.gradient_OK += gradient_OL @ self.taps(image_CSS).to(self.dtype).t()
 
     def take_gradients(self) -> tuple[Tensor, Tensor]:
-        """Of weight and bias; sums begin anew."""
+        """Return the gradients of weight and bias, whose sums begin anew."""
         gradient_OK, self.gradient_OK = self.gradient_OK, torch.zeros_like(self.gradient_OK)
         return gradient_OK[:, :-1].reshape(self.shape), gradient_OK[:, -1].contiguous()
 
     def transposed(self, gradient_OL: Tensor, image_CSS: Tensor) -> Tensor:
-        """The gradient of the image."""
+        """Compute the gradient of the image."""
         gradient_KL = (self.weight_KO[:-1].to(self.dtype) @ gradient_OL).to(image_CSS.dtype)
         return fold(gradient_KL, image_CSS.shape[1:], 3, padding=1, stride=2)
 
@@ -78,9 +78,9 @@ class _Layer:
 
     weight: `[O, C, 3, 3]`, multiplied in `dtype`
     shape:  C, Y and X
-    The image is kept as planes `[stride, Y, C, ..]` of its even and its odd columns, or of all; L places of each, with
-    zeros on either side. Each tap of the kernel's width reads one plane: TAPS. The rows that an output row reads lie
-    side by side, so that for a tap they and all channels are one factor.
+    The image is kept as planes `[stride, Y, C, ..]`: its even and its odd columns, or one plane of all columns. A plane
+    has L places in a row, with zeros on either side. Each tap of the kernel's width reads one plane (TAPS). The rows
+    that an output row reads lie side by side, so that for each tap they and all channels are one factor.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, shape: tuple[int, int, int], stride: int, dtype: torch.dtype):
@@ -95,24 +95,24 @@ class _Layer:
         self.weight_3KO: Tensor | None = None
         self.gradient_3OK: Tensor | None = None
         self.gradient_O: Tensor | None = None
-        self.rooms: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
 
-    def room(self, name: str, *shape: int) -> Tensor:
-        """A tensor that holds anything, the same at every call: fresh memory is slow."""
-        if name not in self.rooms:
-            self.rooms[name] = self._fresh(shape)
-        return self.rooms[name]
+    def buffer(self, name: str, *shape: int) -> Tensor:
+        """Return a tensor with any contents, the same one at every call, since fresh memory is slow."""
+        if name not in self.buffers:
+            self.buffers[name] = self._fresh(shape)
+        return self.buffers[name]
 
     def planes(self, name: str | None = None) -> Tensor:
-        """Planes with nothing but the zeros at their sides; fresh ones, or those that have this name."""
+        """Return planes in which only the zeros at the sides are set: new ones, or the buffer of this name."""
         shape = (self.stride, self.height, self.channels, ALIGNED * (self.places // ALIGNED + 2))
-        planes = self._fresh(shape) if name is None else self.room(name, *shape)
+        planes = self._fresh(shape) if name is None else self.buffer(name, *shape)
         planes[..., :ALIGNED] = 0
         planes[..., ALIGNED + self.places :] = 0
         return planes
 
     def _fresh(self, shape: tuple[int, ...]) -> Tensor:
-        """Followed by zeros: bfloat16 products read on beyond rows of odd lengths, times 0, and a NaN would stay."""
+        """New memory, padded with zeros: bfloat16 kernels read past odd rows, where NaN x 0 would stay NaN."""
         values = self.weight_3OK.new_empty(math.prod(shape) + ALIGNED)
         values[-ALIGNED:] = 0
         return values[:-ALIGNED].view(shape)
@@ -128,15 +128,15 @@ class _Layer:
         return planes
 
     def collect(self, planes: Tensor) -> Tensor:
-        """The transpose of `lay_out`: the image that stands in planes."""
-        map_CYX = self.room("map", *self.shape)
+        """Copy the image out of planes; the transpose of `lay_out`."""
+        map_CYX = self.buffer("map", *self.shape)
         for plane, first in zip(self.inner(planes), range(self.stride), strict=True):
             map_CYX[..., first :: self.stride].transpose(0, 1).copy_(plane)
         return map_CYX
 
     def forward(self, planes: Tensor) -> Iterator[Tensor]:
-        """Row after row of the output `[O, L]`, in a room that is used again."""
-        product_OL = self.room("product", self.outputs, self.places)
+        """Yield the output row by row, `[O, L]`, each in the same buffer."""
+        product_OL = self.buffer("product", self.outputs, self.places)
         for row in range(self.rows):
             read, part = self._reads(row)
             torch.mm(self.weight_3OK[0, :, part], self._factor(planes, 0, read), out=product_OL)
@@ -145,8 +145,8 @@ class _Layer:
             yield product_OL.add_(self.bias_O1)
 
     def add_gradients(self, gradient_OYL: Tensor, planes: Tensor) -> None:
-        """Add to the gradients of weight and bias, which are summed over images in the dtype that was given."""
-        total_3OK = self.room("total", *self.weight_3OK.shape).zero_()
+        """Add to the gradients of weight and bias, which are summed over images in the weight's own dtype."""
+        total_3OK = self.buffer("total", *self.weight_3OK.shape).zero_()
         if self.outputs < 3 * self.channels:  # products of few rows are slower, their transposes are not
             total_3OK = total_3OK.view(3, -1, self.outputs).transpose(1, 2)
         for row in range(self.rows):
@@ -161,7 +161,7 @@ class _Layer:
             self.gradient_O += total_O
 
     def take_gradients(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of weight and bias, shaped as these; sums begin anew."""
+        """Return the gradients of weight and bias, shaped like these; their sums begin anew."""
         gradient_3OK, gradient_O = self.gradient_3OK, self.gradient_O
         self.gradient_3OK = self.gradient_O = None
         if gradient_3OK is None:
@@ -170,15 +170,15 @@ class _Layer:
         return gradient_3O3C.permute(1, 3, 2, 0).contiguous(), gradient_O
 
     def transposed(self, gradient_OYL: Tensor) -> Tensor:
-        """The gradient of the image in planes, whose sides hold anything."""
+        """Compute the gradient of the image, as planes with any values at their sides."""
         if self.weight_3KO is None:
             weight_3KO = self.weight_3OK.transpose(1, 2)
-            self.weight_3KO = self.room("transposed", *weight_3KO.shape).copy_(weight_3KO)  # a view of it is slower
+            self.weight_3KO = self.buffer("transposed", *weight_3KO.shape).copy_(weight_3KO)  # a view of it is slower
         planes = self.planes("gradient")
-        begun = 0  # rows of the image below this one hold a gradient already
+        begun = 0  # rows of the image before this one hold a gradient already
         for row in range(self.rows):
             read, part = self._reads(row)
-            again = max(begun - read.start, 0)  # how many of them this row of the output reads too
+            again = max(begun - read.start, 0)  # number of such rows that this row of the output reads too
             for tap in self.unshifted + self.shifted:
                 weight_KO, into_KL = self.weight_3KO[tap, part], self._factor(planes, tap, read)
                 split = again * self.channels if tap in self.unshifted else len(into_KL)
@@ -190,13 +190,13 @@ class _Layer:
         return planes
 
     def _reads(self, row: int) -> tuple[slice, slice]:
-        """Which rows of the image a row of the output reads, and which part of the weight does it."""
+        """The rows of the image that a row of the output reads, and the part of the weight that they meet."""
         first = row * self.stride - 1
         low, high = max(first, 0), min(first + 3, self.height)
         return slice(low, high), slice((low - first) * self.channels, (high - first) * self.channels)
 
     def _factor(self, planes: Tensor, tap: int, read: slice) -> Tensor:
-        """What a tap reads in these rows of the image, `[rows C, L]`, a view."""
+        """The values that a tap reads in these rows of the image, `[rows C, L]`, a view."""
         plane, shift = TAPS[self.stride][tap]
         return planes[plane, read].flatten(0, 1)[:, ALIGNED + shift : ALIGNED + shift + self.places]
 
@@ -205,7 +205,7 @@ _Layers = tuple[_First, _Layer, _Layer, _Layer]
 
 
 def _layers(tensors: Sequence[Tensor], height: int, width: int, columns: int, dtype: torch.dtype) -> _Layers:
-    """The decoder's convolutions, of weights and biases in turn; their sizes are network.py's."""
+    """Build the decoder's convolutions from weights and biases in turn; their sizes are those of network.py."""
     w1, b1, w2, b2, w3, b3, w4, b4 = tensors
     return (
         _First(w1, b1, dtype),
@@ -226,7 +226,7 @@ class _Decode(torch.autograd.Function):
         kept = []
         for image_CSS, cells_OYL in zip(images_NCSS, cells_NOYL, strict=True):
             planes = second.lay_out(first.forward(image_CSS).view(second.shape), second.planes("image"))
-            map_OYL = second.room("output", second.outputs, second.rows, second.places)
+            map_OYL = second.buffer("output", second.outputs, second.rows, second.places)
             for row, output_OL in enumerate(second.forward(planes)):
                 _leaky_relu(output_OL, out=map_OYL[:, row])
             third_planes = third.lay_out(map_OYL.view(third.shape), third.planes(None if keep else "image"))
@@ -237,7 +237,7 @@ class _Decode(torch.autograd.Function):
                 cells_OYL[:, row] = output_OL
             kept += [third_planes, fourth_planes] if keep else []
         for layer in (second, third, fourth):
-            layer.rooms.clear()  # until backward the memory is others'
+            layer.buffers.clear()  # the memory is free for others until backward
         if keep:
             ctx.save_for_backward(images_NCSS, *kept)
             ctx.layers = layers
@@ -249,7 +249,7 @@ class _Decode(torch.autograd.Function):
         images_NCSS, *kept = ctx.saved_tensors
         to_images, *wanted = ctx.needs_input_grad[:9]
         wants = [weight or bias for weight, bias in zip(wanted[::2], wanted[1::2], strict=True)]
-        depth = 0 if to_images else wants.index(True)  # of the lowest layer that has to be reached
+        depth = 0 if to_images else wants.index(True)  # the lowest layer that gradients must reach
         g_images_NCSS = torch.zeros_like(images_NCSS)
         with no_autocast():
             for number, image_CSS in enumerate(images_NCSS):
@@ -272,7 +272,7 @@ def _decode_backward(
     gradient_HW: Tensor,
     g_image_CSS: Tensor | None,
 ) -> None:
-    """Backward of one instance: add to the gradients of layers that want it, down to `depth`, and of the image."""
+    """Run backward for one instance: add to the gradients of the layers, down to `depth`, and to that of the image."""
     first, second, third, fourth = layers
     g_OYL = gradient_HW.reshape(fourth.outputs, fourth.rows, fourth.places).to(fourth_planes.dtype)
     if wants[3]:
@@ -301,6 +301,6 @@ def _leaky_relu(values: Tensor, out: Tensor) -> None:
 
 
 def _through_leaky_relu_(gradient: Tensor, output: Tensor) -> Tensor:
-    """`_through_leaky_relu`, written over the gradient."""
+    """Compute the gradient before a LeakyReLU from its output, in place of the gradient after it."""
     torch.ops.aten.leaky_relu_backward.grad_input(gradient, output, NEGATIVE_SLOPE, True, grad_input=gradient)
     return gradient

@@ -1,7 +1,7 @@
 """The encoder: convolutions along a row and the maximum over the width as one function.
 
-Of the second convolution's [E/16, H, W/4] only the maximum over the width is read. Rows go through in blocks that stay
-in the cache; the maxima and where they stood are all that is kept. Backward looks at the 7 PRep values behind each
+Only the maximum over the width is read of the second convolution's [E/16, H, W/4]. Rows are computed in blocks that
+stay in the cache, and only the maxima and their places are kept. Backward looks at the 7 PRep values behind each
 maximum and convolves those again. Shapes: see netspace/space/fast/__init__.py.
 """
 
@@ -22,9 +22,9 @@ from torch.nn.functional import leaky_relu, leaky_relu_, linear, pad
 from netspace.space.fast.products import ALIGNED, applies, dtype_of_products, factors, no_autocast
 from netspace.space.start_scale import NEGATIVE_SLOPE
 
-WIDE = 256  # PReps; measured on one core: below, the plain network is as fast or faster
-BLOCK_VALUES = 2**20  # of an intermediate tensor: a few MiB, which stay in the cache
-FEW_PLACES = 64  # a maximum over no more is found directly
+WIDE = 256  # width below which the plain network is as fast or faster (measured on one core)
+BLOCK_VALUES = 2**20  # values of an intermediate tensor: a few MiB, which stay in the cache
+FEW_PLACES = 64  # a maximum over up to so many places is found directly
 
 
 def encodes(preps_NHW: Tensor, encoder: nn.Module) -> bool:
@@ -42,7 +42,7 @@ def encode(preps_NHW: Tensor, convolutions: Sequence[nn.Conv2d]) -> Tensor:
         )
         features_NHC = leaky_relu(_along_height(rows_NHC, third), NEGATIVE_SLOPE)
         latent_NE: Tensor = _along_height(features_NHC, fourth).max(dim=1).values
-        return leaky_relu(latent_NE, NEGATIVE_SLOPE)  # rises everywhere: it may follow the maximum
+        return leaky_relu(latent_NE, NEGATIVE_SLOPE)  # LeakyReLU rises everywhere, so it may follow the maximum
 
 
 def _along_height(rows_NHC: Tensor, convolution: nn.Conv2d) -> Tensor:
@@ -55,10 +55,10 @@ def _along_height(rows_NHC: Tensor, convolution: nn.Conv2d) -> Tensor:
 
 @dataclass(frozen=True)
 class _Widths:
-    """Places along a row: of the input, and after the first and the second convolution (each of stride 2).
+    """Number of places along a row: of the input, and after the first and the second convolution (each of stride 2).
 
-    A row of what the first puts out has `padded` places: place j stands at j + 1 and outside are zeros, so that output
-    p of the second reads the places 2 p, 2 p + 1, 2 p + 2, and one output more than there are is computed.
+    A row of the first convolution's output has `padded` places: place j stands at j + 1, with zeros around. Output p of
+    the second convolution then reads the places 2 p, 2 p + 1 and 2 p + 2; one output too many is computed.
     """
 
     given: int
@@ -76,11 +76,11 @@ class _Widths:
         return 2 * self.second + 2
 
     def pad_rows(self, rows_RW: Tensor) -> Tensor:
-        """Zeros around, so that padded place q of the first convolution reads the inputs 2 q, 2 q + 1, 2 q + 2."""
+        """Add zeros, so that padded place q of the first convolution reads the inputs 2 q, 2 q + 1, 2 q + 2."""
         return pad(rows_RW, (3, 2 * self.padded - self.given - 3))
 
     def are_places(self, q: Tensor) -> Tensor:
-        """Which padded places are places."""
+        """Whether padded places q are places of the row and not padding."""
         return (q > 0) & (q <= self.first)
 
 
@@ -95,7 +95,7 @@ class _RowMaxima(torch.autograd.Function):
         padded_RW = widths.pad_rows(preps_NHW.reshape(-1, widths.given))
         w1_4O, w2_C3O = _with_bias(w1, b1), w2[:, :, 0].transpose(1, 2).contiguous()
         values_RC, places_RC = _find_maxima(padded_RW, widths, w1_4O, w2_C3O, b2, dtype)
-        if dtype != w1.dtype:  # rounded: the places are kept, the values are computed again
+        if dtype != w1.dtype:  # these values were rounded, so they are computed again at the same places
             for block in _blocks(len(padded_RW), w2_C3O.numel()):
                 _, _, features_CR3O = _behind(padded_RW[block], places_RC[block], widths, w1_4O)
                 values_CR1 = torch.bmm(features_CR3O.flatten(2), w2_C3O.view(len(b2), -1, 1))
@@ -149,7 +149,8 @@ def _find_maxima(
     places_RC = torch.empty(values_RC.shape, dtype=torch.int64)
     blocks = list(_blocks(len(padded_RW), widths.padded * channels))
     most = len(padded_RW[blocks[0]])
-    all_features = padded_RW.new_zeros(most * widths.padded + ALIGNED, channels, dtype=dtype)  # read on, times 0
+    # Products read past the last row, times 0, so what stands there must be finite.
+    all_features = padded_RW.new_zeros(most * widths.padded + ALIGNED, channels, dtype=dtype)
     all_sums = all_features.new_empty(most * outputs, len(b2))
     for block in blocks:
         rows = len(padded_RW[block])
@@ -158,7 +159,7 @@ def _find_maxima(
         taps_RL4 = torch.cat([taps_RL3 * inside_L1, inside_L1.expand(rows, -1, -1)], dim=2)
         torch.mm(factors(taps_RL4.flatten(0, 1).t(), dtype, (0, 1, 0)).t(), w1_KO, out=features)
         leaky_relu_(features, NEGATIVE_SLOPE)
-        # Three taps of an output lie side by side, but outputs overlap: two products, none of which repeats a value.
+        # The three taps of an output lie side by side, but outputs overlap; two products avoid a copy of the values.
         torch.mm(features.view(rows * outputs, 2 * channels), pair, out=sums)
         sums.addmm_(all_features[2:].as_strided((rows * outputs, channels), (2 * channels, 1)), third)
         sums_RLC = sums.view(rows, outputs, -1)[:, : widths.second]
@@ -174,7 +175,7 @@ def _with_bias(w1: Tensor, b1: Tensor) -> Tensor:
 def _first_maxima(sums_RLC: Tensor) -> tuple[Tensor, Tensor]:
     """Maxima over L and their first places, `[R, C]`.
 
-    Reductions that look for places as well are slow: they only see the maxima of pieces, then one piece.
+    Reductions that also find places are slow, so they are used on the maxima of pieces and then on one piece.
     """
     length = sums_RLC.shape[1]
     if length <= FEW_PLACES:
@@ -192,11 +193,11 @@ def _first_maxima(sums_RLC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _behind(padded_RW: Tensor, places_RC: Tensor, widths: _Widths, w1_4O: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What outputs of the second convolution at these places depend on.
+    """Gather what the outputs of the second convolution at these places depend on.
 
     returns indices `[C, R, 7]` into the padded rows; the three taps of the first convolution at each of three places,
-            and whether it is one, `[C, R, 3, 4]`; and what it puts out there, zeros where there is no place,
-            `[C, R, 3, E / 32]`
+            and whether that is a place, `[C, R, 3, 4]`; and the first convolution's output there, `[C, R, 3, E / 32]`,
+            zeros where there is no place
     """
     places_CR1 = places_RC.t().unsqueeze(2)
     indices_CR7 = 4 * places_CR1 + torch.arange(7)
@@ -208,12 +209,12 @@ def _behind(padded_RW: Tensor, places_RC: Tensor, widths: _Widths, w1_4O: Tensor
 
 
 def _blocks(rows: int, values_a_row: int) -> Iterator[slice]:
-    """Blocks of rows, each of them of about BLOCK_VALUES values."""
+    """Yield blocks of rows that hold about BLOCK_VALUES values each."""
     step = max(1, BLOCK_VALUES // values_a_row)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _through_leaky_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient before a LeakyReLU, whose output has the sign of its input."""
+    """Compute the gradient before a LeakyReLU from its output, which has the sign of its input."""
     before: Tensor = torch.ops.aten.leaky_relu_backward(gradient, output, NEGATIVE_SLOPE, True)
     return before

@@ -1,4 +1,4 @@
-"""What encoder and decoder share: when they apply, and the dtypes of their products. K factors, X anything."""
+"""What encoder and decoder share: the switch, when they apply, and the dtypes of their products. K factors, X any."""
 
 # ruff: noqa: N803 - names of tensors end in their axes
 
@@ -7,13 +7,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ALIGNED = 32  # values: rows of images, and room to read on, begin at multiples of it
+ALIGNED = 32  # rows of images, and the padding after them, begin at multiples of so many values
+enabled = True  # the one switch: False makes encoder and decoder run the plain network
 
 
 def applies(*tensors: Tensor) -> bool:
-    """On a CPU, in one dtype, float32 or float64."""
+    """Whether the fast functions are switched on and can take these tensors: on a CPU, all float32 or all float64."""
     dtype = tensors[0].dtype
-    if dtype not in (torch.float32, torch.float64) or not len(tensors[0]):
+    if not enabled or dtype not in (torch.float32, torch.float64) or not len(tensors[0]):
         return False
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
@@ -21,9 +22,9 @@ def applies(*tensors: Tensor) -> bool:
 
 
 def dtype_of_products(tensor: Tensor) -> torch.dtype:
-    """The dtype in which a tensor is multiplied here: bfloat16 for float32 under autocast, else its own."""
-    half = torch.is_autocast_enabled("cpu") and tensor.dtype == torch.float32
-    return torch.bfloat16 if half else tensor.dtype
+    """The dtype that a tensor is multiplied in: bfloat16 for float32 under autocast, else its own."""
+    autocast = torch.is_autocast_enabled("cpu") and tensor.dtype == torch.float32
+    return torch.bfloat16 if autocast else tensor.dtype
 
 
 def no_autocast() -> torch.autocast:
@@ -32,7 +33,7 @@ def no_autocast() -> torch.autocast:
 
 
 def factors(values_KX: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) -> Tensor:
-    """A factor of a product over few K; in bfloat16 as `[.., 3 K, X]` of its high (0) and low (1) part, for 16 bits."""
+    """A factor of a product over few K; bfloat16 ones are split into high (0) and low (1) parts, `[.., 3 K, X]`."""
     if dtype == values_KX.dtype:
         return values_KX
     high = values_KX.to(dtype)

@@ -226,7 +226,7 @@ REFUSED = [
     ([*LINE, "-o", "taken.csv"], "it is a file"),
     ([*LINE, "-o", "no/folder"], "does not exist"),
     (["optimize", "digits_multi", "a", "--embedding", "e.npy"], "not both"),
-    (["optimize", "digits_multi", "--class-id", "9"], "give one for all or one each"),
+    (["optimize", "digits_multi", "--class-id", "9"], "ClassId 9 is not in this run; it has 0 (lenet_like@digits)"),
     (["optimize", "digits_multi", "--learning-rate", "nan"], "learning_rate nan is out of range"),
     (["optimize", "digits_multi", "--embedding", "taken.csv"], "cannot be read as an array"),
     (["optimize", "digits_multi", "--embedding", "e.npy"], r"embeddings of this run are [..., 256]"),

@@ -267,7 +267,7 @@ def test_one_architecture_with_a_teacher(tmp_path):
         ({"noise": math.inf}, "noise inf"),
         ({"validate_every": 0}, "validate_every 0"),
         ({"batch_size": 0}, "batch_size 0"),
-        ({"class_ids": 4}, "ClassIds 4, 4, 4 for 3 start points; .* 0 lenet_like@digits"),
+        ({"class_ids": 4}, r"ClassId 4 is not in this run; it has 0 \(lenet_like@digits\)"),
         ({"class_ids": [0, 1]}, "ClassIds 0, 1 for 3 start points"),
     ],
 )
@@ -281,5 +281,5 @@ def test_an_embedding_needs_the_shape_it_is_to_fit(shapes):
     latents = torch.zeros(2, run.recipe.network.embedding_size)
     with pytest.raises(PointError, match="which shape it is to fit; give items"):
         optimize(run, zoo, latents)
-    with pytest.raises(PointError, match="1 items for 2 start points"):
+    with pytest.raises(PointError, match="1 item for 2 start points"):
         optimize(run, zoo, latents, items=[3])

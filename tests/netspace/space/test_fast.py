@@ -286,6 +286,18 @@ def test_other_devices_go_the_plain_way(taken):
     assert taken == []
 
 
+def test_one_switch_leads_all_to_the_plain_network(taken, monkeypatch):
+    space = NetSpace(height=4, width=4096, embedding_size=256)
+    preps = torch.randn(1, 4, 4096)
+    with torch.no_grad():
+        space.decode(space.encode(preps))
+        assert taken
+        taken.clear()
+        monkeypatch.setattr(fast.products, "enabled", False)
+        space.decode(space.encode(preps))
+    assert taken == []
+
+
 def test_float64_under_autocast_stays_exact():
     """Autocast leaves float64 alone; so do these."""
     encoder = Encoder(256).double()
