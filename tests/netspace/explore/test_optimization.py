@@ -268,7 +268,7 @@ def test_one_architecture_with_a_teacher(tmp_path):
         ({"validate_every": 0}, "validate_every 0"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"class_ids": 4}, r"ClassId 4 is not in this run; it has 0 \(lenet_like@digits\)"),
-        ({"class_ids": [0, 1]}, "ClassIds 0, 1 for 3 start points"),
+        ({"class_ids": [0, 1]}, "2 ClassIds for 3 start points"),
     ],
 )
 def test_settings_that_cannot_be(multi, settings, message):
