@@ -34,7 +34,7 @@ NOT_A_KEY = object()  # in a field's Annotated: the field is not read from data
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: a zoo of many shards would take a third longer to open
 class Place:
     """Where a value stands: a file, and the keys and positions that lead to it; `str` gives `x.toml, training.epochs`.
 
@@ -85,30 +85,35 @@ Keys = Mapping[str, Key]
 _KEYS_OF: dict[type, Keys] = {}  # finding them takes a hundred times as long as reading a table
 
 
-def read(section: type[T], data: Any, place: Place, *, strict: bool = True) -> T:
-    """The section that a table describes.
+def read(section: type[T], data: Any, place: Place) -> T:
+    """The section that a table describes; keys it does not know are ignored if it has IGNORES_UNKNOWN, else refused.
 
-    strict: whether keys that the section does not know are refused instead of ignored
     raises the place's error for an unknown, missing or wrong key
     """
+    strict = not getattr(section, "IGNORES_UNKNOWN", False)
     return section(**read_keys(keys_of(section), data, place, strict=strict))
 
 
 def read_keys(keys: Keys, data: Any, place: Place, *, strict: bool = True) -> dict[str, Any]:
-    """The values of a table in which each key stands that has no default; see `read`."""
+    """The values of a table in which each key stands that has no default.
+
+    strict: whether keys that are not among the known ones are refused instead of ignored
+    raises the place's error for an unknown, missing or wrong key
+    """
     values = given(keys, data, place, strict=strict)
-    require(keys, values, place)
+    if len(values) < len(keys):
+        require(keys, values, place)
     return values
 
 
 def given(keys: Keys, data: Any, place: Place, *, strict: bool = True) -> dict[str, Any]:
-    """The values of those keys that a table has; see `read`."""
+    """The values of those keys that a table has; see `read_keys`."""
     if not isinstance(data, Mapping):
         raise wrong(place, _table_of(keys), data)
     for key in data if strict else ():
         if key not in keys:
             raise unknown(place, "key", key, keys)
-    return {name: key.reader(data[name], place[name]) for name, key in keys.items() if name in data}
+    return {name: key.reader.read(data[name], place[name]) for name, key in keys.items() if name in data}
 
 
 def require(keys: Keys, values: Iterable[str], place: Place) -> None:
@@ -236,7 +241,7 @@ def list_of(item: Reader, words: str = "a list", least: int = 0) -> Reader:
     def read_items(value: Any, place: Place) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple) or len(value) < least:
             raise wrong(place, words, value)
-        return tuple(item(each, place[index]) for index, each in enumerate(value))
+        return tuple([item.read(each, place[index]) for index, each in enumerate(value)])
 
     return Reader(words, read_items)
 

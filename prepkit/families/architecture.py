@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prepkit.errors import RegistryError
 from prepkit.families.importing import load_builder, load_plugin, plugins_named, reason
 from prepkit.families.table import FAMILIES
 from prepkit.prep.layout import Layout, canonical_json
+from prepkit.reading import Place, read
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 BUILT_IN_BUILDERS = frozenset(family.builder for family in FAMILIES.values())
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")  # it stands in the file names of zoos
 
-T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -204,33 +204,30 @@ class Architecture:
         }
 
     @classmethod
-    def from_dict(cls, data: object, place: str = "architecture", *, trust_code: bool = False) -> Architecture:
+    def from_dict(cls, data: object, place: str | Place = "architecture", *, trust_code: bool = False) -> Architecture:
         """The architecture that `to_dict` wrote; nothing is imported. Unknown keys are ignored.
 
         trust_code: whether `build` may import a builder that is neither built in nor registered here
         raises RegistryError or LayoutMismatch with the place of what is wrong
         """
-        layout = Layout.from_dict(item(data, "layout", dict, place), f"{place}.layout")
-        config = item(data, "config", dict, place)
-        known = Known(item(data, "num_parameters", int, place), item(data, "num_trainable", int, place), layout)
-        if layout.num_parameters != known.num_parameters:
+        at = Place(place, error=RegistryError) if isinstance(place, str) else place
+        stored = read(_Stored, data, at)
+        layout = Layout.from_dict(stored.layout, str(at["layout"]))
+        if layout.num_parameters != stored.num_parameters:
             raise RegistryError(
-                f"{place}: num_parameters is {known.num_parameters:,}, but its layout has {layout.num_parameters:,}."
+                f"{at}: num_parameters is {stored.num_parameters:,}, but its layout has {layout.num_parameters:,}."
             )
-        at_config = f"{place}.config"
-        folded = config.get("folded_arguments")
-        fields: dict[str, Any] = {
-            "name": item(data, "name", str, place),
-            "family": item(data, "family", str, place),
-            "input_shape": tuple(item(data, "input_shape", list, place)),
-            "builder": item(config, "builder", str, at_config),
-            "arguments": item(config, "arguments", dict, at_config),
-            "folded_arguments": None if folded is None else item(config, "folded_arguments", dict, at_config),
-        }
         try:
-            return cls(**fields, known=known, trusted=trust_code)
+            return cls(
+                stored.name,
+                stored.family,
+                stored.input_shape,
+                **vars(stored.config),
+                known=Known(stored.num_parameters, stored.num_trainable, layout),
+                trusted=trust_code,
+            )
         except RegistryError as error:
-            raise RegistryError(f"{place}: {error}") from None
+            raise RegistryError(f"{at}: {error}") from None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Architecture):
@@ -241,18 +238,32 @@ class Architecture:
         return hash(self.name)
 
 
+@dataclass(frozen=True)
+class _Config:
+    """How a stored architecture is built."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+
+    builder: str
+    arguments: dict[str, Any]
+    folded_arguments: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An architecture as JSON has it."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+
+    name: str
+    family: str
+    input_shape: tuple[int, ...]
+    num_parameters: int
+    num_trainable: int
+    layout: dict[str, Any]
+    config: _Config
+
+
 def floating_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     """Names and shapes of the floating-point tensors: integer buffers such as `num_batches_tracked` do not count."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
-
-
-def item(data: object, key: str, kind: type[T], place: str) -> T:
-    """`data[key]`, which came from outside, checked to be of this type."""
-    if not isinstance(data, dict):
-        raise RegistryError(f"{place}: expected an object, found {data!r:.80}.")
-    if key not in data:
-        raise RegistryError(f"{place}.{key} is missing.")
-    value = data[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise RegistryError(f"{place}.{key}: expected {kind.__name__}, found {value!r:.80}.")
-    return value

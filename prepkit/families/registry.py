@@ -24,16 +24,20 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import RegistryError, listed, nearest
 from prepkit.families.architecture import Architecture as Architecture
 from prepkit.families.architecture import Known as Known
-from prepkit.families.architecture import Shapes, item
+from prepkit.families.architecture import Shapes
 from prepkit.families.architecture import floating_shapes as floating_shapes
 from prepkit.families.importing import load_plugin, origin, plugins, plugins_named
 from prepkit.families.table import DATASETS, FAMILIES, TABLE, Row
 from prepkit.prep.slot import is_running_statistic
+from prepkit.reading import Key, Place, given, list_of, or_null, read_keys, reader_of, whole
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from torch import Tensor
+
+ENTRIES = {"architectures": Key(list_of(reader_of(dict)))}  # keys of a registry as JSON has it
+CLASS_ID = {"class_id": Key(or_null(whole()))}
 
 
 @dataclass(frozen=True, init=False)
@@ -128,13 +132,15 @@ class Registry:
         trust_code: see Architecture.from_dict
         raises RegistryError or LayoutMismatch with the place of what is wrong
         """
+        at = Place(place, error=RegistryError)
         numbered: dict[str, int] = {}
         members: list[Architecture] = []
-        for index, entry in enumerate(item(data, "architectures", list, place)):
-            where = f"{place}.architectures[{index}]"
+        for index, entry in enumerate(read_keys(ENTRIES, data, at, strict=False)["architectures"]):
+            where = at["architectures"][index]
             members.append(Architecture.from_dict(entry, where, trust_code=trust_code))
-            if entry.get("class_id") is not None:
-                numbered[members[-1].name] = item(entry, "class_id", int, where)
+            class_id = given(CLASS_ID, entry, where, strict=False).get("class_id")
+            if class_id is not None:
+                numbered[members[-1].name] = class_id
         try:
             return cls(
                 tuple(member for member in members if member.name in numbered),
@@ -142,7 +148,7 @@ class Registry:
                 numbered,
             )
         except RegistryError as error:
-            raise RegistryError(f"{place}: {error}") from None
+            raise RegistryError(f"{at}: {error}") from None
 
 
 def check_class_ids(class_ids: Mapping[str, int], names: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Reading data from outside: what sections accept, what errors say, and the reference of their keys."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
@@ -92,8 +92,14 @@ def test_what_is_missing_is_shown_by_example():
         read(Outer, {"name": "x"}, FILE)
 
 
-def test_unknown_keys_are_ignored_where_they_may_stand():
-    assert read(Outer, {**LEAST, "later": 3}, FILE, strict=False) == read(Outer, LEAST, FILE)
+def test_a_section_may_ignore_unknown_keys():
+    @dataclass(frozen=True)
+    class Lenient(Outer):
+        IGNORES_UNKNOWN: ClassVar[bool] = True
+
+    assert read(Lenient, {**LEAST, "later": 3}, FILE) == Lenient("x", Inner(3))
+    with pytest.raises(ZooError, match="unknown key 'later'"):
+        read(Lenient, {"name": "x", "inner": {"size": 3, "later": 3}}, FILE)
 
 
 def test_errors_are_of_the_class_that_the_place_names():

@@ -11,13 +11,29 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar
 
-from prepkit.errors import InvalidShape, LayoutMismatch, ZooError, listed
+from prepkit.errors import InvalidShape, LayoutMismatch, ZooError
 from prepkit.files import replacing
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
+from prepkit.reading import (
+    NOT_A_KEY,
+    TEXT,
+    Key,
+    Place,
+    Reader,
+    checked,
+    choice,
+    keys_of,
+    list_of,
+    read,
+    read_keys,
+    unknown,
+    whole,
+    wrong,
+)
 from prepkit.tensors import BITS
 from prepkit.zoo.format.paths import check_part, check_relative
 
@@ -25,28 +41,45 @@ FORMAT = "prepkit-zoo/1"
 MANIFEST = "zoo.json"
 MAX_MANIFEST_BYTES = 256 << 20
 KEPT_BATCH_NORM = "+bn"  # after the name of an architecture whose BatchNorm was not folded
-SHA256 = re.compile(r"[0-9a-f]{64}")
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+def _layout(value: Any, place: Place) -> Layout:
+    try:
+        return Layout.from_dict(value, str(place))
+    except LayoutMismatch as error:
+        raise ZooError(str(error)) from None
+
+
+LAYOUT = Reader("a layout", _layout)
+SIZES = list_of(whole(1), "whole numbers")
+PATH = Reader("a path inside the zoo", lambda value, place: check_relative(TEXT(value, place), place))
+FILE_NAME = Reader("a name", lambda value, place: check_part(TEXT(value, place), place))
+HEX_DIGITS = re.compile(r"[0-9a-f]{64}")
+SHA256 = checked("64 hex digits", lambda value: isinstance(value, str) and HEX_DIGITS.fullmatch(value))
+COUNTS = checked(
+    "a number of rows for each split",
+    lambda value: isinstance(value, dict) and all(type(count) is int and count >= 0 for count in value.values()),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoredArchitecture:
-    """An architecture as a zoo stores it.
+    """An architecture as a zoo stores it."""
 
-    height: least height of its PRep at the zoo's width; its shards have this height
-    fused:  True if BatchNorm was folded or never there
-    config: what builds the network again (see Architecture.config), None where only the layout is known
-    """
+    IGNORES_UNKNOWN: ClassVar[bool] = True
 
-    class_id: int | None
-    name: str
-    layout: Layout
-    height: int
-    fused: bool
+    class_id: int | None = None
+    name: Annotated[str, FILE_NAME, "name; it stands in file names"]
+    layout: Annotated[Layout, LAYOUT, "slots of its PReps"]
+    height: Annotated[int, "least height of its PRep at the zoo's width; its shards have this height"]
+    fused: Annotated[bool, "true if BatchNorm was folded or never there"]
     family: str | None = None
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Annotated[tuple[int, ...] | None, SIZES, "shape of one input"] = None
     num_trainable: int | None = None
-    config: Mapping[str, Any] | None = None
+    config: Annotated[
+        Mapping[str, Any] | None,
+        "what builds the network again (see Architecture.config); null if only the layout is known",
+    ] = None
 
     @property
     def trained_name(self) -> str:
@@ -56,49 +89,55 @@ class StoredArchitecture:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the zoo: relative path, number of rows in it, size in bytes, sha256 of its content."""
+    """A file of the zoo."""
 
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+
+    path: Annotated[str, PATH, "relative path"]
+    rows: Annotated[int, whole(0), "number of rows in it"]
+    bytes: Annotated[int, whole(1), "its size"]
+    sha256: Annotated[str, SHA256, "sha256 of its content"]
 
 
 @dataclass(frozen=True)
 class Shard(StoredFile):
     """A file with the PReps `[rows, height_of_architecture, width]` of one architecture."""
 
-    architecture: str
+    architecture: Annotated[str, "name of the architecture"]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The PRep file of the network that teaches: relative path, architecture, sha256 of its content."""
+    """The PRep file of the network that teaches."""
 
-    path: str
-    architecture: str
-    sha256: str
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+
+    path: Annotated[str, PATH, "relative path"]
+    architecture: Annotated[str, "name of the architecture"]
+    sha256: Annotated[str, SHA256, "sha256 of its content"]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """All of zoo.json but its own checksum."""
 
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+
     name: str
     width: int
     height: int
-    dtype: str
+    dtype: Annotated[str, choice(*BITS), "dtype of the PReps"]
     shard_format: str
     architectures: tuple[StoredArchitecture, ...]
     shards: tuple[Shard, ...]
     table: StoredFile
-    splits: Mapping[str, int]
+    splits: Annotated[Mapping[str, int], COUNTS, "number of rows of each split"]
     task: Mapping[str, Any] | None = None
     teacher: Teacher | None = None
     license: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created_by: str = ""
-    unknown: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Annotated[Mapping[str, Any], NOT_A_KEY] = field(default_factory=dict)
 
     @property
     def shape(self) -> PRepShape:
@@ -166,51 +205,24 @@ def read_manifest(root: str | os.PathLike[str]) -> Manifest:
     return manifest_from_dict(data, str(path))
 
 
-def manifest_from_dict(data: object, place: str) -> Manifest:
+def manifest_from_dict(data: object, file: str) -> Manifest:
     """The manifest in parsed JSON, checked.
 
+    file: where it is from, for errors
     raises ZooError naming the place
     """
+    place = Place(file)
     _check_format(data, place)
     try:
         found = checksum(data)
     except ValueError:  # NaN or infinity, which we never write
-        found = None
-    if found != _get(data, "sha256", str, place):
+        found = ""
+    if read_keys({"sha256": Key(TEXT)}, data, place, strict=False)["sha256"] != found:
         raise ZooError(f"{place}: damaged, its content does not match its sha256. Fetch it again.")
-    try:
-        shape = PRepShape(_get(data, "height", int, place), _get(data, "width", int, place))
-    except InvalidShape as error:
-        raise ZooError(f"{place}: {error}") from None
-    architectures = tuple(
-        architecture_from_dict(item, shape.width, f"{place}, architectures[{index}]")
-        for index, item in enumerate(_get(data, "architectures", list, place))
-    )
-    _check_class_ids(architectures, place)
-    dtype = _get(data, "dtype", str, place)
-    if dtype not in BITS:
-        raise ZooError(f"{place}, dtype: expected one of {listed(BITS)}, found {dtype!r}.")
-    names = {stored.name for stored in architectures}
-    manifest = Manifest(
-        name=_get(data, "name", str, place),
-        width=shape.width,
-        height=shape.height,
-        dtype=dtype,
-        shard_format=_get(data, "shard_format", str, place),
-        architectures=architectures,
-        shards=tuple(
-            _shard(item, names, f"{place}, shards[{index}]")
-            for index, item in enumerate(_get(data, "shards", list, place))
-        ),
-        table=StoredFile(*_file(_get(data, "table", dict, place), f"{place}, table")),
-        splits=_counts(_get(data, "splits", dict, place), f"{place}, splits"),
-        task=_optional(data, "task", dict, place),
-        teacher=_teacher(_optional(data, "teacher", dict, place), names, f"{place}, teacher"),
-        license=_optional(data, "license", str, place),
-        provenance=_get(data, "provenance", dict, place),
-        created_by=_get(data, "created_by", str, place),
-        unknown={key: value for key, value in data.items() if key not in KNOWN_KEYS},  # type: ignore[attr-defined]
-    )
+    manifest = read(Manifest, data, place)
+    known = {*keys_of(Manifest), "format", "sha256"}
+    manifest = replace(manifest, unknown={key: value for key, value in data.items() if key not in known})  # type: ignore[attr-defined]
+    _check_architectures(manifest, place)
     _check_rows(manifest, place)
     return manifest
 
@@ -219,12 +231,6 @@ def checksum(data: object) -> str:
     """sha256 of the canonical JSON of a manifest without its own `sha256`."""
     rest = {key: value for key, value in data.items() if key != "sha256"} if isinstance(data, dict) else data
     return hashlib.sha256(canonical_json(rest).encode()).hexdigest()
-
-
-KNOWN_KEYS = frozenset(
-    ("format", "name", "width", "height", "dtype", "shard_format", "architectures", "shards", "table", "splits")
-    + ("task", "teacher", "license", "provenance", "created_by", "sha256")
-)
 
 
 def _why_no_manifest(root: Path) -> str:
@@ -239,7 +245,7 @@ def _why_no_manifest(root: Path) -> str:
     return f"'{root}' is not a zoo: it has no {MANIFEST}."
 
 
-def _check_format(data: object, place: str) -> None:
+def _check_format(data: object, place: Place) -> None:
     found = data.get("format") if isinstance(data, dict) else None
     if found == FORMAT:
         return
@@ -264,109 +270,49 @@ def architecture_to_dict(stored: StoredArchitecture) -> dict[str, Any]:
     }
 
 
-def architecture_from_dict(item: object, width: int, place: str) -> StoredArchitecture:
+def architecture_from_dict(data: object, width: int, place: str) -> StoredArchitecture:
     """The stored architecture that `architecture_to_dict` wrote, checked.
 
     raises ZooError naming the place
     """
+    stored = read(StoredArchitecture, data, Place(place))
+    _check_height(stored, width, Place(place))
+    return stored
+
+
+def _check_height(stored: StoredArchitecture, width: int, place: Place) -> None:
+    least = stored.layout.shape(width).height
+    if stored.height != least:
+        raise wrong(place["height"], f"{least}, the least height of its layout", stored.height)
+
+
+def _check_architectures(manifest: Manifest, place: Place) -> None:
+    """Raise ZooError unless shape, names and ClassIds fit each other."""
     try:
-        layout = Layout.from_dict(_get(item, "layout", dict, place), f"{place}, layout")
-    except LayoutMismatch as error:
-        raise ZooError(str(error)) from None
-    height = _get(item, "height", int, place)
-    least = layout.shape(width).height
-    if height != least:
-        raise ZooError(f"{place}, height: {height} is not {least}, the least height of its layout.")
-    input_shape = _optional(item, "input_shape", list, place)
-    if input_shape is not None and not all(type(size) is int and size > 0 for size in input_shape):
-        raise ZooError(f"{place}, input_shape: expected whole numbers, found {input_shape!r}.")
-    name = _get(item, "name", str, place)
-    check_part(name, f"{place}, name")  # it stands in file names
-    return StoredArchitecture(
-        class_id=_optional(item, "class_id", int, place),
-        name=name,
-        layout=layout,
-        height=height,
-        fused=_get(item, "fused", bool, place),
-        family=_optional(item, "family", str, place),
-        input_shape=None if input_shape is None else tuple(input_shape),
-        num_trainable=_optional(item, "num_trainable", int, place),
-        config=_optional(item, "config", dict, place),
-    )
-
-
-def _check_class_ids(architectures: tuple[StoredArchitecture, ...], place: str) -> None:
-    names = [stored.name for stored in architectures]
+        width = manifest.shape.width
+    except InvalidShape as error:
+        raise ZooError(f"{place}: {error}") from None
+    for index, stored in enumerate(manifest.architectures):
+        _check_height(stored, width, place["architectures"][index])
+    names = [stored.name for stored in manifest.architectures]
     if len(set(names)) != len(names):
-        raise ZooError(f"{place}, architectures: a name stands twice.")
-    class_ids = sorted(stored.class_id for stored in architectures if stored.class_id is not None)
+        raise ZooError(f"{place['architectures']}: a name stands twice.")
+    class_ids = sorted(stored.class_id for stored in manifest.architectures if stored.class_id is not None)
     if class_ids != list(range(len(class_ids))):
-        raise ZooError(f"{place}, architectures: the ClassIds are {class_ids}, not 0, 1, 2 ...")
+        raise ZooError(f"{place['architectures']}: the ClassIds are {class_ids}, not 0, 1, 2 ...")
+    for index, shard in enumerate(manifest.shards):
+        if shard.architecture not in names:
+            raise unknown(place["shards"][index]["architecture"], "architecture", shard.architecture, names)
+    if manifest.teacher is not None and manifest.teacher.architecture not in names:
+        raise unknown(place["teacher"]["architecture"], "architecture", manifest.teacher.architecture, names)
+    tallest = max((stored.height for stored in manifest.architectures if stored.class_id is not None), default=0)
+    if manifest.height < tallest:
+        raise ZooError(f"{place['height']}: {manifest.height} is less than the {tallest} of an architecture.")
 
 
-def _file(item: object, place: str) -> tuple[str, int, int, str]:
-    path = check_relative(_get(item, "path", str, place), f"{place}, path")
-    rows, num_bytes = _get(item, "rows", int, place), _get(item, "bytes", int, place)
-    if rows < 0 or num_bytes <= 0:
-        raise ZooError(f"{place}: {rows} rows in {num_bytes} bytes cannot be.")
-    return path, rows, num_bytes, _sha256(item, place)
-
-
-def _shard(item: object, names: set[str], place: str) -> Shard:
-    architecture = _get(item, "architecture", str, place)
-    if architecture not in names:
-        raise ZooError(f"{place}, architecture: '{architecture}' is not among the zoo's architectures.")
-    return Shard(*_file(item, place), architecture)
-
-
-def _teacher(item: object, names: set[str], place: str) -> Teacher | None:
-    if item is None:
-        return None
-    path = check_relative(_get(item, "path", str, place), f"{place}, path")
-    architecture = _get(item, "architecture", str, place)
-    if architecture not in names:
-        raise ZooError(f"{place}, architecture: '{architecture}' is not among the zoo's architectures.")
-    return Teacher(path, architecture, _sha256(item, place))
-
-
-def _sha256(item: object, place: str) -> str:
-    sha256 = _get(item, "sha256", str, place)
-    if not SHA256.fullmatch(sha256):
-        raise ZooError(f"{place}, sha256: expected 64 hex digits, found {sha256!r}.")
-    return sha256
-
-
-def _counts(data: dict[str, Any], place: str) -> dict[str, int]:
-    if not all(type(count) is int and count >= 0 for count in data.values()):
-        raise ZooError(f"{place}: expected a number of rows for each split, found {data!r}.")
-    return data
-
-
-def _check_rows(manifest: Manifest, place: str) -> None:
+def _check_rows(manifest: Manifest, place: Place) -> None:
     stored = sum(shard.rows for shard in manifest.shards)
     if manifest.table.rows != stored:
         raise ZooError(f"{place}: the table has {manifest.table.rows:,} rows, the shards {stored:,}.")
     if sum(manifest.splits.values()) > stored:
-        raise ZooError(f"{place}, splits: they hold more than the zoo's {stored:,} instances.")
-    tallest = max((stored.height for stored in manifest.architectures if stored.class_id is not None), default=0)
-    if manifest.height < tallest:
-        raise ZooError(f"{place}, height: {manifest.height} is less than the {tallest} of an architecture.")
-
-
-def _get(data: object, key: str, kind: type[T], place: str) -> T:
-    """`data[key]`, checked to be of this type."""
-    if not isinstance(data, dict):
-        raise ZooError(f"{place}: expected an object, found {str(data)[:80]!r}.")
-    if key not in data:
-        raise ZooError(f"{place}: {key} is missing.")
-    value = data[key]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ZooError(f"{place}, {key}: expected {kind.__name__}, found {str(value)[:80]!r}.")
-    return value
-
-
-def _optional(data: object, key: str, kind: type[T], place: str) -> T | None:
-    """`data[key]` if it is there and not null, checked to be of this type."""
-    if isinstance(data, dict) and data.get(key) is None:
-        return None
-    return _get(data, key, kind, place)
+        raise ZooError(f"{place['splits']}: they hold more than the zoo's {stored:,} instances.")

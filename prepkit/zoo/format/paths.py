@@ -10,7 +10,7 @@ from prepkit.errors import ZooError
 SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
 
-def check_relative(path: str, place: str) -> str:
+def check_relative(path: str, place: object) -> str:
     """The path itself, if it can only name a file inside the zoo.
 
     raises ZooError for an absolute path, a drive, `..`, a backslash or an odd character
@@ -22,7 +22,7 @@ def check_relative(path: str, place: str) -> str:
     return path
 
 
-def check_part(name: str, place: str) -> str:
+def check_part(name: str, place: object) -> str:
     """The name itself, if it can stand in a file name.
 
     raises ZooError

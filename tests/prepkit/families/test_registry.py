@@ -246,17 +246,17 @@ def test_registries_differ_in_members_ids_teacher_and_layout():
 
 
 DAMAGE = [
-    (lambda d: d.pop("architectures"), "zoo.json.architectures is missing."),
-    (lambda d: d.update(architectures=3), "zoo.json.architectures: expected list, found 3."),
-    (lambda d: d["architectures"].append(7), "zoo.json.architectures[2]: expected an object, found 7."),
-    (lambda d: d["architectures"][1].pop("name"), "zoo.json.architectures[1].name is missing."),
+    (lambda d: d.pop("architectures"), "zoo.json: 'architectures' is missing; expected a list."),
+    (lambda d: d.update(architectures=3), "zoo.json, architectures: expected a list; found 3."),
+    (lambda d: d["architectures"].append(7), "zoo.json, architectures[2]: expected a table; found 7."),
+    (lambda d: d["architectures"][1].pop("name"), "zoo.json, architectures[1]: 'name' is missing; expected text."),
     (
         lambda d: d["architectures"][1].update(class_id="1"),
-        "zoo.json.architectures[1].class_id: expected int, found '1'.",
+        "zoo.json, architectures[1].class_id: expected a whole number; found '1'.",
     ),
     (
         lambda d: d["architectures"][1].update(class_id=True),
-        "zoo.json.architectures[1].class_id: expected int, found True.",
+        "zoo.json, architectures[1].class_id: expected a whole number; found true.",
     ),
     (
         lambda d: d["architectures"][1].update(class_id=0),
@@ -265,27 +265,27 @@ DAMAGE = [
     (lambda d: d["architectures"][1].update(name="a"), "zoo.json: a registry holds each name once; found twice: a."),
     (
         lambda d: d["architectures"][0].update(num_parameters=5),
-        "zoo.json.architectures[0]: num_parameters is 5, but its layout has 21.",
+        "zoo.json, architectures[0]: num_parameters is 5, but its layout has 21.",
     ),
     (
         lambda d: d["architectures"][0].update(input_shape=[0]),
-        "zoo.json.architectures[0]: 'a': [0] is not an input shape; give whole numbers such as 3x32x32.",
+        "zoo.json, architectures[0]: 'a': [0] is not an input shape; give whole numbers such as 3x32x32.",
     ),
     (
         lambda d: d["architectures"][0].update(config=None),
-        "zoo.json.architectures[0].config: expected dict, found None.",
+        "zoo.json, architectures[0].config: expected a table of builder, arguments, folded_arguments; found None.",
     ),
     (
         lambda d: d["architectures"][0]["config"].update(builder=5),
-        "zoo.json.architectures[0].config.builder: expected str, found 5.",
+        "zoo.json, architectures[0].config.builder: expected text; found 5.",
     ),
     (
         lambda d: d["architectures"][0]["config"].update(folded_arguments=5),
-        "zoo.json.architectures[0].config.folded_arguments: expected dict, found 5.",
+        "zoo.json, architectures[0].config.folded_arguments: expected a table; found 5.",
     ),
     (
         lambda d: d["architectures"][0]["layout"]["slots"][0].update(shape=[-1]),
-        "zoo.json.architectures[0].layout.slots[0].shape: expected whole numbers, found [-1].",
+        "zoo.json, architectures[0].layout.slots[0].shape: expected whole numbers, found [-1].",
     ),
 ]
 

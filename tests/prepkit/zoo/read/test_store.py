@@ -361,7 +361,7 @@ class TestManifest:
             ({"format": "something"}, "not a prepkit zoo"),
             ({"width": 12}, "multiple of 8"),
             ({"height": 0}, "not positive"),
-            ({"height": True}, "expected int"),
+            ({"height": True}, "height: expected a whole number; found true"),
             ({"dtype": "int8"}, "expected one of float64"),
             ({"shard_format": "zip"}, "unknown shard format 'zip'"),
             ({"splits": {"train": -1}}, "splits"),
