@@ -15,6 +15,13 @@ from pathlib import Path
 
 from prepkit.errors import OutputError, PrepkitError
 
+ZOO_MANIFEST = "zoo.json"  # a folder with this file in it is a zoo
+
+
+def is_zoo(folder: Path) -> bool:
+    """Whether a folder holds a zoo, whole or not."""
+    return (folder / ZOO_MANIFEST).is_file()
+
 
 @contextmanager
 def replacing(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:

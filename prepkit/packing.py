@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of
-from prepkit.errors import CheckpointError, FusionError, InvalidShape, LayoutMismatch, VerificationError, listed
+from prepkit.errors import (
+    CheckpointError,
+    FusionError,
+    InvalidShape,
+    LayoutMismatch,
+    RegistryError,
+    VerificationError,
+    listed,
+)
 from prepkit.families.registry import Architecture, default_class_id, detect, explain_mismatch, floating_shapes
 from prepkit.fusion.fold import Fusion, UnfoldableNetwork, fold
 from prepkit.prep.file import Origin, PRep, is_prep_file
@@ -249,8 +257,17 @@ def _recognised(
         shared = {name: tensor for name, tensor in checkpoint.items() if name in architecture.trainable_shapes}
         with _named(place):
             classified(shared, lambda name, tensor: True)  # an integer parameter is not missing, but has no slot
-        raise LayoutMismatch(f"{place} is no {architecture.name}: {explain_mismatch(checkpoint, architecture)}")
+        mismatch = explain_mismatch(checkpoint, architecture)
+        raise LayoutMismatch(f"{place} is no {architecture.name}: {mismatch}{_another(checkpoint)}")
     return architecture, True
+
+
+def _another(checkpoint: Mapping[str, Tensor]) -> str:
+    """Return a sentence on the registered architecture that a checkpoint does belong to, if there is one."""
+    with suppress(RegistryError):  # several fit, or a plug-in is broken
+        if detection := detect(checkpoint):
+            return f" Its tensors are those of {detection.architecture.name}."
+    return ""
 
 
 def _unknown_with_batch_norm(checkpoint: Mapping[str, Tensor], place: str, can_keep: bool) -> FusionError:

@@ -271,7 +271,7 @@ def check_free(root: Path) -> None:
     if (root / RECORD).exists():
         if not any((root / CHECKPOINTS).glob("*.json")):
             return
-        raise RunError(f"'{root}' holds a run already; --resume (resume=True) goes on with it, or name another folder.")
+        raise RunError(f"'{root}' holds a run already; resume=True goes on with it, or name another folder.")
     if root.exists() and (not root.is_dir() or any(name != LOCK for name in os.listdir(root))):
         raise RunError(f"'{root}' is there and no run; name a new or empty folder.")
 

@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from prepkit.errors import CheckpointError, PrepkitError, UnsafeCheckpoint, listed
+from prepkit.files import is_zoo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,6 +111,14 @@ def format_of(path: Path) -> Format:
     raise foreign(path, head)
 
 
+def is_torch_file(path: Path) -> bool:
+    """Whether torch.save wrote a file, in either of its formats."""
+    try:
+        return format_of(path) in ("torch zip", "torch legacy")
+    except CheckpointError:
+        return False
+
+
 def foreign(path: Path, head: bytes) -> CheckpointError:
     """The error for a file in none of our formats."""
     if not head:
@@ -152,15 +161,22 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     with explained(path, "cannot be read", "check its name and permissions"):
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise CheckpointError(f"{path} is a folder; {inside(path)}.")
+            raise CheckpointError(f"{path} is {instead_of_folder(path)}.")
         if not stat.S_ISREG(mode):
             raise CheckpointError(f"{path} is a device or a pipe; pass a file, which can be checked and mapped.")
         with path.open("rb") as file:
             yield file
 
 
-def inside(folder: Path) -> str:
-    """What to do instead of passing a folder."""
+def instead_of_folder(folder: Path) -> str:
+    """Return what kind of folder was passed, and what to do instead."""
+    if is_zoo(folder):
+        return f"a zoo, not one network; `prepkit zoo info {folder}` describes it"
+    return f"a folder; {remedy_for_folder(folder)}"
+
+
+def remedy_for_folder(folder: Path) -> str:
+    """Return what to pass instead of a folder that is no zoo."""
     if (folder / ".metadata").is_file():
         return "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())

@@ -33,6 +33,7 @@ FLAGS = {  # what the library's messages name, and what the command line says in
     "architecture=...": "--arch NAME, or --arch module:callable --input CxHxW",
     "key=...": "--key",
     "overwrite=True": "--force",
+    "force=True": "--force",
     "resume=True": "--resume",
     "prefix=True": "--prefix",
     "license=": "--license",

@@ -166,7 +166,7 @@ def _complete(target: Target, address: HubAddress, manifest: Manifest, token: st
     if missing and not target.record.selection.is_whole:
         raise ZooError(
             f"'{root}' is damaged: {listed(file.path for file, _ in missing)}; it is part of a zoo, so it has to be "
-            "pulled again as a whole: --force (force=True)."
+            "pulled again as a whole: force=True."
         )
     if missing:
         with replace(target, force=True).working() as work:

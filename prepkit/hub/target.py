@@ -141,18 +141,20 @@ class Target:
             return
         raise OutputError(
             f"'{self.root}' holds an unfinished pull of something else ({begun.repo}, {begun.selection}); finish that, "
-            "name another folder, or --force (force=True) to begin anew."
+            "name another folder, or force=True to begin anew."
         )
 
     def _occupied(self) -> str:
         known = known_zoo(self.root)
         if known is None:
-            return f"'{self.root}' holds a zoo that is not this one, or was changed; name another folder, or --force."
+            return (
+                f"'{self.root}' holds a zoo that is not this one, or was changed; name another folder, or force=True."
+            )
         record, _ = known
         return (
             f"'{self.root}' holds {record.selection} of {record.repo} at {record.commit[:12]}, not "
             f"{self.record.selection} of {self.record.repo} at {self.record.commit[:12]}; name another folder, or "
-            "--force (force=True) to replace it."
+            "force=True to replace it."
         )
 
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prepkit.checkpoint.formats import is_torch_file
 from prepkit.checkpoint.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, Header, HeaderError, read_header
 from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError, listed
-from prepkit.files import replacing
+from prepkit.files import is_zoo, replacing
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.tensors import dtype_name
 
@@ -140,6 +141,8 @@ def is_prep_file(path: str | os.PathLike[str]) -> bool:
 
 def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Any]]:
     if Path(path).is_dir():
+        if is_zoo(Path(path)):
+            raise PRepFileError(f"'{path}' is a zoo, not one PRep; `prepkit zoo info {path}` describes it.")
         raise PRepFileError(f"'{path}' is a directory, not a PRep file.")
     try:
         header = read_header(path)
@@ -149,8 +152,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Any]]:
     except OSError as error:
         raise PRepFileError(f"'{path}' cannot be read: {error.strerror}.") from None
     except KeyError:
-        raise PRepFileError(f"'{path}' is safetensors, but no PRep; `prepkit pack` makes one of it.") from None
+        raise _is_checkpoint(path, "a safetensors checkpoint") from None
     except (ValueError, RecursionError) as error:
+        if is_torch_file(Path(path)):
+            raise _is_checkpoint(path, "a PyTorch checkpoint") from None
         raise PRepFileError(f"'{path}' is no PRep file: {error}. `prepkit pack` makes one of a checkpoint.") from None
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT and isinstance(found, str) and found.startswith(FORMAT_FAMILY):
@@ -158,6 +163,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Any]]:
     if found != FORMAT:
         raise PRepFileError(f"'{path}' is no PRep file: its format is {found!r}, not {FORMAT!r}.")
     return header, data
+
+
+def _is_checkpoint(path: str | os.PathLike[str], kind: str) -> PRepFileError:
+    return PRepFileError(f"'{path}' is {kind}, not a PRep; make one with `prepkit pack {path}`.")
 
 
 def _checked(header: Header, data: dict[str, Any], path: object) -> PRepHeader:

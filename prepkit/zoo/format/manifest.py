@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from prepkit.errors import InvalidShape, LayoutMismatch, ZooError
-from prepkit.files import replacing
+from prepkit.files import ZOO_MANIFEST, replacing
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.reading import (
     NOT_A_KEY,
@@ -38,7 +38,7 @@ from prepkit.tensors import BITS
 from prepkit.zoo.format.paths import check_part, check_relative
 
 FORMAT = "prepkit-zoo/1"
-MANIFEST = "zoo.json"
+MANIFEST = ZOO_MANIFEST
 MAX_MANIFEST_BYTES = 256 << 20
 KEPT_BATCH_NORM = "+bn"  # after the name of an architecture whose BatchNorm was not folded
 

@@ -201,7 +201,7 @@ def test_a_folder_that_is_in_the_way(tmp_path, small_zoo):
     (out / "notes.txt").unlink()
     run = netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu")
     before = weights(run)
-    with pytest.raises(RunError, match="holds a run already; --resume"):
+    with pytest.raises(RunError, match="holds a run already; resume=True"):
         netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu")
     with pytest.raises(RunError, match=r"another recipe: optimizer.learning_rate was 0.001, is 0.5"):
         netspace.train(

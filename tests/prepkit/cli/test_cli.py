@@ -572,6 +572,11 @@ def folder_named(name: str) -> str:
     return name
 
 
+def zoo_named(name: str) -> str:
+    (Path(folder_named(name)) / "zoo.json").write_text("{}")
+    return name
+
+
 def net_state() -> dict[str, Tensor]:
     """The state dict of cli_nets.Net."""
     scope: dict[str, Any] = {}
@@ -744,7 +749,9 @@ MISTAKES = {
     "itself": Mistake(lambda: ("pack", good(), "-o", "good.pt", "--force"), "OutputError", ("is the file to be read",)),
     # Other commands
     "unpack a checkpoint": Mistake(
-        lambda: ("unpack", good()), "PRepFileError", ("'good.pt' is no PRep file", "`prepkit pack` makes one")
+        lambda: ("unpack", good()),
+        "PRepFileError",
+        ("'good.pt' is a PyTorch checkpoint, not a PRep; make one with `prepkit pack good.pt`.",),
     ),
     "unpack missing": Mistake(lambda: ("unpack", "x.prep.safetensors"), "PRepFileError", ("does not exist.",)),
     "unpack suffix": Mistake(
@@ -768,7 +775,19 @@ MISTAKES = {
     ),
     "fuse itself": Mistake(lambda: ("fuse", good(), "-o", "good.pt", "--force"), "OutputError", ("file to be read",)),
     "fuse without output": Mistake(lambda: ("fuse", good()), "UsageError", ("Missing option '-o'",)),
-    "show a checkpoint": Mistake(lambda: ("show", good()), "PRepFileError", ("'good.pt' is no PRep file",)),
+    "show a checkpoint": Mistake(lambda: ("show", good()), "PRepFileError", ("is a PyTorch checkpoint, not a PRep",)),
+    "show a zoo": Mistake(
+        lambda: ("show", zoo_named("zoo")), "PRepFileError", ("'zoo' is a zoo, not one PRep; `prepkit zoo info zoo`",)
+    ),
+    "inspect a zoo": Mistake(
+        lambda: ("inspect", zoo_named("zoo")), "CheckpointError", ("zoo is a zoo, not one network; `prepkit zoo info",)
+    ),
+    "pack a zoo": Mistake(lambda: ("pack", zoo_named("zoo")), "CheckpointError", ("zoo is a zoo, not one network",)),
+    "pack as another network": Mistake(
+        lambda: ("pack", save(trained().state_dict()), "--arch", "resnet14@digits"),
+        "LayoutMismatch",
+        ("'bad.pt' is no resnet14@digits: ", ". Its tensors are those of resnet8@digits."),
+    ),
     "show suffix": Mistake(lambda: ("show", prep_of(), "-o", "x.jpg"), "OutputError", ("a PNG; name it x.png.",)),
     "show exists": Mistake(
         lambda: ("show", prep_of(), "-o", save_bytes(b"mine", "x.png")), "OutputError", ("exists already",)
@@ -913,7 +932,8 @@ def test_a_round_trip_that_fails_writes_nothing(
 
 def test_without_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prep = prep_of()
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
     message = "drawing needs matplotlib; pip install 'prepkit[plots]'."
     assert_fails(folder, "PlotsMissing", message, "show", prep)
 

@@ -284,7 +284,7 @@ def test_a_damaged_part_is_told_and_can_be_pulled_again(hub, source, tmp_path):
     root = pull("me/zoo", tmp_path / "part", split="train")
     shard = root / read_manifest(root).shards[0].path
     flip(shard)
-    with pytest.raises(ZooError, match=r"is damaged: shards/.*--force"):
+    with pytest.raises(ZooError, match=r"is damaged: shards/.*force=True"):
         pull("me/zoo", root, split="train")
     pull("me/zoo", root, split="train", force=True)
     assert verify(root).ok
@@ -337,7 +337,7 @@ def test_another_version_is_refused_and_replaces_the_old_one_when_forced(hub, so
     add(hub, source)
     root = pull("me/zoo", tmp_path / "here")
     hub.add("me/zoo", files_of(newer))
-    with pytest.raises(OutputError, match=r"holds the whole zoo of me/zoo at \w{12}, not .* --force"):
+    with pytest.raises(OutputError, match=r"holds the whole zoo of me/zoo at \w{12}, not .* force=True"):
         pull("me/zoo", root)
     assert files_of(root) == files_of(source)
     pull("me/zoo", root, force=True)
@@ -377,7 +377,7 @@ def test_a_zoo_whose_manifest_is_damaged_is_replaced_when_forced(hub, source, tm
     add(hub, source)
     root = pull("me/zoo", tmp_path / "here")
     (root / "zoo.json").write_text("{")
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputError, match="force=True"):
         pull("me/zoo", root)
     pull("me/zoo", root, force=True)
     assert files_of(root) == files_of(source)

@@ -464,7 +464,9 @@ def test_metadata_that_is_not_json(path: Path) -> None:
 def test_plain_safetensors_are_pointed_to_pack(path: Path) -> None:
     save_file({"prep": torch.zeros(4, 8)}, path)
     assert not is_prep_file(path)
-    with pytest.raises(PRepFileError, match=r"is safetensors, but no PRep; `prepkit pack` makes one of it\.$"):
+    with pytest.raises(
+        PRepFileError, match=r"is a safetensors checkpoint, not a PRep; make one with `prepkit pack .*`\.$"
+    ):
         load_prep(path)
 
 
