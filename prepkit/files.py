@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all."""
+"""Files and folders that are written whole or not at all, and checksums of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prepkit.errors import OutputError, PrepkitError
+from prepkit.progress import Advance
 
+CHUNK_BYTES = 4 << 20  # hashed between two calls of a progress
 ZOO_MANIFEST = "zoo.json"  # a folder with this file in it is a zoo
 
 
@@ -31,7 +33,7 @@ def replacing(target: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     """
     path = Path(target)
     check_writable(path, overwrite=overwrite)
-    # Not named after the target: a name may be as long as the system allows, and two threads may write one file.
+    # Its name does not hold the target's, which may be as long as the system allows. Two threads may write one target.
     temporary = path.with_name(f".prepkit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -58,7 +60,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise output_error(path, error) from error
     if stat.S_ISDIR(mode):
         raise OutputError(f"cannot write '{path}': it is a directory; name a file in it.")
-    if mode and not stat.S_ISREG(mode):  # it would be replaced by a file, which root may even do to /dev/null
+    if mode and not stat.S_ISREG(mode):  # a file would replace it, and root may do that even to /dev/null
         raise OutputError(f"cannot write '{path}': it is a device or a pipe; name a file.")
     if mode and not overwrite:
         raise OutputError(f"'{path}' exists already; use another name, or overwrite=True to replace it.")
@@ -137,16 +139,16 @@ def flush(path: Path) -> None:
 
 
 def current_umask() -> int:
-    """The process's umask, which the system only tells by setting it."""
+    """Return the process's umask, which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
 def system_error(error: Exception) -> OSError | None:
-    """The system's own error behind a library's, None if there is none.
+    """Return the system's own error behind an error that a library raised, or None if there is none.
 
-    torch raises a RuntimeError while it handles the OSError; safetensors leaves its number in a text.
+    torch raises a RuntimeError while it handles the OSError; safetensors keeps its number only in a text.
     """
     if isinstance(error, OSError):
         return error
@@ -157,7 +159,7 @@ def system_error(error: Exception) -> OSError | None:
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """What the system said, with the file's name and what to do."""
+    """Say what the system said, with the file's name and what to do."""
     if error.errno == errno.ENOSPC:
         return OutputError(f"cannot write '{path}': the disk is full. Nothing was written; free some room.")
     return OutputError(f"cannot write '{path}': {error.strerror or error}.")
@@ -174,7 +176,16 @@ def system_errors_as_output(path: Path) -> Iterator[None]:
         raise output_error(path, error) from error
 
 
-def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's bytes, in hex; raises OSError."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of_file(path: str | os.PathLike[str], progress: Advance | None = None) -> str:
+    """Return the sha256 of a file's bytes, in hex; raises OSError.
+
+    progress: is called with a number of bytes each time that many more were hashed
+    """
+    with open(path, "rb", buffering=0) as file:
+        if progress is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            progress(count)
+        return digest.hexdigest()

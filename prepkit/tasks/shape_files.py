@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prepkit.errors import ZooError, listed
+from prepkit.files import sha256_of_file
 from prepkit.prep.layout import natural_key
 from prepkit.tasks.mesh import Mesh
 from prepkit.tasks.sdf import normalised
@@ -61,9 +62,7 @@ def files_sha256(folder: Path, files: Sequence[Path]) -> str:
     """sha256 of the names and contents of files, in hex."""
     total = hashlib.sha256()
     for path in files:
-        with open(path, "rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-        total.update(f"{content} {path.relative_to(folder).as_posix()}\n".encode())
+        total.update(f"{sha256_of_file(path)} {path.relative_to(folder).as_posix()}\n".encode())
     return total.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prepkit.errors import PrepkitError, ZooError, listed
+from prepkit.files import sha256_of_file
 from prepkit.progress import Advance, one_at_a_time
 from prepkit.zoo.change.rerun import Rerun, run_again
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
@@ -20,7 +20,6 @@ from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHUNK_BYTES = 4 << 20
 MAX_JOBS = 8
 MAX_FAULTS_OF_TABLE = 5  # of one kind; a table that is wrong everywhere need not be told row by row
 EXPECTED_BESIDE = frozenset((MANIFEST, "README.md", "card.png", ".gitattributes", ".gitignore"))
@@ -144,7 +143,7 @@ def _check_file(root: Path, manifest: Manifest, item: _Expected, progress: Advan
         if item.bytes is not None and size != item.bytes:
             what = "truncated" if size < item.bytes else "too long"
             raise ZooError(f"{what}: it has {size:,} bytes, the manifest says {item.bytes:,}. Fetch it again.")
-        sha256, count = _sha256(file, progress)
+        sha256, count = sha256_of_file(file, progress), size
         header = _header_problem(file, manifest, item)
         if sha256 != item.sha256:
             where = header or "its header is sound, so its content differs."
@@ -184,17 +183,6 @@ def _check_teacher(file: Path, manifest: Manifest) -> None:
     header = read_prep_header(file)
     if teacher is not None and header.layout != manifest.architecture(teacher.architecture).layout:
         raise ZooError(f"it is no {teacher.architecture}: its layout is another one.")
-
-
-def _sha256(file: Path, progress: Advance) -> tuple[str, int]:
-    digest, count = hashlib.sha256(), 0
-    buffer = bytearray(CHUNK_BYTES)
-    with open(file, "rb", buffering=0) as opened:
-        while read := opened.readinto(buffer):
-            digest.update(memoryview(buffer)[:read])
-            count += read
-            progress(read)
-    return digest.hexdigest(), count
 
 
 def _table_faults(root: Path, manifest: Manifest) -> list[Fault]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
-from prepkit.files import flush, publish
+from prepkit.files import flush, publish, sha256_of_file
 from prepkit.zoo.format.manifest import StoredFile
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def write_whole(table: pa.Table, root: Path) -> StoredFile:
 
 def publish_table(part: Path, root: Path, rows: int) -> StoredFile:
     """Give a finished table the name that carries its hash."""
-    with open(part, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of_file(part)
     stored = StoredFile(f"models-{sha256[:12]}.parquet", rows, part.stat().st_size, sha256)
     flush(part)
     publish(part, root / stored.path)

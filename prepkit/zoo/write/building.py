@@ -17,8 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from prepkit.errors import OutputError
-from prepkit.files import flush, output_error
+from prepkit.files import flush, system_errors_as_output
 from prepkit.zoo.write.staging import SHARDS
 
 
@@ -29,7 +28,7 @@ def building(target: str | os.PathLike[str]) -> Iterator[Path]:
     raises OutputError if it cannot be written
     """
     path = Path(target).absolute()
-    try:
+    with system_errors_as_output(Path(target)):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_dead(path)
         with locked_folder(path) as folder:
@@ -38,10 +37,6 @@ def building(target: str | os.PathLike[str]) -> Iterator[Path]:
             flush(folder)
             os.rename(folder, path)
             flush(path.parent)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise output_error(Path(target), error) from error
 
 
 @contextmanager
