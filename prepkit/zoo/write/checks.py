@@ -1,4 +1,4 @@
-"""Checks of what a writer is given beside the networks: ids, splits, settings."""
+"""Checks of what a writer is given beside the networks: ids, splits, columns, settings."""
 
 from __future__ import annotations
 
@@ -9,24 +9,49 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import ZooError, listed
 from prepkit.prep.layout import Layout, canonical_json
 from prepkit.tensors import BITS
-from prepkit.zoo.format.tables import is_unicode
+from prepkit.zoo.format.tables import Schema, is_unicode, plain_columns
+from prepkit.zoo.write.journal import Entry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prepkit.families.registry import Registry
+    from prepkit.zoo.format.manifest import StoredArchitecture
+    from prepkit.zoo.write.contents import Contents
+
+
+def new_entries(
+    architecture: str,
+    ids: Sequence[str | None],
+    splits: Sequence[str | None],
+    columns: Sequence[Mapping[str, Any]],
+    contents: Contents,
+    place: str,
+) -> tuple[list[Entry], Schema]:
+    """Return the journal's entries of new instances, and the schema that holds their columns too.
+
+    raises ZooError for ids, splits or columns that the zoo's table cannot hold
+    """
+    names = new_ids(ids, contents.ids, place)
+    plain = [plain_columns(row, f"{place} ({name})") for name, row in zip(names, columns, strict=True)]
+    schema = contents.schema.extended(plain, place)
+    check_splits(splits, place)
+    entries = [Entry(name, architecture, split, row) for name, split, row in zip(names, splits, plain, strict=True)]
+    return entries, schema
+
 
 def new_ids(ids: Sequence[str | None], known: Collection[str], place: str) -> list[str]:
-    """The ids of new instances; where one is missing, its number in the zoo.
+    """Return the ids of new instances; a missing id becomes the instance's number in the zoo.
 
-    raises ZooError if one is no text or is known already
+    raises ZooError if an id is no text or is in the zoo already
     """
     names = [f"{len(known) + index:06d}" if name is None else name for index, name in enumerate(ids)]
     for name in names:
         if not isinstance(name, str) or not name or not is_unicode(name):
             raise ZooError(f"{place}: an id is text, not {name!r}.")
-    twice = [name for name, count in Counter(names).items() if count > 1 or name in known]
-    if twice:
-        raise ZooError(f"{place}: the id {listed(map(repr, twice))} is in the zoo already; ids are unique.")
+    repeated = [name for name, count in Counter(names).items() if count > 1 or name in known]
+    if repeated:
+        raise ZooError(f"{place}: the id {listed(map(repr, repeated))} is in the zoo already; ids are unique.")
     return names
 
 
@@ -39,9 +64,9 @@ def check_splits(splits: Sequence[str | None], place: str) -> None:
 
 
 def stack_size(layout: Layout, tensors: Mapping[str, Tensor], place: str) -> int:
-    """N of tensors `[N, *shape]`.
+    """Return N of tensors `[N, *shape]`.
 
-    raises ZooError if the first one has no such axis
+    raises ZooError if the first tensor has no such axis
     """
     slot = layout.slots[0]
     shape = tuple(tensors[slot.name].shape)
@@ -51,10 +76,29 @@ def stack_size(layout: Layout, tensors: Mapping[str, Tensor], place: str) -> int
 
 
 def check_counts(lists: Mapping[str, Sequence[Any]], count: int, place: str) -> None:
-    """Raise ZooError naming the lists that have not one value for each of `count` instances."""
+    """Raise ZooError naming the lists that do not have one value for each of `count` instances."""
     wrong = [f"{name}: {len(values)}" for name, values in lists.items() if len(values) != count]
     if wrong:
         raise ZooError(f"{place}: there are {count} instances, but {listed(wrong)} values.")
+
+
+def check_member(
+    architecture: str,
+    layout: Layout,
+    known: Mapping[str, StoredArchitecture],
+    registry: Registry | None,
+    place: str,
+) -> None:
+    """Raise ZooError if a zoo with these architectures and this registry has no place for an instance."""
+    stored = known.get(architecture)
+    if stored is not None and stored.layout != layout:
+        raise ZooError(
+            f"{place}: other instances of {architecture} have another layout (dtypes or tied tensors differ)."
+        )
+    if registry is not None and architecture not in {member.name for member in registry}:
+        raise ZooError(
+            f"{place}: {architecture} is not in the zoo's registry: {listed(member.name for member in registry)}."
+        )
 
 
 def check_json(about: Mapping[str, Any]) -> None:

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prepkit.errors import LayoutMismatch, ZooError, listed
-from prepkit.families.registry import Architecture, architecture, architectures, detect
+from prepkit.families.registry import Architecture, architectures, detect
+from prepkit.families.registry import architecture as looked_up
 from prepkit.packing import batch_norms, check_finite, no_memory, prepare
 from prepkit.prep.file import PRep
 from prepkit.prep.layout import Layout
 from prepkit.prep.shape import WIDTH_MULTIPLE, PRepShape
 from prepkit.tensors import BITS, same_values, torch_dtype
 from prepkit.zoo.format.manifest import KEPT_BATCH_NORM, StoredArchitecture
-from prepkit.zoo.read.buffers import Buffers, Piece
 from prepkit.zoo.read.gather import words
+from prepkit.zoo.write.buffers import Buffers, Piece
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,56 +65,61 @@ class Packable:
         )
 
 
-def looked_up(known: Architecture | str | None) -> Architecture | None:
-    """An architecture that may be given by its registered name."""
-    return architecture(known) if isinstance(known, str) else known
-
-
-def packable(model: nn.Module | Mapping[str, Tensor] | PRep, architecture: Architecture | None, place: str) -> Packable:
-    """What was given for one network, recognised and with its BatchNorm folded.
+def packable(
+    model: nn.Module | Mapping[str, Tensor] | PRep | Packable, architecture: Architecture | str | None, place: str
+) -> Packable:
+    """Recognise one network, and fold its BatchNorm.
 
     raises LayoutMismatch, FusionError; ZooError for integer buffers, which a zoo has no place for
     """
     from torch import nn
 
+    if isinstance(model, Packable):
+        return model
+    known = looked_up(architecture) if isinstance(architecture, str) else architecture
     if isinstance(model, PRep):
-        return _of_prep(model, architecture, place)
+        return _of_prep(model, known, place)
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(tensors, Mapping):
         raise ZooError(f"{place}: expected a network, a state dict or a PRep, found a {type(model).__name__}.")
-    tensors, layout, _, architecture = prepare(tensors, architecture, False, place)
-    if architecture is None and isinstance(model, nn.Module):
+    tensors, layout, _, known = prepare(tensors, known, False, place)
+    if known is None and isinstance(model, nn.Module):
         layout = Layout.of(model)  # its registration order says more than the order of its names
     _check_buffers(tensors, layout, place)
-    return Packable(tensors, layout, architecture, fused=True)
+    return Packable(tensors, layout, known, fused=True)
 
 
-def packable_stack(tensors: Mapping[str, Tensor], architecture: Architecture, place: str) -> Packable:
-    """N networks of one architecture without BatchNorm: each tensor `[N, *shape]`.
+def packable_stack(stack: Mapping[str, Tensor] | Tensor, architecture: Architecture | str | None) -> Packable:
+    """Take N networks of one architecture without BatchNorm: tensors `[N, *shape]` by name, or PReps `[N, H, W]`.
 
     raises LayoutMismatch if names or shapes differ from the architecture's packed form
     """
-    layout = architecture.layout
+    from torch import Tensor
+
+    known = looked_up(architecture) if isinstance(architecture, str) else architecture
+    if known is None:
+        raise ZooError("a stack needs its architecture.")
+    layout = known.layout
+    tensors = layout.unpack(stack) if isinstance(stack, Tensor) else stack
     missing = [slot.name for slot in layout if slot.name not in tensors]
     if missing:
         bn = " Fold BatchNorm first, or use `add` for each network." if batch_norms(tensors) else ""
-        raise LayoutMismatch(f"{place}: {architecture.name} needs {listed(missing)}.{bn}")
-    return Packable(tensors, layout.with_dtypes_of(tensors), architecture, fused=True)
+        raise LayoutMismatch(f"stack of {known.name}: {known.name} needs {listed(missing)}.{bn}")
+    return Packable(tensors, layout.with_dtypes_of(tensors), known, fused=True)
 
 
-def rows_of(
-    item: Packable, width: int, dtype: str, batch: tuple[int, ...], place: str, buffers: Buffers
-) -> Iterator[Piece]:
-    """The PReps of one network, or of the N of a stack, in the zoo's dtype, piece by piece.
+def rows_of(item: Packable, width: int, dtype: str, count: int | None, place: str, buffers: Buffers) -> Iterator[Piece]:
+    """Pack one network, or the N of a stack, in the zoo's dtype, piece by piece.
 
     All values were checked when this returns.
+    count: N; None for one network, whose tensors have no leading axis
     raises CheckpointError for NaN or infinity, ZooError for values that the dtype cannot hold exactly, LayoutMismatch,
     InvalidShape if the memory cannot hold one
     """
     check_dtype(item, dtype, place)
-    if batch:
-        check_stack(item, batch[0], place)
-        return _pieces(item, width, dtype, batch[0], buffers)
+    if count is not None:
+        check_stack(item, count, place)
+        return _pieces(item, width, dtype, count, buffers)
     shape = item.layout.shape(width)
     try:
         with buffers.filled(shape.cells * BITS[dtype] // 8) as (values, piece):
@@ -220,7 +226,7 @@ def _of_prep(prep: PRep, architecture: Architecture | None, place: str) -> Packa
 
 def _named(prep: PRep) -> Architecture | None:
     name = prep.origin.architecture
-    return architecture(name) if name in architectures() else None
+    return looked_up(name) if name in architectures() else None
 
 
 def _check_buffers(tensors: Mapping[str, Tensor], layout: Layout, place: str) -> None:

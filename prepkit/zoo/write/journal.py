@@ -1,10 +1,10 @@
 """The journal of a zoo that is being written: one JSON line an instance, appended after its values.
 
-First line: the writer's settings, which a resuming writer must share. Then lines of four kinds:
+The first line holds the writer's settings, which a resuming writer must share. Then there are lines of four kinds:
     {"id": ..., "architecture": ..., "split": ..., "columns": {...}}     an instance is finished
     {"begin": {...}, "dtype": ...}                                       an architecture's first instance comes next
     {"shard": {...}}                                                     a shard is published
-    {"teacher": {...}, "sha256": ...}                                    the teacher, kept; the last such line counts
+    {"teacher": {...}, "sha256": ...}                                    a teacher is kept; the last such line counts
 A kill can leave a last line without its end; it is cut off, and with it an instance whose `add` had not returned.
 """
 
@@ -35,21 +35,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Begin:
-    """An architecture of which instances follow, and the dtype of the zoo."""
+    """An architecture whose first instance follows, and the dtype of the zoo."""
 
     stored: StoredArchitecture
     dtype: str
 
 
 @dataclass(frozen=True)
-class Taught:
-    """The teacher: what it is, and the sha256 of its file."""
+class TeacherEntry:
+    """The teacher: its architecture, and the sha256 of its file."""
 
     stored: StoredArchitecture
     sha256: str
 
 
-Line = Entry | Shard | Begin | Taught
+Line = Entry | Shard | Begin | TeacherEntry
 
 
 class Journal:
@@ -62,21 +62,21 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any]) -> Journal:
-        """A new journal with its first line."""
+        """Make a new journal with its first line."""
         journal = cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666))
         journal._append(_json(settings))
         return journal
 
     @classmethod
     def reopen(cls, path: Path) -> Journal:
-        """An existing journal, a torn last line cut off."""
+        """Open an existing journal, and cut off a torn last line."""
         journal = cls(path, os.open(path, os.O_RDWR | os.O_APPEND))
         content_end = _end_of_last_line(path)
         os.ftruncate(journal._file, content_end)
         return journal
 
     def settings(self) -> dict[str, Any]:
-        """The first line; empty if the writer was killed before it was there."""
+        """Read the first line; it is empty if the writer was killed before the line was written."""
         with open(self.path, encoding="utf-8") as file:
             line = file.readline()
         return _parsed(line, f"{self.path}, line 1") if line else {}
@@ -96,15 +96,15 @@ class Journal:
         """Append a published shard."""
         self._append(_json({"shard": dict(vars(shard))}))
 
-    def teach(self, taught: Taught) -> None:
-        """Append the teacher whose file is kept.
+    def set_teacher(self, teacher: TeacherEntry) -> None:
+        """Append the teacher whose file is in the working folder.
 
         raises OutputError
         """
-        self._append(_json({"teacher": architecture_to_dict(taught.stored), "sha256": taught.sha256}))
+        self._append(_json({"teacher": architecture_to_dict(teacher.stored), "sha256": teacher.sha256}))
 
     def lines(self, width: int) -> Iterator[Line]:
-        """All that is in the journal after the settings, in order; read from the disk, not kept in memory.
+        """Read all lines after the settings, in order, from the disk: they are not kept in memory.
 
         raises ZooError naming the line that is damaged
         """
@@ -153,7 +153,7 @@ def _read(data: dict[str, Any], width: int, place: str) -> Line:
     if "begin" in data:
         return Begin(architecture_from_dict(data["begin"], width, place), data["dtype"])
     if "teacher" in data:
-        return Taught(architecture_from_dict(data["teacher"], width, place), data["sha256"])
+        return TeacherEntry(architecture_from_dict(data["teacher"], width, place), data["sha256"])
     return Entry(**data)
 
 

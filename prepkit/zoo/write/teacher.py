@@ -14,38 +14,38 @@ from prepkit.files import sha256_of_file
 from prepkit.prep.file import Origin, PRep, save_prep
 from prepkit.zoo.format.manifest import Teacher
 from prepkit.zoo.write.instance_rows import Packable
-from prepkit.zoo.write.journal import Taught
+from prepkit.zoo.write.journal import TeacherEntry
 
 PATTERN = "teacher-*.prep.safetensors"
 
 
-def keep_teacher(teacher: Packable, width: int, folder: Path) -> Taught:
-    """Write the teacher's PRep file in the working folder, whole or not at all.
+def keep_teacher(teacher: Packable, width: int, folder: Path) -> TeacherEntry:
+    """Write the teacher's PRep file in the working folder, whole or not at all, and return its journal entry.
 
     raises OutputError
     """
     values = teacher.layout.pack(teacher.tensors, teacher.layout.shape(width))
     part = folder / "teacher.part"
     save_prep(PRep(values, teacher.layout, Origin(teacher.name)), part, overwrite=True)
-    taught = Taught(teacher.stored(width), sha256_of_file(part))
-    os.replace(part, folder / file_name(taught))
-    return taught
+    entry = TeacherEntry(teacher.stored(width), sha256_of_file(part))
+    os.replace(part, folder / file_name(entry))
+    return entry
 
 
-def drop_others(taught: Taught | None, folder: Path) -> None:
-    """Remove all teachers but this one from a folder."""
+def drop_others(entry: TeacherEntry | None, folder: Path) -> None:
+    """Remove all teachers from a folder but the one of this entry."""
     for file in folder.glob(PATTERN):
-        if taught is None or file.name != file_name(taught):
+        if entry is None or file.name != file_name(entry):
             file.unlink()
 
 
-def take_back(taught: Taught | None, root: Path, folder: Path) -> None:
-    """Bring the teacher that the journal names back to the working folder, from where a killed `close` had put it.
+def take_back(entry: TeacherEntry | None, root: Path, folder: Path) -> None:
+    """Move the teacher that the journal names back to the working folder if a killed `close` had published it.
 
     raises ZooError if its file is gone
     """
-    if taught is not None:
-        name = file_name(taught)
+    if entry is not None:
+        name = file_name(entry)
         if (root / name).exists():
             os.replace(root / name, folder / name)
         if not (folder / name).exists():
@@ -54,18 +54,18 @@ def take_back(taught: Taught | None, root: Path, folder: Path) -> None:
                 "write it again."
             )
     drop_others(None, root)
-    drop_others(taught, folder)
+    drop_others(entry, folder)
 
 
-def publish_teacher(taught: Taught | None, root: Path, folder: Path) -> Teacher | None:
+def publish_teacher(entry: TeacherEntry | None, root: Path, folder: Path) -> Teacher | None:
     """Give the teacher's file its place in the zoo, and describe it; None if there is none."""
-    if taught is None:
+    if entry is None:
         return None
-    path = file_name(taught)
+    path = file_name(entry)
     os.replace(folder / path, root / path)
-    return Teacher(path, taught.stored.name, taught.sha256)
+    return Teacher(path, entry.stored.name, entry.sha256)
 
 
-def file_name(taught: Taught) -> str:
-    """teacher-<hash>.prep.safetensors."""
-    return PATTERN.replace("*", taught.sha256[:12])
+def file_name(entry: TeacherEntry) -> str:
+    """Return `teacher-<hash>.prep.safetensors`."""
+    return PATTERN.replace("*", entry.sha256[:12])

@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import OutputError, ZooError, listed
+from prepkit.errors import OutputError, ZooError
 from prepkit.families.registry import Architecture, Registry
 from prepkit.files import output_error
 from prepkit.lock import take_lock
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
 from prepkit.version import __version__
-from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, StoredArchitecture, write_manifest
-from prepkit.zoo.format.settings import settings_of
-from prepkit.zoo.format.shards import Extent, shard_format
-from prepkit.zoo.format.tables import Schema, plain_columns, write_table
-from prepkit.zoo.read.buffers import Buffers
-from prepkit.zoo.write.checks import check_counts, check_json, check_splits, checked_dtype, new_ids, stack_size
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, write_manifest
+from prepkit.zoo.format.shards import shard_format
+from prepkit.zoo.format.tables import write_table
+from prepkit.zoo.write.buffers import Buffers
+from prepkit.zoo.write.checks import check_counts, check_json, check_member, checked_dtype, new_entries, stack_size
+from prepkit.zoo.write.contents import Contents
 from prepkit.zoo.write.finishing import members, table_rows
-from prepkit.zoo.write.instance_rows import Packable, looked_up, packable, packable_stack, rows_of
-from prepkit.zoo.write.journal import Begin, Entry, Taught
-from prepkit.zoo.write.staging import SHARDS, Stage, Threads
+from prepkit.zoo.write.instance_rows import Packable, packable, packable_stack, rows_of
+from prepkit.zoo.write.stages import Stages
+from prepkit.zoo.write.staging import SHARDS, Stage
 from prepkit.zoo.write.teacher import drop_others, keep_teacher, publish_teacher, take_back
 from prepkit.zoo.write.working import WRITING, open_journal, prepare, remove_litter
 
@@ -87,27 +86,29 @@ class ZooWriter:
         self.height = None if height is None else PRepShape(height, width).height
         self.name = name or self.root.resolve().name
         self.registry = registry
-        self._kind = shard_format(format)
-        self._dtype = checked_dtype(dtype)
-        self._shard_bytes = shard_bytes
         self.provenance = dict(provenance or {})
         self._about = {"task": task, "license": license}
+        self._format = shard_format(format)
+        self._contents = Contents(checked_dtype(dtype))
         check_json({**self._about, "provenance": self.provenance})
-        self._settings = settings_of(
-            self.width, self.height, format, name, registry, task, license, provenance, shard_bytes
-        )
         for member in registry or ():
             member.layout.shape(self.width, self.height)
-        self._teacher: Taught | None = None
-        self._stages: dict[str, Stage] = {}
-        self._stored: dict[str, StoredArchitecture] = {}
-        self._schema = Schema()
-        self._ids: set[str] = set()
-        self._splits: dict[str, int] = {}
-        self._closed = False
-        self._broken: BaseException | None = None
+        self._buffers = Buffers()
+        self._is_closed = False
+        self._failure: BaseException | None = None
         self._folder = self.root / WRITING
-        self._open(resume)
+        settings = {
+            "width": self.width,
+            "height": self.height,
+            "format": format,
+            "name": name,
+            "registry": None if registry is None else registry.class_ids,
+            "task": None if task is None else dict(task),
+            "license": license,
+            "provenance": self.provenance,
+            "shard_bytes": shard_bytes,
+        }  # not the dtype, which the first instance may choose; the journal keeps it
+        self._open(settings, shard_bytes, resume)
 
     # Adding ---------------------------------------------------------------------------------------------------
 
@@ -122,10 +123,10 @@ class ZooWriter:
     @property
     def finished_ids(self) -> frozenset[str]:
         """Ids of all instances that are in the zoo."""
-        return frozenset(self._ids)
+        return frozenset(self._contents.ids)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._contents.ids)
 
     def add(
         self,
@@ -146,8 +147,8 @@ class ZooWriter:
         raises ZooError, LayoutMismatch, FusionError, CheckpointError (NaN) before anything is written
         """
         place = f"instance '{id}'" if id is not None else f"instance {len(self)}"
-        item = packable(model, looked_up(architecture), place)
-        return self._add(item, (), [id], [split], [columns], place)[0]
+        item = packable(model, architecture, place)
+        return self._add(item, None, [id], [split], [columns], place)[0]
 
     def add_stack(
         self,
@@ -166,88 +167,73 @@ class ZooWriter:
         columns: N values each
         raises as `add` does
         """
-        from torch import Tensor
-
-        known = looked_up(architecture)
-        if known is None:
-            raise ZooError("a stack needs its architecture.")
-        place = f"stack of {known.name}"
-        tensors = known.layout.unpack(stack) if isinstance(stack, Tensor) else stack
-        item = packable_stack(tensors, known, place)
+        item = packable_stack(stack, architecture)
+        place = f"stack of {item.name}"
         count = stack_size(item.layout, item.tensors, place)
         splits = [split] * count if split is None or isinstance(split, str) else list(split)
         names: list[str | None] = [None] * count if ids is None else list(ids)
         check_counts({"ids": names, "split": splits, **columns}, count, place)
         rows = [{name: values[index] for name, values in columns.items()} for index in range(count)]
-        return self._add(item, (count,), names, splits, rows, place)
+        return self._add(item, count, names, splits, rows, place)
 
     @property
     def has_teacher(self) -> bool:
         """True if the zoo has a teacher; what `set_teacher` was given is kept, also after a kill."""
-        return self._teacher is not None
+        return self._contents.teacher is not None
 
-    def set_teacher(self, model: nn.Module | Mapping[str, Tensor] | PRep, architecture: Any = None) -> None:
-        """Keep one network beside the instances as their teacher; the last one given counts.
+    def set_teacher(
+        self, model: nn.Module | Mapping[str, Tensor] | PRep, architecture: Architecture | str | None = None
+    ) -> None:
+        """Keep one network beside the instances as their teacher; it replaces a teacher that was given before.
 
         raises as `add` does; the teacher that was there stays then
         """
         self._check_open()
-        item = packable(model, looked_up(architecture), "teacher")
-        for piece in rows_of(item, self.width, item.layout.dtype, (), "teacher", self._buffers):  # checks the values
+        item = packable(model, architecture, "teacher")
+        for piece in rows_of(item, self.width, item.layout.dtype, None, "teacher", self._buffers):  # checks the values
             self._buffers.give_back(piece.buffer)
-        taught = keep_teacher(item, self.width, self._folder)
-        if taught != self._teacher:
-            self._journal.teach(taught)
-        self._teacher = taught
-        drop_others(taught, self._folder)
+        entry = keep_teacher(item, self.width, self._folder)
+        if entry != self._contents.teacher:
+            self._journal.set_teacher(entry)
+        self._contents.teacher = entry
+        drop_others(entry, self._folder)
 
     def _add(
         self,
         item: Packable,
-        batch: tuple[int, ...],
-        ids: list[str | None],
-        splits: list[str | None],
+        count: int | None,
+        ids: Sequence[str | None],
+        splits: Sequence[str | None],
         columns: Sequence[Mapping[str, Any]],
         place: str,
     ) -> list[str]:
+        """Check all that can be wrong, then write: values first, then their entries in the journal."""
         self._check_open()
-        names = new_ids(ids, self._ids, place)
-        if not names:
+        contents = self._contents
+        entries, schema = new_entries(item.name, ids, splits, columns, contents, place)
+        if not entries:
             return []
-        plain = [plain_columns(row, f"{place} ({name})") for name, row in zip(names, columns, strict=True)]
-        schema = self._schema.extended(plain, place)
-        check_splits(splits, place)
-        self._check_member(item, place)
-        dtype = self._dtype or item.layout.dtype
-        rows = rows_of(item, self.width, dtype, batch, place, self._buffers)
-        self._dtype = dtype
-        entries = [Entry(n, item.name, s, row) for n, s, row in zip(names, splits, plain, strict=True)]
-        with self._noting_failures():
-            stage = self._stage(item)
+        item.layout.shape(self.width, self.height)
+        check_member(item.name, item.layout, contents.architectures, self.registry, place)
+        dtype = contents.dtype or item.layout.dtype
+        rows = rows_of(item, self.width, dtype, count, place, self._buffers)
+        contents.dtype = dtype
+        with self._keeping_failure():
+            stage = self._stage(item, dtype)
             for piece in rows:
                 self._buffers.give_back_after(stage.append(piece.values), piece)
             self._journal.add(entries)
-        self._schema = schema
-        self._count(entries)
-        return names
+        contents.add(entries, schema)
+        return [entry.id for entry in entries]
 
-    def _count(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            self._ids.add(entry.id)
-            if entry.split is not None:
-                self._splits[entry.split] = self._splits.get(entry.split, 0) + 1
-
-    def _check_member(self, item: Packable, place: str) -> None:
-        item.layout.shape(self.width, self.height)
-        known = self._stored.get(item.name)
-        if known is not None and known.layout != item.layout:
-            raise ZooError(
-                f"{place}: other instances of {item.name} have another layout (dtypes or tied tensors differ)."
-            )
-        if self.registry is not None and item.name not in {member.name for member in self.registry}:
-            raise ZooError(
-                f"{place}: {item.name} is not in the zoo's registry: {listed(member.name for member in self.registry)}."
-            )
+    def _stage(self, item: Packable, dtype: str) -> Stage:
+        """The stage of an architecture, which is in the journal before its first instance."""
+        known = self._contents.architectures
+        if item.name not in known:
+            stored = item.stored(self.width)
+            self._journal.begin(stored, dtype)
+            known[item.name] = stored
+        return self._stages.of(known[item.name], dtype)
 
     # Finishing ------------------------------------------------------------------------------------------------
 
@@ -256,12 +242,12 @@ class ZooWriter:
 
         raises ZooError if `provenance` is not JSON; it can be put right and `close` called again
         """
-        if self._closed and self._broken is None:
+        if self._is_closed and self._failure is None:
             return
         self._check_open()
         check_json({"provenance": self.provenance})
         try:
-            with self._noting_failures():
+            with self._keeping_failure():
                 self._publish()
         finally:
             self._release()
@@ -282,34 +268,30 @@ class ZooWriter:
                 self.root.rmdir()
 
     def _publish(self) -> None:
+        contents = self._contents
         (self.root / SHARDS).mkdir(exist_ok=True)
-        teacher = None if self._teacher is None else self._teacher.stored
-        architectures = members(self._stored, self.registry, teacher, self.width)
-        staged = [self._stages[stored.name] for stored in architectures if stored.name in self._stages]
-        shards = [shard for stage in staged for shard in stage.shards()]
-        rows_a_shard = {name: stage.full.rows for name, stage in self._stages.items()}
-        rows = table_rows(self._journal.entries(self.width), architectures, shards, rows_a_shard)
-        table = write_table(rows, self._schema.arrow(), self.root, self._folder)
-        write_manifest(self._manifest(architectures, shards, table), self.root, overwrite=False)
-
-    def _manifest(self, architectures: list[StoredArchitecture], shards: list[Shard], table: Any) -> Manifest:
-
+        teacher = None if contents.teacher is None else contents.teacher.stored
+        architectures = members(contents.architectures, self.registry, teacher, self.width)
+        shards = self._stages.publish(architectures)
+        rows = table_rows(self._journal.entries(self.width), architectures, shards, self._stages.rows_a_shard)
+        table = write_table(rows, contents.schema.arrow(), self.root, self._folder)
         tallest = max((stored.height for stored in architectures if stored.class_id is not None), default=4)
-        return Manifest(
+        manifest = Manifest(
             name=self.name,
             width=self.width,
             height=self.height or tallest,
-            dtype=self._dtype or "float32",
-            shard_format=self._kind.name,
+            dtype=contents.dtype or "float32",
+            shard_format=self._format.name,
             architectures=tuple(architectures),
             shards=tuple(shards),
             table=table,
-            splits=dict(sorted(self._splits.items())),
-            teacher=publish_teacher(self._teacher, self.root, self._folder),
+            splits=dict(sorted(contents.splits.items())),
+            teacher=publish_teacher(contents.teacher, self.root, self._folder),
             created_by=f"prepkit {__version__}",
             provenance=self.provenance,
             **self._about,  # type: ignore[arg-type]
         )
+        write_manifest(manifest, self.root, overwrite=False)
 
     def __enter__(self) -> ZooWriter:
         return self
@@ -326,14 +308,17 @@ class ZooWriter:
 
     # Opening --------------------------------------------------------------------------------------------------
 
-    def _open(self, resume: bool) -> None:
+    def _open(self, settings: Mapping[str, Any], shard_bytes: int, resume: bool) -> None:
         self._is_new = not self.root.exists()
         prepare(self.root, self._folder)
-        self._lock = take_lock(self._folder / "lock", self.root)
-        self._threads, self._buffers = Threads(), Buffers()
+        self._held = ExitStack()  # what `_release` closes, the last first
         try:
-            self._journal, begun = open_journal(self.root, self._folder, self._settings, resume)
-            if begun:
+            self._held.callback(take_lock(self._folder / "lock", self.root).release)
+            self._journal, has_begun = open_journal(self.root, self._folder, settings, resume)
+            self._held.callback(self._journal.close)
+            self._stages = Stages(self.root, self._folder, self._format, self.width, shard_bytes, self._journal.publish)
+            self._held.callback(self._stages.close)
+            if has_begun:
                 self._resume()
         except BaseException:
             self._release()
@@ -341,74 +326,35 @@ class ZooWriter:
 
     def _resume(self) -> None:
         remove_litter(self.root)
-        counts: dict[str, int] = {}
-        published: dict[str, Shard] = {}
-        for line in self._journal.lines(self.width):
-            if isinstance(line, Shard):
-                published[line.path] = line
-            elif isinstance(line, Begin):
-                self._take_up(line)
-            elif isinstance(line, Taught):
-                self._teacher = line
-            else:
-                counts[line.architecture] = counts.get(line.architecture, 0) + 1
-                self._schema = self._schema.extended([line.columns], f"instance '{line.id}'")
-                self._count([line])
-        for name, stored in self._stored.items():
-            self._stage_of(stored).resume(counts.get(name, 0), published)
-        take_back(self._teacher, self.root, self._folder)
-
-    def _take_up(self, begin: Begin) -> None:
-        if self._dtype not in (None, begin.dtype):
-            raise ZooError(f"'{self.root}' was begun with dtype {begin.dtype}, not {self._dtype}.")
-        self._dtype = begin.dtype
-        self._stored[begin.stored.name] = begin.stored
-
-    def _stage(self, item: Packable) -> Stage:
-        """The stage of an architecture, which is written to the journal before its first instance."""
-        if item.name in self._stages:
-            return self._stages[item.name]
-        if item.name not in self._stored:
-            self._stored[item.name] = item.stored(self.width)
-            self._journal.begin(self._stored[item.name], self._dtype or item.layout.dtype)
-        return self._stage_of(self._stored[item.name])
-
-    def _stage_of(self, stored: StoredArchitecture) -> Stage:
-        row = Extent(1, stored.height, self.width, self._dtype or stored.layout.dtype)
-        extent = replace(row, rows=max(1, self._shard_bytes // row.row_bytes))
-        stage = Stage(self.root, self._folder, stored.name, self._kind, extent, self._threads, self._journal.publish)
-        self._stages[stored.name] = stage
-        return stage
+        contents = self._contents
+        published = contents.replay(self._journal.lines(self.width), self.root)
+        for name, stored in contents.architectures.items():
+            stage = self._stages.of(stored, contents.dtype or stored.layout.dtype)
+            stage.resume(contents.num_instances[name], published)
+        take_back(contents.teacher, self.root, self._folder)
 
     @contextmanager
-    def _noting_failures(self) -> Iterator[None]:
-        """Around what writes: after a failure the files may hold more than the journal says, so nothing may follow."""
+    def _keeping_failure(self) -> Iterator[None]:
+        """Allow no more writing after a failure inside: the files may then hold more than the journal says."""
         try:
             yield
         except OSError as error:
-            self._broken = error if isinstance(error, OutputError) else output_error(self.root, error)
-            raise self._broken from error
+            self._failure = error if isinstance(error, OutputError) else output_error(self.root, error)
+            raise self._failure from error
         except BaseException as error:
-            self._broken = error
+            self._failure = error
             raise
 
     def _check_open(self) -> None:
-        if self._broken is not None:
+        if self._failure is not None:
             raise ZooError(
-                f"writing '{self.root}' failed before ({str(self._broken) or type(self._broken).__name__}); what was "
+                f"writing '{self.root}' failed before ({str(self._failure) or type(self._failure).__name__}); what was "
                 "finished is kept. Remove the cause, then go on with ZooWriter(..., resume=True)."
-            ) from self._broken
-        if self._closed:
+            ) from self._failure
+        if self._is_closed:
             raise ZooError(f"'{self.root}': this writer is closed.")
 
     def _release(self) -> None:
-        """Close all files and give the lock back, once."""
-        if self._closed:
-            return
-        self._closed = True
-        for stage in self._stages.values():
-            stage.abandon()
-        self._threads.stop()
-        if hasattr(self, "_journal"):
-            self._journal.close()
-        self._lock.release()
+        """Close all files and give the lock back."""
+        self._is_closed = True
+        self._held.close()

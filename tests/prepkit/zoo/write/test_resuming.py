@@ -97,10 +97,10 @@ def test_a_kill_before_the_journal_knows_the_teacher_leaves_the_one_before(tmp_p
     writer = ZooWriter(tmp_path / "zoo")
     writer.set_teacher(tensors_of(1))
 
-    def dying(taught):
+    def dying(teacher):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer._journal, "teach", dying)
+    monkeypatch.setattr(writer._journal, "set_teacher", dying)
     with pytest.raises(KeyboardInterrupt):
         writer.set_teacher(tensors_of(2))
     interrupt(writer)
