@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 # they import each other in any order but without circles.
 ORDERS = {
     "prepkit": (
+        "lazy",
         "version",
         "errors",
         "text",
@@ -87,6 +88,7 @@ OPEN_TO_NETSPACE = {
     "prepkit.hub.bundle",
     "prepkit.hub.snapshot",
     "prepkit.hub.upload",
+    "prepkit.lazy",
     "prepkit.licence",
     "prepkit.lock",
     "prepkit.markdown",
@@ -112,6 +114,7 @@ OPEN_TO_NETSPACE = {
 
 # What `prepkit --help`, `arch list` and `zoo info` import: none of it may import a heavy module before it is used.
 LIGHT = (
+    "lazy",
     "version",
     "errors",
     "text",
