@@ -24,9 +24,9 @@ from benchmarks.timing import interleaved, record, summary
 from netspace.data import Batch
 from netspace.recipe import Recipe, load_recipe
 from netspace.run.run import new_space
-from netspace.space.device import use_tf32
 from netspace.training.losses import boundary_pairs, gammas, interpolate, interpolated_class_ids, loss_kd
 from netspace.training.objective import Objective
+from prepkit.device import use_tf32
 
 CUDA = torch.device("cuda")
 STEPS, ROUNDS = 20, 9

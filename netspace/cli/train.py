@@ -58,9 +58,9 @@ def train(
     with it, to the same losses.
     """
     from netspace.recipe import load_recipe
-    from netspace.training.parallel import is_first_process
     from netspace.training.trainer import train as train_space
     from prepkit.cli.allocator import keep_freed_memory
+    from prepkit.processes import is_first_process
 
     values = dict(parse_change(text) for text in changes)
     values |= {} if seed is None else {"training.seed": seed}

@@ -46,11 +46,11 @@ def run_bundle(run: Run, repo: str, license: str | None = None) -> Bundle:
     repo, licence = repo_name(repo), license or run.record["zoo"].get("license")
     if not licence:
         raise RunError(
-            f"neither the run '{run.path}' nor its zoo has a licence; give one: --license mit, cc-by-4.0, ..."
+            f"neither the run '{run.path}' nor its zoo has a licence; give one with license=: mit, cc-by-4.0, ..."
         )
     best = run.facts(BEST)
     if best is None or run.state(BEST) is None:
-        raise RunError(f"the run '{run.path}' has no best checkpoint yet; go on with --resume until a validation.")
+        raise RunError(f"the run '{run.path}' has no best checkpoint yet; go on with resume=True until a validation.")
     record = {**run.record, "zoo": {**run.record["zoo"], "path": None}, "license": licence}
     paths = [run.path / CHECKPOINTS / f"{BEST}.json", run.path / CHECKPOINTS / best["file"]]
     others = [run.path / METRICS, *sorted(run.path.glob("evaluation-*")), *sorted((run.path / FIGURES).glob("*"))]

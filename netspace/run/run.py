@@ -201,7 +201,7 @@ class Run:
         if state is None:
             raise RunError(
                 f"the run '{self.path}' has no {kind} checkpoint yet: its training ended before the first validation. "
-                "Go on with --resume."
+                "Go on with resume=True."
             )
         space = self.new_space()
         space.load_state_dict(state.part(NETWORK) if kind == LATEST else dict(state.tensors))

@@ -21,8 +21,8 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch, has_items, items_of
-from netspace.space.device import bf16_autocast
 from netspace.space.prediction import predict
+from prepkit.device import bf16_autocast
 from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
 from prepkit.tasks.distance_grid import POINTS_AT_ONCE

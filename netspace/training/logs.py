@@ -16,7 +16,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.run.run import TENSORBOARD, Run
-from netspace.training.parallel import Ranks
+from prepkit.processes import Ranks
 from prepkit.progress import Progress
 
 LINE_STEPS = 10  # steps between two lines of metrics, since reading the losses waits for the device

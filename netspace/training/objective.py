@@ -22,10 +22,10 @@ from torch.utils.checkpoint import checkpoint
 import prepkit
 from netspace.data import Batch, ZooMismatch
 from netspace.recipe import Recipe
-from netspace.space.device import bf16_autocast
 from netspace.space.network import NetSpace
 from netspace.training import losses
-from netspace.training.parallel import Ranks
+from prepkit.device import bf16_autocast
+from prepkit.processes import Ranks
 from prepkit.running.groups import ArchitectureGroup, group_by_architecture, run_by_class_id
 from prepkit.running.instance_losses import LossesOf, groups_to_run, instance_losses
 

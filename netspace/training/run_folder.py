@@ -14,10 +14,10 @@ import prepkit
 from netspace.data import check_architectures
 from netspace.recipe import Recipe
 from netspace.run.run import BEST, LATEST, LOCK, Run, RunError, check_free
-from netspace.training.parallel import Ranks
 from prepkit.errors import InvalidShape
 from prepkit.files import output_error
 from prepkit.lock import take_lock
+from prepkit.processes import Ranks
 
 
 def open_zoo_of_recipe(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: bool) -> prepkit.Zoo:

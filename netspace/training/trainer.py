@@ -23,15 +23,15 @@ from netspace.data import Data
 from netspace.recipe import Recipe
 from netspace.run.card import write_card
 from netspace.run.run import BEST, LATEST, NETWORK, OPTIMISER, Run, State, check_free
-from netspace.space.device import own_device, use_tf32
 from netspace.space.network import NetSpace
 from netspace.space.starts import start_from_preps
 from netspace.training.logs import LINE_STEPS, MetricsLog, open_board
 from netspace.training.memory import OutOfMemory, advice, is_out_of_memory, num_weights
 from netspace.training.objective import Objective
-from netspace.training.parallel import Ranks
 from netspace.training.run_folder import open_folder, open_zoo_of_recipe
 from netspace.training.validation import Validation
+from prepkit.device import own_device, use_tf32
+from prepkit.processes import Ranks
 from prepkit.progress import Progress
 from prepkit.signals import deferred_signals
 
@@ -152,7 +152,7 @@ class Training:
                     elif interrupted:
                         self._save(run, step, space, optimiser, log, best, None)
                     if interrupted and step < last:
-                        raise Interrupted(f"interrupted after step {step}; --resume goes on from there.")
+                        raise Interrupted(f"interrupted after step {step}; resume=True goes on from there.")
         finally:
             log.close()
 

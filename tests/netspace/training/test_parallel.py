@@ -11,7 +11,6 @@ import torch
 from small_zoos import SMALL
 
 import netspace
-from netspace.training.parallel import ParallelError, Ranks
 
 HERE = Path(__file__).parent
 
@@ -79,9 +78,3 @@ def test_a_training_of_two_processes_ends_where_that_of_one_does(tmp_path, small
         for key in ("loss", "loss_kd", "loss_class", "loss_gamma", "gradient_norm"):
             assert ours.get(key, 0.0) == pytest.approx(theirs.get(key, 0.0), rel=1e-3)
     assert len(one.metrics()) == 4
-
-
-def test_what_cannot_be_dealt_evenly_is_refused():
-    assert [Ranks(rank, 2).block(6) for rank in (0, 1)] == [slice(0, 3), slice(3, 6)]
-    with pytest.raises(ParallelError, match=r"3 instances a batch cannot be dealt evenly to 2 .* of 4"):
-        Ranks(0, 2).block(3)

@@ -20,10 +20,10 @@ from netspace.cli import main
 from netspace.recipe import load_recipe
 from netspace.run.card import write_card
 from netspace.run.run import LOCK, RunError, State
-from netspace.space.device import own_device
 from netspace.training.logs import NotFinite
 from netspace.training.memory import OutOfMemory, advice, step_bytes
 from netspace.training.trainer import Interrupted
+from prepkit.device import own_device
 from prepkit.errors import DeviceError, ZooLocked
 from prepkit.lock import take_lock
 
@@ -118,7 +118,7 @@ def test_going_on_is_the_same_bit_for_bit(tmp_path, small_zoo, name, steps, vali
         out = tmp_path / f"parts{end}"
         with monkeypatch.context() as patched:
             patched.setattr(torch.optim.Adam, "step", step)
-            with pytest.raises(Interrupted, match=f"after step {end}; --resume goes on"):
+            with pytest.raises(Interrupted, match=f"after step {end}; resume=True goes on"):
                 netspace.train(recipe, small_zoo(name), out, device="cpu")
         assert netspace.open_run(out).facts("latest")["step"] == end
         parts = netspace.train(recipe, small_zoo(name), out, device="cpu", resume=True)

@@ -1,8 +1,11 @@
-"""Several processes, one a device: `torchrun --nproc-per-node G -m netspace train ...`.
+"""Several processes that train one network, each on a device of its own: `torchrun --nproc-per-node G ...`.
 
-The instances of a batch are dealt to the processes, and all see the same images. Embeddings are gathered, so that
-boundary instances on different devices form pairs too, and the points on their lines are dealt out. The loss of the
-joint batch is the sum of the processes' losses, so gradients are summed, in one buffer.
+    ranks = Ranks.join(device)
+    own = batch[ranks.block(len(batch))]            # the rows of this process
+    joint = ranks.gather(network(own))              # the rows of all, differentiable
+    ranks.add_gradients(network.parameters())       # the loss of the joint batch is the sum of the processes' losses
+
+A single process has the same interface, in which nothing is exchanged.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-import prepkit
+from prepkit.errors import PrepkitError
 
 Item = TypeVar("Item")
 LONGEST_WAIT = timedelta(hours=2)  # the first process validates alone, and the others wait for it
 
 
-class ParallelError(prepkit.PrepkitError, ValueError):
+class ParallelError(PrepkitError, ValueError):
     """A batch cannot be dealt to the processes, or they do not agree."""
 
 
@@ -58,14 +61,14 @@ class Ranks:
         return self.rank == 0
 
     def block(self, count: int) -> slice:
-        """The slice of `count` instances that this process has; every process has as many.
+        """The slice of a batch of `count` instances that this process has; all processes have as many.
 
         raises ParallelError if they cannot be dealt evenly
         """
         if count % self.size:
             raise ParallelError(
-                f"{count} instances a batch cannot be dealt evenly to {self.size} processes; use batch.instances of "
-                f"{-(-count // self.size) * self.size}, or other --nproc-per-node."
+                f"{count} instances a batch cannot be dealt evenly to {self.size} processes; use a batch of "
+                f"{-(-count // self.size) * self.size}, or another --nproc-per-node."
             )
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
