@@ -1,4 +1,4 @@
-"""What the commands share: options, opening a run, results as text and JSON, and a bar of progress."""
+"""Common parts of the commands: options, opening a run, results as text and JSON, and a bar of progress."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def seed_option(purpose: str) -> Callable[[F], F]:
 def refuse_unused(options: Mapping[str, str]) -> None:
     """Refuse options that would do nothing.
 
-    options: what each option, if it was given, is for: {"row": "goes with --embedding"}
+    options: the purpose of each option: {"row": "goes with --embedding"}
     """
     from click.core import ParameterSource
 

@@ -75,18 +75,18 @@ def evaluate(
     task = task_of(opened.zoo, opened.device, data)
     samples_of(task, samples)
     with working(len(view), "evaluating", "instance", as_json) as advance:
-        found = evaluate_space(opened.space, opened.run.registry, view, task, samples, progress=advance)
-    document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **without_nan(found.summary())}
+        evaluation = evaluate_space(opened.space, opened.run.registry, view, task, samples, progress=advance)
+    document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **without_nan(evaluation.summary())}
     table_path, notes = None, []
     if isinstance(run, Path):
         name = f"evaluation-{split}" + ("" if samples == "test" else f"-on-{samples}")
         name += "" if kind == "best" else f"-{kind}"
         table_path, picture = run / f"{name}.csv", run / "figures" / f"{name}.png"
-        write_table(found.table, table_path, overwrite=True)
+        write_table(evaluation.table, table_path, overwrite=True)
         with replacing(run / f"{name}.json", overwrite=True) as temporary:
             write_json(temporary, document)
         picture.parent.mkdir(exist_ok=True)
-        notes = try_to_draw(lambda: save_figure(evaluation_figure(found), picture, overwrite=True), "picture")
+        notes = try_to_draw(lambda: save_figure(evaluation_figure(evaluation), picture, overwrite=True), "picture")
     if as_json:
         print_json({**document, "table": None if table_path is None else str(table_path), "notes": notes})
         return
@@ -136,13 +136,13 @@ def embed(
     opened = open_run(run, zoo, kind, device, any_zoo=True)
     view = opened.zoo if split is None else opened.zoo.split(split)
     with working(len(view), "embedding", "instance", as_json) as advance:
-        found = embed_zoo(opened.run, view, space=opened.space, progress=advance)
-        write_table(found, output, overwrite=force)
+        embeddings = embed_zoo(opened.run, view, space=opened.space, progress=advance)
+        write_table(embeddings, output, overwrite=force)
     size = opened.space.embedding_size
     if as_json:
-        print_json({"output": str(output), "instances": len(found), "embedding_size": size})
+        print_json({"output": str(output), "instances": len(embeddings), "embedding_size": size})
         return
-    click.echo(f"{output}: {counted(len(found), 'instance')}, embeddings of {size:,} values")
+    click.echo(f"{output}: {counted(len(embeddings), 'instance')}, embeddings of {size:,} values")
 
 
 @click.command()

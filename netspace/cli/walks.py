@@ -116,29 +116,29 @@ def interpolate(
         ends = random_pairs(opened.run, view, pairs or 8, seed=seed, accuracies=accuracies)
     lines = 1 if opened.run.recipe.has_classes and first is None else 2
     with working(lines * steps * len(ends[0]), "interpolating", "point", as_json) as advance:
-        found = interpolate_space(opened.run, opened.zoo, *ends, steps, space=opened.space, task=task, progress=advance)
-        document = {"run": str(run), "kind": kind, **without_nan(found.summary())}
-        notes = list(found.notes)
+        walk = interpolate_space(opened.run, opened.zoo, *ends, steps, space=opened.space, task=task, progress=advance)
+        document = {"run": str(run), "kind": kind, **without_nan(walk.summary())}
+        notes = list(walk.notes)
         if output is not None:
-            notes += _write_lines(found, opened, output, document, resolution if signals else None, force)
+            notes += _write_lines(walk, opened, output, document, resolution if signals else None, force)
     if as_json:
         print_json({**document, "output": None if output is None else str(output), "notes": notes})
         return
     print_notes(notes)
-    click.echo(_lines_text(found))
+    click.echo(_lines_text(walk))
     if output is not None:
         click.echo(str(output))
 
 
-def _lines_text(found: Interpolation) -> str:
-    """One row a step: mean and deviation of each line, and which architectures were predicted."""
-    lines, names = found.summary()["lines"], list(found.registry.class_ids)
+def _lines_text(walk: Interpolation) -> str:
+    """A table with a row for each step: mean and deviation of each line, and the predicted architectures."""
+    lines, names = walk.summary()["lines"], list(walk.registry.class_ids)
     header = ["gamma"]
     for line in lines:
-        header += [f"{line}: {found.value}", "+-"]
-    class_ids = found.class_ids()
+        header += [f"{line}: {walk.value}", "+-"]
+    class_ids = walk.class_ids()
     rows = []
-    for step, gamma in enumerate(found.gammas):
+    for step, gamma in enumerate(walk.gammas):
         row = [f"{gamma:.3f}"]
         for means in lines.values():
             row += [share(means["mean"][step]), share(means["deviation"][step])]
@@ -148,7 +148,7 @@ def _lines_text(found: Interpolation) -> str:
 
 
 def _write_lines(
-    found: Interpolation, opened: Opened, output: Path, document: dict[str, Any], resolution: int | None, force: bool
+    walk: Interpolation, opened: Opened, output: Path, document: dict[str, Any], resolution: int | None, force: bool
 ) -> list[str]:
     """Write an interpolation's folder, with meshes if there is a resolution; returns notes on what is missing."""
     from netspace.explore.figures import interpolation_figure
@@ -157,32 +157,32 @@ def _write_lines(
 
     notes = []
     with replacing_folder(output, mark=RESULT, overwrite=force) as folder:
-        _write_tables(folder, found.latents, table=found.table)
-        notes += try_to_draw(lambda: save_figure(interpolation_figure(found), folder / "figure.png"), "figure.png")
-        predicted = found.predicted(0)
+        _write_tables(folder, walk.latents, table=walk.table)
+        notes += try_to_draw(lambda: save_figure(interpolation_figure(walk), folder / "figure.png"), "figure.png")
+        predicted = walk.predicted(0)
         _write_networks(predicted, folder / "networks", "step")
         if resolution is not None:
             meshes = folder / "meshes"
-            notes += try_to_draw(lambda: _write_meshes(found, opened, predicted, meshes, resolution), "meshes")
-        write_json(folder / RESULT, {**document, "notes": [*found.notes, *notes]})
+            notes += try_to_draw(lambda: _write_meshes(walk, opened, predicted, meshes, resolution), "meshes")
+        write_json(folder / RESULT, {**document, "notes": [*walk.notes, *notes]})
     return notes
 
 
-def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, folder: Path, resolution: int) -> None:
+def _write_meshes(walk: Interpolation, opened: Opened, predicted: Prediction, folder: Path, resolution: int) -> None:
     """Write the surfaces along the first pair's lines, where there are any."""
     from netspace.explore.interpolation import distance_grids, weights_between
     from prepkit.tasks.distance_grid import surface, write_mesh
 
     folder.mkdir()
     lines: dict[str, tuple[Sequence[int], Tensor]] = {"embedding": (predicted.class_ids, predicted.preps)}
-    if not found.notes:
-        steps = [(0, step) for step in range(len(found.gammas))]
-        ends = found.first, found.second
-        lines["weights"] = weights_between(opened.zoo, *ends, steps, found.gammas, opened.device)
+    if not walk.notes:
+        steps = [(0, step) for step in range(len(walk.gammas))]
+        ends = walk.first, walk.second
+        lines["weights"] = weights_between(opened.zoo, *ends, steps, walk.gammas, opened.device)
     for line, (class_ids, preps) in lines.items():
         for step in range(len(preps)):
-            one = slice(step, step + 1)
-            mesh = surface(distance_grids(found.registry, class_ids[one], preps[one], resolution)[0])
+            only = slice(step, step + 1)
+            mesh = surface(distance_grids(walk.registry, class_ids[only], preps[only], resolution)[0])
             if mesh is not None:
                 write_mesh(mesh, folder / f"{line}-{step:03d}.obj")
 
@@ -201,7 +201,13 @@ def _write_meshes(found: Interpolation, opened: Opened, predicted: Prediction, f
 )
 @click.option("--split", default="test", show_default=True, help="Split of the zoo that they are drawn from.")
 @click.option("--class-id", type=click.IntRange(min=0), help="Class to stay in or go to. [default: the start's own]")
-@click.option("--item", "items", multiple=True, type=int, help="For shapes: the one to fit. [default: the start's own]")
+@click.option(
+    "--item",
+    "items",
+    multiple=True,
+    type=int,
+    help="Number of the shape to fit. [default: the start's own]",
+)
 @click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Number of steps.")
 @click.option(
     "--learning-rate",
@@ -279,7 +285,7 @@ def optimize(
     task = task_of(opened.zoo, opened.device, data)
     groups = -(-len(start) // POINTS_AT_ONCE)
     with working(groups * steps, "optimising", "step", as_json) as advance:
-        found = optimize_embeddings(
+        optimisation = optimize_embeddings(
             opened.run,
             opened.zoo,
             start,
@@ -295,7 +301,7 @@ def optimize(
             task=task,
             progress=advance,
         )
-        notes = list(found.notes)
+        notes = list(optimisation.notes)
         document = {
             "run": str(run),
             "kind": kind,
@@ -303,30 +309,30 @@ def optimize(
             "learning_rate": learning_rate,
             "noise": noise,
             "seed": seed,
-            "by_architecture": without_nan(found.summary()),
-            "start_points": without_nan(found.table.to_pylist()),
+            "by_architecture": without_nan(optimisation.summary()),
+            "start_points": without_nan(optimisation.table.to_pylist()),
         }
         if output is not None:
             with replacing_folder(output, mark=RESULT, overwrite=force) as folder:
-                _write_tables(folder, found.latents, table=found.table, history=found.history)
-                panels, picture = {"": found}, folder / "figure.png"
+                _write_tables(folder, optimisation.latents, table=optimisation.table, history=optimisation.history)
+                panels, picture = {"": optimisation}, folder / "figure.png"
                 notes += try_to_draw(lambda: save_figure(optimisation_figure(panels), picture), "figure.png")
-                _write_networks(found.predicted, folder / "networks", "start")
+                _write_networks(optimisation.predicted, folder / "networks", "start")
                 write_json(folder / RESULT, {**document, "notes": notes})
     if as_json:
         print_json({**document, "output": None if output is None else str(output), "notes": notes})
         return
     print_notes(notes)
-    click.echo(_optimised_text(found))
+    click.echo(_optimised_text(optimisation))
     if output is not None:
         click.echo(str(output))
 
 
-def _optimised_text(found: Optimisation) -> str:
+def _optimised_text(optimisation: Optimisation) -> str:
     measures = ("initial_validation_accuracy", "validation_accuracy", "initial_accuracy", "accuracy")
     rows = [
         (row["start"], row["architecture"], row["best_step"], *(share(row[name]) for name in measures))
-        for row in found.table.to_pylist()
+        for row in optimisation.table.to_pylist()
     ]
     return table(rows, ("start", "architecture", "best step", "validation before", "after", "test before", "after"))
 

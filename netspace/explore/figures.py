@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prepkit.errors import counted
 from prepkit.figures import new_figure, panels, short_name
 
 if TYPE_CHECKING:
@@ -17,34 +18,33 @@ LINE_COLOURS = {"embedding": PREDICTED_COLOUR, "weights": "#ff7f0e"}
 LINE_NAMES = {"embedding": "embeddings", "weights": "weights"}
 
 
-def interpolation_figure(found: Interpolation) -> Any:
+def interpolation_figure(walk: Interpolation) -> Any:
     """Draw accuracy, or volume, along the lines: each pair, the mean over pairs, and every predicted architecture.
 
     raises PlotsMissing without matplotlib
     """
     figure = new_figure(6.5, 4.0)
     axes = figure.subplots()
-    accuracy = found.value == "accuracy"
+    accuracy = walk.value == "accuracy"
     scale = 100 if accuracy else 1
-    for line, means in found.summary()["lines"].items():
+    for line, means in walk.summary()["lines"].items():
         colour, mean = LINE_COLOURS[line], [scale * value for value in means["mean"]]
-        axes.plot(found.gammas, scale * found.values(line).T.numpy(), color=colour, linewidth=0.6, alpha=0.35)
-        axes.plot(found.gammas, mean, color=colour, linewidth=2.5, marker="o", label=LINE_NAMES[line])
+        axes.plot(walk.gammas, scale * walk.values(line).T.numpy(), color=colour, linewidth=0.6, alpha=0.35)
+        axes.plot(walk.gammas, mean, color=colour, linewidth=2.5, marker="o", label=LINE_NAMES[line])
         if line == "weights":
             style: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": "--"}
             axes.plot((0, 1), (mean[0], mean[-1]), label="straight between the targets", **style)
-    class_ids, values = found.class_ids(), scale * found.values()
-    names = list(found.registry.class_ids)
+    class_ids, values = walk.class_ids(), scale * walk.values()
+    names = list(walk.registry.class_ids)
     if len(names) > 1:
-        gammas = class_ids.new_tensor(found.gammas, dtype=values.dtype).expand_as(values)
+        gammas = class_ids.new_tensor(walk.gammas, dtype=values.dtype).expand_as(values)
         for class_id in sorted(set(class_ids.flatten().tolist())):
             here = class_ids == class_id
             style = {"color": f"C{class_id + 2}", "label": names[class_id], "s": 14}
             axes.scatter(gammas[here], values[here], zorder=4, clip_on=False, **style)
-    pairs = (
-        f"{len(found.first)} pairs" if len(found.first) > 1 else f"{found.first.names[0]} to {found.second.names[0]}"
-    )
-    axes.set(xlabel="gamma, from the first end to the second", ylabel="accuracy, %" if accuracy else found.value)
+    count = len(walk.first)
+    pairs = counted(count, "pair") if count > 1 else f"{walk.first.names[0]} to {walk.second.names[0]}"
+    axes.set(xlabel="gamma, from the first end to the second", ylabel="accuracy, %" if accuracy else walk.value)
     if accuracy:
         axes.set_ylim(0, 102)
     axes.set_title(pairs, parse_math=False, fontsize="medium")
@@ -52,13 +52,14 @@ def interpolation_figure(found: Interpolation) -> Any:
     return figure
 
 
-def evaluation_figure(found: Evaluation) -> Any:
+def evaluation_figure(evaluation: Evaluation) -> Any:
     """Draw target and predicted accuracy of every instance, in the order of the targets', one panel an architecture.
 
     raises PlotsMissing without matplotlib
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(found.table.to_pylist(), key=lambda row: (row["class_id"], row["target_accuracy"], row["id"])):
+    rows = evaluation.table.to_pylist()
+    for row in sorted(rows, key=lambda row: (row["class_id"], row["target_accuracy"], row["id"])):
         groups.setdefault(row["architecture"], []).append(row)
     figure, plots = panels(len(groups), 2.9, 3.8, least_width=7.2, sharey=True)
     for axes, (name, rows) in zip(plots, groups.items(), strict=True):
@@ -89,8 +90,8 @@ def optimisation_figure(walks: Mapping[str, Optimisation]) -> Any:
     raises PlotsMissing without matplotlib
     """
     figure, plots = panels(len(walks), 4.2, 3.6, least_width=6.4, sharey=True)
-    for axes, (title, found) in zip(plots, walks.items(), strict=True):
-        points, history = found.table.to_pylist(), found.history.to_pylist()
+    for axes, (title, optimisation) in zip(plots, walks.items(), strict=True):
+        points, history = optimisation.table.to_pylist(), optimisation.history.to_pylist()
         names = [point["asked_architecture"] for point in points]
         colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(names))}
         for number, point in enumerate(points):

@@ -1,9 +1,9 @@
 """Lines between instances: through the embedding space, and directly from weight to weight (Fig. 3 to 5).
 
-    found = interpolate(run, zoo, "resnet8-3", "resnet8-7", steps=11)
-    found.table                        # one row for each line, pair and step: gamma, accuracy, predicted ClassId
-    found.summary()                    # mean and spread over pairs
-    found.predicted(0).network(5)      # the instance in the middle of the first pair's line, ready to use
+    lines = interpolate(run, zoo, "resnet8-3", "resnet8-7", steps=11)
+    lines.table                        # one row for each line, pair and step: gamma, accuracy, predicted ClassId
+    lines.summary()                    # mean and spread over pairs
+    lines.predicted(0).network(5)      # the instance in the middle of the first pair's line, ready to use
 
 Shapes: P pairs, S steps, M = P S points, E embedding values, H x W the PRep.
 """

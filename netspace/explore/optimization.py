@@ -1,8 +1,8 @@
 """Latent space optimisation (section IV, Table I): embeddings move to better networks; the space stays as it is.
 
-    found = optimize(run, zoo, ["resnet8-3", "resnet8-7"], steps=150, learning_rate=1e-2)
-    found.table                       # accuracy before and after, one row for each start point
-    found.predicted.network(0)        # the best instance on the way from the first, ready to use
+    optimised = optimize(run, zoo, ["resnet8-3", "resnet8-7"], steps=150, learning_rate=1e-2)
+    optimised.table                       # accuracy before and after, one row for each start point
+    optimised.predicted.network(0)        # the best instance on the way from the first, ready to use
 
 Images: L_kd (Eq. 5), with several architectures also L_class (Eq. 6); signals: Eq. 2 towards the true distances.
 Shapes: N start points, E embedding values, B samples, C classes, A architectures.

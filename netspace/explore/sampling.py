@@ -1,6 +1,6 @@
 """Points of a space: instances, embeddings of the user's, and points on lines between boundary architectures.
 
-    found = points_of(space, zoo, ["resnet8-3", "resnet8-7"])      # or a tensor [N, E]
+    points = points_of(space, zoo, ["resnet8-3", "resnet8-7"])      # or a tensor [N, E]
     drawn = sample(run, zoo, gammas=(1 / 3,), pairs=8)              # unseen architectures, Eq. 12
     prepkit.save_state_dict(drawn.predicted.tensors(0), "model.pt") # plain PyTorch reads it
 
@@ -216,12 +216,12 @@ def sample_class_id(
             "learnt it. Train longer, or use --gamma."
         )
     place = right[0]
-    one = slice(place, place + 1)
+    only = slice(place, place + 1)
     logits_NA = drawn.predicted.logits
     predicted = Prediction(
-        drawn.predicted.preps[one], (class_id,), None if logits_NA is None else logits_NA[one], run.registry
+        drawn.predicted.preps[only], (class_id,), None if logits_NA is None else logits_NA[only], run.registry
     )
-    return Samples(drawn.first[one], drawn.second[one], drawn.gammas, drawn.latents[one], predicted)
+    return Samples(drawn.first[only], drawn.second[only], drawn.gammas, drawn.latents[only], predicted)
 
 
 # Arguments that all explorations have ----------------------------------------------------------------------------

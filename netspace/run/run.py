@@ -12,7 +12,7 @@
       README.md
 
     space = netspace.load("run")                   # the best NetSpace, ready to use
-    run = netspace.open_run("run")                 # what it was trained from: run.recipe, run.registry, run.open_zoo()
+    run = netspace.open_run("run")                 # has run.recipe, run.registry and run.open_zoo()
 
 A state is written first and named last, by replacing one small JSON file, so a kill at any time leaves the state before
 or the one after. The weights of the best validation are plain safetensors, named as in NetSpace's state dict.

@@ -1,8 +1,8 @@
 """Evaluation of a NetSpace on a zoo: target and predicted accuracy, ClassIds, and closeness of signals.
 
-    found = evaluate(space, registry, zoo.split("test"), task, "test")
-    found.table                          # one row an instance
-    found.summary()                      # means over instances and by architecture
+    evaluation = evaluate(space, registry, zoo.split("test"), task, "test")
+    evaluation.table                          # one row an instance
+    evaluation.summary()                      # means over instances and by architecture
 
 Up to INSTANCES_AT_ONCE instances of an architecture run together.
 Shapes: N instances, H x W the PRep, E embedding values, P points of a shape.
@@ -192,7 +192,7 @@ def _closeness(
     task: Any,
     split: str,
 ) -> list[tuple[float, float]]:
-    """For each instance the share of outputs within CLOSE of the target's, on all points and near the surface."""
+    """The share of each instance's outputs within CLOSE of the target's, on all points and near the surface."""
     points_NP3 = torch.stack([task.points(item, split)[0] for item in items_of(zoo)])
     right, near = [], []
     for points in torch.split(points_NP3, POINTS_AT_ONCE, dim=1):

@@ -1,4 +1,4 @@
-"""How the decoder's final scale and bias start. Shapes: H x W the PRep."""
+"""The start of the decoder's final scale and bias. Shapes: H x W the PRep."""
 
 # ruff: noqa: N803 - names of tensors end in their axes
 

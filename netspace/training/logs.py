@@ -1,4 +1,4 @@
-"""Where a training writes how it goes: metrics.jsonl, TensorBoard, and the Progress of whoever watches."""
+"""The log of a training: metrics.jsonl, TensorBoard, and a Progress for whoever watches."""
 
 # ruff: noqa: N803 - names of tensors end in their axes
 
@@ -37,7 +37,7 @@ class MetricsLog:
     values:    `[parts]` of each step since the last line
     batches:   indices of the training instances of each of these steps
     since:     time from which instances per second are counted
-    last_step: the last step that the progress was told of
+    last_step: the last step that the progress has heard of
     score:     that of the last validation
     """
 

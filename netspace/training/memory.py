@@ -14,7 +14,7 @@ from prepkit.running.instances import activation_bytes, stacking_pays
 from prepkit.text import readable_bytes
 from prepkit.zoo.read.memory import free_bytes
 
-COPIES = 4  # of each weight: itself, its gradient and Adam's two moments
+COPIES = 4  # each weight is held with its gradient and Adam's two moments
 
 
 class OutOfMemory(prepkit.PrepkitError):

@@ -153,7 +153,7 @@ class Objective:
         return torch.stack(rows)
 
     def _decode(self, latent_ME: Tensor) -> Tensor:
-        """PReps `[M, H, W]`; with the recipe's `recompute` one by one, to be computed again in backward."""
+        """PReps `[M, H, W]`; with the recipe's `recompute` singly, and computed again in backward."""
 
         def decode(latent_ME: Tensor) -> Tensor:
             with self._autocast():

@@ -44,15 +44,15 @@ class Validation:
     def __call__(self, space: NetSpace) -> dict[str, float]:
         """Evaluate a space; returns `score` and the measures that it is made of."""
         space.eval()
-        found = evaluate(space, self.registry, self.zoo, self.task, self.split, targets=self.targets)
+        evaluation = evaluate(space, self.registry, self.zoo, self.task, self.split, targets=self.targets)
         space.train()
-        means = {name: value for name, value in found.summary().items() if isinstance(value, float)}
+        means = {name: value for name, value in evaluation.summary().items() if isinstance(value, float)}
         if self.recipe.setting == "single":
             return {"score": -means["mean_difference"], **means}
         if self.recipe.setting == "sdf":
             return {"score": means["closeness"], **means}
-        right = found.column("class_id") == found.column("predicted_class_id")
-        credited = [found.column("predicted_accuracy") * right]
+        right = evaluation.column("class_id") == evaluation.column("predicted_class_id")
+        credited = [evaluation.column("predicted_accuracy") * right]
         line = self._line(space)
         if line is not None:
             accuracy, class_ids = line

@@ -1,4 +1,4 @@
-"""What encoder and decoder share: the switch, when they apply, and the dtypes of their products. K factors, X any."""
+"""Common parts of encoder and decoder: the switch, when they apply, dtypes of products. K factors, X any."""
 
 # ruff: noqa: N803 - names of tensors end in their axes
 
