@@ -76,7 +76,7 @@ def interpolate(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Walk between instances, through the space and from weight to weight.
+    """Walk between instances, along embeddings and along weights.
 
     \b
     netspace interpolate run resnet8-3 resnet8-7 --steps 11
@@ -199,7 +199,7 @@ def _write_meshes(walk: Interpolation, opened: Opened, predicted: Prediction, fo
     show_default=True,
     help="Without ids: number of random instances of each class.",
 )
-@click.option("--split", default="test", show_default=True, help="Split of the zoo that they are drawn from.")
+@click.option("--split", default="test", show_default=True, help="Without ids: split of the zoo to draw from.")
 @click.option("--class-id", type=click.IntRange(min=0), help="Class to stay in or go to. [default: the start's own]")
 @click.option(
     "--item",
