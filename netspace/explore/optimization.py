@@ -24,13 +24,13 @@ from torch import Tensor, nn
 import prepkit
 from netspace.data import ZooMismatch, items_of
 from netspace.explore.sampling import PointError, Points, class_ids_of, own_task, points_of, samples_of
+from netspace.space.evaluation import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from netspace.space.evaluation import accuracy_of
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import counted, listed
 from prepkit.progress import Advance
-from prepkit.tasks.distance_grid import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def optimize(
         initial_NE = disturbed(points.latents, noise, seed)
         for first in range(0, len(points), POINTS_AT_ONCE):
             part = slice(first, first + POINTS_AT_ONCE)
-            walk = _Walk(run, space, task, teacher, initial_NE[part], asked[part], chosen[part], split)
+            walk = _Walk(first, run, space, task, teacher, initial_NE[part], asked[part], chosen[part], split)
             walk.go(steps, learning_rate, validate_every, batch_size, seed, progress)
             walks.append(walk)
     finally:
@@ -167,8 +167,14 @@ def disturbed(latent_NE: Tensor, noise: float, seed: int) -> Tensor:
 
 @dataclass
 class _Walk:
-    """The way of a group of start points through the space."""
+    """The way of a group of start points through the space.
 
+    offset: number of the group's first point among all
+    first:  the rows of the history at step 0
+    best:   the rows of the history at the best step of each point
+    """
+
+    offset: int
     run: Run
     space: NetSpace
     task: Any
@@ -239,30 +245,27 @@ class _Walk:
         with torch.no_grad():
             predicted = predict(self.space, latent_NE, self.run.registry)
         accuracies = _accuracies(self.run, predicted, self.task, self.items, self.split)
-        validated = [
-            {"step": step, "class_id": class_id, "accuracy": accuracy}
-            for class_id, accuracy in zip(predicted.class_ids, accuracies, strict=True)
-        ]
-        self.history += [
+        rows: list[dict[str, Any]] = [
             {
-                "point": point,
+                "point": self.offset + point,
                 "step": step,
                 "loss": None if losses_N is None else losses_N[point],
-                "validation_accuracy": instance["accuracy"],
-                "class_id": instance["class_id"],
+                "validation_accuracy": accuracies[point],
+                "class_id": class_id,
             }
-            for point, instance in enumerate(validated)
+            for point, class_id in enumerate(predicted.class_ids)
         ]
+        self.history += rows
         if step == 0:
-            self.first, self.best, self.latents = validated, list(validated), latent_NE.clone()
+            self.first, self.best, self.latents = rows, list(rows), latent_NE.clone()
             return
-        for point, instance in enumerate(validated):
+        for point, row in enumerate(rows):
             finite = bool(latent_NE[point].isfinite().all())
-            if finite and self._rank(point, instance) > self._rank(point, self.best[point]):
-                self.best[point], self.latents[point] = instance, latent_NE[point]
+            if finite and self._rank(point, row) > self._rank(point, self.best[point]):
+                self.best[point], self.latents[point] = row, latent_NE[point]
 
-    def _rank(self, point: int, instance: dict[str, Any]) -> tuple[bool, float]:
-        return instance["class_id"] == self.asked[point], instance["accuracy"]
+    def _rank(self, point: int, row: dict[str, Any]) -> tuple[bool, float]:
+        return row["class_id"] == self.asked[point], row["validation_accuracy"]
 
 
 def _accuracies(run: Run, predicted: Prediction, task: Any, items: Sequence[int], split: str) -> list[float]:
@@ -296,29 +299,25 @@ def _result(
                 predicted = predict(space, embeddings_NE[part], run.registry)
             accuracies += _accuracies(run, predicted, task, items[part], TEST)
         tested.append(accuracies)
-    first = [instance for walk in walks for instance in walk.first]
-    best = [instance for walk in walks for instance in walk.best]
+    first = [row for walk in walks for row in walk.first]
+    best = [row for walk in walks for row in walk.best]
     names = run.recipe.architectures
     table = pa.table(
         {
             "start": pa.array(points.names),
             "asked_class_id": pa.array(asked, pa.int64()),
             "asked_architecture": pa.array([names[class_id] for class_id in asked]),
-            "initial_class_id": pa.array([instance["class_id"] for instance in first], pa.int64()),
-            "class_id": pa.array([instance["class_id"] for instance in best], pa.int64()),
-            "architecture": pa.array([names[instance["class_id"]] for instance in best]),
-            "best_step": pa.array([instance["step"] for instance in best], pa.int64()),
-            "initial_validation_accuracy": pa.array([instance["accuracy"] for instance in first], pa.float64()),
-            "validation_accuracy": pa.array([instance["accuracy"] for instance in best], pa.float64()),
+            "initial_class_id": pa.array([row["class_id"] for row in first], pa.int64()),
+            "class_id": pa.array([row["class_id"] for row in best], pa.int64()),
+            "architecture": pa.array([names[row["class_id"]] for row in best]),
+            "best_step": pa.array([row["step"] for row in best], pa.int64()),
+            "initial_validation_accuracy": pa.array([row["validation_accuracy"] for row in first], pa.float64()),
+            "validation_accuracy": pa.array([row["validation_accuracy"] for row in best], pa.float64()),
             "initial_accuracy": pa.array(tested[0], pa.float64()),
             "accuracy": pa.array(tested[1], pa.float64()),
         }
     )
-    history = [
-        {**row, "point": number * POINTS_AT_ONCE + row["point"]}
-        for number, walk in enumerate(walks)
-        for row in walk.history
-    ]
+    history = [row for walk in walks for row in walk.history]
     with torch.no_grad():
         predicted = predict(space, latent_NE, run.registry)
     return Optimisation(table, pa.Table.from_pylist(history), initial_NE, latent_NE, predicted)

@@ -25,7 +25,6 @@ from netspace.space.prediction import predict
 from prepkit.device import bf16_autocast
 from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
-from prepkit.tasks.distance_grid import POINTS_AT_ONCE
 from prepkit.tasks.task import EVALUATION_BATCH
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from netspace.space.network import NetSpace
 
 INSTANCES_AT_ONCE = 64
+POINTS_AT_ONCE = 4096  # points that a network of a shape is run on together
 PREPS_AT_ONCE = 8  # PReps encoded and decoded together, since the first layers put out more than all others
 CLOSE = 1e-2  # an output this near to the target's counts as right (supplementary V)
 NEAR = 0.1  # points this near to the surface count as near; DeepSDF cuts its targets at this distance

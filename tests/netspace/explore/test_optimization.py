@@ -156,7 +156,7 @@ def test_the_best_on_validation_samples_is_kept(multi, monkeypatch):
 
 
 def test_another_class_is_never_better(monkeypatch):
-    walk = module._Walk(None, None, None, None, torch.zeros(1, 4), [1], [0], "validation")
+    walk = module._Walk(0, None, None, None, None, torch.zeros(1, 4), [1], [0], "validation")
     seen = [(0, 0.9), (1, 0.2), (0, 0.95), (1, 0.1), (1, 0.3)]
     for step, (class_id, accuracy) in enumerate(seen):
         monkeypatch.setattr(module, "predict", lambda *_, c=class_id: SimpleNamespace(class_ids=(c,)))
