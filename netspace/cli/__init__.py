@@ -8,10 +8,14 @@ from netspace.cli.explore import COMMANDS
 from netspace.cli.hub import push
 from netspace.cli.report import COMMANDS as REPORTS
 from netspace.cli.train import recipes, train
-from prepkit.cli.common import Commands
+from prepkit.cli.common import EXIT_STATUS, Commands
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    epilog=EXIT_STATUS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="prepkit", prog_name="netspace")
 def main() -> None:
     """Learn a space of networks from a zoo; interpolate, optimise and sample networks in it.
@@ -21,9 +25,6 @@ def main() -> None:
     netspace train digits_multi --zoo zoo --out run
     netspace evaluate run
     netspace interpolate run --steps 13 -o line
-
-    Results go to stdout, progress and errors to stderr. Exit status: 0 done, 1 the operation failed,
-    2 wrong usage or input, 130 interrupted.
     """
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from prepkit.cli.common import json_option
+from prepkit.cli.output import Output, json_option
 
 
 @click.command()
@@ -16,8 +16,8 @@ from prepkit.cli.common import json_option
 @click.option("--private", is_flag=True, help="Create the repository for its owner only.")
 @click.option("--dry-run", is_flag=True, help="List what would be sent; change nothing.")
 @json_option
-def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: bool, as_json: bool) -> None:
-    """Push a run's best NetSpace to a model repository on the Hub.
+def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: bool, out: Output) -> None:
+    """Push a run\'s best NetSpace to a model repository on the Hub.
 
     \b
     netspace push run user/space --dry-run
@@ -29,4 +29,4 @@ def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: 
     from netspace.run.run import Run
     from prepkit.cli.hub import send
 
-    send(run_bundle(Run(folder), repo, license_), "run", folder, private, dry_run, as_json)
+    send(run_bundle(Run(folder), repo, license_), "run", folder, private, dry_run, out)

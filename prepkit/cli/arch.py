@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import json_option, print_json
+from prepkit.cli.output import Output, json_option
 from prepkit.text import table
 
 if TYPE_CHECKING:
@@ -21,47 +21,49 @@ def arch() -> None:
 
 @arch.command("list")
 @json_option
-def list_(as_json: bool) -> None:
-    """List all architectures with their ClassId and number of packed (BatchNorm-folded) parameters."""
+def list_(out: Output) -> None:
+    """List all architectures.
+
+    The parameters are those of a packed network, whose BatchNorms are folded.
+    """
     from prepkit.families import registry
 
     architectures = [registry.architecture(name) for name in registry.architectures()]
-    if as_json:
-        print_json({"architectures": [_facts(architecture) for architecture in architectures]})
-        return
     rows = [
         (a.name, _class_id(a.name, "-"), a.num_parameters, a.num_trainable, _shape(a.input_shape))
         for a in architectures
     ]
-    click.echo(table(rows, ("name", "ClassId", "parameters", "with BatchNorm", "input")))
+    text = table(rows, ("name", "ClassId", "parameters", "with BatchNorm", "input"))
+    out.result({"architectures": [_facts(architecture) for architecture in architectures]}, text)
 
 
 @arch.command()
 @click.argument("name")
-@click.option("--width", default=512, show_default=True, help="Width of the PRep whose height is told.")
+@click.option("--width", default=512, show_default=True, help="Width of the PRep, which decides its height.")
 @json_option
-def show(name: str, width: int, as_json: bool) -> None:
-    """Describe one architecture: its layers in packing order and its PRep's height."""
+def show(name: str, width: int, out: Output) -> None:
+    """Describe an architecture: its layers and its PRep's height.
+
+    The layers are listed in the order in which they are packed.
+    """
     from prepkit.families import registry
 
     architecture = registry.architecture(name)
     layout = architecture.layout
     shape = layout.shape(width)
-    facts = {**_facts(architecture), "height": shape.height, "width": shape.width, "layout": layout.to_dict()}
-    if as_json:
-        print_json(facts)
-        return
+    document = {**_facts(architecture), "height": shape.height, "width": shape.width, "layout": layout.to_dict()}
     class_id = _class_id(name, "none")
-    click.echo(f"{name}: family {architecture.family}, ClassId {class_id}, input {_shape(architecture.input_shape)}")
-    click.echo(
+    text = (
+        f"{name}: family {architecture.family}, ClassId {class_id}, input {_shape(architecture.input_shape)}\n"
         f"{architecture.num_parameters:,} packed parameters ({architecture.num_trainable:,} with BatchNorm), "
-        f"PRep {shape} ({architecture.num_parameters / shape.cells:.1%} filled)\n"
+        f"PRep {shape} ({architecture.num_parameters / shape.cells:.1%} filled)\n\n"
+        f"{slot_table(layout)}"
     )
-    click.echo(slot_table(layout))
+    out.result(document, text)
 
 
 def slot_table(layout: Layout) -> str:
-    """The slots of a layout as text."""
+    """Return the slots of a layout as text."""
     rows = [(slot.start, slot.name, _shape(slot.shape), slot.size, slot.dtype, slot.kind) for slot in layout]
     return table(rows, ("start", "name", "shape", "values", "dtype", "kind"))
 

@@ -1,43 +1,25 @@
-"""What all commands share: errors without tracebacks, one JSON document, options that mean the same everywhere."""
+"""What all commands share: errors without tracebacks, and options that mean the same everywhere."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
+from prepkit.cli.output import INTERRUPTED, print_error, with_flags
+from prepkit.cli.output import print_json as print_json
 from prepkit.errors import FormerSpelling, PrepkitError
-
-if TYPE_CHECKING:
-    from prepkit.families.registry import Architecture
 
 F = TypeVar("F", bound=Callable[..., Any])
 JSON_ASKED = "prepkit.json"
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-
-# Options of commands by the keyword arguments that the library's messages name.
-FLAGS = {  # what the library's messages name, and what the command line says instead
-    "keep_unfoldable=True keeps these and folds the rest; ": "",
-    "pack_checkpoint(keep_batch_norm=True)": "`prepkit pack --keep-bn`",
-    "keep_batch_norm=True": "--keep-bn",
-    "allow_nonfinite=True": "--allow-nonfinite",
-    "architecture=...": "--arch NAME, or --arch module:callable --input CxHxW",
-    "key=...": "--key",
-    "overwrite=True": "--force",
-    "force=True": "--force",
-    "resume=True": "--resume",
-    "prefix=True": "--prefix",
-    "license=": "--license",
-}
+EXIT_STATUS = """Results go to stdout, progress and errors to stderr. Exit status: 0 done, 1 the operation failed,
+2 wrong usage or input, 130 interrupted."""
 
 
 class Interrupted(PrepkitError):
@@ -47,7 +29,7 @@ class Interrupted(PrepkitError):
 
 
 class Failure(click.ClickException):
-    """A PrepkitError on its way out: its message on stderr, its exit code."""
+    """An error on its way out: its message goes to stderr, and its exit code to the shell."""
 
     def __init__(self, error: Exception, exit_code: int) -> None:
         super().__init__(with_flags(str(error)))
@@ -55,7 +37,7 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """The message on stderr; what the user asked for, an interruption, is not called an error."""
+        """Print the message; an interruption is not called an error, since the user asked for it."""
         if self.exit_code == INTERRUPTED:
             click.echo(self.format_message(), file=file, err=True)
         else:
@@ -79,7 +61,7 @@ class Commands(click.Group):
 
 @contextmanager
 def failures(ctx: click.Context) -> Iterator[None]:
-    """Turn errors that prepkit or the system raised into Failures, and print all as JSON where it was asked for."""
+    """Turn errors of prepkit and of the system into Failures, and print each as JSON too where it was asked for."""
     try:
         yield
         return
@@ -92,7 +74,7 @@ def failures(ctx: click.Context) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:  # `| head` has read enough; click exits quietly
             raise
-        failure = Failure(_of_stdout() or error, 1)
+        failure = Failure(_error_of_stdout() or error, 1)
     except MemoryError:
         failure = Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1)
     except click.exceptions.NoArgsIsHelpError:
@@ -105,7 +87,7 @@ def failures(ctx: click.Context) -> Iterator[None]:
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            _of_stdout()
+            _error_of_stdout()
     raise failure
 
 
@@ -125,57 +107,19 @@ def notes() -> Iterator[None]:
         yield
 
 
-def _of_stdout() -> OSError | None:
-    """What keeps stdout from taking what was printed, such as a full disk; None if nothing does.
-
-    What it did not take is dropped, or Python would try again at its end and fail with a second message.
-    """
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        with suppress(OSError):  # not a file of the system
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
-        return OSError(f"cannot write to the standard output: {error.strerror}.")
-    return None
-
-
-def with_flags(message: str) -> str:
-    """A message of the library with the options of the command line in place of Python's keyword arguments."""
-    for keyword, flag in FLAGS.items():
-        message = message.replace(keyword, flag)
-    return message
-
-
 def print_notes(error: BaseException) -> None:
     """Print what the library added to an error, such as how much is kept."""
     for note in getattr(error, "__notes__", ()):
         click.echo(with_flags(note), err=True)
 
 
-def print_error(kind: str, message: str) -> None:
-    """The one JSON document of a command that failed, on stdout."""
-    print_json({"error": {"kind": kind, "message": message}})
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """The one JSON document of a command, on stdout."""
-    click.echo(json.dumps(document, indent=2))
-
-
-def json_option(command: F) -> F:
-    """`--json`; see Commands for how errors learn of it."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, on failure too.")(command)
-
-
 def force_option(command: F) -> F:
-    """`--force`."""
-    return click.option("--force", is_flag=True, help="Replace an existing target.")(command)
+    """Add `--force`."""
+    return click.option("--force", is_flag=True, help="Replace the target if it exists.")(command)
 
 
 def device_option(command: F) -> F:
-    """`--device`."""
+    """Add `--device`."""
     return click.option(
         "--device",
         default="auto",
@@ -185,52 +129,22 @@ def device_option(command: F) -> F:
     )(command)
 
 
-class InputShape(click.ParamType[tuple[int, ...]]):
-    """`3x32x32` -> (3, 32, 32): the shape of one input, without the batch axis."""
-
-    name = "CxHxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Parse, or fail with an example."""
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).lower().split("x")
-        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a shape such as 3x32x32.", param, ctx)
-        return tuple(int(part) for part in parts)
+def json_option(command: F) -> F:
+    """Add `--json`; see Commands for how errors learn of it."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, on failure too.")(command)
 
 
-def architecture_options(command: F) -> F:
-    """`--arch` and `--input`, which name a network."""
-    command = click.option(
-        "--input",
-        "input_shape",
-        type=InputShape(),
-        metavar="CxHxW",
-        help="Shape of one input of a module:callable, without the batch.",
-    )(command)
-    return click.option(
-        "--arch",
-        "architecture",
-        metavar="NAME|module:callable",
-        help="The network: a registered name (see `prepkit arch list`) or a Python callable that builds it. "
-        "Recognised by itself if it is a registered one.",
-    )(command)
+def _error_of_stdout() -> OSError | None:
+    """Return why stdout does not take what was printed, such as a full disk; None if it takes it.
 
-
-def find_architecture(name: str | None, input_shape: tuple[int, ...] | None) -> Architecture | None:
-    """The Architecture that `--arch` and `--input` name, or None if neither was given."""
-    if name is None:
-        if input_shape is not None:
-            raise click.UsageError("--input goes with --arch module:callable.")
-        return None
-    from prepkit.families import registry
-
-    if ":" not in name:
-        if input_shape is not None:
-            raise click.UsageError(f"--input goes with --arch module:callable; '{name}' has its own.")
-        return registry.architecture(name)
-    if input_shape is None:
-        raise click.UsageError(f"--arch {name} also needs --input, the shape of one input such as 3x32x32.")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: the callable may lie in the user's folder
-    return registry.architecture_from_callable(name, input_shape)
+    What it did not take is dropped; otherwise Python would try again at its end and fail with a second message.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # stdout may be no file of the system
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return OSError(f"cannot write to the standard output: {error.strerror}.")
+    return None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import INTERRUPTED, Interrupted, force_option, json_option, print_error, print_json
+from prepkit.cli.common import force_option
+from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
-from prepkit.progress import ProgressBar
 from prepkit.text import readable_bytes, table
 from prepkit.zoo.format.counts import num_bytes_of
 
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
 @click.argument("repo", metavar="REPO")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
 @click.option("--revision", metavar="R", help="Branch, tag or commit. [default: the newest version]")
-@click.option("--where", metavar="EXPR", help="Only instances that meet a condition on the table: accuracy > 0.9")
-@click.option("--split", metavar="S", multiple=True, help="Only instances of this split; may be given again.")
-@click.option("--architecture", metavar="A", multiple=True, help="Only instances of this one; may be given again.")
+@click.option("--where", metavar="EXPR", help="Fetch only instances whose row meets a condition: accuracy > 0.9")
+@click.option("--split", metavar="S", multiple=True, help="Fetch only this split; may be repeated.")
+@click.option("--architecture", metavar="A", multiple=True, help="Fetch only this architecture; may be repeated.")
 @force_option
 @json_option
 def pull(
@@ -40,65 +39,59 @@ def pull(
     split: tuple[str, ...],
     architecture: tuple[str, ...],
     force: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
-    """Fetch a zoo from the Hub into DIR, by default ./NAME, and check every file of it.
+    """Fetch a zoo from the Hub into DIR, and check every file.
 
     \b
     prepkit pull user/zoo
     prepkit pull user/zoo good --where "accuracy > 0.9 and epoch == 50"
     prepkit pull user/zoo --revision v1.0 --split test
 
-    With a condition only the table and the shards that hold such instances are fetched, and DIR becomes a zoo of just
-    these. If it is interrupted, the same command goes on.
+    DIR is ./NAME if it is left out. With a condition, only the table and the shards that hold such instances are
+    fetched, and DIR becomes a zoo of just these. After an interruption the same command goes on.
     """
     from prepkit.hub.pull import pull_zoo
     from prepkit.hub.selection import Selection
 
     selection = Selection.of(where, split, architecture)
     try:
-        with pull_progress(as_json) as progress:
-            done = pull_zoo(repo, folder, revision=revision, selection=selection, force=force, progress=progress)
+        with _pull_bar(out) as report:
+            pulled = pull_zoo(repo, folder, revision=revision, selection=selection, force=force, progress=report)
     except KeyboardInterrupt:
-        leave("interrupted; what came is kept. The same command goes on.", as_json)
-    if not (selection.is_whole or done.was_there):
-        from prepkit.zoo.card.card import write_card
-
-        write_card(done.path)
-    if as_json:
-        print_json(_pull_record(done))
-    else:
-        click.echo(_pull_text(done))
+        out.leave_interrupted("interrupted; what came is kept. The same command goes on.")
+    out.result(_pull_document(pulled), _pull_text(pulled))
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("repo", metavar="REPO")
-@click.option("--license", "license_", metavar="L", help="Given to a zoo that has none, and kept in it.")
-@click.option("--private", is_flag=True, help="Create the repository for its owner only.")
+@click.option("--license", "license_", metavar="L", help="Licence of a zoo that has none; it is written into the zoo.")
+@click.option("--private", is_flag=True, help="Create a repository that only its owner can see.")
 @click.option("--dry-run", is_flag=True, help="Verify, and list what would be sent; change nothing.")
 @json_option
-def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: bool, as_json: bool) -> None:
-    """Make a zoo the newest version of a dataset repository on the Hub, which is created if there is none.
+def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: bool, out: Output) -> None:
+    """Push a zoo to a dataset repository on the Hub.
 
     \b
     prepkit push my-zoo user/my-zoo --dry-run
     prepkit push my-zoo user/my-zoo
 
-    The zoo is verified first, and must have a licence. Its new version becomes visible whole, in one commit; what the
-    repository has already is not sent again. If it is interrupted, the same command goes on.
+    The repository is created if there is none. The zoo is verified first, and must have a licence. Its new version
+    becomes visible in one commit; what the repository has is not sent again. After an interruption the same
+    command goes on.
     """
     from prepkit.hub.bundle import repo_name
     from prepkit.hub.push import num_bytes_to_verify, zoo_bundle
 
     repo = repo_name(repo)
-    with ProgressBar("verifying", "B", quiet=as_json) as bar:
+    with out.bar("verifying", "B") as bar:
         bar.begin(num_bytes_to_verify(folder))
         bundle = zoo_bundle(folder, repo, license=license_, dry_run=dry_run, progress=bar.advance)
-    send(bundle, "zoo", folder, private, dry_run, as_json)
+    send(bundle, "zoo", folder, private, dry_run, out)
 
 
-def send(bundle: Bundle, kind: str, folder: Path, private: bool, dry_run: bool, as_json: bool) -> None:
+def send(bundle: Bundle, kind: str, folder: Path, private: bool, dry_run: bool, out: Output) -> None:
     """Push files, and print what became of them.
 
     kind: what the folder holds, such as "zoo"; it names the folder in the JSON document
@@ -106,29 +99,18 @@ def send(bundle: Bundle, kind: str, folder: Path, private: bool, dry_run: bool, 
     from prepkit.hub.upload import push_bundle
 
     try:
-        with ProgressBar("pushing", "B", quiet=as_json or dry_run) as bar:
+        with out.bar("pushing", "B", quiet=dry_run) as bar:
             bar.begin(bundle.num_bytes)
-            done = push_bundle(bundle, private=private, dry_run=dry_run, progress=bar.advance)
+            pushed = push_bundle(bundle, private=private, dry_run=dry_run, progress=bar.advance)
     except KeyboardInterrupt:
-        leave("interrupted; what was sent is kept. The same command goes on.", as_json)
-    if as_json:
-        print_json({kind: str(folder), **_push_record(done, dry_run)})
-    else:
-        click.echo(_push_text(folder, done, private, dry_run))
-
-
-def leave(message: str, as_json: bool) -> NoReturn:
-    """End the process at once: threads that wait for a slow network would hold it."""
-    click.echo(message, err=True)
-    if as_json:
-        print_error(Interrupted.__name__, message)
-    os._exit(INTERRUPTED)
+        out.leave_interrupted("interrupted; what was sent is kept. The same command goes on.")
+    out.result({kind: str(folder), **_push_document(pushed, dry_run)}, _push_text(folder, pushed, private, dry_run))
 
 
 @contextmanager
-def pull_progress(quiet: bool) -> Iterator[Report]:
+def _pull_bar(out: Output) -> Iterator[Report]:
     """Give a function that shows a pull's bytes and instances."""
-    with ProgressBar("pulling", "B", quiet=quiet) as bar:
+    with out.bar("pulling", "B") as bar:
 
         def show(state: PullProgress) -> None:
             if state.total_bytes != bar.total:
@@ -139,13 +121,13 @@ def pull_progress(quiet: bool) -> Iterator[Report]:
         yield show
 
 
-def _pull_record(done: Pulled) -> dict[str, Any]:
-    record, manifest = done.record, done.manifest
+def _pull_document(pulled: Pulled) -> dict[str, Any]:
+    record, manifest = pulled.record, pulled.manifest
     return {
-        "zoo": str(done.path),
+        "zoo": str(pulled.path),
         "repo": record.repo,
         "commit": record.commit,
-        "was_there": done.was_there,
+        "was_there": pulled.was_there,
         "instances": manifest.table.rows,
         "shards": len(manifest.shards),
         "bytes": num_bytes_of(manifest),
@@ -153,37 +135,39 @@ def _pull_record(done: Pulled) -> dict[str, Any]:
     }
 
 
-def _pull_text(done: Pulled) -> str:
-    record, manifest = done.record, done.manifest
-    size = f"{manifest.table.rows:,} instances, {readable_bytes(num_bytes_of(manifest))}"
+def _pull_text(pulled: Pulled) -> str:
+    record, manifest = pulled.record, pulled.manifest
+    size = f"{counted(manifest.table.rows, 'instance')}, {readable_bytes(num_bytes_of(manifest))}"
     part = "" if record.selection.is_whole else f" ({record.selection})"
-    what = "all of it was there" if done.was_there else "every file checked"
-    return f"{record.repo}{part} -> {done.path}: {size}; commit {record.commit}; {what}"
+    how = "all of it was there" if pulled.was_there else "every file checked"
+    return f"{record.repo}{part} -> {pulled.path}: {size}; commit {record.commit}; {how}"
 
 
-def _push_record(done: Push, dry_run: bool) -> dict[str, Any]:
+def _push_document(pushed: Push, dry_run: bool) -> dict[str, Any]:
     return {
-        "repo": done.repo,
-        "url": done.url,
+        "repo": pushed.repo,
+        "url": pushed.url,
         "dry_run": dry_run,
-        "created": done.created,
-        "commit": done.commit,
-        "commits": done.commits,
-        "bytes": sum(file.bytes for file in done.files),
-        "new_bytes": done.new_bytes,
-        "files": [dict(vars(file)) for file in done.files],
-        "others": list(done.others),
+        "created": pushed.created,
+        "commit": pushed.commit,
+        "commits": pushed.commits,
+        "bytes": sum(file.bytes for file in pushed.files),
+        "new_bytes": pushed.new_bytes,
+        "files": [dict(vars(file)) for file in pushed.files],
+        "others": list(pushed.others),
     }
 
 
-def _push_text(folder: Path, done: Push, private: bool, dry_run: bool) -> str:
-    new = [file for file in done.files if not file.there]
-    there = len(done.files) - len(new)
-    what = f"{len(new)} files, {readable_bytes(done.new_bytes)}" + (f"; {there} are there already" if there else "")
+def _push_text(folder: Path, pushed: Push, private: bool, dry_run: bool) -> str:
+    num_new = sum(not file.there for file in pushed.files)
+    num_there = len(pushed.files) - num_new
+    size = f"{counted(num_new, 'file')}, {readable_bytes(pushed.new_bytes)}"
+    if num_there:
+        size += f"; {num_there} {'is' if num_there == 1 else 'are'} there already"
     if dry_run:
-        rows = [(file.path, file.bytes, "there" if file.there else "new") for file in done.files]
-        kind = f"{'a new' if done.created else 'the'}{' private' if private else ''} repository {done.repo}"
-        return f"{table(rows, ('file', 'bytes', ''))}\n\nwould send to {kind}: {what}"
-    if not new:
-        return f"{done.repo} has all of {folder} already: commit {done.commit}\n{done.url}"
-    return f"{folder} -> {done.repo}: {what}; commit {done.commit}\n{done.url}"
+        rows = [(file.path, file.bytes, "there" if file.there else "new") for file in pushed.files]
+        kind = f"{'a new' if pushed.created else 'the'}{' private' if private else ''} repository {pushed.repo}"
+        return f"{table(rows, ('file', 'bytes', ''))}\n\nwould send to {kind}: {size}"
+    if not num_new:
+        return f"{pushed.repo} has all of {folder} already: commit {pushed.commit}\n{pushed.url}"
+    return f"{folder} -> {pushed.repo}: {size}; commit {pushed.commit}\n{pushed.url}"

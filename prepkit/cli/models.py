@@ -24,7 +24,7 @@ class Model(click.ParamType[Path | HubAddress]):
     name = "MODEL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | HubAddress:
-        """Tell the two apart by how they begin."""
+        """Make an address of a text that begins with hf://, and a path of any other."""
         if not isinstance(value, str) or not value.startswith(HUB_SCHEME):
             return value if isinstance(value, Path | HubAddress) else Path(os.fspath(value))
         try:
@@ -34,8 +34,8 @@ class Model(click.ParamType[Path | HubAddress]):
 
 
 @contextmanager
-def at_hand(model: Path | HubAddress, quiet: bool) -> Iterator[LocalModel]:
-    """A model on the disk; one of the Hub is fetched, and errors in the block name its address."""
+def model_on_disk(model: Path | HubAddress, quiet: bool) -> Iterator[LocalModel]:
+    """Give a model on the disk; one on the Hub is fetched, and errors in the block name its address."""
     from prepkit.api import local_model
 
     with hub_bars([model], quiet), local_model(model) as local:
@@ -44,7 +44,7 @@ def at_hand(model: Path | HubAddress, quiet: bool) -> Iterator[LocalModel]:
 
 @contextmanager
 def hub_bars(models: Iterable[Path | HubAddress], quiet: bool) -> Iterator[None]:
-    """While inside, the Hub's client draws its bars on a terminal only, and none if `quiet`."""
+    """Let the Hub's client draw its bars on a terminal only, and none at all if `quiet`."""
     if all(isinstance(model, Path) for model in models) or (sys.stderr.isatty() and not quiet):
         yield
         return

@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prepkit.cli.common import (
-    architecture_options,
-    find_architecture,
-    force_option,
-    json_option,
-    print_json,
-    with_flags,
-)
+from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, hub_bars
+from prepkit.cli.network_options import architecture_options, find_architecture
+from prepkit.cli.output import Output, json_option, with_flags
 from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text, without_nan
-from prepkit.progress import ProgressBar
+from prepkit.errors import counted
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
@@ -29,7 +24,10 @@ folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR"
 
 @click.group()
 def zoo() -> None:
-    """Make, describe, check, convert, merge and split zoos: many networks as PReps, with a table of what they are."""
+    """Make, describe, check and change zoos.
+
+    A zoo is a folder of many networks as PReps, with a table that says what each of them is.
+    """
 
 
 # Describing and checking --------------------------------------------------------------------------------------
@@ -38,43 +36,36 @@ def zoo() -> None:
 @zoo.command()
 @folder
 @json_option
-def info(folder: Path, as_json: bool) -> None:
-    """Tell what a zoo's manifest says: architectures, splits, sizes, task, licence."""
+def info(folder: Path, out: Output) -> None:
+    """Describe a zoo: networks, splits, size, task, licence."""
     from prepkit.zoo.format.manifest import read_manifest
 
     manifest = read_manifest(folder)
-    if as_json:
-        print_json(facts(manifest))
-    else:
-        click.echo(description(manifest))
+    out.result(facts(manifest), description(manifest))
 
 
 @zoo.command()
 @folder
-@click.option("--jobs", type=click.IntRange(min=1), help="Threads that read and hash. [default: up to 8]")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Threads that read and hash. [default: up to 8]")
 @click.option("--rerun", "reruns", type=click.IntRange(min=1), metavar="N", help="Also run N instances on test data.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), metavar="PATH", help="With --rerun: folder of the task's data."
-)
+@click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the task's data, for --rerun.")
 @json_option
-def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None, as_json: bool) -> None:
-    """Compare every file with its sha256, and the table and all headers with the manifest.
+def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None, out: Output) -> None:
+    """Check that every file is what the manifest says.
 
-    --rerun N also runs N instances on the test data of the zoo's task, if it is at hand, and compares the accuracy.
-    Exit status 1 when a fault is found.
+    Every file is compared with its sha256, and the table and all headers with the manifest. --rerun N also runs N
+    instances on the test data of the zoo's task, if it is on this machine, and compares the accuracy with the table.
+    The exit status is 1 if there is a fault.
     """
     if data is not None and reruns is None:
         raise click.UsageError("--data goes with --rerun N.")
     from prepkit.zoo.change.verify import verify as verify_zoo
 
-    with ProgressBar("verifying", "B", quiet=as_json) as bar:
+    with out.bar("verifying", "B") as bar:
         bar.begin(_bytes_in(folder))
-        found = verify_zoo(folder, jobs=jobs, rerun=reruns or 0, data=data, progress=bar.advance)
-    if as_json:
-        print_json(verification(found))
-    else:
-        click.echo(verification_text(found))
-    if not found.ok:
+        result = verify_zoo(folder, jobs=jobs, rerun=reruns or 0, data=data, progress=bar.advance)
+    out.result(verification(result), verification_text(result))
+    if not result.ok:
         click.get_current_context().exit(1)
 
 
@@ -84,14 +75,14 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
 @zoo.command()
 @folder
 @click.argument("models", nargs=-1, required=True, type=Model(), metavar="MODEL...")
-@click.option("--table", "csv", type=click.Path(path_type=Path), help="CSV with a column `file`, and what to keep.")
+@click.option("--table", "csv", type=click.Path(path_type=Path), help="CSV with a column `file` and columns to keep.")
 @click.option("--width", default=512, show_default=True, help="Columns of the PReps, a multiple of 8.")
-@click.option("--format", "format_", type=FORMATS, default="safetensors", show_default=True, help="Of the shards.")
-@click.option("--name", help="Of the zoo. [default: the folder's]")
-@click.option("--license", "license_", help="Of the zoo, an identifier such as mit or cc-by-4.0.")
 @click.option(
-    "--task", "task_file", type=click.Path(path_type=Path), help="JSON file: what the models were trained on."
+    "--format", "format_", type=FORMATS, default="safetensors", show_default=True, help="Format of the shards."
 )
+@click.option("--name", help="Name of the zoo. [default: the folder's name]")
+@click.option("--license", "license_", help="Licence of the zoo, such as mit or cc-by-4.0.")
+@click.option("--task", "task_file", type=click.Path(path_type=Path), help="JSON file: the task of the models.")
 @architecture_options
 @click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
 @json_option
@@ -107,23 +98,23 @@ def create(
     architecture: str | None,
     input_shape: tuple[int, ...] | None,
     resume: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
-    """Make a zoo of checkpoints and PRep files; BatchNorm is folded.
+    """Make a zoo of checkpoints and PRep files.
 
-    A MODEL may be one of the Hub, hf://user/model or hf://user/model@revision/file.safetensors; the column `source`
-    then tells the commit of each.
+    BatchNorms are folded. A MODEL may be an address on the Hub, hf://user/model or
+    hf://user/model@revision/file.safetensors; the column `source` then names the commit of each.
 
-    The column `file` of the CSV names models by file name, with or without suffix, or by address; the columns `id`
-    and `split` are the zoo's, all others are kept with the instances, as whole numbers, numbers, booleans (true,
-    false) or text. The column `source_sha256` is filled with the sum of each checkpoint.
+    The column `file` of the CSV names models by file name, with or without suffix, or by address. The columns `id` and
+    `split` are those of the zoo; all others are kept with the instances, as whole numbers, numbers, booleans (true,
+    false) or text. The column `source_sha256` is filled with the sha256 of each checkpoint.
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
     from prepkit.api import create_zoo
 
     network = find_architecture(architecture, input_shape)
-    with hub_bars(models, as_json), ProgressBar("adding", "model", quiet=as_json) as bar:
+    with hub_bars(models, out.as_json), out.bar("adding", "model") as bar:
         bar.begin(len(models))
         written = create_zoo(
             folder,
@@ -138,30 +129,33 @@ def create(
             resume=resume,
             progress=bar.advance,
         )
-    _tell(written, as_json)
+    _print_written(written, out)
 
 
 @zoo.command()
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("target", type=click.Path(path_type=Path), metavar="DST")
-@click.option("--format", "format_", type=FORMATS, required=True, help="Of the new zoo's shards.")
+@click.option("--format", "format_", type=FORMATS, required=True, help="Format of the new zoo's shards.")
 @json_option
-def convert(source: Path, target: Path, format_: str, as_json: bool) -> None:
-    """Write a zoo again with shards of another format, and prove that nothing was lost."""
+def convert(source: Path, target: Path, format_: str, out: Output) -> None:
+    """Write a zoo again with shards of another format.
+
+    The new zoo is compared with the old one, value by value.
+    """
     from prepkit.zoo.change.convert import convert as convert_zoo
 
-    with ProgressBar("converting", "B", quiet=as_json) as bar:
+    with out.bar("converting", "B") as bar:
         bar.begin(_bytes_in(source))
         written = convert_zoo(source, target, format_, progress=bar.advance)
-    _tell(written, as_json)
+    _print_written(written, out)
 
 
 @zoo.command()
 @click.argument("target", type=click.Path(path_type=Path), metavar="DST")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SRC SRC...")
-@click.option("--name", help="Of the new zoo. [default: the folder's]")
-@click.option("--license", "license_", help="Of the new zoo; needed where the licences differ.")
-@click.option("--format", "format_", type=FORMATS, help="Of the shards. [default: the first zoo's]")
+@click.option("--name", help="Name of the new zoo. [default: the folder's name]")
+@click.option("--license", "license_", help="Licence of the new zoo, needed if the licences differ.")
+@click.option("--format", "format_", type=FORMATS, help="Format of the shards. [default: that of the first zoo]")
 @click.option("--prefix", is_flag=True, help="Put each zoo's name before its ids and runs.")
 @json_option
 def merge(
@@ -171,17 +165,20 @@ def merge(
     license_: str | None,
     format_: str | None,
     prefix: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
-    """Make one zoo of several; architectures are reconciled by name, and their ClassIds given anew."""
+    """Make one zoo of several.
+
+    Architectures of the same name become one, and all get new ClassIds.
+    """
     from prepkit.zoo.change.merge import merge as merge_zoos
 
-    with ProgressBar("merging", "B", quiet=as_json) as bar:
+    with out.bar("merging", "B") as bar:
         bar.begin(sum(map(_bytes_in, sources)))
         written = merge_zoos(
             target, sources, name=name, license=license_, format=format_, prefix=prefix, progress=bar.advance
         )
-    _tell(written, as_json)
+    _print_written(written, out)
 
 
 @zoo.command()
@@ -189,22 +186,24 @@ def merge(
 @click.option("--train", default=0.8, show_default=True, help="Share of the instances for training.")
 @click.option("--validation", default=0.1, show_default=True, help="Share for validation.")
 @click.option("--test", default=0.1, show_default=True, help="Share for testing.")
-@click.option("--seed", default=0, show_default=True, help="Another seed gives another split.")
-@click.option("--group", help="Column whose values are kept together, or none. [default: run, if there is one]")
+@click.option("--seed", default=0, show_default=True, help="Seed for drawing the split.")
+@click.option(
+    "--group", help="Column whose equal values stay in one split, or none. [default: run, if there is that column]"
+)
 @json_option
 def split(
-    folder: Path, train: float, validation: float, test: float, seed: int, group: str | None, as_json: bool
+    folder: Path, train: float, validation: float, test: float, seed: int, group: str | None, out: Output
 ) -> None:
-    """Split a zoo anew: seeded, with the same shares of each architecture, instances of one run kept together."""
+    """Draw the splits of a zoo again.
+
+    The shares are the same for each architecture, and instances of one run stay in one split.
+    """
     from prepkit.zoo.change.splitting import split as split_zoo
 
     shares = {"train": train, "validation": validation, "test": test}
-    found = split_zoo(folder, shares, seed=seed, group=False if group == "none" else group)
-    if as_json:
-        print_json({"zoo": str(folder), **vars(found), "notes": list(found.notes)})
-        return
-    _note(found.notes)
-    click.echo(split_text(found))
+    result = split_zoo(folder, shares, seed=seed, group=False if group == "none" else group)
+    out.notes(result.notes)
+    out.result({"zoo": str(folder), **vars(result), "notes": list(result.notes)}, split_text(result))
 
 
 @zoo.command()
@@ -213,17 +212,20 @@ def split(
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")
 @force_option
 @json_option
-def export(folder: Path, id_: str, output: Path, force: bool, as_json: bool) -> None:
-    """Write one instance as a plain state dict that torch.load or safetensors reads without prepkit."""
+def export(folder: Path, id_: str, output: Path, force: bool, out: Output) -> None:
+    """Write one instance as a plain state dict.
+
+    torch.load or safetensors reads it without prepkit.
+    """
     from prepkit.api import open_zoo
 
     opened = open_zoo(folder)
     tensors = opened.export(id_, output, overwrite=force)
     row = opened.metadata(opened.index(id_))
-    if as_json:
-        print_json({"output": str(output), "tensors": len(tensors), "metadata": without_nan(row)})
-    else:
-        click.echo(f"{folder} {id_} -> {output}: {row['architecture']}, {len(tensors)} tensors")
+    out.result(
+        {"output": str(output), "tensors": len(tensors), "metadata": without_nan(row)},
+        f"{folder} {id_} -> {output}: {row['architecture']}, {counted(len(tensors), 'tensor')}",
+    )
 
 
 # Inside -------------------------------------------------------------------------------------------------------
@@ -234,14 +236,11 @@ def _bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _note(notes: tuple[str, ...]) -> None:
-    for note in notes:
-        click.echo(f"note: {with_flags(note)}", err=True)
-
-
-def _tell(written: WrittenZoo, as_json: bool) -> None:
-    if as_json:
-        print_json({"output": str(written.path), **facts(written.manifest), "notes": [*map(with_flags, written.notes)]})
-        return
-    _note(written.notes)
-    click.echo(description(written.manifest))
+def _print_written(written: WrittenZoo, out: Output) -> None:
+    document = {
+        "output": str(written.path),
+        **facts(written.manifest),
+        "notes": [with_flags(note) for note in written.notes],
+    }
+    out.notes(written.notes)
+    out.result(document, description(written.manifest))

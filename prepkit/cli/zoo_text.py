@@ -1,4 +1,4 @@
-"""What `prepkit zoo` prints: facts for --json, and the same for people."""
+"""What `prepkit zoo` prints: documents for --json, and the same as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    """What `info` tells, JSON-able."""
+    """Return the document of `prepkit zoo info`."""
     counts = counts_of(manifest)
     return {
         "name": manifest.name,
@@ -49,7 +49,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def description(manifest: Manifest) -> str:
-    """What `info` tells, as text."""
+    """Return the text of `prepkit zoo info`."""
     counts = counts_of(manifest)
     shards = counted(len(manifest.shards), f"{manifest.shard_format} shard")
     size = f"{readable_bytes(num_bytes_of(manifest))} in {shards}"
@@ -70,47 +70,45 @@ def description(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def verification(found: Verification) -> dict[str, Any]:
-    """What `verify` found, JSON-able."""
+def verification(result: Verification) -> dict[str, Any]:
+    """Return the document of `prepkit zoo verify`."""
     return {
-        "zoo": found.path,
-        "ok": found.ok,
-        "instances": found.instances,
-        "files": found.files,
-        "bytes": found.bytes,
-        "faults": [dict(vars(fault)) for fault in found.faults],
-        "notes": list(found.notes),
-        "reruns": [without_nan(vars(run)) for run in found.reruns],
+        "zoo": result.path,
+        "ok": result.ok,
+        "instances": result.instances,
+        "files": result.files,
+        "bytes": result.bytes,
+        "faults": [dict(vars(fault)) for fault in result.faults],
+        "notes": list(result.notes),
+        "reruns": [without_nan(vars(run)) for run in result.reruns],
     }
 
 
-def verification_text(found: Verification) -> str:
-    """What `verify` found, as text."""
-    state = counted(len(found.faults), "fault") if found.faults else "whole"
-    read = f"{counted(found.instances, 'instance')}, {counted(found.files, 'file')}, {readable_bytes(found.bytes)} read"
-    lines = [f"{found.path}: {state}; {read}"]
-    lines += [f"  fault  {fault}" for fault in found.faults]
-    lines += [f"  note   {note}" for note in found.notes]
-    if found.reruns:
-        agreeing = sum(run.agrees for run in found.reruns)
-        lines.append(
-            f"  rerun  {agreeing} of {counted(len(found.reruns), 'instance')} have the accuracy that is stored"
-        )
-    lines += [
-        f"  fault  {run.id}: accuracy {run.found:.4f}, stored {run.stored}" for run in found.reruns if not run.agrees
-    ]
+def verification_text(result: Verification) -> str:
+    """Return the text of `prepkit zoo verify`."""
+    state = counted(len(result.faults), "fault") if result.faults else "whole"
+    size = f"{counted(result.instances, 'instance')}, {counted(result.files, 'file')}"
+    lines = [f"{result.path}: {state}; {size}, {readable_bytes(result.bytes)} read"]
+    lines += [f"  fault  {fault}" for fault in result.faults]
+    lines += [f"  note   {note}" for note in result.notes]
+    if result.reruns:
+        agreeing = sum(run.agrees for run in result.reruns)
+        number = counted(len(result.reruns), "instance")
+        lines.append(f"  rerun  {agreeing} of {number} have the accuracy that is stored")
+    wrong = [run for run in result.reruns if not run.agrees]
+    lines += [f"  fault  {run.id}: accuracy {run.found:.4f}, stored {run.stored}" for run in wrong]
     return "\n".join(lines)
 
 
-def split_text(found: ZooSplit) -> str:
-    """How a zoo was split, as text."""
-    rows = [(split, name, count) for split, counts in found.counts.items() for name, count in sorted(counts.items())]
-    kept = f"{counted(found.groups, 'value')} of '{found.group}' kept together" if found.group else "no groups"
-    return f"{table(rows, ('split', 'architecture', 'instances'))}\n\n{kept}; table {found.table}"
+def split_text(result: ZooSplit) -> str:
+    """Return the text of `prepkit zoo split`."""
+    rows = [(split, name, count) for split, counts in result.counts.items() for name, count in sorted(counts.items())]
+    kept = f"{counted(result.groups, 'value')} of '{result.group}' kept together" if result.group else "no groups"
+    return f"{table(rows, ('split', 'architecture', 'instances'))}\n\n{kept}; table {result.table}"
 
 
 def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose NaN and infinities are text: JSON has none."""
+    """Return a row with NaN and infinity as text, since JSON has neither."""
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()

@@ -27,6 +27,7 @@ from prepkit.hub.progress import Counter, Report
 from prepkit.hub.selection import PullRecord, Selection
 from prepkit.hub.target import Target, known_zoo
 from prepkit.text import readable_bytes
+from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.cutting import Cut, planned_cut
 from prepkit.zoo.format.counts import num_bytes_of
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
@@ -128,6 +129,8 @@ def pull_zoo(
                 counter.expect(_num_bytes(manifest, cut), len(cut.table))
                 manifest = fetch_cut(fetcher, cut, record.selection, root, work, counter)
             target.finish(manifest)
+        if cut is not None:
+            write_card(root)  # the repository's card describes the whole zoo
     return Pulled(root, record, manifest, was_there=False)
 
 

@@ -349,7 +349,7 @@ class ZooWriter:
         if self._failure is not None:
             raise ZooError(
                 f"writing '{self.root}' failed before ({str(self._failure) or type(self._failure).__name__}); what was "
-                "finished is kept. Remove the cause, then go on with ZooWriter(..., resume=True)."
+                "finished is kept. Remove the cause, then go on with resume=True."
             ) from self._failure
         if self._is_closed:
             raise ZooError(f"'{self.root}': this writer is closed.")

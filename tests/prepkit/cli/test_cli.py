@@ -291,7 +291,7 @@ def test_any_network_that_python_can_build(nets: Any) -> None:
     torch.save(network.state_dict(), "net.pt")
     result = run("pack", "net.pt", "--arch", "cli_nets:Net", "--input", "3x32x32")
     assert "architecture  cli_nets.Net\n" in result.stdout
-    assert "folded        1 BatchNorm layers" in result.stdout
+    assert "folded        1 BatchNorm layer;" in result.stdout
     run("unpack", "net.prep.safetensors", "-o", "out.pt")
     tensors = torch.load("out.pt", weights_only=True)
     assert list(tensors) == ["body.0.weight", "body.0.bias", "head.weight", "head.bias"]

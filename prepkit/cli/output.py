@@ -1,0 +1,103 @@
+"""The one place that knows where a command's output goes: its result to stdout, all else to stderr.
+
+With --json the result is one JSON document, on failure too, and nothing is printed beside it but how a command ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from prepkit.progress import ProgressBar
+
+F = TypeVar("F", bound=Callable[..., Any])
+INTERRUPTED = 130  # exit status; shells give 128 + the number of the signal
+# The library's messages name its keyword arguments; the command line says this instead.
+FLAGS = {
+    "keep_unfoldable=True keeps these and folds the rest; ": "",
+    "pack_checkpoint(keep_batch_norm=True)": "`prepkit pack --keep-bn`",
+    "keep_batch_norm=True": "--keep-bn",
+    "allow_nonfinite=True": "--allow-nonfinite",
+    "architecture=...": "--arch NAME, or --arch module:callable --input CxHxW",
+    "key=...": "--key",
+    "overwrite=True": "--force",
+    "force=True": "--force",
+    "resume=True": "--resume",
+    "prefix=True": "--prefix",
+    "license=": "--license",
+}
+
+
+class Output:
+    """Prints what a command has to say.
+
+    as_json: whether the result is printed as a JSON document
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def result(self, document: Mapping[str, Any], text: str) -> None:
+        """Print the result of the command, as JSON or as text."""
+        if self.as_json:
+            print_json(document)
+        else:
+            click.echo(text)
+
+    def part(self, text: str) -> None:
+        """Print a part of the result that is ready before the rest; the JSON document holds all parts."""
+        if not self.as_json:
+            click.echo(text)
+
+    def end(self, document: Mapping[str, Any]) -> None:
+        """Print the JSON document after all parts."""
+        if self.as_json:
+            print_json(document)
+
+    def notes(self, notes: Iterable[str]) -> None:
+        """Print what the user should know about the result; the JSON document has a place for it."""
+        for note in notes:
+            if not self.as_json:
+                click.echo(f"note: {with_flags(note)}", err=True)
+
+    def bar(self, name: str, unit: str, *, quiet: bool = False) -> ProgressBar:
+        """Make a progress bar, which shows nothing where JSON was asked for."""
+        return ProgressBar(name, unit, quiet=quiet or self.as_json)
+
+    def leave_interrupted(self, message: str) -> NoReturn:
+        """End the process now, after Ctrl-C: threads that wait for a slow network would hold it."""
+        click.echo(message, err=True)
+        if self.as_json:
+            print_error("Interrupted", message)
+        os._exit(INTERRUPTED)
+
+
+def json_option(command: F) -> F:
+    """Add `--json`, and hand an Output to the command; see Commands for how errors learn of the option."""
+
+    def output(context: click.Context, parameter: click.Parameter, as_json: bool) -> Output:
+        return Output(as_json)
+
+    help_text = "Print one JSON document, on failure too."
+    return click.option("--json", "out", is_flag=True, callback=output, help=help_text)(command)
+
+
+def with_flags(message: str) -> str:
+    """Return a message of the library with options of the command line in place of Python's keyword arguments."""
+    for keyword, flag in FLAGS.items():
+        message = message.replace(keyword, flag)
+    return message
+
+
+def print_error(kind: str, message: str) -> None:
+    """Print the JSON document of a command that failed."""
+    print_json({"error": {"kind": kind, "message": message}})
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the JSON document of a command."""
+    click.echo(json.dumps(document, indent=2))

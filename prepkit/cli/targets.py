@@ -1,0 +1,55 @@
+"""Names of the files that commands write, and checks of them before any work is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prepkit.errors import OutputError
+
+if TYPE_CHECKING:
+    from prepkit.address import HubAddress
+
+PREP_SUFFIX = ".prep.safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+def prep_targets(models: Sequence[Path | HubAddress], output: Path | None) -> list[Path]:
+    """Return the PRep file for each model; all are different.
+
+    raises OutputError
+    """
+    is_folder = output is not None and os.path.isdir(output)  # Path.is_dir raises for a name that is too long
+    if output is not None and len(models) == 1 and not is_folder:
+        return [output]
+    if output is not None and not is_folder:
+        raise OutputError(f"-o '{output}' must be an existing folder for {len(models)} models.")
+    targets = [(output or Path()) / f"{_name_of(model)}{PREP_SUFFIX}" for model in models]
+    shared = {str(target) for target in targets if targets.count(target) > 1}
+    if shared:
+        raise OutputError(f"two models would both become {min(shared)}; pack them one at a time with -o.")
+    return targets
+
+
+def check_target(target: Path, sources: Iterable[Path | HubAddress], force: bool) -> None:
+    """Raise OutputError if a result could not be written, or would replace its source."""
+    from prepkit.files import check_writable
+
+    if target.resolve() in {source.resolve() for source in sources if isinstance(source, Path)}:
+        raise OutputError(f"'{target}' is the file to be read; name another one for the result.")
+    check_writable(target, overwrite=force)
+
+
+def stem(path: Path) -> str:
+    """Return `model` for model.pt, model.prep.safetensors and model.safetensors.index.json."""
+    suffix = next((suffix for suffix in (PREP_SUFFIX, INDEX_SUFFIX) if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(suffix)
+
+
+def _name_of(model: Path | HubAddress) -> str:
+    """Return the file's stem, or the name of the repository if an address has no path."""
+    if isinstance(model, Path):
+        return stem(model)
+    return stem(Path(model.path)) if model.path else model.repo_id.rpartition("/")[2]
