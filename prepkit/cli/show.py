@@ -12,7 +12,7 @@ from prepkit.cli.common import force_option
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.pack import key_option
 from prepkit.cli.targets import check_target, stem
-from prepkit.errors import OutputError, PRepFileError
+from prepkit.errors import OutputError
 
 if TYPE_CHECKING:
     from prepkit.prep.layout import Layout
@@ -32,7 +32,6 @@ def show(prep: Path, output: Path | None, force: bool, out: Output) -> None:
     if target.suffix.lower() != ".png":
         raise OutputError(f"'{target}': the picture is a PNG; name it {target.stem}.png.")
     check_target(target, [prep], force)
-    _check_no_zoo(prep)
 
     from prepkit.figures import draw_prep
     from prepkit.prep.file import load_prep
@@ -55,7 +54,6 @@ def inspect(path: Path, key: str | None, out: Output) -> None:
     """
     from prepkit.prep.file import is_prep_file
 
-    _check_no_zoo(path)
     if is_prep_file(path):
         facts, layout = _facts_of_prep(path)
     else:
@@ -65,14 +63,6 @@ def inspect(path: Path, key: str | None, out: Output) -> None:
     lines = [str(path), *(f"  {name.replace('_', ' '):<15} {_text(value)}" for name, value in facts.items())]
     lines += ["", slot_table(layout), *(f"{alias} is tied to {name}" for alias, name in layout.ties)]
     out.result({"path": str(path), **facts, "layout": layout.to_dict()}, "\n".join(lines))
-
-
-def _check_no_zoo(path: Path) -> None:
-    """Raise PRepFileError if the path is a zoo's folder."""
-    from prepkit.zoo.format.manifest import MANIFEST
-
-    if (path / MANIFEST).is_file():
-        raise PRepFileError(f"'{path}' is a zoo; `prepkit zoo info {path}` describes it.")
 
 
 def _facts_of_prep(path: Path) -> tuple[dict[str, Any], Layout]:

@@ -289,7 +289,7 @@ def test_data_that_is_not_at_hand(tmp_path):
     assert not (tmp_path / "zoo").exists()
 
 
-def test_folders_that_are_not_free(tmp_path, spec, unfinished):
+def test_folders_that_are_not_free(tmp_path, spec, unfinished, monkeypatch):
     file = spec()
     other = tmp_path / "other"
     other.mkdir()
@@ -301,7 +301,9 @@ def test_folders_that_are_not_free(tmp_path, spec, unfinished):
     assert "holds the unfinished zoo of another spec" in told(spec(("0.05", "0.1")), unfinished, *CPU)
     file = spec()
     assert "was begun with neither --instances nor --epochs" in told(file, unfinished, *CPU, "--instances", 1)
-    assert "goes on there: meta gives other last bits" in told(file, unfinished, "--device", "meta")
+    with monkeypatch.context() as patch:
+        patch.setattr("prepkit.training.run.choose_device", torch.device)
+        assert "goes on there: meta gives other last bits" in told(file, unfinished, "--device", "meta")
     assert "goes on so: others give other last bits" in told(file, unfinished, *CPU[:2], "--threads", 2)
     assert files_of(unfinished) == before
     prepkit("zoo", "train", file, unfinished, *CPU)

@@ -366,7 +366,7 @@ def test_a_zoo_that_was_changed_is_not_replaced(hub, source, tmp_path):
     root = pull("me/zoo", tmp_path / "here")
     split(root, {"train": 1.0}, card=False)
     mine = read_manifest(root)
-    with pytest.raises(OutputError, match="is another one, or was changed"):
+    with pytest.raises(OutputError, match="not this one, or was changed"):
         pull("me/zoo", root)
     assert read_manifest(root) == mine
     pull("me/zoo", root, force=True)
