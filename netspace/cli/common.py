@@ -195,15 +195,6 @@ def try_to_draw(draw: Callable[[], None], name: str) -> list[str]:
     return []
 
 
-def without_nan(value: Any) -> Any:
-    """Replace numbers that JSON does not have by None, in nested dicts and lists."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value
-
-
 def share(value: float | None) -> str:
     """Return a share as text."""
     return "-" if value is None else f"{value:.4f}"

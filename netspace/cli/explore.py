@@ -19,7 +19,6 @@ from netspace.cli.common import (
     share,
     space_options,
     try_to_draw,
-    without_nan,
     working,
     write_json,
     zoo_option,
@@ -27,6 +26,7 @@ from netspace.cli.common import (
 from netspace.cli.walks import interpolate, optimize
 from prepkit.cli.common import force_option, json_option, print_json
 from prepkit.errors import counted
+from prepkit.json_values import json_value
 from prepkit.text import table
 
 EVALUATED = {
@@ -76,7 +76,7 @@ def evaluate(
     samples_of(task, samples)
     with working(len(view), "evaluating", "instance", as_json) as advance:
         evaluation = evaluate_space(opened.space, opened.run.registry, view, task, samples, progress=advance)
-    document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **without_nan(evaluation.summary())}
+    document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **json_value(evaluation.summary())}
     table_path, notes = None, []
     if isinstance(run, Path):
         name = f"evaluation-{split}" + ("" if samples == "test" else f"-on-{samples}")

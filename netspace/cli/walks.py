@@ -21,12 +21,12 @@ from netspace.cli.common import (
     share,
     space_options,
     try_to_draw,
-    without_nan,
     working,
     write_json,
     zoo_option,
 )
 from prepkit.cli.common import force_option, json_option, print_json
+from prepkit.json_values import json_value
 from prepkit.text import table
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def interpolate(
     lines = 1 if opened.run.recipe.has_classes and first is None else 2
     with working(lines * steps * len(ends[0]), "interpolating", "point", as_json) as advance:
         walk = interpolate_space(opened.run, opened.zoo, *ends, steps, space=opened.space, task=task, progress=advance)
-        document = {"run": str(run), "kind": kind, **without_nan(walk.summary())}
+        document = {"run": str(run), "kind": kind, **json_value(walk.summary())}
         notes = list(walk.notes)
         if output is not None:
             notes += _write_lines(walk, opened, output, document, resolution if signals else None, force)
@@ -309,8 +309,8 @@ def optimize(
             "learning_rate": learning_rate,
             "noise": noise,
             "seed": seed,
-            "by_architecture": without_nan(optimisation.summary()),
-            "start_points": without_nan(optimisation.table.to_pylist()),
+            "by_architecture": json_value(optimisation.summary()),
+            "start_points": json_value(optimisation.table.to_pylist()),
         }
         if output is not None:
             with replacing_folder(output, mark=RESULT, overwrite=force) as folder:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import prepkit
 from prepkit.files import replacing
+from prepkit.json_values import json_value
 
 Cell: TypeAlias = str | int | float | bool | None
 
@@ -187,19 +188,10 @@ def plain(value: Any, place: str) -> Any:
     place: where the value stands, for messages
     raises ResultError for a value that has no such form
     """
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{place}, {key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, f"{place}, [{index}]") for index, item in enumerate(value)]
-    if hasattr(value, "tolist"):  # arrays, tensors, and scalars of numpy
-        return plain(value.tolist(), place)
-    raise ResultError(f"{place}: a {type(value).__name__} has no form in JSON.")
+    try:
+        return json_value(value, place)
+    except TypeError as error:
+        raise ResultError(str(error)) from None
 
 
 def _plain_table(table: Table, place: str) -> Table:

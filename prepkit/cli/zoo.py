@@ -11,8 +11,9 @@ from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, hub_bars
 from prepkit.cli.network_options import architecture_options, find_architecture
 from prepkit.cli.output import Output, json_option, with_flags
-from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text, without_nan
+from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text
 from prepkit.errors import counted
+from prepkit.json_values import json_value
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
@@ -223,7 +224,7 @@ def export(folder: Path, id_: str, output: Path, force: bool, out: Output) -> No
     tensors = opened.export(id_, output, overwrite=force)
     row = opened.metadata(opened.index(id_))
     out.result(
-        {"output": str(output), "tensors": len(tensors), "metadata": without_nan(row)},
+        {"output": str(output), "tensors": len(tensors), "metadata": json_value(row, not_finite=str)},
         f"{folder} {id_} -> {output}: {row['architecture']}, {counted(len(tensors), 'tensor')}",
     )
 

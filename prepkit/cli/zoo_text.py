@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import counted
+from prepkit.json_values import json_value
 from prepkit.text import readable_bytes, table
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 
@@ -80,7 +80,7 @@ def verification(result: Verification) -> dict[str, Any]:
         "bytes": result.bytes,
         "faults": [dict(vars(fault)) for fault in result.faults],
         "notes": list(result.notes),
-        "reruns": [without_nan(vars(run)) for run in result.reruns],
+        "reruns": [json_value(vars(run), not_finite=str) for run in result.reruns],
     }
 
 
@@ -105,14 +105,6 @@ def split_text(result: ZooSplit) -> str:
     rows = [(split, name, count) for split, counts in result.counts.items() for name, count in sorted(counts.items())]
     kept = f"{counted(result.groups, 'value')} of '{result.group}' kept together" if result.group else "no groups"
     return f"{table(rows, ('split', 'architecture', 'instances'))}\n\n{kept}; table {result.table}"
-
-
-def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with NaN and infinity as text, since JSON has neither."""
-    return {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
 
 
 def _task(task: Mapping[str, Any] | None) -> str:
