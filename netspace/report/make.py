@@ -74,9 +74,8 @@ def report(
     made = time.strftime("%Y-%m-%d %H:%M")
     content = Report(title, made, results, hardware(runners[0].torch_device), versions())
     figures = json.dumps(content.to_dict(), indent=1) + "\n"
-    for path, document in zip(
-        paths, (html_page(content), markdown_page(content, paths[1].parent), figures), strict=True
-    ):
+    documents = html_page(content), markdown_page(content, paths[1].parent), figures
+    for path, document in zip(paths, documents, strict=True):
         with replacing(path, overwrite=overwrite) as temporary:
             temporary.write_text(document, encoding="utf-8")
     return content

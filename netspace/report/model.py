@@ -206,12 +206,11 @@ class Report:
 
     @property
     def first_runs(self) -> dict[str, dict[str, RunResults]]:
-        """By recipe and experiment: the first run with a result, where the page shows it."""
-        first: dict[str, dict[str, RunResults]] = {recipe: {} for recipe in self.recipes}
-        for run in self.runs:
-            for name in run.results:
-                first[run.run.recipe.name].setdefault(name, run)
-        return first
+        """By recipe and experiment: the first run with a result, to which the page links."""
+        return {
+            recipe: {name: run for name in experiment_names() for run in reversed(runs) if name in run.results}
+            for recipe, runs in self.recipes.items()
+        }
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

@@ -71,12 +71,9 @@ def unbroken(text: str) -> Markup:
 
 
 def numeric_columns(table: Table) -> set[int]:
-    """Return the positions of columns that hold only numbers and empty cells."""
-
-    def fits(value: Any) -> bool:
-        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-    return {place for place in range(len(table.columns)) if all(fits(row[place]) for row in table.rows)}
+    """Return the positions of columns that hold only numbers and empty cells; true and false are no numbers."""
+    types = (int, float, type(None))
+    return {place for place in range(len(table.columns)) if all(type(row[place]) in types for row in table.rows)}
 
 
 def as_json(value: Any) -> str:

@@ -203,22 +203,16 @@ def begin(root: Path, size: str) -> None:
 
     raises PaperError if something else is there
     """
-    file = root / PAPER
+    file, wanted = root / PAPER, json.dumps({"format": FORMAT, "size": size})
     if not file.exists():
         if root.exists() and (not root.is_dir() or os.listdir(root)):
             raise PaperError(f"'{root}' exists and was not begun by this command; name a new or empty folder.")
         root.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
-            temporary.write_text(json.dumps({"format": FORMAT, "size": size}) + "\n", encoding="utf-8")
-    try:
-        begun = json.loads(file.read_text(encoding="utf-8"))
-        form, before = begun["format"], begun["size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PaperError(f"{file}: cannot be read ({error!r}); name a new folder.") from None
-    if form != FORMAT or before != size:
-        raise PaperError(
-            f"'{root}' was begun as '{before}' ({form}), not '{size}'; ask for that size, or name a new folder."
-        )
+            temporary.write_text(wanted + "\n", encoding="utf-8")
+    begun = file.read_text(encoding="utf-8", errors="replace").strip()
+    if begun != wanted:
+        raise PaperError(f"'{root}' was begun as {begun}, not {wanted}; ask for that size, or name a new folder.")
     for folder in (ZOOS, RUNS):
         (root / folder).mkdir(exist_ok=True)
 

@@ -1,0 +1,261 @@
+"""The pages of a report: numbers in words, what the page and the Markdown say, and the page in a real browser."""
+
+import base64
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from made_up_experiments import NASTY
+from markupsafe import escape
+
+from netspace.experiments.result import Table, claim
+from netspace.report.make import report
+from netspace.report.model import RecipeClaim
+from netspace.report.pages import ENVIRONMENT, html_page, inline
+from netspace.report.words import bound, duration, measured, number, verdict
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+SEEDS_ALONE = "± is the spread over the runs of a recipe, which differ only in training.seed."
+
+# Words ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1.0, "1"),
+        (1234, "1,234"),
+        (0.98765, "0.9877"),
+        (-2.5, "-2.5"),
+        (12345.6, "12,346"),
+        (math.nan, "none"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+def merit(*numbers, runs, unit=""):
+    return RecipeClaim(
+        "recipe", "experiment", "text", ">= 0.5", "paper", unit, numbers, sum(one >= 0.5 for one in numbers), runs
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "told", "judged"),
+    [
+        (merit(0.75, runs=1), "0.75", "held"),
+        (merit(0.75, 0.25, runs=2), "0.5 ± 0.354 (2 runs)", "held in 1 of 2 runs"),
+        (merit(0.75, 0.25, runs=2, unit="points"), "50 ± 35.4 points (2 runs)", "held in 1 of 2 runs"),
+        (merit(0.75, 0.75, runs=2, unit="%"), "75 % (in each of 2 runs)", "held"),
+        (merit(0.25, 0.25, runs=3, unit="%"), "25 % (from 2 of 3 runs)", "NOT held"),
+        (merit(0.75, 0.25, runs=3), "0.5 ± 0.354 (from 2 of 3 runs)", "held in 1 of 2 runs"),
+        (merit(0.75, math.nan, runs=2), "0.75 (from 1 of 2 runs)", "held in 1 of 2 runs"),
+        (merit(math.nan, math.nan, runs=2), "none (from 0 of 2 runs)", "NOT held"),
+        (merit(math.nan, runs=1), "none", "NOT held"),
+    ],
+)
+def test_what_was_found_says_in_how_many_runs(made, told, judged):
+    assert measured(made) == told
+    assert verdict(made) == judged
+
+
+@pytest.mark.parametrize(
+    ("relation", "limit", "unit", "text"),
+    [
+        (">=", 0.95, "%", ">= 95 %"),
+        (">=", 1, "%", "= 100 %"),  # no share is larger
+        (">=", 1, "", ">= 1"),
+        ("<=", 0.03, "points", "<= 3 points"),
+        ("==", 0, "", "= 0"),
+    ],
+)
+def test_bounds_are_said_in_their_unit(relation, limit, unit, text):
+    assert bound(claim("A claim", 0.5, relation, limit, unit=unit)) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_what_comes_from_outside_is_escaped():
+    assert inline("a `b<c>` <d>") == "a <code>b&lt;c&gt;</code> &lt;d&gt;"
+    made = ENVIRONMENT.get_template("macros.html.jinja").module.result_table(Table(NASTY, (NASTY,), ((NASTY,),)), NASTY)
+    assert "<script" not in made
+    assert made.count("&lt;script&gt;") == 4
+
+
+def test_the_page_holds_all_and_names_nothing_outside(tmp_path, runs, made_up):
+    for run in runs:
+        run.record["zoo"]["name"] = NASTY
+        run.record["versions"] = {NASTY: NASTY}
+    report(runs, tmp_path / "report.html", device="cpu", title=f"Title {NASTY}")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<script>") == 1  # its own
+    assert f'content="{POLICY}"' in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
+    assert not re.search(r"https?:|@import|url\(", page)
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert {source[1:] for source in sources if source.startswith("#")} <= set(ids)
+    images = [base64.b64decode(source.partition(",")[2]) for source in sources if source.startswith("data:")]
+    assert (runs[0].path / "experiments" / "accuracy.png").read_bytes() in images
+    assert len(images) == 2  # the curve and the picture of the first run; the other seed has none
+    assert "held in 1 of 2 runs" in page
+    assert re.findall(r"<strong>(\d of \d)</strong>", page) == ["0 of 2", "1 of 1", "1 of 1"]  # of each kind
+    assert re.findall(r">(\d of \d)<", page)[3:] == ["2 of 4", "3 of 4"]  # of each run
+    assert escape(SEEDS_ALONE) in page
+    words = re.sub(r"<[^>]*>", "", page)
+    assert "0.915 ± 0.0212 (2 runs)" in words
+    assert re.search(r"50 % \(in each of 2 runs\)\s*≥ 25 %", words)
+    heads = ["Claims of the paper: 0 of 2", "Questions beyond the paper: 1 of 1", "Checks: 1 of 1"]
+    places = [words.index(f"{head} held in every run") for head in heads]
+    assert places == sorted(places)
+    assert words.index("2 runs of 1 recipe") > places[-1]  # the headline first
+    assert "<details><summary>Checks: 1 of 1" in page
+
+
+def test_a_recipe_is_in_the_contents_once_and_its_other_runs_are_folded(tmp_path, runs, made_up, variant):
+    report([*runs, variant], tmp_path / "report.html", device="cpu")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    contents = page[page.index("<nav") : page.index("</nav>")]
+    assert re.findall(r'href="#([^"]*)"', contents) == [
+        "claims",
+        "runs",
+        "recipe-digits_single",
+        "run-run-0-accuracy",
+        "recipe-digits_single_weights",
+        "run-run-weights-accuracy",
+        "variants",
+    ]
+    section = page[page.index('id="recipe-digits_single"') : page.index('id="recipe-digits_single_weights"')]
+    other = section.index("<details><summary>Run run-1, seed 1: 3 of 4 held</summary>")
+    assert section.index('id="run-run-0"') < other < section.index('id="run-run-1"')
+    assert "<img" not in section[other:]
+
+
+def test_the_markdown_holds_the_same_and_its_pictures_exist(tmp_path, runs, made_up):
+    (tmp_path / "pages").mkdir()
+    report(runs, tmp_path / "pages" / "report.html", device="cpu")
+    text = (tmp_path / "pages" / "report.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[.*?\]\(<(.*?)>\)", text)
+    assert len(pictures) == 2
+    assert all((tmp_path / "pages" / picture).is_file() for picture in pictures)
+    assert "| a | 9.5 | yes |" in text
+    told = "0 of 2 claims of the paper held in every run; 1 of 1 question beyond the paper; 1 of 1 check."
+    assert f"{SEEDS_ALONE}\n\n## Claims\n\n{told}\n" in text
+    assert re.findall(r"^### (.*) held in every run$", text, re.M) == [
+        "Claims of the paper: 0 of 2",
+        "Questions beyond the paper: 1 of 1",
+        "Checks: 1 of 1",
+    ]
+    assert "Could not be made" in text
+    assert "Variants" not in text
+    lines = [line for line in text.splitlines() if line.startswith("| digits_single |")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [7] * 4  # a `|` of a claim does not end its cell
+
+
+def test_a_missing_picture_is_told(tmp_path, runs, made_up, monkeypatch):
+    found = report(runs[:1], tmp_path / "report.html", device="cpu")
+    (runs[0].path / "experiments" / "accuracy.png").unlink()
+    assert "The picture accuracy.png is missing." in html_page(found)
+
+
+# In a browser ---------------------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>
+window.addEventListener("load", function () {
+  function column(name, place) {
+    var found = Array.prototype.filter.call(document.querySelectorAll("table"), function (one) {
+      return one.caption && one.caption.textContent === name;
+    })[0];
+    return { head: found.tHead.rows[0].cells[place], text: function () {
+      return Array.prototype.map.call(found.tBodies[0].rows, function (row) { return row.cells[place].textContent; });
+    } };
+  }
+  var seen = {}, names = column("Instances", 0), values = column("Instances", 1);
+  seen.before = names.text();
+  names.head.querySelector("button").click(); seen.byName = names.text(); seen.sort = names.head.ariaSort;
+  names.head.querySelector("button").click(); seen.byNameBack = names.text();
+  values.head.querySelector("button").click(); seen.byValue = values.text(); seen.forgotten = names.head.ariaSort;
+  values.head.querySelector("button").click(); seen.byValueBack = values.text();
+  seen.images = Array.prototype.map.call(document.images, function (one) {
+    return one.complete && one.naturalWidth > 0;
+  });
+  seen.requests = performance.getEntriesByType("resource").filter(function (one) {
+    return !one.name.startsWith("data:");
+  }).length;
+  seen.broken = Array.prototype.filter.call(document.querySelectorAll(".one-line"), function (one) {
+    return one.getClientRects().length > 1;
+  }).length;
+  seen.wide = Array.prototype.filter.call(document.querySelectorAll(".dense .wide"), function (one) {
+    return one.scrollWidth > one.clientWidth;
+  }).length;
+  var folded = document.getElementById("run-run-1").closest("details");
+  seen.folded = !folded.open;
+  document.querySelector('a[href="#run-run-1"]').click();
+  seen.opened = folded.open;
+  seen.width = document.querySelector("main").clientWidth;
+  seen.title = document.title;
+  seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  seen.errors = window.seenErrors;
+  var out = document.createElement("pre"); out.id = "probe"; out.textContent = JSON.stringify(seen);
+  document.body.appendChild(out);
+});
+</script>"""
+LISTEN = (
+    "<script>window.seenErrors = []; window.onerror = function (m) { window.seenErrors.push(String(m)); };</script>"
+)
+
+
+def in_browser(page: Path, folder: Path, *options: str) -> str:
+    """The document as a real browser has it after its scripts ran."""
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet, *options]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={folder}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("size", ["1440,900", "500,900"])
+def test_the_page_in_a_browser(tmp_path, runs, made_up, variant, size):
+    report([*runs, variant], tmp_path / "report.html", device="cpu", title=f"Title {NASTY}")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    probed = tmp_path / "probed.html"
+    probed.write_text(text.replace("<style>", f"{LISTEN}<style>", 1).replace("</body>", f"{PROBE}</body>"))
+    document = in_browser(probed, tmp_path / "profile", f"--window-size={size}")
+    found = re.search(r'<pre id="probe">(.*?)</pre>', document, re.S)
+    seen = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert seen["errors"] == []
+    assert seen["title"] == f"Title {NASTY}"
+    assert seen["before"] == ["b", "a", "c", "d"]
+    assert seen["byName"] == ["a", "b", "c", "d"]
+    assert (seen["sort"], seen["forgotten"]) == ("ascending", None)
+    assert seen["byNameBack"] == ["d", "c", "b", "a"]
+    assert seen["byValue"] == ["9.5", "10", "100", ""]  # as numbers, what is empty last
+    assert seen["byValueBack"] == ["100", "10", "9.5", ""]
+    assert seen["images"] == [True] * 4
+    assert (seen["folded"], seen["opened"]) == (True, True)  # a link opens what it leads into
+    assert seen["broken"] == 0
+    assert seen["wide"] == 0 or seen["width"] < 1000  # claims and variants fit a page of 1,000 px
+    assert seen["requests"] == 0
+    assert seen["overflow"] <= 0  # nothing is wider than the window, not on a small one either
