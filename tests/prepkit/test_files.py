@@ -15,7 +15,7 @@ import pytest
 
 from prepkit import files
 from prepkit.errors import OutputError, VerificationError
-from prepkit.files import check_writable, current_umask, flush, replacing
+from prepkit.files import check_writable, current_umask, flush, replacing, replacing_folder
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -295,3 +295,58 @@ def test_only_errors_with_one_of_the_system_behind_them_become_output_errors() -
     handled = KeyError("x")
     handled.__context__ = FULL
     assert files.system_error(handled) is None  # only torch's RuntimeErrors hide one there
+
+
+# Folders --------------------------------------------------------------------------------------------------------
+
+MARK = "result.json"
+
+
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with replacing_folder(tmp_path / "empty", mark=MARK) as folder:
+        (folder / "a").write_text("a")
+    assert names(tmp_path) == ["empty"]
+    assert names(tmp_path / "empty") == ["a"]
+
+
+def test_a_folder_with_the_mark_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "line").mkdir()
+    for name in (MARK, "more"):
+        (tmp_path / "line" / name).write_text("old")
+    with pytest.raises(OutputError, match="exists already"), replacing_folder(tmp_path / "line", mark=MARK):
+        pass
+    with replacing_folder(tmp_path / "line", mark=MARK, overwrite=True) as folder:
+        (folder / MARK).write_text("new")
+    assert names(tmp_path) == ["line"]
+    assert names(tmp_path / "line") == [MARK]
+    assert (tmp_path / "line" / MARK).read_text() == "new"
+
+
+def test_a_folder_without_the_mark_is_the_user_s(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("a")
+    new = replacing_folder(tmp_path / "mine", mark=MARK, overwrite=True)
+    with pytest.raises(OutputError, match=r"holds other files and no result\.json"), new:
+        pass
+    assert names(tmp_path / "mine") == ["a"]
+
+
+def test_a_folder_that_was_there_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full between taking the old folder away and giving the new one its name."""
+    (tmp_path / "line").mkdir()
+    (tmp_path / "line" / MARK).write_text("old")
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if str(source).endswith(".tmp"):
+            raise FULL
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    new = replacing_folder(tmp_path / "line", mark=MARK, overwrite=True)
+    with pytest.raises(OutputError, match="the disk is full"), new as folder:
+        (folder / "a").write_text("new")
+    assert names(tmp_path) == ["line"]
+    assert names(tmp_path / "line") == [MARK]
+    assert (tmp_path / "line" / MARK).read_text() == "old"

@@ -18,8 +18,6 @@ import prepkit
 from netspace.cli import main
 from netspace.cli.common import RESULT
 from netspace.explore.embedding import embed, embeddings
-from prepkit.errors import OutputError
-from prepkit.files import replacing_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -370,33 +368,4 @@ def test_force_replaces_a_result(call, runs, tmp_path):
     (tmp_path / "line" / "more.txt").write_text("of the user's")
     call(*line, "--force")
     assert "more.txt" not in files(tmp_path / "line")
-    assert os.listdir(tmp_path) == ["line"]
-
-
-def test_an_empty_folder_is_used(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with replacing_folder(tmp_path / "empty", mark=RESULT) as folder:
-        (folder / "a").write_text("a")
-    assert files(tmp_path) == ["empty/a"]
-
-
-def test_what_was_there_comes_back(tmp_path, monkeypatch):
-    """Between taking the old folder away and giving the new one its name."""
-    (tmp_path / "line").mkdir()
-    (tmp_path / "line" / RESULT).write_text("old")
-    replace = os.replace
-
-    def fail(source, target):
-        if str(source).endswith(".tmp"):
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", fail)
-    with (
-        pytest.raises(OutputError, match="the disk is full"),
-        replacing_folder(tmp_path / "line", mark=RESULT, overwrite=True) as folder,
-    ):
-        (folder / "a").write_text("new")
-    assert files(tmp_path) == ["line/result.json"]
-    assert (tmp_path / "line" / RESULT).read_text() == "old"
     assert os.listdir(tmp_path) == ["line"]
