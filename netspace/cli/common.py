@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from prepkit.cli.common import device_option
-from prepkit.progress import Advance, ProgressBar
+from prepkit.cli.output import Output
+from prepkit.progress import Advance
 
 if TYPE_CHECKING:
     import torch
@@ -200,19 +201,13 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def print_notes(notes: list[str]) -> None:
-    """Print notes to stderr."""
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-
-
 @contextmanager
-def working(total: int, name: str, unit: str, quiet: bool) -> Iterator[Advance]:
+def working(total: int, name: str, unit: str, out: Output) -> Iterator[Advance]:
     """Give the function that moves a bar on; refused memory becomes an error of one line."""
     from netspace.training.memory import OutOfMemory, is_out_of_memory
 
     try:
-        with ProgressBar(name, unit, quiet=quiet) as bar:
+        with out.bar(name, unit) as bar:
             bar.begin(total)
             yield bar.advance
     except RuntimeError as error:

@@ -12,7 +12,6 @@ from netspace.cli.common import (
     data_option,
     load_embeddings,
     open_run,
-    print_notes,
     refuse_unused,
     run_argument,
     seed_option,
@@ -24,7 +23,8 @@ from netspace.cli.common import (
     zoo_option,
 )
 from netspace.cli.walks import interpolate, optimize
-from prepkit.cli.common import force_option, json_option, print_json
+from prepkit.cli.common import force_option
+from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
 from prepkit.json_values import json_value
 from prepkit.text import table
@@ -55,7 +55,7 @@ def evaluate(
     data: Path | None,
     kind: str,
     device: str,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Compare the instances of a split with the predicted ones.
 
@@ -74,7 +74,7 @@ def evaluate(
     view = opened.zoo.split(split)
     task = task_of(opened.zoo, opened.device, data)
     samples_of(task, samples)
-    with working(len(view), "evaluating", "instance", as_json) as advance:
+    with working(len(view), "evaluating", "instance", out) as advance:
         evaluation = evaluate_space(opened.space, opened.run.registry, view, task, samples, progress=advance)
     document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **json_value(evaluation.summary())}
     table_path, notes = None, []
@@ -87,16 +87,15 @@ def evaluate(
             write_json(temporary, document)
         picture.parent.mkdir(exist_ok=True)
         notes = try_to_draw(lambda: save_figure(evaluation_figure(evaluation), picture, overwrite=True), "picture")
-    if as_json:
-        print_json({**document, "table": None if table_path is None else str(table_path), "notes": notes})
-        return
-    print_notes(notes)
     columns = [name for name in EVALUATED if name in document]
     groups = [*document["by_architecture"].items(), ("all", document)]
     rows = [(group, means["instances"], *(share(means[name]) for name in columns)) for group, means in groups]
-    click.echo(table(rows, ("architecture", "instances", *(EVALUATED[name] for name in columns))))
-    if table_path is not None:
-        click.echo(str(table_path))
+    text = table(rows, ("architecture", "instances", *(EVALUATED[name] for name in columns)))
+    out.notes(notes)
+    out.result(
+        {**document, "table": None if table_path is None else str(table_path), "notes": notes},
+        text if table_path is None else f"{text}\n{table_path}",
+    )
 
 
 @click.command()
@@ -123,7 +122,7 @@ def embed(
     kind: str,
     device: str,
     force: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Write the embeddings of a zoo's instances as a table.
 
@@ -135,14 +134,14 @@ def embed(
     check_table_path(output, overwrite=force)
     opened = open_run(run, zoo, kind, device, any_zoo=True)
     view = opened.zoo if split is None else opened.zoo.split(split)
-    with working(len(view), "embedding", "instance", as_json) as advance:
+    with working(len(view), "embedding", "instance", out) as advance:
         embeddings = embed_zoo(opened.run, view, space=opened.space, progress=advance)
         write_table(embeddings, output, overwrite=force)
     size = opened.space.embedding_size
-    if as_json:
-        print_json({"output": str(output), "instances": len(embeddings), "embedding_size": size})
-        return
-    click.echo(f"{output}: {counted(len(embeddings), 'instance')}, embeddings of {size:,} values")
+    out.result(
+        {"output": str(output), "instances": len(embeddings), "embedding_size": size},
+        f"{output}: {counted(len(embeddings), 'instance')}, embeddings of {size:,} values",
+    )
 
 
 @click.command()
@@ -173,7 +172,7 @@ def decode(
     kind: str,
     device: str,
     force: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Write one predicted network as a plain state dict.
 
@@ -221,12 +220,10 @@ def decode(
             predicted = predict(opened.space, latents, opened.run.registry)
     prepkit.save_state_dict(predicted.tensors(0), output, overwrite=force)
     architecture = predicted.architecture(0)
-    if as_json:
-        facts = {"architecture": architecture.name, "class_id": predicted.class_ids[0]}
-        print_json({"output": str(output), **facts, "between": ends, "gamma": gamma})
-        return
+    facts = {"architecture": architecture.name, "class_id": predicted.class_ids[0], "between": ends, "gamma": gamma}
     between = f", at gamma {gamma:g} between {ends[0]} and {ends[1]}" if ends else ""
-    click.echo(f"{output}: {architecture.name}, {architecture.num_parameters:,} parameters{between}")
+    text = f"{output}: {architecture.name}, {architecture.num_parameters:,} parameters{between}"
+    out.result({"output": str(output), **facts}, text)
 
 
 COMMANDS: tuple[click.Command, ...] = (evaluate, embed, interpolate, optimize, decode)

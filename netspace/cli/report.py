@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.cli.common import Interrupted, device_option, force_option, json_option, print_json
+from prepkit.cli.common import Interrupted, device_option, force_option
+from prepkit.cli.output import Output, json_option
 from prepkit.progress import StatusLine
 from prepkit.text import readable_seconds
 
@@ -40,7 +41,7 @@ def report(
     only: tuple[str, ...],
     title: str | None,
     force: bool,
-    as_json: bool,
+    out: Output,
     **settings: Any,
 ) -> None:
     """Make all experiments on runs and write one page: claims, pictures, numbers, recipes, versions, times.
@@ -59,12 +60,12 @@ def report(
     if title is not None:
         settings["title"] = title
     opened = [Run(path) for path in runs]
-    with StageLine(as_json) as line:
+    with StageLine(out.as_json) as line:
         try:
             made = make_report(opened, output, only=only or None, overwrite=force, progress=line, **settings)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; finished experiments are kept. The same command goes on.") from None
-    print_report(made, output, as_json)
+    print_report(made, output, out)
 
 
 @click.command()
@@ -73,7 +74,7 @@ def report(
 @click.option("--full", is_flag=True, help="Train three seeds, and the ablations.")
 @device_option
 @json_option
-def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> None:
+def paper(folder: Path, quick: bool, full: bool, device: str, out: Output) -> None:
     """Train the embedded zoos, train spaces on them, make all experiments, and write OUT/report.html.
 
     \b
@@ -91,30 +92,28 @@ def paper(folder: Path, quick: bool, full: bool, device: str, as_json: bool) -> 
         raise click.UsageError("--quick and --full are two sizes; give one, or neither for the usual one.")
     keep_freed_memory()
     size = "quick" if quick else "full" if full else "mini"
-    with StageLine(as_json) as line:
+    with StageLine(out.as_json) as line:
         try:
             made = make_paper(folder, size, device=device, progress=line)
         except (KeyboardInterrupt, TrainingInterrupted):
             raise Interrupted(
                 f"interrupted; what is finished is kept in '{folder}'. The same command goes on."
             ) from None
-    print_report(made, folder / PAGE, as_json)
+    print_report(made, folder / PAGE, out)
 
 
-def print_report(report: Report, page: Path, as_json: bool) -> None:
+def print_report(report: Report, page: Path, out: Output) -> None:
     """Print which claims held, as text or as one JSON document; exit with 1 if an experiment could not be made."""
     from netspace.report.words import bound, heading, measured, tally, verdict
 
-    if as_json:
-        print_json({"output": str(page), **report.to_dict()})
-    else:
-        for kind, count in report.counts.items():
-            if count["of"]:
-                click.echo(heading(report, kind))
-            for claim in (claim for claim in report.claims if claim.kind == kind):
-                text = f"{claim.recipe}: {claim.text}: {measured(claim)} (must be {bound(claim)})"
-                click.echo(f"  {verdict(claim):9}  {text}")
-        click.echo(f"{page}: {tally(report)}")
+    lines = []
+    for kind, count in report.counts.items():
+        if count["of"]:
+            lines.append(heading(report, kind))
+        for claim in (claim for claim in report.claims if claim.kind == kind):
+            text = f"{claim.recipe}: {claim.text}: {measured(claim)} (must be {bound(claim)})"
+            lines.append(f"  {verdict(claim):9}  {text}")
+    out.result({"output": str(page), **report.to_dict()}, "\n".join([*lines, f"{page}: {tally(report)}"]))
     for failure in report.failures:
         click.echo(f"could not be made: {failure}", err=True)
     if report.failures:

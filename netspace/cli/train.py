@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netspace.cli.common import PATH, PLACE, data_option
-from prepkit.cli.common import device_option, json_option, print_json
-from prepkit.progress import ProgressBar
+from prepkit.cli.common import device_option
+from prepkit.cli.output import Output, json_option
 from prepkit.text import table
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", metavar="RECIPE")
 @click.option("--zoo", required=True, type=PLACE, metavar="ZOO", help="Zoo to learn from: a folder or hf://user/zoo.")
-@click.option("--out", required=True, type=PATH, metavar="RUN", help="Folder of the run.")
+@click.option("--out", "folder", required=True, type=PATH, metavar="RUN", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in this folder.")
 @device_option
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the training. [default: the recipe's]")
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 def train(
     recipe: str,
     zoo: Path | str,
-    out: Path,
+    folder: Path,
     resume: bool,
     device: str,
     seed: int | None,
     steps: int | None,
     changes: tuple[str, ...],
     data: Path | None,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Train a NetSpace on a zoo.
 
@@ -66,24 +66,24 @@ def train(
     values |= {} if seed is None else {"training.seed": seed}
     values |= {} if steps is None else {"training.steps": steps}
     keep_freed_memory()
-    with ProgressBar("training", "step", quiet=as_json) as bar:
-        run = train_space(load_recipe(recipe, values), zoo, out, resume=resume, device=device, data=data, progress=bar)
+    with out.bar("training", "step") as bar:
+        run = train_space(
+            load_recipe(recipe, values), zoo, folder, resume=resume, device=device, data=data, progress=bar
+        )
     if is_first_process():
-        print_run(run, as_json)
+        print_run(run, out)
 
 
 @click.command()
 @json_option
-def recipes(as_json: bool) -> None:
+def recipes(out: Output) -> None:
     """List the built-in recipes."""
     from netspace.recipe import load_recipe, recipe_names
 
     known = [load_recipe(name) for name in recipe_names()]
-    if as_json:
-        print_json({"recipes": [recipe.to_dict() for recipe in known]})
-        return
     rows = [(recipe.name, recipe.setting, recipe.zoo, recipe.description) for recipe in known]
-    click.echo(table(rows, ("name", "setting", "zoo", "description")))
+    text = table(rows, ("name", "setting", "zoo", "description"))
+    out.result({"recipes": [recipe.to_dict() for recipe in known]}, text)
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -99,15 +99,11 @@ def parse_change(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def print_run(run: Run, as_json: bool) -> None:
+def print_run(run: Run, out: Output) -> None:
     """Print what was trained, as text or as one JSON document."""
     best = run.facts("best")
-    if as_json:
-        print_json({"output": str(run.path), "recipe": run.recipe.name, "best": best})
-        return
-    if best is None:
-        click.echo(f"{run.path}: not validated yet")
-        return
-    scores = " ".join(f"{name} {value:.4g}" for name, value in best["scores"].items())
-    click.echo(f"{run.path}: best after step {best['step']}: {scores}")
-    click.echo(f"netspace evaluate {run.path}")
+    text = f"{run.path}: not validated yet"
+    if best is not None:
+        scores = " ".join(f"{name} {value:.4g}" for name, value in best["scores"].items())
+        text = f"{run.path}: best after step {best['step']}: {scores}\nnetspace evaluate {run.path}"
+    out.result({"output": str(run.path), "recipe": run.recipe.name, "best": best}, text)

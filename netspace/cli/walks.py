@@ -14,7 +14,6 @@ from netspace.cli.common import (
     data_option,
     load_embeddings,
     open_run,
-    print_notes,
     refuse_unused,
     run_argument,
     seed_option,
@@ -25,7 +24,8 @@ from netspace.cli.common import (
     write_json,
     zoo_option,
 )
-from prepkit.cli.common import force_option, json_option, print_json
+from prepkit.cli.common import force_option
+from prepkit.cli.output import Output, json_option
 from prepkit.json_values import json_value
 from prepkit.text import table
 
@@ -74,7 +74,7 @@ def interpolate(
     kind: str,
     device: str,
     force: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Walk between instances, along embeddings and along weights.
 
@@ -115,19 +115,18 @@ def interpolate(
             accuracies = target_accuracy(opened.run.registry, view, task, "test")
         ends = random_pairs(opened.run, view, pairs or 8, seed=seed, accuracies=accuracies)
     lines = 1 if opened.run.recipe.has_classes and first is None else 2
-    with working(lines * steps * len(ends[0]), "interpolating", "point", as_json) as advance:
+    with working(lines * steps * len(ends[0]), "interpolating", "point", out) as advance:
         walk = interpolate_space(opened.run, opened.zoo, *ends, steps, space=opened.space, task=task, progress=advance)
         document = {"run": str(run), "kind": kind, **json_value(walk.summary())}
         notes = list(walk.notes)
         if output is not None:
             notes += _write_lines(walk, opened, output, document, resolution if signals else None, force)
-    if as_json:
-        print_json({**document, "output": None if output is None else str(output), "notes": notes})
-        return
-    print_notes(notes)
-    click.echo(_lines_text(walk))
-    if output is not None:
-        click.echo(str(output))
+    text = _lines_text(walk)
+    out.notes(notes)
+    out.result(
+        {**document, "output": None if output is None else str(output), "notes": notes},
+        text if output is None else f"{text}\n{output}",
+    )
 
 
 def _lines_text(walk: Interpolation) -> str:
@@ -253,7 +252,7 @@ def optimize(
     kind: str,
     device: str,
     force: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Move embeddings to better networks (latent space optimisation).
 
@@ -284,7 +283,7 @@ def optimize(
         start = load_embeddings(embedding, opened.space.embedding_size)
     task = task_of(opened.zoo, opened.device, data)
     groups = -(-len(start) // POINTS_AT_ONCE)
-    with working(groups * steps, "optimising", "step", as_json) as advance:
+    with working(groups * steps, "optimising", "step", out) as advance:
         optimisation = optimize_embeddings(
             opened.run,
             opened.zoo,
@@ -319,13 +318,12 @@ def optimize(
                 notes += try_to_draw(lambda: save_figure(optimisation_figure(panels), picture), "figure.png")
                 _write_networks(optimisation.predicted, folder / "networks", "start")
                 write_json(folder / RESULT, {**document, "notes": notes})
-    if as_json:
-        print_json({**document, "output": None if output is None else str(output), "notes": notes})
-        return
-    print_notes(notes)
-    click.echo(_optimised_text(optimisation))
-    if output is not None:
-        click.echo(str(output))
+    text = _optimised_text(optimisation)
+    out.notes(notes)
+    out.result(
+        {**document, "output": None if output is None else str(output), "notes": notes},
+        text if output is None else f"{text}\n{output}",
+    )
 
 
 def _optimised_text(optimisation: Optimisation) -> str:

@@ -13,7 +13,6 @@ from typing import IO, Any, TypeVar
 import click
 
 from prepkit.cli.output import INTERRUPTED, print_error, with_flags
-from prepkit.cli.output import print_json as print_json
 from prepkit.errors import FormerSpelling, PrepkitError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -127,11 +126,6 @@ def device_option(command: F) -> F:
         metavar="D",
         help="cpu, cuda, cuda:N or mps; auto takes a GPU if there is one.",
     )(command)
-
-
-def json_option(command: F) -> F:
-    """Add `--json`; see Commands for how errors learn of it."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, on failure too.")(command)
 
 
 def _error_of_stdout() -> OSError | None:
