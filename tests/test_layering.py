@@ -131,6 +131,8 @@ LIGHT = (
     "tensors",
     "checkpoint",
     "checkpoint.formats",
+    "checkpoint.opening",
+    "checkpoint.torch_files",
     "checkpoint.load",
     "checkpoint.export",
     "checkpoint.safetensors_header",

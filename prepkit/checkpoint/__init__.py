@@ -1,1 +1,1 @@
-"""Checkpoints of any kind: read, recognised, and written as plain state dicts."""
+"""Reading checkpoints of any kind, and writing plain state dicts."""

@@ -1,4 +1,4 @@
-"""Writing a plain state dict, which torch.load or safetensors reads without prepkit."""
+"""Writing a plain state dict, which torch.load or safetensors can read without prepkit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 def save_state_dict(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write named tensors whole or not at all; the suffix says the format: .pt, .pth or .safetensors.
+    """Write named tensors whole or not at all. The suffix gives the format: .pt, .pth or .safetensors.
 
-    Tied tensors stay tied in .pt; safetensors has no ties, so there each name gets its own values.
+    Tied tensors stay tied in .pt. The safetensors format has no ties, so there each name gets its own copy.
     raises OutputError for another suffix, an existing file without `overwrite`, or one that cannot be written
+
+    >>> prepkit.save_state_dict(torch.nn.Linear(2, 1).state_dict(), "model.safetensors")
     """
     target = Path(path)
     write = writer_for(target)
@@ -30,9 +32,9 @@ def save_state_dict(tensors: Mapping[str, Tensor], path: str | os.PathLike[str],
 
 
 def writer_for(path: Path) -> Callable[[dict[str, Tensor], Path], None]:
-    """The function that writes the format which a file's suffix names.
+    """Return the function that writes the format which a file's suffix names.
 
-    raises OutputError for a suffix that names none
+    raises OutputError for a suffix that names no format
     """
     try:
         return WRITERS[path.suffix.lower()]
@@ -43,7 +45,7 @@ def writer_for(path: Path) -> Callable[[dict[str, Tensor], Path], None]:
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor in memory of its own: a view would take the whole PRep into the file. Ties stay ties."""
+    """Copy each tensor into memory of its own, since a view would take its whole PRep into the file. Ties stay ties."""
     copies: dict[object, Tensor] = {}
     owned = {}
     for name, tensor in tensors.items():
@@ -57,7 +59,7 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write_torch(tensors: dict[str, Tensor], path: Path) -> None:
     import torch
 
-    with path.open("wb") as file:  # given a path, torch writes its name into the file and hides why writing failed
+    with path.open("wb") as file:  # if torch gets a path, it writes its name into the file and hides why writing fails
         torch.save(tensors, file)
 
 

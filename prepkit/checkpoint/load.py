@@ -1,10 +1,10 @@
-"""Reading checkpoints: any file of weights -> names and CPU tensors, without running what is in it.
+"""Reading checkpoints: any file of weights becomes names and CPU tensors, without running what is in it.
 
-    checkpoint = load_checkpoint("model.pt")       # .pt, .pth, .bin, .ckpt, .safetensors, *.safetensors.index.json
-    checkpoint["fc.weight"].shape                  # a read-only mapping of names to tensors
-    checkpoint.key, checkpoint.prefix              # ('state_dict', 'module.'): what was unwrapped and stripped
+    checkpoint = load_checkpoint("model.pt")       # or .pth, .bin, .ckpt, .safetensors, *.safetensors.index.json
+    checkpoint["fc.weight"].shape                  # a checkpoint is a read-only mapping of names to tensors
+    checkpoint.key, checkpoint.prefix              # such as ('state_dict', 'module.'), unwrapped and stripped
 
-What is read is the state dict alone: the optimizer, the epoch and the like stay in the file.
+Only the state dict is read. The state of the optimizer, the epoch and the like stay in the file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepkit.checkpoint.formats import Format, is_index, opened, quoted, read_content, shards_of
+from prepkit.checkpoint.formats import Format, is_index, read_content, shards_of
+from prepkit.checkpoint.opening import opened, quoted
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Keys under which training scripts keep state dicts. Several in one file are a conflict that only its owner can judge.
+# Training scripts keep state dicts under these keys. If one file has several, only its owner knows which one is meant.
 ROLES = ("model", "net", "network", "module", "backbone", "encoder", "decoder", "classifier", "student", "teacher")
 RIVALS = ("generator", "discriminator", "G", "D", "netG", "netD", "g", "d", "actor", "critic", "policy")
 AVERAGES = ("ema", "swa", "state_dict_ema", "ema_state_dict", "swa_state_dict", "ema_model", "swa_model", "params_ema")
@@ -31,22 +32,22 @@ WRAPPERS = frozenset(
     ("state_dict", "weights", "params", "parameters", *AVERAGES)
     + tuple(name + suffix for name in ROLES + RIVALS for suffix in SUFFIXES)
 )
-# Left by DataParallel and DDP, torch.compile, FSDP and activation checkpointing around a whole network.
+# DataParallel and DDP, torch.compile, FSDP and activation checkpointing put these before all names of a network.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# Where a LightningModule usually holds its network; elsewhere these may be the network's own names.
+# A LightningModule usually holds its network in one of these; elsewhere they may be the network's own names.
 LIGHTNING_PREFIXES = ("model.", "net.", "network.")
-AVERAGE_COUNT = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts in it, beside `module.`
+AVERAGE_COUNT = "n_averaged"  # the counter that torch.optim.swa_utils.AveragedModel keeps beside `module.`
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping[str, "Tensor"]):
-    """Names -> CPU tensors, as one file holds them; tied tensors are one memory, mapped files stay mapped.
+    """A mapping from names to CPU tensors as one file holds them; tied tensors share memory, mapped files stay mapped.
 
     path:    the file
     format:  "torch zip", "torch legacy", "safetensors" or "safetensors index"
-    key:     dotted key of the state dict inside what was saved, None if it was saved as it is
-    prefix:  what was stripped from every name, "" if nothing
-    dropped: full names left out: the counter of an AveragedModel
+    key:     dotted key of the state dict in the saved object; None if the state dict itself was saved
+    prefix:  text that was stripped from the start of every name, often ""
+    dropped: full names that were left out: the counter of an AveragedModel
     """
 
     path: Path
@@ -67,26 +68,33 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
 
 def load_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
-    """Read the state dict in a file that torch.save or safetensors wrote, told by its content, never by its name.
+    """Read the state dict in a file that torch.save or safetensors wrote; its content tells the format, not its name.
 
-    key: where the state dict is, needed only if there are several; dotted for nested ones ("ema.model")
+    key: the key of the state dict, needed only if there are several; dotted for nested ones ("ema.model")
     raises UnsafeCheckpoint if reading would run code or take more memory than the file holds
     raises CheckpointError for every other file that is not one readable state dict
+
+    The tensors may be mapped from the file, so do not write into the file while they are in use.
+
+    >>> torch.save({"epoch": 3, "model": torch.nn.Linear(2, 1).state_dict()}, "run.pt")
+    >>> checkpoint = prepkit.load_checkpoint("run.pt")
+    >>> checkpoint.key, list(checkpoint)
+    ('model', ['weight', 'bias'])
     """
     path = Path(path)
     content = read_content(path)
-    taken, state = find_state_dict(path, content.value, key)
-    check_entries(path, taken, state)
+    found_key, state = find_state_dict(path, content.value, key)
+    check_entries(path, found_key, state)
     check_no_shard(path, state)
     if content.data_bytes is not None:
         check_memory(path, state, content.data_bytes)
     prefix, dropped = wrapping(state, from_lightning=is_lightning(content.value))
     tensors = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name not in dropped}
-    return Checkpoint(path, content.format, taken or None, prefix, dropped, tensors)
+    return Checkpoint(path, content.format, found_key or None, prefix, dropped, tensors)
 
 
 def check_no_shard(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for a shard of a zoo: one array `prep` `[rows, height, width]`, many networks in one."""
+    """Raise CheckpointError for a shard of a zoo, which holds many networks in one array `prep` `[rows, H, W]`."""
     if set(state) == {"prep"} and state["prep"].ndim == 3:
         raise CheckpointError(
             f"'{path}' is a shard of a zoo: {len(state['prep']):,} networks, not one. Take one out of its zoo with "
@@ -95,9 +103,9 @@ def check_no_shard(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file's bytes, in hex.
+    """Return the sha256 of a file's bytes, in hex.
 
-    Of a sharded index: sha256 of its bytes followed by the 32-byte sha256 of every shard, by ascending shard name.
+    For an index of shards, the bytes are its own and then the 32-byte sha256 of every shard, by ascending shard name.
     raises CheckpointError if the file, or a shard, is missing or cannot be read
     """
     path = Path(path)
@@ -109,7 +117,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def digest_of(path: Path) -> bytes:
-    """The sha256 of one file, streamed."""
+    """Return the sha256 of one file, which is read in pieces."""
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").digest()
 
@@ -118,37 +126,37 @@ def digest_of(path: Path) -> bytes:
 
 
 def find_state_dict(path: Path, value: object, key: str | None) -> tuple[str, Mapping[str, Tensor]]:
-    """The one state dict in a saved object and its dotted key, "" for the object itself.
+    """Return the dotted key of the one state dict in a saved object, "" for the object itself, and the state dict.
 
-    raises CheckpointError if there is none, if there are several, or if the key leads nowhere
+    raises CheckpointError if there is no state dict, if there are several, or if the key leads nowhere
     """
     start = value if key is None else descend(path, value, key)
-    found = dict(state_dicts(start, key or "", depth=0))
-    if len(found) > 1:
-        raise CheckpointError(f"{path} holds {len(found)} state dicts: {sizes(found)}; choose one with key=....")
-    if not found:
-        raise nothing_found(path, start, key or "")
-    return next(iter(found.items()))
+    states = dict(state_dicts(start, key or "", depth=0))
+    if len(states) > 1:
+        raise CheckpointError(f"{path} holds {len(states)} state dicts: {sizes(states)}; choose one with key='NAME'.")
+    if not states:
+        raise no_state_dict(path, start, key or "")
+    return next(iter(states.items()))
 
 
 def state_dicts(value: object, key: str, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """Every state dict under a usual key, at most two levels down, with its dotted key.
+    """Yield every state dict under a usual key, at most two levels down, with its dotted key.
 
-    A mapping with tensors is a state dict itself unless usual keys inside it lead to others: it is then a wrapper
+    A mapping with tensors is a state dict itself unless usual keys inside it lead to state dicts: then it is a wrapper
     that also keeps, say, a loss. In a list or tuple, such as `(state_dict, accuracy)`, the position is the key.
     """
     inside: list[tuple[str, Mapping[str, Tensor]]] = []
     for name, child in children(value).items() if depth < 2 and not all_tensors(value) else ():
         known = name in WRAPPERS or (depth == 0 and not isinstance(value, Mapping))
-        found = state_dicts(child, joined(key, name), depth + 1)
-        inside += [(where, state) for where, state in found if known or where != joined(key, name)]
+        below = state_dicts(child, joined(key, name), depth + 1)
+        inside += [(where, state) for where, state in below if known or where != joined(key, name)]
     if not inside and isinstance(value, Mapping) and num_tensors(value):
         inside = [(key, value)]
     yield from inside
 
 
-def nothing_found(path: Path, value: object, key: str) -> CheckpointError:
-    """The error for an object without a state dict under a usual key, naming state dicts under unusual ones."""
+def no_state_dict(path: Path, value: object, key: str) -> CheckpointError:
+    """Return the error for an object without a state dict under a usual key; it names those under unusual keys."""
     others = {
         joined(key, *names): child
         for names, child in descendants(value)
@@ -156,7 +164,7 @@ def nothing_found(path: Path, value: object, key: str) -> CheckpointError:
     }
     if others:
         return CheckpointError(
-            f"{path} holds no state dict under a usual key, but {sizes(others)}; choose one with key=...."
+            f"{path} holds no state dict under a usual key, but {sizes(others)}; choose one with key='NAME'."
         )
     where = f"{path}, key '{key}'," if key else f"{path}"
     return CheckpointError(
@@ -165,7 +173,7 @@ def nothing_found(path: Path, value: object, key: str) -> CheckpointError:
 
 
 def descend(path: Path, value: object, key: str) -> object:
-    """What a dotted key leads to; names may have dots of their own."""
+    """Return what a dotted key leads to; names may contain dots themselves."""
     names = children(value)
     if key in names:
         return names[key]
@@ -178,7 +186,7 @@ def descend(path: Path, value: object, key: str) -> object:
 
 
 def children(value: object) -> dict[str, object]:
-    """The entries of a mapping, list or tuple by name or position; nothing for any other object."""
+    """Return the entries of a mapping, list or tuple by name or position; any other object has none."""
     if isinstance(value, Mapping):
         return {str(name): child for name, child in value.items()}
     if isinstance(value, list | tuple):
@@ -187,36 +195,36 @@ def children(value: object) -> dict[str, object]:
 
 
 def descendants(value: object) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Children and their children, by their names."""
+    """Yield children and their children, with their names."""
     for name, child in children(value).items():
         yield (name,), child
         yield from (((name, inner), grandchild) for inner, grandchild in children(child).items())
 
 
 def joined(*names: str) -> str:
-    """A dotted key."""
+    """Return a dotted key."""
     return ".".join(name for name in names if name)
 
 
 def num_tensors(value: object) -> int:
-    """How many of the direct entries are tensors."""
+    """Return how many of the direct entries are tensors."""
     from torch import Tensor
 
     return sum(isinstance(child, Tensor) for child in children(value).values())
 
 
 def all_tensors(value: object) -> bool:
-    """True for what is plainly a state dict: names and tensors, nothing else."""
+    """Whether an object is plainly a state dict: names and tensors, nothing else."""
     return isinstance(value, Mapping) and 0 < num_tensors(value) == len(value)
 
 
 def sizes(states: Mapping[str, object]) -> str:
-    """`'model' (12 tensors), 'ema' (12 tensors)`."""
+    """Return `'model' (12 tensors), 'ema' (12 tensors)`."""
     return listed([f"{key!r} ({counted(num_tensors(state), 'tensor')})" for key, state in states.items()])
 
 
 def described(value: object) -> str:
-    """What an object is, in a few words."""
+    """Describe an object in a few words."""
     from torch import Tensor
 
     if isinstance(value, Tensor):
@@ -227,7 +235,7 @@ def described(value: object) -> str:
     return f"a {type(value).__name__} of {kinds}" if kinds else f"an object of type {type(value).__name__}"
 
 
-# Checking what was found
+# Checking the state dict
 
 
 def check_entries(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
@@ -249,7 +257,7 @@ def check_entries(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
 def check_memory(path: Path, state: Mapping[str, Tensor], data_bytes: int) -> None:
     """Raise UnsafeCheckpoint if a tensor is larger than its storage, or all storages larger than the file's data.
 
-    Sparse, quantised and meta tensors lay their values out in other ways, or have none; the caller judges those.
+    Sparse, quantised and meta tensors lay their values out in other ways or have none, so they are not checked here.
     """
     import torch
 
@@ -272,10 +280,10 @@ def check_memory(path: Path, state: Mapping[str, Tensor], data_bytes: int) -> No
 
 
 def wrapping(names: Iterable[str], *, from_lightning: bool) -> tuple[str, tuple[str, ...]]:
-    """The prefix that wrappers put before every name, and full names to leave out.
+    """Return the prefix that wrappers put before every name, and the full names to leave out.
 
-    A prefix counts only if all names carry it, so stripping it cannot make two names one. A network whose only child
-    is called `module` looks the same as a wrapped one and is stripped too; `Checkpoint.prefix` says so.
+    A prefix counts only if all names start with it, so stripping it cannot make two names equal. A network whose only
+    child is called `module` looks like a wrapped one and is stripped too; `Checkpoint.prefix` says so.
     """
     left, prefix = list(names), ""
     dropped: list[str] = []
@@ -291,7 +299,7 @@ def wrapping(names: Iterable[str], *, from_lightning: bool) -> tuple[str, tuple[
 
 
 def carried_by_all(names: list[str], prefix: str, steps: Iterable[str]) -> str:
-    """The step that follows the prefix in all names, "" if none does or a name would be empty without it."""
+    """Return the step that follows the prefix in all names, "" if there is none or it would leave a name empty."""
     for step in steps:
         start = prefix + step
         if names and all(name.startswith(start) and name != start for name in names):
@@ -300,5 +308,5 @@ def carried_by_all(names: list[str], prefix: str, steps: Iterable[str]) -> str:
 
 
 def is_lightning(value: object) -> bool:
-    """True for a checkpoint of PyTorch Lightning."""
+    """Whether an object is a checkpoint of PyTorch Lightning."""
     return isinstance(value, Mapping) and "pytorch-lightning_version" in value

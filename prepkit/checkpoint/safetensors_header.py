@@ -1,6 +1,6 @@
-"""The header of a safetensors file, read without torch: names, dtypes, shapes and offsets, all checked.
+"""Reading the header of a safetensors file without torch: names, dtypes, shapes and offsets, all checked.
 
-Format: an unsigned 64-bit little-endian length N, N bytes of JSON, the tensors' bytes.
+The format is an unsigned 64-bit little-endian length N, then N bytes of JSON, then the tensors' bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library has this limit
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTEGER_NAMES = {
     "I64": "int64",
@@ -51,7 +51,12 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file: dtype as the format writes it (`F32`), shape, first byte in the file, bytes."""
+    """One tensor of a file.
+
+    dtype:     as the format writes it, such as `F32`
+    offset:    index of its first byte in the file
+    num_bytes: number of its bytes
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,7 +66,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself."""
+    """What a file says of its content."""
 
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
@@ -74,7 +79,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     raises HeaderError if the file is not whole or its header is not sound, OSError if it cannot be read
     """
     size = Path(path).stat().st_size
-    if size < 8:  # a pipe has no size either, and opening one would wait for a writer
+    if size < 8:  # a pipe has no size either, and opening it would wait for a writer
         raise HeaderError(f"it has {size} bytes, which are no header")
     with open(path, "rb") as file:
         data_offset, text = _read_text(file, size)

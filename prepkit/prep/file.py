@@ -1,9 +1,10 @@
 """One PRep in one file: `.prep.safetensors`, format "prepkit-prep/1".
 
 The file holds the tensor `prep` `[H, W]`, integer buffers as `buffer.<name>`, and one metadata key `prepkit` with
-canonical JSON. One key, because the safetensors library orders several at random and the same input must give the
-same bytes. The JSON carries two sums, because neither safetensors nor the Hub's client notices a flipped bit:
-`content_sha256` of all tensors' bytes, and `sha256` of all the rest, so that a header can be trusted by itself.
+canonical JSON. There is only one key, because the safetensors library orders several at random, and the same input
+must give the same bytes. The JSON carries two sums, because neither safetensors nor the Hub's client notices a flipped
+bit: `content_sha256` covers the bytes of all tensors, and `sha256` covers the rest, so that a header can be trusted
+without reading the tensors.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ CHUNK_BYTES = 1 << 20
 class Origin:
     """Where a PRep comes from.
 
-    architecture, class_id: of the built-in or registered network, None where it is unknown
-    source_sha256: of the checkpoint file that was packed
+    architecture:  name of the network; None if it is unknown
+    class_id:      its ClassId in the built-in registry; None if it has none
+    source_sha256: sha256 of the checkpoint file that was packed
     folded:        names of the layers into which a BatchNorm was folded
     """
 
@@ -54,6 +56,8 @@ class PRep:
     """A packed network: all its parameters in one matrix, and what is needed to get them back.
 
     values:  `[H, W]`, row-major, zero after the layout's last slot
+    layout:  which tensor lies where
+    origin:  where the values come from
     buffers: integer buffers by name, which do not belong in a matrix of floats
     """
 
@@ -68,15 +72,16 @@ class PRep:
         return PRepShape(self.values.shape[0], self.values.shape[1])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The network's state dict: views of `values`, and the integer buffers."""
+        """Return the network's state dict: views of `values`, and the integer buffers."""
         return {**self.layout.unpack(self.values), **self.buffers}
 
 
 @dataclass(frozen=True)
 class PRepHeader:
-    """What a PRep file says of itself, read without torch and without touching the values.
+    """What a PRep file says of its content; it is read without torch and without the values.
 
-    content_sha256: of all tensors' bytes, in the order of their names
+    content_sha256: sha256 of all tensors' bytes, in the order of their names
+    buffer_names:   names of the integer buffers
     """
 
     layout: Layout
@@ -88,11 +93,16 @@ class PRepHeader:
 
 
 def save_prep(prep: PRep, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a PRep file whole or not at all; what was written is read back and compared before it gets its name.
+    """Write a PRep file whole or not at all. It is read back and compared before it gets its name.
 
     raises OutputError if the file exists and `overwrite` is false or cannot be written,
            InvalidShape if the values are fewer than the layout's,
            VerificationError if the disk gives other bytes back
+
+    >>> network = torch.nn.Linear(20, 10)
+    >>> layout = prepkit.Layout.of(network)
+    >>> values = layout.pack(network.state_dict(), layout.shape(width=16))
+    >>> prepkit.save_prep(prepkit.PRep(values, layout), "linear.prep.safetensors")
     """
     from safetensors.torch import save_file
 
@@ -107,10 +117,16 @@ def save_prep(prep: PRep, path: str | os.PathLike[str], *, overwrite: bool = Fal
 
 
 def load_prep(path: str | os.PathLike[str], *, verify: bool = True) -> PRep:
-    """Read a PRep file; its values are mapped, not copied, and writing to them does not change the file.
+    """Read a PRep file. Its values are mapped, not copied; writing to them does not change the file.
 
-    verify: compare the content with the sha256 in the file (about 1 GB/s); the header always is
+    verify: whether the content is compared with the sha256 in the file (about 1 GB/s); the header always is
     raises PRepFileError if the file is damaged, foreign or of a newer format
+
+    The values are read from the file when they are used, so do not write into the file meanwhile.
+
+    >>> prep = prepkit.load_prep("linear.prep.safetensors")
+    >>> {name: tuple(tensor.shape) for name, tensor in prep.tensors().items()}
+    {'weight': (10, 20), 'bias': (10,)}
     """
     from safetensors import safe_open
 
@@ -124,7 +140,7 @@ def load_prep(path: str | os.PathLike[str], *, verify: bool = True) -> PRep:
 
 
 def read_prep_header(path: str | os.PathLike[str]) -> PRepHeader:
-    """Read and check what a PRep file says of itself.
+    """Read and check the header of a PRep file.
 
     raises PRepFileError with the file, the place and the reason
     """
@@ -132,7 +148,7 @@ def read_prep_header(path: str | os.PathLike[str]) -> PRepHeader:
 
 
 def is_prep_file(path: str | os.PathLike[str]) -> bool:
-    """True if a file is safetensors with prepkit's metadata, whatever its name and version."""
+    """Whether a file is safetensors with prepkit's metadata, whatever its name and version."""
     try:
         return METADATA_KEY in read_header(path).metadata
     except (HeaderError, OSError):
@@ -157,11 +173,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Any]]:
         if is_torch_file(Path(path)):
             raise _is_checkpoint(path, "a PyTorch checkpoint") from None
         raise PRepFileError(f"'{path}' is no PRep file: {error}. `prepkit pack` makes one of a checkpoint.") from None
-    found = data.get("format") if isinstance(data, dict) else None
-    if found != FORMAT and isinstance(found, str) and found.startswith(FORMAT_FAMILY):
-        raise PRepFileError(f"'{path}' has format {found!r}; this prepkit reads {FORMAT!r}. Upgrade prepkit.")
-    if found != FORMAT:
-        raise PRepFileError(f"'{path}' is no PRep file: its format is {found!r}, not {FORMAT!r}.")
+    format = data.get("format") if isinstance(data, dict) else None
+    if format != FORMAT and isinstance(format, str) and format.startswith(FORMAT_FAMILY):
+        raise PRepFileError(f"'{path}' has format {format!r}; this prepkit reads {FORMAT!r}. Upgrade prepkit.")
+    if format != FORMAT:
+        raise PRepFileError(f"'{path}' is no PRep file: its format is {format!r}, not {FORMAT!r}.")
     return header, data
 
 
@@ -222,18 +238,18 @@ def _origin(data: dict[str, Any], path: object) -> Origin:
 
 
 def _sha256_of_header(data: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
-    """Of the metadata without its own sum, and of the tensors' names, dtypes and shapes."""
+    """Return the sum over the metadata without the sum itself, and over the tensors' names, dtypes and shapes."""
     rest = {key: value for key, value in data.items() if key != "sha256"}
     try:
         return _sha256([canonical_json([rest, dict(tensors)]).encode()])
-    except ValueError:  # NaN or infinity, which we never write
+    except ValueError:  # the metadata holds NaN or infinity, which we never write
         return ""
 
 
 def _sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     import torch
 
-    # A 0-dimensional tensor cannot be seen as bytes, so every tensor is first seen as a row.
+    # A 0-dimensional tensor cannot be viewed as bytes, so every tensor is viewed as a row first.
     return _sha256(tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in sorted(tensors))
 
 
@@ -245,7 +261,7 @@ def _sha256_of_file(path: str | os.PathLike[str], header: Header) -> str:
 
 def _chunks(path: str | os.PathLike[str], offset: int, header: Header, name: str) -> Iterable[bytes]:
     left = header.tensors[name].num_bytes
-    with open(path, "rb") as file:  # read, not mapped: mapped pages would count as this process's memory
+    with open(path, "rb") as file:  # it is not mapped: mapped pages would count as this process's memory
         file.seek(offset)
         while left and (chunk := file.read(min(left, CHUNK_BYTES))):
             left -= len(chunk)

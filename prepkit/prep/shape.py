@@ -1,4 +1,4 @@
-"""PRepShape: which heights and widths a PRep can have, and the least height for a number of values."""
+"""PRepShape: which heights and widths a PRep can have, and the least height that holds a number of values."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from prepkit.errors import InvalidShape
 
-# NetSpace's decoder trades depth for space in three steps; at the last, W / 8 and H / 4 must be whole.
+# NetSpace's decoder trades depth for space in three steps. W / 8 and H / 4 must be whole numbers at the last one.
 WIDTH_MULTIPLE = 8
 HEIGHT_MULTIPLE = 4
 
 
 @dataclass(frozen=True)
 class PRepShape:
-    """Height and width of a PRep: a way of reading its values, which are row-major whatever the width.
+    """Height and width of a PRep. The same row-major values can be read at any width.
 
     raises InvalidShape if the width is not a positive multiple of 8 or the height one of 4
     """
@@ -28,14 +28,14 @@ class PRepShape:
 
     @classmethod
     def least(cls, num_values: int, width: int) -> PRepShape:
-        """The least height that holds `num_values` at this width: ceil(P / W) rounded up to a multiple of 4."""
+        """Return the shape of least height that holds `num_values`: ceil(P / W), rounded up to a multiple of 4."""
         check_multiple("width", width, WIDTH_MULTIPLE)
         rows = max(1, math.ceil(num_values / width))
         return cls(math.ceil(rows / HEIGHT_MULTIPLE) * HEIGHT_MULTIPLE, width)
 
     @property
     def cells(self) -> int:
-        """Number of values the PRep has room for."""
+        """Number of values that the PRep has room for."""
         return self.height * self.width
 
     def __str__(self) -> str:

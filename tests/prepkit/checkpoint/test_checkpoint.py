@@ -233,7 +233,7 @@ def test_one_state_dict_is_found_where_it_is(value: object, key: str | None, tmp
 def test_several_state_dicts_are_listed_with_their_sizes_and_taken_by_key(tmp_path: Path) -> None:
     path = saved({"model": weights(), "model_ema": {"x": torch.ones(1)}, "epoch": 1}, tmp_path)
     message = refusal(path)
-    assert "2 state dicts: 'model' (4 tensors), 'model_ema' (1 tensor); choose one with key=..." in message
+    assert "2 state dicts: 'model' (4 tensors), 'model_ema' (1 tensor); choose one with key='NAME'" in message
     assert_same(load_checkpoint(path, "model"), weights())
     assert_same(load_checkpoint(path, key="model_ema"), {"x": torch.ones(1)})
 
