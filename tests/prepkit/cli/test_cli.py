@@ -475,7 +475,7 @@ def test_help_of_every_command_tells_of_every_option(path: tuple[str, ...], comm
     assert result.stdout == run(*path, "-h").stdout
     assert result.stderr == ""
     assert command.help
-    assert command.get_short_help_str(200)
+    assert not path or len(command.get_short_help_str(200)) <= 60, "a list of commands would cut it"
     shown = " ".join(result.stdout.split())
     for parameter in command.params:
         if isinstance(parameter, click.Option):
@@ -489,6 +489,11 @@ def test_help_of_every_command_tells_of_every_option(path: tuple[str, ...], comm
 def test_the_commands_are_those_of_the_contract() -> None:
     expected = ("pack", "unpack", "fuse", "show", "inspect", "arch list", "arch show")
     assert {f"prepkit {name}" for name in expected} <= COMMANDS.keys()
+
+
+def test_help_names_every_exit_status() -> None:
+    status = "Exit status: 0 done, 1 the operation failed, 2 wrong usage or input, 130 interrupted."
+    assert status in " ".join(run("--help").stdout.split())
 
 
 def test_version() -> None:
