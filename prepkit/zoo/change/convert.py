@@ -231,10 +231,13 @@ def prove_same(source: Path, target: Path) -> None:
         raise VerificationError(f"the copy of '{source}' differs in {listed(differing)}; nothing was kept.")
 
 
-def check_whole(root: Path) -> None:
-    """Raise VerificationError if a zoo that was just written has faults."""
-    from prepkit.zoo.change.verify import verify
+def check_whole(root: Path, manifest: Manifest | None = None) -> None:
+    """Raise VerificationError if a zoo that was just written has faults.
 
-    found = verify(root)
-    if not found.ok:
-        raise VerificationError(f"what was written has faults: {listed(found.faults, 2)}; nothing was kept.")
+    manifest: what its files are compared with; its own zoo.json if missing
+    """
+    from prepkit.zoo.change.verify import find_faults
+
+    faults, _ = find_faults(root, manifest or read_manifest(root))
+    if faults:
+        raise VerificationError(f"what was written has faults: {listed(faults, 2)}; nothing was kept.")

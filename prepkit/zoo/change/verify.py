@@ -102,21 +102,32 @@ def verify(
             raise
         return Verification(str(root), 0, 1, 0, (_fault(root, MANIFEST, "manifest", error),))
     expected = list(_expected(manifest))
-    advance = one_at_a_time(progress)
-    with ThreadPoolExecutor(jobs or min(MAX_JOBS, os.cpu_count() or 1), "prepkit-verify") as pool:
-        checked = list(pool.map(lambda item: _check_file(root, manifest, item, advance), expected))
-    faults = [fault for _, fault in checked if fault is not None]
-    if manifest.table.path not in {fault.file for fault in faults}:
-        faults += _table_faults(root, manifest)
+    faults, num_bytes = find_faults(root, manifest, jobs, progress)
     return Verification(
         path=str(root),
         instances=manifest.table.rows,
         files=len(expected) + 1,
-        bytes=sum(num_bytes for num_bytes, _ in checked),
+        bytes=num_bytes,
         faults=tuple(faults),
         notes=_notes(root, expected),
         reruns=_reruns(root, rerun, data) if rerun and not faults else (),
     )
+
+
+def find_faults(
+    root: Path, manifest: Manifest, jobs: int | None = None, progress: Advance | None = None
+) -> tuple[list[Fault], int]:
+    """Compare every file of a zoo with a manifest, which need not lie in its folder yet.
+
+    Returns the faults, and the number of bytes that were hashed.
+    """
+    advance = one_at_a_time(progress)
+    with ThreadPoolExecutor(jobs or min(MAX_JOBS, os.cpu_count() or 1), "prepkit-verify") as pool:
+        checked = list(pool.map(lambda item: _check_file(root, manifest, item, advance), _expected(manifest)))
+    faults = [fault for _, fault in checked if fault is not None]
+    if manifest.table.path not in {fault.file for fault in faults}:
+        faults += _table_faults(root, manifest)
+    return faults, sum(num_bytes for num_bytes, _ in checked)
 
 
 def _reruns(root: Path, count: int, data: str | os.PathLike[str] | None) -> tuple[Rerun, ...]:

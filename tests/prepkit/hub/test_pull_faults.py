@@ -392,7 +392,7 @@ def test_interrupted_it_goes_on(filled, source, tmp_path, how, asked):
     root = tmp_path / "here"
     shards = [shard.path for shard in read_manifest(source).shards]
     filled.fault("hold", shards[0], times=99)
-    done = root / (f"{WORK}/{partial.BUILT}/shards" if asked else "shards")
+    done = root / "shards"
     notes = root / WORK / partial.NOTES
 
     def all_but_one():
