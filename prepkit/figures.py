@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import PrepkitError
@@ -125,6 +125,46 @@ def draw_cells(axes: Any, cells: np.ndarray, total: int, limit: float | None = N
     return axes.imshow(pooled(masked(cells, total)), **{**defaults, **options})
 
 
+def preps_side_by_side(rows: Sequence[tuple[str, Mapping[str, Tensor]]]) -> Any:
+    """Draw the values of PReps, each row in one range of colours and folded to one width.
+
+    rows: label of the row, and flat values `[V]` without padding by title, of one architecture each
+    raises PlotsMissing without matplotlib
+    """
+    figure = new_figure(9.0, 0.5 + 1.9 * len(rows))
+    panels_of_rows = figure.subplots(len(rows), len(rows[0][1]), squeeze=False)
+    for line, (label, values) in zip(panels_of_rows, rows, strict=True):
+        pictures = {title: folded(values_V) for title, values_V in values.items()}
+        totals = [len(values_V) for values_V in values.values()]
+        limit = max(colour_limit(cells, total) for cells, total in zip(pictures.values(), totals, strict=True))
+        for axes, (title, cells), total in zip(line, pictures.items(), totals, strict=True):
+            image = draw_cells(axes, cells, total, limit, cmap="viridis")
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(title, parse_math=False, fontsize="small")
+        line[0].set_ylabel(label, parse_math=False, fontsize="small")
+        figure.colorbar(image, ax=list(line), extend="both", fraction=0.03, pad=0.01)
+    return figure
+
+
+def draw_prep_grid(
+    figure: Any, rows: Mapping[str, Iterable[tuple[str, PRep]]], columns: int, points: float = 6
+) -> None:
+    """Draw small PReps into a Figure, one row an architecture, each in a range of colours of its own.
+
+    rows:   titles and PReps by architecture, `columns` of each or fewer
+    points: size of the titles
+    """
+    grid = figure.subplots(len(rows), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+    for line, (architecture, preps) in zip(grid, rows.items(), strict=True):
+        line[0].set_ylabel(short_name(architecture), fontsize=points + 1, parse_math=False)
+        for axes in line:
+            axes.set_frame_on(False)
+        for axes, (title, prep) in zip(line, preps, strict=False):
+            draw_cells(axes, prep.values.double().numpy(), prep.layout.total)
+            axes.set_frame_on(True)
+            axes.set_title(title, fontsize=points, parse_math=False)
+
+
 def draw_mesh(axes: Any, mesh: Trimesh, reach: tuple[float, float, float]) -> None:
     """Draw a mesh into three-dimensional axes, seen from its front and right side; y is up, and z is the front.
 
@@ -144,6 +184,18 @@ def draw_mesh(axes: Any, mesh: Trimesh, reach: tuple[float, float, float]) -> No
     )
     shade = 0.35 + 0.6 * np.abs(normals @ (np.array(LIGHT) / np.linalg.norm(LIGHT)))
     axes.add_collection3d(Poly3DCollection(corners, facecolors=np.outer(shade, MESH_COLOUR).clip(0, 1)))
+
+
+def folded(values_V: Tensor) -> np.ndarray:  # noqa: N803 - V values
+    """Return flat values as a picture about three times as wide as high, zeros after the last.
+
+    A PRep of 8 x 10,000 in its own shape would be a line.
+    """
+    import numpy as np
+
+    width = max(1, math.ceil(math.sqrt(3 * len(values_V))))
+    height = math.ceil(len(values_V) / width)
+    return np.pad(values_V.numpy(), (0, height * width - len(values_V))).reshape(height, width)
 
 
 def colour_limit(cells: np.ndarray, total: int) -> float:

@@ -20,11 +20,11 @@ import torch
 import prepkit
 from netspace.data import TEST
 from netspace.experiments.result import Cell, Claim, Result, Table, claim
-from netspace.experiments.statistics import mean_or_nan
 from netspace.explore.interpolation import interpolate
 from netspace.space.evaluation import evaluate
 from prepkit.errors import counted
 from prepkit.figures import new_figure, short_name
+from prepkit.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ import prepkit
 from netspace.data import TEST, TRAIN, items_of
 from netspace.experiments.closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
 from netspace.experiments.result import Cell, Claim, Column, Result, Table, claim, table_of_measures
-from netspace.experiments.statistics import mean_or_nan
 from netspace.explore.interpolation import Interpolation, distance_grids, interpolate, weights_between
 from prepkit.errors import counted
 from prepkit.figures import draw_mesh, new_figure
+from prepkit.statistics import mean_or_nan
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.distance_grid import grid_points, surface, volumes
 from prepkit.tasks.randomness import generator

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Claim, Table, claim
-from netspace.experiments.statistics import mean_or_nan
-from netspace.experiments.subject import PredictedSplit, Subject, outputs_of
+from netspace.experiments.subject import PredictedSplit, Subject
 from netspace.space.evaluation import CLOSE, NEAR
+from prepkit.running.groups import outputs_by_class_id
+from prepkit.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator
 
 CLOSENESS = 0.8
@@ -62,7 +63,7 @@ def _shares_close(split: PredictedSplit, row: int, others: Sequence[int], points
     rows, predicted = [row, *others], split.predicted
     class_ids = [split.class_ids[place] for place in rows] + [predicted.class_ids[place] for place in rows]
     preps = torch.cat([split.preps[rows], predicted.preps[rows]])
-    outputs = outputs_of(predicted.registry, class_ids, preps, points).view(2, len(rows), len(points))
+    outputs = outputs_by_class_id(predicted.registry, class_ids, preps, points).view(2, len(rows), len(points))
     target = outputs[0, 0]
     close = ((outputs - target).abs() <= CLOSE).double()
     chosen = (torch.ones_like(target, dtype=torch.bool), target.abs() <= NEAR)

@@ -19,10 +19,10 @@ from torch import Tensor
 import prepkit
 from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
-from netspace.experiments.statistics import spearman
 from netspace.experiments.subject import groups_of
 from netspace.explore.embedding import encode
-from prepkit.figures import draw_cells, new_figure, short_name
+from prepkit.figures import draw_prep_grid, new_figure, short_name
+from prepkit.statistics import spearman
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import Subject
@@ -266,13 +266,12 @@ def thumbnails_figure(zoo: prepkit.Zoo, accuracies: Sequence[float]) -> Any:
     for index, name in enumerate(zoo.table["architecture"].to_pylist()):
         rows.setdefault(name, []).append(index)
     figure = new_figure(10, 0.5 + 1.25 * len(rows))
-    grid = figure.subplots(len(rows), THUMBNAILS, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
-    for line, (name, indices) in zip(grid, rows.items(), strict=True):
-        line[0].set_ylabel(short_name(name), fontsize=8, parse_math=False)
-        for axes, index in zip(line, spread(indices, accuracies), strict=False):
-            prep, _ = zoo[index]
-            draw_cells(axes, prep.values.double().numpy(), prep.layout.total)
-            axes.set_title("" if math.isnan(accuracies[index]) else f"accuracy {accuracies[index]:.3f}", fontsize=7)
+
+    def titled(index: int) -> tuple[str, prepkit.PRep]:
+        return "" if math.isnan(accuracies[index]) else f"accuracy {accuracies[index]:.3f}", zoo[index][0]
+
+    preps = {name: map(titled, spread(indices, accuracies)) for name, indices in rows.items()}
+    draw_prep_grid(figure, preps, THUMBNAILS, points=7)
     return figure
 
 

@@ -7,16 +7,13 @@ Shapes: N instances of an architecture, V values of its PRep.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from netspace.experiments.result import Column, Result, claim, table_of_measures
-from netspace.experiments.statistics import distances, mean_or_nan, off_diagonal
-from prepkit.figures import colour_limit, draw_cells, new_figure, short_name
+from prepkit.figures import preps_side_by_side, short_name
+from prepkit.statistics import distances, mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import PredictedSplit, Subject
@@ -89,30 +86,11 @@ def examples(split: PredictedSplit) -> list[int]:
 
 
 def preps_figure(split: PredictedSplit) -> Any:
-    """Draw a row for each example, the target beside its prediction, in one range of colours."""
-    chosen = examples(split)
-    figure = new_figure(9.0, 0.5 + 1.9 * len(chosen))
-    panels = figure.subplots(len(chosen), 2, squeeze=False)
-    for (left, right), row in zip(panels, chosen, strict=True):
-        both = [folded(values[0]) for values in split.values([row])]
-        architecture = split.predicted.registry.by_class_id(split.class_ids[row])
-        total = architecture.layout.total
-        limit = max(colour_limit(cells, total) for cells in both)
-        for axes, cells, kind in zip((left, right), both, ("target", "predicted"), strict=True):
-            image = draw_cells(axes, cells, total, limit, cmap="viridis")
-            axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{kind}: {split.ids[row]}", parse_math=False, fontsize="small")
-        left.set_ylabel(short_name(architecture.name), parse_math=False, fontsize="small")
-        figure.colorbar(image, ax=[left, right], extend="both", fraction=0.03, pad=0.01)
-    return figure
-
-
-def folded(values_V: Tensor) -> np.ndarray:
-    """Return values as a picture about three times as wide as high, zeros after the last.
-
-    A PRep of 8 x 10,000 in its own shape would be a line.
-    """
-    width = max(1, math.ceil(math.sqrt(3 * len(values_V))))
-    height = math.ceil(len(values_V) / width)
-    cells: np.ndarray = torch.nn.functional.pad(values_V, (0, height * width - len(values_V))).numpy()
-    return cells.reshape(height, width)
+    """Draw a row for each example, the target beside its prediction."""
+    rows = []
+    for row in examples(split):
+        name = split.predicted.registry.by_class_id(split.class_ids[row]).name
+        (target_V,), (predicted_V,) = split.values([row])
+        id = split.ids[row]
+        rows.append((short_name(name), {f"target: {id}": target_V, f"predicted: {id}": predicted_V}))
+    return preps_side_by_side(rows)

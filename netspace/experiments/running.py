@@ -7,8 +7,6 @@ result = runner.result("accuracy")         # RUN/experiments/accuracy.json, comp
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,8 +23,8 @@ from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_func
 from netspace.experiments.result import Result, ResultError, plain
 from netspace.experiments.subject import Subject
 from netspace.run.run import BEST, Run, RunError, versions
-from prepkit.device import choose_device
-from prepkit.errors import counted, listed
+from prepkit.device import choose_device, hardware
+from prepkit.errors import listed
 from prepkit.files import sha256_of_file
 
 EXPERIMENTS_FOLDER = "experiments"
@@ -189,20 +187,3 @@ def _installed(library: str) -> str:
         return version(library)
     except PackageNotFoundError:
         return "missing"
-
-
-def hardware(device: torch.device) -> str:
-    """Describe the hardware behind a device: `Intel(R) Xeon(R), 2 cores`, or the GPU's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        cores = os.cpu_count() or 1
-    return f"{model}, {counted(cores, 'core')}"

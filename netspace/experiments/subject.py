@@ -3,7 +3,7 @@
 Shapes: N instances, H x W the PRep, E embedding values, B inputs, V values of an architecture's PRep.
 """
 
-# ruff: noqa: N803, N806 - names of tensors end in their axes
+# ruff: noqa: N806 - names of tensors end in their axes
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from netspace.explore.embedding import encode
 from netspace.space.evaluation import chunks
 from netspace.space.prediction import Prediction, predict
 from prepkit.figures import save_figure
-from prepkit.running.groups import run_by_class_id
-from prepkit.tasks.task import EVALUATION_BATCH
+from prepkit.running.groups import outputs_by_class_id
 
 if TYPE_CHECKING:
     from netspace.run.run import Run
@@ -156,8 +155,8 @@ class PredictedSplit:
         """Return outputs `[N, B, ...]` on the CPU of targets, and of predictions by their predicted ClassIds."""
         registry = self.predicted.registry
         return (
-            outputs_of(registry, self.class_ids, self.preps, inputs),
-            outputs_of(registry, self.predicted.class_ids, self.predicted.preps, inputs),
+            outputs_by_class_id(registry, self.class_ids, self.preps, inputs),
+            outputs_by_class_id(registry, self.predicted.class_ids, self.predicted.preps, inputs),
         )
 
 
@@ -185,20 +184,3 @@ def groups_of(view: prepkit.Zoo) -> dict[str, list[int]]:
         names[class_id]: [row for row, own in enumerate(class_ids) if own == class_id]
         for class_id in sorted(set(class_ids))
     }
-
-
-def outputs_of(registry: prepkit.Registry, class_ids: Sequence[int], preps_NHW: Tensor, inputs: Tensor) -> Tensor:
-    """Return outputs `[N, B, ...]` on the CPU without gradient, from some instances and inputs at a time.
-
-    inputs: `[B, ...]` that all share, or `[N, B, ...]`
-    """
-    shared = inputs.dim() == len(registry.by_class_id(class_ids[0]).input_shape) + 1
-    outputs = []
-    with torch.no_grad():
-        for rows in chunks(len(class_ids)):
-            own = inputs if shared else inputs[rows]
-            parts = torch.split(own, EVALUATION_BATCH, dim=0 if shared else 1)
-            chosen = [class_ids[row] for row in rows]
-            done = [run_by_class_id(registry, chosen, preps_NHW[rows], part) for part in parts]
-            outputs.append(torch.cat(done, dim=1))
-    return torch.cat(outputs).cpu()

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from prepkit.families.registry import Architecture, Registry
 from prepkit.running.instances import run_instances
+from prepkit.tasks.task import EVALUATION_BATCH
+
+INSTANCES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,19 @@ def run_by_class_id(registry: Registry, class_ids: Sequence[int], preps: Tensor,
         for position, row in zip(group.positions, outputs.unbind(0), strict=True):
             rows[position] = row
     return torch.stack(rows)
+
+
+def outputs_by_class_id(registry: Registry, class_ids: Sequence[int], preps: Tensor, inputs: Tensor) -> Tensor:
+    """Outputs `[N, B, ...]` as run_by_class_id gives them, but without gradient, on the CPU and in bounded memory.
+
+    Only some instances run at a time, on some of the inputs.
+    """
+    shared = inputs.dim() == len(registry.by_class_id(class_ids[0]).input_shape) + 1
+    outputs = []
+    with torch.no_grad():
+        for first in range(0, len(class_ids), INSTANCES_AT_ONCE):
+            rows = slice(first, first + INSTANCES_AT_ONCE)
+            parts = torch.split(inputs if shared else inputs[rows], EVALUATION_BATCH, dim=0 if shared else 1)
+            done = [run_by_class_id(registry, class_ids[rows], preps[rows], part) for part in parts]
+            outputs.append(torch.cat(done, dim=1))
+    return torch.cat(outputs).cpu()

@@ -1,9 +1,10 @@
-"""Names of devices, on machines that have other devices than this one."""
+"""Names of devices and their hardware, on machines that have other devices than this one."""
 
 import pytest
 import torch
 
-from prepkit.device import choose_device
+from prepkit import device as device_module
+from prepkit.device import choose_device, hardware
 from prepkit.errors import DeviceError
 
 
@@ -55,3 +56,10 @@ def test_devices_that_are_not_there(machine, name, devices, seen):
     assert (
         str(raised.value) == f"device '{name}' was asked for, but this torch sees {seen}; use another one, such as cpu."
     )
+
+
+def test_one_core_is_one_core(monkeypatch):
+    monkeypatch.setattr(device_module.os, "sched_getaffinity", lambda of: {0}, raising=False)
+    assert hardware(torch.device("cpu")).endswith(", 1 core")
+    monkeypatch.setattr(device_module.os, "sched_getaffinity", lambda of: {0, 1}, raising=False)
+    assert hardware(torch.device("cpu")).endswith(", 2 cores")

@@ -16,6 +16,7 @@ from prepkit.figures import (
     PlotsMissing,
     colour_limit,
     draw_prep,
+    folded,
     label_rows,
     masked,
     pooled,
@@ -241,3 +242,11 @@ def test_without_matplotlib_the_message_says_what_to_install(tmp_path: Path, mon
         draw_prep(prep_of({"w": 20}, width=8), tmp_path / "x.png")
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folded_picture_holds_all_values_in_order() -> None:
+    values = torch.arange(1.0, 101.0)
+    cells = folded(values)
+    assert 2 <= cells.shape[1] / cells.shape[0] <= 4
+    assert cells.reshape(-1)[:100].tolist() == values.tolist()
+    assert not cells.reshape(-1)[100:].any()

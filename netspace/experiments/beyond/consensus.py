@@ -18,11 +18,11 @@ import torch
 import prepkit
 from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Column, Result, table_of_measures
-from netspace.experiments.statistics import spearman
-from netspace.experiments.subject import outputs_of
 from netspace.explore.figures import PREDICTED_COLOUR, TARGET_COLOUR
 from prepkit.errors import counted
 from prepkit.figures import new_figure
+from prepkit.running.groups import outputs_by_class_id
+from prepkit.statistics import spearman
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def run(subject: Subject) -> Result:
     test, train = subject.predicted(TEST), subject.predicted(TRAIN)
     images, labels_B = subject.inputs(test.view), subject.labels()
     target_NBC, predicted_NBC = test.outputs(images)
-    neighbour_MBC = outputs_of(subject.run.registry, train.class_ids, train.preps, images)
+    neighbour_MBC = outputs_by_class_id(subject.run.registry, train.class_ids, train.preps, images)
     distance_NM = torch.cdist(test.latents.cpu().double(), train.latents.cpu().double())
     answers = {"target": target_NBC.argmax(2), "predicted": predicted_NBC.argmax(2)}
     for count in NEIGHBOURS:

@@ -4,7 +4,7 @@ Eq. 1 learns a target's outputs; Eq. 3 to 6 never use them, only the teacher's, 
 Shapes: N instances of an architecture, B images, C classes.
 """
 
-# ruff: noqa: N803, N806 - names of tensors end in their axes
+# ruff: noqa: N806 - names of tensors end in their axes
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from netspace.data import TEST, TRAIN
 from netspace.experiments.preps import measures as prep_measures
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
-from netspace.experiments.statistics import mean_or_nan, off_diagonal
 from prepkit.errors import counted
 from prepkit.figures import panels, short_name
+from prepkit.running.likeness import beyond_margins, compare, matching_measures
+from prepkit.statistics import mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import PredictedSplit, Subject
@@ -30,7 +30,6 @@ KEPT = 0.75  # of comparisons; chance is 0.5
 INSTANCES = {TEST: "unseen", TRAIN: "training"}
 WITHIN_COLOURS = 0.95  # of the values lie within the range of colours: a few pairs would take it from all others
 LEAST_RANGE = 1.0  # points: less is an image or two
-ROUNDING = 1e-12  # of sums of float64 near 1
 MEANS = {"own": "with its own target", "others": "with others", "nearest_in_accuracy": "with the nearest in accuracy"}
 SHARES = (
     Column("own is nearer than another", "own_preferred", digits=3),
@@ -89,8 +88,8 @@ def measures_of_split(
         preps = prep_measures(*split.values(rows))
         found[name] = {
             "instances": len(rows),
-            "agreement": measures(agreement_NN, accuracy_N),
-            "kl": measures(-kl_NN, accuracy_N, sign=-1),
+            "agreement": matching_measures(agreement_NN, accuracy_N),
+            "kl": matching_measures(-kl_NN, accuracy_N, sign=-1),
             "agreement_among_targets": mean_or_nan(off_diagonal(compare(target, target)[0])),
             "agreement_among_predicted": mean_or_nan(off_diagonal(compare(predicted, predicted)[0])),
             "prep_distance_among_targets": preps["among_targets"],
@@ -151,63 +150,6 @@ def _text(subject: Subject, instances: int, means: Mapping[str, Mapping[str, Map
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if math.isfinite(share) else "none"
-
-
-def compare(predicted_NBC: Tensor, target_MBC: Tensor) -> tuple[Tensor, Tensor]:
-    """Return agreement and divergence of each prediction and each target, both `[N, M]` in float64.
-
-    predicted_NBC, target_MBC: logits
-    Agreement is the share of images with the same largest output, divergence the mean KL(target || predicted) in nats.
-    """
-    predicted_NB, target_MB = predicted_NBC.argmax(-1), target_MBC.argmax(-1)
-    log_p_NBC, log_t_MBC = log_softmax(predicted_NBC.double(), -1), log_softmax(target_MBC.double(), -1)
-    t_MBC = log_t_MBC.exp()
-    entropy_M = -(t_MBC * log_t_MBC).sum(-1).mean(1)
-    cross_NM = -torch.einsum("nbc,mbc->nm", log_p_NBC, t_MBC) / predicted_NB.shape[1]
-    # The rows are compared one at a time, because [N, M, B] of a large test set would not fit.
-    agreement_NM = torch.stack([(row_B == target_MB).double().mean(1) for row_B in predicted_NB])
-    return agreement_NM, cross_NM - entropy_M
-
-
-def measures(likeness_NN: Tensor, accuracy_N: Tensor, sign: int = 1) -> dict[str, float]:
-    """Return how much better a prediction fits its own target than others; equal likeness counts half.
-
-    likeness_NN:    of prediction (row) and target (column); the larger the more alike
-    accuracy_N:     of the targets
-    sign:           -1 if the likeness is a negated measure; `own`, `others` and `nearest_in_accuracy` are then means of
-                    the measure itself
-    own_preferred:  share of comparisons with another target that the own target wins
-    own_first:      share of predictions whose own target wins all of them
-    paired:         share of pairs i, j that fit better rightly (i, i and j, j) than crosswise (i, j and j, i)
-    paired_nearest: the same, of each i and the two j of nearest accuracy
-    """
-    count = len(likeness_NN)
-    own_N = likeness_NN.diagonal()
-    wins_NN = _wins(own_N[:, None], likeness_NN)
-    paired_NN = _wins(own_N[:, None] + own_N, likeness_NN + likeness_NN.T)
-    apart_NN = (accuracy_N[:, None] - accuracy_N).abs().fill_diagonal_(float("inf"))
-    nearest_NK = apart_NN.argsort(dim=1, stable=True)[:, : min(2, count - 1)]
-    others_NN = likeness_NN.clone().fill_diagonal_(-float("inf"))
-    return {
-        "own": sign * mean_or_nan(own_N),
-        "others": sign * mean_or_nan(off_diagonal(likeness_NN)),
-        "nearest_in_accuracy": sign * mean_or_nan(likeness_NN.gather(1, nearest_NK)),
-        "own_preferred": mean_or_nan(off_diagonal(wins_NN)),
-        "paired": mean_or_nan(off_diagonal(paired_NN)),
-        "paired_nearest": mean_or_nan(paired_NN.gather(1, nearest_NK)),
-        "own_first": mean_or_nan((own_N > others_NN.amax(1)).double()) if count > 1 else float("nan"),
-    }
-
-
-def _wins(first: Tensor, second: Tensor) -> Tensor:
-    """Return 1 where the first is larger, and 0.5 where both are equal but for rounding."""
-    difference = first - second
-    return torch.where(difference.abs() <= ROUNDING, 0.5, (difference > 0).double())
-
-
-def beyond_margins(values_NM: Tensor) -> Tensor:
-    """Return each value without the means of its row and its column."""
-    return values_NM - values_NM.mean(0) - values_NM.mean(1, keepdim=True) + values_NM.mean()
 
 
 def agreement_figure(agreements: Mapping[str, tuple[Tensor, Tensor]]) -> Any:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from netspace.data import TEST
 from netspace.experiments.result import Column, Result, claim, table_of_measures
-from netspace.experiments.statistics import distances, mean_or_nan, off_diagonal
-from netspace.experiments.subject import outputs_of
 from netspace.space.evaluation import accuracy_of
 from netspace.space.prediction import Prediction, predict
 from prepkit.errors import counted
 from prepkit.families.permutations import permutation, permute
 from prepkit.figures import panels, short_name
+from prepkit.running.groups import outputs_by_class_id
+from prepkit.statistics import distances, mean_or_nan, off_diagonal
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(subject: Subject, *, orders: int = ORDERS) -> Result:
         class_ids = [test.predicted.class_ids[row] for row in rows]
         found[name] = {
             "instances": len(rows),
-            **orbit.measures(),
+            **orbit.measures,
             "accuracy": _accuracy(subject, test, rows, class_ids, test.predicted.preps[rows]),
             "accuracy_of_order": _accuracy(subject, test, rows, orbit.predicted.class_ids, orbit.predicted.preps),
         }
@@ -103,40 +103,18 @@ def _text(instances: int, orders: int, difference: float) -> str:
 
 @dataclass(frozen=True)
 class Orbit:
-    """What other orders of units do to N instances of one architecture.
+    """What K other orders of units do to N instances of one architecture.
 
-    moved:        `[N, K]` distances from an instance's embedding to that of each order
-    apart:        `[N, N]` distances between the embeddings of the instances
-    nearest:      `[N, K]`, whether an order's embedding is nearer to its own instance's than to any other's
-    preps_moved:  `[N, K]` distances from the PRep of an instance to that of each order
-    preps_apart:  `[N, N]` distances between the PReps of the instances
-    within_share: share of the variance of embeddings that lies within orbits
-    difference:   largest change of an output, relative to the largest output of the instance
-    predicted:    instances that the space predicts for each instance's first order
+    moved:     `[N, K]` distances from an instance's embedding to that of each order
+    apart:     `[N, N]` distances between the embeddings of the instances
+    predicted: instances that the space predicts for each instance's first order
+    measures:  all measures, JSON-able; NaN where there is only one instance
     """
 
     moved: Tensor
     apart: Tensor
-    nearest: Tensor
-    preps_moved: Tensor
-    preps_apart: Tensor
-    within_share: float
-    difference: float
     predicted: Prediction
-
-    def measures(self) -> dict[str, float]:
-        """Return means, JSON-able; NaN where there is only one instance."""
-        apart, preps_apart = (mean_or_nan(off_diagonal(values_NN)) for values_NN in (self.apart, self.preps_apart))
-        moved, preps_moved = mean_or_nan(self.moved), mean_or_nan(self.preps_moved)
-        return {
-            "output_difference": self.difference,
-            "embedding_distance_moved": moved,
-            "embedding_distance_apart": apart,
-            "embedding_moved": moved / apart if apart else float("nan"),
-            "prep_moved": preps_moved / preps_apart if preps_apart else float("nan"),
-            "still_nearest": mean_or_nan(self.nearest),
-            "variance_within_orbits": self.within_share,
-        }
+    measures: dict[str, float]
 
 
 def orbit_of(subject: Subject, split: PredictedSplit, rows: Sequence[int], inputs: Tensor, orders: int) -> Orbit:
@@ -145,39 +123,40 @@ def orbit_of(subject: Subject, split: PredictedSplit, rows: Sequence[int], input
     inputs: `[B, ...]` that all share, or `[N, B, ...]`
     raises NoPermutations if it is not known which of its units may be reordered
     """
-    registry, space = subject.run.registry, subject.space
-    class_ids = [split.class_ids[row] for row in rows]
+    registry, class_ids = subject.run.registry, [split.class_ids[row] for row in rows]
     architecture = registry.by_class_id(class_ids[0])
     preps_NHW, latent_NE = split.preps[rows], split.latents[rows].cpu().double()
-    before_NB = outputs_of(registry, class_ids, preps_NHW, inputs).flatten(1)
+    before_NB = outputs_by_class_id(registry, class_ids, preps_NHW, inputs).flatten(1)
     size_N = before_NB.abs().amax(1)
     latents, preps_moved, differences, predictions = [], [], [], list[Prediction]()
     for number in range(orders):
         stream = generator("orders of units", subject.seed, class_ids[0], number)
         places = [permutation(architecture, stream) for _ in rows]
         other_NHW = torch.cat([permute(preps_NHW[[row]], places_V) for row, places_V in enumerate(places)])
-        after_NB = outputs_of(registry, class_ids, other_NHW, inputs).flatten(1)
+        after_NB = outputs_by_class_id(registry, class_ids, other_NHW, inputs).flatten(1)
         differences.append(float(((after_NB - before_NB).abs().amax(1) / size_N).amax()))
         with torch.no_grad():
-            other_NE = space.encode(other_NHW)
+            other_NE = subject.space.encode(other_NHW)
             if not predictions:
-                predictions.append(predict(space, other_NE, registry))
+                predictions.append(predict(subject.space, other_NE, registry))
         latents.append(other_NE.cpu().double())
         preps_moved.append((other_NHW - preps_NHW).flatten(1).cpu().double().norm(dim=1))
-    latent_NKE = torch.stack(latents, dim=1)
-    flat_NV = preps_NHW.flatten(1).cpu().double()
+    latent_NKE, flat_NV = torch.stack(latents, dim=1), preps_NHW.flatten(1).cpu().double()
     to_all_NKN = distances(latent_NKE.flatten(0, 1), latent_NE).view(len(rows), orders, len(rows))
-    own_NK = to_all_NKN[torch.arange(len(rows)), :, torch.arange(len(rows))]
-    return Orbit(
-        moved=own_NK,
-        apart=distances(latent_NE, latent_NE),
-        nearest=to_all_NKN.amin(2) == own_NK,
-        preps_moved=torch.stack(preps_moved, dim=1),
-        preps_apart=distances(flat_NV, flat_NV),
-        within_share=_within_share(torch.cat([latent_NE[:, None], latent_NKE], dim=1)),
-        difference=max(0.0, *differences),
-        predicted=predictions[0],
-    )
+    moved_NK = to_all_NKN[torch.arange(len(rows)), :, torch.arange(len(rows))]
+    apart_NN = distances(latent_NE, latent_NE)
+    moved, prep_moved = mean_or_nan(moved_NK), mean_or_nan(torch.stack(preps_moved, dim=1))
+    apart, prep_apart = (mean_or_nan(off_diagonal(values_NN)) for values_NN in (apart_NN, distances(flat_NV, flat_NV)))
+    measures = {
+        "output_difference": max(0.0, *differences),  # relative to the largest output of an instance
+        "embedding_distance_moved": moved,
+        "embedding_distance_apart": apart,
+        "embedding_moved": moved / apart if apart else float("nan"),
+        "prep_moved": prep_moved / prep_apart if prep_apart else float("nan"),
+        "still_nearest": mean_or_nan(to_all_NKN.amin(2) == moved_NK),
+        "variance_within_orbits": _within_share(torch.cat([latent_NE[:, None], latent_NKE], dim=1)),
+    }
+    return Orbit(moved_NK, apart_NN, predictions[0], measures)
 
 
 def _within_share(latent_NKE: Tensor) -> float:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, TRAIN, VALIDATION
-from netspace.experiments.beyond.ridge import ridge_guess
 from netspace.experiments.result import Claim, Column, Result, claim, table_of_measures
-from netspace.experiments.statistics import finite_mean, kendall, library, r2, tau_of_halves, tau_of_ties
-from netspace.experiments.subject import groups_of, outputs_of
+from netspace.experiments.subject import groups_of
 from netspace.explore.embedding import encode
 from prepkit.figures import panels
+from prepkit.running.groups import outputs_by_class_id
+from prepkit.statistics import finite_mean, kendall, library, r2, ridge_guess, tau_of_halves, tau_of_ties
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import Subject
@@ -112,7 +112,7 @@ def accuracy_label(subject: Subject, views: Mapping[str, prepkit.Zoo]) -> Label:
     right = {}
     for split, view in views.items():
         preps = view.preps().to(subject.device, torch.float32)
-        outputs = outputs_of(subject.run.registry, view.class_ids().tolist(), preps, images)
+        outputs = outputs_by_class_id(subject.run.registry, view.class_ids().tolist(), preps, images)
         right[split] = (outputs.argmax(-1) == truth_B).double().numpy()
     ceiling = tau_of_halves(right[TEST], HALVINGS, subject.seed)
     return Label("accuracy", {split: right_NB.mean(1) for split, right_NB in right.items()}, ceiling)

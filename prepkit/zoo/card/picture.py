@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from prepkit.figures import draw_cells, new_figure
+from prepkit.figures import draw_prep_grid, new_figure
 
 if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
@@ -23,12 +23,15 @@ def card_figure(zoo: Zoo) -> Any:
     rows = chosen(zoo)
     accuracies = accuracy_by_architecture(zoo)
     figure = new_figure(11, 1.2 + 1.1 * max(2, len(rows)))
+    preps = {
+        name: ((row["id"][:24], prep) for prep, row in map(zoo.__getitem__, indices)) for name, indices in rows.items()
+    }
     if not accuracies:
-        _draw_grid(figure, zoo, rows)
+        draw_prep_grid(figure, preps, PREPS_A_ROW)
         return figure
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2)).tolist()
     _draw_accuracies(left, accuracies)
-    _draw_grid(right, zoo, rows)
+    draw_prep_grid(right, preps, PREPS_A_ROW)
     return figure
 
 
@@ -63,21 +66,3 @@ def _draw_accuracies(figure: Any, accuracies: dict[str, list[float]]) -> None:
     axes.boxplot(list(accuracies.values()), widths=0.6, flierprops={"markersize": 2})
     axes.set_xticks(range(1, len(accuracies) + 1), list(accuracies), rotation=30, ha="right", parse_math=False)
     axes.set_ylabel("accuracy")
-
-
-def _draw_grid(figure: Any, zoo: Zoo, rows: dict[str, list[int]]) -> None:
-    grid = figure.subplots(len(rows), PREPS_A_ROW, squeeze=False)
-    for line, (name, indices) in zip(grid, rows.items(), strict=True):
-        line[0].set_ylabel(name.partition("@")[0], fontsize=7, parse_math=False)
-        for axes, index in zip(line, indices, strict=False):
-            _draw_prep(axes, zoo, index)
-        for axes in line:
-            axes.set(xticks=[], yticks=[])
-        for axes in line[len(indices) :]:
-            axes.set_frame_on(False)
-
-
-def _draw_prep(axes: Any, zoo: Zoo, index: int) -> None:
-    prep, row = zoo[index]
-    draw_cells(axes, prep.values.double().numpy(), prep.layout.total)
-    axes.set_title(row["id"][:24], fontsize=6, parse_math=False)

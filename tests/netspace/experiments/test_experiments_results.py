@@ -248,13 +248,6 @@ def test_one_byte_of_code_in_either_package_changes_the_sum(tmp_path, monkeypatc
     assert len(set(sums)) == len(sums)
 
 
-def test_one_core_is_one_core(monkeypatch):
-    monkeypatch.setattr(running.os, "sched_getaffinity", lambda of: {0}, raising=False)
-    assert running.hardware(torch.device("cpu")).endswith(", 1 core")
-    monkeypatch.setattr(running.os, "sched_getaffinity", lambda of: {0, 1}, raising=False)
-    assert running.hardware(torch.device("cpu")).endswith(", 2 cores")
-
-
 def test_a_failed_experiment_leaves_no_result(run, counted, monkeypatch):
     runner = ExperimentRunner(run, "cpu")
     runner.result("counted")

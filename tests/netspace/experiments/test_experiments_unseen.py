@@ -182,14 +182,6 @@ def test_examples_are_the_worst_the_middle_and_the_best(single, multi):
     assert [split.view.metadata(row)["class_id"] for row in chosen] == [0, 1, 2, 3]
 
 
-def test_a_picture_holds_all_values_in_order():
-    values = torch.arange(1.0, 101.0)
-    cells = preps.folded(values)
-    assert 2 <= cells.shape[1] / cells.shape[0] <= 4
-    assert cells.reshape(-1)[:100].tolist() == values.tolist()
-    assert not cells.reshape(-1)[100:].any()
-
-
 # Identity ---------------------------------------------------------------------------------------------------------
 
 
@@ -238,40 +230,6 @@ def test_identity(setting, split, request):
         for claim, numbers in zip(result.claims, claimed.values(), strict=True):
             assert claim.number == pytest.approx(np.mean(numbers))
     assert {row[0] for row in result.tables[0].rows} == {"unseen", "training"}
-
-
-def test_measures_of_identity_by_hand():
-    accuracy_N = torch.tensor([0.1, 0.9, 0.2, 0.8])
-    likeness = torch.tensor(
-        [[0.9, 0.1, 0.9, 0.1], [0.2, 0.8, 0.2, 0.9], [0.1, 0.1, 0.9, 0.1], [0.0, 0.9, 0.0, 0.8]]
-    ).double()
-    found = identity.measures(likeness, accuracy_N)
-    assert found["own"] == pytest.approx(0.85)
-    assert found["others"] == pytest.approx(3.6 / 12)
-    # nearest in accuracy: 0 -> 2, 3;  1 -> 3, 2;  2 -> 0, 3;  3 -> 1, 2
-    assert found["nearest_in_accuracy"] == pytest.approx((0.9 + 0.1 + 0.9 + 0.2 + 0.1 + 0.1 + 0.9 + 0.0) / 8)
-    assert found["own_preferred"] == pytest.approx((2.5 + 2 + 3 + 2) / 12)
-    assert found["own_first"] == pytest.approx(1 / 4)
-    # pairs 0-1, 0-2, 0-3, 1-2, 2-3 fit better rightly, 1-3 crosswise
-    assert found["paired"] == pytest.approx(5 / 6)
-    assert found["paired_nearest"] == pytest.approx(6 / 8)
-
-
-def test_margins_are_taken_away():
-    values = torch.tensor([1.0, 2.0, 3.0])[:, None] + torch.tensor([10.0, 20.0])
-    extra = torch.tensor([[1.0, -1.0], [-2.0, 2.0], [1.0, -1.0]])
-    torch.testing.assert_close(identity.beyond_margins(values + extra), extra)
-
-
-def test_one_network_for_all_has_no_identity_and_copies_have_it():
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.randn(6, 300, 10, generator=generator)
-    accuracy_N = torch.linspace(0, 1, 6)
-    for predicted, expected in ((targets[:1].expand(6, -1, -1), 0.5), (targets, 1.0)):
-        agreement, divergence = identity.compare(predicted, targets)
-        for likeness in (agreement, -divergence):
-            assert identity.measures(likeness, accuracy_N)["paired"] == expected
-    assert divergence.diagonal().abs().max() < 1e-12
 
 
 # All of them ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Statistics of instances: correlations with their intervals, ceilings of Kendall's tau, means, distances.
+"""Statistics of instances: correlations with their intervals, ceilings of Kendall's tau, ridge regression, distances.
 
 A statistic that does not exist, such as a correlation with numbers that are all equal, is NaN. scipy and scikit-learn
 are in the extra `[train]`.
-Shapes: N and M instances, R draws, B samples, V values.
+Shapes: N and M instances, F features, R draws, B samples, V values.
 """
 
 # ruff: noqa: N803, N806 - names of arrays end in their axes
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import prepkit
+from prepkit.errors import PrepkitError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 DRAWS = 1000  # of a bootstrap
 SHARE = 0.95  # of the draws lie in its interval
+RIDGE_STRENGTHS = np.logspace(-6, 6, 49)  # of the penalty, per training instance, for features of variance 1
 
 
-class StatisticsMissing(prepkit.PrepkitError, ImportError):
+class StatisticsMissing(PrepkitError, ImportError):
     """scipy or scikit-learn is not installed."""
 
     exit_code = 1
@@ -110,6 +111,35 @@ def tau_of_halves(right_NB: Any, draws: int, seed: int) -> float:
 def tau_of_ties(truth: Any) -> float:
     """Return the largest tau-b with `[N]` values that a guess without equal values can have."""
     return kendall(truth, library("scipy.stats").rankdata(truth, method="ordinal"))
+
+
+# Ridge regression -------------------------------------------------------------------------------------------------
+
+
+def ridge_guess(
+    train: tuple[Array, Array], validation: tuple[Array, Array], test_NF: Array, *, each: bool = True
+) -> tuple[Array, float]:
+    """Fit a ridge regression on training instances; validation instances choose the strength of its penalty.
+
+    train, validation: features `[N, F]` and the true values `[N]`
+    each:              scale every feature by its own deviation, not all by their common one
+    returns guesses `[N]` for the test features, and the strength
+    """
+    scaler = library("sklearn.preprocessing").StandardScaler().fit(train[0])
+    if not each:
+        scaler.scale_ = np.full_like(scaler.var_, np.sqrt(scaler.var_.mean()))
+    scaler.scale_[np.ptp(train[0], axis=0) == 0] = np.inf  # a feature that never changes says nothing
+    # All principal components span the same features. They are as few as instances, so that 49 fits cost little.
+    rotation = library("sklearn.decomposition").PCA(svd_solver="full").fit(scaler.transform(train[0]))
+    known, chosen_by, asked = (rotation.transform(scaler.transform(x)) for x in (train[0], validation[0], test_NF))
+    ridge = library("sklearn.linear_model").Ridge
+
+    def fitted(strength: float) -> Any:
+        return ridge(alpha=strength * len(known)).fit(known, train[1])
+
+    errors = [((fitted(strength).predict(chosen_by) - validation[1]) ** 2).mean() for strength in RIDGE_STRENGTHS]
+    best = float(RIDGE_STRENGTHS[int(np.argmin(errors))])
+    return fitted(best).predict(asked), best
 
 
 # Means and distances ----------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from netspace.experiments.beyond.ridge import STRENGTHS, ridge_guess
-from netspace.experiments.statistics import (
+from prepkit.statistics import (
+    RIDGE_STRENGTHS,
     interval,
     kendall,
     pearson,
     r2,
+    ridge_guess,
     spearman,
     tau_of_halves,
     tau_of_ties,
@@ -126,13 +127,13 @@ def test_ridge_is_scikit_learns_at_the_strength_that_validation_chooses(regressi
     if not each:
         scale.scale_ = np.full(80, np.sqrt(scale.var_.mean()))
     errors, guesses = [], []
-    for weight in STRENGTHS:
+    for weight in RIDGE_STRENGTHS:
         slow = Ridge(alpha=weight * len(train[1])).fit(scale.transform(train[0]), train[1])
         errors.append(((slow.predict(scale.transform(validation[0])) - validation[1]) ** 2).mean())
         guesses.append(slow.predict(scale.transform(test)))
     best = int(np.argmin(errors))
     assert 0 < best < len(errors) - 1
-    assert strength == STRENGTHS[best]
+    assert strength == RIDGE_STRENGTHS[best]
     assert guess == pytest.approx(guesses[best], rel=1e-6)
 
 
