@@ -24,7 +24,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("-o", "--output", type=FOLDER, default=Path("report.html"), show_default=True, metavar="FILE.html")
 @click.option("--only", multiple=True, metavar="NAME", help="Make this experiment; repeat for more. [default: all]")
 @click.option(
-    "--zoo", "zoos", multiple=True, type=FOLDER, metavar="DIR", help="Folder of a zoo that was moved; repeat."
+    "--zoo", "zoos", multiple=True, type=FOLDER, metavar="DIR", help="Folder of a moved zoo; repeat for more."
 )
 @click.option("--title", metavar="TEXT", help="Title of the page.")
 @click.option("--again", is_flag=True, help="Make saved experiments again.")
@@ -44,15 +44,16 @@ def report(
     out: Output,
     **settings: Any,
 ) -> None:
-    """Make all experiments on runs and write one page: claims, pictures, numbers, recipes, versions, times.
+    """Make all experiments on runs, and one page of results.
 
     \b
     netspace report run -o report.html
     netspace report run-a run-b --only accuracy --only lines
 
-    FILE.md and FILE.json are written beside FILE.html. Results are saved in RUN/experiments. An experiment is made
-    again for another state, zoo or seed, and when any code of prepkit or netspace or the version of a numerical library
-    has changed. Exit status 1 if an experiment could not be made: the page says why.
+    The page shows claims, pictures, numbers, recipes, versions and times; FILE.md and FILE.json are written beside it.
+    Results are saved in RUN/experiments. An experiment is made again for another state, zoo or seed, and when any code
+    of prepkit or netspace or the version of a numerical library has changed. Exit status 1 if an experiment could not
+    be made: the page says why.
     """
     from netspace.report.make import report as make_report
     from netspace.run.run import Run
@@ -75,7 +76,9 @@ def report(
 @device_option
 @json_option
 def paper(folder: Path, quick: bool, full: bool, device: str, out: Output) -> None:
-    """Train the embedded zoos, train spaces on them, make all experiments, and write OUT/report.html.
+    """Make the paper in miniature, from zoos to one page.
+
+    The embedded zoos are trained, spaces are trained on them, and all experiments are made for OUT/report.html.
 
     \b
     netspace paper paper-mini              24 min 29 s, measured with two threads of a 2-core Xeon

@@ -42,29 +42,29 @@ def test_numbers_are_short(value, text):
     assert number(value) == text
 
 
-def merit(*numbers, runs, unit=""):
+def recipe_claim(*numbers, runs, unit=""):
     return RecipeClaim(
         "recipe", "experiment", "text", ">= 0.5", "paper", unit, numbers, sum(one >= 0.5 for one in numbers), runs
     )
 
 
 @pytest.mark.parametrize(
-    ("made", "told", "judged"),
+    ("made", "number_text", "verdict_text"),
     [
-        (merit(0.75, runs=1), "0.75", "held"),
-        (merit(0.75, 0.25, runs=2), "0.5 ± 0.354 (2 runs)", "held in 1 of 2 runs"),
-        (merit(0.75, 0.25, runs=2, unit="points"), "50 ± 35.4 points (2 runs)", "held in 1 of 2 runs"),
-        (merit(0.75, 0.75, runs=2, unit="%"), "75 % (in each of 2 runs)", "held"),
-        (merit(0.25, 0.25, runs=3, unit="%"), "25 % (from 2 of 3 runs)", "NOT held"),
-        (merit(0.75, 0.25, runs=3), "0.5 ± 0.354 (from 2 of 3 runs)", "held in 1 of 2 runs"),
-        (merit(0.75, math.nan, runs=2), "0.75 (from 1 of 2 runs)", "held in 1 of 2 runs"),
-        (merit(math.nan, math.nan, runs=2), "none (from 0 of 2 runs)", "NOT held"),
-        (merit(math.nan, runs=1), "none", "NOT held"),
+        (recipe_claim(0.75, runs=1), "0.75", "held"),
+        (recipe_claim(0.75, 0.25, runs=2), "0.5 ± 0.354 (2 runs)", "held in 1 of 2 runs"),
+        (recipe_claim(0.75, 0.25, runs=2, unit="points"), "50 ± 35.4 points (2 runs)", "held in 1 of 2 runs"),
+        (recipe_claim(0.75, 0.75, runs=2, unit="%"), "75 % (in each of 2 runs)", "held"),
+        (recipe_claim(0.25, 0.25, runs=3, unit="%"), "25 % (from 2 of 3 runs)", "NOT held"),
+        (recipe_claim(0.75, 0.25, runs=3), "0.5 ± 0.354 (from 2 of 3 runs)", "held in 1 of 2 runs"),
+        (recipe_claim(0.75, math.nan, runs=2), "0.75 (from 1 of 2 runs)", "held in 1 of 2 runs"),
+        (recipe_claim(math.nan, math.nan, runs=2), "none (from 0 of 2 runs)", "NOT held"),
+        (recipe_claim(math.nan, runs=1), "none", "NOT held"),
     ],
 )
-def test_what_was_found_says_in_how_many_runs(made, told, judged):
-    assert measured(made) == told
-    assert verdict(made) == judged
+def test_a_number_says_from_how_many_runs_it_comes(made, number_text, verdict_text):
+    assert measured(made) == number_text
+    assert verdict(made) == verdict_text
 
 
 @pytest.mark.parametrize(
