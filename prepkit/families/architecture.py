@@ -1,4 +1,4 @@
-"""Architecture: the structure of a network without values, and what is known of it without building it.
+"""Architecture: the structure of a network without values, and facts about it that need no network.
 
 Importing this module does not import torch.
 """
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BUILT_IN_BUILDERS = frozenset(family.builder for family in FAMILIES.values())
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")  # it stands in the file names of zoos
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")  # names are part of the file names of zoos
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Known:
-    """What was written down about an architecture, so that it need not be built to learn it."""
+    """Facts about an architecture that were written down, so that it need not be built to learn them."""
 
     num_parameters: int | None = None
     num_trainable: int | None = None
@@ -42,14 +42,14 @@ class Architecture:
 
     name:             unique, such as `resnet8@cifar10`
     family:           the kind of network
-    input_shape:      of one input, without the batch axis
+    input_shape:      shape of one input, without the batch axis
     builder:          `module:callable`, imported when a network is built
     arguments:        keyword arguments of the builder, JSON-able
-    folded_arguments: what to add to them for the network without BatchNorm; None if prepkit.fusion.fold must fold it
+    folded_arguments: arguments to add for the network without BatchNorm; None if prepkit.fusion.fold must fold it
     known:            counts and layout, where they are known without building
-    trusted:          False for a builder that a file names: it is imported only if it is built in or registered
+    trusted:          False for a builder that a file names, which is imported only if it is built in or registered
 
-    Two architectures are equal if all that `to_dict` writes is.
+    Two architectures are equal if `to_dict` writes the same for both.
     raises RegistryError for an illegal name or input shape, or arguments that are not JSON
     """
 
@@ -81,14 +81,14 @@ class Architecture:
     # Networks -------------------------------------------------------------------------------------------------
 
     def build(self) -> nn.Module:
-        """A trainable network with fresh weights from torch's global random generator.
+        """Build a trainable network with fresh weights from torch's global random generator.
 
         raises RegistryError if the builder cannot be imported, is not trusted, fails or returns no nn.Module
         """
         return self._network(self.arguments)
 
     def build_folded(self) -> nn.Module:
-        """The network without BatchNorm whose tensors `layout` packs, with fresh weights.
+        """Build the network without BatchNorm whose tensors `layout` packs, with fresh weights.
 
         raises RegistryError as `build` does, FusionError if a BatchNorm cannot be folded
         """
@@ -120,7 +120,7 @@ class Architecture:
         return network
 
     def _check_trusted(self) -> None:
-        """A zoo is data: opening one must not import and call whatever it names."""
+        """Raise RegistryError for a builder that only a file names: opening a zoo, which is data, must not run code."""
         if self.trusted or self.builder in BUILT_IN_BUILDERS:
             return
         registered = [getattr(load_plugin(entry), "config", None) for entry in plugins_named(self.name)]
@@ -131,7 +131,7 @@ class Architecture:
             )
 
     def _spare_network(self, folded: bool) -> nn.Module:
-        """A network to look at, not to run: no values where we can, and the global generators as they were."""
+        """Build a network to look at, not to run: without values if it is built in. Random states stay as they were."""
         import torch
 
         build = self.build_folded if folded else self.build
@@ -142,7 +142,7 @@ class Architecture:
             return build()
 
     def example_input(self, batch: int = 2, seed: int = 0) -> Tensor:
-        """Standard normal `[batch, *input_shape]`, the same for the same seed; the global generator is not used."""
+        """Draw normal inputs `[batch, *input_shape]`, the same for a seed; the global generator is not used."""
         import torch
 
         return torch.randn(batch, *self.input_shape, generator=torch.Generator().manual_seed(seed))
@@ -151,24 +151,24 @@ class Architecture:
 
     @cached_property
     def layout(self) -> Layout:
-        """The layout of the packed network, so with BatchNorm folded."""
+        """The layout of the packed network, in which BatchNorm is folded."""
         return self.known.layout or Layout.of(self._spare_network(folded=True))
 
     @cached_property
     def num_parameters(self) -> int:
-        """Number of packed parameters, so with BatchNorm folded."""
+        """Number of packed parameters, in which BatchNorm is folded."""
         return self.layout.num_parameters if self.known.num_parameters is None else self.known.num_parameters
 
     @cached_property
     def num_trainable(self) -> int:
-        """Number of parameters of the network that is trained, with BatchNorm."""
+        """Number of parameters in the network that is trained, with BatchNorm."""
         if self.known.num_trainable is not None:
             return self.known.num_trainable
         return sum(parameter.numel() for parameter in self._spare_network(folded=False).parameters())
 
     @property
     def signature(self) -> str:
-        """sha256 of the layout: equal for networks whose PReps can be exchanged."""
+        """The sha256 of the layout, which is equal for networks whose PReps can be exchanged."""
         return self.layout.sha256
 
     @cached_property
@@ -186,13 +186,13 @@ class Architecture:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What is needed to build the network again, JSON-able."""
+        """JSON-able data from which the network can be built again."""
         folded = None if self.folded_arguments is None else dict(self.folded_arguments)
         config = {"builder": self.builder, "arguments": dict(self.arguments), "folded_arguments": folded}
         return copy.deepcopy(config)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form with the layout, so that tensors come back even where the builder is missing."""
+        """Return JSON-able data with the layout, so that tensors come back even where the builder is missing."""
         return {
             "name": self.name,
             "family": self.family,
@@ -265,5 +265,5 @@ class _Stored:
 
 
 def floating_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Names and shapes of the floating-point tensors: integer buffers such as `num_batches_tracked` do not count."""
+    """Return names and shapes of the floating-point tensors, so without integer buffers such as counters."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}

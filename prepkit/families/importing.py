@@ -1,6 +1,6 @@
-"""Code that others wrote, found by name: builders `module:callable` and plug-ins (entry points).
+"""Importing code of others by name: builders `module:callable`, and plug-ins, which are entry points.
 
-Nothing is imported before it is asked for, and whatever goes wrong in it is one RegistryError that names its place.
+Nothing is imported before it is needed. Whatever goes wrong in it becomes one RegistryError that names its place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENTRY_POINT_GROUP = "prepkit.architectures"
 
 
 def load_builder(spec: str) -> Callable[..., Any]:
-    """The callable behind `module:callable`; the module is imported.
+    """Import the callable behind `module:callable`.
 
     raises RegistryError with the spec and the reason if there is no such callable
     """
@@ -28,39 +28,39 @@ def load_builder(spec: str) -> Callable[..., Any]:
     if not module_name or not path:
         raise RegistryError(f"'{spec}' does not name a network builder; write module:callable.")
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may well exit
         raise RegistryError(f"'{spec}': module '{module_name}' cannot be imported: {reason(error)}.") from error
     for name in path.split("."):
-        if not hasattr(found, name):
-            raise RegistryError(f"'{spec}': there is no '{name}' in it.{nearest(name, dir(found))}")
-        found = getattr(found, name)
-    if not callable(found):
-        raise RegistryError(f"'{spec}' is of type {type(found).__name__}, not a callable that builds a network.")
-    builder: Callable[..., Any] = found
+        if not hasattr(value, name):
+            raise RegistryError(f"'{spec}': there is no '{name}' in it.{nearest(name, dir(value))}")
+        value = getattr(value, name)
+    if not callable(value):
+        raise RegistryError(f"'{spec}' is of type {type(value).__name__}, not a callable that builds a network.")
+    builder: Callable[..., Any] = value
     return builder
 
 
 def plugins() -> tuple[EntryPoint, ...]:
-    """The entry points of our group in all installed distributions, in the order of their names."""
+    """Return the entry points of our group in all installed distributions, in the order of their names."""
     return plugins_on(tuple(sys.path))
 
 
 @lru_cache(maxsize=8)
 def plugins_on(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """`plugins` for this sys.path, which is searched once: a large environment takes tens of milliseconds."""
+    """Return `plugins` for this sys.path. It is searched once, since a large environment takes tens of milliseconds."""
     from importlib.metadata import entry_points
 
     return tuple(sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name))
 
 
 def plugins_named(name: str) -> list[EntryPoint]:
-    """Who registers an architecture of this name: none, one, or several in conflict."""
+    """Return the plug-ins that register an architecture of this name; more than one are in conflict."""
     return [entry for entry in plugins() if entry.name == name]
 
 
 def origin(entry: EntryPoint) -> str:
-    """`distribution 'nets 1.2'`: whom to talk to about a plug-in."""
+    """Return the distribution that a plug-in is from, such as `distribution 'nets 1.2'`."""
     if entry.dist is None:
         return "an unknown distribution"
     return f"distribution '{entry.dist.name} {entry.dist.version}'"
@@ -68,7 +68,7 @@ def origin(entry: EntryPoint) -> str:
 
 @cache
 def load_plugin(entry: EntryPoint) -> object:
-    """What a plug-in's value is, or returns if it is a function; imported once.
+    """Import a plug-in once; return its value, or what its value returns if that is a function.
 
     raises RegistryError with the distribution and the reason if it cannot be loaded
     """
@@ -83,6 +83,6 @@ def load_plugin(entry: EntryPoint) -> object:
 
 
 def reason(error: BaseException) -> str:
-    """An exception as one line without a full stop: `ValueError: depth 9 is not 6n + 2`."""
+    """Return an exception as one line without a full stop: `ValueError: depth 9 is not 6n + 2`."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

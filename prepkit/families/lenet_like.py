@@ -18,8 +18,8 @@ from prepkit.families.table import LEAKY_RELU_SLOPE
 class LeNetLike(nn.Module):
     """Convolutions with bias and LeakyReLU, flattened, then fully connected layers; no BatchNorm.
 
-    convs:   (in, out, kernel, stride, padding) of each convolution
-    linears: widths of the fully connected part, the flattened size first, the number of outputs last
+    convs:   (inputs, outputs, kernel, stride, padding) for each convolution
+    linears: widths of the fully connected part, from the flattened size to the number of outputs
     """
 
     def __init__(self, convs: Sequence[Sequence[int]], linears: Sequence[int]) -> None:
@@ -31,7 +31,7 @@ class LeNetLike(nn.Module):
         self.linear = nn.Linear(linears[-2], linears[-1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, C, h, w]` -> logits `[B, outputs]`."""
+        """Map images `[B, C, h, w]` to logits `[B, outputs]`."""
         features = images
         for conv in self.convs:
             features = leaky_relu(conv(features), LEAKY_RELU_SLOPE)

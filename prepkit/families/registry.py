@@ -1,13 +1,13 @@
 """Architectures by name, ClassId or tensors: Registry, Detection and the look-ups.
 
     architecture("resnet8@cifar10")     one architecture: built in, or from a plug-in
-    architectures()                     the names of all
-    built_in_registry("cifar10")                 the built-in architectures of a dataset with their ClassIds
+    architectures("resnet*")            the names of all, or of those that match a pattern
+    built_in_registry("cifar10")        the built-in architectures of a dataset with their ClassIds
     detect(tensors)                     the architecture that a state dict belongs to
-    architecture_from_callable(spec)    any importable function that builds a network
+    architecture_from_callable(spec)    the architecture of any importable function that builds a network
 
-A plug-in is an entry point of the group `prepkit.architectures`: its name is the architecture's name, its value loads
-to an Architecture or to a function without arguments that returns one. Plug-ins are imported only when looked at.
+A plug-in is an entry point of the group `prepkit.architectures`. Its name is the architecture's name, and its value is
+an Architecture or a function without arguments that returns one. A plug-in is imported only when it is looked at.
 Importing this module does not import torch.
 """
 
@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,10 @@ CLASS_ID = {"class_id": Key(or_null(whole()))}
 
 @dataclass(frozen=True, init=False)
 class Registry:
-    """An ordered set of architectures: the position of each is its ClassId.
+    """An ordered set of architectures, in which the position of each is its ClassId.
 
-    architectures: those with a ClassId, in ClassId order
-    others:        members without ClassId, such as a teacher
+    architectures: members with a ClassId, in ClassId order
+    others:        members without a ClassId, such as a teacher
     """
 
     architectures: tuple[Architecture, ...]
@@ -59,7 +60,7 @@ class Registry:
     ) -> None:
         """Put architectures into ClassId order.
 
-        class_ids: name -> 0 .. A-1; if missing, ascending in packed parameters (and by name where those are equal)
+        class_ids: ClassIds 0 .. A-1 by name; if missing, they ascend in packed parameters, then in names
         raises RegistryError if a name stands twice or the ClassIds are not 0 .. A-1, one for each architecture
         """
         members, others = tuple(architectures), tuple(others)
@@ -85,17 +86,17 @@ class Registry:
         return {member.name: member for member in (*self.architectures, *self.others)}
 
     def __getitem__(self, name: str) -> Architecture:
-        """The member of this name, with or without ClassId."""
+        """Return the member of this name, with or without ClassId."""
         if name not in self._by_name:
             raise RegistryError(unknown("architecture", name, self._by_name))
         return self._by_name[name]
 
     def class_id(self, name: str) -> int | None:
-        """The ClassId of a member; None for a teacher."""
+        """Return the ClassId of a member; None for a teacher."""
         return self.class_ids.get(self[name].name)
 
     def by_class_id(self, class_id: int) -> Architecture:
-        """The architecture with this ClassId."""
+        """Return the architecture with this ClassId."""
         if not 0 <= class_id < len(self):
             raise RegistryError(f"unknown ClassId {class_id}; this registry has {len(self)}: {listed(self.class_ids)}.")
         return self.architectures[class_id]
@@ -112,14 +113,14 @@ class Registry:
         return len(self.architectures)
 
     def __iter__(self) -> Iterator[Architecture]:
-        """The architectures in ClassId order, without those that have none."""
+        """Iterate over the architectures with a ClassId, in ClassId order."""
         return iter(self.architectures)
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form: `architectures`, each with its `class_id` (null for a teacher)."""
+        """Return JSON-able data: `architectures`, each with its `class_id`, which is null for a teacher."""
         members = (*self.architectures, *self.others)
         return {
             "architectures": [{"class_id": self.class_ids.get(member.name), **member.to_dict()} for member in members]
@@ -168,9 +169,12 @@ def check_class_ids(class_ids: Mapping[str, int], names: list[str]) -> None:
 
 
 def architecture(name: str) -> Architecture:
-    """The built-in or third-party architecture of this name, the same object each time.
+    """Return the built-in or third-party architecture of this name, the same object each time.
 
     raises RegistryError if the name is unknown or claimed twice, or if the plug-in behind it is broken
+
+    >>> prepkit.architecture("resnet8@cifar10").num_parameters
+    77706
     """
     entries = plugins_named(name)
     check_claims(name, entries)
@@ -181,22 +185,29 @@ def architecture(name: str) -> Architecture:
     return built_in()[name]
 
 
-def architectures() -> list[str]:
-    """The names of all architectures: the built-in ones in the order of the table, then those of plug-ins.
+def architectures(pattern: str = "*") -> list[str]:
+    """Return the names of all architectures that match: built-in ones in the order of the table, then plug-ins.
 
+    pattern: a shell pattern with `*`, `?` and `[...]`, as in fnmatch
     raises RegistryError if two distributions claim one name; no plug-in is imported
+
+    >>> prepkit.architectures("resnet*@digits")
+    ['resnet8@digits', 'resnet14@digits', 'resnet20@digits']
     """
     names = list(dict.fromkeys([*built_in(), *(entry.name for entry in plugins())]))
     for name in names:
         check_claims(name, plugins_named(name))
-    return names
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 @cache
 def built_in_registry(name: str) -> Registry:
-    """The built-in registry of a dataset: cifar10, tiny_imagenet, digits, sdf or sdf_small.
+    """Return the built-in registry of a dataset: cifar10, tiny_imagenet, digits, sdf or sdf_small.
 
     raises RegistryError for another name
+
+    >>> prepkit.built_in_registry("cifar10").by_class_id(3).name
+    'resnet32@cifar10'
     """
     if name not in DATASETS:
         raise RegistryError(unknown("registry", name, DATASETS))
@@ -209,18 +220,18 @@ def built_in_registry(name: str) -> Registry:
 
 
 def default_class_id(name: str) -> int | None:
-    """The ClassId of a built-in architecture in the registry of its dataset; None for teachers and all others."""
+    """Return the ClassId of a built-in architecture in its dataset's registry; None for a teacher or another name."""
     return next((row.class_id for row in TABLE if row.name == name), None)
 
 
 @cache
 def built_in() -> dict[str, Architecture]:
-    """The architectures of the table by name."""
+    """Return the architectures of the table by name."""
     return {row.name: from_row(row) for row in TABLE}
 
 
 def from_row(row: Row) -> Architecture:
-    """An architecture of the table."""
+    """Return the architecture of a row of the table."""
     family = FAMILIES[row.family]
     input_shape, _ = DATASETS[row.dataset]
     known = Known(row.num_parameters, row.num_trainable)
@@ -228,33 +239,33 @@ def from_row(row: Row) -> Architecture:
 
 
 def architecture_of(entry: EntryPoint) -> Architecture:
-    """The architecture that a plug-in registers.
+    """Return the architecture that a plug-in registers.
 
     raises RegistryError with the distribution if it is broken
     """
-    found = load_plugin(entry)
-    if not isinstance(found, Architecture):
+    value = load_plugin(entry)
+    if not isinstance(value, Architecture):
         raise RegistryError(
-            f"architecture '{entry.name}' of {origin(entry)} ({entry.value}) is of type {type(found).__name__}, "
+            f"architecture '{entry.name}' of {origin(entry)} ({entry.value}) is of type {type(value).__name__}, "
             "not a prepkit Architecture."
         )
-    if found.name != entry.name:
+    if value.name != entry.name:
         raise RegistryError(
-            f"{origin(entry)} registers '{entry.name}', but {entry.value} is named '{found.name}'; "
+            f"{origin(entry)} registers '{entry.name}', but {entry.value} is named '{value.name}'; "
             "give both the same name."
         )
-    return found
+    return value
 
 
 def check_claims(name: str, entries: list[EntryPoint]) -> None:
-    """Raise RegistryError if more than one party registers this name."""
+    """Raise RegistryError if prepkit and a distribution, or two distributions, register this name."""
     claims = ["prepkit itself"] * (name in built_in()) + [origin(entry) for entry in entries]
     if len(claims) > 1:
         raise RegistryError(f"architecture '{name}' is registered by {' and by '.join(claims)}; uninstall one.")
 
 
 def unknown(what: str, asked: str, choices: Iterable[str]) -> str:
-    """What to say where a look-up failed. A name asked for without its dataset is compared without datasets."""
+    """Return the message for a failed look-up. A name without a dataset is compared with names without theirs."""
     names = list(choices)
     message = f"unknown {what} '{asked}'. Registered: {listed(names)}."
     if "@" in asked:
@@ -267,10 +278,10 @@ def unknown(what: str, asked: str, choices: Iterable[str]) -> str:
 def architecture_from_callable(
     spec: str, input_shape: Iterable[int], name: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> Architecture:
-    """The architecture of the network that an importable function builds; it is built once to see that it can be.
+    """Return the architecture of the network that an importable function builds. It is built once as a check.
 
     spec:        `module:callable`, such as `my_package.nets:small_net`
-    input_shape: of one input, without the batch axis
+    input_shape: shape of one input, without the batch axis
     name:        `my_package.nets.small_net` if missing
     arguments:   keyword arguments of the callable, JSON-able
     raises RegistryError with the place and the reason if it cannot be imported or does not build an nn.Module
@@ -282,7 +293,7 @@ def architecture_from_callable(
 
 
 def safe_name(text: str) -> str:
-    """The end of a text as the name of an architecture, which can stand in a file name: no `:`, no `ü`."""
+    """Turn the end of a text into a name that can stand in a file name: without `:` or `ü`."""
     return re.sub(r"[^A-Za-z0-9_.]", "_", text)[-100:].lstrip(".") or "network"
 
 
@@ -291,9 +302,9 @@ def safe_name(text: str) -> str:
 
 @dataclass(frozen=True)
 class Detection:
-    """What a state dict belongs to; `folded` if it is the form that is packed, without BatchNorm.
+    """The architecture that a state dict belongs to, and in which form.
 
-    A network that has no BatchNorm has one form only, which is the folded one.
+    folded: whether it is the form that is packed, without BatchNorm; a network without BatchNorm has only this form
     """
 
     architecture: Architecture
@@ -301,50 +312,56 @@ class Detection:
 
 
 def detect(tensors: Mapping[str, Tensor], candidates: Iterable[Architecture] | None = None) -> Detection | None:
-    """The architecture whose names and shapes these are, in any order and dtype; integer buffers do not count.
+    """Return the architecture whose names and shapes these are, in any order and dtype; integer buffers do not count.
 
-    candidates: where to look; if missing, in the built-in architectures, then in plug-ins (which are imported)
-    raises RegistryError if several match, or if a plug-in is broken that had to be looked at
+    candidates: architectures to compare; if missing, the built-in ones, then those of plug-ins, which are imported
+    raises RegistryError if several match, or if a plug-in that had to be looked at is broken
+
+    Only names and shapes are compared: a network of the same shapes with another activation looks the same.
+
+    >>> detection = prepkit.detect(prepkit.architecture("resnet8@digits").build().state_dict())
+    >>> detection.architecture.name, detection.folded
+    ('resnet8@digits', False)
     """
-    found = floating_shapes(tensors)
+    shapes = floating_shapes(tensors)
     if candidates is not None:
-        return the_match(found, candidates)
-    return the_match(found, likely(found)) or the_match(found, (architecture(entry.name) for entry in plugins()))
+        return the_match(shapes, candidates)
+    return the_match(shapes, likely(shapes)) or the_match(shapes, (architecture(entry.name) for entry in plugins()))
 
 
-def likely(found: Shapes) -> list[Architecture]:
-    """The built-in architectures with this number of parameters: only these few need to be built and compared."""
-    count = sum(math.prod(shape) for name, shape in found.items() if not is_running_statistic(name))
+def likely(shapes: Shapes) -> list[Architecture]:
+    """Return the built-in architectures with this number of parameters; only these few are built and compared."""
+    count = sum(math.prod(shape) for name, shape in shapes.items() if not is_running_statistic(name))
     return [built_in()[row.name] for row in TABLE if count in (row.num_parameters, row.num_trainable)]
 
 
-def the_match(found: Shapes, candidates: Iterable[Architecture]) -> Detection | None:
-    """The one candidate with these names and shapes."""
-    matches = [match for match in (fits(found, candidate) for candidate in candidates) if match]
+def the_match(shapes: Shapes, candidates: Iterable[Architecture]) -> Detection | None:
+    """Return the one candidate with these names and shapes."""
+    matches = [match for match in (fits(shapes, candidate) for candidate in candidates) if match]
     if len(matches) > 1:
         names = listed(match.architecture.name for match in matches)
         raise RegistryError(f"these tensors fit several architectures: {names}. Name the one that is meant.")
     return matches[0] if matches else None
 
 
-def fits(found: Shapes, candidate: Architecture) -> Detection | None:
-    """Whether these are the names and shapes of a candidate, and in which form."""
-    if any(map(is_running_statistic, found)) and found == candidate.trainable_shapes:
+def fits(shapes: Shapes, candidate: Architecture) -> Detection | None:
+    """Return in which form these are the names and shapes of a candidate; None if they are not."""
+    if any(map(is_running_statistic, shapes)) and shapes == candidate.trainable_shapes:
         return Detection(candidate, folded=False)
-    # Folding changes no weight's shape, so most strangers are told apart without folding, or failing to fold, anything.
+    # Folding changes no weight's shape, so most other networks are ruled out before anything is folded, or fails to be.
     if candidate.known.layout is None and any(
-        candidate.trainable_shapes.get(name) != shape for name, shape in found.items() if not name.endswith("bias")
+        candidate.trainable_shapes.get(name) != shape for name, shape in shapes.items() if not name.endswith("bias")
     ):
         return None
-    return Detection(candidate, folded=True) if found == candidate.folded_shapes else None
+    return Detection(candidate, folded=True) if shapes == candidate.folded_shapes else None
 
 
 def explain_mismatch(tensors: Mapping[str, Tensor], architecture: Architecture) -> str:
-    """One sentence: which names and shapes differ from an architecture, in that of its two forms that is nearer."""
-    found = floating_shapes(tensors)
+    """Say in one sentence which names and shapes differ from an architecture, in the nearer one of its two forms."""
+    shapes = floating_shapes(tensors)
     forms = [(" with BatchNorm folded", architecture.folded_shapes), (" with BatchNorm", architecture.trainable_shapes)]
     form, differing = min(
-        ((form, differences(found, expected)) for form, expected in forms),
+        ((form, differences(shapes, expected)) for form, expected in forms),
         key=lambda candidate: sum(map(len, candidate[1].values())),
     )
     if architecture.folded_shapes == architecture.trainable_shapes:
@@ -355,14 +372,14 @@ def explain_mismatch(tensors: Mapping[str, Tensor], architecture: Architecture) 
     return f"the tensors do not fit {architecture.name}{form}: {'; '.join(parts)}."
 
 
-def differences(found: Shapes, expected: Shapes) -> dict[str, list[str]]:
-    """What is missing, what is unexpected, and what has another shape."""
+def differences(shapes: Shapes, expected: Shapes) -> dict[str, list[str]]:
+    """Return which names are missing, which are unexpected, and which have another shape."""
     return {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": [name for name in shapes if name not in expected],
         "of another shape": [
-            f"{name} is {list(found[name])}, expected {list(shape)}"
+            f"{name} is {list(shapes[name])}, expected {list(shape)}"
             for name, shape in expected.items()
-            if name in found and found[name] != shape
+            if name in shapes and shapes[name] != shape
         ],
     }

@@ -2,9 +2,9 @@
 
 Source: Deep Residual Learning (He et al., 2016), section 4.2, with 1x1 convolutions as shortcuts (option B) and
 LeakyReLU, as in Learning the Space of Deep Models, supplementary Fig. 3 and 4.
-With `batch_norm=False` the convolutions have biases and each BatchNorm is an nn.Identity: names, order and shapes are
-those that folding every BatchNorm into the convolution before it leaves behind (the paper, supplementary VI).
-The names are not torchvision's, so that a checkpoint of a ReLU network is never taken for one of these.
+With `batch_norm=False` the convolutions have biases and each BatchNorm is an nn.Identity. Names, order and shapes are
+then the same as after folding every BatchNorm into the convolution before it (the paper, supplementary VI).
+The names differ from torchvision's, so that a checkpoint of a ReLU network is never taken for one of these.
 Shapes: B images, C channels, h x w pixels.
 """
 
@@ -22,11 +22,12 @@ from prepkit.families.table import LEAKY_RELU_SLOPE
 class ResNet(nn.Module):
     """A CIFAR-style residual network; stages 2 and 3 halve height and width in their first block.
 
-    depth:       6n + 2 for n blocks a stage
-    in_channels: of the images
+    depth:       6n + 2, where n is the number of blocks in a stage
+    in_channels: channels of the images
     widths:      channels of the three stages
-    pool:        side of the square that average pooling takes in; its stride too
+    pool:        side of the squares that are averaged, and their stride
     linear:      (flattened size, number of outputs)
+    batch_norm:  whether there are BatchNorms, or biases as after folding them
     raises RegistryError for a depth that is not 6n + 2
     """
 
@@ -54,7 +55,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(features, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, C, h, w]` -> logits `[B, outputs]`; h and w are multiples of 4 * pool."""
+        """Map images `[B, C, h, w]` to logits `[B, outputs]`; h and w are multiples of 4 * pool."""
         features = leaky_relu(self.bn(self.conv(images)), LEAKY_RELU_SLOPE)
         for blocks in self.stages:
             features = blocks(features)
@@ -79,23 +80,23 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[B, inputs, h, w]` -> `[B, outputs, h / stride, w / stride]`."""
+        """Map features `[B, inputs, h, w]` to `[B, outputs, h / stride, w / stride]`."""
         residual = leaky_relu(self.bn1(self.conv1(features)), LEAKY_RELU_SLOPE)
         residual = self.bn2(self.conv2(residual))
         return leaky_relu(residual + self.shortcut(features), LEAKY_RELU_SLOPE)
 
 
 def stage(blocks: int, inputs: int, outputs: int, stride: int, batch_norm: bool) -> nn.Sequential:
-    """The blocks of one stage: the first changes stride and width, the others keep them."""
+    """Return the blocks of one stage: the first changes stride and width, the others keep them."""
     first = BasicBlock(inputs, outputs, stride, batch_norm)
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, batch_norm) for _ in range(blocks - 1)))
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int, batch_norm: bool) -> nn.Conv2d:
-    """A convolution that keeps height and width at stride 1; without a bias where a BatchNorm follows and adds one."""
+    """Return a convolution that keeps height and width at stride 1; it has no bias where a BatchNorm follows."""
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not batch_norm)
 
 
 def normalisation(channels: int, batch_norm: bool) -> nn.Module:
-    """A BatchNorm, or what folding leaves in its place."""
+    """Return a BatchNorm, or the nn.Identity that folding leaves in its place."""
     return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()

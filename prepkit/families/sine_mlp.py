@@ -17,7 +17,7 @@ from torch import Tensor, nn, sin
 class SineMLP(nn.Module):
     """Fully connected layers with sin(omega x) between them; no activation on the output.
 
-    sizes: of the input, of each hidden layer, of the output
+    sizes: sizes of the input, of each hidden layer and of the output
     omega: scale of every activation's argument
     """
 
@@ -33,7 +33,7 @@ class SineMLP(nn.Module):
         self.linear = layers[-1]
 
     def forward(self, points: Tensor) -> Tensor:
-        """`[B, 3]` -> signed distances `[B, 1]`."""
+        """Map points `[B, 3]` to signed distances `[B, 1]`."""
         features = points
         for linear in self.hidden:
             features = sin(self.omega * linear(features))
@@ -42,7 +42,7 @@ class SineMLP(nn.Module):
 
 
 def uniform_linear(inputs: int, outputs: int, bound: float) -> nn.Linear:
-    """A fully connected layer with weights U(-bound, bound) and nn.Linear's own biases."""
+    """Return a fully connected layer with weights U(-bound, bound) and nn.Linear's own biases."""
     layer = nn.Linear(inputs, outputs)
     nn.init.uniform_(layer.weight, -bound, bound)
     return layer

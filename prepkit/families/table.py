@@ -1,4 +1,4 @@
-"""All built-in architectures on one screen, as plain data: `prepkit arch list` reads it without importing torch.
+"""All built-in architectures on one screen, as plain data that `prepkit arch list` reads without importing torch.
 
 The counts are compared with the networks by tests/prepkit/families/test_architectures.py.
 """
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LEAKY_RELU_SLOPE = 0.01  # of every family but the sine MLP
+LEAKY_RELU_SLOPE = 0.01  # every family but the sine MLP has this activation
 
 
 @dataclass(frozen=True)
 class Family:
-    """A builder `module:callable`, and what to add to its arguments for the network without BatchNorm."""
+    """A builder `module:callable`, and the arguments to add for the network without BatchNorm."""
 
     builder: str
     folded: Mapping[str, Any]
@@ -26,10 +26,10 @@ class Row:
 
     name:           `network@dataset`
     family:         key of FAMILIES
-    class_id:       in the registry of its dataset; None for the teacher
-    num_parameters: packed, so with BatchNorm folded
-    num_trainable:  of the network that is trained, with BatchNorm
-    arguments:      of the family's builder
+    class_id:       ClassId in the registry of its dataset; None for the teacher
+    num_parameters: number of packed parameters, with BatchNorm folded
+    num_trainable:  number of parameters in the network that is trained, with BatchNorm
+    arguments:      arguments of the family's builder
     """
 
     name: str
@@ -52,7 +52,7 @@ FAMILIES = {
     "sine_mlp": Family("prepkit.families.sine_mlp:SineMLP", {}),
 }
 
-# dataset: shape of one input, number of outputs
+# Each dataset has the shape of one input and the number of outputs.
 DATASETS: dict[str, tuple[tuple[int, ...], int]] = {
     "cifar10": ((3, 32, 32), 10),
     "tiny_imagenet": ((3, 64, 64), 200),
@@ -63,7 +63,7 @@ DATASETS: dict[str, tuple[tuple[int, ...], int]] = {
 
 # fmt: off
 TABLE = (
-    # name, family, ClassId, parameters packed, parameters trained, arguments of the builder
+    # The columns are name, family, ClassId, packed parameters, trained parameters, and arguments of the builder.
     Row("lenet_like@cifar10", "lenet_like", 0, 62_006, 62_006,
         {"convs": [[3, 6, 5, 2, 0], [6, 16, 5, 2, 0]], "linears": [400, 120, 84, 10]}),
     Row("vanilla_cnn@cifar10", "vanilla_cnn", 1, 68_818, 68_818,

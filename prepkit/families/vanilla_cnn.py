@@ -18,8 +18,8 @@ from prepkit.families.table import LEAKY_RELU_SLOPE
 class VanillaCNN(nn.Module):
     """Convolutions 3x3 with padding 1, bias and LeakyReLU, flattened, one fully connected layer; no BatchNorm.
 
-    channels: of the image, then of each convolution's output
-    strides:  one a convolution
+    channels: channels of the image, then of each convolution's output
+    strides:  stride of each convolution
     linear:   (flattened size, number of outputs)
     """
 
@@ -33,7 +33,7 @@ class VanillaCNN(nn.Module):
         self.linear = nn.Linear(inputs, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, C, h, w]` -> logits `[B, outputs]`."""
+        """Map images `[B, C, h, w]` to logits `[B, outputs]`."""
         features = images
         for conv in self.convs:
             features = leaky_relu(conv(features), LEAKY_RELU_SLOPE)

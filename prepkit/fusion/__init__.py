@@ -1,1 +1,1 @@
-"""BatchNorm folded into the layers before it, with proof."""
+"""Folding BatchNorm into the layers before it, with a proof that the network stays the same function."""

@@ -58,9 +58,17 @@ class Fusion:
 
 
 def fuse_batch_norm(network: nn.Module, example_input: Inputs, *, keep_unfoldable: bool = False) -> nn.Module:
-    """An equivalent network without BatchNorm, in eval mode; arguments and errors as in `fold`.
+    """Return an equivalent network without BatchNorm, in eval mode; arguments and errors as in `fold`.
 
-    >>> folded = fuse_batch_norm(network, torch.randn(1, 3, 32, 32))
+    The proof holds for the path that the example input takes through the network, and for evaluation only.
+
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    >>> prepkit.fuse_batch_norm(network, torch.randn(1, 3, 32, 32))
+    Sequential(
+      (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+      (1): Identity()
+      (2): ReLU()
+    )
     """
     return fold(network, example_input, keep_unfoldable=keep_unfoldable).network
 

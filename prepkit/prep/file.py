@@ -124,9 +124,11 @@ def load_prep(path: str | os.PathLike[str], *, verify: bool = True) -> PRep:
 
     The values are read from the file when they are used, so do not write into the file meanwhile.
 
-    >>> prep = prepkit.load_prep("linear.prep.safetensors")
-    >>> {name: tuple(tensor.shape) for name, tensor in prep.tensors().items()}
-    {'weight': (10, 20), 'bias': (10,)}
+    >>> layout = prepkit.Layout.of_tensors({"weight": torch.ones(10)})
+    >>> values = layout.pack({"weight": torch.ones(10)}, layout.shape(width=16))
+    >>> prepkit.save_prep(prepkit.PRep(values, layout), "ones.prep.safetensors")
+    >>> prepkit.load_prep("ones.prep.safetensors").tensors()["weight"].sum()
+    tensor(10.)
     """
     from safetensors import safe_open
 

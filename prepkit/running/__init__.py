@@ -1,1 +1,1 @@
-"""Many instances of one architecture run at once."""
+"""Running many instances of one architecture."""

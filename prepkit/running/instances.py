@@ -2,9 +2,9 @@
 
     outputs = run_instances(architecture, preps, inputs)        # [K, B, outputs]
 
-One forward serves both the training of zoos (tensors are leaves) and predicted instances (tensors are views of PReps
-that a network wrote). How the instances run is chosen here and nowhere else: at once (stacking.py) where one instance
-alone leaves the device idle, one after another where its matrix products fill it.
+One forward serves both the training of zoos, where tensors are leaves, and predicted instances, where tensors are views
+of PReps that a network wrote. Only this module chooses how instances run: at once (stacking.py) where one instance
+would leave the device idle, and one after another where the matrix products of one instance fill it.
 Shapes: K instances, B inputs, H x W the PRep.
 """
 
@@ -24,18 +24,19 @@ from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import Architecture
 from prepkit.running.stacking import StackedNetwork, Unstackable, stack_network
 
-# Measured on two cores (benchmarks/results): below, calls cost more than arithmetic, and stacked channels-last
-# convolutions win by 1.5 to 6; above, a loop does. An accelerator has room for many instances of any size here.
-STACKED_FLOPS_ON_CPU = 1.5e8  # of one instance's forward on its batch
+# This was measured on two cores (benchmarks/results). Below it, calls cost more than arithmetic, and stacked
+# channels-last convolutions are 1.5 to 6 times as fast; above it, a loop is faster. On an accelerator, instances of any
+# size are stacked.
+STACKED_FLOPS_ON_CPU = 1.5e8  # operations in the forward of one instance on its batch
 
 
 @dataclass(frozen=True, eq=False)
 class Runner:
-    """The forward of many instances of one network; made by `runner`.
+    """The forward of many instances of one network; `runner` makes it.
 
-    network:       the network itself, or StackedNetwork
-    input_axes:    of one input
-    channels_last: images are laid out so, which is faster wherever it was measured
+    network:       the network itself, or a StackedNetwork
+    input_axes:    number of axes of one input
+    channels_last: whether images are laid out so, which was faster wherever it was measured
     """
 
     network: nn.Module
@@ -44,12 +45,12 @@ class Runner:
 
     @property
     def stacked(self) -> bool:
-        """True if instances run at once, False if one after another."""
+        """Whether instances run at once, not one after another."""
         return isinstance(self.network, StackedNetwork)
 
     @cached_property
     def _aliases(self) -> frozenset[str]:
-        """Second names of tied tensors, of which functional_call takes one name alone."""
+        """Second names of tied tensors; functional_call takes only one name of each."""
         own = {name for name, _ in (*self.network.named_parameters(), *self.network.named_buffers())}
         return frozenset(self.network.state_dict().keys() - own)
 
@@ -61,11 +62,11 @@ class Runner:
         return {name: buffer for name, buffer in buffers if name not in kept and buffer.is_floating_point()}
 
     def __call__(self, tensors: Mapping[str, Tensor], inputs: Tensor, training: bool = False) -> Tensor:
-        """Outputs `[K, B, ...]`.
+        """Return the outputs `[K, B, ...]`.
 
-        tensors:  `[K, *shape]` by name, all of the network's state dict; running statistics are updated in place
+        tensors:  `[K, *shape]` by name, for all of the network's state dict; running statistics are updated in place
         inputs:   `[B, *input_shape]` shared by all, or `[K, B, *input_shape]`
-        training: BatchNorm normalises by the batch, Dropout drops
+        training: whether BatchNorm normalises by the batch and Dropout drops
         """
         shared = inputs.dim() == self.input_axes + 1
         network = self.network.train(training)
@@ -90,13 +91,13 @@ class Runner:
 
 @lru_cache(maxsize=64)
 def runner(architecture: Architecture, folded: bool, stacked: bool, device: torch.device) -> Runner:
-    """The forward of many instances.
+    """Return the forward of many instances.
 
-    folded:  of the network without BatchNorm, whose tensors PReps hold; else of the one that is trained
-    stacked: at once, else one after another
+    folded:  whether the network is the one without BatchNorm, whose tensors PReps hold, or the one that is trained
+    stacked: whether instances run at once or one after another
     raises Unstackable if they cannot run at once; RegistryError, FusionError if the network cannot be built
     """
-    # It is kept for all callers: neither it nor the proof may depend on the mode that the first of them was in.
+    # The result is cached for all callers, so it and its proof must not depend on the first caller's mode.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         with torch.random.fork_rng(devices=[]):
             network = architecture.build_folded() if folded else architecture.build()
@@ -108,7 +109,7 @@ def runner(architecture: Architecture, folded: bool, stacked: bool, device: torc
 
 @lru_cache(maxsize=64)
 def is_stackable(architecture: Architecture, folded: bool) -> bool:
-    """True if its instances can run at once, which is proved by running some."""
+    """Whether instances of an architecture can run at once, which is proved by running some."""
     try:
         runner(architecture, folded, True, torch.device("cpu"))
     except Unstackable:
@@ -118,7 +119,11 @@ def is_stackable(architecture: Architecture, folded: bool) -> bool:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one instance's forward takes for one input: floating-point operations, and values that layers put out."""
+    """Cost of one instance's forward on one input.
+
+    flops:  floating-point operations in convolutions and matrix products
+    values: number of values that the layers return
+    """
 
     flops: int
     values: int
@@ -126,7 +131,7 @@ class Cost:
 
 @lru_cache(maxsize=64)
 def forward_cost(architecture: Architecture) -> Cost:
-    """Measured on one input: convolutions and matrix products count as operations."""
+    """Measure the cost of a forward by running one input."""
     with torch.random.fork_rng(devices=[]):
         network = architecture.build().eval()
     counts: list[int] = []
@@ -143,18 +148,18 @@ def forward_cost(architecture: Architecture) -> Cost:
 
 
 def forward_flops(architecture: Architecture, batch: int) -> int:
-    """Floating-point operations of one instance's forward on `batch` inputs."""
+    """Return the floating-point operations in one instance's forward on `batch` inputs."""
     return forward_cost(architecture).flops * batch
 
 
 def activation_bytes(architecture: Architecture, batch: int) -> int:
-    """Bytes in float32 of what one instance's layers put out for `batch` inputs: what a backward keeps, about."""
+    """Return the bytes in float32 of all layers' outputs for `batch` inputs, which a backward keeps, about."""
     return forward_cost(architecture).values * batch * 4
 
 
 @lru_cache(maxsize=64)
 def is_linear(architecture: Architecture) -> bool:
-    """True if all tensors of the network belong to linear layers: then samples of a batch do not meet."""
+    """Whether all tensors of the network belong to linear layers, so that the samples of a batch never meet."""
     with torch.random.fork_rng(devices=[]):
         network = architecture.build()
     own = [module for module in network.modules() if module._parameters or module._buffers]
@@ -162,20 +167,26 @@ def is_linear(architecture: Architecture) -> bool:
 
 
 def stacking_pays(architecture: Architecture, batch: int, device: torch.device, folded: bool = True) -> bool:
-    """Whether instances of this architecture are run at once on a device, `batch` inputs each; the same every time."""
+    """Whether instances are run at once on a device with `batch` inputs each; the answer never depends on timing."""
     small = device.type != "cpu" or forward_flops(architecture, batch) <= STACKED_FLOPS_ON_CPU
     return small and is_stackable(architecture, folded)
 
 
 def run_instances(architecture: Architecture, preps: Tensor, inputs: Tensor) -> Tensor:
-    """The outputs `[K, B, ...]` of K instances in evaluation, differentiable with respect to PReps and inputs.
+    """Return the outputs `[K, B, ...]` of K instances in evaluation, differentiable in PReps and inputs.
 
-    preps:  `[K, H, W]`, of this architecture
+    preps:  `[K, H, W]`, PReps of this architecture without BatchNorm
     inputs: `[B, *input_shape]` shared by all, or `[K, B, *input_shape]`; on the PReps' device
-    returns them in the dtype of the PReps, under autocast too
+    returns outputs in the dtype of the PReps, also under autocast
     raises LayoutMismatch if PReps or inputs have another shape
 
-    >>> outputs = run_instances(prepkit.architecture("resnet8@cifar10"), preps, images)
+    All activations of the K instances are in memory at once where gradients are needed.
+
+    >>> architecture = prepkit.architecture("resnet8@digits")
+    >>> height, width = 80, 64                      # see `architecture.layout.shape(width=64)`
+    >>> outputs = prepkit.run_instances(architecture, torch.randn(5, height, width), torch.randn(2, 1, 8, 8))
+    >>> outputs.shape
+    torch.Size([5, 2, 10])
     """
     axes = len(architecture.input_shape)
     if preps.dim() != 3:

@@ -1,12 +1,12 @@
 """Many instances of one architecture as one network: tensors stacked along a first axis, channels side by side.
 
-    stacked = stack_network(network)                 # the same forward, its layers exchanged
-    outputs = functional_call(stacked, tensors, inputs)
+    stacked = stack_network(network, input_shape)    # the same forward with exchanged layers
+    outputs = stacked.call(tensors, inputs, shared)
 
-A convolution over K instances is one convolution with K times the groups, a BatchNorm one over K times the channels, a
-linear layer one batched matrix product; what has no parameters (activations, pooling, sums) works on channels that lie
-side by side as it is. Whether that holds for a network is a matter of its forward, so `stack_network` compares outputs,
-gradients and running statistics with those of single instances in float64 before it hands the network out.
+K convolutions become one convolution with K times the groups, K BatchNorms one BatchNorm over K times the channels, and
+K linear layers one batched matrix product. Operations without parameters (activations, pooling, sums) work unchanged on
+channels that lie side by side. Whether all this holds depends on a network's forward, so `stack_network` compares
+outputs, gradients and running statistics with those of single instances in float64 before it returns the network.
 Shapes: K instances, B inputs, C channels, [K, ...] a stacked tensor.
 """
 
@@ -24,16 +24,19 @@ from torch.nn import functional as F
 
 from prepkit.errors import PrepkitError
 
-LIMIT = 1e-9  # relative, in float64; a layer that mixes instances is off by far more
-TRIAL_INSTANCES, TRIAL_BATCH = 2, 3  # of two samples a BatchNorm leaves nothing but signs
+LIMIT = 1e-9  # relative error in float64; a layer that mixes instances is off by far more
+TRIAL_INSTANCES, TRIAL_BATCH = 2, 3  # with two samples BatchNorm maps every value to +1 or -1
 
 
 class Unstackable(PrepkitError):
-    """A network whose instances cannot be run as one; run them one after another."""
+    """The instances of a network cannot be run as one; run them one after another."""
 
 
 class StackedConvolution(nn.Module):
-    """K convolutions as one: `[B, K * C, ...]`, or `[B, C, ...]` shared by all, -> `[B, K * outputs, ...]`."""
+    """K convolutions as one.
+
+    Inputs are `[B, K * C, ...]`, or `[B, C, ...]` shared by all instances; outputs are `[B, K * outputs, ...]`.
+    """
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class StackedConvolution(nn.Module):
         self.convolve: Callable[..., Tensor] = _CONVOLUTIONS[type(layer)]
 
     def forward(self, features: Tensor) -> Tensor:
-        """The convolution of each instance."""
+        """Convolve the features of each instance."""
         count = self.weight.shape[0]
         shared = features.shape[1] == self.channels
         if shared and self.groups > 1:
@@ -57,7 +60,7 @@ class StackedConvolution(nn.Module):
 
 
 class StackedLinear(nn.Module):
-    """K linear layers as one: `[B, K * C]`, `[B, C]` shared by all, or `[K, B, C]`."""
+    """K linear layers as one; inputs are `[B, K * C]`, `[B, C]` shared by all instances, or `[K, B, C]`."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class StackedLinear(nn.Module):
         self.bias = _stacked_or_none(layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[B, K * outputs]`, or `[K, B, outputs]` if instances come first."""
+        """Return `[B, K * outputs]`, or `[K, B, outputs]` for inputs `[K, B, C]`."""
         if features.dim() == 3:
             return self._apply_to(features)
         if features.dim() != 2:
@@ -83,7 +86,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedBatchNorm(nn.Module):
-    """K BatchNorms as one over `[B, K * C, ...]`: statistics are those of a channel, so each instance has its own."""
+    """K BatchNorms as one over `[B, K * C, ...]`; each channel has statistics of its own, so each instance has too."""
 
     running_mean: Tensor | None
     running_var: Tensor | None
@@ -100,7 +103,7 @@ class StackedBatchNorm(nn.Module):
             self.register_buffer(name, None if buffer is None else buffer.unsqueeze(0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise each channel of each instance; in training from the batch, and running statistics follow."""
+        """Normalise each channel of each instance; training uses the batch and updates the running statistics."""
         if features.shape[1] == self.channels:
             features = _repeated(features, self._count())
         return F.batch_norm(
@@ -115,16 +118,16 @@ class StackedBatchNorm(nn.Module):
         )
 
     def _count(self) -> int:
-        known = next((t for t in (self.weight, self.running_mean) if t is not None), None)
-        if known is None:
+        tensor = next((tensor for tensor in (self.weight, self.running_mean) if tensor is not None), None)
+        if tensor is None:
             raise Unstackable("a BatchNorm without any tensor")
-        return known.shape[0]
+        return tensor.shape[0]
 
 
 class StackedNetwork(nn.Module):
-    """A network whose layers are stacked; its tensors have the names of the single network's and a first axis K.
+    """A network with stacked layers. Its tensors have the names of the single network's tensors, and a first axis K.
 
-    instances_first: inputs go in as `[K, B, C]`, for networks of linear layers alone, else as `[B, K * C, ...]`
+    instances_first: whether the network inside gets `[K, B, C]`, which suits linear layers alone, or `[B, K * C, ...]`
     """
 
     def __init__(self, network: nn.Module, instances_first: bool) -> None:
@@ -133,7 +136,7 @@ class StackedNetwork(nn.Module):
         self.instances_first = instances_first
 
     def forward(self, inputs: Tensor, shared: bool, channels_last: bool = False) -> Tensor:
-        """Inputs `[B, ...]` shared by all or `[K, B, ...]` -> outputs `[K, B, ...]`."""
+        """Map inputs `[B, ...]` shared by all, or `[K, B, ...]`, to outputs `[K, B, ...]`."""
         count = next(self.parameters()).shape[0]
         if self.instances_first:
             rows = inputs.expand(count, *inputs.shape) if shared else inputs
@@ -154,14 +157,14 @@ class StackedNetwork(nn.Module):
         return outputs
 
     def call(self, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool, channels_last: bool = False) -> Tensor:
-        """Run with these tensors `[K, ...]`, named as in the single network, in place of its own."""
+        """Run with these tensors `[K, ...]`, named as in the single network, instead of its own."""
         named = {f"network.{name}": tensor for name, tensor in tensors.items()}
         outputs: Tensor = functional_call(self, named, (inputs, shared, channels_last))
         return outputs
 
 
 def stack_network(network: nn.Module, input_shape: tuple[int, ...]) -> StackedNetwork:
-    """The network that runs K instances of `network` at once, proved equal to running them one after another.
+    """Return a network that runs K instances of `network` at once, proved equal to running them one after another.
 
     raises Unstackable with the reason
     """
@@ -193,7 +196,7 @@ _LAYERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def _exchanged(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The module with all its layers exchanged, those that stand in several places once."""
+    """Exchange all layers of a module; a layer that stands in several places is exchanged once."""
     if module not in done:
         layer = _LAYERS.get(type(module))
         own = [*module._parameters, *module._buffers]
@@ -224,7 +227,7 @@ def _flat(tensor: Tensor | None) -> Tensor | None:
 
 
 def _repeated(features: Tensor, count: int) -> Tensor:
-    """`[B, C, ...]` -> `[B, K * C, ...]`, the same for each instance."""
+    """Repeat features `[B, C, ...]` for each instance: `[B, K * C, ...]`."""
     return features.repeat(1, count, *[1] * (features.dim() - 2))
 
 
@@ -236,7 +239,7 @@ def _device(network: nn.Module) -> torch.device:
 
 
 def _prove(network: nn.Module, stacked: StackedNetwork, input_shape: tuple[int, ...]) -> None:
-    """Compare outputs, gradients and statistics of three random instances, trained and evaluated, in float64."""
+    """Compare outputs, gradients and statistics of random instances in training and in evaluation, in float64."""
     single = copy.deepcopy(network).double()
     stacked = copy.deepcopy(stacked).double()
     generator = torch.Generator().manual_seed(0)
@@ -255,19 +258,18 @@ def _prove(network: nn.Module, stacked: StackedNetwork, input_shape: tuple[int, 
             given = inputs[0] if shared else inputs
             before = _generator_state(device)
             expected = _alone(single.train(training), tensors, given, shared)
-            if not torch.equal(before, _generator_state(device)):  # few drops may leave the trial's outputs equal
+            if not torch.equal(before, _generator_state(device)):  # outputs may be equal where little is dropped
                 raise Unstackable("it draws random numbers, as Dropout does")
-            found = _results(stacked.train(training).call, tensors, (given, shared))
-            _compare(expected, found)
+            _compare(expected, _results(stacked.train(training).call, tensors, (given, shared)))
 
 
 def _generator_state(device: torch.device) -> Tensor:
-    """Of the global generator that layers draw from."""
+    """Return the state of the global generator that layers draw from."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _trial_values(name: str, tensor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
-    """Random values; variances above 0, and fan-in-scaled weights so that deep networks stay finite."""
+    """Return random values: variances above 0, and weights scaled by fan-in so that deep networks stay finite."""
     if not tensor.is_floating_point():
         return tensor.expand(TRIAL_INSTANCES, *tensor.shape).clone()
     values = noise(TRIAL_INSTANCES, *tensor.shape)
@@ -277,12 +279,12 @@ def _trial_values(name: str, tensor: Tensor, noise: Callable[..., Tensor]) -> Te
 
 
 def _alone(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool) -> dict[str, Tensor]:
-    """The results of single instances, one after another."""
+    """Return the results of single instances, run one after another."""
 
     def call(own: Mapping[str, Tensor], given: Tensor) -> Tensor:
         outputs: Tensor = functional_call(network, {name: tensor[0] for name, tensor in own.items()}, (given,))
-        together: Tensor = outputs[None]
-        return together
+        with_axis: Tensor = outputs[None]
+        return with_axis
 
     rows = []
     for index in range(TRIAL_INSTANCES):
@@ -294,7 +296,7 @@ def _alone(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, sh
 def _results(
     call: Callable[..., Tensor], tensors: Mapping[str, Tensor], arguments: tuple[Any, ...]
 ) -> dict[str, Tensor]:
-    """Outputs, running statistics and gradients, all `[K, ...]`; gradients of a sum that weighs outputs differently."""
+    """Return outputs, running statistics and gradients of a sum that weighs each output differently, all `[K, ...]`."""
     own = {name: tensor.clone() for name, tensor in tensors.items()}
     learning = [n for n, t in own.items() if t.is_floating_point() and not n.endswith(("running_mean", "running_var"))]
     for name in learning:
@@ -311,13 +313,16 @@ def _results(
     return results
 
 
-def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise Unstackable for the first difference; gradients by the largest one, as some are rounding around 0."""
+def _compare(expected: Mapping[str, Tensor], stacked: Mapping[str, Tensor]) -> None:
+    """Raise Unstackable for the first difference.
+
+    Errors of gradients are relative to the largest gradient, since some gradients are 0 up to rounding.
+    """
     largest = max((g.abs().amax() for name, g in expected.items() if name.startswith("gradient")), default=0.0)
     for name, value in expected.items():
-        if value.shape != found[name].shape:
-            raise Unstackable(f"its {name} is {list(found[name].shape)}, one by one {list(value.shape)}")
+        if value.shape != stacked[name].shape:
+            raise Unstackable(f"its {name} is {list(stacked[name].shape)}, one by one {list(value.shape)}")
         scale = largest if name.startswith("gradient") else value.abs().amax()
-        error = float((value - found[name]).abs().amax() / max(float(scale), 1e-30)) if value.numel() else 0.0
+        error = float((value - stacked[name]).abs().amax() / max(float(scale), 1e-30)) if value.numel() else 0.0
         if not error <= LIMIT:
             raise Unstackable(f"its {name} differs from that of single instances by {error:.1e}")
