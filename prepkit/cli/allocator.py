@@ -1,4 +1,4 @@
-"""The C library's settings for freed memory, which a training hands back and asks for a thousand times a second.
+"""Settings of the C library for freed memory: a training frees and requests it a thousand times a second.
 
 They hold for the whole process, so only a command line makes them; a library must not change its caller's process.
 """

@@ -1,4 +1,4 @@
-"""What all commands share: errors without tracebacks, and options that mean the same everywhere."""
+"""Common parts of all commands: errors without tracebacks, and options that mean the same everywhere."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The one place that knows where a command's output goes: its result to stdout, all else to stderr.
 
-With --json the result is one JSON document, on failure too, and nothing is printed beside it but how a command ended.
+With --json the result is one JSON document, on failure too; stderr then has only errors.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ FLAGS = {
     "resume=True": "--resume",
     "prefix=True": "--prefix",
     "license=": "--license",
+    "revision=": "--revision ",
 }
 
 
 class Output:
-    """Prints what a command has to say.
+    """Prints a command's result, notes and progress.
 
     as_json: whether the result is printed as a JSON document
     """

@@ -1,4 +1,4 @@
-"""What `prepkit zoo` prints: documents for --json, and the same as text."""
+"""Results of `prepkit zoo`, as documents for --json and as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a push sends: files, the repository they belong into, and the title of the commit."""
+"""A bundle of files for a push, with the repository they go to and the title of their commit."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Upload:
 
 @dataclass(frozen=True)
 class Bundle:
-    """All that a push needs to know about a new version of a repository.
+    """Files that become a new version of a repository.
 
     repo:    USER/NAME, see `repo_name`
     message: title of the commit
-    last:    paths of files that name other files, such as a manifest; they belong into the last commit
+    last:    paths of files that name other files, such as a manifest; they go into the last commit
     """
 
     repo: str

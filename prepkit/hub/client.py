@@ -1,4 +1,4 @@
-"""How the Hub's client is called.
+"""Calls of the Hub's client.
 
 HF_ENDPOINT says where the Hub is, HF_HUB_CACHE or HF_HOME where its cache lies; they are read at each call.
 """

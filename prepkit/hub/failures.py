@@ -1,4 +1,4 @@
-"""What the errors of the Hub's client mean, and which of them are worth another attempt."""
+"""Meanings of the errors that the Hub's client raises, and new attempts after errors that may pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -28,14 +29,14 @@ PASSING = (429, 500, 502, 503, 504)  # HTTP statuses of servers that may be well
 ATTEMPTS = 4
 FIRST_PAUSE_SECONDS = 0.5  # each pause is twice as long as the one before
 
-WHAT_ERRORS_MEAN: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+MEANING_OF_ERRORS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (HFValidationError, "'{repo}' is no name of a repository; write USER/NAME. ({reason})"),
     (GatedRepoError, "the {what} is gated: ask for access on its page, then {login}."),
     (RepositoryNotFoundError, "the Hub has no {what} that you may see; check the name, or {login} if it is private."),
     (RevisionNotFoundError, "the {what} has no revision '{revision}'; leave it out for the newest version."),
     (
         (IncompleteSnapshotError, LocalEntryNotFoundError, RevisionResolutionError),
-        "the Hub cannot be reached, and the {what} is not fully cached; connect, or unset HF_HUB_OFFLINE.",
+        "the Hub cannot be reached, and the {what} is not fully cached; {remedy}.",
     ),
     (
         OfflineModeIsEnabled,
@@ -44,7 +45,7 @@ WHAT_ERRORS_MEAN: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str
     (LocalTokenNotFoundError, "there is no token for the Hub; {login}."),
     (EntryNotFoundError, "the {what} does not have that file: {reason}"),
 )
-WHAT_STATUSES_MEAN = {
+MEANING_OF_STATUSES = {
     401: "the Hub does not know your token ({what}); {login} again.",
     403: "your token may not do this with the {what}; use one that may write, or another name.",
     **dict.fromkeys(PASSING, "the Hub is busy or broken just now (HTTP {status}, {what}); run it again in a minute."),
@@ -109,6 +110,7 @@ def explained(repo: str, repo_type: str, revision: str | None = None) -> Iterato
             revision=revision,
             status=status,
             login=LOGIN,
+            remedy="unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check the connection",
             reason=" ".join(str(cause).split()) or type(cause).__name__,
         )
         raise HubError(text, repo=repo, status=status) from error
@@ -124,11 +126,11 @@ def _meaning(error: Exception) -> str | None:
     status = _status(error)
     if isinstance(error, RepositoryNotFoundError) and status == 401:
         return HIDDEN
-    for kinds, meaning in WHAT_ERRORS_MEAN:
+    for kinds, meaning in MEANING_OF_ERRORS:
         if isinstance(error, kinds):
             return meaning
     if isinstance(error, HfHubHTTPError):
-        return WHAT_STATUSES_MEAN.get(error.response.status_code, REFUSED)
+        return MEANING_OF_STATUSES.get(error.response.status_code, REFUSED)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DISK_FULL
     if _is_transport(error) or isinstance(error, ConnectionError):

@@ -1,4 +1,4 @@
-"""What threads share that fetch shards ahead of a loader: the order of the shards, and how far ahead they may go."""
+"""Order and budget of threads that fetch shards ahead of a loader."""
 
 from __future__ import annotations
 

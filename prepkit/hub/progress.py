@@ -1,4 +1,4 @@
-"""How far a pull is: bytes and instances, reported by one call at a time although several threads count."""
+"""Progress of a pull in bytes and instances, reported by one call at a time although several threads count."""
 
 from __future__ import annotations
 

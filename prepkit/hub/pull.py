@@ -39,7 +39,7 @@ OPTIONAL_FILES = ("README.md", "card.png")  # fetched if the repository has them
 
 @dataclass(frozen=True)
 class Pulled:
-    """What was pulled.
+    """Result of a pull.
 
     record:    repository, commit, and which instances were asked for
     manifest:  manifest of the zoo in the folder
@@ -155,7 +155,7 @@ def _address(repo: str, revision: str | None) -> HubAddress:
     """
     address = parse_repository(repo)
     if revision is not None and address.revision not in (None, revision):
-        raise HubError(f"'{repo}' and --revision {revision} name two versions; leave one out.")
+        raise HubError(f"'{repo}' and revision={revision} name two versions; leave one out.")
     return replace(address, revision=revision or address.revision)
 
 

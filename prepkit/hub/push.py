@@ -94,9 +94,11 @@ def _check_licence(manifest: Manifest, given: str | None, root: Path) -> None:
     """Raise ZooError for a zoo without a licence, which nobody would be allowed to use, or with another one."""
     present = (manifest.license or "").strip()
     if not present and not (given or "").strip():
-        raise ZooError(f"'{root}' has no licence, so nobody might use it; give it one: --license mit, cc-by-4.0, ...")
+        raise ZooError(
+            f"'{root}' has no licence, so nobody might use it; give it one with license=, such as mit or cc-by-4.0."
+        )
     if present and given is not None and given != manifest.license:
-        raise ZooError(f"'{root}' has the licence '{manifest.license}' already, not '{given}'; leave --license out.")
+        raise ZooError(f"'{root}' has the licence '{manifest.license}' already, not '{given}'; leave license= out.")
 
 
 def _verified_manifest(root: Path, progress: Advance | None) -> Manifest:

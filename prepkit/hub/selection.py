@@ -81,7 +81,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class PullRecord:
-    """Where the zoo in a folder came from.
+    """Record of where the zoo in a folder came from.
 
     manifest: sha256 that stands in its zoo.json; None before that file is there
     """

@@ -84,7 +84,7 @@ class HubStore(Store):
         missing = [number for number in numbers if number not in self._mapped]
         if len(missing) > 1 and not all(map(self._is_cached, missing)):
             with self._new_fetcher().pool() as pool:
-                # The futures hold what was mapped, so that no shard makes room for another one of these.
+                # The futures keep the shards mapped, so that none of them makes room for another.
                 wait_for_all([pool.submit(self._shard, number) for number in missing])
 
     @contextmanager
@@ -227,7 +227,7 @@ class HubStore(Store):
 
 
 class ProcessState:
-    """What belongs to one process and must not be used in a forked child.
+    """State that belongs to one process, and must not be used in a forked child.
 
     coming: shards that are being fetched, and their sizes
     """

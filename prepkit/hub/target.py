@@ -38,7 +38,7 @@ def known_zoo(root: Path) -> tuple[PullRecord, Manifest] | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A folder, what is to be pulled into it, and whether another zoo in it may be replaced."""
+    """A folder to pull into, the version that is pulled, and whether another zoo may be replaced."""
 
     root: Path
     record: PullRecord

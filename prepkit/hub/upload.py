@@ -47,7 +47,7 @@ class PushedFile:
 
 @dataclass(frozen=True)
 class Push:
-    """What was pushed, or would be pushed after a dry run.
+    """Result of a push, or of its dry run.
 
     url:     address of the repository's page
     commit:  the commit that holds all files; None after a dry run, unless the repository has all files
@@ -230,8 +230,8 @@ class _Version:
         wrong = [file.path for file in self.bundle.files if not _has(tree, file)]
         if wrong:
             raise HubError(
-                f"the Hub took commit {self.parent} of '{self.bundle.repo}', but {listed(wrong)} are not in it as they "
-                "were sent; push again, and delete that version if it stays so."
+                f"commit {self.parent} of '{self.bundle.repo}' was made, but does not hold what was sent as "
+                f"{listed(wrong)}; push again, and delete that version if it stays so."
             )
 
     def _commit_that_has(self, paths: set[str]) -> str:

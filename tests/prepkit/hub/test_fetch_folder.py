@@ -62,7 +62,9 @@ def test_offline(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert fetch_folder("hf://me/run")[0] == folder
     (folder / "run.json").unlink()
-    with pytest.raises(HubError, match=r"the Hub cannot be reached, and the .* is not fully cached"):
+    with pytest.raises(
+        HubError, match=r"the Hub cannot be reached, and the .* is not fully cached; unset HF_HUB_OFFLINE"
+    ):
         fetch_folder("hf://me/run")
 
 

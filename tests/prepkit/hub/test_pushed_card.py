@@ -159,7 +159,9 @@ def test_a_licence_of_ones_own_stands_in_the_header(tmp_path):
 @pytest.mark.parametrize("licence", [None, "", "  "])
 def test_a_zoo_without_a_licence_is_refused(tmp_path, licence):
     root = write_zoo(tmp_path / "zoo", count=1, license=licence)
-    with pytest.raises(ZooError, match=r"has no licence, so nobody might use it; give it one: --license mit"):
+    with pytest.raises(
+        ZooError, match=r"has no licence, so nobody might use it; give it one with license=, such as mit"
+    ):
         zoo_bundle(root, "me/zoo")
 
 

@@ -555,9 +555,13 @@ def test_offline(filled, local, monkeypatch):
     for address in ("hf://me/zoo", f"hf://me/zoo@{commit}"):
         zoo = open_zoo(address)
         assert torch.equal(zoo.preps([0]), local.preps([0]))
-        with pytest.raises(HubError, match=r"the Hub cannot be reached, and the .* is not fully cached"):
+        with pytest.raises(
+            HubError, match=r"the Hub cannot be reached, and the .* is not fully cached; unset HF_HUB_OFFLINE"
+        ):
             zoo.preps([1])
-    with pytest.raises(HubError, match=r"the Hub cannot be reached, and the .* is not fully cached"):
+    with pytest.raises(
+        HubError, match=r"the Hub cannot be reached, and the .* is not fully cached; unset HF_HUB_OFFLINE"
+    ):
         open_zoo("hf://me/unseen")
     assert filled.requests == []
 
