@@ -16,7 +16,7 @@ from prepkit.files import replacing, system_errors_as_output
 from prepkit.hub.fetch import Fetcher, HubFile, is_sound, wait_for_all
 from prepkit.hub.progress import Counter
 from prepkit.hub.selection import Selection
-from prepkit.zoo.change.convert import check_whole
+from prepkit.zoo.change.copying import check_whole
 from prepkit.zoo.change.cutting import Cut, cut_manifest, cut_shard, cut_table
 from prepkit.zoo.format.manifest import Manifest, Shard, write_manifest
 from prepkit.zoo.write.staging import SHARDS

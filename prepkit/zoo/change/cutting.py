@@ -1,8 +1,8 @@
-"""cut: some instances of a zoo as a smaller zoo of its own.
+"""Cut a zoo: make a smaller zoo of some of its instances.
 
-ClassIds, architectures, shape, task and teacher stay as they are, so an instance is the same in both zoos. A shard all
-of whose rows stay keeps its content; of another one the rows that stay are copied. The new zoo's provenance says what
-it was cut from.
+ClassIds, architectures, shape, task and teacher stay as they are, so an instance is the same in both zoos. A shard
+keeps its content if all its rows stay; otherwise the rows that stay are copied. The new zoo's provenance names the zoo
+that it was cut from.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 from prepkit.errors import ZooError
 from prepkit.version import __version__
-from prepkit.zoo.change.convert import Rows, check_values, copy_shard, rows_of
+from prepkit.zoo.change.copying import ShardRows, check_values, copy_shard, rows_of_shard
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredFile
 from prepkit.zoo.format.shards import offset_of_values, shard_format
-from prepkit.zoo.format.tables import whole_numbers, write_whole
+from prepkit.zoo.format.tables import whole_numbers, write_table_at_once
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cut:
-    """Which instances of a zoo stay.
+    """The instances of a zoo that stay.
 
     table: their rows, as they are in the zoo
     rows:  number of a shard -> its rows that stay, ascending
@@ -44,33 +44,35 @@ class Cut:
 
 
 def planned_cut(manifest: Manifest, table: pa.Table, place: str) -> Cut:
-    """What a cut takes of each shard.
+    """Find the rows of each shard that a cut takes.
 
-    table: some rows of the zoo's table
+    table: the rows of the zoo's table that stay
     raises ZooError if a row names no row of a shard
     """
     shards, rows = (whole_numbers(table[name]) for name in ("shard", "row"))
-    found: dict[int, np.ndarray] = {}
+    chosen_rows: dict[int, np.ndarray] = {}
     for number in np.unique(shards).tolist():
         chosen = np.unique(rows[shards == number])
         if not 0 <= number < len(manifest.shards) or chosen[0] < 0 or chosen[-1] >= manifest.shards[number].rows:
             raise ZooError(f"{place}: the table names rows of shard {number} that are not there.")
-        found[number] = chosen
-    return Cut(manifest, table, found)
+        chosen_rows[number] = chosen
+    return Cut(manifest, table, chosen_rows)
 
 
 def cut_shard(cut: Cut, number: int, source: Path, root: Path) -> Shard:
-    """Write the rows of a shard that stay into `root`, read them back, and describe them.
+    """Write the rows of a shard that stay into `root`, read them back, and return the new shard's description.
 
     source: the folder in which the whole shard lies under its path
     """
     manifest, shard = cut.manifest, cut.manifest.shards[number]
-    whole, kind = rows_of(source, manifest, shard), shard_format(manifest.shard_format)
+    all_rows, kind = rows_of_shard(source, manifest, shard), shard_format(manifest.shard_format)
     chosen = cut.rows[number]
-    picked = PickedRows(whole.file, whole.offset, replace(whole.extent, rows=len(chosen)), tuple(chosen.tolist()))
+    picked = PickedRows(
+        all_rows.file, all_rows.offset, replace(all_rows.extent, rows=len(chosen)), tuple(chosen.tolist())
+    )
     copied = copy_shard(picked, picked.extent, shard.architecture, number, kind, root, None)
     file = root / copied.path
-    check_values(picked, Rows(file, offset_of_values(file, kind, picked.extent), picked.extent))
+    check_values(picked, ShardRows(file, offset_of_values(file, kind, picked.extent), picked.extent))
     return copied
 
 
@@ -89,16 +91,15 @@ def cut_table(cut: Cut, root: Path) -> StoredFile:
         place = table.column_names.index(name)
         field = table.schema.field(place)
         table = table.set_column(place, field, pa.array(numbers).cast(field.type))
-    return write_whole(table, root)
+    return write_table_at_once(table, root)
 
 
 def cut_manifest(cut: Cut, shards: Mapping[int, Shard], table: StoredFile, origin: Mapping[str, Any]) -> Manifest:
-    """The manifest of the new zoo.
+    """Return the manifest of the new zoo.
 
-    shards: number of a shard in the old zoo -> what became of it
+    shards: number of a shard in the old zoo -> the new shard
     origin: where the old zoo was, and how the instances were chosen
     """
-
     old = cut.manifest
     splits = Counter(name for name in cut.table["split"].to_pylist() if name is not None)
     about = {
@@ -120,16 +121,16 @@ def cut_manifest(cut: Cut, shards: Mapping[int, Shard], table: StoredFile, origi
 
 
 @dataclass(frozen=True)
-class PickedRows(Rows):
+class PickedRows(ShardRows):
     """Some rows of a shard.
 
-    extent: of the rows that are picked
+    extent: the array of the rows that are picked
     """
 
     picked: tuple[int, ...] = ()
 
     def pieces(self, rows_a_piece: int) -> Iterator[np.ndarray]:
-        """The picked rows in order, as bytes `[rows, row_bytes]`."""
+        """Read the picked rows in order, as bytes `[rows, row_bytes]`."""
         size = self.extent.row_bytes
         with open(self.file, "rb") as opened:
             for start in range(0, len(self.picked), rows_a_piece):

@@ -1,10 +1,10 @@
-"""merge: several zoos as one.
+"""merge: make one zoo of several.
 
-Architectures are one if their names are, and then all that is known of them must agree. ClassIds are given anew,
-ascending in packed parameters. PReps are brought to the first zoo's width, which changes padding only. What must agree
-is the task, the dtype and the licence (another licence can be given); a teacher is kept if the zoos that have one have
-the same, and left out with a note otherwise. Ids are unique: `prefix` puts each zoo's name before its ids, and before
-`run`, because run 0 of one zoo is not run 0 of another.
+Architectures of one name become one, and then all that is known of them must agree. ClassIds are given anew, ascending
+in packed parameters. PReps are brought to the first zoo's width, which changes padding only. Task, dtype and licence
+must agree, but another licence can be given. A teacher is kept if all zoos that have a teacher have the same, and left
+out with a note otherwise. Ids are unique: `prefix` puts each zoo's name before its ids, and before `run`, because run
+0 of one zoo is not run 0 of another.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import ZooError, listed
+from prepkit.errors import ZooError, counted, listed
 from prepkit.progress import Advance
 from prepkit.version import __version__
 from prepkit.zoo.card.card import write_card
-from prepkit.zoo.change.convert import check_target, check_whole, copy_file, copy_shards, verified
+from prepkit.zoo.change.copying import check_target, check_whole, copy_file, copy_shards, verified_manifest
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.format.shards import ShardFormat, shard_format
-from prepkit.zoo.format.tables import OWN_COLUMNS, read_table, write_whole
+from prepkit.zoo.format.tables import OWN_COLUMNS, read_table, write_table_at_once
 from prepkit.zoo.write.building import building
 from prepkit.zoo.write.written import WrittenZoo
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN = "run"
-# What must agree where two zoos name one architecture.
+# These attributes must agree where two zoos have an architecture of one name.
 FACTS = ("layout", "fused", "family", "input_shape", "num_trainable", "config")
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceZoo:
     """A zoo to be merged: folder and manifest."""
 
     root: Path
@@ -44,15 +44,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be written.
+class MergePlan:
+    """The zoo that is to be written.
 
     teacher:  the zoo whose teacher is kept
-    manifest: of the new zoo, but for its name, shards and table
+    manifest: the new zoo's, but for name, shards and table
     """
 
-    zoos: list[Source]
-    teacher: Source | None
+    zoos: list[SourceZoo]
+    teacher: SourceZoo | None
     manifest: Manifest
     table: pa.Table
     notes: tuple[str, ...]
@@ -87,21 +87,21 @@ def merge(
         raise ZooError(f"merging takes two zoos or more, not {len(roots)}.")
     kind = None if format is None else shard_format(format)
     check_target(Path(target), roots)
-    plan = planned([Source(root, verified(root)) for root in roots], license, prefix)
+    plan = plan_merge([SourceZoo(root, verified_manifest(root)) for root in roots], license, prefix)
     kind = kind or shard_format(plan.zoos[0].manifest.shard_format)
     with building(target) as root:
         shards = _copied(plan, kind, root, progress)
         name = name or Path(target).resolve().name
         manifest = replace(plan.manifest, name=name, shard_format=kind.name, shards=tuple(shards))
-        write_manifest(replace(manifest, table=write_whole(plan.table, root)), root, overwrite=False)
+        write_manifest(replace(manifest, table=write_table_at_once(plan.table, root)), root, overwrite=False)
         check_whole(root)
         if card:
             write_card(root)
     return WrittenZoo(Path(target), read_manifest(target), plan.notes)
 
 
-def planned(zoos: list[Source], license: str | None, prefix: bool) -> Plan:
-    """What the zoos become together, settled before anything is written.
+def plan_merge(zoos: list[SourceZoo], license: str | None, prefix: bool) -> MergePlan:
+    """Settle what the zoos become together, before anything is written.
 
     raises ZooError naming what is in conflict
     """
@@ -124,10 +124,10 @@ def planned(zoos: list[Source], license: str | None, prefix: bool) -> Plan:
     )
     table = merged_table(zoos, architectures, prefix, notes)
     manifest = replace(manifest, splits=_split_counts(table))
-    return Plan(zoos, None if teacher is None else teacher[0], manifest, table, tuple(notes))
+    return MergePlan(zoos, None if teacher is None else teacher[0], manifest, table, tuple(notes))
 
 
-def _copied(plan: Plan, kind: ShardFormat, root: Path, progress: Advance | None) -> list[Shard]:
+def _copied(plan: MergePlan, kind: ShardFormat, root: Path, progress: Advance | None) -> list[Shard]:
     """Write the shards of all zoos, and the teacher."""
     numbers: dict[str, int] = {}
     shards: list[Shard] = []
@@ -142,13 +142,13 @@ def _copied(plan: Plan, kind: ShardFormat, root: Path, progress: Advance | None)
 
 
 def reconciled(
-    zoos: list[Source], width: int, teacher: tuple[Source, Teacher] | None
+    zoos: list[SourceZoo], width: int, teacher: tuple[SourceZoo, Teacher] | None
 ) -> tuple[StoredArchitecture, ...]:
-    """All architectures of the zoos at a width, with new ClassIds; then the teacher's, if it has none.
+    """Return all architectures of the zoos at a width, with new ClassIds; then the teacher's, if it has no ClassId.
 
     raises ZooError naming an architecture that is not the same in two zoos, and how it differs
     """
-    known: dict[str, tuple[StoredArchitecture, Source]] = {}
+    known: dict[str, tuple[StoredArchitecture, SourceZoo]] = {}
     numbered: set[str] = set()
     for zoo in zoos:
         for stored in zoo.manifest.architectures:
@@ -167,8 +167,8 @@ def reconciled(
     return tuple(_at_width(known[name][0], width, class_ids.get(name)) for name in [*order, *others])
 
 
-def common_task(zoos: list[Source]) -> Any:
-    """The task of all.
+def common_task(zoos: list[SourceZoo]) -> Any:
+    """Return the task that all zoos share.
 
     raises ZooError saying in which keys two tasks differ
     """
@@ -181,41 +181,42 @@ def common_task(zoos: list[Source]) -> Any:
             without = first if one is None else zoo
             raise ZooError(f"'{without.root}' names no task, the others do; instances of one zoo share a task.")
         keys = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
-        told = listed((f"{key}: {one.get(key)!r} and {other.get(key)!r}" for key in keys), 3)
-        raise ZooError(f"the tasks of '{first.root}' and '{zoo.root}' differ in {told}; a zoo has one task.")
+        values = listed((f"{key}: {one.get(key)!r} and {other.get(key)!r}" for key in keys), 3)
+        raise ZooError(f"the tasks of '{first.root}' and '{zoo.root}' differ in {values}; a zoo has one task.")
     return first.manifest.task
 
 
-def _common(zoos: list[Source], fact: str, hint: str) -> Any:
+def _common(zoos: list[SourceZoo], fact: str, hint: str) -> Any:
     values = {str(zoo.root): getattr(zoo.manifest, fact) for zoo in zoos}
     if len(set(values.values())) > 1:
         raise ZooError(f"the zoos differ in {fact}: {listed(f'{root} has {v}' for root, v in values.items())}; {hint}")
     return getattr(zoos[0].manifest, fact)
 
 
-def _teacher(zoos: list[Source], notes: list[str]) -> tuple[Source, Teacher] | None:
-    found = [(zoo, zoo.manifest.teacher) for zoo in zoos if zoo.manifest.teacher is not None]
-    if len({teacher.sha256 for _, teacher in found}) > 1:
+def _teacher(zoos: list[SourceZoo], notes: list[str]) -> tuple[SourceZoo, Teacher] | None:
+    teachers = [(zoo, zoo.manifest.teacher) for zoo in zoos if zoo.manifest.teacher is not None]
+    if len({teacher.sha256 for _, teacher in teachers}) > 1:
         notes.append("the zoos have different teachers; the new zoo has none.")
         return None
-    if found and len(found) < len(zoos):
-        notes.append(f"only {len(found)} of {len(zoos)} zoos have a teacher; the new zoo has it.")
-    return found[0] if found else None
+    if teachers and len(teachers) < len(zoos):
+        have = "has" if len(teachers) == 1 else "have"
+        notes.append(f"only {len(teachers)} of {len(zoos)} zoos {have} a teacher; the new zoo has it.")
+    return teachers[0] if teachers else None
 
 
 def _at_width(stored: StoredArchitecture, width: int, class_id: int | None) -> StoredArchitecture:
     return replace(stored, class_id=class_id, height=stored.layout.shape(width).height)
 
 
-def _height(zoos: list[Source], architectures: tuple[StoredArchitecture, ...]) -> int:
-    """The common height: that of the tallest architecture, or more where a zoo of this width had more."""
+def _height(zoos: list[SourceZoo], architectures: tuple[StoredArchitecture, ...]) -> int:
+    """Return the common height: the tallest architecture's, or more where a zoo of this width had more."""
     width = zoos[0].manifest.width
-    asked = [zoo.manifest.height for zoo in zoos if zoo.manifest.width == width]
-    return max([4, *asked, *(stored.height for stored in architectures if stored.class_id is not None)])
+    heights = [zoo.manifest.height for zoo in zoos if zoo.manifest.width == width]
+    return max([4, *heights, *(stored.height for stored in architectures if stored.class_id is not None)])
 
 
-def _unknown(zoos: list[Source], notes: list[str]) -> dict[str, Any]:
-    """Keys that this version does not know and that all zoos agree in."""
+def _unknown(zoos: list[SourceZoo], notes: list[str]) -> dict[str, Any]:
+    """Return the manifests' keys that this version does not know and in which all zoos agree."""
     first = zoos[0].manifest.unknown
     kept = {key: value for key, value in first.items() if all(z.manifest.unknown.get(key) == value for z in zoos)}
     lost = sorted({key for zoo in zoos for key in zoo.manifest.unknown} - kept.keys())
@@ -224,7 +225,7 @@ def _unknown(zoos: list[Source], notes: list[str]) -> dict[str, Any]:
     return kept
 
 
-def _origin(zoo: Source) -> dict[str, Any]:
+def _origin(zoo: SourceZoo) -> dict[str, Any]:
     manifest = zoo.manifest
     return {
         "name": manifest.name,
@@ -239,9 +240,9 @@ def _origin(zoo: Source) -> dict[str, Any]:
 
 
 def merged_table(
-    zoos: list[Source], architectures: tuple[StoredArchitecture, ...], prefix: bool, notes: list[str]
+    zoos: list[SourceZoo], architectures: tuple[StoredArchitecture, ...], prefix: bool, notes: list[str]
 ) -> pa.Table:
-    """The rows of all zoos with the new ClassIds and shard numbers.
+    """Return the rows of all zoos with the new ClassIds and shard numbers.
 
     raises ZooError naming ids that are in two zoos, or a column that two zoos fill with different kinds of values
     """
@@ -261,11 +262,11 @@ def merged_table(
     return pa.concat_tables(parts).combine_chunks()
 
 
-def _check_prefix(zoos: list[Source], prefix: bool) -> None:
+def _check_prefix(zoos: list[SourceZoo], prefix: bool) -> None:
     names = [zoo.manifest.name for zoo in zoos]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if prefix and twice:
-        raise ZooError(f"two zoos are named {listed(map(repr, twice))}, so their names cannot tell their ids apart.")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if prefix and repeated:
+        raise ZooError(f"two zoos are named {listed(map(repr, repeated))}, so their names cannot tell their ids apart.")
 
 
 def _prefixed(table: pa.Table, name: str) -> pa.Table:
@@ -276,20 +277,22 @@ def _prefixed(table: pa.Table, name: str) -> pa.Table:
     return table
 
 
-def _check_ids(zoos: list[Source], tables: list[pa.Table]) -> None:
-    homes: dict[str, Source] = {}
+def _check_ids(zoos: list[SourceZoo], tables: list[pa.Table]) -> None:
+    homes: dict[str, SourceZoo] = {}
     for zoo, table in zip(zoos, tables, strict=True):
         ids = table["id"].to_pylist()
-        twice = [id for id in ids if id in homes]
-        if twice:
+        shared = [id for id in ids if id in homes]
+        if shared:
+            are = "is" if len(shared) == 1 else "are"
             raise ZooError(
-                f"{len(twice)} ids of '{zoo.root}' are in '{homes[twice[0]].root}' too: {listed(twice, 3)}; ids are "
+                f"{counted(len(shared), 'id')} of '{zoo.root}' {are} in '{homes[shared[0]].root}' too: "
+                f"{listed(shared, 3)}; ids are "
                 "unique. With prefix=True the zoo's name is put before each."
             )
         homes.update(dict.fromkeys(ids, zoo))
 
 
-def _note_runs(zoos: list[Source], tables: list[pa.Table], notes: list[str]) -> None:
+def _note_runs(zoos: list[SourceZoo], tables: list[pa.Table], notes: list[str]) -> None:
     seen: set[Any] = set()
     for table in tables:
         runs = set(table[RUN].to_pylist()) - {None} if RUN in table.column_names else set()
@@ -304,10 +307,10 @@ def _own_fields(table: pa.Table) -> list[pa.Field]:
     return [table.schema.field(name).remove_metadata() for name in OWN_COLUMNS]
 
 
-def _common_fields(zoos: list[Source], tables: list[pa.Table]) -> list[pa.Field]:
+def _common_fields(zoos: list[SourceZoo], tables: list[pa.Table]) -> list[pa.Field]:
     import pyarrow as pa
 
-    kinds: dict[str, tuple[pa.DataType, Source]] = {}
+    kinds: dict[str, tuple[pa.DataType, SourceZoo]] = {}
     for zoo, table in zip(zoos, tables, strict=True):
         for field in table.schema:
             if field.name in OWN_COLUMNS:
@@ -324,7 +327,7 @@ def _common_fields(zoos: list[Source], tables: list[pa.Table]) -> list[pa.Field]
 
 
 def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds both, None if there is none."""
+    """Return the type that holds both, or None if there is none."""
     from pyarrow import float64, types
 
     if one == other or types.is_null(other):
@@ -341,15 +344,15 @@ def _renumbered(table: pa.Table, class_ids: dict[str, int | None], first_shard: 
     return _replaced(_replaced(table, "class_id", new, "int32"), "shard", shards, "int32")
 
 
-def _fitted(table: pa.Table, schema: pa.Schema, zoo: Source) -> pa.Table:
-    """The table with all columns of the schema, in its order and types, without loss."""
+def _fitted(table: pa.Table, schema: pa.Schema, zoo: SourceZoo) -> pa.Table:
+    """Return the table with all columns of the schema, in its order and types, without loss."""
     import pyarrow as pa
 
     columns = []
     for field in schema:
         try:
-            found = table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
-            columns.append(found.cast(field.type, safe=True))
+            column = table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+            columns.append(column.cast(field.type, safe=True))
         except pa.ArrowInvalid as error:
             reason = str(error).splitlines()[0]
             raise ZooError(f"'{zoo.root}': column '{field.name}' does not fit {field.type}: {reason}") from None

@@ -1,4 +1,4 @@
-"""Run instances of a zoo again on their task's test data, and compare the accuracy with the stored one."""
+"""Run instances of a zoo again on their task's test data, and compare their accuracy with the stored accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
 
 ACCURACY = "accuracy"
-ITEM = "item"  # the column that says which data set of the task an instance was trained on
+ITEM = "item"  # the column with the number of the data set that an instance was trained on
 TEST = "test"
 
 
@@ -50,17 +50,17 @@ def run_again(zoo: Zoo, count: int, data: str | os.PathLike[str] | None = None) 
 def _run_one(zoo: Zoo, index: int, task: Task) -> Rerun:
     row = zoo.metadata(index)
     network = zoo.network(index).float()
-    shared = 1 + len(task.input_shape)  # axes of inputs that all instances share; one more where each has its own
+    shared = 1 + len(task.input_shape)  # number of axes if all instances share the inputs; else there is one more
 
     def run(inputs: Tensor) -> Tensor:
         outputs: Tensor = network(inputs if inputs.ndim == shared else inputs[0])
         return outputs[None]
 
     try:
-        found = task.evaluate(run, [row.get(ITEM) or 0], TEST)[ACCURACY].item()
+        accuracy = task.evaluate(run, [row.get(ITEM) or 0], TEST)[ACCURACY].item()
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ZooError(f"instance '{row['id']}' does not run on the task's test data: {reason}") from None
     stored = row[ACCURACY]
-    one_sample = 1.001 / task.splits[TEST]  # a little more than one: the stored number is rounded
-    return Rerun(row["id"], stored, found, stored is not None and abs(stored - found) <= one_sample)
+    one_sample = 1.001 / task.splits[TEST]  # a little more than one sample, as the stored number is rounded
+    return Rerun(row["id"], stored, accuracy, stored is not None and abs(stored - accuracy) <= one_sample)

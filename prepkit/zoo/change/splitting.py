@@ -1,9 +1,9 @@
-"""split: which instances are for training, which for validation, which for testing.
+"""split: choose which instances are for training, which for validation, which for testing.
 
 Each instance, or each group of instances that share a value of a column (all epochs of one training run), goes to one
 split as a whole. Groups are ordered by the sha256 of the seed and their least id, so the result depends neither on the
-order of the rows nor on any generator. Architecture by architecture, each group goes to the split that lacks most;
-what rounding leaves over is carried to the next architecture, so that many small ones add up to what was asked for.
+order of the rows nor on any generator. Architecture by architecture, each group goes to the split that lacks most
+instances. What rounding leaves over is carried to the next architecture, so that the whole zoo has the right shares.
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ class ZooSplit:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows of the table that stay together."""
+class RowGroup:
+    """Rows of the table that stay together.
+
+    stratum: names of their architectures
+    """
 
     least_id: str
     stratum: tuple[str, ...]
@@ -100,22 +103,22 @@ def split(
 
 
 def checked_fractions(fractions: Mapping[str, float]) -> dict[str, Fraction]:
-    """The fractions as they were written in decimals, exact.
+    """Return the fractions exactly as they were written in decimals.
 
     raises ZooError unless all are 0 .. 1 and sum to 1
     """
-    told = listed(f"{name} {share}" for name, share in fractions.items())
+    given = listed(f"{name} {share}" for name, share in fractions.items())
     if not all(0 <= share <= 1 for share in fractions.values()):
-        raise ZooError(f"each part of a split is between 0 and 1; given: {told}.")
+        raise ZooError(f"each part of a split is between 0 and 1; given: {given}.")
     exact = {name: Fraction(str(share)) for name, share in fractions.items()}
     total = sum(exact.values(), Fraction())
     if abs(total - 1) > Fraction(1, 10**6):
-        raise ZooError(f"the parts of a split sum to 1; given: {told}, which sum to {float(total):g}.")
+        raise ZooError(f"the parts of a split sum to 1; given: {given}, which sum to {float(total):g}.")
     return {name: share / total for name, share in exact.items()}
 
 
 def group_column(columns: list[str], asked: str | None) -> str | None:
-    """The column to group by: the one asked for, `run` if there is one, or None.
+    """Return the column to group by: the column asked for, else `run` if there is such a column, else None.
 
     raises ZooError if there is no such column
     """
@@ -129,8 +132,8 @@ def group_column(columns: list[str], asked: str | None) -> str | None:
     return asked
 
 
-def groups_of(table: pa.Table, column: str | None) -> list[Group]:
-    """All rows in groups; a row whose value is missing is a group of its own."""
+def groups_of(table: pa.Table, column: str | None) -> list[RowGroup]:
+    """RowGroup the rows by their value in a column; a row without a value is a group of its own."""
     ids, architectures = table["id"].to_pylist(), table["architecture"].to_pylist()
     values = table[column].to_pylist() if column is not None else [None] * len(ids)
     members: dict[tuple[bool, Any], list[int]] = {}
@@ -138,23 +141,23 @@ def groups_of(table: pa.Table, column: str | None) -> list[Group]:
         key = (True, ids[index]) if value is None or value != value else (False, value)
         members.setdefault(key, []).append(index)
     return [
-        Group(min(ids[row] for row in rows), tuple(sorted({architectures[row] for row in rows})), tuple(rows))
+        RowGroup(min(ids[row] for row in rows), tuple(sorted({architectures[row] for row in rows})), tuple(rows))
         for rows in members.values()
     ]
 
 
-def assigned(groups: list[Group], fractions: Mapping[str, Fraction], seed: int, rows: int) -> list[str]:
-    """The split of each row."""
+def assigned(groups: list[RowGroup], fractions: Mapping[str, Fraction], seed: int, rows: int) -> list[str]:
+    """Return the split of each row."""
     splits = [""] * rows
     lacking = dict.fromkeys(fractions, Fraction())
-    strata: dict[tuple[str, ...], list[Group]] = {}
+    strata: dict[tuple[str, ...], list[RowGroup]] = {}
     for group in groups:
         strata.setdefault(group.stratum, []).append(group)
     for _, members in sorted(strata.items()):
         size = sum(len(group.rows) for group in members)
         for name, share in fractions.items():
             lacking[name] += share * size
-        for group in sorted(members, key=lambda group: _drawn(seed, group.least_id)):
+        for group in sorted(members, key=lambda group: _order_key(seed, group.least_id)):
             name = max(lacking, key=lambda name: lacking[name])
             lacking[name] -= len(group.rows)
             for row in group.rows:
@@ -162,7 +165,7 @@ def assigned(groups: list[Group], fractions: Mapping[str, Fraction], seed: int, 
     return splits
 
 
-def _drawn(seed: int, id: str) -> bytes:
+def _order_key(seed: int, id: str) -> bytes:
     return hashlib.sha256(f"{seed}:{id}".encode()).digest()
 
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_JOBS = 8
-MAX_FAULTS_OF_TABLE = 5  # of one kind; a table that is wrong everywhere need not be told row by row
+MAX_FAULTS_OF_TABLE = 5  # a table that is wrong everywhere is not reported row by row
 EXPECTED_BESIDE = frozenset((MANIFEST, "README.md", "card.png", ".gitattributes", ".gitignore"))
-EXPECTED_FOLDERS = frozenset((".git", ".cache"))  # of git, and of the Hub's client
+EXPECTED_FOLDERS = frozenset((".git", ".cache"))  # git and the Hub's client make them
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not as the manifest says: file, place in the manifest or in the file, and what is wrong."""
+    """A contradiction of the manifest: the file, the place in the manifest or in the file, and the problem."""
 
     file: str
     place: str
@@ -65,7 +65,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class _Expected:
+class _ExpectedFile:
     """A file that the manifest names."""
 
     path: str
@@ -136,24 +136,24 @@ def _reruns(root: Path, count: int, data: str | os.PathLike[str] | None) -> tupl
     return run_again(local_zoo(root), count, data)
 
 
-def _expected(manifest: Manifest) -> Iterator[_Expected]:
+def _expected(manifest: Manifest) -> Iterator[_ExpectedFile]:
     table = manifest.table
-    yield _Expected(table.path, table.sha256, "table", table.bytes)
+    yield _ExpectedFile(table.path, table.sha256, "table", table.bytes)
     for index, shard in enumerate(manifest.shards):
-        yield _Expected(shard.path, shard.sha256, f"shards[{index}]", shard.bytes, shard)
+        yield _ExpectedFile(shard.path, shard.sha256, f"shards[{index}]", shard.bytes, shard)
     if manifest.teacher is not None:
-        yield _Expected(manifest.teacher.path, manifest.teacher.sha256, "teacher")
+        yield _ExpectedFile(manifest.teacher.path, manifest.teacher.sha256, "teacher")
 
 
-def _check_file(root: Path, manifest: Manifest, item: _Expected, progress: Advance) -> tuple[int, Fault | None]:
-    """The number of bytes hashed, and what is wrong with a file."""
+def _check_file(root: Path, manifest: Manifest, item: _ExpectedFile, progress: Advance) -> tuple[int, Fault | None]:
+    """Return the number of bytes hashed, and the fault of a file if it has one."""
     count = 0
     try:
         file = inside(root, item.path, str(root / MANIFEST))
         size = file.stat().st_size
         if item.bytes is not None and size != item.bytes:
-            what = "truncated" if size < item.bytes else "too long"
-            raise ZooError(f"{what}: it has {size:,} bytes, the manifest says {item.bytes:,}. Fetch it again.")
+            problem = "truncated" if size < item.bytes else "too long"
+            raise ZooError(f"{problem}: it has {size:,} bytes, the manifest says {item.bytes:,}. Fetch it again.")
         sha256, count = sha256_of_file(file, progress), size
         header = _header_problem(file, manifest, item)
         if sha256 != item.sha256:
@@ -171,8 +171,8 @@ def _check_file(root: Path, manifest: Manifest, item: _Expected, progress: Advan
     return count, None
 
 
-def _header_problem(file: Path, manifest: Manifest, item: _Expected) -> str | None:
-    """What is wrong with the header of a shard or teacher, or None."""
+def _header_problem(file: Path, manifest: Manifest, item: _ExpectedFile) -> str | None:
+    """Return the problem of the header of a shard or teacher, or None."""
     try:
         if item.shard is not None:
             height = manifest.architecture(item.shard.architecture).height
@@ -182,7 +182,7 @@ def _header_problem(file: Path, manifest: Manifest, item: _Expected) -> str | No
             _check_teacher(file, manifest)
     except PrepkitError as error:
         return str(error)
-    except Exception as error:  # h5py raises what it likes for a damaged file
+    except Exception as error:  # h5py raises errors of many types for a damaged file
         return f"its header cannot be read ({type(error).__name__})."
     return None
 
@@ -197,7 +197,7 @@ def _check_teacher(file: Path, manifest: Manifest) -> None:
 
 
 def _table_faults(root: Path, manifest: Manifest) -> list[Fault]:
-    """Whether the table's rows and the manifest agree: each row of each shard belongs to one instance, once."""
+    """Find where table and manifest disagree: each row of each shard must belong to exactly one instance."""
     from prepkit.zoo.format.tables import read_table
 
     path = manifest.table.path
@@ -210,7 +210,7 @@ def _table_faults(root: Path, manifest: Manifest) -> list[Fault]:
 
 
 def _table_problems(table: pa.Table, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Place and problem of what disagrees."""
+    """Yield place and problem of each disagreement."""
     import pyarrow.compute as pc
 
     missing = [name for name in ("id", "architecture", "shard", "row") if table[name].null_count]
@@ -229,7 +229,7 @@ def _table_problems(table: pa.Table, manifest: Manifest) -> Iterator[tuple[str, 
 def _misplaced(table: pa.Table, manifest: Manifest) -> Iterator[tuple[str, str]]:
     class_ids = {stored.name: stored.class_id for stored in manifest.architectures}
     free = {(number, row) for number, shard in enumerate(manifest.shards) for row in range(shard.rows)}
-    told = 0
+    num_reported = 0
     columns = (table[name].to_pylist() for name in ("architecture", "class_id", "shard", "row"))
     for index, (name, class_id, shard, row) in enumerate(zip(*columns, strict=True)):
         if (shard, row) not in free:
@@ -240,13 +240,13 @@ def _misplaced(table: pa.Table, manifest: Manifest) -> Iterator[tuple[str, str]]
         else:
             problem = ""
         free.discard((shard, row))
-        if problem and told < MAX_FAULTS_OF_TABLE:
-            told += 1
+        if problem and num_reported < MAX_FAULTS_OF_TABLE:
+            num_reported += 1
             yield f"row {index}", problem
 
 
-def _notes(root: Path, expected: list[_Expected]) -> tuple[str, ...]:
-    """What lies in the folder and belongs to nothing."""
+def _notes(root: Path, expected: list[_ExpectedFile]) -> tuple[str, ...]:
+    """Name the files in the folder that belong to nothing."""
     known = EXPECTED_BESIDE | {item.path for item in expected}
     strange = []
     for folder, folders, files in os.walk(root):
@@ -257,7 +257,7 @@ def _notes(root: Path, expected: list[_Expected]) -> tuple[str, ...]:
 
 
 def _fault(root: Path, file: str, place: str, error: PrepkitError) -> Fault:
-    """A fault of an error, whose message may begin with the file."""
+    """Make a fault of an error, whose message may begin with the file."""
     text = str(error)
     for start in (f"{root / file}: ", f"{root / file}, "):
         text = text.removeprefix(start)

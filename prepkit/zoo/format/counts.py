@@ -1,4 +1,4 @@
-"""How much a zoo holds, from its manifest alone. Importing this module imports neither torch nor pyarrow."""
+"""Count what a zoo holds, from its manifest alone. Importing this module imports neither torch nor pyarrow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def counts_of(manifest: Manifest) -> dict[str, int]:
-    """Instances of each architecture, those without any too."""
+    """Return the number of instances of each architecture, which may be 0."""
     counts = {stored.name: 0 for stored in manifest.architectures}
     for shard in manifest.shards:
         counts[shard.architecture] += shard.rows
@@ -17,5 +17,5 @@ def counts_of(manifest: Manifest) -> dict[str, int]:
 
 
 def num_bytes_of(manifest: Manifest) -> int:
-    """Bytes of the table and all shards."""
+    """Return the number of bytes of the table and all shards."""
     return manifest.table.bytes + sum(shard.bytes for shard in manifest.shards)

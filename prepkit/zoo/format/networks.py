@@ -1,4 +1,4 @@
-"""From what a zoo stores of an architecture to the Architecture and its networks."""
+"""Build architectures and networks from what a zoo stores."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def architecture_of(stored: StoredArchitecture, place: str, *, trust_code: bool) -> Architecture:
-    """The architecture; nothing is imported until it builds a network.
+    """Return the Architecture; its builder is imported when it first builds a network.
 
     place: names the manifest in errors
     raises ZooError if only its layout is known
     """
     if stored.config is None or stored.input_shape is None:
         raise ZooError(
-            f"of '{stored.name}' only the layout is known, so no network can be built; its tensors are at hand: "
-            "zoo[index][0].tensors()."
+            f"the zoo knows only the layout of '{stored.name}', so no network can be built; zoo[index][0].tensors() "
+            "gives the tensors."
         )
     data = {
         "name": stored.name,
@@ -39,22 +39,22 @@ def architecture_of(stored: StoredArchitecture, place: str, *, trust_code: bool)
 
 
 def network_of(stored: StoredArchitecture, tensors: Mapping[str, Tensor], place: str, *, trust_code: bool) -> nn.Module:
-    """A network in eval mode that owns copies of these tensors; tied ones stay tied.
+    """Build a network in eval mode that owns copies of these tensors; tied tensors stay tied.
 
     raises ZooError if only the layout is known, RegistryError if the builder is not trusted
     """
     import torch
 
     architecture = architecture_of(replace(stored, name=stored.trained_name), place, trust_code=trust_code)
-    with torch.random.fork_rng(devices=[]):  # the fresh weights are thrown away; the caller's generator stays
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; no generator of the caller may move
         network = architecture.build_folded() if stored.fused else architecture.build()
-    # A BatchNorm that was kept has a counter, which no PRep holds.
+    # A BatchNorm that was kept counts its batches, and no PRep holds that number.
     network.load_state_dict(_own_copies(network, tensors), strict=stored.fused, assign=True)
     return network.eval()
 
 
 def _own_copies(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One copy of each memory, a Parameter where the network has one, so that tied parameters stay tied."""
+    """Copy each memory once, as a Parameter where the network has one, so that tied parameters stay tied."""
     from torch.nn import Parameter
 
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}

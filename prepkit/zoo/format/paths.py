@@ -1,4 +1,4 @@
-"""Paths that a manifest names: relative, inside the zoo, no links but those of the Hub's own cache."""
+"""Paths in a manifest: they are relative and lead to files inside the zoo; only the Hub's own cache may have links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
 
 def check_relative(path: str, place: object) -> str:
-    """The path itself, if it can only name a file inside the zoo.
+    """Return the path itself if it can only name a file inside the zoo.
 
     raises ZooError for an absolute path, a drive, `..`, a backslash or an odd character
     """
@@ -23,7 +23,7 @@ def check_relative(path: str, place: object) -> str:
 
 
 def check_part(name: str, place: object) -> str:
-    """The name itself, if it can stand in a file name.
+    """Return the name itself if it can be part of a file name.
 
     raises ZooError
     """
@@ -33,7 +33,7 @@ def check_part(name: str, place: object) -> str:
 
 
 def inside(root: Path, path: str, place: str) -> Path:
-    """The file that a checked relative path names, if no link leads out of the zoo.
+    """Return the file that a relative path names, if the path is safe and no link leads out of the zoo.
 
     The Hub's cache keeps a snapshot's files as links to `blobs` beside `snapshots`; those are followed.
     raises ZooError for any other link
@@ -47,6 +47,6 @@ def inside(root: Path, path: str, place: str) -> Path:
 
 
 def hub_blobs(root: Path) -> Path | None:
-    """The `blobs` folder of the Hub's cache if `root` is a snapshot in it: .../snapshots/<commit>."""
+    """Return the `blobs` folder of the Hub's cache if `root` is a snapshot in it: .../snapshots/<commit>."""
     snapshots = root.absolute().parent
     return snapshots.parent.resolve() / "blobs" if snapshots.name == "snapshots" else None

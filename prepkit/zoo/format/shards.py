@@ -1,4 +1,4 @@
-"""The two shard formats behind one interface: a frame of bytes around the values, and where the values begin.
+"""The two shard formats behind one interface: the bytes around the values, and the offset of the values.
 
 A shard holds one array `prep` `[rows, height, width]` of one architecture, contiguous and little-endian, so both
 formats are the same three parts: some bytes before the values, the values row by row, some bytes after. The writer
@@ -18,7 +18,7 @@ from prepkit.errors import ZooError, listed, nearest
 from prepkit.tensors import BITS
 
 VALUES = "prep"
-SAFETENSORS_PREFIX_BYTES = 4096  # the header is padded to it: values then begin at a page of the mapped file
+SAFETENSORS_PREFIX_BYTES = 4096  # the header is padded, so that values begin at a page of the mapped file
 SAFETENSORS_DTYPES = {name: code for code, name in DTYPE_NAMES.items()}
 HDF5_DTYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # HDF5 has no bfloat16
 DTYPE_ATTRIBUTE = "dtype"
@@ -35,17 +35,17 @@ class Extent:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one PRep."""
+        """The number of bytes of one PRep."""
         return self.height * self.width * BITS[self.dtype] // 8
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all values."""
+        """The number of bytes of all values."""
         return self.rows * self.row_bytes
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(rows, height, width)`."""
+        """The shape `(rows, height, width)`."""
         return self.rows, self.height, self.width
 
 
@@ -61,9 +61,9 @@ class Frame:
 class ShardFormat:
     """A way to store shards.
 
-    frame:  the frame of an extent
-    locate: the offset of the values in a file, after its header was checked against the extent; raises ValueError
-            or OSError with the reason if the file does not hold just that
+    frame:  returns the frame of an extent
+    locate: checks the header of a file against an extent, and returns the offset of the values; raises ValueError or
+            OSError with the reason if the file does not hold that array alone
     """
 
     name: str
@@ -73,9 +73,9 @@ class ShardFormat:
 
 
 def shard_format(name: str) -> ShardFormat:
-    """The shard format of this name.
+    """Return the shard format of this name.
 
-    raises ZooError for another name
+    raises ZooError for an unknown name
     """
     if name not in FORMATS:
         raise ZooError(f"unknown shard format '{name}'; there are {listed(FORMATS)}.{nearest(name, FORMATS)}")
@@ -83,7 +83,7 @@ def shard_format(name: str) -> ShardFormat:
 
 
 def offset_of_values(file: Path, kind: ShardFormat, extent: Extent) -> int:
-    """Where the values begin in a shard whose header and size agree with the manifest.
+    """Check the header and the size of a shard against the manifest, and return the offset of its values.
 
     raises ZooError naming the file and what is wrong
     """
@@ -101,7 +101,7 @@ def offset_of_values(file: Path, kind: ShardFormat, extent: Extent) -> int:
 
 
 def safetensors_frame(extent: Extent) -> Frame:
-    """Length and JSON, padded with spaces as the format allows."""
+    """Return a header of length and JSON, which the format allows to be padded with spaces."""
     tensor = {
         "dtype": SAFETENSORS_DTYPES[extent.dtype],
         "shape": list(extent.shape),
@@ -113,7 +113,7 @@ def safetensors_frame(extent: Extent) -> Frame:
 
 
 def locate_in_safetensors(file: Path, extent: Extent) -> int:
-    """Offset of `prep`, which must be the one tensor of the file."""
+    """Return the offset of `prep`, which must be the only tensor of the file."""
     try:
         tensors = read_header(file).tensors
     except HeaderError as error:
@@ -121,8 +121,7 @@ def locate_in_safetensors(file: Path, extent: Extent) -> int:
     if set(tensors) != {VALUES}:
         raise ValueError(f"it holds {listed(tensors)} instead of '{VALUES}' alone.")
     stored = tensors[VALUES]
-    found = (stored.shape, DTYPE_NAMES.get(stored.dtype, stored.dtype))
-    check_array(found, extent)
+    check_array((stored.shape, DTYPE_NAMES.get(stored.dtype, stored.dtype)), extent)
     return stored.offset
 
 
@@ -130,22 +129,22 @@ def locate_in_safetensors(file: Path, extent: Extent) -> int:
 
 
 def hdf5_frame(extent: Extent) -> Frame:
-    """What the HDF5 library writes around a contiguous dataset whose values it was told not to write."""
+    """Return the bytes that the HDF5 library writes around a contiguous dataset, without letting it write values."""
     import h5py
     import numpy as np
 
-    # A file, not memory: the space for the values is allocated in it, and a sparse file has it for nothing.
+    # In a sparse file, not in memory, the space that HDF5 allocates for the values costs nothing.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.h5"
         with h5py.File(path, "w", libver="earliest") as file:
-            how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            how.set_layout(h5py.h5d.CONTIGUOUS)
-            how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            how.set_obj_track_times(False)  # the same input must give the same bytes
+            settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            settings.set_layout(h5py.h5d.CONTIGUOUS)
+            settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            settings.set_obj_track_times(False)  # the same input must give the same bytes
             kind = h5py.h5t.py_create(np.dtype(HDF5_DTYPES[extent.dtype]))
             dataset = h5py.Dataset(
-                h5py.h5d.create(file.id, VALUES.encode(), kind, h5py.h5s.create_simple(extent.shape), how)
+                h5py.h5d.create(file.id, VALUES.encode(), kind, h5py.h5s.create_simple(extent.shape), settings)
             )
             dataset.attrs[DTYPE_ATTRIBUTE] = np.bytes_(extent.dtype)
             offset = dataset.id.get_offset()
@@ -156,7 +155,7 @@ def hdf5_frame(extent: Extent) -> Frame:
 
 
 def locate_in_hdf5(file: Path, extent: Extent) -> int:
-    """Offset of `prep`, which must be a plain contiguous dataset: no link, external file, filter or virtual source."""
+    """Return the offset of `prep`, a contiguous dataset without link, external file, filter or virtual source."""
     import h5py
 
     with h5py.File(file, "r", locking=False) as opened:
@@ -176,12 +175,11 @@ def locate_in_hdf5(file: Path, extent: Extent) -> int:
         return int(offset)
 
 
-def check_array(found: tuple[tuple[int, ...], str], extent: Extent) -> None:
+def check_array(shape_and_dtype: tuple[tuple[int, ...], str], extent: Extent) -> None:
     """Raise ValueError unless a file's shape and dtype are the extent's."""
-    if found != (extent.shape, extent.dtype):
-        raise ValueError(
-            f"'{VALUES}' is {list(found[0])} {found[1]}, the manifest says {list(extent.shape)} {extent.dtype}."
-        )
+    shape, dtype = shape_and_dtype
+    if (shape, dtype) != (extent.shape, extent.dtype):
+        raise ValueError(f"'{VALUES}' is {list(shape)} {dtype}, the manifest says {list(extent.shape)} {extent.dtype}.")
 
 
 FORMATS = {

@@ -1,4 +1,4 @@
-"""models-<hash>.parquet: one row an instance. Written from a stream of rows, in constant memory."""
+"""The table models-<hash>.parquet, which has one row an instance; it is written row by row, in constant memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 # Columns that the zoo itself fills; every other column is the user's.
 OWN_COLUMNS = ("id", "architecture", "class_id", "split", "shard", "row")
 ROWS_A_GROUP = 50_000
-EXACT_INTEGERS = 2**53  # a column of floats holds whole numbers up to it; larger ones are "long" and go with no float
+EXACT_INTEGERS = 2**53  # a float64 holds all whole numbers up to this; larger ones are of kind "long"
 
 
 def plain_columns(columns: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """User columns as plain Python values: bool, int, float, text or None.
+    """Return the user's columns as plain Python values: bool, int, float, text or None.
 
     raises ZooError for a reserved or illegal name, or another kind of value
     """
@@ -33,7 +33,7 @@ def plain_columns(columns: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def plain(value: Any, place: str) -> Any:
-    """A number, text, boolean or None; 0-dimensional arrays and tensors give their one value."""
+    """Return a value as number, text, boolean or None; arrays and tensors without axes give their only value."""
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         value = value.item()
     if isinstance(value, os.PathLike):
@@ -48,7 +48,7 @@ def plain(value: Any, place: str) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """False for text with halves of surrogate pairs, which no file can hold."""
+    """Return whether a file can hold a text; halves of surrogate pairs cannot be written."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -57,15 +57,18 @@ def is_unicode(text: str) -> bool:
 
 
 class Schema:
-    """The types of user columns, gathered row by row: what Python's values need to be held without loss."""
+    """The types that hold the user's columns without loss, gathered row by row.
+
+    kinds: "bool", "int", "long", "float", "str" or, for a column without values so far, "none"; by column
+    """
 
     def __init__(self, kinds: Mapping[str, str] | None = None) -> None:
         self.kinds = dict(kinds or {})
 
     def extended(self, rows: Iterable[Mapping[str, Any]], place: str) -> Schema:
-        """The schema that holds these rows too.
+        """Return the schema that holds these rows too.
 
-        raises ZooError if a column had another kind of value before
+        raises ZooError if a value is of another kind than the values before it
         """
         kinds = dict(self.kinds)
         for columns in rows:
@@ -74,11 +77,11 @@ class Schema:
         return Schema(kinds)
 
     def arrow(self) -> pa.Schema:
-        """The schema of the whole table."""
+        """Return the schema of the table, the zoo's own columns first."""
         import pyarrow as pa
 
-        whole = {"int": pa.int64(), "long": pa.int64()}
-        types = {"bool": pa.bool_(), **whole, "float": pa.float64(), "str": pa.string(), "none": pa.null()}
+        integers = {"int": pa.int64(), "long": pa.int64()}
+        types = {"bool": pa.bool_(), **integers, "float": pa.float64(), "str": pa.string(), "none": pa.null()}
         own = [pa.string(), pa.string(), pa.int32(), pa.string(), pa.int32(), pa.int64()]
         return pa.schema(
             [*zip(OWN_COLUMNS, own, strict=True), *((name, types[kind]) for name, kind in self.kinds.items())]
@@ -86,7 +89,10 @@ class Schema:
 
 
 def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, root: Path, folder: Path) -> StoredFile:
-    """Write the table of rows as models-<hash>.parquet in `root`, by way of `folder`, and describe it."""
+    """Write rows as models-<hash>.parquet in `root`, and return its description.
+
+    folder: where the table lies until it is finished
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -99,8 +105,8 @@ def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, root: Path, f
     return publish_table(part, root, count)
 
 
-def write_whole(table: pa.Table, root: Path) -> StoredFile:
-    """Write a table that is in memory as models-<hash>.parquet, and describe it."""
+def write_table_at_once(table: pa.Table, root: Path) -> StoredFile:
+    """Write a table as models-<hash>.parquet in `root`, and return its description."""
     import pyarrow.parquet as pq
 
     part = root / "models.part"
@@ -109,7 +115,7 @@ def write_whole(table: pa.Table, root: Path) -> StoredFile:
 
 
 def publish_table(part: Path, root: Path, rows: int) -> StoredFile:
-    """Give a finished table the name that carries its hash."""
+    """Give a finished table the name with its hash, and return its description."""
     sha256 = sha256_of_file(part)
     stored = StoredFile(f"models-{sha256[:12]}.parquet", rows, part.stat().st_size, sha256)
     flush(part)
@@ -118,7 +124,7 @@ def publish_table(part: Path, root: Path, rows: int) -> StoredFile:
 
 
 def read_table(file: Path, stored: StoredFile) -> pa.Table:
-    """The table, compared with its sha256 and checked to have the zoo's own columns and the right number of rows.
+    """Read the table, and check its sha256, the zoo's own columns and the number of rows.
 
     raises ZooError naming the file and what is wrong
     """
@@ -134,7 +140,7 @@ def read_table(file: Path, stored: StoredFile) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != stored.sha256:
         raise ZooError(f"{file}: damaged, its content does not match the sha256 in the manifest. Fetch it again.")
     try:
-        # Not read_table: its threads may let go of `content` while the interpreter ends, which aborts the process.
+        # Threads of read_table may free `content` while the interpreter ends, which would abort the process.
         table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ZooError(f"{file}: it is no parquet table ({str(error)[:80]}).") from None
@@ -147,9 +153,9 @@ def read_table(file: Path, stored: StoredFile) -> pa.Table:
 
 
 def whole_numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of whole numbers without missing ones, as int64 of its own.
+    """Copy a column of whole numbers, none of them missing, to an int64 array.
 
-    By DLPack, as pyarrow's to_numpy imports pandas where it is installed: slow, and it swallows a Ctrl-C.
+    DLPack is used because pyarrow's to_numpy imports pandas where it is installed: slow, and it swallows a Ctrl-C.
     """
     import numpy as np
 
@@ -157,7 +163,7 @@ def whole_numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def rows_at(table: pa.Table, numbers: np.ndarray) -> pa.Table:
-    """These rows in this order; without pandas, which pyarrow imports for any array of numpy."""
+    """Return these rows in this order, without pandas, which pyarrow would import for an array of numpy."""
     import numpy as np
     import pyarrow as pa
 
@@ -166,7 +172,7 @@ def rows_at(table: pa.Table, numbers: np.ndarray) -> pa.Table:
 
 
 def rows_with(column: pa.ChunkedArray, text: str) -> np.ndarray:
-    """Numbers of the rows of a text column that hold this text; without pandas, which comparing in pyarrow imports."""
+    """Return the numbers of the rows that hold this text, without pandas, which comparing in pyarrow would import."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

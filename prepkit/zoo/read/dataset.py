@@ -18,7 +18,7 @@ Item = tuple["Tensor", int, int]
 class ZooDataset(Dataset[Item]):
     """Items (prep `[H, W]`, class_id, index) of a zoo or view.
 
-    Files are mapped, which a fork shares, and opened anew by path where the data set is sent to a spawned worker.
+    A forked worker shares the mapped files; a spawned worker opens them anew by their path.
     """
 
     def __init__(self, zoo: Rows) -> None:
@@ -28,11 +28,11 @@ class ZooDataset(Dataset[Item]):
         return len(self.zoo)
 
     def __getitem__(self, index: int) -> Item:
-        """One item."""
+        """Return one item."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Several items, gathered at once."""
+        """Return several items, gathered at once."""
         numbers = self.zoo.numbers(list(indices))
         preps, class_ids = self.zoo.preps(numbers), self.zoo.class_ids(numbers).tolist()
         return list(zip(preps, class_ids, numbers.tolist(), strict=True))

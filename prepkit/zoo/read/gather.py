@@ -1,7 +1,7 @@
-"""From rows of mapped shards to one batch `[B, H * W]`, each value copied once, padding written as zeros.
+"""Copy rows of mapped shards into one batch `[B, H * W]`: each value is copied once, and padding is written as zeros.
 
-numpy copies, not torch: torch.index_select splits each batch over all cores, which costs more than it gains for rows
-that the memory bus limits, and hangs in a forked worker whose parent used torch's threads.
+numpy copies here because torch.index_select splits each batch over all cores. That costs more than it gains for rows
+that the memory bus limits, and it hangs in a forked worker whose parent used torch's threads.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from prepkit.errors import InvalidShape
+from prepkit.tensors import torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +25,7 @@ def gather(store: Store, instances: np.ndarray, out: Tensor) -> None:
     """Write the PReps of these instances (rows of the table) to `out` `[B, cells]`, in order.
 
     out: contiguous, in the zoo's dtype, on the CPU
-    A PRep that has more cells than `out` is cut: the caller has seen to it that only padding is lost.
+    A PRep that has more cells than `out` is cut; the caller has checked that only padding is lost.
     """
     target = words(out)
     shards, rows = store.shard_of[instances], store.row_of[instances]
@@ -34,16 +37,34 @@ def gather(store: Store, instances: np.ndarray, out: Tensor) -> None:
         (values,) = sources.values()
         np.take(values, rows, axis=0, out=target, mode="clip")  # the default mode would buffer the output
         return
-    # In the order of the output, which is then written in one stream.
+    # Rows are copied in the order of the output, so that it is written in one stream.
     for position, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-        if same_size:  # the hot path: no call
+        if same_size:  # the frequent case: a call for each row would cost more than the copy
             target[position] = sources[number][row]
         else:
             copy_row(sources[number][row], target[position])
 
 
+def batch_memory(size: tuple[int, ...], dtype: str, out: Tensor | None) -> Tensor:
+    """Return memory for PReps of this size and dtype: `out`, or new memory if it is None.
+
+    raises InvalidShape if `out` has another size or dtype, is not contiguous, or is not on the CPU
+    """
+    import torch
+
+    if out is None:
+        return torch.empty(size, dtype=torch_dtype(dtype))
+    fits = tuple(out.shape) == size and out.dtype == torch_dtype(dtype)
+    if not fits or not out.is_contiguous() or out.device.type != "cpu":
+        raise InvalidShape(
+            f"out is {list(out.shape)} {out.dtype} on {out.device}; "
+            f"needed is {list(size)} {dtype}, contiguous, on the CPU."
+        )
+    return out
+
+
 def copy_row(values: Words, target: Words) -> None:
-    """Values cut or padded with zeros to the target's length."""
+    """Copy values, cut or padded with zeros to the target's length."""
     cells = len(target)
     if len(values) >= cells:
         target[:] = values[:cells]
@@ -53,7 +74,7 @@ def copy_row(values: Words, target: Words) -> None:
 
 
 def words(tensor: Tensor) -> Words:
-    """The same memory as a numpy array; bfloat16, which numpy lacks, as 16-bit words."""
+    """Return the same memory as a numpy array; bfloat16, which numpy lacks, as 16-bit words."""
     import torch
 
     tensor = tensor.detach()

@@ -3,7 +3,8 @@
     for preps, class_ids, indices in zoo.loader(32, seed=0, device="cuda"):
         ...                                      # [B, H, W], [B], [B]
 
-The tensors of a batch are valid until the next batch is asked for: their memory is used again. Clone what is to stay.
+The tensors of a batch are valid until the next batch is asked for, which may use their memory again; clone tensors
+that you keep.
 Each `iter` begins the next epoch; its order is a function of seed and epoch only (see order.py).
 """
 
@@ -29,19 +30,20 @@ if TYPE_CHECKING:
     from prepkit.zoo.read.rows import Rows
 
 BATCHES_AHEAD = 2
-LEAVING_SECONDS = 1.0
+THREAD_END_SECONDS = 1.0
 Batch = tuple["Tensor", "Tensor", "Tensor"]
 
 
 class Loader:
     """Batches (preps `[B, H, W]`, class_ids `[B]`, indices `[B]`) of a zoo or view; indices count within it.
 
-    batch_size:       instances a batch; the last one may have fewer
-    shuffle:          another order each epoch, the same for the same seed; else the zoo's own; "shards" for a zoo that
-                      is streamed: shards in random order, instances shuffled within a few of them (see order.py)
-    device:           where the tensors are; for a CUDA device copies go through pinned memory, beside the computation
+    batch_size:       number of instances in a batch; the last batch may have fewer
+    shuffle:          True for a new order each epoch, which depends on the seed; False for the zoo's own order;
+                      "shards", for a zoo that is streamed: shards in random order, and instances shuffled within a
+                      few shards (see order.py)
+    device:           where the tensors are; copies to a CUDA device go through pinned memory, beside the computation
     drop_last:        leave out a last smaller batch
-    rank, world_size: of distributed training; asked of torch.distributed if missing
+    rank, world_size: this process in distributed training; torch.distributed is asked if missing
     """
 
     def __init__(
@@ -62,30 +64,30 @@ class Loader:
         parts = process_rank(rank, world_size)
         self.order = Order(len(zoo), batch_size, shuffle, seed, drop_last, *parts, zoo.shard_numbers)
         self._position = Position(self.order)
-        self._buffers: list[Buffer] = []  # of an iterator that has ended, for the next one
+        self._buffers: list[Buffer] = []  # left by an iterator that has ended, for the next one
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """The number of batches in an epoch."""
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the next epoch, or the rest of one whose state was loaded."""
+        """Begin the next epoch, or go on in the epoch whose state was loaded."""
         run = self._position.begin()
         batches = self.order.batches(self._position.epoch, self._position.num_done)
         return self._batches(batches, run)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: without the buffers, which may be pinned."""
+        """Return the state for another process, without the buffers, which may be pinned."""
         return {**self.__dict__, "_buffers": []}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, JSON-able: a new loader that loads it gives the batches that are still to come."""
+        """Return how far the loader is, JSON-able; a new loader that loads it gives the batches that remain."""
         return self._position.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called.
 
-        raises ZooError if the state is that of a loader with other settings
+        raises ZooError if the state is from a loader with other settings
         """
         self._position.load_state_dict(state)
 
@@ -106,7 +108,7 @@ class Loader:
                 filled = ready.get()
                 if isinstance(filled, BaseException):
                     raise filled
-                batch = filled.received()
+                batch = filled.ready_batch()
                 self._position.advance(run)
                 yield batch
                 free.put(filled.buffer)
@@ -114,13 +116,14 @@ class Loader:
             stop.set()
             ahead.close()
             free.put(None)  # wakes the thread
-            thread.join(LEAVING_SECONDS)
-            if not thread.is_alive():  # else it waits for a file from elsewhere, and fills one of them when that comes
+            thread.join(THREAD_END_SECONDS)
+            # Otherwise the thread still waits for a remote file and will write into these buffers; do not reuse them.
+            if not thread.is_alive():
                 self._buffers = buffers
 
 
 class Buffer:
-    """Memory for one batch, used again and again; pinned for a CUDA device."""
+    """Memory that one batch after another uses; it is pinned for a CUDA device."""
 
     def __init__(self, zoo: Rows, batch_size: int, device: torch.device) -> None:
         import torch
@@ -163,8 +166,8 @@ class Filled:
     buffer: Buffer
     batch: Batch
 
-    def received(self) -> Batch:
-        """The batch, for the stream on which the caller computes."""
+    def ready_batch(self) -> Batch:
+        """Return the batch, made safe to use on the stream on which the caller computes."""
         import torch
 
         if self.buffer.copied is not None:
@@ -182,10 +185,10 @@ def fill(
     ready: SimpleQueue[Filled | BaseException],
     stop: Event,
 ) -> None:
-    """What the thread does: fill free buffers with batches, in order, until all are filled or it is told to stop.
+    """Fill free buffers with batches, in order, until all are filled or `stop` is set; a thread of its own runs this.
 
-    Shards are mapped whole at first touch if the view takes less than half of the memory that is free; else page by
-    page, so that a large zoo does not push other things out.
+    If the view takes less than half of the free memory, each shard is mapped as a whole when it is first touched, else
+    page by page, so that a large zoo does not push other data out of memory.
     """
     try:
         populate = zoo.num_bytes < available_bytes() / 2

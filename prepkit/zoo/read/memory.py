@@ -1,4 +1,4 @@
-"""How much memory is free, and which process of how many this is."""
+"""Ask the system how much memory is free, and torch.distributed which process this is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def available_bytes() -> int:
-    """Memory that can be taken without swapping; 0 where the system does not tell."""
+    """Return the bytes of memory that can be used without swapping; 0 where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -22,7 +22,7 @@ def available_bytes() -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a device; None where it does not tell."""
+    """Return the bytes of free memory of a device; None where it does not tell."""
     import torch
 
     if device.type == "cuda":
@@ -31,7 +31,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def process_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and world size as given, or of torch.distributed if it is running, or (0, 1).
+    """Return rank and world size: those given, else those of torch.distributed if it is running, else (0, 1).
 
     raises ZooError if only one of them is given
     """

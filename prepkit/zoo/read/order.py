@@ -1,4 +1,4 @@
-"""In which order a zoo's instances are visited: a function of seed and epoch only, divided among ranks."""
+"""The order in which a zoo's instances are visited: it depends on seed and epoch only, and is divided among ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Order:
     shuffle is "shards" to visit shards in random order, one at first, then two, four, and eight together, each group's
     instances shuffled: a zoo that comes from elsewhere can be trained on when its first shard is here.
 
-    shards: of each instance, for that order
+    shards: number of the shard of each instance, `[N]`; needed for that order
     """
 
     num_instances: int
@@ -51,36 +51,39 @@ class Order:
 
     @property
     def num_own(self) -> int:
-        """Instances of this rank in an epoch, the same for all ranks."""
+        """The number of instances of this rank in an epoch, the same for all ranks."""
         if self.drop_last:
             return self.num_instances // self.world_size
         return math.ceil(self.num_instances / self.world_size)
 
     def __len__(self) -> int:
-        """Batches of this rank in an epoch, the same for all ranks."""
+        """The number of batches of this rank in an epoch, the same for all ranks."""
         return self.num_own // self.batch_size if self.drop_last else math.ceil(self.num_own / self.batch_size)
 
     def instances(self, epoch: int) -> np.ndarray:
-        """The instances that this rank visits in an epoch, in order."""
+        """Return the instances that this rank visits in an epoch, in order."""
         if self.shuffle:
             generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
-            everyone = generator.permutation(self.num_instances)
+            order_of_all = generator.permutation(self.num_instances)
             if self.shuffle == BY_SHARDS and self.shards is not None:
                 group = grouped(generator.permutation(np.unique(self.shards)))
-                everyone = everyone[np.argsort(group[self.shards[everyone]], kind="stable")]
+                order_of_all = order_of_all[np.argsort(group[self.shards[order_of_all]], kind="stable")]
         else:
-            everyone = np.arange(self.num_instances)
-        return np.resize(everyone, self.num_own * self.world_size)[self.rank :: self.world_size]
+            order_of_all = np.arange(self.num_instances)
+        return np.resize(order_of_all, self.num_own * self.world_size)[self.rank :: self.world_size]
 
     def batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
-        """The batches of an epoch from number `start` on."""
+        """Return the batches of an epoch, from number `start` on."""
         own = self.instances(epoch)
         firsts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
         return [own[first : first + self.batch_size] for first in firsts]
 
 
 def grouped(shards: np.ndarray) -> np.ndarray:
-    """For each number of a shard, the number of its group: one shard, then 2, 4, 8, 8 ... in the order given."""
+    """Return the number of the group of each shard, by the shard's number.
+
+    shards: numbers in random order; the first is a group, then the next 2, 4, 8, 8 ... are
+    """
     group = np.zeros(int(shards.max()) + 1 if len(shards) else 0, dtype=np.int64)
     start, number = 0, 0
     while start < len(shards):
@@ -91,7 +94,7 @@ def grouped(shards: np.ndarray) -> np.ndarray:
 
 
 class Position:
-    """How far a loader has come: which epoch, how many of its batches. Shared by all loaders."""
+    """The epoch of a loader, and the number of batches that it has given."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -101,7 +104,7 @@ class Position:
         self._run = 0
 
     def begin(self) -> int:
-        """Start the next epoch, or go on in one that was loaded; returns what `advance` wants to know."""
+        """Start the next epoch, or go on in one that was loaded, and return the number that `advance` asks for."""
         if self._begun:
             self.epoch, self.num_done = self.epoch + 1, 0
         self._begun = True
@@ -109,12 +112,12 @@ class Position:
         return self._run
 
     def advance(self, run: int) -> None:
-        """One more batch was given out; an iterator that another has followed counts no more."""
+        """Count one more batch, unless a newer iterator has begun since."""
         if run == self._run:
             self.num_done += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: the next batch to give out, and what the order depends on."""
+        """Return the next batch to give, and the settings on which the order depends, JSON-able."""
         ended = self._begun and self.num_done >= len(self.order)
         epoch, batch = (self.epoch + 1, 0) if ended else (self.epoch, self.num_done)
         settings = {key: value for key, value in asdict(self.order).items() if key not in ("rank", "shards")}
@@ -123,14 +126,14 @@ class Position:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called.
 
-        raises ZooError if the state is that of another order
+        raises ZooError if the state is from another order
         """
         mine = self.state_dict()
         if state.keys() != mine.keys():
-            raise ZooError(f"not the state of a loader: it has {sorted(state)}, not {sorted(mine)}.")
+            raise ZooError(f"this is not the state of a loader: it has {sorted(state)}, not {sorted(mine)}.")
         different = [key for key in mine if key not in ("epoch", "batch") and state[key] != mine[key]]
         if different:
-            told = ", ".join(f"{key} {state[key]} instead of {mine[key]}" for key in different)
-            raise ZooError(f"the state is of a loader with {told}; make the loader with the same settings.")
+            values = ", ".join(f"{key} {state[key]} instead of {mine[key]}" for key in different)
+            raise ZooError(f"the state is from a loader with {values}; make the loader with the same settings.")
         self.epoch, self.num_done, self._begun = int(state["epoch"]), int(state["batch"]), False
         self._run += 1

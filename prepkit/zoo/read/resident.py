@@ -1,4 +1,4 @@
-"""ResidentZoo: a whole zoo or view in the memory of a device, for zoos that fit."""
+"""ResidentZoo: a zoo or view held in the memory of a device as a whole."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class ResidentZoo:
         return len(self.zoo)
 
     def preps(self, indices: Any = None) -> Tensor:
-        """PReps `[B, H, W]` of these instances, copied; all of them if None, not copied."""
+        """Return copies of the PReps `[B, H, W]` of these instances; if None, those of all instances, not copied."""
         return self._values if indices is None else self._values.index_select(0, self._on_device(indices))
 
     def class_ids(self, indices: Any = None) -> Tensor:
-        """ClassIds `[B]`."""
+        """Return the ClassIds `[B]`."""
         return self._class_ids if indices is None else self._class_ids.index_select(0, self._on_device(indices))
 
     def loader(
@@ -56,7 +56,7 @@ class ResidentZoo:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> ResidentLoader:
-        """The same batches in the same order as `Zoo.loader` gives, gathered on the device."""
+        """Return a loader of the same batches in the same order as from `Zoo.loader`, gathered on the device."""
         order = Order(len(self), batch_size, shuffle, seed, drop_last, *process_rank(rank, world_size))
         return ResidentLoader(self, order)
 
@@ -103,16 +103,16 @@ class ResidentLoader:
         self._position = Position(order)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """The number of batches in an epoch."""
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the next epoch, or the rest of one whose state was loaded."""
+        """Begin the next epoch, or go on in the epoch whose state was loaded."""
         run = self._position.begin()
         return self._batches(self.order.batches(self._position.epoch, self._position.num_done), run)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands; see Loader."""
+        """Return how far the loader is; see Loader."""
         return self._position.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

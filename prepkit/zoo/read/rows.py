@@ -1,6 +1,6 @@
-"""Rows: what loaders need of a zoo or view. Zoo is one; a loader names this, so that zoos and loaders form no circle.
+"""Rows: the part of a Zoo that loaders use. Loaders name this type, so that zoos and loaders do not import each other.
 
-Shapes: N instances of the zoo or view, B of a batch, H height, W width.
+Shapes: N instances in the zoo or view, B instances in a batch, H height, W width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Rows(Protocol):
 
     @property
     def manifest(self) -> Manifest:
-        """All that zoo.json says."""
+        """The content of zoo.json."""
 
     @property
     def name(self) -> str:
@@ -34,13 +34,13 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def numbers(self, indices: Any) -> np.ndarray:
-        """Indices as an array of numbers from 0 to N - 1; raises IndexError."""
+        """Return indices as an array of numbers from 0 to N - 1; raises IndexError."""
 
     def preps(self, indices: Any = None, *, out: Tensor | None = None) -> Tensor:
-        """PReps `[B, H, W]` of these instances."""
+        """Return the PReps `[B, H, W]` of these instances."""
 
     def class_ids(self, indices: Any = None) -> Tensor:
-        """ClassIds `[B]`, int64."""
+        """Return the ClassIds `[B]`, int64."""
 
     @property
     def shard_numbers(self) -> np.ndarray:
@@ -48,10 +48,10 @@ class Rows(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the files that hold the instances."""
+        """The number of bytes of the files that hold the instances."""
 
     def populate(self, indices: Any = None) -> None:
-        """Map the files of these instances whole, now."""
+        """Map the files of these instances as a whole, now."""
 
     def ahead(self, batches: Sequence[np.ndarray]) -> AbstractContextManager[None]:
-        """While inside, what these batches of indices need is fetched in that order, where it is elsewhere."""
+        """While inside, fetch in the background the remote shards that these batches of indices need, in that order."""

@@ -1,4 +1,4 @@
-"""Store: what an open zoo reads its files through. LocalStore has all of them in one folder; the Hub has another store.
+"""Store: how an open zoo reads its files. LocalStore has all of them in a folder; the Hub has a store of its own.
 
 A mapping is private (copy on write): writing into a tensor that was read changes nothing on the disk.
 """
@@ -49,18 +49,18 @@ class Store(ABC):
 
     @abstractmethod
     def values(self, number: int) -> Tensor:
-        """The values of a shard: `[rows, height * width]` in the zoo's dtype.
+        """Return the values of a shard: `[rows, height * width]` in the zoo's dtype.
 
         raises ZooError if the file is not the shard that the manifest describes
         """
 
     @abstractmethod
     def populate(self, number: int) -> None:
-        """Map all pages of a shard now: a shuffled pass would pay for each of them when it touches it."""
+        """Map all pages of a shard now; otherwise a shuffled pass pays for each page when it touches it."""
 
     @abstractmethod
     def file(self, path: str) -> Path:
-        """The file on the disk that the manifest gives this path."""
+        """Return the file on the disk that the manifest gives this path."""
 
     def need(self, numbers: Collection[int]) -> None:  # noqa: B027  # a store that has all its shards does nothing
         """Prepare for the values of these shards to be asked for next, as by fetching them all at once."""
@@ -70,7 +70,7 @@ class Store(ABC):
         return nullcontext()
 
     def architecture_of_shard(self, number: int) -> StoredArchitecture:
-        """The architecture whose instances a shard holds."""
+        """Return the architecture whose instances a shard holds."""
         return self._stored[self.manifest.shards[number].architecture]
 
     def _map_shard(self, number: int, file: Path, map_file: Callable[[Path], mmap.mmap]) -> MappedShard:
@@ -109,7 +109,7 @@ class LocalStore(Store):
         self._mapped: dict[int, MappedShard] = {}
 
     def values(self, number: int) -> Tensor:
-        """The values of a shard, mapped."""
+        """Return the values of a shard, mapped."""
         return self._shard(number).values
 
     def populate(self, number: int) -> None:
@@ -117,7 +117,7 @@ class LocalStore(Store):
         self._shard(number).populate()
 
     def file(self, path: str) -> Path:
-        """The file in the folder."""
+        """Return the file in the folder."""
         return self._file_inside(path)
 
     def _shard(self, number: int) -> MappedShard:
@@ -137,7 +137,7 @@ class LocalStore(Store):
                 raise ZooError(f"{file}: it has {size:,} bytes, the manifest says {shard.bytes:,}; fetch it again.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: which zoo; it is opened there."""
+        """Return which zoo it is; another process opens it anew."""
         return {"root": self.root.absolute(), "sha256": self.manifest.to_dict()["sha256"]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@
 Grammar: comparisons of columns and constants (chains too), `in` and `not in` with a list of constants, `is None`,
 `is not None` (also `== None`, `!= None`), `and`, `or`, `not`, parentheses.
 
-A comparison with a missing value is neither true nor false, as in SQL: its row does not match, nor does it match the
-comparison's `not`. `and` and `or` go on from there: where one side decides, the missing one does not count.
+A comparison with a missing value is neither true nor false, as in SQL: its row matches neither the comparison nor the
+comparison's `not`. `and` and `or` ignore a missing side when the other decides.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ import ast
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import WhereError, listed, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
 
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -29,14 +33,14 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
-MAX_LENGTH = 10_000  # Python's parser recurses; a condition that a person writes is far shorter
-QUOTED = 200  # characters of a condition that an error repeats
+MAX_LENGTH = 10_000  # bounds the recursion of Python's parser; a condition that a person writes is far shorter
+QUOTED = 200  # characters of a condition that an error quotes
 
 
 def parse_where(text: str, columns: Sequence[str]) -> Any:
-    """The pyarrow.compute expression of a condition.
+    """Parse a condition into a pyarrow.compute expression.
 
-    columns: names that the condition may use
+    columns: names of columns that the condition may use
     raises WhereError with the place and the reason
     """
     if len(text) > MAX_LENGTH:
@@ -51,9 +55,27 @@ def parse_where(text: str, columns: Sequence[str]) -> Any:
         raise WhereError(f"{_short(text)!r} is not a condition: {reason}. Example: {example}") from None
 
 
+def matching_rows(table: pa.Table, condition: str) -> np.ndarray:
+    """Return the numbers of the rows for which a condition is true.
+
+    raises WhereError
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    expression = parse_where(condition, table.column_names)
+    number = "the number"  # a name that no column of the user's can have
+    numbered = table.append_column(number, pa.array(np.arange(len(table))))
+    try:
+        numbers: np.ndarray = numbered.filter(expression)[number].to_numpy()
+    except pa.ArrowException as error:
+        raise WhereError(f"condition {condition!r}: {str(error).splitlines()[0]}") from None
+    return numbers
+
+
 def _parsed(text: str) -> ast.expr:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of `1in x` and '\\d', which the user need not hear twice
+        warnings.simplefilter("ignore")  # Python warns of `1in x` and '\\d', which need not be shown
         return ast.parse(text.strip(), mode="eval").body
 
 
@@ -66,14 +88,14 @@ def _short(text: str) -> str:
 
 
 class _Parser:
-    """Holds the text and the columns for the errors."""
+    """Turns the parts of a condition into expressions; errors quote the text and the columns."""
 
     def __init__(self, text: str, columns: Sequence[str]) -> None:
         self.text = text
         self.columns = columns
 
     def condition(self, node: ast.expr) -> Any:
-        """An expression that is true or false for a row."""
+        """Return an expression that is true or false for a row."""
         if isinstance(node, ast.BoolOp):
             combine = operator.and_ if isinstance(node.op, ast.And) else operator.or_
             return _combined(combine, [self.condition(value) for value in node.values])
@@ -86,18 +108,18 @@ class _Parser:
         raise self.error(node, "expected a comparison such as accuracy > 0.8")
 
     def comparison(self, node: ast.Compare) -> Any:
-        """`a < b <= c`, `a in (...)`, `a is None`."""
+        """Return the expression of `a < b <= c`, `a in (...)` or `a is None`."""
         terms = [node.left, *node.comparators]
         links = [self.link(a, op, b, node) for a, op, b in zip(terms, node.ops, terms[1:], strict=False)]
         return _combined(operator.and_, links)
 
     def link(self, left: ast.expr, op: ast.cmpop, right: ast.expr, node: ast.Compare) -> Any:
-        """One comparison of a chain."""
+        """Return the expression of one comparison in a chain."""
         if isinstance(op, ast.In | ast.NotIn):
             column = self.column(left)
-            # Not `isin`, for which a missing value is in no list, and which wants all constants of the column's type.
-            found = _combined(operator.or_, [column == constant for constant in self.constants(right)])
-            return found if isinstance(op, ast.In) else ~found
+            # `isin` would find a missing value in no list, and needs constants of the column's type.
+            is_listed = _combined(operator.or_, [column == constant for constant in self.constants(right)])
+            return is_listed if isinstance(op, ast.In) else ~is_listed
         if isinstance(op, ast.Eq | ast.NotEq) and _is_none(left):
             left, right = right, left
         if isinstance(op, ast.Is | ast.IsNot) or (isinstance(op, ast.Eq | ast.NotEq) and _is_none(right)):
@@ -110,11 +132,11 @@ class _Parser:
         return COMPARISONS[type(op)](self.term(left), self.term(right))
 
     def term(self, node: ast.expr) -> Any:
-        """A column or a constant."""
+        """Return the expression of a column or a constant."""
         return self.column(node) if isinstance(node, ast.Name) else self.constant(node)
 
     def column(self, node: ast.expr) -> Any:
-        """A column that the table has."""
+        """Return the expression of a column that the table has."""
         import pyarrow.compute as pc
 
         if not isinstance(node, ast.Name):
@@ -125,13 +147,13 @@ class _Parser:
         return pc.field(node.id)
 
     def constants(self, node: ast.expr) -> list[Any]:
-        """The constants of a list, tuple or set."""
+        """Return the expressions of the constants in a list, tuple or set."""
         if not isinstance(node, ast.List | ast.Tuple | ast.Set) or not node.elts:
             raise self.error(node, "`in` needs a list of constants such as ('train', 'test')")
         return [self.constant(element) for element in node.elts]
 
     def constant(self, node: ast.expr) -> Any:
-        """A number, text, True or False, as an expression."""
+        """Return the expression of a number, a text, True or False."""
         import pyarrow.compute as pc
 
         value = self.value(node)
@@ -143,24 +165,27 @@ class _Parser:
             raise self.error(node, "the text is not valid Unicode") from None
 
     def value(self, node: ast.expr) -> int | float | str:
-        """The Python value of a constant, with its sign."""
+        """Return the Python value of a constant, with its sign."""
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             operand = node.operand
             if not isinstance(operand, ast.Constant) or type(operand.value) not in (int, float):
                 raise self.error(node, "a sign goes with a number")
-            number: int | float = operand.value  # type: ignore[assignment]  # its type was looked at
+            number: int | float = operand.value  # type: ignore[assignment]  # checked above
             return -number if isinstance(node.op, ast.USub) else number
         if not isinstance(node, ast.Constant) or not isinstance(node.value, int | float | str):
             raise self.error(node, "expected a number, text in quotes, True or False")
         return node.value
 
     def error(self, node: ast.AST, reason: str) -> WhereError:
-        """A WhereError that quotes the part it is about."""
+        """Return a WhereError that quotes the part that is wrong."""
+        is_bitwise = isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr)
+        if is_bitwise or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert)):
+            reason = "use `and`, `or`, `not`"
         return WhereError(f"condition {_short(self.text)!r}, at {_short(ast.unparse(node))!r}: {reason}")
 
 
 def _combined(combine: Callable[[Any, Any], Any], terms: list[Any]) -> Any:
-    """All terms combined as a balanced tree: a deep one would exhaust the stack of whoever walks it."""
+    """Combine all terms as a balanced tree: walking a deep tree would exhaust the stack."""
     if len(terms) == 1:
         return terms[0]
     middle = len(terms) // 2

@@ -1,4 +1,4 @@
-"""Zoo: instances, table, splits, task and teacher; subsets are views.
+"""Zoo: an open zoo with its instances, table, splits, task and teacher; subsets are views.
 
     zoo = prepkit.open_zoo("my-zoo")
     good = zoo.split("train").where("accuracy > 0.8 and architecture == 'resnet8@cifar10'")
@@ -6,7 +6,7 @@
     prep, metadata = good[0]                 # one instance at its own height
     network = good.network(0)                # a ready nn.Module
 
-Shapes: `N` instances of the zoo or view, `B` of a batch, `H` height, `W` width.
+Shapes: `N` instances in the zoo or view, `B` instances in a batch, `H` height, `W` width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prepkit.errors import InvalidShape, OutputError, ZooError, listed, nearest
+from prepkit.errors import OutputError, ZooError, listed, nearest
 from prepkit.families.registry import Registry
 from prepkit.files import check_writable, sha256_of_file
 from prepkit.prep.file import Origin, PRep, load_prep
@@ -29,10 +29,10 @@ from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of, network_of
 from prepkit.zoo.format.tables import rows_at, rows_with
-from prepkit.zoo.read.gather import gather
+from prepkit.zoo.read.gather import batch_memory, gather
 from prepkit.zoo.read.indices import numbers_of
 from prepkit.zoo.read.store import LocalStore, Store
-from prepkit.zoo.read.where import parse_where
+from prepkit.zoo.read.where import matching_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,7 +59,7 @@ class Zoo:
 
     @property
     def manifest(self) -> Manifest:
-        """All that zoo.json says."""
+        """The content of zoo.json."""
         return self._store.manifest
 
     @property
@@ -69,19 +69,19 @@ class Zoo:
 
     @property
     def task(self) -> Mapping[str, Any] | None:
-        """What the instances were trained on, as it was recorded."""
+        """The record of what the instances were trained on."""
         return self.manifest.task
 
     @cached_property
     def table(self) -> pa.Table:
-        """One row an instance: id, architecture, class_id, split, shard, row, and the user's columns."""
+        """The table, one row an instance: id, architecture, class_id, split, shard, row, and the user's columns."""
         return self._store.table if self._instances is None else rows_at(self._store.table, self._instances)
 
     @cached_property
     def registry(self) -> Registry:
         """The zoo's architectures with their ClassIds, and the teacher's.
 
-        raises ZooError if only the layout of one is known
+        raises ZooError if the zoo knows only the layout of one
         """
         known = [
             architecture_of(stored, self._place, trust_code=self._trust_code) for stored in self.manifest.architectures
@@ -90,14 +90,14 @@ class Zoo:
             stored.name: stored.class_id for stored in self.manifest.architectures if stored.class_id is not None
         }
         return Registry(
-            tuple(one for one in known if one.name in numbered),
-            tuple(one for one in known if one.name not in numbered),
+            tuple(architecture for architecture in known if architecture.name in numbered),
+            tuple(architecture for architecture in known if architecture.name not in numbered),
             numbered,
         )
 
     @cached_property
     def teacher(self) -> nn.Module | None:
-        """The network that teaches, in eval mode, or None."""
+        """The teacher as a network in eval mode, or None."""
         record = self.manifest.teacher
         if record is None:
             return None
@@ -108,38 +108,27 @@ class Zoo:
         return self._network(self.manifest.architecture(record.architecture), prep.tensors())
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: the view, without what was derived from it."""
+        """Return the view for another process, without what was derived from it."""
         return {key: self.__dict__[key] for key in ("_store", "_instances", "shape", "_trust_code")}
 
     def __len__(self) -> int:
         return len(self._store.shard_of) if self._instances is None else len(self._instances)
 
     def __repr__(self) -> str:
-        whole = "" if self._instances is None else f" of {len(self._store.shard_of):,}"
-        return f"<Zoo '{self.name}': {len(self):,}{whole} instances, PReps {self.shape} {self.manifest.dtype}>"
+        total = "" if self._instances is None else f" of {len(self._store.shard_of):,}"
+        return f"<Zoo '{self.name}': {len(self):,}{total} instances, PReps {self.shape} {self.manifest.dtype}>"
 
     # Views ----------------------------------------------------------------------------------------------------
 
     def where(self, condition: str) -> Zoo:
-        """The instances that a condition on the table selects, as a view; see prepkit.zoo.read.where.
+        """Return the instances that a condition on the table selects, as a view; see prepkit.zoo.read.where.
 
         raises WhereError
         """
-        import pyarrow as pa
-
-        from prepkit.errors import WhereError
-
-        expression = parse_where(condition, self.table.column_names)
-        number = "the number"  # a name that no column of the user's can have
-        numbered = self.table.append_column(number, pa.array(np.arange(len(self))))
-        try:
-            found = numbered.filter(expression)[number].to_numpy()
-        except pa.ArrowException as error:
-            raise WhereError(f"condition {condition!r}: {str(error).splitlines()[0]}") from None
-        return self.select(found)
+        return self.select(matching_rows(self.table, condition))
 
     def split(self, name: str) -> Zoo:
-        """The instances of a split, as a view.
+        """Return the instances of a split, as a view.
 
         raises ZooError if the zoo has no such split
         """
@@ -151,7 +140,7 @@ class Zoo:
         return self.select(rows_with(self.table["split"], name))
 
     def select(self, indices: Sequence[int] | np.ndarray | Tensor | slice) -> Zoo:
-        """These instances in this order, as a view.
+        """Return these instances in this order, as a view.
 
         raises IndexError
         """
@@ -165,7 +154,7 @@ class Zoo:
     # Instances ------------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: int | str) -> tuple[PRep, dict[str, Any]]:
-        """One instance by index or id: its PRep at its architecture's own height, and its row of the table.
+        """Return an instance by index or id: its PRep at its architecture's own height, and its row of the table.
 
         The PRep is a view of the mapped file; writing into it changes neither the file nor the zoo on the disk.
         raises IndexError, ZooError for an unknown id
@@ -175,12 +164,12 @@ class Zoo:
         shard = int(self._store.shard_of[instance])
         stored = self._store.architecture_of_shard(shard)
         flat = self._store.values(shard)[int(self._store.row_of[instance])]
-        # A zoo of a wider dtype than the network's gives the values back exactly in the network's own.
+        # A zoo may have a wider dtype than the network, whose values then come back exactly in the network's dtype.
         values = flat.view(stored.height, self.manifest.width).to(torch_dtype(stored.layout.dtype))
         return PRep(values, stored.layout, Origin(stored.name, stored.class_id)), self.metadata(index)
 
     def index(self, id: str) -> int:
-        """The index of the instance with this id.
+        """Return the index of the instance with this id.
 
         raises ZooError if there is none
         """
@@ -190,18 +179,18 @@ class Zoo:
             raise ZooError(f"'{self.name}' has no instance '{id}'.{nearest(id, self._ids)}") from None
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """One row of the table."""
+        """Return one row of the table."""
         row: dict[str, Any] = self.table.slice(self._number(index), 1).to_pylist()[0]
         return row
 
     def layout(self, index: int) -> Layout:
-        """The layout of an instance's PRep."""
+        """Return the layout of an instance's PRep."""
         return self._stored_of(index).layout
 
     def network(self, index: int | str) -> nn.Module:
-        """An instance as a ready network in eval mode, with parameters of its own.
+        """Return an instance as a ready network in eval mode, with parameters of its own.
 
-        raises ZooError if only its layout is known, RegistryError if its builder is not trusted
+        raises ZooError if the zoo knows only its layout, RegistryError if its builder is not trusted
         """
         prep, _ = self[index]
         number = self.index(index) if isinstance(index, str) else index
@@ -226,7 +215,7 @@ class Zoo:
         return tensors
 
     def class_ids(self, indices: Any = None) -> Tensor:
-        """ClassIds `[B]`, int64."""
+        """Return the ClassIds `[B]`, int64."""
         import torch
 
         return torch.from_numpy(self._class_ids[self._instances_of(indices)])
@@ -239,30 +228,20 @@ class Zoo:
         height: int | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """PReps `[B, H, W]` of these instances (all if None), padded with zeros to one shape.
+        """Return the PReps `[B, H, W]` of these instances (all if None), padded with zeros to one shape.
 
-        width, height: another way of reading; the zoo's shape if missing
+        width, height: shape at which PReps are read; the zoo's shape if missing
         out:           `[B, H, W]` contiguous in the zoo's dtype, overwritten and returned
         raises InvalidShape if the parameters of an architecture do not fit
         """
-        import torch
-
         instances = self._instances_of(indices)
         shape = self._shape(width, height)
-        needed = (len(instances), shape.height, shape.width)
-        if out is None:
-            out = torch.empty(needed, dtype=torch_dtype(self.manifest.dtype))
-        sound = tuple(out.shape) == needed and out.dtype == torch_dtype(self.manifest.dtype)
-        if not sound or not out.is_contiguous() or out.device.type != "cpu":
-            raise InvalidShape(
-                f"out is {list(out.shape)} {out.dtype} on {out.device}; "
-                f"needed is {list(needed)} {self.manifest.dtype}, contiguous, on the CPU."
-            )
+        out = batch_memory((len(instances), shape.height, shape.width), self.manifest.dtype, out)
         gather(self._store, instances, out.view(len(instances), shape.cells))
         return out
 
     def masks(self, indices: Any = None, *, width: int | None = None, height: int | None = None) -> Tensor:
-        """Booleans `[B, H, W]`: True where a PRep of `preps` holds a parameter, False where it is padding."""
+        """Return booleans `[B, H, W]`: True where a PRep of `preps` holds a parameter, False where it is padding."""
         import torch
 
         shape = self._shape(width, height)
@@ -282,19 +261,19 @@ class Zoo:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> Loader:
-        """Batches (preps, class_ids, indices) for training; see prepkit.zoo.read.loader."""
+        """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read.loader."""
         from prepkit.zoo.read.loader import Loader
 
         return Loader(self, batch_size, shuffle, seed, device, drop_last, rank, world_size)
 
     def dataset(self) -> ZooDataset:
-        """A torch Dataset of (prep, class_id, index) for torch's own DataLoader."""
+        """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader."""
         from prepkit.zoo.read.dataset import ZooDataset
 
         return ZooDataset(self)
 
     def to(self, device: str | torch.device) -> ResidentZoo:
-        """The whole zoo or view in the memory of a device.
+        """Load the whole zoo or view into the memory of a device.
 
         raises ZooError if it does not fit
         """
@@ -304,22 +283,22 @@ class Zoo:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the files that hold instances of this zoo or view."""
+        """The number of bytes of the files that hold instances of this zoo or view."""
         return sum(self.manifest.shards[number].bytes for number in self._shards.tolist())
 
     @property
     def shard_numbers(self) -> np.ndarray:
-        """Of each instance, the number of the shard that holds it."""
+        """The number of the shard that holds each instance, `[N]`."""
         numbers: np.ndarray = self._store.shard_of[self._instances_of(None)]
         return numbers
 
     def populate(self, indices: Any = None) -> None:
-        """Map the files of these instances whole, now: a shuffled pass would pay for each page when it touches it."""
+        """Map the files of these instances as a whole now; otherwise a shuffled pass pays for each page it touches."""
         for number in np.unique(self._store.shard_of[self._instances_of(indices)]).tolist():
             self._store.populate(number)
 
     def ahead(self, batches: Sequence[np.ndarray]) -> AbstractContextManager[None]:
-        """While inside, what these batches of indices need is fetched in that order, where it is elsewhere."""
+        """While inside, fetch in the background the remote shards that these batches of indices need, in that order."""
         shards = (self._store.shard_of[self._instances_of(indices)] for indices in batches)
         return self._store.ahead(number for numbers in shards for number in dict.fromkeys(numbers.tolist()))
 
@@ -335,15 +314,15 @@ class Zoo:
 
     @cached_property
     def _class_ids(self) -> np.ndarray:
-        of_shard = [
-            -1 if (class_id := self._store.architecture_of_shard(number).class_id) is None else class_id
-            for number in range(len(self.manifest.shards))
-        ]
-        class_ids: np.ndarray = np.array(of_shard, dtype=np.int64)[self._store.shard_of]
+        """The ClassId of each instance of the store; -1 where its architecture has none."""
+        ids = [self._store.architecture_of_shard(number).class_id for number in range(len(self.manifest.shards))]
+        by_shard = np.array([-1 if class_id is None else class_id for class_id in ids], dtype=np.int64)
+        class_ids: np.ndarray = by_shard[self._store.shard_of]
         return class_ids
 
     @cached_property
     def _totals(self) -> np.ndarray:
+        """The number of parameters in a PRep of each shard."""
         shards = range(len(self.manifest.shards))
         return np.array([self._store.architecture_of_shard(number).layout.total for number in shards], dtype=np.int64)
 
@@ -359,15 +338,16 @@ class Zoo:
         return index if self._instances is None else int(self._instances[index])
 
     def _instances_of(self, indices: Any) -> np.ndarray:
-        """Rows of the store's table for indices of this view."""
+        """Return the rows of the store's table for indices of this view."""
         if indices is None:
             return np.arange(len(self)) if self._instances is None else self._instances
         numbers = self.numbers(indices)
         return numbers if self._instances is None else self._instances[numbers]
 
     def numbers(self, indices: Any) -> np.ndarray:
-        """Indices as an array of numbers from 0 to len - 1: a number, several, a slice, negative ones too.
+        """Return indices as an array of numbers from 0 to N - 1.
 
+        indices: a number, several, or a slice; negative ones count from the end
         raises IndexError
         """
         return numbers_of(indices, len(self))
@@ -393,7 +373,7 @@ def local_zoo(root: str | os.PathLike[str]) -> Zoo:
 
 
 def common_shape(manifest: Manifest, width: int, height: int | None) -> PRepShape:
-    """The least shape of this width that holds every architecture with a ClassId, or the height asked for.
+    """Return the least shape of this width that holds every architecture with a ClassId, or the height given.
 
     raises InvalidShape if one does not fit
     """

@@ -24,7 +24,7 @@ from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.splitting import split
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
-from prepkit.zoo.format.tables import write_whole
+from prepkit.zoo.format.tables import write_table_at_once
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -257,7 +257,7 @@ def test_rows_of_a_table_in_any_order(hub, tmp_path):
     root = write_zoo(tmp_path / "source", count=8, shard_bytes=200_000)
     manifest = read_manifest(root)
     table = pq.read_table(root / manifest.table.path).take([5, 0, 7, 2, 4, 6, 1, 3])
-    stored = write_whole(table, root)
+    stored = write_table_at_once(table, root)
     write_manifest(replace(manifest, table=stored), root, overwrite=True)
     hub.add("me/zoo", files_of(root))
     part = open_zoo(pull("me/zoo", tmp_path / "part", where="id not in ('m2', 'm1')"))

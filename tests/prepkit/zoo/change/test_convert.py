@@ -14,6 +14,7 @@ from prepkit.api import open_zoo
 from prepkit.errors import OutputError, PrepkitError, VerificationError, ZooError
 from prepkit.tensors import same_bits
 from prepkit.zoo.change import convert as module
+from prepkit.zoo.change import copying
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest, write_manifest
 from prepkit.zoo.write.writer import ZooWriter
@@ -92,13 +93,13 @@ def test_the_proof_finds_what_a_faulty_copy_loses(tmp_path, monkeypatch, what):
     source = write_zoo(tmp_path / "one")
     before = bytes_of(source)
     if what == "value":
-        rows = module.reshaped
+        rows = copying.reshaped
 
         def faulty(*arguments):
             for piece in rows(*arguments):
                 yield piece[:-1000] + b"\1" + piece[-999:]
 
-        monkeypatch.setattr(module, "reshaped", faulty)
+        monkeypatch.setattr(copying, "reshaped", faulty)
     if what == "row":
         copy = module.copy_shards
         monkeypatch.setattr(module, "copy_shards", lambda *arguments: copy(*arguments)[::-1])

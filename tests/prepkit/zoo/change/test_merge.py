@@ -11,7 +11,7 @@ from prepkit.api import open_zoo
 from prepkit.errors import OutputError, VerificationError, ZooError
 from prepkit.families.registry import architecture
 from prepkit.tensors import same_bits
-from prepkit.zoo.change import convert as copying
+from prepkit.zoo.change import copying
 from prepkit.zoo.change import merge as merging
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
@@ -73,7 +73,7 @@ def test_another_width_is_another_way_to_read_the_same_values(tmp_path, one):
 def test_values_where_another_width_has_no_room_are_not_dropped_in_silence(tmp_path, one, monkeypatch):
     second = write_zoo(tmp_path / "two", prefix="b", width=2000, names=NAMES[:1])
     manifest = read_manifest(second)
-    rows = copying.rows_of(second, manifest, manifest.shards[0])
+    rows = copying.rows_of_shard(second, manifest, manifest.shards[0])
     data = bytearray(rows.file.read_bytes())
     data[rows.offset + rows.extent.row_bytes - 1] = 1  # in the padding
     rows.file.write_bytes(data)
@@ -193,7 +193,7 @@ def test_teachers_are_kept_where_they_agree(tmp_path):
     torch.testing.assert_close(open_zoo(tmp_path / "ab").teacher(inputs), open_zoo(first).teacher(inputs))
 
     merged = merge(tmp_path / "ca", [without, first])
-    assert merged.notes == ("only 1 of 2 zoos have a teacher; the new zoo has it.",)
+    assert merged.notes == ("only 1 of 2 zoos has a teacher; the new zoo has it.",)
     assert open_zoo(tmp_path / "ca").registry.teacher.name == teacher
 
     merged = merge(tmp_path / "ad", [first, other])

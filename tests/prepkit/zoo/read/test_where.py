@@ -280,7 +280,10 @@ def test_any_text_is_a_condition_or_a_where_error(text):
         ("accuracy > 0.8 and split", None),
         ("split in 'train'", "at \"'train'\": `in` needs a list of constants such as ('train', 'test')"),
         ("accuracy > open", "there is no column 'open'"),
-        ("accuracy > 0.8 & split", "expected a number, text in quotes, True or False"),
+        ("accuracy > 0.8 & split", "use `and`, `or`, `not`"),
+        ("accuracy > 0.8 & epoch == 5", "at '0.8 & epoch': use `and`, `or`, `not`"),
+        ("(accuracy > 0.8) | (split == 'train')", "use `and`, `or`, `not`"),
+        ("~(accuracy > 0.8)", "use `and`, `or`, `not`"),
         ("accuracy >", "is not a condition: invalid syntax. Example: accuracy > 0.8 and split == 'train'"),
     ],
 )

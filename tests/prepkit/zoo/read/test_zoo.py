@@ -244,7 +244,7 @@ def test_unknown_architecture_gives_tensors_but_no_network(tmp_path):
     assert zoo.table["architecture"][0].as_py().startswith("layout-")
     assert zoo[0][0].tensors().keys() == tensors_of(1).keys()
     for ask in (lambda: zoo.network(0), lambda: zoo.registry):
-        with pytest.raises(ZooError, match=r"only the layout is known.*zoo\[index\]\[0\]\.tensors\(\)"):
+        with pytest.raises(ZooError, match=r"knows only the layout of .*zoo\[index\]\[0\]\.tensors\(\)"):
             ask()
 
 
