@@ -77,7 +77,7 @@ def test_values_where_another_width_has_no_room_are_not_dropped_in_silence(tmp_p
     data = bytearray(rows.file.read_bytes())
     data[rows.offset + rows.extent.row_bytes - 1] = 1  # in the padding
     rows.file.write_bytes(data)
-    monkeypatch.setattr("prepkit.zoo.change.merge.verified", read_manifest)
+    monkeypatch.setattr("prepkit.zoo.change.merge.verified_manifest", read_manifest)
     with pytest.raises(ZooError, match="values after the last parameter"):
         merge(tmp_path / "all", [one, second])
 
