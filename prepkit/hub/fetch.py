@@ -42,7 +42,7 @@ class Stopped(Exception):
     """A thread was told to leave its work: another one failed, or the user interrupted."""
 
 
-class Damaged(HubError):
+class Damaged(Exception):
     """A file came with another content than its zoo says."""
 
 
@@ -132,8 +132,15 @@ class Fetcher:
                 raise
             return source
 
-        with explained(self.address.repo_id, self.repo_type, self.address.revision):
-            return retried(attempt, may_pass=_may_pass, pause=self._pause)
+        try:
+            with explained(self.address.repo_id, self.repo_type, self.address.revision):
+                return retried(attempt, may_pass=_may_pass, pause=self._pause)
+        except Damaged as error:
+            raise HubError(
+                f"{self.address}/{file.path} came damaged {ATTEMPTS} times: {error}. Nothing of it was kept; try again "
+                "later, and tell its owner if it stays so.",
+                repo=self.address.repo_id,
+            ) from None
 
     def _download(self, file: HubFile, counter: _ByteCounter, anew: bool) -> Path:
         """Return what the client brings.
@@ -168,7 +175,8 @@ class Fetcher:
         shutil.copyfile(cached, copy)
         return copy
 
-    def _check(self, file: HubFile, source: Path) -> None:
+    @staticmethod
+    def _check(file: HubFile, source: Path) -> None:
         """Raise Damaged, and remove what came, if it is not what the zoo says."""
         size, damage = source.stat().st_size, ""
         if file.size is not None and size != file.size:
@@ -177,11 +185,7 @@ class Fetcher:
             damage = f"its sha256 is {sha256[:12]}..., its zoo says {file.sha256[:12]}..."
         if damage:
             source.unlink(missing_ok=True)
-            raise Damaged(
-                f"{self.address}/{file.path} came damaged {ATTEMPTS} times: {damage}. Nothing of it was kept; try "
-                "again later, and tell its owner if it stays so.",
-                repo=self.address.repo_id,
-            )
+            raise Damaged(damage)
 
     def _pause(self, seconds: float) -> None:
         """Wait, or leave at once when told to."""

@@ -101,6 +101,7 @@ def test_always_is_told_and_leaves_no_zoo(filled, source, tmp_path, path, fault,
     filled.fault(fault, path, times=99)
     with pytest.raises((HubError, ZooError), match=told) as caught:
         pull("me/zoo", tmp_path / "here")
+    assert caught.type in (HubError, ZooError)  # the command line prints the name of the type
     assert str(tmp_path) not in str(caught.value)
     assert not (tmp_path / "here" / MANIFEST).exists()
     with pytest.raises(ZooError):
