@@ -21,7 +21,15 @@ FOLDER = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="RUN...")
-@click.option("-o", "--output", type=FOLDER, default=Path("report.html"), show_default=True, metavar="FILE.html")
+@click.option(
+    "-o",
+    "--output",
+    type=FOLDER,
+    default=Path("report.html"),
+    show_default=True,
+    metavar="FILE.html",
+    help="File of the page.",
+)
 @click.option("--only", multiple=True, metavar="NAME", help="Make this experiment; repeat for more. [default: all]")
 @click.option(
     "--zoo", "zoos", multiple=True, type=FOLDER, metavar="DIR", help="Folder of a moved zoo; repeat for more."

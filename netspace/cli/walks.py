@@ -254,14 +254,15 @@ def optimize(
     force: bool,
     out: Output,
 ) -> None:
-    """Move embeddings to better networks (latent space optimisation).
+    """Move embeddings to where better networks are.
 
     \b
     netspace optimize run resnet8-3 --learning-rate 1e-2 --steps 150 -o better
     netspace optimize run --each 4 --noise 0.5 -o better
 
-    Many start points move at once. The best instance on the validation samples is kept, and its accuracy on the test
-    samples is printed. DIR gets table.csv, history.csv, result.json, figure.png, embeddings.npy and the networks.
+    This is latent space optimisation. Many start points move at once. The best instance on the validation samples is
+    kept, and its accuracy on the test samples is printed. DIR gets table.csv, history.csv, result.json, figure.png,
+    embeddings.npy and the networks.
     """
     from netspace.data import task_of
     from netspace.explore.figures import optimisation_figure
