@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import prepkit
-from prepkit.errors import listed
+from prepkit.errors import counted, listed
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
@@ -240,8 +240,8 @@ def order_of(recipe: Recipe, class_ids: Sequence[int]) -> InTurn | AtRandom | Pa
     size, seed = recipe.batch.instances, recipe.training.seed
     if recipe.setting != "unseen" and size > len(class_ids):
         raise ZooMismatch(
-            f"recipe '{recipe.name}' takes batches of {size} instances; the zoo has {len(class_ids)} to train on. "
-            "Use a smaller batch.instances."
+            f"recipe '{recipe.name}' takes batches of {counted(size, 'instance')}; the zoo has {len(class_ids)} to "
+            "train on. Use a smaller batch.instances."
         )
     if not recipe.has_classes:
         return InTurn(len(class_ids), size, seed)

@@ -154,7 +154,7 @@ def interpolate(
     raises PointError for less than 2 steps or points that are not there, ZooError for unknown ids
     """
     if steps < 2:
-        raise PointError(f"{steps} steps: a line has at least its 2 ends.")
+        raise PointError(f"{counted(steps, 'step')}: a line has at least its 2 ends.")
     space = run.space() if space is None else space
     a, b = points_of(space, zoo, first), points_of(space, zoo, second)
     if len(a) != len(b):

@@ -14,7 +14,7 @@ import prepkit
 from netspace.data import check_architectures
 from netspace.recipe import Recipe
 from netspace.run.run import BEST, LATEST, LOCK, Run, RunError, check_free
-from prepkit.errors import InvalidShape
+from prepkit.errors import InvalidShape, counted
 from prepkit.files import output_error
 from prepkit.lock import take_lock
 from prepkit.processes import Ranks
@@ -73,8 +73,8 @@ def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
         )
     if latest is not None and recipe.training.steps < latest["step"]:
         raise RunError(
-            f"'{run.path}' has taken {latest['step']:,} steps already, more than the {recipe.training.steps:,} that "
-            "were asked for; use --steps of at least as many."
+            f"'{run.path}' has taken {counted(latest['step'], 'step')} already, more than the "
+            f"{recipe.training.steps:,} that were asked for; use --steps of at least as many."
         )
     steps = replace(recipe.training, steps=run.recipe.training.steps)
     if replace(recipe, training=steps) != run.recipe:

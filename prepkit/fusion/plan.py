@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from prepkit.errors import counted
 from prepkit.fusion.watch import BatchNorm, Convolution, Output, Refusal, UnfoldableNetwork, Watch, quoted
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -249,7 +250,8 @@ def refuse_without_values(network: nn.Module) -> None:
 def cannot_fold(refusals: Sequence[Refusal], total: int) -> UnfoldableNetwork:
     """The one error for all BatchNorms that cannot be folded, of `total` in the network."""
     return UnfoldableNetwork(
-        f"{len(refusals)} of {total} BatchNorms cannot be folded without changing the network:{_indented(refusals)}\n"
+        f"{len(refusals)} of {counted(total, 'BatchNorm')} cannot be folded without changing the network:"
+        f"{_indented(refusals)}\n"
         "keep_unfoldable=True keeps these and folds the rest; pack_checkpoint(keep_batch_norm=True) packs it with all.",
         refusals,
     )

@@ -13,7 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from prepkit.errors import ZooError, listed
+from prepkit.errors import ZooError, counted, listed
 from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.readme import picture_for, readme_for
 from prepkit.hub.upload import Push, push_bundle
@@ -79,7 +79,7 @@ def zoo_bundle(
     return Bundle(
         repo,
         "dataset",
-        message=f"{manifest.name}: {manifest.table.rows:,} instances",
+        message=f"{manifest.name}: {counted(manifest.table.rows, 'instance')}",
         files=(*_named_files(manifest, root), *last),
         last=frozenset({manifest.table.path, *(file.path for file in last)}),
     )

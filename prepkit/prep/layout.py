@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import InvalidShape, LayoutMismatch, listed
+from prepkit.errors import InvalidShape, LayoutMismatch, counted, listed
 from prepkit.prep.shape import PRepShape as PRepShape
 from prepkit.prep.slot import Kind, classified, is_running_statistic, slot_from_dict
 from prepkit.prep.slot import Slot as Slot
@@ -254,8 +254,8 @@ class Layout:
         unexpected = [name for name in others if tensors[name].is_floating_point() or tensors[name].is_complex()]
         if unexpected:
             raise LayoutMismatch(
-                f"tensors that the layout does not have: {listed(unexpected)}. It has {len(self.slots)} slots, "
-                f"the first is '{self.slots[0].name}'."
+                f"tensors that the layout does not have: {listed(unexpected)}. It has "
+                f"{counted(len(self.slots), 'slot')}, the first is '{self.slots[0].name}'."
             )
         for alias, name in self.ties:
             if alias in tensors and not same_values(tensors[alias], tensors[name]):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from prepkit.errors import PrepkitError
+from prepkit.errors import PrepkitError, counted
 
 LIMIT = 1e-9  # relative error in float64; a layer that mixes instances is off by far more
 TRIAL_INSTANCES, TRIAL_BATCH = 2, 3  # with two samples BatchNorm maps every value to +1 or -1
@@ -72,7 +72,7 @@ class StackedLinear(nn.Module):
         if features.dim() == 3:
             return self._apply_to(features)
         if features.dim() != 2:
-            raise Unstackable(f"a linear layer reads a tensor of {features.dim()} axes")
+            raise Unstackable(f"a linear layer reads a tensor of {counted(features.dim(), 'axis', 'axes')}")
         count, _, inputs = self.weight.shape
         if features.shape[1] == inputs:
             rows = features.expand(count, *features.shape)

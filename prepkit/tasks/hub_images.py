@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import ZooError, listed, nearest
+from prepkit.errors import ZooError, counted, listed, nearest
 from prepkit.tasks.image_cache import load_cached, store_cached
 from prepkit.tasks.image_record import ImageRecord
 from prepkit.tasks.image_set import ImageSet, Part, as_channels, count_classes, decode_all, fingerprint
@@ -219,5 +219,5 @@ def _labels(part: Dataset, column: str, name: str) -> Any:
 
     values = part.data.column(column)
     if values.null_count:
-        raise ZooError(f"part '{name}' has {values.null_count} images without a label.")
+        raise ZooError(f"part '{name}' has {counted(values.null_count, 'image')} without a label.")
     return torch.tensor(values.to_pylist(), dtype=torch.int64)

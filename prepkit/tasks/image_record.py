@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from prepkit.errors import ZooError, nearest
+from prepkit.errors import ZooError, counted, nearest
 from prepkit.reading import FINITE, Place, Reader, checked, keys_of, list_of, number, read_keys, whole, wrong
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def per_channel(values: tuple[float, ...] | None, key: str, default: float, chan
     raises ZooError if there are more or fewer
     """
     if values is not None and len(values) != channels:
-        raise ZooError(f"{TASK[key]}: expected {channels} numbers, one a channel; found {list(values)}.")
+        raise ZooError(f"{TASK[key]}: expected {counted(channels, 'number')}, one a channel; found {list(values)}.")
     return [default] * channels if values is None else list(values)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.tasks import chairs, shape_files
 from prepkit.tasks.randomness import generator
 from prepkit.tasks.sdf import Solid, sample
@@ -74,7 +74,7 @@ class SampleFiles:
         for key, rows in (("neg", samples.neg), ("pos", samples.pos)):
             wanted = sum(sizes.values()) // 2
             if len(rows) < wanted:
-                found = f"{len(rows)} points, but half of pool, validation and test are {wanted}"
+                found = f"{counted(len(rows), 'point')}, but half of pool, validation and test are {wanted}"
                 raise ZooError(f"{self._files[item]}, {key}: {found}; lower 'pool' in task, points.")
             order = torch.randperm(len(rows), generator=generator(f"file {key}", self._record.split.seed, item)).numpy()
             cuts = np.cumsum([size // 2 for size in sizes.values()])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.tasks.randomness import SEED_BITS, stream_seed
 from prepkit.training.hyperparameters import Training
 from prepkit.training.spec import Spec
@@ -72,7 +72,8 @@ class Job:
         """
         if not 0 <= attempt < ATTEMPTS:
             raise ZooError(
-                f"{self.run}: diverged with {attempt} seeds at learning rate {self.learning_rate:g}; lower it."
+                f"{self.run}: diverged with {counted(attempt, 'seed')} at learning rate {self.learning_rate:g}; "
+                "lower it."
             )
         return replace(self, seed=(self.seed + STRIDE * attempt) % SEEDS)
 
@@ -207,5 +208,5 @@ def check_counts(spec: Spec, counts: Mapping[str, int]) -> None:
     shapes, total = spec.task.get("count"), sum(counts.values())
     if spec.task.get("kind") == "shapes" and shapes is not None and total > shapes:
         raise ZooError(
-            f"{spec.name}: {total:,} instances, but the task has {shapes:,} shapes; each fits one of its own."
+            f"{spec.name}: {total:,} instances, but the task has {counted(shapes, 'shape')}; each fits one of its own."
         )

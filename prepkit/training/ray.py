@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from prepkit.errors import PrepkitError, ZooError
+from prepkit.errors import PrepkitError, ZooError, counted
 from prepkit.tasks.task import Task
 from prepkit.training.engine import Engine
 from prepkit.training.record import versions
@@ -142,7 +142,7 @@ def result(ray: Any, ready: Any, unit: Unit) -> Done:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WorkerLost(
-            f"{unit.jobs[0].run} and {len(unit.jobs) - 1} others: the worker was lost {RETRIES + 1} times ({reason}). "
-            "What is finished is kept; run the same command to go on."
+            f"{unit.jobs[0].run} and {counted(len(unit.jobs) - 1, 'other')}: the worker was lost {RETRIES + 1} times "
+            f"({reason}). What is finished is kept; run the same command to go on."
         ) from None
     return done

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.files import replacing
 from prepkit.training.engine import Engine
 from prepkit.training.spec import Spec
@@ -116,7 +116,7 @@ def check_engine(record: Record, chosen: Engine, stack: int | None, threads: int
     other_stack = stack is not None and dict(chosen.stacks) != dict(had.stacks)
     if other_stack or (threads is not None and chosen.threads != had.threads):
         sizes = ", ".join(f"{name} {size}" for name, size in had.stacks.items())
-        on = "" if had.threads is None else f" and {had.threads} threads"
+        on = "" if had.threads is None else f" and {counted(had.threads, 'thread')}"
         raise ZooError(
             f"'{root}' was begun with stacks of {sizes}{on}, and goes on so: others give other last bits. Leave out "
             "--stack and --threads, or name another folder."

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Architecture, architecture
 from prepkit.files import replacing
 from prepkit.running.instances import activation_bytes, forward_flops, is_linear, runner
@@ -120,8 +120,9 @@ def train_unit(
             rows = finished_rows(stack, after_epoch)
         except torch.OutOfMemoryError:
             raise ZooError(
-                f"{setting.stack} instances of {unit.architecture} at once, {unit.training.batch_size} samples each, "
-                f"do not fit the memory of {device}. Train them into a new folder with a smaller --stack."
+                f"{counted(setting.stack, 'instance')} of {unit.architecture} at once, with batches of "
+                f"{counted(unit.training.batch_size, 'sample')}, do not fit the memory of {device}. "
+                "Train them into a new folder with a smaller --stack."
             ) from None
     return Done(unit, rows, stack.diverged)
 

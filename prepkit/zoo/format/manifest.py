@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from prepkit.errors import InvalidShape, LayoutMismatch, ZooError
+from prepkit.errors import InvalidShape, LayoutMismatch, ZooError, counted
 from prepkit.files import ZOO_MANIFEST, replacing
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.reading import (
@@ -313,6 +313,6 @@ def _check_architectures(manifest: Manifest, place: Place) -> None:
 def _check_rows(manifest: Manifest, place: Place) -> None:
     stored = sum(shard.rows for shard in manifest.shards)
     if manifest.table.rows != stored:
-        raise ZooError(f"{place}: the table has {manifest.table.rows:,} rows, the shards {stored:,}.")
+        raise ZooError(f"{place}: the table has {counted(manifest.table.rows, 'row')}, the shards {stored:,}.")
     if sum(manifest.splits.values()) > stored:
-        raise ZooError(f"{place['splits']}: they hold more than the zoo's {stored:,} instances.")
+        raise ZooError(f"{place['splits']}: they hold more than the zoo's {counted(stored, 'instance')}.")

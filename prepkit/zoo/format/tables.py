@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import ZooError, listed
+from prepkit.errors import ZooError, counted, listed
 from prepkit.files import flush, publish, sha256_of_file
 from prepkit.zoo.format.manifest import StoredFile
 
@@ -148,7 +148,7 @@ def read_table(file: Path, stored: StoredFile) -> pa.Table:
     if missing:
         raise ZooError(f"{file}: the columns {listed(missing)} are missing.")
     if table.num_rows != stored.rows:
-        raise ZooError(f"{file}: it has {table.num_rows:,} rows, the manifest says {stored.rows:,}.")
+        raise ZooError(f"{file}: it has {counted(table.num_rows, 'row')}, the manifest says {stored.rows:,}.")
     return table
 
 

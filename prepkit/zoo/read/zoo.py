@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prepkit.errors import OutputError, ZooError, listed, nearest
+from prepkit.errors import OutputError, ZooError, counted, listed, nearest
 from prepkit.families.registry import Registry
 from prepkit.files import check_writable, sha256_of_file
 from prepkit.prep.file import Origin, PRep, load_prep
@@ -115,8 +115,9 @@ class Zoo:
         return len(self._store.shard_of) if self._instances is None else len(self._instances)
 
     def __repr__(self) -> str:
-        total = "" if self._instances is None else f" of {len(self._store.shard_of):,}"
-        return f"<Zoo '{self.name}': {len(self):,}{total} instances, PReps {self.shape} {self.manifest.dtype}>"
+        part = "" if self._instances is None else f"{len(self):,} of "
+        total = counted(len(self._store.shard_of), "instance")
+        return f"<Zoo '{self.name}': {part}{total}, PReps {self.shape} {self.manifest.dtype}>"
 
     # Views ----------------------------------------------------------------------------------------------------
 

@@ -137,7 +137,8 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     header = lines[0][1]
     for number, line in lines[1:]:
         if len(line) != len(header):
-            raise ZooError(f"{path}, line {number}: {len(line)} cells, but the first line names {len(header)} columns.")
+            cells, columns = counted(len(line), "cell"), counted(len(header), "column")
+            raise ZooError(f"{path}, line {number}: {cells}, but the first line names {columns}.")
     return header, lines[1:]
 
 
