@@ -1,10 +1,11 @@
-"""Folding BatchNorm into the layer before it, with proof that the network's function stays the same.
+"""Folding BatchNorm into the layer before it, with a proof that the network stays the same function.
 
-In evaluation a BatchNorm is a fixed affine map of each channel, so the layer before it can take it in:
+In evaluation a BatchNorm is a fixed affine map of each channel, so it can be folded into the layer before it:
     w' = w * gamma / sqrt(var + eps)        b' = (b - mean) * gamma / sqrt(var + eps) + beta
-(Learning the Space of Deep Models, Supplementary VI). Whether that layer's output goes nowhere else is a matter of the
-network's run, not of its list of modules: one run is watched (fusion_watch.py), each fold is compared in its place,
-and the whole network is compared before it is returned. What was proved holds for the path that the example takes.
+(Learning the Space of Deep Models, Supplementary VI). This is right only if nothing else reads that layer's output,
+which a list of modules does not tell. So one run of the network is watched (watch.py), the folds that it allows are
+planned (plan.py), each fold is compared with the original in its place, and the folded network is compared as a whole
+before it is returned. The proof holds for the path that the example input takes.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from prepkit.fusion.watch import Refusal as Refusal
 from prepkit.fusion.watch import UnfoldableNetwork as UnfoldableNetwork
 from prepkit.fusion.watch import Watch, own_tensors, quoted, storage_key, tensors_in, watch
 
-LIMIT = 1e-9  # relative, in float64; rounding leaves about 1e-15, the mildest wrong fold far more
+LIMIT = 1e-9  # relative error in float64; rounding leaves about 1e-15, and the mildest wrong fold far more
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Folded:
-    """The names of a layer and of the BatchNorm that it took in."""
+    """The names of a layer and of the BatchNorm that was folded into it."""
 
     layer: str
     batch_norm: str
@@ -44,8 +45,8 @@ class Fusion:
     """A folded network and its record.
 
     network:           an equivalent copy in eval mode, in the original's dtypes and on its device
-    folded:            what was folded, in the order of the run
-    kept:              what was not, with reasons; empty unless `keep_unfoldable`
+    folded:            the folds, in the order of the run
+    kept:              the BatchNorms that were not folded, with reasons; empty unless `keep_unfoldable`
     error_before_cast: max|a - b| / max|a| between the outputs of the original and the folded network in float64
     error_after_cast:  the same once the folded parameters are rounded to their own dtypes (float32: about 1e-7)
     """
@@ -78,8 +79,8 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: bool = F
 
     network:         any module; it is run as in evaluation, in copies, in float64
     example_input:   a tensor, a tuple of positional or a dict of keyword arguments; floating-point values are cast,
-                     and all go to the network's device. An argument that is a tuple or a dict itself: `(argument,)`
-    keep_unfoldable: leave what cannot be folded in place instead of raising
+                     and all go to the network's device. Put an argument that is a tuple or a dict into `(argument,)`
+    keep_unfoldable: leave BatchNorms that cannot be folded in place instead of raising
     raises UnfoldableNetwork, a FusionError, naming every BatchNorm that cannot be folded and why (`.refusals`); also if
     the network cannot be copied or run, if two runs of it differ, or if the folded network is not the same function
     """
@@ -104,7 +105,7 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: bool = F
 
 @dataclass(frozen=True)
 class _Example:
-    """The arguments that the network is run on, and where: on its own device, but on the CPU where that is mps."""
+    """The arguments of the network's runs, and their device: the network's own, but the CPU in place of mps."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -121,7 +122,7 @@ class _Example:
         return _Example(value if isinstance(value, tuple) else (value,), {}, device)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Args and kwargs for one run; copies, because a network may overwrite its input."""
+        """Return args and kwargs for one run. They are copies, because a network may overwrite its input."""
         args, kwargs = pytree.tree_map(self._own, (self.args, self.kwargs))
         return args, kwargs
 
@@ -131,7 +132,7 @@ class _Example:
         return _wide(leaf.detach().clone() if self.device is None else leaf.detach().to(self.device, copy=True))
 
     def float64_copy(self, network: nn.Module) -> nn.Module:
-        """A deep copy in eval mode and float64; integers stay."""
+        """Return a deep copy in eval mode and float64; integers stay integers."""
         copied = _copied(network)
         if any(tensor.device.type == "mps" for tensor in own_tensors(copied)):
             copied.cpu()
@@ -139,14 +140,14 @@ class _Example:
         return copied
 
     def error(self, network: nn.Module, expected: list[Tensor]) -> float:
-        """The relative error of a folded float64 network."""
+        """Return the relative error of a folded float64 network."""
         with self.explained("The folded network"):
             args, kwargs = self.inputs()
             return relative_error(expected, tensors_in(network(*args, **kwargs)))
 
     @contextmanager
     def explained(self, what: str) -> Iterator[None]:
-        """Any exception of a run as an UnfoldableNetwork that names the input's shapes and the cause, in one line."""
+        """Turn any exception of a run into an UnfoldableNetwork with the input's shapes and the cause, in one line."""
         try:
             yield
         except UnfoldableNetwork:
@@ -157,17 +158,17 @@ class _Example:
             raise UnfoldableNetwork(f"{cause}; pass an input that the network runs on in eval mode.") from error
 
     def kept_random_state(self) -> Any:
-        """A context after which torch's random state is as before: a network may draw numbers in eval mode too."""
+        """Return a context that restores torch's random state, since networks may draw numbers in eval mode too."""
         if self.device is None or self.device.type in ("cpu", "meta"):
             return torch.random.fork_rng(devices=[])
         return torch.random.fork_rng(devices=[self.device], device_type=self.device.type)
 
 
 def _faults(original: nn.Module, steps: Sequence[Step], seen: Watch, example: _Example) -> dict[str, str]:
-    """For each BatchNorm that the folded layer does not stand in for, at its place, why.
+    """Return the faults of folds: for each BatchNorm that its folded layer does not replace exactly, the reason.
 
-    Compared twice in float64: on random input of the shape that was seen, because an example of zeros proves little,
-    and on what the layer and the BatchNorm made of the example in a second run, which must equal the first.
+    Each fold is compared with the original twice in float64: on random input of the shape that was seen, because an
+    example of zeros proves little, and in its place in a second run on the example, which must equal the first run.
     """
     trials = [_Trial(step, original) for step in steps]
     faults: dict[str, str] = {}
@@ -189,7 +190,7 @@ def _faults(original: nn.Module, steps: Sequence[Step], seen: Watch, example: _E
 
 
 class _Trial:
-    """A folded layer and what stands for its BatchNorm, for comparison at their place."""
+    """A folded layer and the replacement of its BatchNorm, to be compared in their place."""
 
     def __init__(self, step: Step, original: nn.Module) -> None:
         self.step = step
@@ -198,19 +199,19 @@ class _Trial:
         _set_parameters(self.layer, step)
         self.replacement = _replacement(self.batch_norm)
 
-    def make(self, args: Any, kwargs: Any) -> Tensor | str:
-        """What stands in the BatchNorm's place, made of the layer's arguments; or why it cannot be made."""
+    def run(self, args: Any, kwargs: Any) -> Tensor | str:
+        """Return the folded output for the layer's arguments, or why the folded layer fails on them."""
         try:
-            made: Tensor = self.replacement(self.layer(*args, **kwargs))
+            output: Tensor = self.replacement(self.layer(*args, **kwargs))
         except Exception as problem:
             return f"{quoted(self.step.layer)}, folded, fails in its place: {_one_line(problem)}"
-        return made
+        return output
 
-    def fault(self, expected: Any, made: Any) -> str | None:
-        """Why `made` is not the `expected` output of the BatchNorm; None if it is."""
-        if isinstance(made, str):
-            return made
-        error = relative_error([expected], [made]) if isinstance(expected, Tensor) else math.inf
+    def fault(self, expected: Any, folded: Any) -> str | None:
+        """Return why the `folded` output is not the `expected` output of the BatchNorm; None if it is."""
+        if isinstance(folded, str):
+            return folded
+        error = relative_error([expected], [folded]) if isinstance(expected, Tensor) else math.inf
         if error <= LIMIT:
             return None
         kinds = f"{type(self.layer).__name__}, {type(self.batch_norm).__name__}"
@@ -221,14 +222,14 @@ class _Trial:
 
 
 def _faults_on_noise(original: nn.Module, chain: list[_Trial], arguments: Any) -> dict[str, str]:
-    """Compare the trials of one layer, in order, on random values of the shapes in `arguments`."""
+    """Compare the trials of one layer, in order, on random values of the shapes in `arguments`; return their faults."""
     args, kwargs = pytree.tree_map(_noise(next(own_tensors(chain[0].layer)).device), arguments)
     faults = {}
     try:
         value = original.get_submodule(chain[0].step.layer)(*args, **kwargs)
         for trial in chain:
             value = trial.batch_norm(value)
-            if fault := trial.fault(value, trial.make(args, kwargs)):
+            if fault := trial.fault(value, trial.run(args, kwargs)):
                 faults[trial.step.batch_norm] = fault
     except Exception as problem:
         reason = f"{quoted(chain[0].step.layer)} and it do not run on random input: {_one_line(problem)}"
@@ -237,7 +238,7 @@ def _faults_on_noise(original: nn.Module, chain: list[_Trial], arguments: Any) -
 
 
 def _noise(device: torch.device) -> Callable[[Any], Any]:
-    """A function that fills tensors on the meta device with the same random values each time, off the global state."""
+    """Return a function that gives meta tensors the same random values each time, without the global generator."""
     generator = torch.Generator().manual_seed(0)
 
     def fill(leaf: Any) -> Any:
@@ -252,16 +253,19 @@ _NOT_AGAIN = "it did not return from a second run, so that nothing could be comp
 
 
 def _compare_in_run(hooks: ExitStack, original: nn.Module, trial: _Trial, faults: dict[str, str]) -> None:
-    """Hook a trial into the next run of `original`: made after the layer, before its input can be overwritten."""
-    made: list[Any] = []
+    """Compare a trial in the next run of `original`; the entry of its BatchNorm in `faults` is the result.
+
+    The folded layer runs right after the original layer, before anything can overwrite their input.
+    """
+    folded_outputs: list[Any] = []
     name = trial.step.batch_norm
     faults.setdefault(name, _NOT_AGAIN)
 
     def after_layer(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        made.append(trial.make(args, kwargs))
+        folded_outputs.append(trial.run(args, kwargs))
 
     def after_batch_norm(module: nn.Module, args: Any, output: Any) -> None:
-        if fault := trial.fault(output, made.pop()):
+        if fault := trial.fault(output, folded_outputs.pop()):
             faults[name] = fault
         elif faults.get(name) == _NOT_AGAIN:
             del faults[name]
@@ -274,7 +278,7 @@ def _compare_in_run(hooks: ExitStack, original: nn.Module, trial: _Trial, faults
 def _without_faults(
     steps: Sequence[Step], refusals: Sequence[Refusal], faults: Mapping[str, str]
 ) -> tuple[list[Step], list[Refusal]]:
-    """Move what failed its comparison, and what was folded on top of it, from the steps to the refusals."""
+    """Move folds with a fault, and folds into the same layer after them, from the steps to the refusals."""
     good: list[Step] = []
     refused, broken = list(refusals), dict[str, str]()
     for step in steps:
@@ -290,7 +294,7 @@ def _without_faults(
 
 
 def _apply(network: nn.Module, steps: Sequence[Step]) -> nn.Module:
-    """Fold in place; returns the network."""
+    """Fold in place and return the network."""
     for step in steps:
         _set_parameters(network.get_submodule(step.layer), step)
         batch_norm = network.get_submodule(step.batch_norm)
@@ -302,29 +306,29 @@ def _apply(network: nn.Module, steps: Sequence[Step]) -> nn.Module:
 
 
 def _set_parameters(layer: Any, step: Step) -> None:
-    """New parameters, so that a layer whose weight was tied to this one keeps its own; dtype, device, strides stay."""
+    """Give a layer new parameters with the same dtype, device and strides; layers tied to the old ones keep them."""
     weight, bias = layer.weight, layer.bias
     template = weight.new_empty(step.bias.shape) if bias is None else torch.empty_like(bias)
     bias_learns = weight.requires_grad if bias is None else bias.requires_grad
-    weight_values = torch.empty_like(weight).copy_(step.weight.to(weight.dtype))  # cast first: mps has no float64
+    weight_values = torch.empty_like(weight).copy_(step.weight.to(weight.dtype))  # mps has no float64
     layer.weight = nn.Parameter(weight_values, requires_grad=weight.requires_grad)
     layer.bias = nn.Parameter(template.copy_(step.bias.to(template.dtype)), requires_grad=bias_learns)
 
 
 def _replacement(batch_norm: nn.Module) -> nn.Module:
-    """What stands for a folded BatchNorm: the modules that it applies after normalising (`BatchNormAct2d` of timm)."""
+    """Return a folded BatchNorm's replacement: the modules that it applies after normalising, as timm's do, or none."""
     children = dict(batch_norm.named_children())
     return (nn.Sequential(OrderedDict(children)) if children else nn.Identity()).eval()
 
 
-def relative_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """The largest max|a - b| / max|a| over pairs of tensors; infinite where shapes differ or values are not finite.
+def relative_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    """Return the largest max|a - b| / max|a| over pairs of tensors; infinite if shapes differ or values are not finite.
 
-    For a tensor of zeros it is max|b|. Integer and boolean tensors are compared as numbers.
+    If `a` is zero, it is max|b|. Integer and boolean tensors are compared as numbers.
     """
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
         return math.inf
-    return max((_relative(_number(a), _number(b)) for a, b in zip(expected, found, strict=True)), default=0.0)
+    return max((_relative(_number(a), _number(b)) for a, b in zip(expected, actual, strict=True)), default=0.0)
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
@@ -340,8 +344,8 @@ def _number(tensor: Tensor) -> Tensor:
 
 
 def _copied(network: nn.Module) -> nn.Module:
-    """A deep copy in eval mode that shares nothing with the network."""
-    # torch refuses to copy what an operation under autograd made, such as the weight that weight_norm caches.
+    """Return a deep copy in eval mode that shares nothing with the network."""
+    # torch refuses to copy tensors that an operation under autograd made, such as the weight that weight_norm caches.
     cached = {
         id(value): value.detach().clone()
         for module in network.modules()
@@ -354,7 +358,7 @@ def _copied(network: nn.Module) -> nn.Module:
         raise UnfoldableNetwork(f"The network cannot be deep-copied: {_one_line(error)}") from error
     if _identities(copied) & _identities(network):
         raise UnfoldableNetwork("The network cannot be deep-copied: its copy shares modules or tensors with it.")
-    copied.eval()  # its result is no network where `train` is overridden without a return
+    copied.eval()  # do not use its result: a network may override `train` without returning itself
     return copied
 
 
@@ -364,7 +368,7 @@ def _identities(network: nn.Module) -> set[tuple[str, int | None]]:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """A floating-point tensor as float64, a complex one as complex128, any other as it is."""
+    """Return a floating-point tensor in float64, a complex one in complex128, and any other as it is."""
     if tensor.is_complex():
         return tensor.to(torch.complex128)
     return tensor.to(torch.float64) if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""Which BatchNorms a watched run allows to fold, the folded parameters, and the reasons against the others."""
+"""Which BatchNorms can be folded after a watched run, the folded parameters, and the reasons against the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 @dataclass(frozen=True)
 class Step:
-    """A fold to be done: `layer` gets `weight` and `bias` (float64), `batch_norm` gives way."""
+    """A fold to be done: `layer` gets `weight` and `bias` (in float64), and `batch_norm` is removed."""
 
     layer: str
     batch_norm: str
@@ -33,8 +33,10 @@ class Step:
 class _Site:
     """A BatchNorm in the run that was watched.
 
+    name:    name of the BatchNorm's module
     network: the float64 copy that ran
-    steps:   what is folded before it, by BatchNorm
+    seen:    what the run did
+    steps:   folds of the BatchNorms before it, by their names
     """
 
     name: str
@@ -55,7 +57,7 @@ class _Site:
 
     @property
     def layer_name(self) -> str:
-        """The layer before it; before a row of BatchNorms, if those before this one are folded."""
+        """Name of the layer before it, or before a row of BatchNorms, if all earlier ones in the row are folded."""
         previous = self.steps.get(self.source.module)
         return previous.layer if previous else self.source.module
 
@@ -65,7 +67,7 @@ class _Site:
 
 
 def plan(network: nn.Module, original: nn.Module, seen: Watch) -> tuple[list[Step], list[Refusal]]:
-    """What can be folded as far as the run showed, and what cannot; in the order of the run."""
+    """Return the folds that the run allows, and the BatchNorms that cannot be folded, in the order of the run."""
     steps: dict[str, Step] = {}
     refusals = [Refusal(f"F.batch_norm in {quoted(place)}", _FUNCTIONAL) for place in seen.functional]
     names = [name for name, module in original.named_modules() if isinstance(module, BatchNorm)]
@@ -111,7 +113,7 @@ def _follows_output(site: _Site) -> str | None:
 
 
 def _before_convolution(site: _Site) -> str:
-    """A remark on pre-activation networks, where the convolution comes after the BatchNorm."""
+    """Return a remark on pre-activation networks, where the convolution comes after the BatchNorm."""
     readers = site.seen.outputs[site.name].readers if site.name in site.seen.outputs else ()
     place = next((reader.place for reader in readers), "")
     following = site.network.get_submodule(place)
@@ -157,7 +159,11 @@ def _only_reader(site: _Site) -> str | None:
 
 
 def _normalises_features(site: _Site) -> str | None:
-    """Both must mean the same axis: a convolution's features are on axis 1 of a batch, Linear's on the last axis."""
+    """Check that layer and BatchNorm mean the same axis.
+
+    The features of a convolution are on axis 1 of a batch, which a BatchNorm normalises; those of Linear are on the
+    last axis.
+    """
     layer, axes = site.layer, site.seen.outputs[site.layer_name].axes
     if axes != layer.weight.dim():
         kind = "Linear over tokens" if isinstance(layer, nn.Linear) else "an input without batch axis"
@@ -183,7 +189,7 @@ _CHECKS: tuple[Callable[[_Site], str | None], ...] = (
 
 
 def _tampering(subject: str, name: str, module: nn.Module, seen: Watch) -> str | None:
-    """Why a module may do something else than its class says with its tensors."""
+    """Return why a module may do something else with its tensors than its class says; None if it does not."""
     hooks = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
     if hooks:
         names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
@@ -206,7 +212,7 @@ def _step(site: _Site) -> Step:
 
 
 def folded_parameters(layer: Any, weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
-    """The layer's weight, of its own shape, and bias `[features]` with the BatchNorm in them (Supplementary VI)."""
+    """Return the layer's weight and bias `[features]` with the BatchNorm folded into them (Supplementary VI)."""
     scale = (1.0 if norm.weight is None else norm.weight) / torch.sqrt(norm.running_var + norm.eps)
     centred = -norm.running_mean if bias is None else bias - norm.running_mean
     shift = centred * scale + (0.0 if norm.bias is None else norm.bias)
@@ -214,17 +220,17 @@ def folded_parameters(layer: Any, weight: Tensor, bias: Tensor | None, norm: Any
 
 
 def _scaled(layer: Any, weight: Tensor, scale: Tensor) -> Tensor:
-    """`weight` times `scale` `[features]` along its output axis."""
+    """Multiply `weight` by `scale` `[features]` along its output axis."""
     space = [1] * (weight.dim() - 2)
     if not isinstance(layer, TransposedConvolution):
         return weight * scale.reshape(-1, 1, *space)
-    # Transposed: [inputs, features / groups, ...], and group g of the inputs makes group g of the features.
+    # A transposed weight is [inputs, features / groups, ...], and group g of the inputs makes group g of the features.
     grouped = weight.reshape(layer.groups, -1, *weight.shape[1:]) * scale.reshape(layer.groups, 1, -1, *space)
     return grouped.reshape(weight.shape)
 
 
 def _overflow(step: Step, layer: Any) -> str | None:
-    """Why a folded layer cannot be held in the layer's own dtypes."""
+    """Return why the layer's own dtypes cannot hold the folded layer; None if they can."""
     bias = layer.weight if layer.bias is None else layer.bias
     for folded, dtype in ((step.weight, layer.weight.dtype), (step.bias, bias.dtype)):
         if not folded.isfinite().all():
@@ -235,7 +241,7 @@ def _overflow(step: Step, layer: Any) -> str | None:
 
 
 def refuse_without_values(network: nn.Module) -> None:
-    """Refuse parameters and buffers that hold nothing yet."""
+    """Raise UnfoldableNetwork for parameters and buffers that have no values yet."""
     refusals = []
     for name, module in network.named_modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -248,7 +254,7 @@ def refuse_without_values(network: nn.Module) -> None:
 
 
 def cannot_fold(refusals: Sequence[Refusal], total: int) -> UnfoldableNetwork:
-    """The one error for all BatchNorms that cannot be folded, of `total` in the network."""
+    """Return one error for all BatchNorms that cannot be folded; the network has `total` BatchNorms."""
     return UnfoldableNetwork(
         f"{len(refusals)} of {counted(total, 'BatchNorm')} cannot be folded without changing the network:"
         f"{_indented(refusals)}\n"

@@ -1,9 +1,9 @@
 """Watching one run of a network: which module made a tensor, and who read it.
 
-A TorchFunctionMode sees what Python does to a tensor (`.numpy()`, `.data_ptr()`), a TorchDispatchMode sees what
-TorchScript and C++ do; forward hooks say inside which module it happened. Reading a shape is not a read.
-A tensor is known by its storage, so a view of it is no way round. Only weak references to storages are kept: these
-reserve the address, so that no later tensor can take it for its own, and free the data: no activation is held.
+A TorchFunctionMode sees what Python does to a tensor (`.numpy()`, `.data_ptr()`), and a TorchDispatchMode sees what
+TorchScript and C++ do. Forward hooks tell in which module it happens. Looking at a shape does not count as reading.
+Tensors are recognised by their storage, so reading a view counts as reading the tensor. Weak references reserve the
+storage's address, so that no later tensor can get it, but release its data: no activation is kept in memory.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _METADATA = """
     is_cpu is_cuda is_mps is_xpu is_meta is_sparse is_sparse_csr is_mkldnn is_quantized is_nested __len__ __hash__
     empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones new_full
 """
-METADATA = frozenset(_METADATA.split())  # what says nothing of a tensor's values
+METADATA = frozenset(_METADATA.split())  # operations that tell nothing about a tensor's values
 
 
 class UnfoldableNetwork(FusionError):
     """A network, or some of its BatchNorms, cannot be folded.
 
-    refusals: the BatchNorms that cannot, each with its reason; empty where the network as a whole is at fault
+    refusals: the BatchNorms that cannot be folded, each with its reason; empty if the network as a whole is at fault
     """
 
     def __init__(self, message: str, refusals: Sequence[Refusal] = ()) -> None:
@@ -50,7 +50,7 @@ class UnfoldableNetwork(FusionError):
 
 @dataclass(frozen=True)
 class Refusal:
-    """A BatchNorm (by its module's name) that stays, and why."""
+    """The name of a BatchNorm that cannot be folded, and the reason."""
 
     batch_norm: str
     reason: str
@@ -61,7 +61,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Reader:
-    """An operation and the innermost module it ran in."""
+    """An operation that reads a tensor, and the innermost module in which it runs."""
 
     operation: str
     place: str
@@ -74,10 +74,11 @@ class Reader:
 class Output:
     """The tensor that a call of a layer or a BatchNorm returned.
 
-    module:  whose output it is
-    axes:    its number of axes
-    readers: who read it after the call, in order
-    held:    whether someone still had it, or a view of it, after the run, and may read it then
+    module:  name of the layer or BatchNorm
+    axes:    number of axes of the tensor
+    storage: weak reference to the tensor's storage
+    readers: operations that read it after the call, in order
+    held:    whether something still held it, or a view of it, after the run, and may read it later
     """
 
     module: str
@@ -87,22 +88,28 @@ class Output:
     held: bool = False
 
 
-_ESCAPE = (
+_OUTSIDE_TENSORS = (
     "The network cannot be deep-copied: its copy runs on tensors of the original, by {}; a lambda or a closure holds "
     "them. Make it a method or a module."
 )
 
 
 class Watch:
-    """What one run did; modules are known by their names in `network.named_modules()`.
+    """A record of one run. Modules go by their names in `network.named_modules()`.
 
     calls:      how often each module ran
-    sources:    for each BatchNorm that ran, the layer's or BatchNorm's output it was given, or what else, in words
+    sources:    where the input of each BatchNorm came from: the output of a layer or BatchNorm, or words for the rest
     outputs:    the last output of each layer and BatchNorm
-    arguments:  args and kwargs of each layer's last call, floating-point tensors on the meta device
-    outside:    for each module, a read of its parameters or buffers outside its calls
-    functional: modules in which batch_norm ran outside a BatchNorm module
+    arguments:  args and kwargs of each layer's last call, with floating-point tensors on the meta device
+    outside:    for each module, a read of its parameters or buffers outside its own calls
+    functional: modules in which batch_norm ran without a BatchNorm module
     results:    copies of the tensors that the network returned
+    escape:     the error for an operation on a tensor of the original network, if there was one
+    stack:      names of the modules that are running now, the innermost last
+    functions:  names of the Python functions on tensors that are running now, the innermost last
+    tracked:    by storage, the output of a layer or BatchNorm that lies in it
+    makers:     by storage, a sentence about the operation that made the tensor in it
+    owners:     by storage, the names of the modules whose parameter or buffer lies in it
     """
 
     def __init__(self, network: nn.Module, foreign: set[int | None]) -> None:
@@ -117,12 +124,12 @@ class Watch:
         self.escape: UnfoldableNetwork | None = None
         self.stack, self.functions = [""], [""]
         self.tracked: dict[int | None, Output] = {}
-        self.makers: dict[int | None, str] = {}  # storages to sentences: an address used again is a word wrong, no more
+        self.makers: dict[int | None, str] = {}  # if an address is reused, only an error's wording is wrong
         self.batch_norms = {name for name, module in network.named_modules() if isinstance(module, BatchNorm)}
         self.owners = _owners(network)
 
     def enter(self, name: str, args: Any, kwargs: Any) -> None:
-        """Note that module `name` starts, and where a BatchNorm's input came from."""
+        """Note that module `name` starts, and where the input of a BatchNorm comes from."""
         self.stack.append(name)
         self.calls[name] += 1
         if name in self.batch_norms:
@@ -135,16 +142,16 @@ class Watch:
         return self.tracked.get(key) or self.makers.get(key, "its input is a tensor that no operation of the run made")
 
     def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Note that module `name` ended, and start to track what a layer or a BatchNorm returned."""
+        """Note that module `name` has ended, and track the tensor that a layer or a BatchNorm returned."""
         while self.stack.pop() != name:
             pass
         if not isinstance(module, (Convolution, nn.Linear, BatchNorm)) or not isinstance(output, Tensor):
             return
         if (key := storage_key(output)) is not None:
             with torch._C.DisableTorchFunction():
-                found = Output(name, output.dim(), StorageWeakRef(output.untyped_storage()))  # type: ignore[no-untyped-call]
+                tracked = Output(name, output.dim(), StorageWeakRef(output.untyped_storage()))  # type: ignore[no-untyped-call]
                 self.arguments[name] = pytree.tree_map(_without_values, (args, kwargs))
-            self.outputs[name] = self.tracked[key] = found
+            self.outputs[name] = self.tracked[key] = tracked
 
     def read(self, operation: str, value: Any) -> None:
         """Note that `operation` reads the tensors in `value`."""
@@ -157,8 +164,8 @@ class Watch:
     def _read(self, keys: Iterable[int | None], reader: Reader) -> None:
         for key in keys:
             if key in self.foreign:
-                # Before it happens: in training mode the operation could change the statistics of the original.
-                self.escape = UnfoldableNetwork(_ESCAPE.format(reader))
+                # This is raised before the operation, which could change the statistics of the original.
+                self.escape = UnfoldableNetwork(_OUTSIDE_TENSORS.format(reader))
                 raise self.escape
             if key in self.tracked:
                 self.tracked[key].readers.setdefault(reader)
@@ -167,31 +174,31 @@ class Watch:
                 self.outside.update(dict.fromkeys(owners, reader))
 
     def made(self, operation: str, value: Any) -> None:
-        """Note that `operation` made the tensors in `value`."""
+        """Note that `operation` has made the tensors in `value`."""
         maker = Reader(self._operation(operation), self.stack[-1])
         words = f"its input comes from {maker}, not straight from a convolution or Linear layer"
         self.makers.update({storage_key(tensor): words for tensor in _leaves(value)})
 
     def _operation(self, operation: str) -> str:
-        """The name the user knows: of the Python function, but of what it calls where that works in place (`relu_`)."""
+        """Return the name that a user knows: of the Python function, unless an operation in place (`relu_`) ran."""
         return operation if operation.endswith("_") else self.functions[-1] or operation
 
     def finish(self, result: Any) -> None:
-        """Copy what the network returned; that is a read too."""
+        """Copy the tensors that the network returned; returning them counts as reading them."""
         returned = tensors_in(result)
         self._read(map(storage_key, returned), Reader("", ""))
         self.results = [tensor.detach().clone() for tensor in returned]
 
     def mark_held(self) -> None:
-        """Note which outputs outlived the run, in an attribute or a list."""
+        """Note which outputs are still held after the run, such as in an attribute or a list."""
         if any(map(_alive, self.outputs.values())):
-            gc.collect()  # a reference cycle in the network is no holder
+            gc.collect()  # outputs that only a reference cycle keeps alive do not count as held
         for output in self.outputs.values():
             output.held = _alive(output)
 
 
 class _Functions(TorchFunctionMode):
-    """Python's operations on tensors."""
+    """Sees the operations on tensors that Python calls."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -202,7 +209,8 @@ class _Functions(TorchFunctionMode):
         self.watch.functions.append(name)
         try:
             result = func(*args, **(kwargs or {}))
-            # What returns its argument itself (dropout, contiguous) may do nothing; if it does, it dispatches.
+            # A function that returns its argument itself (dropout, contiguous) may do nothing. If it does something,
+            # it dispatches an operation, which _Dispatches sees.
             if not any(result is leaf for leaf in _leaves(args)):
                 self.watch.read(name, (args, kwargs))
             return result
@@ -211,7 +219,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Dispatches(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Operations below Python, whoever calls them."""
+    """Sees the operations on tensors below Python, whatever calls them."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -219,7 +227,7 @@ class _Dispatches(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: torch would load its compiler (more than a second) to wrap `__torch_dispatch__`."""
+        """Return False; else torch would load its compiler, which takes over a second, to wrap `__torch_dispatch__`."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -234,16 +242,16 @@ _INPUT = "its input is the network's input: there is no layer before it"
 
 
 def watch(network: nn.Module, args: Any, kwargs: Any, original: nn.Module) -> Watch:
-    """Run `network(*args, **kwargs)` once and say what it did.
+    """Run `network(*args, **kwargs)` once and return what it did.
 
-    original: the network that `network` is a copy of
+    original: the network of which `network` is a copy
     raises UnfoldableNetwork before an operation touches a tensor of `original`
     """
     seen = Watch(network, set(map(storage_key, own_tensors(original))) - {None})
     seen.makers.update({storage_key(tensor): _INPUT for tensor in _leaves((args, kwargs))})
     with _hooked(network, seen), _Functions(seen), _Dispatches(seen):
         result = network(*args, **kwargs)
-    if seen.escape:  # raised already, and swallowed by the network
+    if seen.escape:  # it was raised, but the network caught it
         raise seen.escape
     seen.finish(result)
     del result
@@ -256,9 +264,10 @@ def _hooked(network: nn.Module, seen: Watch) -> Iterator[None]:
     with ExitStack() as handles:
         for name, module in network.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
-                continue  # has no hooks; its operations are seen all the same, in the module that calls it
+                continue  # it has no hooks; its operations are seen all the same, in the module that calls it
             before, after = _hooks(name, seen)
-            # First in, last out: the user's hooks run inside. `always_call`: a network may catch a module's exception.
+            # Our hooks run before and after all of the user's hooks. With `always_call`, the second one also runs after
+            # an exception, which the network may catch.
             handles.enter_context(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
             handles.enter_context(module.register_forward_hook(after, with_kwargs=True, always_call=True))
         yield
@@ -275,12 +284,12 @@ def _hooks(name: str, seen: Watch) -> tuple[Callable[..., None], Callable[..., N
 
 
 def quoted(name: str) -> str:
-    """A module's name as messages show it; the root has none."""
+    """Return a module's name for a message; the root has no name."""
     return f"'{name}'" if name else "the network itself"
 
 
 def storage_key(tensor: Tensor) -> int | None:
-    """The address of a tensor's storage; None if it has none (sparse, or wrapped by a transform such as vmap)."""
+    """Return the address of a tensor's storage; None if it has none, as when it is sparse or wrapped by vmap."""
     try:
         with torch._C.DisableTorchFunction():
             return int(tensor.untyped_storage()._cdata)
@@ -289,20 +298,20 @@ def storage_key(tensor: Tensor) -> int | None:
 
 
 def own_tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Every parameter and buffer."""
+    """Yield every parameter and buffer of a network."""
     yield from network.parameters()
     yield from network.buffers()
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of nested tuples, lists, dicts and dataclasses, in order."""
-    found = []
+    """Return the tensors in nested tuples, lists, dicts and dataclasses, in order."""
+    tensors = []
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
-            found.append(leaf)
+            tensors.append(leaf)
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_in([getattr(leaf, item.name) for item in dataclasses.fields(leaf)])
-    return found
+            tensors += tensors_in([getattr(leaf, item.name) for item in dataclasses.fields(leaf)])
+    return tensors
 
 
 def _owners(network: nn.Module) -> dict[int | None, set[str]]:
@@ -329,6 +338,6 @@ def _without_values(leaf: Any) -> Any:
 
 
 def _function_name(func: Any) -> str:
-    """The name of an operation; for `tensor.shape`, which is a descriptor's `__get__`, that of the attribute."""
+    """Return the name of an operation; for `tensor.shape`, which is a descriptor's `__get__`, the attribute's name."""
     name = str(getattr(func, "__name__", "an operation"))
     return str(getattr(func.__self__, "__name__", name)) if name == "__get__" else name
