@@ -226,7 +226,11 @@ def test_a_part_is_a_zoo_of_just_these_instances(hub, source, tmp_path, asked, v
 
 def test_a_part_says_what_it_was_cut_from(hub, source, tmp_path):
     commit = add(hub, source)
-    about = read_manifest(pull("me/zoo", tmp_path / "part", split="train", where="accuracy > 0.1")).provenance["cut"]
+    part = pull("me/zoo", tmp_path / "part", split="train", where="accuracy > 0.1")
+    card = (part / "README.md").read_text()
+    assert "| train |" in card
+    assert "| test |" not in card  # the card of the whole zoo has both
+    about = read_manifest(part).provenance["cut"]
     manifest = read_manifest(source)
     assert about == {
         "repo": "me/zoo",
