@@ -28,7 +28,7 @@ from prepkit.tasks.task import Task
 from prepkit.training.engine import choose_engine
 from prepkit.training.plan import plan
 from prepkit.training.spec import Spec, parse_spec
-from prepkit.training.units import Done, train_unit, units_of
+from prepkit.training.units import FinishedUnit, train_unit, units_of
 
 CPU = torch.device("cpu")
 SGD = 'optimizer = "sgd"\nlearning_rate = 0.05\nmomentum = 0.9\nweight_decay = 5e-4'
@@ -55,7 +55,7 @@ precision = "{precision}"
     return parse_spec(text, "benchmark.toml")
 
 
-def ours(spec: Spec, task: Task) -> list[Done]:
+def ours(spec: Spec, task: Task) -> list[FinishedUnit]:
     keep_freed_memory()  # as the command line does
     jobs = plan(spec)
     engine = choose_engine(spec, jobs, CPU)

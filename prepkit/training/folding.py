@@ -1,8 +1,8 @@
-"""Folding the BatchNorms of a whole stack: proved on every instance, watched on one.
+"""Folding the BatchNorms of a whole stack: the first instance is watched, and every instance is checked.
 
-Which BatchNorm goes into which layer is a matter of the architecture, so `prepkit.fusion` finds it out and proves it on
-the first instance. The others take the same formula, and the outputs of each, trained and folded, are compared in
-float64. Shapes: K instances, B inputs.
+Which BatchNorm goes into which layer depends on the architecture alone, so `prepkit.fusion` finds it out and proves it
+on the first instance. The others take the same formula, and for each of them the outputs of the trained and the folded
+network are compared in float64. Shapes: K instances, B inputs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ EXAMPLE_BATCH = 2
 
 
 def fold_stack(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors `[K, *shape]` of the architecture's layout, of K trained networks, in the dtypes they had.
+    """Fold K trained networks into the tensors `[K, *shape]` of the architecture's layout, in the dtypes they had.
 
-    rows: the state dict of each, on the CPU
-    raises UnfoldableNetwork if a BatchNorm cannot be folded, VerificationError if an instance is another function after
+    rows: the state dict of each network, on the CPU
+    raises UnfoldableNetwork if a BatchNorm cannot be folded, VerificationError if folding changes a function
     """
     networks = [loaded(architecture, row) for row in rows]
     fusion = fold(networks[0], architecture.example_input(EXAMPLE_BATCH))
@@ -38,17 +38,17 @@ def fold_stack(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]])
 
 
 def loaded(architecture: Architecture, row: Mapping[str, Tensor]) -> nn.Module:
-    """The trained network in evaluation, in float64."""
+    """The trained network in evaluation mode, in float64."""
     with torch.random.fork_rng(devices=[]):
         network = architecture.build().double().eval()
     names = {id(tensor): name for name, tensor in reversed([*network.named_parameters(), *network.named_buffers()])}
-    own = {name: row[names[id(tensor)]] for name, tensor in network.state_dict(keep_vars=True).items()}  # ties too
+    own = {name: row[names[id(tensor)]] for name, tensor in network.state_dict(keep_vars=True).items()}  # with ties
     network.load_state_dict(own)
     return network.requires_grad_(False)
 
 
 def folded_tensors(network: nn.Module, pairs: Sequence[Folded], architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors of the layout, in float64; a layer that is followed by several BatchNorms takes them in in order."""
+    """The tensors of the layout, in float64; several BatchNorms after one layer are folded into it in their order."""
     state = network.state_dict()
     for pair in pairs:
         layer, norm = network.get_submodule(pair.layer), network.get_submodule(pair.batch_norm)
@@ -59,7 +59,7 @@ def folded_tensors(network: nn.Module, pairs: Sequence[Folded], architecture: Ar
 
 
 def check(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]], folded: Mapping[str, Tensor]) -> None:
-    """Compare each instance before and after, on the same inputs, in float64."""
+    """Raise VerificationError if an instance gives other outputs once it is folded; all is compared in float64."""
     inputs = architecture.example_input(EXAMPLE_BATCH).double()
     trained = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     trained = {name: t.double() if t.is_floating_point() else t for name, t in trained.items()}

@@ -47,7 +47,7 @@ class Parameters:
         return torch.cat([part.index_select(0, index).reshape(-1) for part in self.tensors(flat).values()])
 
     def by_value(self, numbers: Sequence[float]) -> Tensor | float:
-        """One number an instance as one a value `[N]`; as a plain number where all are equal."""
+        """Spread one number per instance over its values, `[N]`; equal numbers give one plain number."""
         if len(set(numbers)) == 1:
             return numbers[0]
         each = torch.tensor(numbers, dtype=self.values.dtype, device=self.values.device)
@@ -55,10 +55,10 @@ class Parameters:
 
 
 class Optimiser(Protocol):
-    """What a stack is trained with.
+    """What updates the parameters of a stack.
 
     state: buffers `[N]` by name, laid out as the parameters are
-    steps: how many were done
+    steps: number of steps that were taken
     """
 
     state: dict[str, Tensor]
@@ -70,9 +70,9 @@ class Optimiser(Protocol):
 
 
 class Rates:
-    """The hyper-parameters of one epoch, one value an instance each.
+    """The hyper-parameters of one epoch.
 
-    learning_rate, weight_decay, momentum: K numbers
+    learning_rate, weight_decay, momentum: K numbers, one per instance
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, parameters: Parameters, rates: Rates) -> None:
-        """m and v are moving averages of g and g squared; p = p - lr m' / (sqrt(v') + eps), ' without start bias."""
+        """p = p - lr m' / (sqrt(v') + eps): moving averages m of g, v of g squared; ' corrects the start's bias."""
         values = parameters.values
         if self.decoupled:
             values.mul_(1 - rates.learning_rate * rates.weight_decay)

@@ -16,9 +16,9 @@ from prepkit.training.hyperparameters import Training
 from prepkit.training.spec import Spec
 
 SEEDS = 2**31
-ATTEMPTS = 101  # the first, and a hundred after divergence
-# Odd, so that multiplying by it modulo SEEDS is one to one; near the golden ratio, so that seeds of neighbours differ
-# in most of their bits.
+ATTEMPTS = 101  # The first attempt, and a hundred after divergence.
+# STRIDE is odd, so that multiplying by it modulo SEEDS is one to one. It is near the golden ratio times SEEDS, so that
+# seeds of neighbours differ in most of their bits.
 STRIDE = 0x4F1BBCDD
 
 
@@ -26,12 +26,12 @@ STRIDE = 0x4F1BBCDD
 class Job:
     """One training run.
 
-    index:       among the jobs of its architecture, from 0
-    split:       of the zoo; None for the teacher
-    seed:        0 <= seed < 2**31, no other job's
-    item:        number of its data set where each instance has one (shapes), from 0, no other job's
+    index:       position among the jobs of its architecture, from 0
+    split:       split of the zoo; None for the teacher
+    seed:        0 <= seed < 2**31; no other job has it
+    item:        number of its data set where each instance has its own (shapes), from 0; no other job has it
     run:         the run's name, such as "lenet_like-00012"
-    kept_epochs: after which epochs weights are stored, the last one is `epochs`; several only in a trajectory
+    kept_epochs: epochs after which weights are stored, ending with `epochs`; several only in a trajectory
     trajectory:  whether ids name the epoch
     """
 
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def id(self) -> str:
-        """The run's name: the id of its one row, or what the ids of a trajectory begin with."""
+        """The run's name: it is the id of the run's one row, and the ids of a trajectory begin with it."""
         return self.run
 
     def id_at(self, epoch: int) -> str:
@@ -65,10 +65,10 @@ class Job:
         return tuple(self.id_at(epoch) for epoch in self.kept_epochs)
 
     def reseeded(self, attempt: int) -> Job:
-        """The job with the seed of another attempt, after it has diverged; no seed of another job at any attempt.
+        """The job with the seed of another attempt, which no attempt of another job has.
 
-        attempt: 0 gives the job itself
-        raises ZooError after 100 attempts: then it is not the seed's fault
+        attempt: how often the job has diverged; 0 gives the job itself
+        raises ZooError after 100 attempts, as then the seed is not to blame
         """
         if not 0 <= attempt < ATTEMPTS:
             raise ZooError(
@@ -79,7 +79,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """All jobs of a zoo: architecture after architecture in ClassId order, by index; and the teacher's."""
 
     jobs: tuple[Job, ...]
@@ -92,9 +92,9 @@ class Plan:
         return {name: tuple(job for job in self.jobs if job.architecture == name) for name in names}
 
     def stacks(self, size_of: Mapping[str, int]) -> tuple[tuple[Job, ...], ...]:
-        """The jobs, without the teacher, in groups that are trained together; each job in one of them.
+        """The jobs, without the teacher's, divided into stacks that are trained together.
 
-        size_of: how many instances of an architecture a stack holds at most
+        size_of: architecture -> how many instances a stack holds at most
         Instances with most epochs come first, so that those of a stack end at about the same time.
         """
         stacks: list[tuple[Job, ...]] = []
@@ -107,31 +107,32 @@ class Plan:
         return tuple(stacks)
 
 
-def plan(spec: Spec) -> Plan:
+def plan(spec: Spec) -> TrainingPlan:
     """The jobs that a spec describes.
 
     raises ZooError if there are more of them than seeds, or than data sets of their own
     """
     counts = {name: sum(spec.instances[name].values()) for name in spec.architectures if name in spec.instances}
     check_counts(spec, counts)
-    runs = networks(spec.architectures)
+    prefixes = run_prefixes(spec.architectures)
     jobs: list[Job] = []
     for name, count in counts.items():
         splits = dealt_splits(spec, name, count)
         for index, (epochs, split) in enumerate(zip(dealt_epochs(spec, name, count), splits, strict=True)):
-            run = f"{runs[name]}-{index:05d}"
+            run = f"{prefixes[name]}-{index:05d}"
             jobs.append(job(spec, name, spec.training[name], index, split, len(jobs), epochs, run))
     teacher = spec.teacher
     if teacher is None:
-        return Plan(tuple(jobs), None)
+        return TrainingPlan(tuple(jobs), None)
     last = teacher.training.epochs.last
-    return Plan(tuple(jobs), job(spec, teacher.architecture, teacher.training, 0, None, len(jobs), last, "teacher"))
+    taught = job(spec, teacher.architecture, teacher.training, 0, None, len(jobs), last, "teacher")
+    return TrainingPlan(tuple(jobs), taught)
 
 
 def job(
     spec: Spec, name: str, training: Training, index: int, split: str | None, item: int, epochs: int, run: str
 ) -> Job:
-    """One job, its hyper-parameters drawn."""
+    """One job with all that is drawn for it."""
     return Job(
         architecture=name,
         index=index,
@@ -149,16 +150,16 @@ def job(
 
 
 def drawn(spec: Spec, what: str, name: str, *numbers: int) -> float:
-    """A number from 0 to below 1 that depends on the spec's seed, what it is for, the architecture and the numbers."""
+    """A number from 0 to below 1 that depends on the spec's seed, its purpose, the architecture and the numbers."""
     seed = stream_seed(f"plan, {what}, {name}", spec.seed, *numbers)
-    return (seed >> (SEED_BITS - 53)) / 2**53  # a double holds 53 bits; more could round up to 1
+    return (seed >> (SEED_BITS - 53)) / 2**53  # A double holds 53 bits; more of them could round up to 1.
 
 
 def seed_of(spec: Spec, name: str, index: int, teacher: bool) -> int:
     """The seed of a job's first attempt.
 
-    Jobs and their attempts are numbered, the teacher after the architectures, and the numbers permuted: no two meet,
-    and a job's seed does not depend on how many others there are.
+    All attempts of all jobs are numbered, the teacher's after those of the architectures, and the numbers permuted: no
+    two attempts share a seed, and a job's seed does not depend on how many other jobs there are.
     """
     place = len(spec.architectures) if teacher else spec.architectures.index(name)
     first = ATTEMPTS * (index * (len(spec.architectures) + 1) + place)
@@ -166,7 +167,7 @@ def seed_of(spec: Spec, name: str, index: int, teacher: bool) -> int:
 
 
 def dealt_epochs(spec: Spec, name: str, count: int) -> list[int]:
-    """The epochs of each instance: all candidates in a drawn order, then all in another order, and so on."""
+    """The epochs of each instance: all candidates in a drawn order, then all of them in another order, and so on."""
     candidates = spec.training[name].epochs.candidates
     dealt: list[int] = []
     for turn in range(-(-count // len(candidates))):
@@ -177,8 +178,8 @@ def dealt_epochs(spec: Spec, name: str, count: int) -> list[int]:
 def dealt_splits(spec: Spec, name: str, count: int) -> list[str]:
     """The split of each instance, exactly as many of each as the spec says.
 
-    Instances are ranked by epochs, and each split's members drawn one out of each of as many equal parts of the ranks:
-    every split has instances of few, some and many epochs.
+    Instances are ranked by epochs, and the ranks divided into as many equal parts as the split has members; each part
+    gives one member. So every split has instances with few, some and many epochs.
     """
     epochs = dealt_epochs(spec, name, count)
     ranked = sorted(range(count), key=lambda index: (epochs[index], drawn(spec, "rank", name, index)))
@@ -191,8 +192,8 @@ def dealt_splits(spec: Spec, name: str, count: int) -> list[str]:
     return [split_of[index] for index in range(count)]
 
 
-def networks(names: tuple[str, ...]) -> dict[str, str]:
-    """What the runs of each architecture begin with: its name before the `@`, or all of it where two would be alike."""
+def run_prefixes(names: tuple[str, ...]) -> dict[str, str]:
+    """How names of runs begin: with the architecture's name before the `@`, or all of it where two would be alike."""
     short = {name: name.partition("@")[0] for name in names}
     return short if len(set(short.values())) == len(names) else {name: name.replace("@", "-") for name in names}
 

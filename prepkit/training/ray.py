@@ -1,4 +1,4 @@
-"""Training units on the workers of a Ray cluster (extra `ray`): each is one task, and a lost worker's is tried again.
+"""Training on a Ray cluster (extra `ray`): each unit is one task, which is tried again if its worker is lost.
 
 A worker trains exactly as this process would: the engine, with its number of threads, is sent along. Results come back
 as units finish, in any order.
@@ -18,12 +18,12 @@ import torch
 from prepkit.errors import PrepkitError, ZooError, counted
 from prepkit.tasks.task import Task
 from prepkit.training.engine import Engine
-from prepkit.training.record import versions
-from prepkit.training.units import Done, Unit, train_unit
+from prepkit.training.provenance import versions
+from prepkit.training.units import FinishedUnit, Unit, train_unit
 
-RETRIES = 3  # of a unit whose worker or machine is lost
-CONNECT_SECONDS = 10.0  # for a cluster's port to answer; Ray itself tries a dead address for ten minutes
-AHEAD = 4  # units in line for each that can run at once: workers never wait, and the driver's memory is bounded
+RETRIES = 3  # A unit whose worker or machine is lost is tried again so many times.
+CONNECT_SECONDS = 10.0  # A cluster's port must answer within this time; Ray itself tries a dead address ten minutes.
+AHEAD = 4  # So many units are queued for each that can run at once: workers never wait, and memory is bounded.
 
 
 class WorkerLost(PrepkitError):
@@ -33,19 +33,19 @@ class WorkerLost(PrepkitError):
 
 
 def on_ray(
-    address: str, units: Sequence[Unit], task: Task, engine: Engine, gpus: float, tell: Callable[[float], None]
-) -> Iterator[Done]:
+    address: str, units: Sequence[Unit], task: Task, engine: Engine, gpus: float, advance: Callable[[float], None]
+) -> Iterator[FinishedUnit]:
     """Train units on a cluster and yield them as they finish.
 
-    address: of the cluster; "auto" for the one that runs here, "local" to start one
-    gpus:    share of a GPU a unit takes, where the engine is of a GPU
-    tell:    called with the work of each unit that is finished
+    address: address of the cluster; "auto" for the one that runs here, "local" to start one
+    gpus:    share of a GPU that a unit takes, if the engine trains on GPUs
+    advance: is called with the work of each unit that is finished
     raises ZooError if there is no such cluster or it has no room for a unit, WorkerLost, and what training raises
     """
     if not units:
         return
     with cluster(address) as ray:
-        needs = needed(engine, gpus)
+        needs = resources_for(engine, gpus)
         room = check_room(ray.cluster_resources(), needs, address)
         train = ray.remote(**needs, max_retries=RETRIES)(train_remotely)
         shared = ray.put(task)
@@ -56,13 +56,13 @@ def on_ray(
                 running[train.remote(unit, shared, engine, versions())] = unit
             (ready,), _ = ray.wait(list(running), num_returns=1)
             unit = running.pop(ready)
-            done = result(ray, ready, unit)
-            tell(unit.work(task))
-            yield done
+            finished = result(ray, ready, unit)
+            advance(unit.work(task))
+            yield finished
 
 
-def train_remotely(unit: Unit, task: Task, engine: Engine, expected: dict[str, str]) -> Done:
-    """What a worker does."""
+def train_remotely(unit: Unit, task: Task, engine: Engine, expected: dict[str, str]) -> FinishedUnit:
+    """Train a unit on a worker; `expected` are the versions of packages in the process that sent it."""
     if versions() != expected:
         raise ZooError(f"a worker has {versions()}, here are {expected}; install the same there.")
     device = torch.device(engine.device)
@@ -71,7 +71,7 @@ def train_remotely(unit: Unit, task: Task, engine: Engine, expected: dict[str, s
 
 @contextmanager
 def cluster(address: str) -> Iterator[Any]:
-    """The module `ray`, connected; what was connected or started here is left or stopped afterwards.
+    """Connect, and give the module `ray`; afterwards leave or stop the cluster that was joined or started here.
 
     raises ZooError if Ray is not installed or there is no cluster
     """
@@ -82,8 +82,8 @@ def cluster(address: str) -> Iterator[Any]:
     connected = ray.is_initialized()
     if not connected:
         try:
-            knock(address)
-            # Only what we say ourselves is for the user's terminal: errors come as exceptions.
+            check_reachable(address)
+            # Ray's own messages would mix with our progress on the terminal; its errors come as exceptions.
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             reason = (str(error).strip().splitlines() or ["no answer"])[0].rstrip(".")
@@ -97,16 +97,16 @@ def cluster(address: str) -> Iterator[Any]:
             ray.shutdown()
 
 
-def knock(address: str) -> None:
-    """Raise OSError unless somebody listens where a cluster is said to be; of "auto" and "local" Ray itself knows."""
+def check_reachable(address: str) -> None:
+    """Raise OSError unless somebody listens at the address of a cluster; "auto" and "local" are left to Ray."""
     place = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address
     host, _, port = place.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal() and int(port) < 2**16:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
-def needed(engine: Engine, gpus: float) -> dict[str, Any]:
-    """The resources that a unit takes."""
+def resources_for(engine: Engine, gpus: float) -> dict[str, Any]:
+    """The resources that a unit takes, as Ray names them."""
     if engine.device == "cuda":
         return {"num_gpus": gpus, "num_cpus": 1}
     return {"num_cpus": engine.threads or 1}
@@ -115,27 +115,27 @@ def needed(engine: Engine, gpus: float) -> dict[str, Any]:
 def check_room(resources: dict[str, float], needs: dict[str, Any], address: str) -> int:
     """How many units the cluster can train at once.
 
-    raises ZooError if it is none: its tasks would wait for ever
+    raises ZooError if there is no room for one, as its task would wait for ever
     """
     has = {"num_cpus": resources.get("CPU", 0.0), "num_gpus": resources.get("GPU", 0.0)}
     room = min(int(has[name] / count) for name, count in needs.items() if count)
     if room < 1:
-        told = ", ".join(f"{count:g} {name.removeprefix('num_')}" for name, count in needs.items())
-        found = ", ".join(f"{has[name]:g} {name.removeprefix('num_')}" for name in needs)
+        taken = ", ".join(f"{count:g} {name.removeprefix('num_')}" for name, count in needs.items())
+        there = ", ".join(f"{has[name]:g} {name.removeprefix('num_')}" for name in needs)
         raise ZooError(
-            f"a unit takes {told}, but the Ray cluster at '{address}' has {found}. Give fewer --threads, a smaller "
+            f"a unit takes {taken}, but the Ray cluster at '{address}' has {there}. Give fewer --threads, a smaller "
             "share of a GPU with --gpus, or another cluster."
         )
     return room
 
 
-def result(ray: Any, ready: Any, unit: Unit) -> Done:
-    """What a task returned.
+def result(ray: Any, ready: Any, unit: Unit) -> FinishedUnit:
+    """The unit that a task returned.
 
-    raises its error as it was, WorkerLost if it never came to an end
+    raises the task's own error if it failed, WorkerLost if it never ended
     """
     try:
-        done: Done = ray.get(ready)
+        finished: FinishedUnit = ray.get(ready)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         raise cause from None
@@ -145,4 +145,4 @@ def result(ray: Any, ready: Any, unit: Unit) -> Done:
             f"{unit.jobs[0].run} and {counted(len(unit.jobs) - 1, 'other')}: the worker was lost {RETRIES + 1} times "
             f"({reason}). What is finished is kept; run the same command to go on."
         ) from None
-    return done
+    return finished

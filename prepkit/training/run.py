@@ -4,10 +4,10 @@ The plan says which jobs there are, the engine which of them make a unit, and th
 zoo. Units may finish in any order: one that is early waits on the disk until its predecessors are there. So a zoo is
 the same whoever trained which unit, and however often that was interrupted. Until the zoo is finished its working
 folder holds
-    training/record.json              what was begun (record.py)
-    training/unit-<n>.safetensors     a unit on its way (units.py)
-    training/done-<n>.safetensors     a finished one that waits (spool.py)
-    training/told.jsonl               attempts that diverged, how the teacher turned out
+    training/record.json              spec, sizes and engine of the training (provenance.py)
+    training/unit-<n>.safetensors     the state of a unit that is being trained (units.py)
+    training/done-<n>.safetensors     a finished unit that waits (spool.py)
+    training/told.jsonl               facts known only while training: attempts that diverged, the teacher's accuracy
 """
 
 from __future__ import annotations
@@ -28,24 +28,30 @@ from prepkit.progress import Progress
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
 from prepkit.training.engine import Engine, choose_engine
-from prepkit.training.plan import Job, Plan, plan
-from prepkit.training.record import Record, begun, check_engine, check_same, training_folder
+from prepkit.training.plan import Job, TrainingPlan, plan
+from prepkit.training.provenance import (
+    Provenance,
+    check_engine,
+    check_same_training,
+    read_provenance,
+    training_folder,
+)
 from prepkit.training.spec import Spec, load_spec
 from prepkit.training.spool import done_file, load_done, save_done
-from prepkit.training.units import Done, Unit, train_unit, units_of
+from prepkit.training.units import FinishedUnit, Unit, train_unit, units_of
 from prepkit.zoo.card.card import README, write_card
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.write.writer import ZooWriter
 
-Executor = Callable[[list[Unit]], Iterator[Done]]
+Executor = Callable[[list[Unit]], Iterator[FinishedUnit]]
 
 
 @dataclass(frozen=True)
 class Trained:
     """What `train_zoo` did.
 
-    instances: in the zoo
-    diverged:  attempts that were given up and replaced
+    instances: number of instances in the zoo
+    diverged:  number of attempts that were given up and replaced
     """
 
     path: Path
@@ -74,10 +80,10 @@ def train_zoo(
     path:      the zoo's folder: new, empty, or of this training when it was interrupted
     device:    "cpu", "cuda", "cuda:1" or "mps"; None and "auto" are a GPU if there is one
     stack:     instances trained at once, in place of the choice that is made for the device
-    threads:   of the CPU a unit takes; torch's own number if missing
+    threads:   CPU threads of a unit; torch's own number if missing
     data:      folder of the task's data, where the task needs one
-    instances: of each architecture and split, for a trial run
-    epochs:    at most so many, for a trial run
+    instances: number of instances of each architecture and split, for a trial run
+    epochs:    largest number of epochs, for a trial run
     ray:       address of a Ray cluster whose workers train, "auto" for the running one, "local" to start one here
     gpus:      share of a GPU a unit takes on Ray
     raises ZooError, RegistryError, InvalidShape or DeviceError for what cannot be used; DataMissing
@@ -87,20 +93,20 @@ def train_zoo(
     root = Path(path)
     if (root / MANIFEST).exists():
         if not (root / README).exists() and (read_manifest(root).provenance or {}).get("spec") == loaded.text:
-            write_card(root)  # it was killed in between
+            write_card(root)  # A kill came between the zoo and its card.
         raise ZooError(f"'{root}' holds a finished zoo; name another folder.")
-    record, where = begun(root), choose_device(device)
-    if record is not None:
-        check_same(record, loaded, None if device in (None, "auto") else where, root)
-        where = where if where.type == record.engine.device else torch.device(record.engine.device)
+    provenance, where = read_provenance(root), choose_device(device)
+    if provenance is not None:
+        check_same_training(provenance, loaded, None if device in (None, "auto") else where, root)
+        where = where if where.type == provenance.engine.device else torch.device(provenance.engine.device)
     task = load_task(loaded.task, None if data is None else Path(data))
     check_fit(loaded, task)
     jobs = plan(loaded)
     engine = choose_engine(loaded, jobs, where, stack, threads)
-    if record is not None:
-        check_engine(record, engine, stack, threads, root)
-        engine = record.engine
-    record = record or Record.of(loaded, engine, where)
+    if provenance is not None:
+        check_engine(provenance, engine, stack, threads, root)
+        engine = provenance.engine
+    provenance = provenance or Provenance.of(loaded, engine, where)
     with ZooWriter(
         root,
         width=loaded.width,
@@ -109,78 +115,81 @@ def train_zoo(
         registry=registry_of(loaded),
         task=task.record,
         license=loaded.license,
-        provenance=record.provenance,
+        provenance=provenance.to_dict(),
         resume=True,
     ) as writer:
-        record.write(root)
-        run = Run(writer, loaded, jobs, engine, progress or Progress())
-        run.train(executor(task, engine, where, run, ray, gpus), task)
+        provenance.write(root)
+        training = ZooTraining(writer, loaded, jobs, engine, progress or Progress())
+        training.train(executor(task, engine, where, training, ray, gpus), task)
     write_card(root)
-    return Trained(root, len(writer), len(run.told.diverged), engine)
+    return Trained(root, len(writer), len(training.log.diverged), engine)
 
 
-class Run:
-    """The training of one zoo: what is left, what is finished, and putting it in order."""
+class ZooTraining:
+    """Has the units of one zoo trained, and writes them in the zoo's order.
 
-    def __init__(self, writer: ZooWriter, spec: Spec, jobs: Plan, engine: Engine, progress: Progress) -> None:
+    left: units that are not in the zoo yet
+    """
+
+    def __init__(self, writer: ZooWriter, spec: Spec, jobs: TrainingPlan, engine: Engine, progress: Progress) -> None:
         self.writer, self.progress = writer, progress
         self.folder = training_folder(writer.root)
-        self.told = Told(self.folder / "told.jsonl")
+        self.log = TrainingLog(self.folder / "told.jsonl")
         units = units_of(spec, jobs, engine)
-        self.of = sum(len(unit.ids) for unit in units)
+        self.instances = sum(len(unit.ids) for unit in units)
         self.left = [unit for unit in units if not writer.finished_ids.issuperset(unit.ids)]
         self.teacher = teacher_unit(spec, jobs.teacher, len(units))
 
     def train(self, execute: Executor, task: Task) -> None:
-        """Train what is left, and write it in the order of the zoo."""
+        """Train the units that are left, and write them in the order of the zoo."""
         waiting = [unit for unit in self.left if done_file(self.folder, unit).exists()]
         due = [unit for unit in self.left if unit not in waiting]
         if self.teacher is not None and not self.writer.has_teacher:
             due.insert(0, self.teacher)
         self.progress.begin(sum(unit.work(task) for unit in due), text=self._finished)
         self._write_waiting()
-        for done in execute(due):
-            self._take(done)
-        teacher = {} if self.told.teacher is None else {"teacher": self.told.teacher}
-        self.writer.provenance |= {"diverged": self.told.diverged, **teacher}
+        for finished in execute(due):
+            self._take(finished)
+        teacher = {} if self.log.teacher is None else {"teacher": self.log.teacher}
+        self.writer.provenance |= {"diverged": self.log.diverged, **teacher}
 
     @property
     def _finished(self) -> str:
-        return f"{len(self.writer)}/{counted(self.of, 'instance')}"
+        return f"{len(self.writer)}/{counted(self.instances, 'instance')}"
 
-    def _take(self, done: Done) -> None:
-        for gone in done.diverged:
-            self.told.add({"diverged": asdict(gone)})
-            self.progress.say(f"note: {gone.run} diverged with seed {gone.seed} after epoch {gone.epoch}: replaced.")
-        if done.unit == self.teacher:
-            columns = {name: values[0] for name, values in done.rows.columns.items() if name != "run"}
-            self.told.add({"teacher": columns})
-            tensors = {name: tensor[0] for name, tensor in done.rows.tensors.items()}
-            self.writer.set_teacher(tensors, architecture(done.unit.architecture))
-        elif done.unit == self.left[0]:
-            self._write(done)
+    def _take(self, finished: FinishedUnit) -> None:
+        unit, rows = finished.unit, finished.rows
+        for attempt in finished.diverged:
+            self.log.add({"diverged": asdict(attempt)})
+            place = f"with seed {attempt.seed} after epoch {attempt.epoch}"
+            self.progress.say(f"note: {attempt.run} diverged {place}: replaced.")
+        if unit == self.teacher:
+            self.log.add({"teacher": {name: values[0] for name, values in rows.columns.items() if name != "run"}})
+            self.writer.set_teacher({name: tensor[0] for name, tensor in rows.tensors.items()}, unit.architecture)
+        elif unit == self.left[0]:
+            self._write(finished)
             self._write_waiting()
         else:
-            save_done(done, self.folder)
-        (self.folder / f"{done.unit.name}.safetensors").unlink(missing_ok=True)
+            save_done(finished, self.folder)
+        (self.folder / f"{unit.name}.safetensors").unlink(missing_ok=True)
 
     def _write_waiting(self) -> None:
-        while self.left and (done := load_done(self.left[0], self.folder)):
-            self._write(done)
+        while self.left and (finished := load_done(self.left[0], self.folder)):
+            self._write(finished)
 
-    def _write(self, done: Done) -> None:
-        rows = done.rows
-        known = architecture(done.unit.architecture)
-        self.writer.add_stack(rows.tensors, architecture=known, ids=rows.ids, split=rows.splits, **rows.columns)
-        done_file(self.folder, done.unit).unlink(missing_ok=True)
+    def _write(self, finished: FinishedUnit) -> None:
+        unit, rows = finished.unit, finished.rows
+        ids, splits = rows.ids, rows.splits
+        self.writer.add_stack(rows.tensors, architecture=unit.architecture, ids=ids, split=splits, **rows.columns)
+        done_file(self.folder, unit).unlink(missing_ok=True)
         self.left.pop(0)
         accuracies = rows.columns.get("accuracy", [])
         last = f", accuracy {sum(accuracies) / len(accuracies):.3f} in the last stack" if accuracies else ""
         self.progress.advance(0.0, f"{self._finished}{last}")
 
 
-class Told:
-    """What only training knows, and the zoo or the bar tells later; appended to a file, which survives a kill.
+class TrainingLog:
+    """Facts known only while training, appended to a file so that they survive a kill.
 
     raises ZooError if the file is damaged
     """
@@ -188,16 +197,16 @@ class Told:
     def __init__(self, file: Path) -> None:
         self.file = file
         content = file.read_bytes() if file.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:  # a kill cut the last line; what follows must not be joined to it
-            os.truncate(file, len(whole))
+        complete = content[: content.rfind(b"\n") + 1]
+        if complete != content:  # A kill cut the last line; what follows must not be joined to it.
+            os.truncate(file, len(complete))
         try:
-            self.entries: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+            self.entries: list[dict[str, Any]] = [json.loads(line) for line in complete.splitlines()]
         except ValueError as error:
             raise ZooError(f"{file}: is damaged: {error}. Delete '{file.parents[2]}' and train it again.") from None
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Keep an entry, once: a unit that was killed after it is trained, and tells it, again."""
+        """Append an entry, unless it is there: a unit that was killed after its entry is trained again."""
         if entry not in self.entries:
             self.entries.append(entry)
             with open(self.file, "a", encoding="utf-8") as file:
@@ -205,30 +214,35 @@ class Told:
 
     @property
     def diverged(self) -> list[dict[str, Any]]:
-        """The attempts that were given up, in an order that does not depend on who was first."""
-        gone = [entry["diverged"] for entry in self.entries if "diverged" in entry]
-        return sorted(gone, key=lambda entry: (entry["run"], entry["epoch"], entry["seed"]))
+        """The attempts that were given up, in an order that does not depend on who finished first."""
+        attempts = [entry["diverged"] for entry in self.entries if "diverged" in entry]
+        return sorted(attempts, key=lambda entry: (entry["run"], entry["epoch"], entry["seed"]))
 
     @property
     def teacher(self) -> dict[str, Any] | None:
-        """The columns of the teacher; of the last one, as a kill may have come between telling and keeping it."""
-        told = [entry["teacher"] for entry in self.entries if "teacher" in entry]
-        return told[-1] if told else None
+        """The columns of the teacher; those that were added last, as a kill may have had it trained twice."""
+        teachers = [entry["teacher"] for entry in self.entries if "teacher" in entry]
+        return teachers[-1] if teachers else None
 
 
-def executor(task: Task, engine: Engine, device: torch.device, run: Run, ray: str | None, gpus: float) -> Executor:
-    """Who trains units: this process, one after another, or the workers of a Ray cluster."""
+def executor(
+    task: Task, engine: Engine, device: torch.device, training: ZooTraining, ray: str | None, gpus: float
+) -> Executor:
+    """The function that trains units: in this process, one after another, or on the workers of a Ray cluster."""
+    advance = training.progress.advance
     if ray is not None:
         from prepkit.training.ray import on_ray
 
-        return lambda units: on_ray(ray, units, task, engine, gpus, run.progress.advance)
+        return lambda units: on_ray(ray, units, task, engine, gpus, advance)
     here = task.to(device)
-    return lambda units: (train_unit(unit, here, engine, device, run.folder, run.progress.advance) for unit in units)
+    return lambda units: (train_unit(unit, here, engine, device, training.folder, advance) for unit in units)
 
 
 def teacher_unit(spec: Spec, job: Job | None, number: int) -> Unit | None:
     """The unit of the one network that is trained as a teacher."""
-    return None if job is None or spec.teacher is None else Unit(number, (job,), spec.teacher.training)
+    if job is None or spec.teacher is None:
+        return None
+    return Unit(number, architecture(job.architecture), (job,), spec.teacher.training)
 
 
 def registry_of(spec: Spec) -> Registry:
@@ -245,9 +259,9 @@ def check_fit(spec: Spec, task: Task) -> None:
     for name in names:
         known = architecture(name)
         if known.input_shape != task.input_shape:
-            took, given = ("x".join(map(str, shape)) for shape in (known.input_shape, task.input_shape))
+            asked, given = ("x".join(map(str, shape)) for shape in (known.input_shape, task.input_shape))
             raise ZooError(
-                f"{spec.name}, architectures: {name} takes inputs of {took}, but those of the task are {given}."
+                f"{spec.name}, architectures: {name} takes inputs of {asked}, but those of the task are {given}."
             )
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             outputs = known.build().eval()(known.example_input(1)).shape[-1]

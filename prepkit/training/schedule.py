@@ -1,4 +1,4 @@
-"""The learning rate over time: what a schedule multiplies it by, epoch by epoch."""
+"""How a schedule changes the learning rate from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from prepkit.training.values import Schedule
 
 
 def factor(schedule: Schedule, epoch: int, epochs: int) -> float:
-    """What the learning rate is multiplied by in an epoch.
+    """The factor of the learning rate in an epoch.
 
     epoch:  counted from 0, below `epochs`
-    epochs: of the instance's whole training
+    epochs: number of epochs of the instance's whole training
+
     constant:    1
-    step:        `factor` once for each place that the epoch has reached
-    cosine:      from 1 in the first epoch towards 0 after the last (Loshchilov and Hutter, 2017, without restarts)
-    exponential: `factor` once for each `every` epochs that are over
+    step:        `factor` to the power of how many places of `at` the epoch has reached
+    cosine:      falls from 1 in the first epoch to 0 after the last (Loshchilov and Hutter, 2017, without restarts)
+    exponential: `factor` to the power of how often `every` epochs are over
     """
     if schedule.kind == "step":
         return schedule.factor ** sum(epoch >= first_epoch(place, epochs) for place in schedule.at)
@@ -28,11 +29,11 @@ def factor(schedule: Schedule, epoch: int, epochs: int) -> float:
 
 
 def first_epoch(place: float, epochs: int) -> int:
-    """The first epoch, counted from 0, before which a place of a step schedule has been passed.
+    """The first epoch, counted from 0, that has reached a place of a step schedule.
 
-    place: epochs if a whole number, else a share of all epochs
+    place: an epoch if it is a whole number, else a share of all epochs
     """
     if isinstance(place, int):
         return place
-    # The share as it was written in decimals: 0.55 of 20 epochs is 11, but 0.55 * 20 is above it and would round to 12.
+    # The share is taken as it was written, in decimals: 0.55 of 20 epochs is 11, but 0.55 * 20 would round up to 12.
     return math.ceil(Fraction(str(place)) * epochs)

@@ -1,4 +1,4 @@
-"""Finished rows on the disk, until those that stand before them in the zoo are finished too."""
+"""Finished units that wait on the disk until all units before them in the zoo are finished too."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from prepkit.errors import ZooError
 from prepkit.files import replacing
 from prepkit.training.results import Rows
 from prepkit.training.stack import Diverged
-from prepkit.training.units import Done, Unit
+from prepkit.training.units import FinishedUnit, Unit
 
 
 def done_file(folder: Path, unit: Unit) -> Path:
-    """Where a finished unit waits."""
+    """The file in which a finished unit waits."""
     return folder / f"done-{unit.number:05d}.safetensors"
 
 
-def save_done(done: Done, folder: Path) -> None:
+def save_done(finished: FinishedUnit, folder: Path) -> None:
     """Write a finished unit, whole or not at all; raises OutputError."""
     from safetensors.torch import save_file
 
-    rows = done.rows
+    rows = finished.rows
     facts = {"ids": rows.ids, "splits": rows.splits, "columns": rows.columns}
-    facts["diverged"] = [asdict(gone) for gone in done.diverged]
-    with replacing(done_file(folder, done.unit), overwrite=True) as path:
-        save_file({name: tensor.contiguous() for name, tensor in rows.tensors.items()}, path, _packed(facts))
+    facts["diverged"] = [asdict(attempt) for attempt in finished.diverged]
+    with replacing(done_file(folder, finished.unit), overwrite=True) as path:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in rows.tensors.items()}, path, {"facts": json.dumps(facts)}
+        )
 
 
-def load_done(unit: Unit, folder: Path) -> Done | None:
+def load_done(unit: Unit, folder: Path) -> FinishedUnit | None:
     """The finished unit that waits; None if there is none.
 
     raises ZooError if its file is damaged
@@ -44,12 +46,8 @@ def load_done(unit: Unit, folder: Path) -> Done | None:
             facts = json.loads(opened.metadata()["facts"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
         if tuple(facts["ids"]) != unit.ids:
-            raise ZooError("it is of other instances")
+            raise ZooError("it holds other instances")
         rows = Rows(facts["ids"], facts["splits"], tensors, facts["columns"])
-        return Done(unit, rows, [Diverged(**gone) for gone in facts["diverged"]])
+        return FinishedUnit(unit, rows, [Diverged(**attempt) for attempt in facts["diverged"]])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ZooError(f"{file}: cannot be read: {error}. Delete it to train its instances anew.") from None
-
-
-def _packed(facts: dict[str, object]) -> dict[str, str]:
-    return {"facts": json.dumps(facts)}

@@ -11,7 +11,7 @@ from prepkit.errors import ZooError
 from prepkit.families.registry import architecture
 from prepkit.running.instances import activation_bytes
 from prepkit.training import engine
-from prepkit.training.engine import MOST_ON_GPU, STACK_ON_CPU, Engine, choose_engine, rule
+from prepkit.training.engine import MOST_ON_GPU, STACK_ON_CPU, Engine, choose_engine, stack_size_for
 from prepkit.training.plan import plan
 from prepkit.training.spec import load_spec
 
@@ -51,10 +51,10 @@ def test_what_fills_a_cpu_is_trained_one_after_another():
 def test_the_batch_size_counts():
     training = load_spec("cifar10_single").training["resnet8@cifar10"]
     assert training.batch_size == 128
-    assert rule("resnet8@cifar10", training, CPU) == 1
-    assert rule("resnet8@digits", training, CPU) == STACK_ON_CPU
+    assert stack_size_for(architecture("resnet8@cifar10"), training, CPU) == 1
+    assert stack_size_for(architecture("resnet8@digits"), training, CPU) == STACK_ON_CPU
     few = type(training)(**{**vars(training), "batch_size": 5})
-    assert rule("resnet8@cifar10", few, CPU) == STACK_ON_CPU
+    assert stack_size_for(architecture("resnet8@cifar10"), few, CPU) == STACK_ON_CPU
 
 
 @pytest.mark.parametrize(("gigabytes", "limited"), [(8, True), (1000, False)])
@@ -62,7 +62,7 @@ def test_on_a_gpu_memory_decides(monkeypatch, gigabytes, limited):
     properties = SimpleNamespace(total_memory=gigabytes * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     training = load_spec("cifar10_single").training["resnet8@cifar10"]
-    found = rule("resnet8@cifar10", training, CUDA)
+    found = stack_size_for(architecture("resnet8@cifar10"), training, CUDA)
     needed = activation_bytes(architecture("resnet8@cifar10"), 128) * 2
     if limited:
         assert 1 < found < MOST_ON_GPU
@@ -73,7 +73,10 @@ def test_on_a_gpu_memory_decides(monkeypatch, gigabytes, limited):
 
 def test_one_instance_is_trained_on_a_gpu_however_little_memory_it_has(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=10))
-    assert rule("resnet8@cifar10", load_spec("cifar10_single").training["resnet8@cifar10"], CUDA) == 1
+    assert (
+        stack_size_for(architecture("resnet8@cifar10"), load_spec("cifar10_single").training["resnet8@cifar10"], CUDA)
+        == 1
+    )
 
 
 def test_the_record_of_a_gpu_names_no_threads(monkeypatch):

@@ -47,8 +47,8 @@ def test_jobs_come_by_class_id_and_index_with_their_names():
 
 
 def test_runs_have_their_datasets_name_where_two_would_be_alike():
-    assert planning.networks(("a@x", "b@x")) == {"a@x": "a", "b@x": "b"}
-    assert planning.networks(("a@x", "a@y")) == {"a@x": "a-x", "a@y": "a-y"}
+    assert planning.run_prefixes(("a@x", "b@x")) == {"a@x": "a", "b@x": "b"}
+    assert planning.run_prefixes(("a@x", "a@y")) == {"a@x": "a-x", "a@y": "a-y"}
 
 
 def test_the_teacher_is_a_job_beside_the_others():

@@ -25,7 +25,7 @@ from prepkit.errors import ZooError
 from prepkit.tasks import load_task
 from prepkit.training.engine import Engine, choose_engine
 from prepkit.training.plan import plan
-from prepkit.training.ray import RETRIES, WorkerLost, check_room, needed, on_ray
+from prepkit.training.ray import RETRIES, WorkerLost, check_room, on_ray, resources_for
 from prepkit.training.run import train_zoo
 from prepkit.training.units import units_of
 
@@ -61,13 +61,13 @@ def trained(folder, text=LAST, **options):
 
 def test_what_a_unit_takes_and_how_many_there_is_room_for():
     on_gpu = Engine("cuda", None, {})
-    assert needed(on_gpu, 0.25) == {"num_gpus": 0.25, "num_cpus": 1}
-    assert needed(Engine("cpu", 4, {}), 1.0) == {"num_cpus": 4}
-    assert check_room({"CPU": 64.0, "GPU": 2.0}, needed(on_gpu, 0.25), "auto") == 8
-    assert check_room({"CPU": 3.0, "GPU": 2.0}, needed(on_gpu, 0.25), "auto") == 3
+    assert resources_for(on_gpu, 0.25) == {"num_gpus": 0.25, "num_cpus": 1}
+    assert resources_for(Engine("cpu", 4, {}), 1.0) == {"num_cpus": 4}
+    assert check_room({"CPU": 64.0, "GPU": 2.0}, resources_for(on_gpu, 0.25), "auto") == 8
+    assert check_room({"CPU": 3.0, "GPU": 2.0}, resources_for(on_gpu, 0.25), "auto") == 3
     assert check_room({"CPU": 9.0}, {"num_cpus": 4}, "auto") == 2
     with pytest.raises(ZooError, match=r"takes 0\.25 gpus, 1 cpus, but the Ray cluster at 'auto' has 0 gpus, 8 c"):
-        check_room({"CPU": 8.0}, needed(on_gpu, 0.25), "auto")
+        check_room({"CPU": 8.0}, resources_for(on_gpu, 0.25), "auto")
 
 
 def test_ray_that_is_not_installed(monkeypatch):

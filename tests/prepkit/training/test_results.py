@@ -12,7 +12,7 @@ from prepkit.running.instances import runner
 from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job
 from prepkit.training.results import rows_of
-from prepkit.training.stack import Setting, Snapshot, Stack
+from prepkit.training.stack import Snapshot, Stack, StackSetup
 from prepkit.training.values import Epochs, Range, Schedule
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def job(architecture, index, **changes):
 
 def trained(name, training, task, jobs, stacked=True, stack=2):
     known = prepkit.architecture(name)
-    setting = Setting(known, training, task, runner(known, False, stacked, CPU), CPU, stack)
+    setting = StackSetup(known, training, task, runner(known, False, stacked, CPU), CPU, stack)
     made = Stack(setting, jobs)
     made.run()
     return made, rows_of(setting, made.jobs, made.snapshots)
@@ -150,7 +150,7 @@ def test_the_rows_of_trajectories_come_job_by_job(digits):
 
 def test_the_seed_is_that_of_the_attempt_that_was_kept(digits):
     known = prepkit.architecture("lenet_like@digits")
-    setting = Setting(known, SGD, digits, runner(known, False, True, CPU), CPU, 2)
+    setting = StackSetup(known, SGD, digits, runner(known, False, True, CPU), CPU, 2)
     again = job(known.name, 0).reseeded(3)
     shot = Snapshot(0, 2, dict(known.build().requires_grad_(False).state_dict()))
     assert rows_of(setting, [again], [shot]).columns["seed"] == [again.seed] != [70]
@@ -158,7 +158,7 @@ def test_the_seed_is_that_of_the_attempt_that_was_kept(digits):
 
 def test_the_epoch_is_that_of_the_best_weights(digits):
     known = prepkit.architecture("lenet_like@digits")
-    setting = Setting(known, SGD, digits, runner(known, False, True, CPU), CPU, 2)
+    setting = StackSetup(known, SGD, digits, runner(known, False, True, CPU), CPU, 2)
     shot = Snapshot(0, 1, dict(known.build().requires_grad_(False).state_dict()))
     rows = rows_of(setting, [job(known.name, 0)], [shot])
     assert (rows.ids, rows.columns["epoch"], rows.columns["epochs"]) == (["run-00000"], [1], [2])

@@ -19,7 +19,7 @@ from prepkit.errors import DeviceError, ZooError
 from prepkit.progress import Progress
 from prepkit.training import run as running
 from prepkit.training.plan import STRIDE, plan
-from prepkit.training.run import Told, train_zoo
+from prepkit.training.run import TrainingLog, train_zoo
 from prepkit.training.spec import load_spec
 from prepkit.training.stack import Stack
 from prepkit.training.units import train_unit
@@ -526,7 +526,7 @@ def test_a_device_that_is_not_there(tmp_path, name):
 
 
 def test_of_a_teacher_trained_twice_the_last_counts(tmp_path):
-    told = Told(tmp_path / "told.jsonl")
+    told = TrainingLog(tmp_path / "told.jsonl")
     for accuracy in (0.5, 0.75):
         told.add({"teacher": {"accuracy": accuracy}})
-    assert Told(told.file).teacher == {"accuracy": 0.75}
+    assert TrainingLog(told.file).teacher == {"accuracy": 0.75}

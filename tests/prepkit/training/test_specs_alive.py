@@ -14,12 +14,12 @@ from torch.nn.functional import cross_entropy
 import prepkit
 from prepkit.running.instances import runner
 from prepkit.tasks.task import Batch
-from prepkit.training.engine import rule
+from prepkit.training.engine import stack_size_for
 from prepkit.training.folding import fold_stack
 from prepkit.training.plan import Job
 from prepkit.training.schedule import factor
 from prepkit.training.spec import load_spec, spec_names
-from prepkit.training.stack import Setting, Stack, fresh_tensors
+from prepkit.training.stack import Stack, StackSetup, fresh_tensors
 from prepkit.training.values import CONSTANT, Epochs, Keep
 
 CPU = torch.device("cpu")
@@ -73,10 +73,10 @@ def step(name, training):
     """The architecture, and what one step leaves of one instance. Specs that train a network alike share it."""
     known = prepkit.architecture(name)
     task = Synthetic(known.input_shape, known.build_folded()(known.example_input()).shape[-1])
-    stacked = rule(name, training, CPU) > 1
+    stacked = stack_size_for(known, training, CPU) > 1
     rate, momentum, decay = (r.at(0.5) for r in (training.learning_rate, training.momentum, training.weight_decay))
     job = Job(name, 0, "train", 1, 0, 1, rate, momentum, decay, run="run", kept_epochs=(1,))
-    setting = Setting(known, training, task, runner(known, False, stacked, CPU), CPU)
+    setting = StackSetup(known, training, task, runner(known, False, stacked, CPU), CPU)
     before, _ = fresh_tensors(setting, [job.seed])
     stack = Stack(setting, [job])
     stack.run()

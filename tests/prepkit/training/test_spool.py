@@ -10,7 +10,7 @@ from prepkit.training.plan import plan
 from prepkit.training.results import Rows
 from prepkit.training.spool import done_file, load_done, save_done
 from prepkit.training.stack import Diverged
-from prepkit.training.units import Done, units_of
+from prepkit.training.units import FinishedUnit, units_of
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def done():
     wide = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
     tensors = {"w": wide.transpose(1, 2), "b": torch.tensor([float("nan"), -0.0]), "n": torch.tensor([1, 2])}
     columns = {"accuracy": [0.1 + 0.2, 1e-300], "seed": [2**31 - 1, 0], "optimizer": ["sgd", "é"], "loss": [None, 3.0]}
-    return Done(unit, Rows(list(unit.ids), ["train", None], tensors, columns), [Diverged("x", 3, 1)])
+    return FinishedUnit(unit, Rows(list(unit.ids), ["train", None], tensors, columns), [Diverged("x", 3, 1)])
 
 
 def test_it_comes_back_as_it_was(tmp_path, done):
@@ -62,5 +62,5 @@ def test_a_file_of_other_instances_is_told(tmp_path, done):
     found = spec()
     other = units_of(found, plan(found), Engine("cpu", 1, dict.fromkeys(found.architectures, 2)))[1]
     done_file(tmp_path, done.unit).rename(done_file(tmp_path, other))
-    with pytest.raises(ZooError, match="it is of other instances"):
+    with pytest.raises(ZooError, match="it holds other instances"):
         load_done(other, tmp_path)

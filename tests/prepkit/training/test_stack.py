@@ -18,7 +18,7 @@ from prepkit.running.instances import is_stackable, runner
 from prepkit.tasks.task import Batch
 from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job
-from prepkit.training.stack import Diverged, Setting, Stack, stacked
+from prepkit.training.stack import Diverged, Stack, StackSetup, stacked
 from prepkit.training.values import Epochs, Keep, Range, Schedule
 
 CPU = torch.device("cpu")
@@ -95,12 +95,12 @@ def jobs(architecture: str, count: int, epochs: Sequence[int] = (3,), **changes:
 
 def setting(
     name: str, own: Training, stacked: bool = True, dtype: torch.dtype = torch.float64, task: type[Noise] = Noise
-) -> Setting:
+) -> StackSetup:
     known = prepkit.architecture(name)
-    return Setting(known, own, task(dtype), runner(known, False, stacked, CPU), CPU, stack=4, dtype=dtype)
+    return StackSetup(known, own, task(dtype), runner(known, False, stacked, CPU), CPU, stack=4, dtype=dtype)
 
 
-def trained(own: Setting, all_jobs: Sequence[Job]) -> Stack:
+def trained(own: StackSetup, all_jobs: Sequence[Job]) -> Stack:
     stack = Stack(own, all_jobs)
     stack.run()
     return stack
@@ -333,7 +333,7 @@ def saved(stack: Stack) -> tuple[dict[str, Tensor], str]:
     return {name: tensor.clone() for name, tensor in tensors.items()}, json.dumps(facts)
 
 
-def resumed(own: Setting, all_jobs: Sequence[Job], state: tuple[dict[str, Tensor], str]) -> Stack:
+def resumed(own: StackSetup, all_jobs: Sequence[Job], state: tuple[dict[str, Tensor], str]) -> Stack:
     stack = Stack(own, all_jobs)
     stack.restore(state[0], json.loads(state[1]))
     return stack
@@ -443,7 +443,9 @@ class Odd(nn.Module):
 def test_a_third_partys_network_is_trained_as_by_the_loop(kind: str) -> None:
     known = architecture_from_callable(f"{__name__}:Odd", (1, 8, 8))
     own, all_jobs = TRAININGS[kind], jobs(known.name, 2, learning_rate=0.01)
-    made = trained(Setting(known, own, Noise(), runner(known, False, False, CPU), CPU, dtype=torch.float64), all_jobs)
+    made = trained(
+        StackSetup(known, own, Noise(), runner(known, False, False, CPU), CPU, dtype=torch.float64), all_jobs
+    )
     for shot, job in zip(made.snapshots, all_jobs, strict=True):
         expected = alone(known, own, job, Noise())
         found = {**shot.tensors, "second.weight": shot.tensors["first.weight"]}
@@ -456,7 +458,7 @@ def test_a_third_partys_network_is_trained_as_by_the_loop(kind: str) -> None:
 def test_a_network_with_dropout_depends_on_its_seed_alone() -> None:
     known = architecture_from_callable(f"{__name__}:Dropping", (1, 8, 8))
     assert not is_stackable(known, folded=False)
-    own = Setting(known, training(), Noise(), runner(known, False, False, CPU), CPU, dtype=torch.float64)
+    own = StackSetup(known, training(), Noise(), runner(known, False, False, CPU), CPU, dtype=torch.float64)
     (job, other) = jobs(known.name, 2)
     results = []
     for seed in (1, 2):
@@ -484,7 +486,7 @@ def test_dropout_drops_other_values_in_each_epoch() -> None:
             drops.append(outputs.detach().clone())
             return super().losses(outputs, targets)
 
-    own = Setting(known, training(), Watched(), runner(known, False, False, CPU), CPU, dtype=torch.float64)
+    own = StackSetup(known, training(), Watched(), runner(known, False, False, CPU), CPU, dtype=torch.float64)
     trained(own, jobs(known.name, 1, epochs=(2,), learning_rate=1e-30, weight_decay=0.0))
     assert not torch.allclose(drops[0], drops[4])
 
@@ -511,8 +513,8 @@ def test_bfloat16_reaches_the_accuracy_of_float32_on_digits() -> None:
     means: dict[str, Tensor] = {}
     for precision in ("float32", "bfloat16"):
         own = training(batch_size=64, precision=precision)
-        stack = trained(Setting(known, own, task, runner(known, False, True, CPU), CPU, 12), all_jobs)
-        tensors = stacked([shot.tensors for shot in sorted(stack.snapshots, key=lambda s: s.position)], stack.setting)
+        stack = trained(StackSetup(known, own, task, runner(known, False, True, CPU), CPU, 12), all_jobs)
+        tensors = stacked([shot.tensors for shot in sorted(stack.snapshots, key=lambda s: s.position)], stack.setup)
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
         run = partial(runner(known, False, True, CPU), tensors)
         means[precision] = task.evaluate(run, range(12), "test")["accuracy"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,20 @@ def interrupted(unit, task, engine, folder, epochs):
             train_unit(unit, task, engine, CPU, folder)
 
 
+def test_a_unit_carries_its_architecture_wherever_it_is_sent(monkeypatch):
+    found, task, engine = parts()
+    straight = train_unit(found[0], task, engine, CPU)
+    sent = pickle.loads(pickle.dumps(found[0]))
+    assert sent == found[0]
+
+    def unknown(name):
+        raise AssertionError(f"{name} was looked up")
+
+    monkeypatch.setattr(units, "architecture", unknown)
+    monkeypatch.setattr("prepkit.families.registry.architecture", unknown)
+    same(train_unit(sent, task, engine, CPU), straight)
+
+
 def test_units_hold_all_jobs_in_order():
     found, task, _ = parts()
     assert [unit.number for unit in found] == [0, 1, 2]
@@ -62,15 +77,19 @@ def test_units_hold_all_jobs_in_order():
     assert [len(unit.jobs) for unit in found] == [2, 2, 1] or [len(unit.jobs) for unit in found] == [2, 2, 2]
     ids = [id for unit in found for id in unit.ids]
     assert sorted(ids) == sorted(job.run for job in plan(spec()).jobs)
-    assert [unit.architecture for unit in found] == ["lenet_like@digits", "lenet_like@digits", "vanilla_cnn@digits"]
+    assert [unit.architecture.name for unit in found] == [
+        "lenet_like@digits",
+        "lenet_like@digits",
+        "vanilla_cnn@digits",
+    ]
     assert all(unit.work(task) > 0 for unit in found)
 
 
 def test_work_counts_epochs_and_grows_with_the_network():
     found, task, _ = parts(stack=1)
-    by_epochs = {unit.jobs[0].epochs: unit.work(task) for unit in found if unit.architecture.startswith("lenet")}
+    by_epochs = {unit.jobs[0].epochs: unit.work(task) for unit in found if unit.architecture.name.startswith("lenet")}
     assert by_epochs[3] == pytest.approx(3 * by_epochs[1])
-    vanilla = next(unit for unit in found if unit.architecture.startswith("vanilla"))
+    vanilla = next(unit for unit in found if unit.architecture.name.startswith("vanilla"))
     assert vanilla.work(task) / vanilla.jobs[0].epochs > by_epochs[1]
 
 
@@ -117,7 +136,7 @@ def test_interrupted_after_a_divergence(tmp_path, monkeypatch):
 
 def test_epochs_that_are_done():
     (unit, *_), task, engine = parts(KILLED)
-    stack = Stack(units.setting_of(unit, task, engine, CPU), unit.jobs)
+    stack = Stack(units.setup_of(unit, task, engine, CPU), unit.jobs)
     counts = []
     assert done_epochs(stack) == 0
     stack.run(lambda stack: counts.append(done_epochs(stack)))
@@ -155,7 +174,7 @@ def test_a_damaged_file_is_told(tmp_path, how):
         save_file(tensors, file, {"facts": json.dumps(facts)})
     else:
         file.write_bytes({"empty": b"", "cut": content[:-9], "noise": b"\xff" * 64}[how])
-    with pytest.raises(ZooError, match=rf"{unit.name}\.safetensors: cannot be gone on with: .* Delete it to train"):
+    with pytest.raises(ZooError, match=rf"{unit.name}\.safetensors: cannot be resumed: .* Delete it to train"):
         train_unit(unit, task, engine, CPU, tmp_path)
     file.unlink()
     same(train_unit(unit, task, engine, CPU, tmp_path), train_unit(unit, task, engine, CPU))
@@ -187,17 +206,17 @@ def test_a_unit_is_trained_on_the_threads_of_its_engine(monkeypatch, count):
 def test_an_instance_whose_loss_on_unseen_data_is_infinite_has_diverged(monkeypatch):
     (unit, *_), task, engine = parts()
     first, second = unit.jobs
-    judge = results.judge
+    evaluate = results.evaluation_columns
 
     def judged(setting, folded, items):
-        columns = judge(setting, folded, items)
+        columns = evaluate(setting, folded, items)
         if not calls:
             columns["validation_loss"] = [columns["validation_loss"][0], math.inf]
         calls.append(len(items))
         return columns
 
     calls = []
-    monkeypatch.setattr(results, "judge", judged)
+    monkeypatch.setattr(results, "evaluation_columns", judged)
     done = train_unit(unit, task, engine, CPU)
     assert calls == [2, 2]
     assert [(gone.run, gone.seed, gone.epoch) for gone in done.diverged] == [(second.run, second.seed, second.epochs)]

@@ -10,7 +10,7 @@ from killed_training import LAST, spec
 
 from prepkit.errors import ZooError
 from prepkit.training.engine import Engine
-from prepkit.training.record import Record, begun, check_engine, check_same, training_folder
+from prepkit.training.provenance import Provenance, check_engine, check_same_training, read_provenance, training_folder
 
 CPU = torch.device("cpu")
 ENGINE = Engine("cpu", 2, {"lenet_like@digits": 4, "vanilla_cnn@digits": 1})
@@ -18,7 +18,7 @@ ENGINE = Engine("cpu", 2, {"lenet_like@digits": 4, "vanilla_cnn@digits": 1})
 
 @pytest.fixture
 def record():
-    return Record.of(spec(LAST).with_sizes(2, None), ENGINE, CPU)
+    return Provenance.of(spec(LAST).with_sizes(2, None), ENGINE, CPU)
 
 
 @pytest.fixture
@@ -28,29 +28,29 @@ def root(tmp_path):
 
 
 def test_it_comes_back_as_it_was(root, record):
-    assert begun(root) is None
-    assert begun(root / "none") is None
+    assert read_provenance(root) is None
+    assert read_provenance(root / "none") is None
     record.write(root)
     record.write(root)
-    assert begun(root) == record
-    assert json.loads(json.dumps(record.provenance)) == record.provenance
+    assert read_provenance(root) == record
+    assert json.loads(json.dumps(record.to_dict())) == record.to_dict()
     assert record.machine == platform.machine()
     assert record.spec == LAST
-    check_same(begun(root), spec(LAST).with_sizes(2, None), CPU, root)
-    check_same(begun(root), spec(LAST).with_sizes(2, None), None, root)
+    check_same_training(read_provenance(root), spec(LAST).with_sizes(2, None), CPU, root)
+    check_same_training(read_provenance(root), spec(LAST).with_sizes(2, None), None, root)
 
 
 def test_what_differs_is_told(root, record):
     asked = spec(LAST).with_sizes(2, None)
     with pytest.raises(ZooError, match="another spec"):
-        check_same(record, spec(LAST + "\n").with_sizes(2, None), None, root)
+        check_same_training(record, spec(LAST + "\n").with_sizes(2, None), None, root)
     for sizes in ((None, None), (3, None), (2, 1)):
         with pytest.raises(ZooError, match="was begun with --instances 2; go on with the same"):
-            check_same(record, spec(LAST).with_sizes(*sizes), None, root)
+            check_same_training(record, spec(LAST).with_sizes(*sizes), None, root)
     with pytest.raises(ZooError, match=r"was begun on cpu, and goes on there: cuda .* Use --device cpu"):
-        check_same(record, asked, torch.device("cuda:1"), root)
+        check_same_training(record, asked, torch.device("cuda:1"), root)
     with pytest.raises(ZooError, match=r"was begun with prepkit 0, torch 1\+x; here is prepkit"):
-        check_same(replace(record, versions={"prepkit": "0", "torch": "1+x"}), asked, None, root)
+        check_same_training(replace(record, versions={"prepkit": "0", "torch": "1+x"}), asked, None, root)
 
 
 def test_another_engine_is_told(root, record):
@@ -64,4 +64,4 @@ def test_another_engine_is_told(root, record):
 
 def test_a_zoo_that_cannot_be_there(tmp_path):
     (tmp_path / "file").write_text("")
-    assert begun(tmp_path / "file") is None  # the writer tells
+    assert read_provenance(tmp_path / "file") is None  # the writer tells
