@@ -146,7 +146,7 @@ def test_instances_that_were_replaced_are_told(tmp_path, spec, monkeypatch):
 
     def poisoned(stack):
         losses = train_epoch(stack)
-        first = stack.attempts[stack.active[0]] == 0 and stack.setting.architecture.name.startswith("vanilla")
+        first = stack.attempts[stack.active[0]] == 0 and stack.setup.architecture.name.startswith("vanilla")
         return [float("inf")] * len(losses) if first else losses
 
     monkeypatch.setattr(Stack, "_train_epoch", poisoned)

@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_is_replaced_and_only_its_unit_trained_again(clu
 
         if unit.number == 3 and not os.path.exists(marker):
             train = train_unit(
-                unit, task, engine, CPU, tell=lambda work: work and (Path(marker).write_text("x"), time.sleep(60))
+                unit, task, engine, CPU, advance=lambda work: work and (Path(marker).write_text("x"), time.sleep(60))
             )
             raise AssertionError(train)
 
