@@ -437,7 +437,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(unfinished, monkeypatch):
     for options in ({"stack": 2}, {"threads": 2}):
         with pytest.raises(ZooError, match=r"was begun with stacks of .* 1 and 1 thread, and goes on so"):
             trained(unfinished, TEXTS["last"], **options)
-    monkeypatch.setattr("prepkit.training.record.versions", lambda: {"prepkit": "9", "torch": "9"})
+    monkeypatch.setattr("prepkit.training.provenance.versions", lambda: {"prepkit": "9", "torch": "9"})
     with pytest.raises(ZooError, match=r"here is prepkit 9, torch 9\. Install those to go on, or begin anew"):
         trained(unfinished, TEXTS["last"])
     assert files_of(unfinished) == before
