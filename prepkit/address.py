@@ -25,7 +25,7 @@ class HubAddress:
     path: str | None = None
 
     def __str__(self) -> str:
-        """`hf://user/name@revision/path`."""
+        """Return `hf://user/name@revision/path`."""
         at = "" if self.revision is None else f"@{self.revision}"
         return f"{HUB_SCHEME}{self.repo_id}{at}" + ("" if self.path is None else f"/{self.path}")
 
@@ -35,11 +35,11 @@ def parse(text: str) -> HubAddress:
 
     raises HubError with an example
     """
-    found = ADDRESS.fullmatch(text.removeprefix(HUB_SCHEME))
-    path = found[3] if found else None
-    if found is None or (path is not None and ".." in path.split("/")):
+    match = ADDRESS.fullmatch(text.removeprefix(HUB_SCHEME))
+    path = match[3] if match else None
+    if match is None or (path is not None and ".." in path.split("/")):
         raise HubError(f"'{text}' is no address on the Hub; write hf://user/name or hf://user/name@revision/path.")
-    return HubAddress(found[1], found[2], path)
+    return HubAddress(match[1], match[2], path)
 
 
 def parse_repository(text: str) -> HubAddress:

@@ -1,4 +1,4 @@
-"""open_zoo and create_zoo: the one place that knows where zoos and models can be, on the disk or on the Hub."""
+"""open_zoo and create_zoo, which take zoos and models from the disk or from the Hub."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def open_zoo(
 ) -> Zoo:
     """Open a zoo for reading. Its manifest and table are checked now, each shard's header when it is first touched.
 
-    path:          a local folder, or hf://user/zoo or hf://user/zoo@revision: its manifest and table are fetched now,
-                   each shard when it is first touched, into a cache on the disk (see prepkit.hub.shard_cache)
-    width, height: another way of reading; the zoo's own shape if both are missing, the least height that holds every
-                   architecture if only a width is given
-    trust_code:    whether `network` may import a builder that the zoo names and nothing here registers
-    token:         of the Hub; HF_TOKEN or that of `hf auth login` if missing
-    cache_bytes:   bound of that cache; PREPKIT_CACHE_BYTES or 64 GiB if missing
+    path:          a local folder, or hf://user/zoo or hf://user/zoo@revision, whose manifest and table are fetched now,
+                   and each shard when it is first touched, into a cache on the disk (see prepkit.hub.shard_cache)
+    width, height: shape that PReps are read in; the zoo's own if both are missing, and the least height that holds
+                   every architecture if only a width is given
+    trust_code:    whether `network` may import a builder that the zoo names and that is not registered here
+    token:         token for the Hub; HF_TOKEN or that of `hf auth login` if missing
+    cache_bytes:   largest size of that cache; PREPKIT_CACHE_BYTES or 64 GiB if missing
     raises ZooError if it is not a whole zoo, HubError if the Hub does not give it
     raises InvalidShape if an architecture does not fit the width and height
 
@@ -82,14 +82,14 @@ def create_zoo(
     table:        CSV file whose column `file` names the models; `id` and `split` are the zoo's, and all other columns
                   are kept with the instances
     width:        columns of the PReps, a multiple of 8
-    format:       of the shards, "safetensors" or "hdf5"
-    name:         of the zoo; the folder's if missing
-    license:      of the zoo, an identifier such as "mit"
-    task:         what the models were trained on, JSON-able, or a JSON file that holds it
-    architecture: of all models; each is recognised if missing
+    format:       format of the shards, "safetensors" or "hdf5"
+    name:         the zoo's name; its folder's if missing
+    license:      the zoo's licence, an identifier such as "mit"
+    task:         record of the task that the models were trained on, or a JSON file that holds it
+    architecture: architecture of all models; each is recognised if missing
     resume:       go on with a zoo whose writing was interrupted
-    token:        of the Hub; HF_TOKEN or that of `hf auth login` if missing
-    progress:     called with a number of models each time that many more are in the zoo
+    token:        token for the Hub; HF_TOKEN or that of `hf auth login` if missing
+    progress:     is called with a number of models each time that many more are in the zoo
     raises what `ZooWriter.add` and `load_checkpoint` raise, ZooError for a wrong table or task, HubError. Models that
            were added before an error are kept for `resume`; if there are none, nothing is left.
 
@@ -112,14 +112,14 @@ def create_zoo(
 
     with ZooWriter(path, width=width, format=format, name=name, license=license, task=task, resume=resume) as writer:
         add_models(writer, rows, architecture, partial(local_model, token=token), progress)
-        # Not given at the start: an interrupted zoo may be resumed with more models, or after an update.
+        # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
         writer.provenance = provenance_of_models(len(writer))
     write_card(path)
     return WrittenZoo(Path(path), read_manifest(path), _notes_on(unused, csv))
 
 
 def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddress:
-    """The address of a model of the Hub, or the path of a file.
+    """Return the address of a model on the Hub, or the path of a file.
 
     raises HubError for an address that cannot be read
     """
@@ -131,9 +131,9 @@ def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddre
 
 @contextmanager
 def local_model(model: Path | HubAddress, *, token: str | None = None) -> Iterator[LocalModel]:
-    """Give a model as a file; one of the Hub is fetched, and errors inside name its address.
+    """Give a model as a file; a model on the Hub is fetched, and errors inside name its address.
 
-    raises HubError, CheckpointError as `fetch_checkpoint` does
+    raises HubError and CheckpointError, as `fetch_checkpoint` does
     """
     from prepkit.zoo.write.model_files import LocalModel
 

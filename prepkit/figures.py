@@ -1,4 +1,4 @@
-"""PReps as pictures, as in the paper's Suppl. VII. matplotlib is the extra `[plots]` and imported when drawing."""
+"""Pictures of PReps, as in the paper's Suppl. VII; matplotlib, the extra `[plots]`, is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from prepkit.prep.file import PRep
 
 ROBUST_PERCENTILE = 99.0  # colours span this share of the absolute values: a few outliers would flatten the rest
-MAX_PIXELS = 2048  # along either axis; more cells than that are averaged in blocks
+MAX_PIXELS = 2048  # along each axis; where there are more cells, they are averaged in blocks
 PADDING_COLOUR = "0.8"
 LABEL_POINTS = 6
 SAMPLE_VALUES = 1_000_000
-LIGHT = (0.4, -0.45, 0.8)  # direction that the light on a mesh comes from, in matplotlib's axes
+LIGHT = (0.4, -0.45, 0.8)  # points from a mesh to its light, in matplotlib's axes
 MESH_COLOUR = (0.45, 0.62, 0.85)
 
 
@@ -35,7 +35,7 @@ class PlotsMissing(PrepkitError, ImportError):
 
 
 def draw_prep(prep: PRep, path: str | os.PathLike[str], *, title: str = "", overwrite: bool = False) -> None:
-    """Draw a PRep to a PNG: robust colour range, layer boundaries, visible padding, colour bar.
+    """Draw a PRep into a PNG, with the boundaries of its layers, visible padding and a colour bar.
 
     raises PlotsMissing without matplotlib, OutputError if the picture exists or cannot be written
     """
@@ -44,7 +44,7 @@ def draw_prep(prep: PRep, path: str | os.PathLike[str], *, title: str = "", over
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib Figure of this size in inches, laid out by constraints, apart from pyplot's global state.
+    """Return an empty matplotlib Figure of a size in inches; pyplot's global state does not know it.
 
     raises PlotsMissing without matplotlib
     """
@@ -90,7 +90,7 @@ def short_name(architecture: str) -> str:
 
 
 def prep_figure(values: Tensor, layout: Layout, title: str = "") -> Any:
-    """A matplotlib Figure of one PRep `[H, W]`; padding is grey, and so is what is not finite."""
+    """Return a matplotlib Figure of one PRep `[H, W]`; padding and values that are not finite are grey."""
     shape = PRepShape(values.shape[0], values.shape[1])
     cells = (values if values.dtype.itemsize == 8 else values.float()).detach().cpu().numpy()
     figure = new_figure(9.0, 1.2 + _axes_inches(shape))
@@ -199,7 +199,7 @@ def folded(values_V: Tensor) -> np.ndarray:  # noqa: N803 - V values
 
 
 def colour_limit(cells: np.ndarray, total: int) -> float:
-    """Half width of the colour range around 0: the 99th percentile of the finite absolute values, never 0."""
+    """Return half the width of the colour range around 0: a high percentile of the absolute values, never 0."""
     import numpy as np
 
     filled = cells.reshape(-1)[:total]
@@ -210,14 +210,14 @@ def colour_limit(cells: np.ndarray, total: int) -> float:
 
 
 def masked(cells: np.ndarray, total: int) -> np.ndarray:
-    """The cells with the padding as NaN, so that it shows the colour of the background and not that of zero."""
+    """Return the cells with NaN as padding, so that it shows the colour of the background and not that of zero."""
     result = cells.copy()
     result.reshape(-1)[total:] = float("nan")
     return result
 
 
 def pooled(cells: np.ndarray) -> np.ndarray:
-    """The cells averaged in blocks so that neither axis has more than MAX_PIXELS."""
+    """Average the cells in blocks, so that neither axis has more than MAX_PIXELS."""
     import numpy as np
 
     rows, columns = (math.ceil(size / MAX_PIXELS) for size in cells.shape)
@@ -226,7 +226,7 @@ def pooled(cells: np.ndarray) -> np.ndarray:
     for axis, block in ((0, rows), (1, columns)):
         starts = np.arange(0, cells.shape[axis], block)
         counts = np.diff(np.append(starts, cells.shape[axis]))
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities may stand in a block, or arise
+        with np.errstate(over="ignore", invalid="ignore"):  # values of a block may be infinite, or add up to infinity
             sums = np.add.reduceat(cells, starts, axis=axis)
         cells = sums / np.expand_dims(counts, 1 - axis)
     return cells
@@ -238,7 +238,7 @@ def _axes_inches(shape: PRepShape) -> float:
 
 
 def _mark_layers(axes: Any, layout: Layout, shape: PRepShape) -> None:
-    """A stepped line where each layer (weight and bias together) ends, and its name beside its rows."""
+    """Draw a stepped line where each layer (weight and bias together) ends, and write its name beside its rows."""
     layers: dict[str, tuple[int, int]] = {}
     for slot in layout:
         name = slot.name.rpartition(".")[0] or slot.name
@@ -253,9 +253,9 @@ def _mark_layers(axes: Any, layout: Layout, shape: PRepShape) -> None:
 
 
 def label_rows(layers: Mapping[str, tuple[int, int]], shape: PRepShape) -> dict[str, float]:
-    """The row beside which a layer's name stands, for as many layers as have room, the largest first.
+    """Return the row beside which each layer's name stands; where there is no room for all, small layers have none.
 
-    layers: name -> index of its first value and index after its last
+    layers: index of the first value, and index after the last, by name
     """
     gap = 1.2 * LABEL_POINTS / 72 / _axes_inches(shape) * shape.height
     rows: dict[str, float] = {}

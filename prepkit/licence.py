@@ -1,4 +1,4 @@
-"""Licences as the Hub's card names them: identifiers of its list, and `other` with a name for all the rest."""
+"""Licences as the Hub's cards name them: by an identifier of the Hub's list, or as `other` with a name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HUB_LICENCES = frozenset(LISTED.split())
 
 
 def licence_of_card(licence: str | None) -> tuple[str, str | None]:
-    """The card's `license`, and its `license_name` where the Hub's list does not have that licence.
+    """Return a card's `license`, and its `license_name` where the Hub's list does not have that licence.
 
     >>> licence_of_card("MIT"), licence_of_card("Our Licence 2")
     (('mit', None), ('other', 'our-licence-2'))
