@@ -5,16 +5,10 @@ import re
 from contextlib import redirect_stderr
 
 import pytest
+from fake_terminal import Terminal
 
 from prepkit import progress
 from prepkit.progress import SHARE, ProgressBar, ProgressInWords, StatusLine, one_at_a_time
-
-
-class Terminal(io.StringIO):
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
 
 
 class Clock:
