@@ -1,7 +1,7 @@
-"""Memory for rows on their way to a file, used again and again.
+"""Buffers: memory that is used again and again for rows on their way to a file.
 
-Fresh memory costs more than the copy into it: the system has to find and clear each page. A buffer is taken, filled,
-written, hashed by another thread, and given back by that thread when it is done with it.
+Fresh memory costs more than the copy into it, since the system has to find and clear each page. A buffer is taken,
+filled, written, and hashed by another thread, which then gives it back.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_BYTES = 64 << 20  # taken at one time; what is larger than half of it is taken two at a time
+MAX_BYTES = 64 << 20  # bounds the buffers in use; of buffers larger than half of it, two may be in use
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Whole rows of a zoo as bytes, and the buffer in which they lie until they are hashed."""
+    """Whole rows of a zoo as bytes, and the buffer that holds them until they are hashed."""
 
     values: memoryview
     buffer: Tensor
@@ -36,12 +36,12 @@ class Buffers:
         self._taken: list[int] = []  # sizes of the buffers that are in use
 
     def take(self, num_bytes: int) -> Tensor:
-        """A buffer of at least so many bytes, uint8, with any content."""
+        """Return a buffer of at least so many bytes, uint8, with any content."""
         with self._changed:
             self._changed.wait_for(lambda: self._has_room(num_bytes))
             fitting = [buffer for buffer in self._free if len(buffer) >= num_bytes]
             if fitting:
-                buffer = min(reversed(fitting), key=len)  # of several, the one used last: it may be in the cache
+                buffer = min(reversed(fitting), key=len)  # prefer the buffer used last, which may be in the cache
                 self._free = [other for other in self._free if other is not buffer]
             else:
                 buffer = self._fresh(num_bytes)
@@ -49,7 +49,7 @@ class Buffers:
             return buffer
 
     def give_back(self, buffer: Tensor) -> None:
-        """Say that nothing reads a buffer any more."""
+        """Return a buffer that nothing reads any more."""
         with self._changed:
             self._taken.remove(len(buffer))
             self._free.append(buffer)
@@ -57,7 +57,7 @@ class Buffers:
 
     @contextmanager
     def filled(self, num_bytes: int) -> Iterator[tuple[Tensor, Piece]]:
-        """A buffer of just so many bytes to be filled, as a tensor and as a piece; given back if that fails."""
+        """Give a buffer of exactly so many bytes to fill, as tensor and piece; it is given back if filling fails."""
         buffer = self.take(num_bytes)
         try:
             values = buffer[:num_bytes]
@@ -77,9 +77,9 @@ class Buffers:
         import torch
 
         room = MAX_BYTES - sum(self._taken) - num_bytes
-        while self._free and sum(map(len, self._free)) > room:  # smaller ones, which a larger one replaces
+        while self._free and sum(map(len, self._free)) > room:  # a larger buffer replaces these smaller ones
             self._free.pop(0)
         try:
             return torch.empty(num_bytes, dtype=torch.uint8)
-        except (RuntimeError, TypeError):  # no memory, or more bytes than a 64-bit number counts
+        except (RuntimeError, TypeError):  # there is no memory, or 64 bits cannot count the bytes
             raise MemoryError(f"there is no memory for {num_bytes:,} bytes.") from None

@@ -44,7 +44,7 @@ def locked_folder(path: Path) -> Iterator[Path]:
     """Give a new folder beside `path` that nobody takes for a dead process's; what is in it at the end is removed."""
     folder = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
     lock = _lock_of(folder)
-    with lock:  # it is held before there is a folder, so that no folder of a living process is ever without
+    with lock:  # it is held before there is a folder, so that the folder of a living process always has a lock
         folder.mkdir()
         try:
             yield folder

@@ -1,12 +1,12 @@
-"""Metadata of models in a CSV file, joined to their files by name.
+"""Read metadata of models from a CSV file, and join them to the models by name.
 
     file,id,split,accuracy
     run0_epoch9.pt,run0-9,train,0.91
     run1_epoch9,run1-9,test,
 
-`file` is a model's file name, with or without its suffix, or its address on the Hub as it was given; `id` and `split`
-may be missing; each other column is the user's. A column holds int, float, bool or text: the narrowest that all its
-cells can be read as; an empty cell is None.
+`file` is a model's file name, with or without its suffix, or its address on the Hub as it was given. `id` and `split`
+may be missing. All other columns are the user's. A column holds int, float, bool or text: the narrowest type that fits
+all its cells; an empty cell is None.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prepkit.zoo.format.tables import OWN_COLUMNS, plain_columns
 
 FILE = "file"
 INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # 007 is a name; 18 digits fit 64 bits
-# Whole numbers of up to 15 digits only: a float holds those exactly, longer ones stay text.
+# A float holds whole numbers of up to 15 digits exactly; longer ones stay text.
 FLOAT = re.compile(
     r"[+-]?((0|[1-9][0-9]{0,14})([eE][+-]?[0-9]+)?|(0|[1-9][0-9]*)?\.[0-9]*([eE][+-]?[0-9]+)?|inf|nan)", re.IGNORECASE
 )
@@ -56,7 +56,7 @@ def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> t
         return rows, []
     lines = read_csv(table)
     pairs = [(model, _line_name(model, lines)) for model in models]
-    missing = [_name(model) for model, name in pairs if name is None]
+    missing = [name_of(model) for model, name in pairs if name is None]
     if missing:
         have = "has" if len(missing) == 1 else "have"
         raise ZooError(f"{table}: {counted(len(missing), 'model')} {have} no row in it: {listed(missing)}.")
@@ -67,24 +67,24 @@ def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> t
 
 
 def stem(model: Path | HubAddress) -> str:
-    """The name without its suffix: `model` for model.pt and model.prep.safetensors, `user/model` for hf://user/model.
+    """Return a model's name without suffix: `model` for model.pt and model.prep.safetensors, `user/model` for hf://user/model.
 
-    An address keeps its whole path: most files of the Hub are called model.safetensors.
+    An address keeps its whole path, since most files on the Hub are called model.safetensors.
     """
-    name = _name(model).removeprefix(HUB_SCHEME)
+    name = name_of(model).removeprefix(HUB_SCHEME)
     if isinstance(model, HubAddress) and model.path is None:
         return name
     suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), Path(name).suffix)
     return name.removesuffix(suffix) or name
 
 
-def _name(model: Path | HubAddress) -> str:
-    """What the table calls a model: the name of its file, or its address."""
+def name_of(model: Path | HubAddress) -> str:
+    """Return what the table calls a model: the name of its file, or its address."""
     return model.name if isinstance(model, Path) else str(model)
 
 
 def read_csv(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows by `file`, with typed cells.
+    """Read the lines of a CSV file, by the column `file`, with typed cells.
 
     raises ZooError naming the line that is wrong
     """
@@ -99,14 +99,14 @@ def read_csv(path: Path) -> dict[str, dict[str, Any]]:
         file = row.pop(FILE)
         name = file if file is None or file.startswith(HUB_SCHEME) else Path(file).name
         if name is None or name in rows:
-            what = "is missing" if file is None else f"'{file}' stands twice"
-            raise ZooError(f"{path}, line {number}: {FILE} {what}.")
+            problem = "is missing" if file is None else f"'{file}' stands twice"
+            raise ZooError(f"{path}, line {number}: {FILE} {problem}.")
         rows[name] = row
     return rows
 
 
 def typed(cells: list[str]) -> list[Any]:
-    """The cells of a column as int, float, bool or text, empty ones as None."""
+    """Return the cells of a column as int, float, bool or text, empty cells as None."""
     filled = [cell for cell in cells if cell]
     read: Callable[[str], Any] = str
     if all(INTEGER.fullmatch(cell) for cell in filled):
@@ -123,7 +123,7 @@ def _boolean(cell: str) -> bool:
 
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and all other lines with their numbers and cells."""
+    """Return the header, and the number and cells of all other lines."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -147,9 +147,9 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise ZooError(
             f"{path}: there is no column '{FILE}', which names each row's model; there are {listed(header)}."
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise ZooError(f"{path}: the columns {listed(twice)} stand twice.")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise ZooError(f"{path}: the columns {listed(repeated)} stand twice.")
     users = [name for name in header if name not in (FILE, "id", "split")]
     reserved = [name for name in users if name in OWN_COLUMNS]
     if reserved:
@@ -158,7 +158,7 @@ def _check_header(path: Path, header: list[str]) -> None:
 
 
 def _line_name(model: Path | HubAddress, lines: dict[str, dict[str, Any]]) -> str | None:
-    return next((name for name in (_name(model), stem(model)) if name in lines), None)
+    return next((name for name in (name_of(model), stem(model)) if name in lines), None)
 
 
 def _row(model: Path | HubAddress, line: dict[str, Any]) -> ModelRow:

@@ -1,4 +1,4 @@
-"""What a writer's `close` makes of all that was added: the architectures in order, and the table's rows."""
+"""Order the architectures, and make the rows of the table, when a writer closes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prepkit.zoo.write.journal import Entry
 def members(
     stored: Mapping[str, StoredArchitecture], registry: Registry | None, teacher: StoredArchitecture | None, width: int
 ) -> list[StoredArchitecture]:
-    """All architectures of a zoo in ClassId order, then the teacher's if no instance has it.
+    """Return all architectures of a zoo in ClassId order, then the teacher's if no instance has it.
 
-    stored:   of the instances
-    registry: gives the ClassIds, and architectures without instances; else ascending in packed parameters
+    stored:   architectures that have instances, by name
+    registry: gives the ClassIds, and architectures without instances; if missing, ClassIds ascend in packed parameters
     """
     known = dict(stored)
     if registry is not None:
@@ -40,9 +40,9 @@ def table_rows(
     shards: Iterable[Shard],
     rows_a_shard: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
-    """The table's rows, in the order of the journal.
+    """Make the table's rows, in the order of the journal.
 
-    rows_a_shard: of a full shard, by architecture
+    rows_a_shard: number of rows in a full shard, by architecture
     """
     class_ids = {stored.name: stored.class_id for stored in architectures}
     first: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""From what `ZooWriter.add` was given to a row of values: recognised, folded, checked, in the zoo's dtype.
+"""Turn what `ZooWriter.add` is given into rows of values: recognised, folded, checked, and in the zoo's dtype.
 
-Everything that can be wrong with an instance is found here, before anything is written.
+All that can be wrong with the values of an instance is found here, before anything is written.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 ONLY_FINITE = "leave it out: a zoo holds finite values only"
 COUNTERS = "num_batches_tracked"
-PIECE_BYTES = 2 << 20  # of a stack, packed at once: small enough to be written and hashed out of the cache
+PIECE_BYTES = 2 << 20  # of a stack are packed at once, which is little enough to be written and hashed in the cache
 
 
 @dataclass(frozen=True)
 class Packable:
-    """Tensors and what they are, ready to be packed at any width.
+    """One network, or N networks of one architecture, ready to be packed at any width.
 
-    tensors: of one network, or of N with a leading axis
+    tensors: by name; those of N networks have a leading axis
     """
 
     tensors: Mapping[str, Tensor]
@@ -50,7 +50,7 @@ class Packable:
         return self.architecture.name if self.fused else self.architecture.name + KEPT_BATCH_NORM
 
     def stored(self, width: int) -> StoredArchitecture:
-        """How the zoo's manifest describes it, without a ClassId."""
+        """Return how the zoo's manifest describes the architecture, without a ClassId."""
         known = self.architecture
         return StoredArchitecture(
             class_id=None,
@@ -84,7 +84,7 @@ def packable(
         raise ZooError(f"{place}: expected a network, a state dict or a PRep, found a {type(model).__name__}.")
     tensors, layout, _, known = prepare(tensors, known, False, place)
     if known is None and isinstance(model, nn.Module):
-        layout = Layout.of(model)  # its registration order says more than the order of its names
+        layout = Layout.of(model)  # the network registers them in the order of its layers
     _check_buffers(tensors, layout, place)
     return Packable(tensors, layout, known, fused=True)
 
@@ -108,7 +108,9 @@ def packable_stack(stack: Mapping[str, Tensor] | Tensor, architecture: Architect
     return Packable(tensors, layout.with_dtypes_of(tensors), known, fused=True)
 
 
-def rows_of(item: Packable, width: int, dtype: str, count: int | None, place: str, buffers: Buffers) -> Iterator[Piece]:
+def packed_pieces(
+    item: Packable, width: int, dtype: str, count: int | None, place: str, buffers: Buffers
+) -> Iterator[Piece]:
     """Pack one network, or the N of a stack, in the zoo's dtype, piece by piece.
 
     All values were checked when this returns.
@@ -146,8 +148,8 @@ def _pieces(item: Packable, width: int, dtype: str, count: int, buffers: Buffers
 def pack_rows(item: Packable, rows: slice, out: Tensor) -> None:
     """Pack some networks of a stack into `out` `[rows, cells]`.
 
-    numpy copies, not torch, which would divide each copy among all cores: hashing and writing keep those busy, and
-    torch's threads wait for one another.
+    numpy copies here because torch would divide each copy among all cores, which hashing and writing keep busy, and
+    torch's threads would wait for one another.
     """
     import torch
 
@@ -166,8 +168,8 @@ def check_dtype(item: Packable, dtype: str, place: str) -> None:
     """Raise ZooError for values that the zoo's dtype cannot hold exactly."""
     import torch
 
-    target, found = torch_dtype(dtype), torch_dtype(item.layout.dtype)
-    if torch.promote_types(found, target) != target:
+    target = torch_dtype(dtype)
+    if torch.promote_types(torch_dtype(item.layout.dtype), target) != target:
         raise ZooError(
             f"{place}: values of {item.layout.dtype} do not fit the zoo's {dtype} exactly; cast them first, or give "
             f"ZooWriter(dtype=...), one of {listed(BITS)}."
@@ -192,12 +194,12 @@ def check_stack(item: Packable, count: int, place: str) -> None:
     for alias, name in layout.ties:
         if alias in item.tensors and not same_values(item.tensors[alias], item.tensors[name]):
             raise LayoutMismatch(f"{place}: '{alias}' is tied to '{name}' in the layout, but their values differ.")
-    none = {name: tensor[:0] if tensor.dim() else tensor for name, tensor in item.tensors.items()}
-    layout.pack(none, PRepShape.least(layout.total, WIDTH_MULTIPLE))  # for what it says of names
+    no_rows = {name: tensor[:0] if tensor.dim() else tensor for name, tensor in item.tensors.items()}
+    layout.pack(no_rows, PRepShape.least(layout.total, WIDTH_MULTIPLE))  # checks the names
 
 
 def has_finite_sum(values: Tensor) -> bool:
-    """True only if all values are finite: one NaN or infinity makes the sum one. Many large values may do so too."""
+    """Return whether the sum of all values is finite; if it is, so are they, but large values may overflow too."""
     import numpy as np
     import torch
 

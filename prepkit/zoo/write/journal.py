@@ -25,7 +25,7 @@ from prepkit.zoo.format.manifest import Shard, StoredArchitecture, architecture_
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished instance. Its row among its architecture's instances follows from the order of the lines."""
+    """A finished instance; the order of the lines gives its row among its architecture's instances."""
 
     id: str
     architecture: str
@@ -53,12 +53,12 @@ Line = Entry | Shard | Begin | TeacherEntry
 
 
 class Journal:
-    """An append-only file of lines; each append is one write."""
+    """An append-only file of lines, in which each append is one write."""
 
     def __init__(self, path: Path, file: int) -> None:
         self.path = path
         self._file = file
-        self._lock = threading.Lock()  # shards are published from another thread
+        self._lock = threading.Lock()  # another thread publishes shards
 
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any]) -> Journal:
@@ -119,11 +119,11 @@ class Journal:
                     raise ZooError(f"{place}: damaged. Delete the zoo and write it again.") from None
 
     def entries(self, width: int) -> Iterator[Entry]:
-        """The finished instances, in order."""
+        """Read the finished instances, in order."""
         return (line for line in self.lines(width) if isinstance(line, Entry))
 
     def close(self) -> None:
-        """Close the file; what was appended stays."""
+        """Close the file."""
         os.close(self._file)
 
     def _append(self, text: str) -> None:
@@ -140,7 +140,7 @@ class Journal:
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, separators=(",", ":")) + "\n"  # NaN is kept: a column may hold it
+    return json.dumps(data, separators=(",", ":")) + "\n"  # a column may hold NaN, which JSON of Python keeps
 
 
 def _line(entry: Entry) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _parsed(line: str, place: str) -> dict[str, Any]:
 
 
 def _end_of_last_line(path: Path) -> int:
-    """Offset after the last newline."""
+    """Return the offset after the last newline."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         while size:

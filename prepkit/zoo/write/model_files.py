@@ -13,12 +13,12 @@ from prepkit.address import HubAddress
 from prepkit.errors import PrepkitError, ZooError
 from prepkit.progress import Advance
 from prepkit.version import __version__
+from prepkit.zoo.write.csv_columns import ModelRow, name_of
 
 if TYPE_CHECKING:
     from prepkit.checkpoint.load import Checkpoint
     from prepkit.families.registry import Architecture
     from prepkit.prep.file import PRep
-    from prepkit.zoo.write.csv_columns import ModelRow
     from prepkit.zoo.write.writer import ZooWriter
 
 SOURCE = "source"  # holds the address of a model of the Hub, with its commit
@@ -46,6 +46,8 @@ def add_models(
     discarded.
     fetched: gives each model as a file, as long as its context lasts
     """
+    from prepkit.zoo.write.instance_rows import packable
+
     has_source = any(isinstance(row.model, HubAddress) for row in rows)
     waiting = [row for row in rows if row.id not in writer.finished_ids]
     if progress is not None and len(waiting) < len(rows):
@@ -54,9 +56,10 @@ def add_models(
         for row in waiting:
             with fetched(row.model) as local:
                 model, sha256 = read_model(local.file)
+                item = packable(model, architecture, f"'{row.id}' ({name_of(row.model)})")
                 source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
                 columns = {**row.columns, **source, SOURCE_SHA256: sha256}
-                writer.add(model, id=row.id, split=row.split, architecture=architecture, **columns)
+                writer.add(item, id=row.id, split=row.split, **columns)
             if progress is not None:
                 progress(1)
     except (PrepkitError, KeyboardInterrupt) as error:

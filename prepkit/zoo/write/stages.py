@@ -50,7 +50,7 @@ class Stages:
     def publish(self, architectures: Iterable[StoredArchitecture]) -> list[Shard]:
         """Publish all shards, and describe them in the order of their architectures."""
         stages = [self._stages[stored.name] for stored in architectures if stored.name in self._stages]
-        return [shard for stage in stages for shard in stage.shards()]
+        return [shard for stage in stages for shard in stage.publish()]
 
     @property
     def rows_a_shard(self) -> Mapping[str, int]:

@@ -1,9 +1,12 @@
-"""Shards while they are written: values appended to a file in `.writing`, hashed meanwhile, published when full.
+"""Stage: the shards of one architecture while they are written.
+
+Values are appended to a file in `.writing` and hashed meanwhile; a shard is published when it is full.
 
 A shard's file begins with the frame of a full shard, so its sha256 grows with its values. Only the last shard of an
-architecture, which is rarely full, is hashed again when the writer closes: its frame says another number of rows.
-Values are written before their line in the journal, so that what the journal names is in the file, also after a
-kill -9 (the page cache outlives the process). After a power failure the file may be shorter than the journal says.
+architecture, which is rarely full, is hashed again when the writer closes, because its frame then names another number
+of rows.
+Values are written before their line in the journal, so the file holds all that the journal names, also after a
+kill -9, since the page cache outlives the process. After a power failure the file may be shorter.
 """
 
 from __future__ import annotations
@@ -29,7 +32,11 @@ WRITE_BACK_BYTES = 32 << 20
 
 
 class Stage:
-    """The shards of one architecture, in order: full ones published, at most one open."""
+    """The shards of one architecture, in order: full ones are published, and at most one is open.
+
+    full: the array of a full shard
+    rows: number of rows so far
+    """
 
     def __init__(
         self,
@@ -56,17 +63,17 @@ class Stage:
         self._digest: Any = None
 
     def locate(self, row: int) -> tuple[int, int]:
-        """The number of the shard and the row in it of this architecture's instance `row`."""
+        """Return the shard's number and the row in it of this architecture's instance `row`."""
         return divmod(row, self.full.rows)
 
     def part(self, number: int) -> Path:
-        """The file of a shard that is not published."""
+        """Return the file of a shard that is not published."""
         return self.folder / f"{self.architecture}-{number:05d}.part"
 
     def append(self, values: memoryview) -> Future[None]:
-        """Write whole rows; they may fill several shards. When the future is done, the values are hashed too.
+        """Write whole rows, which may fill several shards; when the future is done, the values are hashed too.
 
-        raises OutputError if the disk is full; what was written of these rows is taken back
+        raises OutputError if the disk is full; these rows are then not in the file
         """
         hashed: Future[None] = Future()
         row_bytes = self.full.row_bytes
@@ -80,8 +87,8 @@ class Stage:
                 self._finish_full(number)
         return hashed
 
-    def shards(self) -> list[Shard]:
-        """All shards, published; the last one cut to the rows it has."""
+    def publish(self) -> list[Shard]:
+        """Publish the last shard, cut to the rows that it has, and return all shards."""
         number, rows = self.locate(self.rows)
         if rows:
             self._finish_last(number, rows)
@@ -90,7 +97,7 @@ class Stage:
     # Resuming -------------------------------------------------------------------------------------------------
 
     def resume(self, rows: int, published: Mapping[str, Shard]) -> None:
-        """Take up where a killed writer stood: `rows` rows were finished.
+        """Go on where a killed writer stopped, when `rows` rows were finished.
 
         published: shards by path that are known to be whole
         raises ZooError if the values of a finished row are gone
@@ -98,37 +105,35 @@ class Stage:
         self.rows = rows
         number, rest = self.locate(rows)
         for full in range(number):
-            known = [published[path] for path in map(self._relative, self._found(full)) if path in published]
-            if known and known[0].rows == self.full.rows:
-                self._published.append(_done(known[0]))
+            file = self._published_file(full)
+            shard = published.get(file.relative_to(self.root).as_posix()) if file else None
+            if shard is not None and shard.rows == self.full.rows:
+                self._published.append(_done(shard))
                 continue
             self._reopen(full, self.full.rows)
             self._finish_full(full)
         if rest:
             self._reopen(number, rest)
-        beyond = number + bool(rest)  # of a stack whose values were written but which was not finished
-        for found, file in self._all_published():
-            if found >= beyond:
+        unfinished = number + bool(rest)  # the first shard of a stack whose journal lines were not written
+        for other, file in self._published_files():
+            if other >= unfinished:
                 file.unlink()
-        self.part(beyond).unlink(missing_ok=True)
+        self.part(unfinished).unlink(missing_ok=True)
 
-    def _found(self, number: int) -> list[Path]:
-        """The published file of a shard, if there is one."""
-        return [file for found, file in self._all_published() if found == number]
+    def _published_file(self, number: int) -> Path | None:
+        return next((file for other, file in self._published_files() if other == number), None)
 
-    def _all_published(self) -> list[tuple[int, Path]]:
+    def _published_files(self) -> list[tuple[int, Path]]:
+        """Return number and file of all published shards of the architecture."""
         name = re.compile(re.escape(self.architecture) + r"-(\d{5,})-[0-9a-f]{12}" + re.escape(self.kind.suffix))
         files = [(name.fullmatch(file.name), file) for file in (self.root / SHARDS).iterdir()]
         return [(int(match[1]), file) for match, file in files if match]
 
-    def _relative(self, file: Path) -> str:
-        return file.relative_to(self.root).as_posix()
-
     def _reopen(self, number: int, rows: int) -> None:
         part = self.part(number)
-        found = self._found(number)
-        if found and not part.exists():  # published, and perhaps cut, before the kill
-            os.replace(found[0], part)
+        published = self._published_file(number)
+        if published and not part.exists():  # it was published, and perhaps cut, before the kill
+            os.replace(published, part)
         end = len(self.frame.before) + rows * self.full.row_bytes
         if not part.exists() or part.stat().st_size < end:
             raise ZooError(
@@ -152,13 +157,13 @@ class Stage:
         write_all(self._file, values, len(self.frame.before) + start * self.full.row_bytes, self.part(number))
         hashed = self.threads.hash(self._digest, values)
         self._unwritten += len(values)
-        if self._unwritten >= WRITE_BACK_BYTES:  # or the disk would idle until the shard is full
+        if self._unwritten >= WRITE_BACK_BYTES:  # otherwise the disk would idle until the shard is full
             self._unwritten = 0
             self.threads.publishing.submit(write_back, os.dup(self._file))
         return hashed
 
     def _finish_full(self, number: int) -> None:
-        """Hash what comes after the values, and publish, both behind the values that are still being hashed."""
+        """Write and hash the end of the frame, and publish, after the values that are still being hashed."""
         end = len(self.frame.before) + self.full.num_bytes
         file, digest, part = self._open_file(), self._digest, self.part(number)
         write_all(file, memoryview(self.frame.after), end, part)
@@ -182,7 +187,7 @@ class Stage:
 
     def _publish(self, part: Path, number: int, extent: Extent, hashed: Future[str]) -> Shard:
         size = part.stat().st_size
-        flush(part)  # long; the hash is computed meanwhile
+        flush(part)  # takes long; the hash is computed meanwhile
         sha256 = hashed.result()
         path = f"{SHARDS}/{self.architecture}-{number:05d}-{sha256[:12]}{self.kind.suffix}"
         publish(part, self.root / path)
@@ -203,18 +208,18 @@ class Stage:
 
 
 class Threads:
-    """One thread that hashes and one that flushes and renames, beside the one that writes."""
+    """Two threads beside the one that writes: one hashes, the other flushes and renames."""
 
     def __init__(self) -> None:
         self.hashing = ThreadPoolExecutor(1, "prepkit-hash")
         self.publishing = ThreadPoolExecutor(1, "prepkit-fsync")
 
     def hash(self, digest: Any, values: memoryview) -> Future[None]:
-        """Hash these bytes after all that were given before; they must stay as they are until it is done."""
+        """Hash these bytes after all bytes given before; they must not change until the future is done."""
         return self.hashing.submit(digest.update, values)
 
     def stop(self) -> None:
-        """Wait for what is in line."""
+        """Finish all that is waiting, and end the threads."""
         self.hashing.shutdown(wait=True)
         self.publishing.shutdown(wait=True)
 
@@ -226,7 +231,7 @@ def _done(shard: Shard) -> Future[Shard]:
 
 
 def write_back(file: int) -> None:
-    """Bring to the disk what was written so far, and close this descriptor; publishing reports errors."""
+    """Flush what was written so far to the disk, and close this descriptor; publishing reports errors."""
     with suppress(OSError):
         os.fdatasync(file)
     os.close(file)
@@ -250,7 +255,7 @@ def write_all(file: int, values: memoryview, offset: int, path: Path) -> None:
 
 
 def chunks_of(path: Path, end: int) -> Iterator[bytes]:
-    """The first `end` bytes of a file, in pieces."""
+    """Read the first `end` bytes of a file, in pieces."""
     with open(path, "rb") as file:
         while end and (chunk := file.read(min(end, CHUNK_BYTES))):
             end -= len(chunk)

@@ -1,4 +1,4 @@
-"""The folder of a zoo that is being written, and the `.writing` in it: made, or found and checked, before all else."""
+"""Make or check the folder of a zoo that is to be written, and the folder `.writing` in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare(root: Path, folder: Path) -> None:
     raises ZooError if the zoo is finished or the folder holds other files, OutputError if it cannot be made
     """
     if (root / MANIFEST).exists():
-        shutil.rmtree(folder, ignore_errors=True)  # of a writer that was killed after its last step
+        shutil.rmtree(folder, ignore_errors=True)  # a writer was killed after its last step
         raise ZooError(f"'{root}' is a finished zoo; write another folder, or `prepkit zoo merge` the two.")
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -40,9 +40,9 @@ def prepare(root: Path, folder: Path) -> None:
 
 
 def open_journal(root: Path, folder: Path, settings: Mapping[str, Any], resume: bool) -> tuple[Journal, bool]:
-    """The journal, and whether it is one to go on with: a new one if there is none, or none with a whole first line.
+    """Open the journal, and return it with True if there was one; a journal without a whole first line does not count.
 
-    raises ZooError if there is one but `resume` is false, or one of other settings
+    raises ZooError if there is a journal but `resume` is false, or its settings are others
     """
     path = folder / JOURNAL
     if not path.exists() or path.stat().st_size == 0:
@@ -51,8 +51,8 @@ def open_journal(root: Path, folder: Path, settings: Mapping[str, Any], resume: 
         raise ZooError(f"'{root}' is an unfinished zoo; go on with resume=True, or delete the folder first.")
     journal = Journal.reopen(path)
     try:
-        if found := journal.settings():
-            check_same(found, settings, root)
+        if old_settings := journal.settings():
+            check_same(old_settings, settings, root)
             return journal, True
     except BaseException:
         journal.close()
@@ -62,7 +62,7 @@ def open_journal(root: Path, folder: Path, settings: Mapping[str, Any], resume: 
 
 
 def remove_litter(root: Path) -> None:
-    """Remove what a killed `close` had put beside the shards."""
+    """Remove the files that a killed `close` had put beside the shards."""
     for litter in ("models-*.parquet", ".prepkit-*.tmp"):
         for file in root.glob(litter):
             file.unlink()

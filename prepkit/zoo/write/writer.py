@@ -1,7 +1,7 @@
-"""ZooWriter: build a zoo instance by instance, in constant memory, resumable after a kill at any moment.
+"""ZooWriter: write a zoo instance by instance, in constant memory; after a kill at any moment it can go on.
 
-While it is written, a zoo has no zoo.json but a folder `.writing` with the open shards (staging.py), the journal
-(journal.py) and the lock. `close` writes the table and the teacher, then zoo.json, whose presence makes the zoo
+While a zoo is written it has no zoo.json, but a folder `.writing` with the open shards (staging.py), the journal
+(journal.py) and the lock. `close` writes the table, the teacher and at last zoo.json, whose presence makes the zoo
 visible, and removes the folder. An instance is finished when `add` has returned.
 """
 
@@ -29,7 +29,7 @@ from prepkit.zoo.write.buffers import Buffers
 from prepkit.zoo.write.checks import check_counts, check_json, check_member, checked_dtype, new_entries, stack_size
 from prepkit.zoo.write.contents import Contents
 from prepkit.zoo.write.finishing import members, table_rows
-from prepkit.zoo.write.instance_rows import Packable, packable, packable_stack, rows_of
+from prepkit.zoo.write.instance_rows import Packable, packable, packable_stack, packed_pieces
 from prepkit.zoo.write.stages import Stages
 from prepkit.zoo.write.staging import SHARDS, Stage
 from prepkit.zoo.write.teacher import drop_others, keep_teacher, publish_teacher, take_back
@@ -42,24 +42,24 @@ SHARD_BYTES = 256 << 20
 
 
 class ZooWriter:
-    """Writes a zoo. A context manager: leaving it without an exception finishes the zoo.
+    """Writes a zoo. It is a context manager: leaving it without an exception finishes the zoo.
 
-    path:         the zoo's folder; made if missing, and empty but for an unfinished zoo with `resume`
-    width:        of the PReps, a multiple of 8
-    height:       common height of the zoo, for readers; the tallest architecture's if missing
-    name:         of the zoo; the folder's if missing
-    format:       of the shards, "safetensors" or "hdf5"
-    dtype:        of the PReps; that of the first instance if missing
-    registry:     the architectures and their ClassIds, also those without instances; if missing, those that are
-                  added, ascending in packed parameters
+    path:         the zoo's folder, made if missing; with `resume` it may hold an unfinished zoo, else it is empty
+    width:        columns of the PReps, a multiple of 8
+    height:       common height at which readers give the PReps; the tallest architecture's if missing
+    name:         name of the zoo; the folder's if missing
+    format:       format of the shards, "safetensors" or "hdf5"
+    dtype:        dtype of the PReps; the first instance's if missing
+    registry:     the architectures and their ClassIds, also those without instances; if missing, the architectures
+                  that are added, ascending in packed parameters
     task:         what the instances were trained on, JSON-able
-    license:      of the zoo, an identifier such as "mit"
-    provenance:   how it was made, JSON-able; without times, if the same input is to give the same bytes. It becomes
-                  the attribute `provenance`, a dict in which the caller may change what `close` will write
+    license:      licence of the zoo, an identifier such as "mit"
+    provenance:   how the zoo was made, JSON-able; the same input gives the same bytes if there are no times in it. It
+                  becomes the attribute `provenance`, a dict that the caller may change until `close` writes it
     shard_bytes:  a shard holds at most this many bytes of values, but at least one instance
     resume:       go on with an unfinished zoo, given all other arguments as before; `finished_ids` and
-                  `has_teacher` say what is there
-    raises ZooLocked if another process writes it, ZooError if it is finished or was begun with other settings
+                  `has_teacher` tell what it holds
+    raises ZooLocked if another process writes the zoo, ZooError if it is finished or was begun with other settings
 
     >>> with ZooWriter("my-zoo", width=512) as writer:
     ...     writer.add(network, split="train", accuracy=0.91)
@@ -107,22 +107,22 @@ class ZooWriter:
             "license": license,
             "provenance": self.provenance,
             "shard_bytes": shard_bytes,
-        }  # not the dtype, which the first instance may choose; the journal keeps it
+        }  # the dtype is not among them: the first instance may choose it, and the journal keeps it
         self._open(settings, shard_bytes, resume)
 
     # Adding ---------------------------------------------------------------------------------------------------
 
     @property
     def working_folder(self) -> Path:
-        """The folder `.writing`, which is there as long as the zoo is unfinished and removed by `close`.
+        """The folder `.writing`, which exists until `close` removes it.
 
-        A caller may keep files of its own in a folder in it; a resuming writer leaves them alone.
+        A caller may keep files of its own in a folder inside; a resuming writer leaves them alone.
         """
         return self._folder
 
     @property
     def finished_ids(self) -> frozenset[str]:
-        """Ids of all instances that are in the zoo."""
+        """The ids of all instances that are in the zoo."""
         return frozenset(self._contents.ids)
 
     def __len__(self) -> int:
@@ -130,19 +130,19 @@ class ZooWriter:
 
     def add(
         self,
-        model: nn.Module | Mapping[str, Tensor] | PRep,
+        model: nn.Module | Mapping[str, Tensor] | PRep | Packable,
         *,
         id: str | None = None,
         split: str | None = None,
         architecture: Architecture | str | None = None,
         **columns: Any,
     ) -> str:
-        """Add one instance and return its id. It is finished, also after a kill, when this returns.
+        """Add one instance and return its id. When this returns, the instance is in the zoo, also after a kill.
 
-        model:        a network, a state dict or a PRep; BatchNorm is folded
-        id:           unique in the zoo; a running number if missing
+        model:        a network, a state dict or a PRep, whose BatchNorm is folded, or what `packable` made of one
+        id:           a text that is unique in the zoo; a running number if missing
         split:        "train", "validation", "test" or another name
-        architecture: recognised if missing
+        architecture: the network's architecture; it is recognised if missing
         columns:      metadata: numbers, text, booleans, None
         raises ZooError, LayoutMismatch, FusionError, CheckpointError (NaN) before anything is written
         """
@@ -178,7 +178,7 @@ class ZooWriter:
 
     @property
     def has_teacher(self) -> bool:
-        """True if the zoo has a teacher; what `set_teacher` was given is kept, also after a kill."""
+        """True if the zoo has a teacher; a teacher that was set is kept, also after a kill."""
         return self._contents.teacher is not None
 
     def set_teacher(
@@ -190,8 +190,8 @@ class ZooWriter:
         """
         self._check_open()
         item = packable(model, architecture, "teacher")
-        for piece in rows_of(item, self.width, item.layout.dtype, None, "teacher", self._buffers):  # checks the values
-            self._buffers.give_back(piece.buffer)
+        for piece in packed_pieces(item, self.width, item.layout.dtype, None, "teacher", self._buffers):
+            self._buffers.give_back(piece.buffer)  # the values were checked while they were packed
         entry = keep_teacher(item, self.width, self._folder)
         if entry != self._contents.teacher:
             self._journal.set_teacher(entry)
@@ -216,11 +216,11 @@ class ZooWriter:
         item.layout.shape(self.width, self.height)
         check_member(item.name, item.layout, contents.architectures, self.registry, place)
         dtype = contents.dtype or item.layout.dtype
-        rows = rows_of(item, self.width, dtype, count, place, self._buffers)
+        pieces = packed_pieces(item, self.width, dtype, count, place, self._buffers)
         contents.dtype = dtype
         with self._keeping_failure():
             stage = self._stage(item, dtype)
-            for piece in rows:
+            for piece in pieces:
                 self._buffers.give_back_after(stage.append(piece.values), piece)
             self._journal.add(entries)
         contents.add(entries, schema)
@@ -254,9 +254,9 @@ class ZooWriter:
         shutil.rmtree(self._folder)
 
     def discard(self) -> None:
-        """Give up what is unfinished: all that was written is removed, and the folder too if it was not there before.
+        """Remove all that was written of an unfinished zoo, and the folder too if it was not there before.
 
-        Nothing happens to a finished zoo.
+        A finished zoo stays.
         """
         if (self.root / MANIFEST).exists():
             return
@@ -264,7 +264,7 @@ class ZooWriter:
         for folder in (self.root / SHARDS, self._folder):
             shutil.rmtree(folder, ignore_errors=True)
         if self._is_new:
-            with suppress(OSError):  # someone else's files are in it by now
+            with suppress(OSError):  # somebody else has put files there
                 self.root.rmdir()
 
     def _publish(self) -> None:
@@ -311,7 +311,7 @@ class ZooWriter:
     def _open(self, settings: Mapping[str, Any], shard_bytes: int, resume: bool) -> None:
         self._is_new = not self.root.exists()
         prepare(self.root, self._folder)
-        self._held = ExitStack()  # what `_release` closes, the last first
+        self._held = ExitStack()  # holds what `_release` closes, in reverse order
         try:
             self._held.callback(take_lock(self._folder / "lock", self.root).release)
             self._journal, has_begun = open_journal(self.root, self._folder, settings, resume)

@@ -169,3 +169,13 @@ def test_where_nothing_is_kept_nothing_is_left(tmp_path, models):
         create_zoo(tmp_path / "zoo", models)
     assert not getattr(caught.value, "__notes__", [])
     assert not (tmp_path / "zoo").exists()
+
+
+def test_an_error_names_the_file_and_the_instance(tmp_path):
+    own = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    torch.save(own.state_dict(), tmp_path / "own_bn.pt")
+    error = create(tmp_path / "zoo", tmp_path / "own_bn.pt", status=2).stderr
+    assert error.startswith("Error: 'own_bn' (own_bn.pt) has BatchNorm")
+    (tmp_path / "t.csv").write_text("file,id\nown_bn,first\n")
+    error = create(tmp_path / "zoo", tmp_path / "own_bn.pt", "--table", tmp_path / "t.csv", status=2).stderr
+    assert error.startswith("Error: 'first' (own_bn.pt) has BatchNorm")
