@@ -33,42 +33,42 @@ OWN_MEANINGS = {
     "id": "unique name of the instance",
     "architecture": "name of its architecture",
     "class_id": "number of its architecture",
-    "split": "what it is meant for",
+    "split": "its split, such as train or test",
     "shard": "index of its file in the `shards` of zoo.json",
     "row": "its row in that file",
 }
-MEANINGS_OF_TRAINING = {  # of the columns that `zoo train` writes; in other zoos they are the user's
-    "run": "the training that it is from; shared by all weights that are kept of one",
-    "item": "number of the data set of its own",
-    "seed": "of start, data order and augmentation",
-    "epoch": "after which its weights were taken",
-    "epochs": "of the whole training",
-    "schedule": "of the learning rate",
-    "precision": "of the forward pass in training",
-    "train_accuracy": "on all training data, without augmentation",
-    "train_loss": "the same",
-    "validation_accuracy": "on the validation data",
-    "validation_loss": "the same",
-    "accuracy": "on the test data",
-    "loss": "the same",
+MEANINGS_OF_TRAINING = {  # `zoo train` writes these columns; in other zoos they are the user's
+    "run": "number of its training run; all weights that are kept of a run share it",
+    "item": "number of its own data set",
+    "seed": "seed of initialisation, data order and augmentation",
+    "epoch": "epoch after which its weights were taken",
+    "epochs": "number of epochs of the whole training",
+    "schedule": "schedule of the learning rate",
+    "precision": "precision of the forward pass in training",
+    "train_accuracy": "accuracy on all training data, without augmentation",
+    "train_loss": "loss on all training data, without augmentation",
+    "validation_accuracy": "accuracy on the validation data",
+    "validation_loss": "loss on the validation data",
+    "accuracy": "accuracy on the test data",
+    "loss": "loss on the test data",
 }
-MEANINGS_OF_SOURCES = {  # of the columns that `zoo create` fills
+MEANINGS_OF_SOURCES = {  # `zoo create` fills these columns
     "source": "address on the Hub of the checkpoint, with its commit",
-    "source_sha256": "of the checkpoint's file",
+    "source_sha256": "sha256 of the checkpoint's file",
 }
 MEANINGS = {"zoo train": MEANINGS_OF_TRAINING, "zoo create": MEANINGS_OF_SOURCES}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What was written: README.md is None where the user's own stands, card.png is None without matplotlib."""
+    """The files that were written: `readme` is None if the user has an own README.md, `picture` without matplotlib."""
 
     readme: Path | None
     picture: Path | None
 
 
 def write_card(path: str | os.PathLike[str]) -> Card:
-    """Write README.md and, if matplotlib is there, card.png into a finished zoo; older ones are replaced.
+    """Write README.md and, if matplotlib is there, card.png into a finished zoo, over older ones.
 
     A README.md without prepkit's mark is the user's own and left alone.
     raises ZooError if the folder is no zoo, OutputError if it cannot be written
@@ -84,7 +84,7 @@ def write_card(path: str | os.PathLike[str]) -> Card:
 
 
 def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
-    """The whole README.md.
+    """Write the text of README.md.
 
     repo: where the zoo is on the Hub, None for a local folder
     """
@@ -105,7 +105,7 @@ def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
 
 
 def card_header(manifest: Manifest) -> dict[str, list[str]]:
-    """The lines of the YAML that the Hub reads, by key; text is quoted as JSON, which YAML reads too."""
+    """Return the lines of the YAML that the Hub reads, by key; text is quoted as JSON, which YAML reads too."""
     size = next((name for limit, name in SIZES if manifest.table.rows < limit), "10M<n<100M")
     licence, name = licence_of_card(manifest.license)
     header = {
@@ -180,7 +180,7 @@ def _provenance(manifest: Manifest) -> list[str]:
 
 
 def _facts(record: Mapping[str, Any]) -> list[str]:
-    """One item a key; text of several lines as a block, the rest as JSON."""
+    """List the keys of a record with their values: text of several lines as a block, all else as JSON."""
     lines = []
     for key, value in sorted(record.items()):
         if isinstance(value, str) and "\n" in value:
@@ -210,7 +210,7 @@ def _plain(text: str) -> bool:
 
 
 def _is_word(text: str) -> bool:
-    """Words that YAML takes for something else than text."""
+    """Return whether YAML would read a word as something else than text."""
     return text.lower() in ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 
 
@@ -224,7 +224,7 @@ def _picture(zoo: Zoo, root: Path) -> Path | None:
 
 
 def picture_of(zoo: Zoo) -> bytes | None:
-    """The bytes of card.png; None for an empty zoo or without matplotlib."""
+    """Draw card.png, and return its bytes; None for an empty zoo or without matplotlib."""
     from prepkit.figures import PlotsMissing
     from prepkit.zoo.card.picture import card_figure
 

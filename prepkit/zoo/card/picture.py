@@ -16,7 +16,7 @@ MAX_ARCHITECTURES = 6  # rows of the grid; a zoo of more shows the first ones
 
 
 def card_figure(zoo: Zoo) -> Any:
-    """A matplotlib Figure; without a column `accuracy` it has the grid only.
+    """Draw the picture as a matplotlib Figure; without a column `accuracy` it has the grid only.
 
     raises PlotsMissing without matplotlib
     """
@@ -36,7 +36,7 @@ def card_figure(zoo: Zoo) -> Any:
 
 
 def chosen(zoo: Zoo) -> dict[str, list[int]]:
-    """The first instances of the first architectures."""
+    """Return the first instances of the first architectures, by architecture."""
     rows: dict[str, list[int]] = {
         stored.name: [] for stored in zoo.manifest.architectures if stored.class_id is not None
     }
@@ -47,7 +47,7 @@ def chosen(zoo: Zoo) -> dict[str, list[int]]:
 
 
 def accuracy_by_architecture(zoo: Zoo) -> dict[str, list[float]]:
-    """The finite values of the column `accuracy`; empty if there is none of numbers."""
+    """Return the finite values of the column `accuracy`, by architecture; empty without a column of such numbers."""
     from pyarrow import types
 
     table = zoo.table

@@ -16,31 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import ZooError, counted, listed
+from prepkit.errors import ZooError, listed
 from prepkit.progress import Advance
 from prepkit.version import __version__
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.copying import check_target, check_whole, copy_file, copy_shards, verified_manifest
+from prepkit.zoo.change.merged_table import SourceZoo, merged_table
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.format.shards import ShardFormat, shard_format
-from prepkit.zoo.format.tables import OWN_COLUMNS, read_table, write_table_at_once
+from prepkit.zoo.format.tables import write_table_at_once
 from prepkit.zoo.write.building import building
 from prepkit.zoo.write.written import WrittenZoo
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RUN = "run"
 # These attributes must agree where two zoos have an architecture of one name.
 FACTS = ("layout", "fused", "family", "input_shape", "num_trainable", "config")
-
-
-@dataclass(frozen=True)
-class SourceZoo:
-    """A zoo to be merged: folder and manifest."""
-
-    root: Path
-    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -174,14 +166,14 @@ def common_task(zoos: list[SourceZoo]) -> Any:
     """
     first = zoos[0]
     for zoo in zoos[1:]:
-        one, other = first.manifest.task, zoo.manifest.task
-        if one == other:
+        expected, task = first.manifest.task, zoo.manifest.task
+        if expected == task:
             continue
-        if one is None or other is None:
-            without = first if one is None else zoo
+        if expected is None or task is None:
+            without = first if expected is None else zoo
             raise ZooError(f"'{without.root}' names no task, the others do; instances of one zoo share a task.")
-        keys = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
-        values = listed((f"{key}: {one.get(key)!r} and {other.get(key)!r}" for key in keys), 3)
+        keys = [key for key in sorted(expected.keys() | task.keys()) if expected.get(key) != task.get(key)]
+        values = listed((f"{key}: {expected.get(key)!r} and {task.get(key)!r}" for key in keys), 3)
         raise ZooError(f"the tasks of '{first.root}' and '{zoo.root}' differ in {values}; a zoo has one task.")
     return first.manifest.task
 
@@ -236,133 +228,11 @@ def _origin(zoo: SourceZoo) -> dict[str, Any]:
     }
 
 
-# Table --------------------------------------------------------------------------------------------------------
-
-
-def merged_table(
-    zoos: list[SourceZoo], architectures: tuple[StoredArchitecture, ...], prefix: bool, notes: list[str]
-) -> pa.Table:
-    """Return the rows of all zoos with the new ClassIds and shard numbers.
-
-    raises ZooError naming ids that are in two zoos, or a column that two zoos fill with different kinds of values
-    """
-    import pyarrow as pa
-
-    tables = [read_table(zoo.root / zoo.manifest.table.path, zoo.manifest.table) for zoo in zoos]
-    if prefix:
-        tables = [_prefixed(table, zoo.manifest.name) for table, zoo in zip(tables, zoos, strict=True)]
-    _check_ids(zoos, tables)
-    _note_runs(zoos, tables, notes)
-    class_ids = {stored.name: stored.class_id for stored in architectures}
-    schema = pa.schema([*_own_fields(tables[0]), *_common_fields(zoos, tables)])
-    first_shard, parts = 0, []
-    for zoo, table in zip(zoos, tables, strict=True):
-        parts.append(_fitted(_renumbered(table, class_ids, first_shard), schema, zoo))
-        first_shard += len(zoo.manifest.shards)
-    return pa.concat_tables(parts).combine_chunks()
-
-
 def _check_prefix(zoos: list[SourceZoo], prefix: bool) -> None:
     names = [zoo.manifest.name for zoo in zoos]
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if prefix and repeated:
         raise ZooError(f"two zoos are named {listed(map(repr, repeated))}, so their names cannot tell their ids apart.")
-
-
-def _prefixed(table: pa.Table, name: str) -> pa.Table:
-    for column in ("id", RUN):
-        if column in table.column_names:
-            values = [None if value is None else f"{name}-{value}" for value in table[column].to_pylist()]
-            table = _replaced(table, column, values, "string")
-    return table
-
-
-def _check_ids(zoos: list[SourceZoo], tables: list[pa.Table]) -> None:
-    homes: dict[str, SourceZoo] = {}
-    for zoo, table in zip(zoos, tables, strict=True):
-        ids = table["id"].to_pylist()
-        shared = [id for id in ids if id in homes]
-        if shared:
-            are = "is" if len(shared) == 1 else "are"
-            raise ZooError(
-                f"{counted(len(shared), 'id')} of '{zoo.root}' {are} in '{homes[shared[0]].root}' too: "
-                f"{listed(shared, 3)}; ids are "
-                "unique. With prefix=True the zoo's name is put before each."
-            )
-        homes.update(dict.fromkeys(ids, zoo))
-
-
-def _note_runs(zoos: list[SourceZoo], tables: list[pa.Table], notes: list[str]) -> None:
-    seen: set[Any] = set()
-    for table in tables:
-        runs = set(table[RUN].to_pylist()) - {None} if RUN in table.column_names else set()
-        if runs & seen:
-            shared = listed(sorted(runs & seen, key=str), 3)
-            notes.append(f"run {shared} is in several zoos, so it counts as one run; prefix=True tells them apart.")
-            return
-        seen |= runs
-
-
-def _own_fields(table: pa.Table) -> list[pa.Field]:
-    return [table.schema.field(name).remove_metadata() for name in OWN_COLUMNS]
-
-
-def _common_fields(zoos: list[SourceZoo], tables: list[pa.Table]) -> list[pa.Field]:
-    import pyarrow as pa
-
-    kinds: dict[str, tuple[pa.DataType, SourceZoo]] = {}
-    for zoo, table in zip(zoos, tables, strict=True):
-        for field in table.schema:
-            if field.name in OWN_COLUMNS:
-                continue
-            known, home = kinds.get(field.name, (pa.null(), zoo))
-            common = _common_type(known, field.type)
-            if common is None:
-                raise ZooError(
-                    f"the column '{field.name}' is {known} in '{home.root}' and {field.type} in '{zoo.root}'; "
-                    "rename one where the zoo is made."
-                )
-            kinds[field.name] = (common, home if common == known else zoo)
-    return [pa.field(name, kind) for name, (kind, _) in kinds.items()]
-
-
-def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return the type that holds both, or None if there is none."""
-    from pyarrow import float64, types
-
-    if one == other or types.is_null(other):
-        return one
-    if types.is_null(one):
-        return other
-    numbers = all(types.is_integer(kind) or types.is_floating(kind) for kind in (one, other))
-    return float64() if numbers else None
-
-
-def _renumbered(table: pa.Table, class_ids: dict[str, int | None], first_shard: int) -> pa.Table:
-    new = [class_ids[name] for name in table["architecture"].to_pylist()]
-    shards = [first_shard + shard for shard in table["shard"].to_pylist()]
-    return _replaced(_replaced(table, "class_id", new, "int32"), "shard", shards, "int32")
-
-
-def _fitted(table: pa.Table, schema: pa.Schema, zoo: SourceZoo) -> pa.Table:
-    """Return the table with all columns of the schema, in its order and types, without loss."""
-    import pyarrow as pa
-
-    columns = []
-    for field in schema:
-        try:
-            column = table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
-            columns.append(column.cast(field.type, safe=True))
-        except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-            raise ZooError(f"'{zoo.root}': column '{field.name}' does not fit {field.type}: {reason}") from None
-    return pa.table(columns, schema=schema)
-
-
-def _replaced(table: pa.Table, name: str, values: list[Any], kind: str) -> pa.Table:
-    import pyarrow as pa
-
-    return table.set_column(table.column_names.index(name), name, pa.array(values, pa.type_for_alias(kind)))
 
 
 def _split_counts(table: pa.Table) -> dict[str, int]:

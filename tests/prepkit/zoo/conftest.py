@@ -1,4 +1,4 @@
-"""A process that is killed at work, for all tests of kills: it takes seconds to start."""
+"""The process that all tests of kills share, since it takes seconds to start."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 
 class Killer:
-    """The process of killed_writer.py."""
+    """Runs killed_writer.py."""
 
     def __init__(self, folder: Path) -> None:
         script = Path(killed_writer.__file__)

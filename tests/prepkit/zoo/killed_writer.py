@@ -1,6 +1,6 @@
-"""A process that writes, converts and merges zoos in forked children and kills them; tests tell it in lines of JSON.
+"""A process that lets forked children write, convert and merge zoos, and kills them; it takes orders as lines of JSON.
 
-One process that has imported everything forks each child, so that fifty kills take seconds.
+It has imported everything before it forks a child, so that fifty kills take seconds.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def sizes_of(index: int) -> tuple[int, ...]:
 
 
 def stack_of(start: int, count: int) -> torch.Tensor:
-    """PReps `[count, 72, 64]` of 4,481 parameters."""
+    """Make PReps `[count, 72, 64]` of 4,481 parameters."""
     preps = torch.zeros(count, 72 * 64)
     for index in range(count):
         preps[index, :4481] = start + index + torch.arange(4481) / 8192
@@ -40,7 +40,7 @@ def stack_of(start: int, count: int) -> torch.Tensor:
 
 
 def write(root: str, format: str, done=lambda ids: None) -> None:
-    """Write the zoo, or what is missing of it; `done` is called with the ids of each call that has returned."""
+    """Write the zoo, or the instances that it lacks; `done` is called with the ids of each call that has returned."""
     with ZooWriter(root, format=format, resume=True, **OPTIONS) as writer:
         for index in range(NUM_ADDED):
             if f"m{index}" not in writer.finished_ids:
@@ -54,7 +54,7 @@ def write(root: str, format: str, done=lambda ids: None) -> None:
 
 
 def write_other(root: Path) -> str:
-    """A zoo that can be merged with the one of `write`."""
+    """Write a zoo that can be merged with the zoo of `write`."""
     with ZooWriter(root, width=8, shard_bytes=1000) as writer:
         for index in range(8):
             writer.add(tensors_of(index, (4, 6, 2)), id=f"other{index}", accuracy=0.5)
@@ -75,7 +75,7 @@ JOBS = {"write": write, "convert": convert_zoo, "merge": merge_zoos}
 
 
 def child(order: dict, pipe: int) -> None:
-    """Do the job, telling the pipe what has returned."""
+    """Do the job, and write into the pipe what has returned."""
 
     def done(ids):
         os.write(pipe, "".join(f"{id}\n" for id in ids).encode())
@@ -90,20 +90,20 @@ def child(order: dict, pipe: int) -> None:
         os._exit(0)
 
 
-def told_until(pipe: int, deadline: float, num_lines: float) -> str:
-    """What the child told until a time, or until it has told so many lines or is done."""
-    told = b""
-    while (left := deadline - time.perf_counter()) > 0 and told.count(b"\n") < num_lines:
+def output_until(pipe: int, deadline: float, num_lines: float) -> str:
+    """Read what the child writes until a time, until it has written so many lines, or until it is done."""
+    output = b""
+    while (left := deadline - time.perf_counter()) > 0 and output.count(b"\n") < num_lines:
         if select.select([pipe], [], [], left)[0]:
             piece = os.read(pipe, 65536)
             if not piece:
                 break
-            told += piece
-    return told.decode()
+            output += piece
+    return output.decode()
 
 
 def run(order: dict) -> dict:
-    """Fork a child, let it write for `seconds` or until it has told `lines` lines, and kill it."""
+    """Fork a child, let it write for `seconds` or until it has written `lines` lines, and kill it."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -111,15 +111,15 @@ def run(order: dict) -> dict:
         child(order, write_end)
     os.close(write_end)
     start = time.perf_counter()
-    told = told_until(read_end, start + order.get("seconds", 60), order.get("lines", float("inf")))
+    output = output_until(read_end, start + order.get("seconds", 60), order.get("lines", float("inf")))
     seconds = time.perf_counter() - start
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     while piece := os.read(read_end, 65536):
-        told += piece.decode()
+        output += piece.decode()
     os.close(read_end)
-    return {"told": told.split("\n")[:-1], "seconds": seconds}
+    return {"lines": output.split("\n")[:-1], "seconds": seconds}
 
 
 if __name__ == "__main__":

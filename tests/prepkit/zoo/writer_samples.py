@@ -15,7 +15,7 @@ SHARD_BYTES = 50_000  # two or three instances of digits a shard
 
 
 def tensors_of(seed: int, sizes: tuple[int, ...] = (3, 5, 2), dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The state dict of a small perceptron whose biases tell its seed."""
+    """Return the state dict of a small perceptron whose biases equal its seed."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for index, (size_in, size_out) in enumerate(pairwise(sizes)):
@@ -26,7 +26,7 @@ def tensors_of(seed: int, sizes: tuple[int, ...] = (3, 5, 2), dtype: torch.dtype
 
 @cache
 def trained(name: str, seed: int) -> nn.Module:
-    """A network of a built-in architecture with random weights, and random statistics if it has BatchNorm."""
+    """Return a built-in network with random weights, and random statistics if it has BatchNorm."""
     torch.manual_seed(seed)
     network = prepkit.architecture(name).build()
     for module in network.modules():
@@ -38,7 +38,7 @@ def trained(name: str, seed: int) -> nn.Module:
 
 
 def write_digits(root: Path, rounds: int = 4, **options: object) -> Path:
-    """A zoo of three architectures in several shards, with splits and columns."""
+    """Write a zoo of three architectures in several shards, with splits and columns."""
     options = {"shard_bytes": SHARD_BYTES, "name": "digits", **options}
     with ZooWriter(root, **options) as writer:
         for seed in range(rounds):
@@ -55,5 +55,5 @@ def write_digits(root: Path, rounds: int = 4, **options: object) -> Path:
 
 
 def files_of(root: Path) -> dict[str, bytes]:
-    """Every file of a folder with its content."""
+    """Return the content of every file in a folder."""
     return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}

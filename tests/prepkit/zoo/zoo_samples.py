@@ -1,4 +1,4 @@
-"""Small zoos for tests of what is done with whole zoos."""
+"""Small zoos for tests that convert, merge, split or verify them."""
 
 import torch
 
@@ -16,7 +16,7 @@ def network(name, seed):
 
 
 def write_zoo(root, count=7, names=NAMES[:2], *, seed=0, prefix="m", teacher=None, tensors=0, columns=None, **settings):
-    """`count` instances in several shards, the architectures by turns; `tensors` networks of a nameless layout."""
+    """Write `count` instances in several shards, the architectures by turns, and `tensors` networks without a name."""
     settings = {"task": TASK, "license": "mit", "shard_bytes": 40_000, **settings}
     with ZooWriter(root, **settings) as writer:
         if teacher is not None:

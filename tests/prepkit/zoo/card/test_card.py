@@ -1,4 +1,4 @@
-"""The card says what the manifest and the table say, in YAML that the Hub reads, and always in the same bytes."""
+"""Tests of the card: it repeats manifest and table, its YAML is read by the Hub, and its bytes are always the same."""
 
 import builtins
 import re
@@ -152,7 +152,7 @@ def test_what_is_no_zoo_has_no_card(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("command", "meaning"), [("zoo train", "on the test data"), ("zoo create", "")])
+@pytest.mark.parametrize(("command", "meaning"), [("zoo train", "accuracy on the test data"), ("zoo create", "")])
 def test_columns_of_training_are_explained_where_training_wrote_them(tmp_path, command, meaning):
     network = prepkit.architecture("resnet8@digits").build_folded()
     with prepkit.ZooWriter(tmp_path / "zoo", width=64, provenance={"command": command}) as writer:

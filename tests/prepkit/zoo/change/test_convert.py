@@ -1,4 +1,4 @@
-"""Converting keeps every value, row and fact; what goes wrong leaves no target and an untouched source."""
+"""Tests of convert: it keeps every value, row and fact, and an error leaves no target and an unchanged source."""
 
 import hashlib
 import sys
@@ -45,10 +45,10 @@ def assert_same(one, other):
 def test_there_and_back_nothing_changes_not_even_a_byte(tmp_path, kind, source_format):
     source = write_zoo(tmp_path / "one", format=source_format, **{"name": "zoo", **KINDS[kind]})
     other_format = FORMATS[1 - FORMATS.index(source_format)]
-    told = []
-    manifest = convert(source, tmp_path / "other", other_format, progress=told.append).manifest
+    counts = []
+    manifest = convert(source, tmp_path / "other", other_format, progress=counts.append).manifest
     assert manifest.shard_format == other_format
-    assert sum(told) == sum(shard.bytes for shard in manifest.shards)
+    assert sum(counts) == sum(shard.bytes for shard in manifest.shards)
     assert verify(tmp_path / "other").ok
     assert not verify(tmp_path / "other").notes
     assert_same(open_zoo(source), open_zoo(tmp_path / "other"))
@@ -136,7 +136,7 @@ def test_targets_that_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
-    for target, told in [
+    for target, message in [
         (source, "exists already"),
         (tmp_path / "full", "exists already"),
         (tmp_path / "file", "is a file"),
@@ -144,7 +144,7 @@ def test_targets_that_are_refused(tmp_path):
         (tmp_path / "file" / "below", "cannot write"),
     ]:
         before = bytes_of(tmp_path)
-        with pytest.raises(OutputError, match=told):
+        with pytest.raises(OutputError, match=message):
             convert(source, target, "hdf5")
         assert bytes_of(tmp_path) == before
     with pytest.raises(ZooError, match="Did you mean 'hdf5'"):
@@ -163,7 +163,7 @@ def test_an_empty_folder_and_missing_parents_are_fine(tmp_path):
     assert (tmp_path / "a" / "b" / MANIFEST).is_file()
 
 
-def told(key):
+def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
@@ -176,9 +176,9 @@ def test_memory_is_bounded(tmp_path):
         for number in range(60):  # 144 MB
             writer.add({"w": stack[0] + number})
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak that earlier tests left
-    before = told("VmRSS")
+    before = memory("VmRSS")
     convert(tmp_path / "one", tmp_path / "two", "hdf5")
-    assert told("VmHWM") - before < 80_000  # KiB
+    assert memory("VmHWM") - before < 80_000  # KiB
     hashes = [
         hashlib.sha256(open_zoo(tmp_path / name)[59][0].values.numpy().tobytes()).digest() for name in ("one", "two")
     ]

@@ -1,4 +1,4 @@
-"""Merged zoos hold all instances of their sources; whatever is in conflict is an error that names it."""
+"""Tests of merge: the new zoo holds all instances of its sources, and an error names what is in conflict."""
 
 from dataclasses import replace
 from functools import partial
@@ -122,19 +122,19 @@ def test_columns_are_brought_together(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ("text", "the column 'depth' is int64 in .*one' and string in .*two'"),
         (True, "'depth' is int64"),
         (2**60 + 1, ""),
     ],
 )
-def test_columns_that_do_not_go_together_are_an_error(tmp_path, value, told):
+def test_columns_that_do_not_go_together_are_an_error(tmp_path, value, message):
     one = write_zoo(tmp_path / "one", prefix="a", columns=lambda number: {"depth": 2**60 + 1})
     second = write_zoo(tmp_path / "two", prefix="b", columns=lambda number: {"depth": value})
     third = write_zoo(tmp_path / "three", prefix="c", columns=lambda number: {"depth": 0.5})
-    if told:
-        with pytest.raises(ZooError, match=told):
+    if message:
+        with pytest.raises(ZooError, match=message):
             merge(tmp_path / "all", [one, second])
         return
     merge(tmp_path / "all", [one, second])
@@ -143,7 +143,7 @@ def test_columns_that_do_not_go_together_are_an_error(tmp_path, value, told):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"task": {**TASK, "dataset": "mnist"}}, "differ in dataset: 'digits' and 'mnist'; a zoo has one task"),
         ({"task": {"kind": "images"}}, "differ in dataset: 'digits' and None, mean: "),
@@ -153,10 +153,10 @@ def test_columns_that_do_not_go_together_are_an_error(tmp_path, value, told):
         ({"license": None}, "differ in license: .*one has mit, .*two has None"),
     ],
 )
-def test_what_must_agree_is_an_error_that_says_what_differs(tmp_path, one, settings, told):
+def test_what_must_agree_is_an_error_that_says_what_differs(tmp_path, one, settings, message):
     second = write_zoo(tmp_path / "two", prefix="b", **settings)
     before = bytes_of(tmp_path)
-    with pytest.raises(ZooError, match=told):
+    with pytest.raises(ZooError, match=message):
         merge(tmp_path / "all", [one, second])
     assert bytes_of(tmp_path) == before
 

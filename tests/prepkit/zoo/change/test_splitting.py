@@ -1,4 +1,4 @@
-"""Splits: seeded, stratified, runs whole, and the same whatever the order of the rows."""
+"""Tests of splits: they are seeded and stratified, keep runs together, and do not depend on the order of the rows."""
 
 from collections import Counter, defaultdict
 from functools import partial
@@ -21,7 +21,7 @@ THREE = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 def table(rows):
-    """Rows of (id, architecture, run)."""
+    """Make a table of rows (id, architecture, run)."""
     ids, architectures, runs = zip(*rows, strict=True) if rows else ((), (), ())
     columns = {"id": pa.array(ids, pa.string()), "architecture": pa.array(architectures, pa.string())}
     return pa.table({**columns, "run": pa.array(runs, pa.int64())})
@@ -34,7 +34,7 @@ def splits(rows, fractions=THREE, seed=0, column="run"):
 
 
 def many(count, runs=1):
-    """`count` instances of each of three architectures; `runs` instances a run."""
+    """Make rows of `count` instances of each of three architectures, with `runs` instances a run."""
     return [
         (f"{name}{n:03d}", name, 10_000 * a + n // runs) for a, name in enumerate(("x", "y", "z")) for n in range(count)
     ]
@@ -155,17 +155,17 @@ def test_groups_can_be_another_column_or_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fractions", "told"),
+    ("fractions", "message"),
     [
         ({"train": 0.8, "test": 0.1}, "sum to 1; given: train 0.8, test 0.1, which sum to 0.9"),
         ({"train": 1.2, "test": -0.2}, "between 0 and 1"),
         ({"train": float("nan")}, "between 0 and 1"),
     ],
 )
-def test_wrong_fractions_change_nothing(tmp_path, fractions, told):
+def test_wrong_fractions_change_nothing(tmp_path, fractions, message):
     root = write_zoo(tmp_path / "zoo", count=2)
     before = bytes_of(root)
-    with pytest.raises(ZooError, match=told):
+    with pytest.raises(ZooError, match=message):
         split(root, fractions)
     assert bytes_of(root) == before
 

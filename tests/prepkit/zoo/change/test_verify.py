@@ -1,4 +1,4 @@
-"""verify finds whatever is changed in a zoo; rerun finds a stored accuracy that is wrong."""
+"""Tests of verify: it finds any change in a zoo, and running instances again finds a wrong stored accuracy."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def flip(file, bit):
 
 
 def rewritten(root, change):
-    """The manifest changed and given a right checksum, as one who wants to mislead would."""
+    """Change the manifest and give it a right checksum, as a forger would."""
     data = json.loads((root / MANIFEST).read_text())
     change(data)
     data["sha256"] = checksum(data)
@@ -69,12 +69,12 @@ def rewritten(root, change):
 
 
 def test_a_whole_zoo_verifies_and_every_byte_is_read(zoo):
-    told = []
-    found = verify(zoo, jobs=3, progress=told.append)
+    counts = []
+    found = verify(zoo, jobs=3, progress=counts.append)
     assert found.ok
     assert (found.faults, found.notes, found.instances) == ((), (), 6)
     assert found.files == len(all_files(zoo)) >= 6
-    assert found.bytes == sum(told) == sum(file.stat().st_size for file in all_files(zoo) if file.name != MANIFEST)
+    assert found.bytes == sum(counts) == sum(file.stat().st_size for file in all_files(zoo) if file.name != MANIFEST)
 
 
 def test_a_flipped_bit_anywhere_is_found_and_its_file_is_named(zoo):
@@ -283,7 +283,7 @@ def test_the_test_set_is_seeded_normalised_and_disjoint_from_the_rest():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"mean": [0.1, 0.2]}, "task, mean: expected 1 numbers"),
         ({"std": [0.0]}, "task, std"),
@@ -293,7 +293,7 @@ def test_the_test_set_is_seeded_normalised_and_disjoint_from_the_rest():
         ({"dataset": "digit"}, "Did you mean 'digits'?"),
     ],
 )
-def test_a_wrong_task_record_is_told_with_its_place(change, told):
+def test_a_wrong_task_record_is_told_with_its_place(change, message):
     with pytest.raises(ZooError, match="task") as error:
         test_set({**TASK, **change})
-    assert told in str(error.value)
+    assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""Loader, ResidentZoo and ZooDataset: the same batches, in an order that seed and epoch decide."""
+"""Tests of Loader, ResidentZoo and ZooDataset: they give the same batches, in an order that seed and epoch decide."""
 
 import gc
 import threading
@@ -24,7 +24,7 @@ NUM_INSTANCES = 37
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """37 instances of three layouts in several shards; the biases of each tell its index."""
+    """A zoo of 37 instances of three layouts in several shards; the biases of each hold its index."""
     root = tmp_path_factory.mktemp("loader") / "zoo"
     with ZooWriter(root, width=8, shard_bytes=1000) as writer:
         for index in range(NUM_INSTANCES):
@@ -33,7 +33,7 @@ def zoo(tmp_path_factory):
 
 
 def told_index(prep: torch.Tensor) -> int:
-    """The index that a PRep of this zoo tells: its first values are the first layer's biases."""
+    """Return the index in a PRep of this zoo: its first values are the first layer's biases."""
     return int(prep.reshape(-1)[0])
 
 
@@ -84,7 +84,7 @@ def test_order_does_not_depend_on_the_batch_size_or_what_was_read_before(epoch, 
 
 
 def test_order_is_pinned():
-    """A checkpoint of training made by one version goes on with another."""
+    """A checkpoint of training that one version wrote can be resumed with another."""
     order = Order(10, 3, True, 7, False, 0, 1)
     generator = np.random.Generator(np.random.Philox(key=[7, 2]))
     assert order.instances(2).tolist() == generator.permutation(10).tolist()

@@ -1,4 +1,4 @@
-"""One contract that both shard formats pass, and zoos that must be refused."""
+"""Tests of the contract that both shard formats keep, of stores, and of zoos that must be refused."""
 
 import json
 import os
@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.f
 
 
 def rewrite_manifest(root: Path, change) -> None:
-    """Change zoo.json and give it the checksum that a forger would."""
+    """Change zoo.json and give it a right checksum, as a forger would."""
     data = json.loads((root / MANIFEST).read_text())
     change(data)
     data["sha256"] = checksum(data)
@@ -45,7 +45,7 @@ def replace_shard(root: Path, number: int, write) -> Path:
 
 
 class Contract:
-    """What a shard format promises. Subclasses name it and read one of its files with the format's own library."""
+    """Tests that each shard format passes; a subclass names the format, and reads a file with the format's own library."""
 
     format = ""
 

@@ -1,4 +1,4 @@
-"""Conditions against Python's own eval, row by row; hostile texts end in a WhereError and nothing else."""
+"""Tests of conditions against Python's own eval, row by row; hostile texts end in a WhereError and nothing else."""
 
 import math
 from contextlib import suppress
@@ -31,7 +31,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Presence:
-    """`is None` and its like, which know no third value."""
+    """`is None` and the like, which are true or false for every row."""
 
     text: str
 
@@ -71,7 +71,7 @@ class Many:
 
 @dataclass(frozen=True)
 class Chain(Many):
-    """`low <= name < high`: an `and` of its links, written without repeating the middle."""
+    """`low <= name < high`, which means `low <= name and name < high`."""
 
     written: str = ""
 
@@ -273,7 +273,7 @@ def test_any_text_is_a_condition_or_a_where_error(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("acuracy > 0.8", "there is no column 'acuracy'; there are accuracy, split. Did you mean 'accuracy'?"),
         ("accuracy", None),
@@ -287,13 +287,13 @@ def test_any_text_is_a_condition_or_a_where_error(text):
         ("accuracy >", "is not a condition: invalid syntax. Example: accuracy > 0.8 and split == 'train'"),
     ],
 )
-def test_errors_say_the_place_and_what_to_do(text, told):
-    if told is None:
+def test_errors_say_the_place_and_what_to_do(text, message):
+    if message is None:
         parse_where(text, ["accuracy", "split"])  # whether a column is boolean, the table says
         return
     with pytest.raises(WhereError) as error:
         parse_where(text, ["accuracy", "split"])
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_long_flat_condition_is_no_deep_tree():

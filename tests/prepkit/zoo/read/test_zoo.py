@@ -1,4 +1,4 @@
-"""What a reader gets from a zoo: instances, views, networks, other shapes."""
+"""Tests of what a reader gets from a zoo: instances, views, networks, other shapes."""
 
 import pickle
 import subprocess
@@ -249,7 +249,7 @@ def test_unknown_architecture_gives_tensors_but_no_network(tmp_path):
 
 
 class Tied(nn.Module):
-    """Two layers with one weight, and a buffer of floats."""
+    """A network of two layers with the same weight, and a buffer of floats."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,7 +318,7 @@ def test_batches_from_a_single_shard(tmp_path):
 
 
 def test_opening_and_reading_imports_no_pandas(root):
-    """It would take a fifth of a second, and a Ctrl-C that comes while pyarrow imports it is lost."""
+    """Importing pandas takes a fifth of a second, and a Ctrl-C is lost while pyarrow imports it."""
     reading = (
         "import sys; from prepkit.api import open_zoo; zoo = open_zoo(sys.argv[1]); zoo[0]; zoo.preps([1, 2]); "
         "zoo.class_ids(); zoo.split('train')[0]; print('pandas' in sys.modules)"

@@ -1,4 +1,4 @@
-"""Buffers are used again, bounded, never shared, and hold what a stack is written from."""
+"""Tests of buffers: they are used again, bounded and never shared, and stacks are written through them."""
 
 import threading
 
@@ -72,7 +72,7 @@ def test_refused_instances_leave_the_buffers_free(tmp_path):
 @pytest.mark.parametrize("piece_bytes", [1, 50_000, 1 << 20])
 @pytest.mark.parametrize("kind", ["tensors", "PReps", "PReps of this width", "strided", "tracked", "bfloat16", "wider"])
 def test_a_stack_in_pieces_is_the_stack(tmp_path, monkeypatch, piece_bytes, kind):
-    """In pieces of one row and of several, of which the last one is smaller, over the ends of shards."""
+    """A stack is written in pieces of one row or of several, of which the last is smaller, over the ends of shards."""
     monkeypatch.setattr(intake, "PIECE_BYTES", piece_bytes)
     known = prepkit.architecture("sine_mlp@sdf_small")
     count, dtype = 23, torch.bfloat16 if kind == "bfloat16" else torch.float32

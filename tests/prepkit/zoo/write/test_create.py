@@ -1,4 +1,4 @@
-"""`prepkit zoo create`: the task, and what a zoo remembers of the files that it was made of."""
+"""Tests of `prepkit zoo create` and create_zoo: the task, and the facts that a zoo keeps of its models' files."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def test_the_task_is_kept(tmp_path, models, task):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", ", line 1: not JSON: Expecting value."),
         (b'{"kind": 1,\n}', ", line 2: not JSON: "),
@@ -61,12 +61,12 @@ def test_the_task_is_kept(tmp_path, models, task):
         (None, ": cannot be read: No such file or directory."),
     ],
 )
-def test_a_task_that_is_none_is_refused_before_anything_is_written(tmp_path, models, content, told):
+def test_a_task_that_is_none_is_refused_before_anything_is_written(tmp_path, models, content, message):
     file = tmp_path / "task.json"
     if content is not None:
         file.write_bytes(content)
     output = create(tmp_path / "zoo", *models, "--task", file, status=2).stderr
-    assert f"Error: {file}{told}" in output
+    assert f"Error: {file}{message}" in output
     assert 'Write an object such as {"kind": "images", "dataset": "digits"} in it.' in output
     assert not (tmp_path / "zoo").exists()
 

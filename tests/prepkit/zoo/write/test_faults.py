@@ -1,4 +1,4 @@
-"""Kills, a second writer, a full disk, bad input: nothing lost, nothing half visible."""
+"""Tests of kills, a second writer, a full disk and bad input: nothing is lost, and nothing is visible in part."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ from prepkit.zoo.write.writer import ZooWriter
 
 
 def check_whole(root: Path) -> None:
-    """Every instance is in the zoo once, with its own values, and every file has its sum."""
+    """Check that every instance is in the zoo once, with its own values, and that every file has its sha256."""
     zoo = open_zoo(root)
     assert sorted(zoo.table["id"].to_pylist()) == sorted(killed_writer.ALL_IDS)
     for stored in (*zoo.manifest.shards, zoo.manifest.table):
@@ -45,7 +45,7 @@ def check_whole(root: Path) -> None:
 
 
 def finished_after(root: Path, format: str) -> frozenset[str] | None:
-    """What a resuming writer finds, leaving the zoo unfinished; None if the zoo is finished."""
+    """Return the ids that a resuming writer finds, and leave the zoo unfinished; None if the zoo is finished."""
     try:
         writer = ZooWriter(root, format=format, resume=True, **killed_writer.OPTIONS)
     except ZooError as error:
@@ -58,13 +58,13 @@ def finished_after(root: Path, format: str) -> frozenset[str] | None:
 
 
 def interrupt(writer: ZooWriter) -> None:
-    """Leave a writer as an exception inside its `with` does."""
+    """End a writer as an exception inside its `with` does."""
     writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(56, marks=pytest.mark.slow)])
 def test_kill_at_any_moment(killer, tmp_path, num_kills):
-    """Kills by time over the whole run, its close included, and right after an `add`; some zoos are killed often."""
+    """Kills come at random times of the run, its close included, and right after an `add`; some zoos meet several."""
     seed = int(os.environ.get("PREPKIT_KILL_SEED", random.SystemRandom().randrange(1 << 30)))
     print("PREPKIT_KILL_SEED =", seed)
     chance = random.Random(seed)
@@ -75,7 +75,7 @@ def test_kill_at_any_moment(killer, tmp_path, num_kills):
         references[format] = files_of(tmp_path / format)
         check_whole(tmp_path / format)
         timed = [killer.run(root=str(tmp_path / f"timed-{format}-{n}"), format=format) for n in range(3)]
-        assert timed[0]["told"][-1] == "closed"
+        assert timed[0]["lines"][-1] == "closed"
         seconds[format] = sorted(time["seconds"] for time in timed)[1]
     kills = kills_in_close = zoos = 0
     while kills < num_kills:
@@ -86,16 +86,16 @@ def test_kill_at_any_moment(killer, tmp_path, num_kills):
         for _ in range(chance.choice([1, 1, 2, 4])):
             lines = chance.randrange(len(killed_writer.ALL_IDS) + 1)
             how = {"lines": lines} if chance.random() < 0.4 else {"seconds": chance.uniform(0, 1.1 * seconds[format])}
-            told = killer.run(root=str(root), format=format, **how)["told"]
-            assert not [line for line in told if line.startswith("error")], (seed, how, told)
-            returned |= set(told) - {"closed"}
-            kills += "closed" not in told
+            lines = killer.run(root=str(root), format=format, **how)["lines"]
+            assert not [line for line in lines if line.startswith("error")], (seed, how, lines)
+            returned |= set(lines) - {"closed"}
+            kills += "closed" not in lines
             found = finished_after(root, format)
             if found is None:
                 break
             kills_in_close += len(found) == len(killed_writer.ALL_IDS)
             assert returned <= found, (seed, how)
-            assert "closed" not in told
+            assert "closed" not in lines
             with pytest.raises(ZooError, match="unfinished zoo"):
                 open_zoo(root)
         if not (root / "zoo.json").exists():
@@ -106,7 +106,7 @@ def test_kill_at_any_moment(killer, tmp_path, num_kills):
 
 
 def test_kill_in_close_at_every_step(tmp_path):
-    """What a kill leaves between two steps of `close`, made by hand at each call that gives a file its name."""
+    """A kill between two steps of `close` is imitated at each call that gives a file its name."""
     killed_writer.write(str(tmp_path / "reference"), "safetensors")
     reference = files_of(tmp_path / "reference")
     replace = os.replace
@@ -156,7 +156,7 @@ def test_lock_of_a_killed_writer_is_free(killer, tmp_path):
 
 
 class FullDisk:
-    """os.write and os.pwrite on a disk with room for so many bytes."""
+    """Replaces os.write and os.pwrite by those of a disk with room for so many bytes."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -389,7 +389,7 @@ def test_lost_values_are_named(tmp_path):
 
 
 def named_files(root: Path) -> set[str]:
-    """The files that a zoo should consist of."""
+    """Return the files that a zoo should consist of."""
     manifest = open_zoo(root).manifest
     return {stored.path for stored in (*manifest.shards, manifest.table)} | {"zoo.json"}
 
@@ -407,7 +407,7 @@ def test_line_that_a_kill_tore_is_cut_off(tmp_path):
 
 
 def test_shards_of_a_stack_that_was_not_finished_leave_no_trace(tmp_path):
-    """Its values fill shards, which are published, before its lines stand in the journal."""
+    """The stack's values fill shards, which are published before its lines are in the journal."""
     writer = ZooWriter(tmp_path / "zoo", **killed_writer.OPTIONS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer._journal, "add", lambda entries: (_ for _ in ()).throw(KeyboardInterrupt()))

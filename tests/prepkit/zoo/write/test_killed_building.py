@@ -1,4 +1,4 @@
-"""Converting and merging under kill -9: the target is whole or not there, and the next run cleans up."""
+"""Kill conversions and merges: the target is whole or not there, and the next run cleans up."""
 
 import fcntl
 import multiprocessing
@@ -30,30 +30,30 @@ def litter(folder: Path) -> list[str]:
 @pytest.mark.parametrize("num_kills", [3, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("job", ["convert", "merge"])
 def test_kill_at_any_moment(killer, tmp_path, sources, job, num_kills):
-    """By time over the whole run, and after any number of pieces that were written."""
+    """Kills come at random times of the run, and after random numbers of written pieces."""
     seed = int(os.environ.get("PREPKIT_KILL_SEED", random.SystemRandom().randrange(1 << 30)))
     print("PREPKIT_KILL_SEED =", seed)
     chance = random.Random(seed)
     order = {"job": job, "format": "hdf5", "sources": sources}
     (tmp_path / "straight").mkdir()
     whole = killer.run(root=str(tmp_path / "straight" / "zoo"), **order)
-    assert whole["told"].pop() == "closed"
+    assert whole["lines"].pop() == "closed"
     reference = files_of(tmp_path / "straight" / "zoo")
     before = [files_of(Path(source)) for source in sources]
     kills = left = 0
     for number in range(num_kills):
         folder = tmp_path / f"kill{number}"
         folder.mkdir()
-        by_lines = {"lines": chance.randrange(1, len(whole["told"]))}
+        by_lines = {"lines": chance.randrange(1, len(whole["lines"]))}
         how = by_lines if number % 3 else {"seconds": chance.uniform(0, whole["seconds"])}
-        told = killer.run(root=str(folder / "zoo"), **order, **how)["told"]
-        assert not [line for line in told if line.startswith("error")], (seed, how, told)
-        kills += "closed" not in told
+        lines = killer.run(root=str(folder / "zoo"), **order, **how)["lines"]
+        assert not [line for line in lines if line.startswith("error")], (seed, how, lines)
+        kills += "closed" not in lines
         left += bool(litter(folder))
         if (folder / "zoo").exists():  # then it is whole
             assert files_of(folder / "zoo") == reference, (seed, how)
         else:
-            again = killer.run(root=str(folder / "zoo"), **order)["told"]
+            again = killer.run(root=str(folder / "zoo"), **order)["lines"]
             assert again[-1] == "closed", (seed, how, again)
             assert litter(folder) == [], (seed, how)
             assert files_of(folder / "zoo") == reference, (seed, how)
@@ -89,7 +89,7 @@ def build(target: Path) -> None:
 
 
 def leave_dead(target: Path) -> Path:
-    """Leave a folder and its lock file as a process does that is killed while it builds."""
+    """Leave a folder and its lock file behind, as a process that is killed while it builds."""
     with locked_folder(target) as folder:
         pass
     folder.mkdir()

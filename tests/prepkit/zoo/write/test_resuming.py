@@ -1,4 +1,4 @@
-"""What a writer keeps besides the instances until the zoo is finished: teacher, settings, provenance, others' files."""
+"""Tests of what a writer keeps besides instances until it closes: teacher, settings, provenance, files of others."""
 
 import json
 import os
@@ -29,7 +29,7 @@ GIVEN = {
 
 
 def interrupt(writer: ZooWriter) -> None:
-    """Leave a writer as a kill does, but for the lock."""
+    """End a writer as a kill does, but give its lock back."""
     writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
 
@@ -148,7 +148,7 @@ def test_a_teacher_whose_file_is_gone_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "other", "told"),
+    ("key", "other", "message"),
     [
         ("width", 512, "width 64, not 512"),
         ("height", None, "height 200, not None"),
@@ -163,12 +163,12 @@ def test_a_teacher_whose_file_is_gone_is_named(tmp_path):
         ("shard_bytes", 1, "shard_bytes 50000, not 1"),
     ],
 )
-def test_resuming_with_other_settings_is_refused_and_says_which(tmp_path, key, other, told):
+def test_resuming_with_other_settings_is_refused_and_says_which(tmp_path, key, other, message):
     interrupt(ZooWriter(tmp_path / "zoo", **GIVEN))
     before = files_of(tmp_path / "zoo")
     with pytest.raises(ZooError, match="begun with other settings") as caught:
         ZooWriter(tmp_path / "zoo", resume=True, **{**GIVEN, key: other})
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 500
     assert all(f": {name} " not in str(caught.value) for name in GIVEN if name != key)
     assert {**files_of(tmp_path / "zoo"), ".writing/lock": b""} == {**before, ".writing/lock": b""}

@@ -1,4 +1,4 @@
-"""What a writer makes of what it is given."""
+"""Tests of the zoo that a writer makes of networks, stacks and columns."""
 
 import os
 import stat
