@@ -45,7 +45,7 @@ def replace_shard(root: Path, number: int, write) -> Path:
 
 
 class Contract:
-    """Tests that each shard format passes; a subclass names the format, and reads a file with the format's own library."""
+    """Tests that each shard format passes; a subclass names the format, and reads files with the format's library."""
 
     format = ""
 
