@@ -158,20 +158,15 @@ def describe_checkpoint(path: str | os.PathLike[str], key: str | None = None) ->
     """
     place = f"'{path}'"
     checkpoint = load_checkpoint(path, key)
-    detection = detect(checkpoint)
-    layout = _natural_layout(checkpoint, place)
-    if detection:  # a known network has an order of its own, as in `prepare`
-        layout = (
-            detection.architecture.layout.with_dtypes_of(checkpoint)
-            if detection.folded
-            else Layout.of(_network_with(checkpoint, detection.architecture, place))
-        )
+    with _named(place):
+        classified(checkpoint, lambda name, tensor: False)  # a network cannot load sparse tensors
+    _, layout, _, architecture = prepare(checkpoint, None, True, place)
     return {
         "format": checkpoint.format,
         "key": checkpoint.key,
         "prefix": checkpoint.prefix or None,
-        "architecture": detection.architecture.name if detection else None,
-        "class_id": default_class_id(detection.architecture.name) if detection else None,
+        "architecture": architecture.name if architecture else None,
+        "class_id": default_class_id(architecture.name) if architecture else None,
         "num_parameters": layout.num_parameters,
         "batch_norms": len(batch_norms(checkpoint)),
     }, layout

@@ -97,7 +97,7 @@ def check_no_shard(path: Path, state: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError for a shard of a zoo, which holds many networks in one array `prep` `[rows, H, W]`."""
     if set(state) == {"prep"} and state["prep"].ndim == 3:
         raise CheckpointError(
-            f"'{path}' is a shard of a zoo: {len(state['prep']):,} networks, not one. Take one out of its zoo with "
+            f"'{path}' is a shard of a zoo with {counted(len(state['prep']), 'network')}. Take one out of its zoo with "
             "`prepkit zoo export DIR ID -o MODEL.pt`."
         )
 

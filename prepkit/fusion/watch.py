@@ -180,7 +180,7 @@ class Watch:
         self.makers.update({storage_key(tensor): words for tensor in _leaves(value)})
 
     def _operation(self, operation: str) -> str:
-        """Return the name that a user knows: of the Python function, unless an operation in place (`relu_`) ran."""
+        """Return the Python function's name, which users know, unless an operation in place (`relu_`) ran."""
         return operation if operation.endswith("_") else self.functions[-1] or operation
 
     def finish(self, result: Any) -> None:
