@@ -205,7 +205,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, data: object, place: str | Place = "architecture", *, trust_code: bool = False) -> Architecture:
-        """The architecture that `to_dict` wrote; nothing is imported. Unknown keys are ignored.
+        """Read the architecture that `to_dict` wrote; nothing is imported, and unknown keys are ignored.
 
         trust_code: whether `build` may import a builder that is neither built in nor registered here
         raises RegistryError or LayoutMismatch with the place of what is wrong

@@ -1,4 +1,4 @@
-"""Hidden units in another order: a PRep of other values whose network computes the same function.
+"""Reordering hidden units, which gives a PRep with other values whose network computes the same function.
 
     groups = unit_groups(architecture)               # which units may be reordered, and along which axes they stand
     places = permutation(architecture, generator)    # [V]: the place that each value comes from
@@ -26,7 +26,7 @@ from prepkit.families.architecture import Architecture, Shapes
 
 
 class NoPermutations(PrepkitError, ValueError):
-    """It is not known which units of an architecture may be reordered."""
+    """Nothing is known about which units of an architecture may be reordered."""
 
 
 @dataclass(frozen=True)

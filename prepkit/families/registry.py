@@ -128,7 +128,7 @@ class Registry:
 
     @classmethod
     def from_dict(cls, data: object, place: str = "registry", *, trust_code: bool = False) -> Registry:
-        """The registry that `to_dict` wrote; nothing is imported. `place` names the source in errors.
+        """Read the registry that `to_dict` wrote; nothing is imported. `place` names the source in errors.
 
         trust_code: see Architecture.from_dict
         raises RegistryError or LayoutMismatch with the place of what is wrong

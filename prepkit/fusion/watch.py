@@ -173,7 +173,7 @@ class Watch:
             if not owners.intersection(self.stack):
                 self.outside.update(dict.fromkeys(owners, reader))
 
-    def made(self, operation: str, value: Any) -> None:
+    def produced(self, operation: str, value: Any) -> None:
         """Note that `operation` has made the tensors in `value`."""
         maker = Reader(self._operation(operation), self.stack[-1])
         words = f"its input comes from {maker}, not straight from a convolution or Linear layer"
@@ -234,7 +234,7 @@ class _Dispatches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.__name__.split(".")[0]
         self.watch.read(name, (args, kwargs))
         result = func(*args, **(kwargs or {}))
-        self.watch.made(name, result)
+        self.watch.produced(name, result)
         return result
 
 

@@ -1,4 +1,4 @@
-"""Instances of several architectures, run together where they have the same architecture.
+"""Running instances of several architectures; those of the same architecture run together.
 
     outputs = run_by_class_id(registry, class_ids, preps, inputs)      # [N, B, ...], row n by architecture class_ids[n]
 
@@ -31,15 +31,15 @@ class ArchitectureGroup:
     positions: tuple[int, ...]
 
     def select(self, rows: Tensor) -> Tensor:
-        """The rows `[k, ...]` of these instances out of the rows of all, `[N, ...]`."""
+        """Return the rows `[k, ...]` of these instances from the rows `[N, ...]` of all."""
         if self.positions == tuple(range(len(rows))):
             return rows
-        # Taken singly: a tensor of positions would be copied to the device, and the host would wait for it.
+        # Rows are taken one by one, since a tensor of positions would be copied to the device while the host waits.
         return torch.stack([rows[position] for position in self.positions])
 
 
 def group_by_architecture(registry: Registry, class_ids: Sequence[int]) -> list[ArchitectureGroup]:
-    """Instances grouped by their ClassIds, in the order in which the ClassIds first appear."""
+    """Group instances by their ClassIds, in the order in which the ClassIds first appear."""
     positions: dict[int, list[int]] = {}
     for position, class_id in enumerate(class_ids):
         positions.setdefault(class_id, []).append(position)
@@ -47,13 +47,13 @@ def group_by_architecture(registry: Registry, class_ids: Sequence[int]) -> list[
 
 
 def run_by_class_id(registry: Registry, class_ids: Sequence[int], preps: Tensor, inputs: Tensor) -> Tensor:
-    """Outputs `[N, B, ...]` of instances of several architectures, differentiable; one run for each architecture.
+    """Return the outputs `[N, B, ...]` of instances of several architectures, with one run for each architecture.
 
-    preps:  `[N, H, W]`
-    inputs: `[B, *input_shape]` that all share, or `[N, B, *input_shape]`
+    preps:  `[N, H, W]`; the outputs are differentiable in them
+    inputs: `[B, *input_shape]` shared by all, or `[N, B, *input_shape]`
     """
     shared = inputs.dim() == len(registry.by_class_id(class_ids[0]).input_shape) + 1
-    rows: list[Tensor] = [preps] * len(class_ids)  # placeholders, all of which are replaced
+    rows: list[Tensor] = [preps] * len(class_ids)  # these are placeholders, and all are replaced
     for group in group_by_architecture(registry, class_ids):
         group_inputs = inputs if shared else group.select(inputs)
         outputs = run_instances(group.architecture, group.select(preps), group_inputs)
@@ -65,7 +65,7 @@ def run_by_class_id(registry: Registry, class_ids: Sequence[int], preps: Tensor,
 
 
 def outputs_by_class_id(registry: Registry, class_ids: Sequence[int], preps: Tensor, inputs: Tensor) -> Tensor:
-    """Outputs `[N, B, ...]` as run_by_class_id gives them, but without gradient, on the CPU and in bounded memory.
+    """Return outputs as run_by_class_id does, but without gradient, on the CPU and in bounded memory.
 
     Only some instances run at a time, on some of the inputs.
     """

@@ -2,12 +2,12 @@
 
     groups = groups_to_run(group_by_architecture(registry, class_ids), inputs)
     loss_M, parts = instance_losses(groups, preps_MHW, losses_of)
-    loss_M.sum().backward()                   # into whatever wrote the PReps
+    loss_M.sum().backward()                   # goes on into the network that wrote the PReps
 
-An instance's loss depends on its own PRep alone, so its layers need not be kept while the others run: each instance is
-run and differentiated to its PRep before the next one starts, which costs no extra work. Instances that run at once
-(prepkit.running.instances) form one such group.
-Shapes: M instances, k of a group, H x W the PRep.
+An instance's loss depends only on its own PRep, so its activations need not be kept while other instances run. Each
+instance is run and differentiated with respect to its PRep before the next one starts, which costs no extra work.
+Instances that run at once (prepkit.running.instances) are differentiated together, as one group.
+Shapes: M instances, k in a group, H x W the PRep.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -28,7 +28,7 @@ LossesOf = Callable[[ArchitectureGroup, Tensor], Mapping[str, Tensor]]
 
 
 def groups_to_run(groups: Sequence[ArchitectureGroup], inputs: Tensor, single: bool = False) -> list[ArchitectureGroup]:
-    """Groups to run one after another: an architecture's instances stay together only where they run at once.
+    """Return groups to run one after another: an architecture's instances stay together only if they run at once.
 
     inputs: `[B, *input_shape]`, or `[M, B, *input_shape]`
     single: split every group into single instances, which takes the least memory
@@ -46,7 +46,7 @@ def groups_to_run(groups: Sequence[ArchitectureGroup], inputs: Tensor, single: b
 def instance_losses(
     groups: Sequence[ArchitectureGroup], preps_MHW: Tensor, losses_of: LossesOf
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The losses of instances, differentiable once with respect to their PReps and to nothing else.
+    """Return the losses of instances, differentiable once with respect to their PReps and to nothing else.
 
     losses_of: returns the losses `[k]` of a group by name, given the group and its PReps `[k, H, W]`
     returns their sum `[M]`, which is differentiable, and the losses `[M]` by name, which are not
@@ -57,7 +57,7 @@ def instance_losses(
 
 
 class _InstanceLosses(torch.autograd.Function):
-    """Runs and differentiates group after group in forward; backward only weights the gradients kept from there."""
+    """Runs and differentiates group after group in forward; backward only scales the gradients from there."""
 
     @staticmethod
     def forward(
@@ -69,7 +69,7 @@ class _InstanceLosses(torch.autograd.Function):
         for group in groups:
             losses, gradient_kHW = _differentiated(losses_of, group, group.select(preps_MHW), wanted)
             for name, loss_k in losses.items():
-                row = rows.setdefault(name, [loss_k.new_empty(())] * len(preps_MHW))  # placeholders
+                row = rows.setdefault(name, [loss_k.new_empty(())] * len(preps_MHW))  # these are placeholders
                 for position, loss in zip(group.positions, loss_k.unbind(0), strict=True):
                     row[position] = loss
             if gradient_MHW is not None and gradient_kHW is not None:
@@ -93,7 +93,7 @@ class _InstanceLosses(torch.autograd.Function):
 def _differentiated(
     losses_of: LossesOf, group: ArchitectureGroup, preps_kHW: Tensor, wanted: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The losses `[k]` of a group and, if wanted, the gradient `[k, H, W]` of their sum; nothing else is kept."""
+    """Return the losses `[k]` of a group and, if wanted, the gradient `[k, H, W]` of their sum; keep nothing else."""
     with torch.set_grad_enabled(wanted):
         preps_kHW = preps_kHW.detach().requires_grad_(wanted)
         losses = losses_of(group, preps_kHW)

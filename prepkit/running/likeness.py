@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax
 
 from prepkit.statistics import mean_or_nan, off_diagonal
 
-ROUNDING = 1e-12  # of sums of float64 near 1
+ROUNDING = 1e-12  # more than the rounding of float64 sums near 1
 
 
 def compare(predicted_NBC: Tensor, target_MBC: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,8 +38,8 @@ def compare(predicted_NBC: Tensor, target_MBC: Tensor) -> tuple[Tensor, Tensor]:
 def matching_measures(likeness_NN: Tensor, accuracy_N: Tensor, sign: int = 1) -> dict[str, float]:
     """Return how much better a prediction fits its own target than others; equal likeness counts half.
 
-    likeness_NN:    of prediction (row) and target (column); the larger the more alike
-    accuracy_N:     of the targets
+    likeness_NN:    likeness of each prediction (row) and target (column); larger means more alike
+    accuracy_N:     accuracies of the targets
     sign:           -1 if the likeness is a negated measure; `own`, `others` and `nearest_in_accuracy` are then means of
                     the measure itself
     own_preferred:  share of comparisons with another target that the own target wins
