@@ -855,7 +855,7 @@ def test_batch_norm_that_cannot_be_folded_says_where_and_why(nets: Any, folder: 
     run("pack", "late.pt", *UNFOLDABLE, "--keep-bn", "-o", "kept.prep.safetensors")
     before = entries(folder)
     result = run("pack", "late.pt", *UNFOLDABLE, code=2)
-    assert "1 of 1 BatchNorms cannot be folded" in result.stderr
+    assert "1 of 1 BatchNorm cannot be folded" in result.stderr
     assert "bn" in result.stderr
     assert "--keep-bn" in result.stderr
     assert "Traceback" not in result.stderr

@@ -130,7 +130,7 @@ def test_rows_without_a_model_are_noted_and_models_without_a_row_refused(tmp_pat
     [
         ("", "empty; the first line names the columns, one of them 'file'"),
         ("name\nm0\n", "there is no column 'file'"),
-        ("file,x\nm0\n", "line 2: 1 cells, but the first line names 2 columns"),
+        ("file,x\nm0\n", "line 2: 1 cell, but the first line names 2 columns"),
         ("file,x,x\nm0,1,2\n", "the columns x stand twice"),
         ("file\nm0.pt\nm0.pt\n", "line 3: file 'm0.pt' stands twice"),
         ("file,x\n,1\n", "line 2: file is missing"),
