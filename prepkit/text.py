@@ -1,4 +1,4 @@
-"""Numbers, times and tables as people read them on a terminal."""
+"""Text as people read it: numbers, times and tables on a terminal; and whether a file can hold a text."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ def readable_seconds(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a file can hold a text; halves of surrogate pairs cannot be written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

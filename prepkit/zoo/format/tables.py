@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted, listed
 from prepkit.files import flush, publish, sha256_of_file
+from prepkit.text import is_unicode
 from prepkit.zoo.format.manifest import StoredFile
 
 if TYPE_CHECKING:
@@ -45,15 +46,6 @@ def plain(value: Any, place: str) -> Any:
     if type(value) is int and not -(2**63) <= value < 2**63:
         raise ZooError(f"{place}: {value} does not fit 64 bits; give it as text.")
     return value
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether a file can hold a text; halves of surrogate pairs cannot be written."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class Schema:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import ZooError, listed
 from prepkit.prep.layout import Layout, canonical_json
 from prepkit.tensors import BITS
-from prepkit.zoo.format.tables import Schema, is_unicode, plain_columns
+from prepkit.text import is_unicode
+from prepkit.zoo.format.tables import Schema, plain_columns
 from prepkit.zoo.write.journal import Entry
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ def new_entries(
     raises ZooError for ids, splits or columns that the zoo's table cannot hold
     """
     names = new_ids(ids, contents.ids, place)
+    check_splits(splits, place)
     plain = [plain_columns(row, f"{place} ({name})") for name, row in zip(names, columns, strict=True)]
     schema = contents.schema.extended(plain, place)
-    check_splits(splits, place)
     entries = [Entry(name, architecture, split, row) for name, split, row in zip(names, splits, plain, strict=True)]
     return entries, schema
 

@@ -210,11 +210,11 @@ class ZooWriter:
         """Check all that can be wrong, then write: values first, then their entries in the journal."""
         self._check_open()
         contents = self._contents
+        item.layout.shape(self.width, self.height)
+        check_member(item.name, item.layout, contents.architectures, self.registry, place)
         entries, schema = new_entries(item.name, ids, splits, columns, contents, place)
         if not entries:
             return []
-        item.layout.shape(self.width, self.height)
-        check_member(item.name, item.layout, contents.architectures, self.registry, place)
         dtype = contents.dtype or item.layout.dtype
         pieces = packed_pieces(item, self.width, dtype, count, place, self._buffers)
         contents.dtype = dtype
