@@ -1,4 +1,4 @@
-"""zoo.json: what a zoo says of itself, format "prepkit-zoo/1". Its presence means that the zoo is whole.
+"""zoo.json: the manifest of a zoo, in the format "prepkit-zoo/1". A folder that has it holds a whole zoo.
 
 The manifest is checked once, where it is read; each error names the file and the place in it. Keys that this version
 does not know are kept. Importing this module imports neither torch nor pyarrow: `prepkit zoo info` reads no more.
@@ -40,7 +40,7 @@ from prepkit.zoo.format.paths import check_part, check_relative
 FORMAT = "prepkit-zoo/1"
 MANIFEST = ZOO_MANIFEST
 MAX_MANIFEST_BYTES = 256 << 20
-KEPT_BATCH_NORM = "+bn"  # after the name of an architecture whose BatchNorm was not folded
+KEPT_BATCH_NORM = "+bn"  # follows the name of an architecture whose BatchNorm was not folded
 
 
 def _layout(value: Any, place: Place) -> Layout:
@@ -119,7 +119,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of zoo.json but its own checksum."""
+    """The content of zoo.json, without its own checksum."""
 
     IGNORES_UNKNOWN: ClassVar[bool] = True
 
@@ -145,11 +145,11 @@ class Manifest:
         return PRepShape(self.height, self.width)
 
     def architecture(self, name: str) -> StoredArchitecture:
-        """The stored architecture of this name."""
+        """Return the stored architecture of this name."""
         return next(stored for stored in self.architectures if stored.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form with `sha256`, that of the canonical JSON of all the rest."""
+        """Return the JSON-able form, with the sha256 of the canonical JSON of all other keys."""
         data: dict[str, Any] = {
             **self.unknown,
             "format": FORMAT,
@@ -182,7 +182,7 @@ def write_manifest(manifest: Manifest, root: Path, *, overwrite: bool) -> None:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The content of zoo.json."""
+    """Return the bytes of zoo.json."""
     return (json.dumps(manifest.to_dict(), indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -206,18 +206,18 @@ def read_manifest(root: str | os.PathLike[str]) -> Manifest:
 
 
 def manifest_from_dict(data: object, file: str) -> Manifest:
-    """The manifest in parsed JSON, checked.
+    """Check parsed JSON, and return its manifest.
 
-    file: where it is from, for errors
+    file: name of the file in errors
     raises ZooError naming the place
     """
     place = Place(file)
     _check_format(data, place)
     try:
-        found = checksum(data)
-    except ValueError:  # NaN or infinity, which we never write
-        found = ""
-    if read_keys({"sha256": Key(TEXT)}, data, place, strict=False)["sha256"] != found:
+        sha256 = checksum(data)
+    except ValueError:  # it holds NaN or infinity, which prepkit never writes
+        sha256 = ""
+    if read_keys({"sha256": Key(TEXT)}, data, place, strict=False)["sha256"] != sha256:
         raise ZooError(f"{place}: damaged, its content does not match its sha256. Fetch it again.")
     manifest = read(Manifest, data, place)
     known = {*keys_of(Manifest), "format", "sha256"}
@@ -228,7 +228,7 @@ def manifest_from_dict(data: object, file: str) -> Manifest:
 
 
 def checksum(data: object) -> str:
-    """sha256 of the canonical JSON of a manifest without its own `sha256`."""
+    """Return the sha256 of the canonical JSON of a manifest without its own `sha256`."""
     rest = {key: value for key, value in data.items() if key != "sha256"} if isinstance(data, dict) else data
     return hashlib.sha256(canonical_json(rest).encode()).hexdigest()
 
@@ -246,16 +246,16 @@ def _why_no_manifest(root: Path) -> str:
 
 
 def _check_format(data: object, place: Place) -> None:
-    found = data.get("format") if isinstance(data, dict) else None
-    if found == FORMAT:
+    format = data.get("format") if isinstance(data, dict) else None
+    if format == FORMAT:
         return
-    if isinstance(found, str) and found.startswith("prepkit-zoo/"):
-        raise ZooError(f"{place}: format {found!r} is newer than {FORMAT!r}; upgrade prepkit.")
-    raise ZooError(f"{place}: not a prepkit zoo, its format is {found!r}.")
+    if isinstance(format, str) and format.startswith("prepkit-zoo/"):
+        raise ZooError(f"{place}: format {format!r} is newer than {FORMAT!r}; upgrade prepkit.")
+    raise ZooError(f"{place}: not a prepkit zoo, its format is {format!r}.")
 
 
 def architecture_to_dict(stored: StoredArchitecture) -> dict[str, Any]:
-    """JSON-able form of a stored architecture."""
+    """Return the JSON-able form of a stored architecture."""
     return {
         "class_id": stored.class_id,
         "name": stored.name,
@@ -271,7 +271,7 @@ def architecture_to_dict(stored: StoredArchitecture) -> dict[str, Any]:
 
 
 def architecture_from_dict(data: object, width: int, place: str) -> StoredArchitecture:
-    """The stored architecture that `architecture_to_dict` wrote, checked.
+    """Check what `architecture_to_dict` wrote, and return the stored architecture.
 
     raises ZooError naming the place
     """
