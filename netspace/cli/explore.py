@@ -64,7 +64,7 @@ def evaluate(
     """
     from netspace.data import task_of
     from netspace.explore.figures import evaluation_figure
-    from netspace.explore.sampling import samples_of
+    from netspace.explore.sampling import check_samples
     from netspace.space.evaluation import evaluate as evaluate_space
     from prepkit.figures import save_figure
     from prepkit.files import replacing
@@ -73,7 +73,7 @@ def evaluate(
     opened = open_run(run, zoo, kind, device)
     view = opened.zoo.split(split)
     task = task_of(opened.zoo, opened.device, data)
-    samples_of(task, samples)
+    check_samples(task, samples)
     with working(len(view), "evaluating", "instance", out) as advance:
         evaluation = evaluate_space(opened.space, opened.run.registry, view, task, samples, progress=advance)
     document = {"run": str(run), "kind": kind, "split": split, "samples": samples, **json_value(evaluation.summary())}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import has_items
-from netspace.explore.sampling import PointError, Points, own_task, points_of, samples_of
+from netspace.explore.sampling import PointError, Points, check_samples, points_of, resolve_task
 from netspace.space.evaluation import accuracy_of, chunks
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
@@ -161,8 +161,8 @@ def interpolate(
         raise PointError(
             f"{len(a)} first and {len(b)} second points are no pairs; give as many of one as of the other."
         )
-    task = own_task(zoo, space, task, data)
-    judge = _Judge(run.registry, zoo, task, samples_of(task, samples), resolution, progress)
+    task = resolve_task(zoo, space, task, data)
+    judge = _Judge(run.registry, zoo, task, check_samples(task, samples), resolution, progress)
     gammas = tuple(step / (steps - 1) for step in range(steps))
     pairs = [(pair, len(a) + pair) for pair in range(len(a))]
     latent_PSE = losses.interpolate_embeddings(torch.cat([a.latents, b.latents]), pairs, gammas)

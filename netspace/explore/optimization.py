@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import prepkit
 from netspace.data import ZooMismatch, items_of
-from netspace.explore.sampling import PointError, Points, class_ids_of, own_task, points_of, samples_of
+from netspace.explore.sampling import PointError, Points, check_samples, class_ids_of, points_of, resolve_task
 from netspace.space.evaluation import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from netspace.space.evaluation import accuracy_of
 from netspace.space.network import NetSpace
@@ -134,9 +134,9 @@ def optimize(
     points = points_of(space, zoo, start)
     asked = _asked_class_ids(run, zoo, space, points, class_ids)
     chosen = _items(run, zoo, points, items)
-    task = own_task(zoo, space, task, data)
+    task = resolve_task(zoo, space, task, data)
     split = VALIDATION if task.splits.get(VALIDATION) else "train"
-    samples_of(task, TEST)
+    check_samples(task, TEST)
     batch_size = batch_size or run.recipe.batch.samples
     walks = []
     frozen = [parameter.requires_grad for parameter in space.parameters()]

@@ -227,13 +227,13 @@ def sample_class_id(
 # Arguments that all explorations have ----------------------------------------------------------------------------
 
 
-def own_task(zoo: prepkit.Zoo, space: NetSpace, task: Any, data: Path | None) -> Any:
+def resolve_task(zoo: prepkit.Zoo, space: NetSpace, task: Any, data: Path | None) -> Any:
     """Return the task that was given; without one, load the zoo's with its data on the space's device."""
     return task_of(zoo, next(space.parameters()).device, data) if task is None else task
 
 
-def samples_of(task: Any, split: str) -> str:
-    """Return the name of a split of a task's samples.
+def check_samples(task: Any, split: str) -> str:
+    """Check that a task has samples of a split, and return the split's name.
 
     raises PointError if the task has no samples of it
     """
