@@ -18,12 +18,12 @@ from torch import Tensor, nn
 import prepkit
 from prepkit.errors import counted, listed
 from prepkit.tasks.randomness import generator
+from prepkit.zoo.read.accuracy import items_of
 
 if TYPE_CHECKING:
     from netspace.recipe import Recipe
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-ITEM = "item"  # column with the number of the shape that an instance fits
 
 
 class ZooMismatch(prepkit.PrepkitError, ValueError):
@@ -99,18 +99,6 @@ def task_of(zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) ->
     if zoo.task is None:
         raise ZooMismatch(f"zoo '{zoo.name}' does not record its task; `prepkit zoo create --task` records one.")
     return prepkit.load_task(zoo.task, data).to(device)
-
-
-def has_items(zoo: prepkit.Zoo) -> bool:
-    """Whether each instance has a shape of its own; in other zoos a column `item` is the user's and means nothing."""
-    return zoo.task is not None and zoo.task.get("kind") == "shapes" and ITEM in zoo.table.column_names
-
-
-def items_of(zoo: prepkit.Zoo) -> list[int]:
-    """The number of each instance's own shape; 0 where the task has the same data for all."""
-    if not has_items(zoo):
-        return [0] * len(zoo)
-    return [0 if item is None else int(item) for item in zoo.table[ITEM].to_pylist()]
 
 
 class Data:

@@ -89,8 +89,8 @@ def interpolate(
     from netspace.data import task_of
     from netspace.explore.interpolation import interpolate as interpolate_space
     from netspace.explore.sampling import random_pairs
-    from netspace.space.evaluation import target_accuracy
     from prepkit.files import check_folder_writable
+    from prepkit.zoo.read.accuracy import zoo_accuracies
 
     if (first is None) != (second is None):
         raise click.UsageError("a line has two ends: give FIRST and SECOND, or neither.")
@@ -112,7 +112,7 @@ def interpolate(
     else:
         view, accuracies = opened.zoo.split(split), None
         if opened.run.recipe.setting == "single":
-            accuracies = target_accuracy(opened.run.registry, view, task, "test")
+            accuracies = zoo_accuracies(view, task, "test")
         ends = random_pairs(opened.run, view, pairs or 8, seed=seed, accuracies=accuracies)
     lines = 1 if opened.run.recipe.has_classes and first is None else 2
     with working(lines * steps * len(ends[0]), "interpolating", "point", out) as advance:

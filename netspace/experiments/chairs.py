@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import TEST, TRAIN, items_of
+from netspace.data import TEST, TRAIN
 from netspace.experiments.closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
 from netspace.experiments.result import Cell, Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.interpolation import Interpolation, distance_grids, interpolate, weights_between
@@ -28,6 +28,7 @@ from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.distance_grid import grid_points, surface, volumes
 from prepkit.tasks.randomness import generator
 from prepkit.tasks.shape_measures import ONE_PART, SPECKS, ShapeMeasures, measure_shapes, overlaps, volume_ratios
+from prepkit.zoo.read.accuracy import items_of
 
 if TYPE_CHECKING:
     from trimesh import Trimesh

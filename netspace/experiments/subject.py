@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import TEST, ZooMismatch, items_of
+from netspace.data import TEST, ZooMismatch
 from netspace.experiments.result import Picture
 from netspace.explore.embedding import encode
-from netspace.space.evaluation import chunks
 from netspace.space.prediction import Prediction, predict
 from prepkit.figures import save_figure
 from prepkit.running.groups import outputs_by_class_id
+from prepkit.zoo.read.accuracy import chunks, items_of
 
 if TYPE_CHECKING:
     from netspace.run.run import Run

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch
-from netspace.space.evaluation import PREPS_AT_ONCE, chunks
+from netspace.space.evaluation import PREPS_AT_ONCE
 from netspace.space.network import NetSpace
 from prepkit.progress import Advance
+from prepkit.zoo.read.accuracy import chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa

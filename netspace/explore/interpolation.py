@@ -22,9 +22,7 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import has_items
 from netspace.explore.sampling import PointError, Points, check_samples, points_of, resolve_task
-from netspace.space.evaluation import accuracy_of, chunks
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
@@ -32,6 +30,7 @@ from prepkit.errors import counted
 from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
 from prepkit.tasks.distance_grid import distances_on_grid, has_surface, volumes
+from prepkit.zoo.read.accuracy import accuracies_of, chunks, has_items
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -264,7 +263,7 @@ class _Judge:
         self, pairs: Sequence[int], a: Points, b: Points, class_ids: Sequence[int], preps_MHW: Tensor
     ) -> dict[str, Sequence[Any]]:
         if not has_items(self.zoo):
-            return {"accuracy": accuracy_of(self.registry, class_ids, preps_MHW, None, self.task, self.samples)}
+            return {"accuracy": accuracies_of(self.registry, class_ids, preps_MHW, None, self.task, self.samples)}
         grids = distance_grids(self.registry, class_ids, preps_MHW, self.resolution)
         columns: dict[str, Sequence[Any]] = {"volume": volumes(grids), "has_surface": has_surface(grids)}
         for name, end in (("accuracy_first", a), ("accuracy_second", b)):
@@ -272,7 +271,7 @@ class _Judge:
                 columns[name] = [None] * len(pairs)
                 continue
             view = self.zoo.select([end.rows[pair] for pair in pairs])
-            columns[name] = accuracy_of(self.registry, class_ids, preps_MHW, view, self.task, self.samples)
+            columns[name] = accuracies_of(self.registry, class_ids, preps_MHW, view, self.task, self.samples)
         return columns
 
     def table(self, gammas: Sequence[float]) -> pa.Table:

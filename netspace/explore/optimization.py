@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 
 import prepkit
-from netspace.data import ZooMismatch, items_of
+from netspace.data import ZooMismatch
 from netspace.explore.sampling import PointError, Points, check_samples, class_ids_of, points_of, resolve_task
-from netspace.space.evaluation import POINTS_AT_ONCE as SIGNALS_AT_ONCE
-from netspace.space.evaluation import accuracy_of
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import counted, listed
 from prepkit.progress import Advance
 from prepkit.tasks.randomness import generator
+from prepkit.zoo.read.accuracy import POINTS_AT_ONCE as SIGNALS_AT_ONCE
+from prepkit.zoo.read.accuracy import accuracies_of, items_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -271,7 +271,7 @@ class _Walk:
 def _accuracies(run: Run, predicted: Prediction, task: Any, items: Sequence[int], split: str) -> list[float]:
     """The accuracy of each predicted instance on a split of the task's samples; for signals on those of its shape."""
     if run.recipe.setting != "sdf":
-        return accuracy_of(run.registry, predicted.class_ids, predicted.preps, None, task, split)
+        return accuracies_of(run.registry, predicted.class_ids, predicted.preps, None, task, split)
     accuracies: list[float] = task.evaluate(predicted.outputs, items, split, SIGNALS_AT_ONCE)["accuracy"].tolist()
     return accuracies
 

@@ -12,7 +12,7 @@ Shapes: N instances, H x W the PRep, E embedding values, P points of a shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +20,18 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import ZooMismatch, has_items, items_of
+from netspace.data import ZooMismatch
 from netspace.space.prediction import predict
 from prepkit.device import bf16_autocast
 from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
-from prepkit.tasks.task import EVALUATION_BATCH
+from prepkit.zoo.read.accuracy import POINTS_AT_ONCE, accuracies_of, chunks, has_items, items_of, zoo_accuracies
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from netspace.space.network import NetSpace
 
-INSTANCES_AT_ONCE = 64
-POINTS_AT_ONCE = 4096  # points that a network of a shape is run on together
 PREPS_AT_ONCE = 8  # PReps encoded and decoded together, since the first layers put out more than all others
 CLOSE = 1e-2  # an output this near to the target's counts as right (supplementary V)
 NEAR = 0.1  # points this near to the surface count as near; DeepSDF cuts its targets at this distance
@@ -117,7 +115,7 @@ def evaluate(
             predicted_NHW = torch.cat([part.preps for part in parts])
             predicted_ids = [class_id for part in parts for class_id in part.class_ids]
             class_ids += predicted_ids
-            accuracies += accuracy_of(registry, predicted_ids, predicted_NHW, view, task, split, bf16=bf16)
+            accuracies += accuracies_of(registry, predicted_ids, predicted_NHW, view, task, split, bf16=bf16)
             if signals:
                 closeness += _closeness(registry, predicted_ids, predicted_NHW, preps_NHW, view, task, split)
             if progress is not None:
@@ -129,58 +127,13 @@ def evaluate(
         "class_id": pa.array(zoo.class_ids().tolist(), pa.int64()),
         "predicted_architecture": pa.array([names[class_id] for class_id in class_ids]),
         "predicted_class_id": pa.array(class_ids, pa.int64()),
-        "target_accuracy": pa.array(target_accuracy(registry, zoo, task, split) if targets is None else list(targets)),
+        "target_accuracy": pa.array(zoo_accuracies(zoo, task, split) if targets is None else list(targets)),
         "predicted_accuracy": pa.array(accuracies),
     }
     if signals:
         columns["closeness"] = pa.array([everywhere for everywhere, _ in closeness])
         columns["closeness_near"] = pa.array([near for _, near in closeness])
     return Evaluation(pa.table(columns))
-
-
-def target_accuracy(registry: prepkit.Registry, zoo: prepkit.Zoo, task: Any, split: str) -> list[float]:
-    """The accuracies of a zoo's own instances, in its order."""
-    accuracies: list[float] = []
-    with torch.inference_mode():
-        for rows in chunks(len(zoo)):
-            view = zoo.select(rows)
-            preps_NHW = view.preps().to(task.device, torch.float32)
-            accuracies += accuracy_of(registry, view.class_ids().tolist(), preps_NHW, view, task, split)
-    return accuracies
-
-
-def accuracy_of(
-    registry: prepkit.Registry,
-    class_ids: Sequence[int],
-    preps_NHW: Tensor,
-    zoo: prepkit.Zoo | None,
-    task: Any,
-    split: str,
-    *,
-    bf16: bool = False,
-) -> list[float]:
-    """The accuracies of instances on a split of the task's samples; NaN outputs count as wrong.
-
-    class_ids: ClassIds of the architectures that run the instances
-    zoo:       its rows say, for signals, which shape each instance fits
-    """
-    items = items_of(zoo) if zoo is not None else [0] * len(preps_NHW)
-    accuracies = [0.0] * len(preps_NHW)
-    signals = zoo is not None and has_items(zoo)
-    for class_id in sorted(set(class_ids)):
-        places = [place for place, other in enumerate(class_ids) if other == class_id]
-        own = torch.stack([preps_NHW[place] for place in places])
-        architecture = registry.by_class_id(class_id)
-
-        def run(inputs: Tensor, own: Tensor = own, architecture: prepkit.Architecture = architecture) -> Tensor:
-            with bf16_autocast(own.device, bf16 and not signals):
-                return prepkit.run_instances(architecture, own, inputs).float()
-
-        batch = POINTS_AT_ONCE if signals else EVALUATION_BATCH
-        judged = task.evaluate(run, [items[place] for place in places], split, batch)["accuracy"]
-        for place, accuracy in zip(places, judged.tolist(), strict=True):
-            accuracies[place] = accuracy
-    return accuracies
 
 
 def _closeness(
@@ -204,9 +157,3 @@ def _closeness(
     all_N = right_NP.double().mean(dim=1)
     near_N = (right_NP & near_NP).sum(dim=1).double() / near_NP.sum(dim=1)  # NaN without such points
     return list(zip(all_N.tolist(), near_N.tolist(), strict=True))
-
-
-def chunks(count: int, size: int = INSTANCES_AT_ONCE) -> Iterator[list[int]]:
-    """Yield 0 .. count - 1 in lists of `size` numbers."""
-    for first in range(0, count, size):
-        yield list(range(first, min(first + size, count)))

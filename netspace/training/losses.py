@@ -1,4 +1,4 @@
-"""The losses of NetSpace: Eq. 1 to 12 of Learning the Space of Deep Models, one function an equation.
+"""The losses of NetSpace: Eq. 1 to 12 of Learning the Space of Deep Models.
 
     pairs, factors = boundary_pairs(class_ids, 4), gammas(4)
     latent_PGE = interpolate_embeddings(latent_NE, pairs, factors)
@@ -73,21 +73,21 @@ def loss_pred_signal(y_p_NBD: Tensor, y_t_NBD: Tensor) -> Tensor:
 
 
 def loss_pred_star(p_NBC: Tensor, t_star_BC: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Eq. 3, L*_pred: KL(softmax(t* / T) || softmax(p / T)) T^2, averaged across samples.
+    """Eq. 3, L*_pred, and Eq. 8, L_pred^gamma: KL(softmax(t* / T) || softmax(p / T)) T^2, averaged across samples.
 
-    p_NBC:     logits of the predicted instances
+    p_NBC:     logits of the predicted instances; `[P, G, B, C]` for those at the interpolated embeddings (Eq. 8)
     t_star_BC: logits of the teacher
-    returns   `[N]`
+    returns   `[N]`, or `[P, G]`
     """
     return _distillation(p_NBC, t_star_BC, temperature)
 
 
 def loss_task(p_NBC: Tensor, y_B: Tensor) -> Tensor:
-    """Eq. 4, L_task: CE(softmax(p), y), averaged across samples.
+    """Eq. 4, L_task, and Eq. 9, L_task^gamma: CE(softmax(p), y), averaged across samples.
 
-    p_NBC:   logits of the predicted instances
+    p_NBC:   logits of the predicted instances; `[P, G, B, C]` for those at the interpolated embeddings (Eq. 9)
     y_B:     labels, int64
-    returns `[N]`
+    returns `[N]`, or `[P, G]`
     """
     return _cross_entropy(p_NBC, y_B).mean(dim=-1)
 
@@ -95,12 +95,12 @@ def loss_task(p_NBC: Tensor, y_B: Tensor) -> Tensor:
 def loss_kd(
     p_NBC: Tensor, t_star_BC: Tensor, y_B: Tensor, temperature: float = TEMPERATURE, alpha: float = ALPHA
 ) -> Tensor:
-    """Eq. 5, L_kd: alpha L*_pred + (1 - alpha) L_task.
+    """Eq. 5, L_kd, and Eq. 10, L_kd^gamma: alpha L*_pred + (1 - alpha) L_task.
 
-    p_NBC:     logits of the predicted instances
+    p_NBC:     logits of the predicted instances; `[P, G, B, C]` for those at the interpolated embeddings (Eq. 10)
     t_star_BC: logits of the teacher
     y_B:       labels, int64
-    returns   `[N]`
+    returns   `[N]`, or `[P, G]`
     """
     return alpha * loss_pred_star(p_NBC, t_star_BC, temperature) + (1 - alpha) * loss_task(p_NBC, y_B)
 
@@ -195,33 +195,6 @@ def loss_class_gamma(c_p_PGA: Tensor, factors: Sequence[float]) -> Tensor:
     return _cross_entropy(c_p_PGA, c_t_G)
 
 
-def loss_pred_gamma(p_PGBC: Tensor, t_star_BC: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Eq. 8, L_pred^gamma: KL(softmax(t* / T) || softmax(p^gamma / T)) T^2, averaged across samples.
-
-    p_PGBC:    logits of the instances predicted from the interpolated embeddings
-    t_star_BC: logits of the teacher
-    returns   `[P, G]`
-    """
-    return _distillation(p_PGBC, t_star_BC, temperature)
-
-
-def loss_task_gamma(p_PGBC: Tensor, y_B: Tensor) -> Tensor:
-    """Eq. 9, L_task^gamma: CE(softmax(p^gamma), y), averaged across samples.
-
-    p_PGBC:  logits of the instances predicted from the interpolated embeddings
-    y_B:     labels, int64
-    returns `[P, G]`
-    """
-    return _cross_entropy(p_PGBC, y_B).mean(dim=-1)
-
-
-def loss_kd_gamma(
-    p_PGBC: Tensor, t_star_BC: Tensor, y_B: Tensor, temperature: float = TEMPERATURE, alpha: float = ALPHA
-) -> Tensor:
-    """Eq. 10, L_kd^gamma: alpha L_pred^gamma + (1 - alpha) L_task^gamma, with their arguments; returns `[P, G]`."""
-    return alpha * loss_pred_gamma(p_PGBC, t_star_BC, temperature) + (1 - alpha) * loss_task_gamma(p_PGBC, y_B)
-
-
 def loss_gamma(
     c_p_PGA: Tensor,
     factors: Sequence[float],
@@ -231,8 +204,8 @@ def loss_gamma(
     temperature: float = TEMPERATURE,
     alpha: float = ALPHA,
 ) -> Tensor:
-    """Eq. 11, L^gamma: L_class^gamma + L_kd^gamma, with their arguments; returns `[P, G]`."""
-    return loss_class_gamma(c_p_PGA, factors) + loss_kd_gamma(p_PGBC, t_star_BC, y_B, temperature, alpha)
+    """Eq. 11, L^gamma: L_class^gamma (Eq. 7) + L_kd^gamma (Eq. 10), with their arguments; returns `[P, G]`."""
+    return loss_class_gamma(c_p_PGA, factors) + loss_kd(p_PGBC, t_star_BC, y_B, temperature, alpha)
 
 
 def loss_multi(loss_kd_N: Tensor, loss_class_N: Tensor, loss_gamma_PG: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from torch import Tensor
 import prepkit
 from netspace.data import TRAIN, VALIDATION, Data
 from netspace.recipe import Recipe
-from netspace.space.evaluation import accuracy_of, evaluate, target_accuracy
+from netspace.space.evaluation import evaluate
 from netspace.space.network import NetSpace
 from netspace.space.prediction import predict
 from netspace.training import losses
+from prepkit.zoo.read.accuracy import accuracies_of, zoo_accuracies
 
 PAIRS = 8  # pairs of boundary instances whose lines are judged
 
@@ -38,7 +39,7 @@ class Validation:
         self.split = VALIDATION
         if not self.task.splits.get(VALIDATION):
             self.split = "train" if recipe.setting == "sdf" else "test"
-        self.targets = target_accuracy(self.registry, self.zoo, self.task, self.split)
+        self.targets = zoo_accuracies(self.zoo, self.task, self.split)
         self.device = data.device
 
     def __call__(self, space: NetSpace) -> dict[str, float]:
@@ -77,7 +78,7 @@ class Validation:
             preps_NHW = self.zoo.select(rows).preps().to(self.device, torch.float32)
             latent_PGE = losses.interpolate_embeddings(space.encode(preps_NHW), pairs, factors)
             predicted = predict(space, latent_PGE.flatten(0, 1), self.registry)
-            accuracies = accuracy_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
+            accuracies = accuracies_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
         asked = losses.interpolated_class_ids(factors, count) * len(pairs)
         return torch.tensor(accuracies), torch.tensor(predicted.class_ids) == torch.tensor(asked)
 

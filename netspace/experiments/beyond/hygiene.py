@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import prepkit
-from netspace.data import ITEM, TEST, TRAIN, VALIDATION
+from netspace.data import TEST, TRAIN, VALIDATION
 from netspace.experiments.result import Cell, Result, Table, claim
 from prepkit.errors import listed
 from prepkit.tasks.images import ImageTask
+from prepkit.zoo.read.accuracy import ITEM
 from prepkit.zoo.read.overlap import VALUES, contents_of_split, image_digests
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from netspace.data import TEST
 from netspace.experiments.result import Column, Result, claim, table_of_measures
-from netspace.space.evaluation import accuracy_of
 from netspace.space.prediction import Prediction, predict
 from prepkit.errors import counted
 from prepkit.families.permutations import permutation, permute
@@ -27,6 +26,7 @@ from prepkit.figures import panels, short_name
 from prepkit.running.groups import outputs_by_class_id
 from prepkit.statistics import distances, mean_or_nan, off_diagonal
 from prepkit.tasks.randomness import generator
+from prepkit.zoo.read.accuracy import accuracies_of
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import PredictedSplit, Subject
@@ -172,7 +172,7 @@ def _accuracy(
     """Return the mean accuracy on the test samples of what is predicted for these rows."""
     view = split.view.select(list(rows))
     with torch.inference_mode():
-        accuracies = accuracy_of(subject.run.registry, class_ids, preps_NHW, view, subject.task, TEST)
+        accuracies = accuracies_of(subject.run.registry, class_ids, preps_NHW, view, subject.task, TEST)
     return sum(accuracies) / len(accuracies)
 
 

@@ -73,7 +73,6 @@ def test_chunks_and_known_targets_change_nothing(ready, monkeypatch):
     view = zoo.split("train")
     whole = evaluate(space, data.registry, view, data.task, "test")
     told = []
-    monkeypatch.setattr("netspace.space.evaluation.INSTANCES_AT_ONCE", 5)
     monkeypatch.setattr("netspace.space.evaluation.chunks.__defaults__", (5,))
     parts = evaluate(
         space,

@@ -170,10 +170,10 @@ def test_eq_7(count):
 def test_eq_8_to_10():
     p, t_star, y = leaf(P, A - 2, B, C), leaf(B, C, seed=1), labels(B)
     points = [p[j][i] for j in range(P) for i in range(A - 2)]
-    agree(losses.loss_pred_gamma(p, t_star), [written_kl(point, t_star) for point in points], p, t_star)
-    agree(losses.loss_task_gamma(p, y), [written_ce(point, y) for point in points], p)
+    agree(losses.loss_pred_star(p, t_star), [written_kl(point, t_star) for point in points], p, t_star)
+    agree(losses.loss_task(p, y), [written_ce(point, y) for point in points], p)
     expected = [0.9 * written_kl(point, t_star) + (1 - 0.9) * written_ce(point, y) for point in points]
-    agree(losses.loss_kd_gamma(p, t_star, y), expected, p, t_star)
+    agree(losses.loss_kd(p, t_star, y), expected, p, t_star)
 
 
 @pytest.mark.parametrize("count", [3, 4])
@@ -229,7 +229,7 @@ def test_temperature_and_alpha_are_chosen():
     torch.testing.assert_close(at_two, 4 * losses.loss_pred_star(p / 2, t_star / 2, 1.0))
     points = leaf(P, A - 2, B, C)
     ours = losses.loss_gamma(leaf(P, A - 2, A), losses.gammas(A), points, t_star, y, temperature=2.0, alpha=0.3)
-    kd = 0.3 * losses.loss_pred_gamma(points, t_star, 2.0) + 0.7 * losses.loss_task_gamma(points, y)
+    kd = 0.3 * losses.loss_pred_star(points, t_star, 2.0) + 0.7 * losses.loss_task(points, y)
     torch.testing.assert_close(ours, losses.loss_class_gamma(leaf(P, A - 2, A), losses.gammas(A)) + kd)
 
 
@@ -250,9 +250,9 @@ def all_losses(dtype):
         losses.loss_kd(p, t_star, y),
         losses.loss_class(c_p, labels(N, below=A)),
         losses.loss_class_gamma(c_points, losses.gammas(A)),
-        losses.loss_pred_gamma(points, t_star),
-        losses.loss_task_gamma(points, y),
-        losses.loss_kd_gamma(points, t_star, y),
+        losses.loss_pred_star(points, t_star),
+        losses.loss_task(points, y),
+        losses.loss_kd(points, t_star, y),
         losses.loss_gamma(c_points, losses.gammas(A), points, t_star, y),
     ]
 

@@ -1,0 +1,88 @@
+"""The accuracy of a zoo's instances, or of others of its architectures, on the samples of its task.
+
+    task = prepkit.load_task(zoo.task)
+    zoo_accuracies(zoo, task, "test")           # one number for each instance
+
+Shapes: N instances, H x W the PRep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prepkit.device import bf16_autocast
+from prepkit.families.registry import Architecture, Registry
+from prepkit.running.groups import group_by_architecture
+from prepkit.running.instances import run_instances
+from prepkit.tasks.task import EVALUATION_BATCH
+from prepkit.zoo.read.zoo import Zoo
+
+INSTANCES_AT_ONCE = 64
+POINTS_AT_ONCE = 4096  # points that networks of shapes are run on together
+ITEM = "item"  # column with the number of the shape that an instance fits
+
+
+def has_items(zoo: Zoo) -> bool:
+    """Whether each instance has a shape of its own; in other zoos a column `item` is the user's and means nothing."""
+    return zoo.task is not None and zoo.task.get("kind") == "shapes" and ITEM in zoo.table.column_names
+
+
+def items_of(zoo: Zoo) -> list[int]:
+    """The number of each instance's own shape; 0 where the task has the same data for all."""
+    if not has_items(zoo):
+        return [0] * len(zoo)
+    return [0 if item is None else int(item) for item in zoo.table[ITEM].to_pylist()]
+
+
+def zoo_accuracies(zoo: Zoo, task: Any, split: str) -> list[float]:
+    """The accuracies of a zoo's own instances on a split of the task's samples, in the zoo's order."""
+    accuracies: list[float] = []
+    with torch.inference_mode():
+        for rows in chunks(len(zoo)):
+            view = zoo.select(rows)
+            preps = view.preps().to(task.device, torch.float32)
+            accuracies += accuracies_of(zoo.registry, view.class_ids().tolist(), preps, view, task, split)
+    return accuracies
+
+
+def accuracies_of(
+    registry: Registry,
+    class_ids: Sequence[int],
+    preps: Tensor,
+    zoo: Zoo | None,
+    task: Any,
+    split: str,
+    *,
+    bf16: bool = False,
+) -> list[float]:
+    """The accuracies of instances `[N, H, W]` on a split of the task's samples; NaN outputs count as wrong.
+
+    class_ids: ClassIds of the architectures that run the instances
+    zoo:       its N rows say, for shapes, which shape each instance fits
+    bf16:      compute convolutions and matrix products in bfloat16, except for shapes
+    """
+    shapes = zoo is not None and has_items(zoo)
+    items = [0] * len(preps) if zoo is None else items_of(zoo)
+    accuracies = [0.0] * len(preps)
+    for group in group_by_architecture(registry, class_ids):
+        own = group.select(preps)
+
+        def run(inputs: Tensor, own: Tensor = own, architecture: Architecture = group.architecture) -> Tensor:
+            with bf16_autocast(own.device, bf16 and not shapes):
+                return run_instances(architecture, own, inputs).float()
+
+        batch = POINTS_AT_ONCE if shapes else EVALUATION_BATCH
+        judged = task.evaluate(run, [items[position] for position in group.positions], split, batch)["accuracy"]
+        for position, accuracy in zip(group.positions, judged.tolist(), strict=True):
+            accuracies[position] = accuracy
+    return accuracies
+
+
+def chunks(count: int, size: int = INSTANCES_AT_ONCE) -> Iterator[list[int]]:
+    """Yield 0 .. count - 1 in lists of `size` numbers."""
+    for first in range(0, count, size):
+        yield list(range(first, min(first + size, count)))
