@@ -4,7 +4,7 @@
     evaluation.table                          # one row an instance
     evaluation.summary()                      # means over instances and by architecture
 
-Up to INSTANCES_AT_ONCE instances of an architecture run together.
+Instances of an architecture run together, in chunks of prepkit.zoo.read.accuracy.INSTANCES_AT_ONCE.
 Shapes: N instances, H x W the PRep, E embedding values, P points of a shape.
 """
 
