@@ -112,7 +112,6 @@ OPEN_TO_NETSPACE = {
     "prepkit.tasks.images",
     "prepkit.tasks.randomness",
     "prepkit.tasks.shape_measures",
-    "prepkit.tasks.task",
     "prepkit.text",
     "prepkit.version",
     "prepkit.zoo.format.manifest",
