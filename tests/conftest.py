@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that spins while it waits takes a core from another
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores, so that they and the processes that they start take one thread each.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
