@@ -17,12 +17,12 @@ from prepkit.errors import VerificationError as VerificationError
 from prepkit.errors import WhereError as WhereError
 from prepkit.errors import ZooError as ZooError
 from prepkit.errors import ZooLocked as ZooLocked
+from prepkit.families.detection import detect as detect
 from prepkit.families.registry import Architecture as Architecture
 from prepkit.families.registry import Registry as Registry
 from prepkit.families.registry import architecture as architecture
 from prepkit.families.registry import architectures as architectures
 from prepkit.families.registry import built_in_registry as built_in_registry
-from prepkit.families.registry import detect as detect
 from prepkit.fusion.fold import Fusion as Fusion
 from prepkit.fusion.fold import fuse_batch_norm as fuse_batch_norm
 from prepkit.hub.pull import Pulled as Pulled

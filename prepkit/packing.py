@@ -23,7 +23,9 @@ from prepkit.errors import (
     VerificationError,
     listed,
 )
-from prepkit.families.registry import Architecture, default_class_id, detect, explain_mismatch, floating_shapes
+from prepkit.families.architecture import Architecture, floating_shapes
+from prepkit.families.detection import detect, explain_mismatch
+from prepkit.families.registry import default_class_id
 from prepkit.fusion.fold import Fusion, UnfoldableNetwork, fold
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape

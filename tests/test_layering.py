@@ -150,6 +150,7 @@ LIGHT = (
     "families.importing",
     "families.architecture",
     "families.registry",
+    "families.detection",
     "hub",
     "zoo",
     "zoo.format",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prepkit.errors import LayoutMismatch, ZooError, listed
-from prepkit.families.registry import Architecture, architectures, detect
+from prepkit.families.detection import detect
+from prepkit.families.registry import Architecture, architectures
 from prepkit.families.registry import architecture as looked_up
 from prepkit.packing import batch_norms, check_finite, no_memory, prepare
 from prepkit.prep.file import PRep

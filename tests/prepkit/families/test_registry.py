@@ -14,17 +14,15 @@ from torch import nn
 
 from prepkit.errors import FusionError, PrepkitError, RegistryError
 from prepkit.families.architecture import floating_shapes
+from prepkit.families.detection import Detection, detect, explain_mismatch
 from prepkit.families.registry import (
     Architecture,
-    Detection,
     Registry,
     architecture,
     architecture_from_callable,
     architectures,
     built_in_registry,
     default_class_id,
-    detect,
-    explain_mismatch,
 )
 
 NAMES = architectures()
