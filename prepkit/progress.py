@@ -36,7 +36,7 @@ def one_at_a_time(advance: Advance | None) -> Advance:
 class Progress:
     """Hears how far a training is. This class shows nothing; a subclass overrides what it wants to know."""
 
-    def begin(self, total: float, done: float = 0.0, text: str = "") -> None:
+    def begin(self, total: float, done: float = 0, text: str = "") -> None:
         """The training begins, or goes on where `done` of `total` is finished; the text tells more."""
 
     def advance(self, amount: float, text: str | None = None) -> None:
@@ -56,7 +56,7 @@ class ProgressInWords(Progress):
         self.unit, self.total, self.done, self.text = unit, 0.0, 0.0, ""
         self._hear = hear
 
-    def begin(self, total: float, done: float = 0.0, text: str = "") -> None:
+    def begin(self, total: float, done: float = 0, text: str = "") -> None:
         """Hand on where the training begins."""
         self.total, self.done, self.text = total, done, text
         self._hear(self.words)
@@ -100,7 +100,7 @@ class ProgressBar(ProgressInWords):
         self._done_before = 0.0
         self._last = ""
 
-    def begin(self, total: float, done: float = 0.0, text: str = "") -> None:
+    def begin(self, total: float, done: float = 0, text: str = "") -> None:
         """Draw the bar; without a terminal print a line if there is a text. A total of 0 is one that is not known."""
         self.close()
         self._began = self._printed = time.monotonic()

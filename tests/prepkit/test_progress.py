@@ -138,6 +138,13 @@ def test_a_bar_of_steps_that_goes_on():
     assert re.match(r"training: 100%\|█+\| 10/10 \[.*step.*, loss 0\.1\]", last)
 
 
+def test_a_bar_of_whole_numbers():
+    with a_terminal() as terminal, ProgressBar("packing", "model") as bar:
+        bar.begin(2)
+        bar.advance(2)
+    assert re.search(r"packing:   0%\| +\| 0/2 \[.*\rpacking: 100%\|█+\| 2/2 \[", terminal.getvalue())
+
+
 def test_a_bar_of_bytes():
     with a_terminal() as terminal, ProgressBar("pulling", "B") as bar:
         bar.begin(2_000_000)
