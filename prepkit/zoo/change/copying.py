@@ -177,7 +177,7 @@ def check_values(source: ShardRows, target: ShardRows) -> None:
 def check_whole(root: Path, manifest: Manifest | None = None) -> None:
     """Raise VerificationError if a zoo that was just written has faults.
 
-    manifest: what its files are compared with; its own zoo.json if missing
+    manifest: the manifest that its files are compared with; its own zoo.json if missing
     """
     faults, _ = find_faults(root, manifest or read_manifest(root))
     if faults:

@@ -39,7 +39,7 @@ class Cut:
     rows: Mapping[int, np.ndarray]
 
     def is_whole(self, number: int) -> bool:
-        """Whether all rows of a shard stay."""
+        """Return whether all rows of a shard stay."""
         return len(self.rows[number]) == self.manifest.shards[number].rows
 
 

@@ -63,9 +63,9 @@ def merge(
 ) -> WrittenZoo:
     """Write a new zoo that holds all instances of several, in their order.
 
-    name:     of the new zoo; the folder's if missing
-    format:   of the shards; the first zoo's if missing
-    license:  of the new zoo; needed where the zoos' licences differ
+    name:     name of the new zoo; its folder's if missing
+    format:   format of the shards; the first zoo's if missing
+    license:  licence of the new zoo; needed where the zoos' licences differ
     prefix:   put the zoo's name before ids and runs
     card:     whether the new zoo gets README.md and card.png
     progress: called with a number of bytes each time that many more were written to shards

@@ -35,7 +35,7 @@ DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.8, "valida
 
 @dataclass(frozen=True)
 class ZooSplit:
-    """How a zoo was split.
+    """The splits that a zoo was given.
 
     table:  path of the new table in the zoo
     counts: split -> architecture -> number of instances

@@ -1,4 +1,4 @@
-"""What the splits of a zoo hold, as sets that can be compared: nothing in a test split may be in another split.
+"""Contents of splits as sets that can be compared: nothing in a test split may be in another split.
 
 contents_of_split(zoo, "train", "seed") & contents_of_split(zoo, "test", "seed")     # should be empty
 """

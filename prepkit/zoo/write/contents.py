@@ -1,4 +1,4 @@
-"""Contents: what a zoo that is being written holds so far. A writer that resumes gathers it from the journal."""
+"""Contents: all that a zoo holds while it is being written. A writer that resumes gathers it from the journal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prepkit.zoo.write.journal import Begin, Entry, Line, TeacherEntry
 
 @dataclass
 class Contents:
-    """What is in the journal, but for the rows of the table, which stay on the disk.
+    """The facts in the journal, without the rows of the table, which stay on the disk.
 
     dtype:         the dtype of the PReps; None until the first instance chooses it
     architectures: those that have instances, by name
-    num_instances: of each architecture, by name
+    num_instances: number of instances by architecture
     splits:        number of instances by split
     schema:        types of the user's columns
     """

@@ -52,7 +52,7 @@ class ZooWriter:
     dtype:        dtype of the PReps; the first instance's if missing
     registry:     the architectures and their ClassIds, also those without instances; if missing, the architectures
                   that are added, ascending in packed parameters
-    task:         what the instances were trained on, JSON-able
+    task:         record of the task that the instances were trained on, JSON-able
     license:      licence of the zoo, an identifier such as "mit"
     provenance:   how the zoo was made, JSON-able; the same input gives the same bytes if there are no times in it. It
                   becomes the attribute `provenance`, a dict that the caller may change until `close` writes it
