@@ -94,6 +94,8 @@ def verify(
     >>> verify("my-zoo").ok
     True
     """
+    if data is not None and not rerun:
+        raise ZooError("data is the folder for running instances again; give rerun=N too.")
     root = Path(path)
     try:
         manifest = read_manifest(root)

@@ -216,6 +216,11 @@ def test_rerun_finds_a_wrong_accuracy(tmp_path):
     assert verify(tmp_path / "zoo", rerun=1).ok
 
 
+def test_data_without_instances_to_run_is_refused(whole, tmp_path):
+    with pytest.raises(ZooError, match="give rerun=N too"):
+        verify(whole, data=tmp_path)
+
+
 def test_nothing_is_run_again_where_there_are_faults(whole, tmp_path):
     root = shutil.copytree(whole, tmp_path / "zoo")
     (root / read_manifest(root).shards[0].path).unlink()
