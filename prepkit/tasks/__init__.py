@@ -1,4 +1,4 @@
-"""What instances were trained on: the task record of a zoo, and the data behind it when it is at hand.
+"""Tasks: what the instances of a zoo are trained on, described by the zoo's task record.
 
 A task record is JSON with a `kind`, which says what the rest means:
     images      classify images; see prepkit.tasks.images
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def load_task(record: Mapping[str, Any] | None, data: Path | None = None) -> Task:
     """The task of a record, with its data; `load_task(task.record)` is the same task again.
 
-    data: where the data lies, for a data set that is a folder of the user's
-    raises ZooError with the place in the record that is wrong, or that the data at hand differ from the recorded ones
+    data: folder of the data, for a data set of the user's
+    raises ZooError with the place in the record that is wrong, or that the data differ from the recorded ones
     raises DataMissing with the command that gets the data
     """
     found = _checked(record)
@@ -39,9 +39,9 @@ def check_record(record: Mapping[str, Any] | None) -> None:
 
 
 def test_set(record: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
-    """The normalised inputs `[N, C, H, W]` float32 and labels `[N]` int64 on which a task's instances are judged.
+    """The normalised inputs `[N, C, H, W]` float32 and labels `[N]` int64 on which a task's instances are tested.
 
-    raises what `load_task` does; ZooError for a task where each instance has data of its own
+    raises what `load_task` raises; ZooError for a task where each instance has data of its own
     """
     found = _checked(record)
     if found["kind"] != "images":

@@ -1,4 +1,4 @@
-"""Images whole on the device, and training batches cut out of them: crop, mirror and normalise, for a stack at once.
+"""Image batches for a whole stack at once: cropped, mirrored and normalised from images that are on the device.
 
 K instances, B images a step, N images, C channels, H x W pixels, p pixels of padding on each side.
 """
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MAX_NORMALISED_BYTES = 64 << 20  # larger sets stay bytes, a quarter of the memory to hold and to gather from
+MAX_NORMALISED_BYTES = 64 << 20  # Larger sets stay bytes, which take a quarter of the memory.
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """`(pixel / levels - mean) / std` as one product and one sum. mean, std: one number a channel."""
+    """`(pixel / levels - mean) / std` as one product and one sum; `mean` and `std` have one number per channel."""
 
     levels: int
     mean: Sequence[float]
     std: Sequence[float]
 
     def apply(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Normalised pixels `[..., C, H, W]` of uint8 ones: computed in float32, or float64 for that dtype."""
+        """Normalise pixels `[..., C, H, W]` uint8 into a dtype; the arithmetic is in float32 at least."""
         import torch
 
         exact = torch.promote_types(dtype, torch.float32)
@@ -42,11 +42,11 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for one epoch of every instance.
+    """The random numbers of one epoch for every instance.
 
     order:   `[K, N]` int64, the image at each position
     corners: `[K, N, 2]` int64 in 0 .. 2p, row and column of the crop's corner in the padded image; None without crop
-    flips:   `[K, N]` bool; None without mirroring
+    flips:   `[K, N]` bool, whether an image is mirrored; None without mirroring
     """
 
     order: Tensor
@@ -55,9 +55,9 @@ class Draws:
 
 
 def draw(seeds: Sequence[int], epoch: int, count: int, padding: int, flip: bool) -> Draws:
-    """The random numbers of an epoch, on the CPU: instance k's are a function of its seed, the epoch and the set.
+    """The random numbers of an epoch, on the CPU; instance k's depend on its seed, the epoch and the set alone.
 
-    Streams "order", "crop" and "flip" of (seed, epoch), each drawn at once for all positions of the epoch.
+    The streams "order", "crop" and "flip" of (seed, epoch) are each drawn at once for all positions of the epoch.
     """
     import torch
 
@@ -86,30 +86,30 @@ class Images:
         self.padding = padding
         self.normalisation = normalisation
         self.dtype = dtype
-        # Zeros around the raw image, before normalisation: what a random crop of a picture file does.
-        held = torch.nn.functional.pad(images.to(device), [padding] * 4)
-        self.kept_normalised = held.numel() * dtype.itemsize <= MAX_NORMALISED_BYTES
+        # Zeros are put around the raw image, before normalisation, as a random crop of a picture file does.
+        pixels = torch.nn.functional.pad(images.to(device), [padding] * 4)
+        self.kept_normalised = pixels.numel() * dtype.itemsize <= MAX_NORMALISED_BYTES
         if self.kept_normalised:
-            held = normalisation.apply(held, dtype)
+            pixels = normalisation.apply(pixels, dtype)
         self._row = width + 2 * padding
         self._plane = self._row * (height + 2 * padding)
         self._image = self._plane * channels
-        # All windows of H x W at any corner, as one view that overlaps itself: a window is the index where it begins.
+        # One view that overlaps itself holds all windows of H x W; the index of a window is where it begins.
         window = (channels - 1) * self._plane + (height - 1) * self._row + width
         strides = (1, self._plane, self._row, 1)
-        self._windows = held.contiguous().as_strided(
-            (max(0, held.numel() - window + 1), channels, height, width), strides
+        self._windows = pixels.contiguous().as_strided(
+            (max(0, pixels.numel() - window + 1), channels, height, width), strides
         )
 
     def starts(self, order: Tensor, corners: Tensor | None) -> Tensor:
-        """Where the window of each image begins, in the shape of `order`; in the middle if there are no corners."""
+        """The indices at which the windows of images begin, shaped like `order`; without corners in the middle."""
         start = order * self._image
         if corners is None:
             return start + self.padding * (self._row + 1)
         return start + corners[..., 0] * self._row + corners[..., 1]
 
     def gather(self, starts: Tensor, flips: Tensor | None = None) -> Tensor:
-        """Normalised images `[..., C, H, W]` for `starts` `[...]`; those where `flips` `[...]` is true mirrored."""
+        """Normalised images `[..., C, H, W]` for `starts` `[...]`, mirrored where `flips` `[...]` is true."""
         import torch
 
         windows = self._windows.index_select(0, starts.reshape(-1))

@@ -29,11 +29,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "seat_thickness": (0.08, 0.22),
     "leg_height": (0.5, 1.1),
     "leg_thickness": (0.08, 0.2),
-    "leg_inset": (0.0, 0.15),  # of the legs from the seat's sides, and of the front legs from its front
+    "leg_inset": (0.0, 0.15),  # distance of legs from the seat's sides, and of front legs from its front
     "back_height": (0.6, 1.4),  # above the seat
     "back_thickness": (0.08, 0.2),
-    "back_opening": (0.0, 0.7),  # share of the back's height left open below its panel; closed below OPEN_FROM
-    "arm_height": (0.0, 0.5),  # of the arm rests above the seat; no arms below ARMS_FROM
+    "back_opening": (
+        0.0,
+        0.7,
+    ),  # open share of the back's height, below its panel; below OPEN_FROM it is 0
+    "arm_height": (0.0, 0.5),  # height of the arm rests above the seat; below ARMS_FROM there are no arms
 }
 OPEN_FROM = 0.2
 ARMS_FROM = 0.22  # more than the thickest arm, so that there is room below it
@@ -70,7 +73,7 @@ def chair_boxes(parameters: Mapping[str, float]) -> Array:
     ]
     thickness, inset = value["leg_thickness"], value["leg_inset"]
     inner, outer = half_width - inset - thickness, half_width - inset
-    # the hind legs go on to the top as posts of an open back; they stand at the seat's rear, where its panel is
+    # The hind legs stand at the seat's rear, below the back; they go on to the top as posts if the back is open.
     for rear, front, end in (
         (0.0, thickness, top if is_open else seat_bottom),
         (depth - inset - thickness, depth - inset, seat_bottom),
@@ -80,7 +83,7 @@ def chair_boxes(parameters: Mapping[str, float]) -> Array:
         arm_top, front = seat_top + value["arm_height"], depth - inset
         under, support = arm_top - thickness, front - thickness
         for left, right in ((-outer, -inner), (inner, outer)):
-            # a rest from the rear to the front, on a support that stands above the front leg
+            # Each arm is a rest from the rear to the front, and a support below it that stands above the front leg.
             boxes.append(((left, under, 0.0), (right, arm_top, front)))
             boxes.append(((left, seat_top, support), (right, under, front)))
     return np.array(boxes)

@@ -1,10 +1,10 @@
-"""Images in a folder of the user's: a subfolder a class, in `train/` and `test/` (or `val/`) or at the top.
+"""Images in a folder of the user's: each class is a subfolder of `train/` and `test/` (or `val/`), or of the top.
 
     flowers/train/rose/1.png            flowers/rose/1.png
     flowers/train/tulip/2.png           flowers/tulip/2.png
     flowers/test/rose/3.png
 
-A part is named after its folder; without parts all is "train". Classes are numbered by name, those of "train".
+A part is named after its folder; without parts all images are "train". The classes of "train" are numbered by name.
 """
 
 from __future__ import annotations

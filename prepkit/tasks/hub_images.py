@@ -1,4 +1,4 @@
-"""Image-classification sets of the Hub: one snapshot of the repository, read by the `datasets` library, decoded once.
+"""Image sets of the Hub: a snapshot of the repository is read by the `datasets` library and decoded once.
 
 The snapshot is that of `hf download OWNER/NAME --repo-type dataset`, which prepares a machine without network.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_SECONDS = 10.0
-ROWS = 512  # read from the data set at a time
+ROWS = 512  # rows that are read from the data set at a time
 
 
 def hub_images(record: ImageRecord, data: Path | None) -> ImageSet:
@@ -63,7 +63,7 @@ def _cache_name(record: ImageRecord, commit: str | None) -> str:
 
 
 def _resolve(record: ImageRecord) -> str | None:
-    """The commit that a branch or tag, or the main branch, stands for: on the Hub, else in the Hub's own cache."""
+    """The commit of a branch or tag, or of the main branch: as the Hub has it, else as the Hub's own cache has it."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -76,7 +76,7 @@ def _resolve(record: ImageRecord) -> str | None:
             raise DataMissing(
                 f"the Hub has no data set '{record.dataset}' that you may see; if it is private or gated: hf auth login"
             ) from None
-        except Exception:  # the client of the Hub raises what its own client of the day raises
+        except Exception:  # the Hub's client lets errors of its own HTTP library through
             return _kept_commit(record)
         return info.sha
     return _kept_commit(record)
@@ -87,7 +87,7 @@ def _kept_commit(record: ImageRecord) -> str:
 
 
 def _snapshot(record: ImageRecord, revision: str | None, local: bool = False) -> Path:
-    """The folder of a whole snapshot, downloaded if need be."""
+    """The folder of a whole snapshot, which is downloaded if it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -117,7 +117,7 @@ def _offline() -> bool:
 def _decoded(record: ImageRecord, folder: Path, commit: str | None) -> ImageSet:
     import torch
 
-    with tempfile.TemporaryDirectory(prefix="prepkit-") as temporary:  # its tables are not needed once decoded
+    with tempfile.TemporaryDirectory(prefix="prepkit-") as temporary:  # its tables are not needed after decoding
         opened = _open(record, folder, temporary)
         for name in record.split.parts:
             if name not in opened:
@@ -128,7 +128,7 @@ def _decoded(record: ImageRecord, folder: Path, commit: str | None) -> ImageSet:
         rows = {name: opened[name].select_columns([image, label]) for name in record.split.parts}
         pixels = as_channels({name: _pixels(part, image, name) for name, part in rows.items()})
         labels = {name: _labels(part, label, name) for name, part in rows.items()}
-        del opened, rows  # their files are mapped, and about to go
+        del opened, rows  # Their files are mapped, and about to be deleted.
     parts = {name: Part(torch.from_numpy(pixels[name]), labels[name]) for name in pixels}
     names = getattr(features[label], "names", None)
     class_names = tuple(names) if names else None
@@ -154,7 +154,7 @@ def _open(record: ImageRecord, folder: Path, temporary: str) -> DatasetDict:
 
 @contextmanager
 def _quiet_unless_terminal() -> Iterator[None]:
-    """No bars of the library in a log file."""
+    """Keep the library's bars out of a log file."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     change = not sys.stderr.isatty() and not are_progress_bars_disabled()
@@ -184,8 +184,8 @@ def _one(what: str, asked: str | None, fitting: list[str], features: Features) -
         if asked in fitting:
             return asked
         near = nearest(asked, fitting)
-        told = f"'{asked}' is no column of {what}s" if asked in features else f"there is no column '{asked}'"
-        raise ZooError(f"task, columns, {what}: {told}; such columns are: {listed(fitting) or 'none'}.{near}")
+        fault = f"'{asked}' is no column of {what}s" if asked in features else f"there is no column '{asked}'"
+        raise ZooError(f"task, columns.{what}: {fault}; such columns are: {listed(fitting) or 'none'}.{near}")
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:

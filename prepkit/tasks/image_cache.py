@@ -18,7 +18,7 @@ FORMAT = "prepkit-images/1"
 def load_cached(name: str) -> ImageSet | None:
     """The set that `store_cached` kept under this name; None if there is none or it is damaged.
 
-    Its images are mapped from the file, not read into memory.
+    Images are mapped from the file, not read into memory.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -38,7 +38,7 @@ def load_cached(name: str) -> ImageSet | None:
 
 
 def store_cached(name: str, images: ImageSet) -> None:
-    """Keep a set for the next start, whole or not at all; a cache folder that cannot be written keeps nothing."""
+    """Keep a set for the next start, whole or not at all; nothing is kept if the cache folder cannot be written."""
     from safetensors.torch import save_file
 
     about: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A set of decoded images: files in, equally large uint8 images out, and a checksum that tells two sets apart."""
+"""A set of equally large images decoded from files, and a checksum that tells two sets apart."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BYTE_LEVELS = 255
-DECODING_THREADS = 4  # Pillow lets go of the interpreter while it decodes
-CHUNK = 256  # images handed to the threads at a time, which bounds the memory for encoded ones
+DECODING_THREADS = 4  # Threads help, as Pillow lets go of the interpreter while it decodes.
+CHUNK = 256  # So many images are handed to the threads at a time, which bounds the memory for encoded ones.
 GRAY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX")
 
@@ -36,12 +36,12 @@ class Part:
 class ImageSet:
     """Decoded images.
 
-    parts:       by name, such as "train" and "test"; all of one image shape
-    class_names: in the order of the labels; None if the set has no names
-    classes:     how many
+    parts:       parts by name, such as "train" and "test"; all images have one shape
+    class_names: names in the order of the labels; None if the set has no names
+    classes:     number of classes
     levels:      the pixel value that stands for 1
     revision:    the commit of a set of the Hub
-    sha256:      of `fingerprint(parts)`
+    sha256:      `fingerprint(parts)`
     """
 
     parts: Mapping[str, Part]
@@ -58,7 +58,7 @@ class ImageSet:
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
-    """The sha256 of names, shapes, images and labels of all parts, in order of their names."""
+    """The sha256 of the names, shapes, images and labels of all parts, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(parts):
         part = parts[name]
@@ -69,7 +69,7 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
 
 
 def count_classes(parts: Mapping[str, Part], class_names: tuple[str, ...] | None) -> int:
-    """How many classes a set has: its names, or else the largest label and one.
+    """The number of classes of a set: of its names, or else the largest label plus one.
 
     raises ZooError if a label is not one of them
     """
@@ -83,10 +83,10 @@ def count_classes(parts: Mapping[str, Part], class_names: tuple[str, ...] | None
 
 
 def decode_all(encoded: Iterable[tuple[str, Any]], count: int, name: str) -> np.ndarray:
-    """`[count, C, H, W]` uint8 of images; C is 1 if all are gray, else 3. Shows a bar on a terminal.
+    """Decode images into `[count, C, H, W]` uint8; C is 1 if all are gray, else 3. A terminal shows a bar.
 
-    encoded: place, and what `PIL.Image.open` takes or the bytes of a file
-    name:    of the part, for the bar
+    encoded: the place of each image, and the bytes of a file or what `PIL.Image.open` takes
+    name:    name of the part, for the bar
     raises ZooError naming the place of an image that cannot be read or is not as large as the first
     """
     import numpy as np
@@ -101,8 +101,10 @@ def decode_all(encoded: Iterable[tuple[str, Any]], count: int, name: str) -> np.
                 images = np.empty((count, 3, *pixels.shape[:2]), dtype=np.uint8)
             if pixels.shape[:2] != images.shape[2:]:
                 first, other = (f"{size[1]} x {size[0]}" for size in (images.shape[2:], pixels.shape[:2]))
-                told = f"{place} is {other} pixels, the first image is {first}"
-                raise ZooError(f"images of a task must be equally large: {told}; scale them first.")
+                raise ZooError(
+                    f"images of a task must be equally large: {place} is {other} pixels, the first image is {first}; "
+                    "scale them first."
+                )
             colour = colour or pixels.ndim == 3
             images[number] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
     if images is None:
@@ -111,7 +113,7 @@ def decode_all(encoded: Iterable[tuple[str, Any]], count: int, name: str) -> np.
 
 
 def as_channels(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parts with the same number of channels: gray ones in colours if another is coloured.
+    """Give all parts the same number of channels: gray images are repeated in three if another part is coloured.
 
     raises ZooError if their images differ in size
     """
@@ -119,8 +121,8 @@ def as_channels(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     sizes = {name: images.shape[2:] for name, images in parts.items()}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} {width} x {height}" for name, (height, width) in sizes.items())
-        raise ZooError(f"images of a task must be equally large; the parts are not: {told}.")
+        different = ", ".join(f"{name} {width} x {height}" for name, (height, width) in sizes.items())
+        raise ZooError(f"images of a task must be equally large; the parts are not: {different}.")
     channels = max(images.shape[1] for images in parts.values())
     return {
         name: images if images.shape[1] == channels else np.repeat(images, channels, axis=1)
@@ -129,13 +131,13 @@ def as_channels(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _in_chunks(pool: ThreadPoolExecutor, encoded: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
-    source = iter(encoded)
-    while chunk := list(islice(source, CHUNK)):
+    left = iter(encoded)
+    while chunk := list(islice(left, CHUNK)):
         yield from pool.map(lambda item: (item[0], _decode(*item)), chunk)
 
 
 def _decode(place: str, encoded: Any) -> np.ndarray:
-    """`[H, W]` uint8 of a gray image, `[H, W, 3]` of a coloured one."""
+    """Decode a gray image into `[H, W]` uint8, a coloured one into `[H, W, 3]`."""
     import numpy as np
 
     try:

@@ -1,4 +1,4 @@
-"""Where images come from: one function a source, all in one table."""
+"""The sources of images: one function for each, all in one table."""
 
 from __future__ import annotations
 

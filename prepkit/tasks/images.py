@@ -1,4 +1,4 @@
-"""Image classification: the task record, and a task that trains and judges many instances on images.
+"""Image classification: a task that trains and evaluates many instances on the same images.
 
     {"kind": "images", "dataset": "digits", "mean": [0.3053], "std": [0.3761],
      "split": {"seed": 0, "test": 360, "validation": 180},
@@ -22,7 +22,7 @@ from prepkit.errors import ZooError, listed, nearest
 from prepkit.tasks.augmentation import Images, Normalisation, draw
 from prepkit.tasks.image_record import Augmentation, ImageRecord, Split, check, per_channel, split_indices
 from prepkit.tasks.image_set import ImageSet, Part
-from prepkit.tasks.task import EVALUATION_BATCH, Batch
+from prepkit.tasks.task import EVALUATION_BATCH, TaskBatch
 
 if TYPE_CHECKING:
     from typing import Self
@@ -74,7 +74,7 @@ def deal(images: ImageSet, split: Split) -> dict[str, Dealt]:
 
 @dataclass(frozen=True)
 class Dealt:
-    """The images of a split: those of a part with these indices, or all. They are copied when they are taken."""
+    """The images of a split: those of a part at some indices, or all of it; `take` copies them."""
 
     part: Part
     indices: Tensor | None = None
@@ -83,16 +83,16 @@ class Dealt:
         return len(self.part.labels if self.indices is None else self.indices)
 
     def take(self) -> Part:
-        """The images and labels themselves."""
+        """The images and labels of the split."""
         if self.indices is None:
             return self.part
         return Part(self.part.images.index_select(0, self.indices), self.part.labels[self.indices])
 
 
 class ImageTask:
-    """Classify images; see prepkit.tasks.task.Task for what it does. All instances share the images; `items` is unused.
+    """A Task (prepkit.tasks.task) whose instances all classify the same images, so that `items` are not used.
 
-    parts: of "train", "validation" and "test", on the CPU
+    parts: the images of "train", "validation" and "test", on the CPU
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ImageTask:
         self._parts = parts
         self._normalisation = normalisation
         self._augmentation = augmentation
-        self._held: dict[str, tuple[Images, Tensor]] = {}  # what was asked for so far is on the device
+        self._held: dict[str, tuple[Images, Tensor]] = {}  # splits that were used so far, on the device
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """The same task with its data on a device and its batches in a floating-point dtype, float32 if missing."""
@@ -125,11 +125,11 @@ class ImageTask:
         )
 
     def num_batches(self, batch_size: int) -> int:
-        """Steps of one epoch; the last batch may be smaller."""
+        """The number of steps of one epoch; the last batch may be smaller."""
         return -(-self.splits[TRAIN] // batch_size)
 
-    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[Batch]:
-        """The batches of one epoch: every training image once, with order, crop and mirroring of its own.
+    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[TaskBatch]:
+        """The batches of one epoch: every training image once, cropped and mirrored in each instance's own way.
 
         raises ZooError for a batch size below 1
         """
@@ -144,10 +144,10 @@ class ImageTask:
         for first in range(0, self.splits[TRAIN], batch_size):
             step = slice(first, first + batch_size)
             mirrored = None if flips is None else flips[:, step]
-            yield Batch(images.gather(starts[:, step], mirrored), labels[order[:, step]])
+            yield TaskBatch(images.gather(starts[:, step], mirrored), labels[order[:, step]])
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy of each instance `[K]`, mean over its batch, in float32 at least.
+        """The cross entropy of each instance `[K]`, the mean over its batch, in float32 at least.
 
         outputs: `[K, B, classes]` logits
         targets: `[K, B]` class numbers
@@ -157,10 +157,10 @@ class ImageTask:
     def evaluate(
         self, run: Callable[[Tensor], Tensor], items: Sequence[int], split: str, batch_size: int = EVALUATION_BATCH
     ) -> dict[str, Tensor]:
-        """Share of images classified correctly and mean cross entropy, each `[K]` float64 on the CPU.
+        """The share of images classified correctly and the mean cross entropy, each `[K]` float64 on the CPU.
 
-        run:   of images `[B, C, H, W]` gives logits `[K, B, classes]`
-        items: one an instance; only their number counts
+        run:   takes images `[B, C, H, W]` and gives logits `[K, B, classes]`
+        items: one per instance; only their number counts
         raises ZooError for an unknown split, or one without images
         """
         import torch
@@ -173,15 +173,15 @@ class ImageTask:
                 outputs = run(images.gather(images.starts(index, None)))
                 expected = (len(items), len(index), self.num_outputs)
                 if outputs.shape != expected:
-                    told = f"outputs are {list(outputs.shape)}, not {list(expected)}"
-                    raise ZooError(f"{told}: [instances, images, classes of the task].")
+                    shapes = f"{list(outputs.shape)}, not {list(expected)}"
+                    raise ZooError(f"outputs are {shapes}: [instances, images, classes of the task].")
                 targets = labels[index].expand(len(items), -1)
                 hits += (outputs.argmax(-1) == targets).sum(1)
                 losses += _cross_entropy(outputs, targets).double().sum(1)
         return {"accuracy": hits.cpu() / len(labels), "loss": losses.cpu() / len(labels)}
 
     def normalised(self, split: str) -> tuple[Tensor, Tensor]:
-        """All images of a split `[N, C, H, W]`, normalised and not augmented, and their labels `[N]`, on the device.
+        """All images of a split, `[N, C, H, W]`, normalised but not augmented, and their labels `[N]`, on the device.
 
         raises ZooError for an unknown split, or one without images
         """
@@ -207,7 +207,7 @@ class ImageTask:
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """`[K, B]` in float32 at least: under bfloat16 a softmax is too coarse to be a loss."""
+    """Cross entropies `[K, B]` in float32 at least: in bfloat16 a softmax is too coarse to be a loss."""
     import torch
 
     logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
@@ -218,9 +218,9 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 def _resolved(
     record: Mapping[str, Any], asked: ImageRecord, found: ImageSet, samples: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The record with what loading found out.
+    """The record with the facts about the data that loading adds.
 
-    raises ZooError if it said something else
+    raises ZooError if the record has other facts
     """
     facts: dict[str, Any] = {
         "input_shape": list(found.image_shape),

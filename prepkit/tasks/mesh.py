@@ -1,9 +1,10 @@
 """The exact signed distance of a watertight triangle mesh.
 
-Distance: to the nearest triangle, found among those that a k-d tree over small pieces of the surface cannot rule out.
-Sign: of the angle-weighted pseudonormal at the nearest point (Baerentzen and Aanaes, Signed Distance Computation Using
-the Angle Weighted Pseudonormal, 2005), which is right at edges and vertices too, where a triangle's own normal is not.
-Nearest point of a triangle: Ericson, Real-Time Collision Detection (2005), section 5.1.5.
+The distance is that to the nearest triangle, among those that a k-d tree over pieces of the surface cannot rule out.
+The sign comes from the angle-weighted pseudonormal at the nearest point (Baerentzen and Aanaes, Signed Distance
+Computation Using the Angle Weighted Pseudonormal, 2005), which is right at edges and vertices too, where a triangle's
+own normal is not. The nearest point of a triangle follows Ericson, Real-Time Collision Detection (2005), section
+5.1.5.
 
 Shapes: N points, V vertices, T triangles, P pieces of them, M pairs of a point and a triangle. float64.
 """
@@ -26,16 +27,17 @@ if TYPE_CHECKING:
     Indices = NDArray[np.int64]
 
 PIECE = 0.05  # longest edge of the pieces in the tree, in units of the cube -1 .. 1
-CHUNK_POINTS = 4096  # bounds what is held at once
-CELLS = 20  # along each axis of the bounding box, to tell where there may be an inside
-FACE = 6  # where on a triangle: corners 0, 1, 2; sides 3 (from corner 0 to 1), 4 (1 to 2), 5 (2 to 0); itself 6
+CHUNK_POINTS = 4096  # So many points are computed at a time, which bounds the memory.
+CELLS = 20  # number of cells along each axis of the bounding box, to find where there may be an inside
+# Places on a triangle are numbered: corners 0, 1, 2; sides 3 (corner 0 to 1), 4 (1 to 2), 5 (2 to 0); the face 6.
+FACE = 6
 
 
 class Mesh:
     """A closed triangle mesh whose triangles turn counter-clockwise seen from outside: a Solid of prepkit.tasks.sdf.
 
     vertices: `[V, 3]`; faces: `[T, 3]` numbers of vertices
-    Where parts of a mesh run through each other, their surfaces inside count as surface.
+    Where parts of a mesh cross each other, the surface of each inside the other counts as surface.
     """
 
     def __init__(self, vertices: Array, faces: Indices) -> None:
@@ -61,8 +63,8 @@ class Mesh:
         return np.asarray(corner + u * (second - corner) + v * (third - corner))
 
     def interior(self, count: int, generator: Generator) -> Array:
-        """Points `[count, 3]` uniform in a room around the inside, so those inside are uniform there."""
-        corners, side = self._room
+        """Points `[count, 3]` uniform in a region that covers the inside, so that those inside are uniform there."""
+        corners, side = self._covering_cells
         draws = uniform((count, 4), generator)
         picks = (draws[:, 3] * len(corners)).astype(np.int64)
         return np.asarray(corners[picks] + draws[:, :3] * side)
@@ -80,10 +82,10 @@ class Mesh:
     def _pairs(self, points: Array) -> tuple[Indices, Indices]:
         """All pairs of a point and a triangle that may be its nearest: points `[M]` ascending, triangles `[M]`.
 
-        The nearest centre of a piece is on the surface, so no piece that lies farther away as a whole can be nearest.
+        The centres of pieces are on the surface, so a piece that is farther away than the nearest centre is ruled out.
         """
         tree, centres, radii, source = self._pieces
-        limit = tree.query(points)[0] * (1 + 1e-9) + 1e-12  # a hair more, for rounding
+        limit = tree.query(points)[0] * (1 + 1e-9) + 1e-12  # slightly more, for rounding
         found = tree.query_ball_point(points, limit + radii.max(), return_sorted=False)
         counts = [len(pieces) for pieces in found]
         owner = np.repeat(np.arange(len(points)), counts)
@@ -94,7 +96,7 @@ class Mesh:
 
     @cached_property
     def _pieces(self) -> tuple[Any, Array, Array, Indices]:
-        """A k-d tree over the centres of pieces, these `[P, 3]`, the pieces' radii `[P]` and triangles `[P]`."""
+        """A k-d tree over the centres of pieces, the centres `[P, 3]`, radii `[P]`, and triangles `[P]` they are of."""
         from scipy.spatial import cKDTree
 
         pieces, source = _split(self.triangles, PIECE)
@@ -102,8 +104,8 @@ class Mesh:
         return cKDTree(centres), centres, np.linalg.norm(pieces - centres[:, None], axis=2).max(1), source
 
     @cached_property
-    def _room(self) -> tuple[Array, Array]:
-        """Low corners `[C, 3]` and sides `[3]` of equal cells that hold all of the inside, and little else."""
+    def _covering_cells(self) -> tuple[Array, Array]:
+        """Low corners `[C, 3]` and sides `[3]` of equal cells that cover the inside, and little else."""
         low, high = self.triangles.min((0, 1)), self.triangles.max((0, 1))
         side = (high - low) / CELLS
         corners = low + np.stack(np.meshgrid(*[np.arange(CELLS)] * 3, indexing="ij"), -1).reshape(-1, 3) * side
@@ -112,7 +114,7 @@ class Mesh:
 
 
 def _split(triangles: Array, longest: float) -> tuple[Array, Indices]:
-    """Pieces `[P, 3, 3]` with edges of at most `longest`, and the triangle each is part of."""
+    """Divide triangles into pieces `[P, 3, 3]` with edges of at most `longest`; also the triangle of each, `[P]`."""
     source = np.arange(len(triangles))
     small, sources = [], []
     while len(triangles):
@@ -121,7 +123,7 @@ def _split(triangles: Array, longest: float) -> tuple[Array, Indices]:
         small.append(triangles[done])
         sources.append(source[done])
         triangles, source, edges = triangles[~done], source[~done], edges[~done]
-        # halve the longest edge
+        # Each piece that is too long is divided at the middle of its longest edge.
         first = edges.argmax(1)[:, None] + np.arange(3)
         a, b, c = np.take_along_axis(triangles, (first % 3)[..., None], axis=1).swapaxes(0, 1)
         middle = (a + b) / 2
@@ -131,12 +133,12 @@ def _split(triangles: Array, longest: float) -> tuple[Array, Indices]:
 
 
 def _normals(triangles: Array) -> Array:
-    """Normals `[T, 3]`, as long as twice the triangle's area."""
+    """Normals `[T, 3]`, whose length is twice the triangle's area."""
     return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
 
 
 def _pseudonormals(triangles: Array, faces: Indices, num_vertices: int) -> Array:
-    """`[T, 7, 3]`: of a triangle's three corners, its three sides, and itself. Lengths mean nothing."""
+    """Pseudonormals `[T, 7, 3]` of each triangle's three corners, three sides and face; their lengths mean nothing."""
     normals = _normals(triangles)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     ahead, back = np.roll(triangles, -1, axis=1) - triangles, np.roll(triangles, 1, axis=1) - triangles
@@ -171,7 +173,7 @@ def _nearest(points: Array, triangles: Array) -> tuple[Array, Indices]:
         ((vb <= 0) & (d2 >= 0) & (d6 <= 0), 5),
     )
     where = np.select([test for test, _ in tests], [place for _, place in tests], FACE)
-    with np.errstate(divide="ignore", invalid="ignore"):  # only the branch that is selected below divides soundly
+    with np.errstate(divide="ignore", invalid="ignore"):  # The divisions are sound in the branch that is selected.
         along = np.select(
             [where == 3, where == 4, where == 5], [d1 / (d1 - d3), (d4 - d3) / (d4 - d3 + d5 - d6), d2 / (d2 - d6)]
         )

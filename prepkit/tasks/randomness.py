@@ -1,4 +1,4 @@
-"""Random numbers that depend on nothing but what they are for: a stream of its own for each purpose and its numbers."""
+"""Streams of random numbers that depend on their purpose and its numbers alone; no two purposes share a stream."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-SEED_BITS = 63  # what a torch seed holds on every device without a sign
+SEED_BITS = 63  # A torch seed holds so many bits without a sign on every device.
 
 
 def generator(purpose: str, *numbers: int) -> torch.Generator:
     """A generator on the CPU, seeded by the sha256 of `purpose:number,number`.
 
-    purpose: what the numbers are for, such as "order": two purposes never share a stream
-    numbers: whatever the stream may depend on, such as an instance's seed and the epoch
+    purpose: what the stream is for, such as "order"
+    numbers: all that the stream depends on, such as an instance's seed and the epoch
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Signed distances of solids, and the points at which a network learns them.
+"""Signed distances of solids, and points at which a network learns them.
 
     solid = BoxUnion(low, high)
     solid.distance(points)                                       # [N], negative inside
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-TOUCHING = 1e-9  # coordinates closer than this are one: a slit that rounding made between two boxes is none
+TOUCHING = 1e-9  # Coordinates closer than this are made equal, as rounding may leave a slit between two boxes.
 FARTHEST = 1 / 1.03  # distance of a normalised shape's farthest corner from the origin, as in DeepSDF
-CHUNK_POINTS = 16_384  # their intermediate results stay in a core's own cache
-RAREST = 200  # a side of the surface that fewer than one in so many points hit has none to speak of
-LEAST_DRAWN, MOST_DRAWN = 256, 1 << 17  # points in a round
+CHUNK_POINTS = 16_384  # The intermediate results of so many points stay in a core's own cache.
+RAREST = 200  # A side that fewer than 1 in 200 points hit counts as empty.
+LEAST_DRAWN, MOST_DRAWN = 256, 1 << 17  # limits of the points drawn in one round
 
 
 class Solid(Protocol):
-    """What `sample` needs of a solid in the cube -1 .. 1."""
+    """A solid in the cube -1 .. 1, as `sample` needs it."""
 
     def distance(self, points: Array) -> Array:
         """Signed distance to the surface `[N]` of points `[N, 3]`, negative inside."""
@@ -46,7 +46,7 @@ class Solid(Protocol):
         ...
 
     def interior(self, count: int, generator: Generator) -> Array:
-        """Points `[count, 3]` of which those inside are uniform by volume; others are thrown away by the caller."""
+        """Points `[count, 3]`, of which those inside are uniform by volume; the caller drops the others."""
         ...
 
 
@@ -57,9 +57,9 @@ class BoxUnion:
     faces:     `[R, 2, 3]` disjoint rectangles (flat boxes) that make up the surface of the union
     cells:     `[C, 2, 3]` disjoint boxes that make up the union
 
-    The planes of all sides cut space into a grid whose cells are filled or empty. Only sides between a filled and an
-    empty cell are surface: where boxes touch or overlap, the sides of a single box are not, and the least of the boxes'
-    own signed distances is too close to 0.
+    The planes of all sides divide space into a grid of filled and empty cells, and the surface is what lies between a
+    filled and an empty one. The sides of single boxes would not do: where boxes touch or overlap they are no surface,
+    and the least of the boxes' own signed distances is too close to 0.
     """
 
     def __init__(self, low: Array, high: Array) -> None:
@@ -94,7 +94,8 @@ class BoxUnion:
     def surface(self, count: int, generator: Generator) -> Array:
         """Points `[count, 3]` on the surface, uniform by area."""
         sides = self.faces[:, 1] - self.faces[:, 0]
-        areas = sides[:, 0] * sides[:, 1] + sides[:, 1] * sides[:, 2] + sides[:, 2] * sides[:, 0]  # one side is 0
+        # One side of each flat box is 0, so one product is its area and the other two are 0.
+        areas = sides[:, 0] * sides[:, 1] + sides[:, 1] * sides[:, 2] + sides[:, 2] * sides[:, 0]
         return _in_boxes(self.faces, areas, count, generator)
 
     def interior(self, count: int, generator: Generator) -> Array:
@@ -103,7 +104,10 @@ class BoxUnion:
 
 
 def normalised(corners: Array) -> Array:
-    """The same corners `[..., 3]`, bounding box centred on the origin, the farthest at FARTHEST from it (DeepSDF)."""
+    """Move and scale corners `[..., 3]` as DeepSDF does.
+
+    The bounding box is centred on the origin, and the farthest corner is FARTHEST away from it.
+    """
     flat = corners.reshape(-1, 3)
     centred = corners - (flat.min(0) + flat.max(0)) / 2
     return np.asarray(centred * (FARTHEST / np.linalg.norm(centred, axis=-1).max()))
@@ -114,10 +118,10 @@ def sample(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Points `[count, 3]` and their signed distances `[count]`: the first half inside, the second half outside.
 
-    near_surface: share of each half that was drawn on the surface, uniform by area, and moved by N(0, sigma) along each
-                  axis; the rest is uniform in the solid, or in the cube -1 .. 1 without it
-    Distances are those of the rounded points. Any stretch of either half is a fair draw of it.
-    raises ZooError if the solid has no inside to speak of
+    near_surface: share of each half that is drawn on the surface, uniform by area, and moved by N(0, sigma) along each
+                  axis; the rest is uniform in the solid, or in the cube -1 .. 1 around it
+    Distances are those of the rounded points. Each half is in random order, so any section of it is a fair sample.
+    raises ZooError if the solid is too small to hit its inside
     """
     half = count // 2
     near = round(near_surface * half)
@@ -146,11 +150,11 @@ def uniform(shape: tuple[int, ...], generator: Generator) -> Array:
 
 
 def _drawn(solid: Solid, count: int, draw: Callable[[int], Array], inside: bool) -> NDArray[np.float32]:
-    """The first `count` of the points drawn that lie inside, or outside, float32."""
+    """Draw points until `count` of them lie inside, or outside; these as float32."""
     kept: list[NDArray[np.float32]] = []
     missing, drawn = count, 0
     while missing and drawn < RAREST * count + LEAST_DRAWN:
-        # as many as the share kept so far calls for
+        # Draw as many as are needed if the share of kept ones stays as it was so far.
         expected = drawn * missing // max(count - missing, 1) if drawn else missing
         points = draw(min(max(expected, LEAST_DRAWN), MOST_DRAWN)).astype(np.float32)
         drawn += len(points)
@@ -164,7 +168,7 @@ def _drawn(solid: Solid, count: int, draw: Callable[[int], Array], inside: bool)
 
 
 def _snapped(low: Array, high: Array) -> tuple[Array, Array]:
-    """The same corners, with coordinates that are TOUCHING made equal."""
+    """The same corners, but coordinates that are TOUCHING are made equal."""
     low, high = low.copy(), high.copy()
     for axis in range(3):
         values = np.unique(np.concatenate([low[:, axis], high[:, axis]]))
@@ -189,7 +193,7 @@ def _faces(filled: NDArray[np.bool_], edges: list[Array], axis: int) -> Iterator
 
 
 def _rectangles(mask: NDArray[np.bool_]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Disjoint rectangles (rows, columns; half open) that cover a mask: equal runs in successive rows are one."""
+    """Disjoint rectangles (rows, columns; half open) that cover a mask; equal runs in successive rows are joined."""
     open_since: dict[tuple[int, int], int] = {}
     for row in range(len(mask) + 1):
         runs = set(_runs(mask[row])) if row < len(mask) else set()
@@ -200,13 +204,13 @@ def _rectangles(mask: NDArray[np.bool_]) -> Iterator[tuple[tuple[int, int], tupl
 
 
 def _runs(row: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Start and stop of each run of True."""
+    """The start and stop of each run of True."""
     changes = np.flatnonzero(np.diff(row, prepend=False, append=False))
     return [(int(start), int(stop)) for start, stop in changes.reshape(-1, 2)]
 
 
 def _least_distance(points: Array, boxes: Array) -> Array:
-    """Distance `[N]` to the nearest of boxes `[n, 2, 3]`, 0 in them. Flat boxes are rectangles."""
+    """Distance `[N]` to the nearest of boxes `[n, 2, 3]`, 0 inside them. Flat boxes are rectangles."""
     found = np.empty(len(points))
     for start in range(0, len(points), CHUNK_POINTS):
         axes = np.ascontiguousarray(points[start : start + CHUNK_POINTS].T)
@@ -227,7 +231,7 @@ def _least_distance(points: Array, boxes: Array) -> Array:
 
 
 def _in_boxes(boxes: Array, weights: Array, count: int, generator: Generator) -> Array:
-    """Uniform points `[count, 3]` in disjoint boxes drawn by their weights."""
+    """Points `[count, 3]`, each uniform in one of disjoint boxes, which is drawn by the weights."""
     limits = np.cumsum(weights)
     picks = np.searchsorted(limits, uniform((count,), generator) * limits[-1], side="right").clip(max=len(boxes) - 1)
     low, high = boxes[picks, 0], boxes[picks, 1]

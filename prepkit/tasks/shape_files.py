@@ -1,6 +1,6 @@
 """Shapes in a folder of the user's: DeepSDF's .npz files of points and distances, and triangle meshes.
 
-files = find_files(folder, SDF_SUFFIXES, "sdf_files")      # natural order: a shape's item is its place here
+files = find_files(folder, SDF_SUFFIXES, "sdf_files")      # in natural order: a shape's item is its position here
 samples = read_samples(files[3])                           # DeepSDF's `pos` and `neg`
 solid = read_mesh(folder / "chair.obj")                    # a Solid, see prepkit.tasks.sdf
 """
@@ -33,8 +33,8 @@ MESH_SUFFIXES = (".obj", ".ply", ".stl", ".off")
 class Samples:
     """Points and distances of one .npz file, `[n, 4]` float32: x, y, z, signed distance, in the file's own units.
 
-    pos, neg: outside, inside
-    dropped:  rows that were left out because they hold something that is no finite number
+    pos, neg: points outside and inside
+    dropped:  number of rows that were left out because a value in them is not finite
     """
 
     pos: NDArray[np.float32]
@@ -43,7 +43,7 @@ class Samples:
 
 
 def find_files(folder: Path | None, suffixes: Sequence[str], dataset: str) -> tuple[Path, tuple[Path, ...]]:
-    """The folder, and all files of a kind in it and the folders in it, `2.npz` before `10.npz`.
+    """The folder, and all files with these suffixes in it, however deep; `2.npz` comes before `10.npz`.
 
     raises DataMissing if no folder is given, or it is not there
     raises ZooError if it holds none
@@ -59,7 +59,7 @@ def find_files(folder: Path | None, suffixes: Sequence[str], dataset: str) -> tu
 
 
 def files_sha256(folder: Path, files: Sequence[Path]) -> str:
-    """sha256 of the names and contents of files, in hex."""
+    """The sha256 of the names and contents of files, in hex."""
     total = hashlib.sha256()
     for path in files:
         total.update(f"{sha256_of_file(path)} {path.relative_to(folder).as_posix()}\n".encode())
@@ -73,7 +73,7 @@ def read_samples(path: Path) -> Samples:
     """
     arrays = {}
     try:
-        # numpy forgets to close a damaged file that it opened itself
+        # The file is opened here, as numpy forgets to close a damaged one that it opened itself.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
             for key in ("pos", "neg"):
                 if key not in archive.files:
@@ -81,7 +81,7 @@ def read_samples(path: Path) -> Samples:
                 arrays[key] = archive[key]
     except ZooError:
         raise
-    except Exception as error:  # numpy and zipfile raise what they like for a damaged file
+    except Exception as error:  # numpy and zipfile raise errors of many kinds for a damaged file
         raise ZooError(f"{path}: is no .npz file of arrays ({type(error).__name__}: {error}).") from None
     sound = {key: _finite_rows(path, key, array) for key, array in arrays.items()}
     dropped = sum(len(arrays[key]) - len(sound[key]) for key in sound)
@@ -100,10 +100,10 @@ def read_mesh(path: Path) -> Mesh:
         raise DataMissing("meshes are read with trimesh: pip install 'prepkit[train]'") from None
     try:
         loaded = trimesh.load_mesh(path)
-        loaded.merge_vertices(merge_tex=True, merge_norm=True)  # seams of textures are none of the surface
+        loaded.merge_vertices(merge_tex=True, merge_norm=True)  # seams of textures are no edges of the surface
         loaded.update_faces(loaded.nondegenerate_faces())
         watertight = bool(len(loaded.faces)) and loaded.is_watertight and loaded.is_winding_consistent
-    except Exception as error:  # trimesh raises what it likes for a damaged file
+    except Exception as error:  # trimesh raises errors of many kinds for a damaged file
         raise ZooError(f"{path}: cannot be read as a mesh ({type(error).__name__}: {error}).") from None
     if not watertight:
         open_edges = "it has holes, or sides that do not face the same way"

@@ -1,4 +1,4 @@
-"""Where the points of shapes come from: solids that are sampled on demand, or files that hold points already."""
+"""The sources of shapes' points: solids that are sampled on demand, or files that already hold points."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     Rows = NDArray[np.float32]
 
 
-class Source(Protocol):
-    """Where the points of shapes come from.
+class PointSource(Protocol):
+    """A source of the points of shapes.
 
-    count: how many shapes there are, None if there is no end
-    facts: what loading adds to the record
+    count: number of shapes; None if there is no end of them
+    facts: keys that loading adds to the record
     """
 
     @property
@@ -34,12 +34,12 @@ class Source(Protocol):
     def facts(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def rows(self, item: int) -> dict[str, Rows]:
-        """Points of each split, `[n, 4]` (x, y, z, signed distance): the first half inside, the second outside."""
+        """The points of each split, `[n, 4]` (x, y, z, signed distance): the first half inside, the second outside."""
         ...
 
 
 class Solids:
-    """Points drawn on demand from solids, each split of each shape by a stream of its own."""
+    """Points that are drawn from solids on demand; each split of each shape has a random stream of its own."""
 
     def __init__(
         self, record: ShapeRecord, count: int | None, solid: Callable[[int], Solid], facts: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Solids:
         self._record, self._solid = record, solid
 
     def rows(self, item: int) -> dict[str, Rows]:
-        """See Source."""
+        """See PointSource."""
         record, solid, found = self._record, self._solid(item), {}
         for number, (split, size) in enumerate(record.sizes.items()):
             stream = generator("shape points", record.split.seed, item, number)
@@ -61,14 +61,14 @@ class Solids:
 
 
 class SampleFiles:
-    """Points that DeepSDF's files hold, dealt to the splits once, by a stream of the shape's own."""
+    """Points from DeepSDF's files, which a random stream of each shape deals to the splits."""
 
     def __init__(self, record: ShapeRecord, files: Sequence[Path], facts: Mapping[str, Any]) -> None:
         self.count, self.facts = len(files), facts
         self._record, self._files = record, files
 
     def rows(self, item: int) -> dict[str, Rows]:
-        """See Source; raises ZooError if the file has fewer points than the splits need."""
+        """See PointSource; raises ZooError if the file has fewer points than the splits need."""
         samples, sizes = shape_files.read_samples(self._files[item]), self._record.sizes
         halves = []
         for key, rows in (("neg", samples.neg), ("pos", samples.pos)):
@@ -82,16 +82,16 @@ class SampleFiles:
         return {split: np.concatenate(pair) for split, *pair in zip(sizes, *halves, strict=True)}
 
 
-def _chairs(record: ShapeRecord, data: Path | None) -> Source:
+def _chairs(record: ShapeRecord, data: Path | None) -> PointSource:
     return Solids(record, record.count, lambda item: chairs.build(chairs.chair(item, record.seed)), {})
 
 
-def _sample_files(record: ShapeRecord, data: Path | None) -> Source:
+def _sample_files(record: ShapeRecord, data: Path | None) -> PointSource:
     files, facts = _files(record, data, shape_files.SDF_SUFFIXES)
     return SampleFiles(record, files, facts)
 
 
-def _meshes(record: ShapeRecord, data: Path | None) -> Source:
+def _meshes(record: ShapeRecord, data: Path | None) -> PointSource:
     files, facts = _files(record, data, shape_files.MESH_SUFFIXES)
     return Solids(record, len(files), lambda item: shape_files.read_mesh(files[item]), facts)
 
@@ -99,7 +99,7 @@ def _meshes(record: ShapeRecord, data: Path | None) -> Source:
 def _files(
     record: ShapeRecord, data: Path | None, suffixes: Sequence[str]
 ) -> tuple[tuple[Path, ...], Mapping[str, Any]]:
-    """The files, and what the record says of them from now on; raises ZooError if they are not what it says."""
+    """The files, and the facts about them for the record; raises ZooError if the record has other facts."""
     folder, files = shape_files.find_files(data, suffixes, record.dataset)
     if record.count is not None and record.count != len(files):
         raise ZooError(f"task, count: {record.count} shapes, but {folder} holds {len(files)} files.")
@@ -110,7 +110,7 @@ def _files(
     return files, {"count": len(files), "sha256": sha256}
 
 
-SOURCES: dict[str, Callable[[ShapeRecord, Path | None], Source]] = {
+SOURCES: dict[str, Callable[[ShapeRecord, Path | None], PointSource]] = {
     CHAIRS: _chairs,
     SDF_FILES: _sample_files,
     MESHES: _meshes,

@@ -1,4 +1,4 @@
-"""Signed distances of shapes: the task record, the points, and the Task that trains one network a shape.
+"""Signed distances of shapes: a task that trains each network on a shape of its own.
 
     {"kind": "shapes", "dataset": "procedural_chairs", "count": 1000, "seed": 0,
      "points": {"pool": 65536, "near_surface": 0.5, "sigma": 0.05},
@@ -25,8 +25,8 @@ import torch
 from prepkit.errors import ZooError, listed, nearest
 from prepkit.tasks.randomness import generator
 from prepkit.tasks.shape_record import check as check
-from prepkit.tasks.shape_sources import SOURCES, Source
-from prepkit.tasks.task import Batch
+from prepkit.tasks.shape_sources import SOURCES, PointSource
+from prepkit.tasks.task import TaskBatch
 
 if TYPE_CHECKING:
     from typing import Self
@@ -40,8 +40,8 @@ EVALUATION_POINTS = 16_384
 class ShapeTask:
     """A Task (prepkit.tasks.task) whose instances each fit the signed distance of a shape of their own.
 
-    Shapes: K instances, B points a step, P points of a shape in all its splits. Points are made when a stack asks for
-    them, and kept on the device for as many shapes as the largest stack so far has.
+    Points are made when a stack asks for them, and kept on the device for as many shapes as the largest stack had.
+    Shapes: K instances, B points a step, P points of a shape in all its splits.
     """
 
     input_shape: tuple[int, ...] = (3,)
@@ -50,7 +50,7 @@ class ShapeTask:
     def __init__(
         self,
         record: Mapping[str, Any],
-        source: Source,
+        source: PointSource,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -67,13 +67,13 @@ class ShapeTask:
         return type(self)(self.record, self._source, device, dtype or torch.float32)
 
     def num_batches(self, batch_size: int) -> int:
-        """Steps of one epoch: `steps_per_epoch` of the record, whatever the batch size."""
+        """The number of steps of one epoch: `steps_per_epoch` of the record, whatever the batch size."""
         return self.checked.steps_per_epoch
 
-    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[Batch]:
+    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[TaskBatch]:
         """`steps_per_epoch` batches; half of each instance's points are inside, one more outside if B is odd.
 
-        Each point is drawn from the shape's pool by a stream of the instance's seed and the epoch.
+        Points are drawn from the shape's pool by a stream that depends on the instance's seed and the epoch.
         """
         if batch_size < 1:
             raise ZooError(f"batch_size: a step needs at least one point, found {batch_size}.")
@@ -85,10 +85,10 @@ class ShapeTask:
             draws = torch.stack([torch.randint(half, (batch_size,), generator=stream) for stream in streams])
             places = (first + side + draws).to(self.device, non_blocking=True)
             points = self._rows.view(-1, 4)[places].to(self._dtype)
-            yield Batch(points[..., :3], points[..., 3:])
+            yield TaskBatch(points[..., :3], points[..., 3:])
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """`[K]`: mean squared error of outputs `[K, B, 1]`, in float32 at least (METHOD, Eq. 2)."""
+        """The mean squared errors `[K]` of outputs `[K, B, 1]`, in float32 at least (METHOD, Eq. 2)."""
         wide = torch.promote_types(outputs.dtype, torch.float32)
         return (outputs.to(wide) - targets.to(wide)).square().mean((1, 2))
 
@@ -99,7 +99,7 @@ class ShapeTask:
         split: str,
         batch_size: int = EVALUATION_POINTS,
     ) -> dict[str, Tensor]:
-        """`[K]` each: share of a split's points with an output within CLOSE of the distance; mean squared error."""
+        """The share of a split's points with an output within CLOSE of the distance, and the mean squared error."""
         part = self._part(split)
         chosen = self.prepare(items)
         right, squared = torch.zeros(2, len(items), dtype=torch.float64)
@@ -113,14 +113,14 @@ class ShapeTask:
         return {"accuracy": right / size, "loss": squared / size}
 
     def points(self, item: int, split: str) -> tuple[Tensor, Tensor]:
-        """Points `[N, 3]` of a shape's split and their signed distances `[N]`, half inside first, half outside."""
+        """Points `[N, 3]` of a shape's split and their signed distances `[N]`; the half inside comes first."""
         part = self._part(split)
         (row,) = self.prepare([item])
-        rows = self._rows[row, part].to(self._dtype, copy=True)  # the row is another shape's in time
+        rows = self._rows[row, part].to(self._dtype, copy=True)  # the row may become another shape's
         return rows[:, :3], rows[:, 3]
 
     def prepare(self, items: Sequence[int]) -> list[int]:
-        """Have the points of these shapes on the device; the row of each item.
+        """Bring the points of these shapes onto the device, and return the row of each item.
 
         raises ZooError for an item that is no shape of the data set
         """
@@ -128,7 +128,7 @@ class ShapeTask:
         missing = [item for item in wanted if item not in self._slots]
         if missing:
             self._check_items(missing)
-            with torch.inference_mode(False):  # points outlive the mode that they were first asked for in
+            with torch.inference_mode(False):  # points are used again outside inference mode
                 self._make_room(wanted, missing)
         for item in wanted:
             self._slots.move_to_end(item)
@@ -142,7 +142,7 @@ class ShapeTask:
                 raise ZooError(f"item {item}: the shapes of this task are numbered {known}.")
 
     def _make_room(self, wanted: Sequence[int], missing: Sequence[int]) -> None:
-        """Fill rows with the missing shapes, in place of those that were not asked for longest."""
+        """Fill rows with the missing shapes, in place of those whose last use is longest ago."""
         if len(wanted) > len(self._rows):
             more = torch.empty(len(wanted) - len(self._rows), *self._rows.shape[1:], device=self.device)
             self._rows = torch.cat([self._rows, more])
@@ -159,7 +159,7 @@ class ShapeTask:
             self._slots[item] = row
 
     def _part(self, split: str) -> slice:
-        """Which of a shape's points are a split's."""
+        """The range of a split among a shape's points."""
         if not self.splits.get(split):
             names = [name for name, size in self.splits.items() if size]
             raise ZooError(f"split {split!r} has no points; splits are: {listed(names)}.{nearest(split, names)}")

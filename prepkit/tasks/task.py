@@ -1,4 +1,4 @@
-"""What every task can do: give the batches of a whole stack of instances, their losses, and judge them.
+"""Task: what instances are trained and evaluated on. It works on a whole stack of instances at once.
 
 K instances in a stack, B samples a step.
 """
@@ -27,8 +27,8 @@ class DataMissing(PrepkitError):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's samples of every instance of a stack, on the task's device.
+class TaskBatch:
+    """The samples of one step for every instance of a stack, on the task's device.
 
     inputs:  `[K, B, *input_shape]` floating point, normalised and augmented
     targets: `[K, B]` int64 class numbers, or `[K, B, outputs]` floating point
@@ -39,13 +39,13 @@ class Batch:
 
 
 class Task(Protocol):
-    """What instances are trained and judged on.
+    """What instances are trained and evaluated on.
 
     record:      JSON-able; zoo.json stores it as `task`, and `load_task(record)` gives the same task back
-    input_shape: of one input
-    num_outputs: of a network for this task
-    splits:      number of samples of "train", "validation" and "test"
-    device:      where its data are
+    input_shape: shape of one input, without the batch axis
+    num_outputs: number of outputs of a network for this task
+    splits:      number of samples in "train", "validation" and "test"
+    device:      where the data are
     """
 
     @property
@@ -64,32 +64,33 @@ class Task(Protocol):
         ...
 
     def num_batches(self, batch_size: int) -> int:
-        """Steps of one epoch."""
+        """The number of steps of one epoch."""
         ...
 
-    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[Batch]:
+    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[TaskBatch]:
         """The batches of one epoch, for all instances of a stack at once.
 
-        seeds, items: one of each an instance; `items[k]` is the number of its own data set where each has one
-        Instance k's batches are a function of its seed, its item, the epoch and the batch size: of nothing else.
+        seeds, items: one per instance; where each has a data set of its own, `items[k]` is its number
+        Instance k's batches depend on its seed, its item, the epoch and the batch size, and on nothing else.
         """
         ...
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """`[K]`: the loss of each instance, mean over its batch, differentiable, in float32 at least.
+        """The loss of each instance, `[K]`: the mean over its batch, differentiable, in float32 at least.
 
         outputs: `[K, B, outputs]`
-        targets: of a Batch
+        targets: those of a TaskBatch
         """
         ...
 
     def evaluate(
         self, run: Callable[[Tensor], Tensor], items: Sequence[int], split: str, batch_size: int = EVALUATION_BATCH
     ) -> dict[str, Tensor]:
-        """`{"accuracy": [K], "loss": [K]}` float64 on the CPU: each instance on a whole split, without augmentation.
+        """Evaluate each instance on a whole split, without augmentation: `{"accuracy": [K], "loss": [K]}`.
 
-        run: of inputs `[B, *input_shape]` that all instances share, or `[K, B, *input_shape]` where each has its own,
-             gives outputs `[K, B, outputs]`
+        The values are float64 on the CPU.
+        run: takes inputs `[B, *input_shape]` that all instances share, or `[K, B, *input_shape]` where each has its
+             own, and gives outputs `[K, B, outputs]`
         raises ZooError for a split that the task does not have
         """
         ...

@@ -20,7 +20,7 @@ from torch import Tensor
 from prepkit.families.registry import Architecture
 from prepkit.running.instances import Runner
 from prepkit.tasks.randomness import stream_seed
-from prepkit.tasks.task import Batch, Task
+from prepkit.tasks.task import Task, TaskBatch
 from prepkit.training.hyperparameters import Training
 from prepkit.training.optimiser import Adam, Optimiser, Parameters, Rates, Sgd
 from prepkit.training.plan import Job
@@ -319,7 +319,7 @@ def stacked(rows: Sequence[Tensors], setup: StackSetup) -> Tensors:
     }
 
 
-def parts(batch: Batch, size: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:
+def parts(batch: TaskBatch, size: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Divide a batch into parts of `size` samples: inputs, targets, and the part's share of the batch."""
     count = batch.inputs.shape[1]
     if size is None or size >= count:

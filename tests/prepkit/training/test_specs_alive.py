@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import prepkit
 from prepkit.running.instances import runner
-from prepkit.tasks.task import Batch
+from prepkit.tasks.task import TaskBatch
 from prepkit.training.engine import stack_size_for
 from prepkit.training.folding import fold_stack
 from prepkit.training.plan import Job
@@ -43,7 +43,7 @@ class Synthetic:
         else:
             targets = inputs.norm(dim=-1, keepdim=True) - 0.5
         self.seen.append(tuple(inputs.shape))
-        yield Batch(inputs, targets)
+        yield TaskBatch(inputs, targets)
 
     def losses(self, outputs, targets):
         assert outputs.shape[-1] == self.num_outputs

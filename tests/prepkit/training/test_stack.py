@@ -15,7 +15,7 @@ import prepkit
 from prepkit.errors import ZooError
 from prepkit.families.registry import Architecture, architecture_from_callable
 from prepkit.running.instances import is_stackable, runner
-from prepkit.tasks.task import Batch
+from prepkit.tasks.task import TaskBatch
 from prepkit.training.hyperparameters import Training
 from prepkit.training.plan import Job
 from prepkit.training.stack import Diverged, Stack, StackSetup, stacked
@@ -52,10 +52,10 @@ class Noise:
         images = torch.randn(size, *self.input_shape, generator=generator, dtype=torch.float64).to(self.dtype)
         return images, torch.randint(0, CLASSES, (size,), generator=generator)
 
-    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[Batch]:
+    def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[TaskBatch]:
         for step in range(self.steps):
             pairs = [self.batch(seed, epoch, step) for seed in seeds]
-            yield Batch(torch.stack([images for images, _ in pairs]), torch.stack([labels for _, labels in pairs]))
+            yield TaskBatch(torch.stack([images for images, _ in pairs]), torch.stack([labels for _, labels in pairs]))
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
