@@ -290,7 +290,7 @@ def test_the_test_set_is_seeded_normalised_and_disjoint_from_the_rest():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean": [0.1, 0.2]}, "task, mean: expected 1 numbers"),
+        ({"mean": [0.1, 0.2]}, "task, mean: expected 1 number"),
         ({"std": [0.0]}, "task, std"),
         ({"split": None}, "task: 'split' is missing; e.g. split = {seed = 0, test = 360"),
         ({"split": {"seed": 0, "test": 0}}, "task, split.test: expected at least one image; found 0"),
