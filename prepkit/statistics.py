@@ -142,6 +142,24 @@ def ridge_guess(
     return fitted(best).predict(asked), best
 
 
+# Principal components ---------------------------------------------------------------------------------------------
+
+
+def principal_components(values_NF: Tensor, count: int) -> tuple[Tensor, list[float]]:
+    """Return places `[N, count]` along the principal components, and the share of the variance of each.
+
+    Each component's largest entry is positive, so that the same values always give the same places.
+    """
+    centred = values_NF - values_NF.mean(0)
+    _, sizes, directions_KF = torch.linalg.svd(centred, full_matrices=False)
+    directions_KF = directions_KF[:count]
+    largest = directions_KF.gather(1, directions_KF.abs().argmax(1, keepdim=True))
+    places = centred @ (directions_KF * largest.sign()).T
+    shares = sizes.square() / sizes.square().sum().clamp(min=1e-30)
+    missing = max(0, count - places.shape[1])  # there may be fewer instances than components
+    return torch.nn.functional.pad(places, (0, missing)), [*shares[:count].tolist(), *[0.0] * missing]
+
+
 # Means and distances ----------------------------------------------------------------------------------------------
 
 

@@ -116,6 +116,7 @@ OPEN_TO_NETSPACE = {
     "prepkit.version",
     "prepkit.zoo.format.manifest",
     "prepkit.zoo.read.accuracy",
+    "prepkit.zoo.read.groups",
     "prepkit.zoo.read.memory",
     "prepkit.zoo.read.overlap",
 }

@@ -19,7 +19,7 @@ import torch
 
 import prepkit
 from netspace.data import TEST
-from netspace.experiments.result import Cell, Claim, Result, Table, claim
+from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.interpolation import interpolate
 from netspace.space.evaluation import evaluate
 from prepkit.errors import counted
@@ -36,6 +36,16 @@ PAIRS, FINER = 8, 4  # FINER steps lead from one multiple of gamma to the next
 MARKERS = {"end of a line": ("o", 60), "gamma of the loss": ("*", 110), "between": (".", 30)}
 NEAR = 0.05  # accuracy that unseen architectures may be below the mean of trained ones
 LEAST_HEIGHT = 10.0  # points of accuracy that the picture shows, at least: smaller steps are chance
+COLUMNS = (
+    Column("target, %", "target_accuracy", 100, 1),
+    Column("predicted, %", "predicted_accuracy", 100, 1),
+    Column("at its gamma, %", "accuracy", 100, 1),
+    Column("predicted at its gamma", "counts"),
+)
+UNSEEN_COLUMNS = (
+    Column("from the mean of trained, points", "from_mean", 100, 1),
+    Column("from the worst trained, points", "from_worst", 100, 1),
+)
 
 
 def run(subject: Subject, *, pairs: int = PAIRS) -> Result:
@@ -194,18 +204,17 @@ def table_of(
     unseen: Mapping[str, Mapping[str, float]] | None,
 ) -> Table:
     """Return a table with one row an architecture; unseen ones are also compared with the trained."""
-    columns = ["architecture", "ClassId", "target, %", "predicted, %", "at its gamma, %", "predicted at its gamma"]
-    if unseen is not None:
-        columns += ["from the mean of trained, points", "from the worst trained, points"]
-    rows: list[tuple[Cell, ...]] = []
-    for class_id, (name, one) in enumerate(at_gamma.items()):
-        known = trained.get(name, {})
-        row = [_percent(known.get("target_accuracy")), _percent(known.get("predicted_accuracy"))]
-        row += [_percent(one["accuracy"]), f"{one['named']} of {one['pairs']}"]
-        if unseen is not None:
-            row += [_points(unseen.get(name, {}).get(key)) for key in ("from_mean", "from_worst")]
-        rows.append((name, class_id, *row))
-    return Table("By architecture", tuple(columns), tuple(rows))
+    rows = {
+        (name, class_id): {
+            **trained.get(name, {}),
+            **one,
+            **(unseen or {}).get(name, {}),
+            "counts": f"{one['named']} of {one['pairs']}",
+        }
+        for class_id, (name, one) in enumerate(at_gamma.items())
+    }
+    columns = COLUMNS if unseen is None else COLUMNS + UNSEEN_COLUMNS
+    return table_of_measures("By architecture", ("architecture", "ClassId"), rows, columns)
 
 
 def line_figure(line: Interpolation) -> Any:
@@ -246,9 +255,5 @@ def limits(lowest: float, highest: float) -> tuple[float, float]:
     return top - height, top
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _points(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:+.1f}"
+def _points(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:+.1f}"

@@ -1,6 +1,6 @@
-"""How close predicted signals come to their own targets, and how close what is predicted for others comes to these.
+"""How close predicted signals come to their own targets, compared with predictions for other chairs.
 
-Without the second the first says little: all chairs share much, and the smooth mean of all is close to each of them.
+A small distance alone proves little: chairs resemble each other, and their mean is close to all.
 Shapes: N instances, K others of each.
 """
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from netspace.data import TEST, TRAIN
-from netspace.experiments.result import Claim, Table, claim
+from netspace.experiments.result import Claim, Column, Table, claim, table_of_measures
 from netspace.experiments.subject import PredictedSplit, Subject
 from netspace.space.evaluation import CLOSE, NEAR
+from prepkit.errors import counted
 from prepkit.running.groups import outputs_by_class_id
 from prepkit.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator
@@ -27,6 +28,13 @@ CLOSENESS = 0.8
 OTHERS = 15  # instances of the same split that each is compared with, if there are so many
 CLEAR = 2  # standard errors: a smaller difference is called none
 ALL_POINTS, NEAR_SURFACE = "all points", "near the surface"
+COLUMNS = (
+    Column("own prediction, %", "own", 100, 1),
+    Column("other chairs' targets, %", "others_targets", 100, 1),
+    Column("predictions for other chairs, %", "others_predictions", 100, 1),
+    Column("own minus predictions for others, points", "difference", 100, 1),
+    Column("standard error, points", "standard_error", 100, 1),
+)
 
 
 def closeness_to_own(subject: Subject, split: PredictedSplit) -> dict[str, Any]:
@@ -51,7 +59,7 @@ def closeness_to_own(subject: Subject, split: PredictedSplit) -> dict[str, Any]:
 
 
 def _others(count: int, seed: int) -> list[list[int]]:
-    """Of each instance up to OTHERS different ones; all are asked for equally often."""
+    """Draw up to OTHERS different rows for each row; every row is drawn equally often."""
     order = torch.randperm(count, generator=generator("other instances", seed)).tolist()
     drawn = min(count - 1, OTHERS)
     place = {row: at for at, row in enumerate(order)}
@@ -73,7 +81,7 @@ def _shares_close(split: PredictedSplit, row: int, others: Sequence[int], points
 
 
 def _compared(shares_N3: Tensor) -> dict[str, float]:
-    """Means over instances, and the paired difference of own and others' predictions."""
+    """Return means over instances, and the paired difference of own and others' predictions."""
     difference_N = shares_N3[:, 0] - shares_N3[:, 2]
     difference_N = difference_N[difference_N.isfinite()]
     count = len(difference_N)
@@ -88,75 +96,59 @@ def _compared(shares_N3: Tensor) -> dict[str, float]:
 
 
 def closeness_table(closeness: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row of each split and choice of points; closeness: of each split what closeness_to_own gives."""
-    rows = [
-        (split, points, *(round(100 * value, 1) for value in one[points].values()))
-        for split, one in closeness.items()
+    """Return a table with a row for each split and choice of points.
+
+    closeness: what closeness_to_own returns, by split
+    """
+    rows = {
+        (split, points): measures[points]
+        for split, measures in closeness.items()
         for points in (ALL_POINTS, NEAR_SURFACE)
-    ]
-    columns = ("split", "outputs", "own prediction, %", "other chairs' targets, %", "predictions for other chairs, %")
-    return Table(
-        "What is close to an instance's own signal",
-        (*columns, "own above predictions for others, points", "standard error, points"),
-        tuple(rows),
-    )
+    }
+    return table_of_measures("Outputs close to an instance's own signal", ("split", "outputs"), rows, COLUMNS)
 
 
 def closeness_text(closeness: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was compared, and whether predictions of held-out chairs are their own."""
+    """Say what was compared, and whether predictions of held-out chairs are nearer to their own targets than others."""
     counts = " and ".join(
-        f"{one['others']} others for each of {one['instances']} chairs of the split {split}"
+        f"{counted(one['others'], 'other')} for each of {counted(one['instances'], 'chair')} of the split {split}"
         for split, one in closeness.items()
     )
     text = (
         "Closeness is the share of outputs within 1e-2 of the target's, on points of the target's shape that training "
-        "did not see; near the surface are those where the target's outputs are within 0.1 of it. On the same points "
-        "stand beside an instance's own prediction other instances' targets (what any other chair gives) and what the "
-        f"space predicts for these other instances (what it gives for someone else): {counts}. The standard error is "
-        "over instances, of the paired difference."
+        "did not see; points near the surface are those where the target's outputs are within 0.1 of it. An instance's "
+        "own prediction is compared on the same points with other instances' targets (what any other chair gives) and "
+        f"with predictions for these other instances (what the space gives for someone else): {counts}. The standard "
+        "error is that of the paired difference over instances."
     )
-    return f"{text} {_verdict(closeness[TEST])}" if TEST in closeness else text
+    return f"{text} {_verdict(closeness[TEST][NEAR_SURFACE])}" if TEST in closeness else text
 
 
-def _verdict(held_out: Mapping[str, Any]) -> str:
-    near = held_out[NEAR_SURFACE]
+def _verdict(near: Mapping[str, float]) -> str:
     difference, error = near["difference"], near["standard_error"]
     if not math.isfinite(error):
         return "There are too few held-out chairs to compare their predictions with those made for others."
     if abs(difference) <= CLEAR * error:
-        how = "neither nearer to their own target than those made for another held-out chair, nor farther, by more"
-        how += f" than {CLEAR} standard errors"
+        how, end = "neither nearer to nor farther from", f" by more than {CLEAR} standard errors"
     else:
-        how = "nearer to" if difference > 0 else "farther from"
-        how += " their own target than those made for another held-out chair"
+        how, end = "nearer to" if difference > 0 else "farther from", ""
     return (
-        f"Predictions of held-out chairs are {how}: near the surface {100 * near['own']:.1f} % of the outputs are "
-        f"close against {100 * near['others_predictions']:.1f} %, a difference of {100 * difference:+.1f} points "
-        f"(standard error {100 * error:.1f}); other chairs' targets give {100 * near['others_targets']:.1f} %."
+        f"Predictions of held-out chairs are {how} their own target than those made for another held-out chair{end}: "
+        f"near the surface {100 * near['own']:.1f} % of the outputs are close against "
+        f"{100 * near['others_predictions']:.1f} %, a difference of {100 * difference:+.1f} points (standard error "
+        f"{100 * error:.1f}); other chairs' targets give {100 * near['others_targets']:.1f} %."
     )
 
 
 def closeness_claims(closeness: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
-    """Of training chairs the paper's stop; of held-out ones, if there are any, that predictions are their own."""
-    claims = [
-        claim(
-            "Training chairs: outputs within 1e-2 of the target's near the surface",
-            closeness[TRAIN][NEAR_SURFACE]["own"],
-            ">=",
-            CLOSENESS,
-            unit="%",
-        )
-    ]
+    """Return the paper's stop as a claim on training chairs, and that predictions of held-out ones are their own."""
+    text = "Training chairs: outputs within 1e-2 of the target's near the surface"
+    claims = [claim(text, closeness[TRAIN][NEAR_SURFACE]["own"], ">=", CLOSENESS, unit="%")]
     if TEST in closeness:
-        claims.append(
-            claim(
-                "Held-out chairs near the surface: outputs within 1e-2 of the target's, more of the own prediction "
-                "than of one made for another chair",
-                closeness[TEST][NEAR_SURFACE]["difference"],
-                ">",
-                0.0,
-                kind="beyond",
-                unit="points",
-            )
+        text = (
+            "Held-out chairs near the surface: outputs within 1e-2 of the target's, own prediction minus one made for "
+            "another chair"
         )
+        difference = closeness[TEST][NEAR_SURFACE]["difference"]
+        claims.append(claim(text, difference, ">", 0.0, kind="beyond", unit="points"))
     return claims

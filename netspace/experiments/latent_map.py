@@ -19,10 +19,10 @@ from torch import Tensor
 import prepkit
 from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
-from netspace.experiments.subject import groups_of
 from netspace.explore.embedding import encode
 from prepkit.figures import draw_prep_grid, new_figure, short_name
-from prepkit.statistics import spearman
+from prepkit.statistics import principal_components, spearman
+from prepkit.zoo.read.groups import rows_by_architecture
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import Subject
@@ -59,7 +59,7 @@ def run(subject: Subject) -> Result:
     """
     zoo, recipe = subject.zoo, subject.run.recipe
     latent_NE = encode(subject.space, zoo).double().cpu()
-    places_N2, explained = principal(latent_NE, 2)
+    places_N2, explained = principal_components(latent_NE, 2)
     splits = zoo.table["split"].to_pylist()
     accuracies = accuracies_of(zoo)
     numbers: dict[str, Any] = {"explained": explained, "instances": len(zoo)}
@@ -71,7 +71,7 @@ def run(subject: Subject) -> Result:
         what = "Test instances whose embedding is nearest to the centre of their own architecture"
         claims.append(claim(what, numbers["nearest_own"], "==", 1, unit="%"))
         test_NE = latent_NE[torch.tensor([split == TEST for split in splits])]
-        groups = {name: test_NE[rows] for name, rows in groups_of(subject.view(TEST)).items()}
+        groups = {name: test_NE[rows] for name, rows in rows_by_architecture(subject.view(TEST)).items()}
         found = clusters(groups) if has_line(list(groups), recipe.architectures) else None
         text.append(text_on_clusters(list(groups), found))
         if found is not None:
@@ -83,21 +83,6 @@ def run(subject: Subject) -> Result:
     pictures.append(subject.picture("PReps of the zoo", "thumbnails.png", thumbnails_figure(zoo, accuracies)))
     text.append(PREPS_TEXT)
     return Result("latent_map", "The space and its zoo", "\n\n".join(text), numbers, claims, tables, pictures)
-
-
-def principal(values_NE: Tensor, count: int) -> tuple[Tensor, list[float]]:
-    """Return places `[N, count]` along the principal components, and the share of the variance of each.
-
-    Each component's largest entry is positive, so that the same space always gives the same map.
-    """
-    centred = values_NE - values_NE.mean(0)
-    _, sizes, directions_KE = torch.linalg.svd(centred, full_matrices=False)
-    directions_KE = directions_KE[:count]
-    largest = directions_KE.gather(1, directions_KE.abs().argmax(1, keepdim=True))
-    places = centred @ (directions_KE * largest.sign()).T
-    shares = sizes.square() / sizes.square().sum().clamp(min=1e-30)
-    missing = max(0, count - places.shape[1])  # there may be fewer instances than components
-    return torch.nn.functional.pad(places, (0, missing)), [*shares[:count].tolist(), *[0.0] * missing]
 
 
 def nearest_own(latent_NE: Tensor, class_ids: Tensor, splits: Sequence[str]) -> float:

@@ -142,9 +142,12 @@ class Result:
         place = f"result '{self.name}'"
         for name in ("claims", "pictures"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "numbers", plain(self.numbers, f"{place}, numbers"))
-        object.__setattr__(self, "stamp", plain(self.stamp, f"{place}, stamp"))
-        object.__setattr__(self, "tables", tuple(_plain_table(table, place) for table in self.tables))
+        try:
+            for name in ("numbers", "stamp"):
+                object.__setattr__(self, name, json_value(getattr(self, name), f"{place}, {name}"))
+            object.__setattr__(self, "tables", tuple(_plain_table(table, place) for table in self.tables))
+        except TypeError as error:
+            raise ResultError(str(error)) from None
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write FOLDER/<name>.json atomically, and return its path.
@@ -152,7 +155,7 @@ class Result:
         raises prepkit's OutputError if it cannot be written
         """
         path = Path(folder) / f"{self.name}.json"
-        document = plain(asdict(self), f"result '{self.name}'")
+        document = json_value(asdict(self))
         with replacing(path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return path
@@ -182,20 +185,8 @@ class Result:
             raise ResultError(f"{os.fspath(file)}: not a result ({error!r}). Run the experiment again.") from None
 
 
-def plain(value: Any, place: str) -> Any:
-    """Return a value as JSON has it; numbers that are not finite become None.
-
-    place: where the value stands, for messages
-    raises ResultError for a value that has no such form
-    """
-    try:
-        return json_value(value, place)
-    except TypeError as error:
-        raise ResultError(str(error)) from None
-
-
 def _plain_table(table: Table, place: str) -> Table:
-    rows = plain(table.rows, f"{place}, table '{table.title}'")
+    rows = json_value(table.rows, f"{place}, table '{table.title}'")
     for row in rows:
         if len(row) != len(table.columns):
             raise ResultError(f"{place}, table '{table.title}': {len(table.columns)} columns, a row of {len(row)}.")

@@ -20,12 +20,13 @@ import torch
 import prepkit
 from netspace.data import task_of
 from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_function
-from netspace.experiments.result import Result, ResultError, plain
+from netspace.experiments.result import Result, ResultError
 from netspace.experiments.subject import Subject
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.device import choose_device, hardware
 from prepkit.errors import listed
 from prepkit.files import sha256_of_file
+from prepkit.json_values import json_value
 
 EXPERIMENTS_FOLDER = "experiments"
 PACKAGES = (Path(__file__).parents[1], Path(prepkit.__file__).parent)
@@ -153,12 +154,7 @@ class ExperimentRunner:
             "sizes": self.sizes.get(name, {}),
             "code": _code_of_this_process(),
         }
-        return dict(plain(decisive, "stamp"))
-
-
-def experiment(run: Run, name: str, **settings: Any) -> Result:
-    """Return the result of one experiment on a run, saved or computed now; settings are ExperimentRunner's."""
-    return ExperimentRunner(run, **settings).result(name)
+        return dict(json_value(decisive, "stamp"))
 
 
 def code_sum(packages: Sequence[Path] = PACKAGES) -> str:

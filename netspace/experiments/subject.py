@@ -24,6 +24,7 @@ from netspace.space.prediction import Prediction, predict
 from prepkit.figures import save_figure
 from prepkit.running.groups import outputs_by_class_id
 from prepkit.zoo.read.accuracy import chunks, items_of
+from prepkit.zoo.read.groups import rows_by_architecture
 
 if TYPE_CHECKING:
     from netspace.run.run import Run
@@ -139,7 +140,7 @@ class PredictedSplit:
 
     def groups(self) -> dict[str, list[int]]:
         """Return the rows of each architecture, in the order of the ClassIds."""
-        return groups_of(self.view)
+        return rows_by_architecture(self.view)
 
     def values(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the parameters `[n, V]` of targets and predictions of one architecture, on the CPU in float64.
@@ -174,13 +175,3 @@ def predict_split(space: NetSpace, registry: prepkit.Registry, view: prepkit.Zoo
         registry,
     )
     return PredictedSplit(view, preps_NHW, latent_NE, predicted)
-
-
-def groups_of(view: prepkit.Zoo) -> dict[str, list[int]]:
-    """Return the rows of each architecture of a zoo or view, in the order of the ClassIds."""
-    class_ids = view.class_ids().tolist()
-    names = list(view.registry.class_ids)
-    return {
-        names[class_id]: [row for row, own in enumerate(class_ids) if own == class_id]
-        for class_id in sorted(set(class_ids))
-    }

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from netspace.experiments import experiment_names
-from netspace.experiments.result import KINDS, Claim, Result, plain
+from netspace.experiments.result import KINDS, Claim, Result
 from netspace.experiments.running import ExperimentRunner
 from netspace.run.run import BEST, Run
 from prepkit.errors import counted
+from prepkit.json_values import json_value
 
 
 @dataclass(frozen=True)
@@ -242,4 +243,4 @@ class Report:
         ]
         head = {"title": self.title, "made": self.made, "hardware": self.hardware, "versions": self.versions}
         claims = [claim.to_dict() for claim in self.claims]
-        return dict(plain({**head, "counts": self.counts, "claims": claims, "runs": runs}, "report"))
+        return dict(json_value({**head, "counts": self.counts, "claims": claims, "runs": runs}, "report"))

@@ -5,6 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import scipy.stats
+import torch
+from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
@@ -14,6 +16,7 @@ from prepkit.statistics import (
     interval,
     kendall,
     pearson,
+    principal_components,
     r2,
     ridge_guess,
     spearman,
@@ -142,3 +145,19 @@ def test_features_that_never_changed_count_for_nothing(regression):
     changed = test.copy()
     changed[:, 7] += 100
     assert np.array_equal(ridge_guess(train, validation, changed)[0], ridge_guess(train, validation, test)[0])
+
+
+# Principal components ---------------------------------------------------------------------------------------------
+
+
+def test_principal_components_are_scikit_learns():
+    values = np.random.default_rng(0).normal(size=(20, 6)) * [5, 3, 1, 1, 1, 0.5] + 2
+    places, explained = principal_components(torch.from_numpy(values), 2)
+    expected = PCA(2).fit(values)
+    there = expected.transform(values)
+    signs = np.sign((there * places.numpy()).sum(0))
+    np.testing.assert_allclose(places.numpy() * signs, there, atol=1e-9)
+    np.testing.assert_allclose(explained, expected.explained_variance_ratio_, atol=1e-9)
+    one, shares = principal_components(torch.ones(1, 6, dtype=torch.float64), 2)
+    assert one.shape == (1, 2)
+    assert shares == [0.0, 0.0]

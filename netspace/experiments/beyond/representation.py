@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, TRAIN, VALIDATION
 from netspace.experiments.result import Claim, Column, Result, claim, table_of_measures
-from netspace.experiments.subject import groups_of
 from netspace.explore.embedding import encode
 from prepkit.figures import panels
 from prepkit.running.groups import outputs_by_class_id
 from prepkit.statistics import finite_mean, kendall, library, r2, ridge_guess, tau_of_halves, tau_of_ties
+from prepkit.zoo.read.groups import layer_statistics, rows_by_architecture
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import Subject
@@ -145,35 +144,10 @@ def features_of(space: NetSpace, views: Mapping[str, prepkit.Zoo]) -> dict[str, 
     preps = {split: view.preps().flatten(1).double().numpy() for split, view in views.items()}
     return {
         EMBEDDING: {split: encode(space, view).cpu().double().numpy() for split, view in views.items()},
-        STATISTICS: statistics_of(views),
+        STATISTICS: {split: layer_statistics(view) for split, view in views.items()},
         RAW: preps,
         COMPONENTS: components(preps, space.embedding_size),
     }
-
-
-def statistics_of(views: Mapping[str, prepkit.Zoo]) -> dict[str, np.ndarray]:
-    """Return seven statistics of each tensor, zeros after an architecture's last one, and the ClassId as 0s and a 1."""
-    layouts = [architecture.layout for architecture in next(iter(views.values())).registry]
-    most = 7 * max(len(layout.slots) for layout in layouts)
-    found = {}
-    for split, view in views.items():
-        rows_NF = np.zeros((len(view), most + len(layouts)))
-        preps_NV = view.preps().flatten(1).double()
-        for rows in groups_of(view).values():
-            class_id = int(view.class_ids()[rows[0]])
-            parts = [seven(preps_NV[rows, slot.start : slot.stop]) for slot in layouts[class_id].slots]
-            own_NF = np.concatenate(parts, axis=1)
-            rows_NF[rows, : own_NF.shape[1]] = own_NF
-            rows_NF[rows, most + class_id] = 1.0
-        found[split] = rows_NF
-    return found
-
-
-def seven(values_NV: Tensor) -> np.ndarray:
-    """Return `[N, 7]`: mean, variance, quantiles 0, 1/4, 1/2, 3/4 and 1, as in Unterthiner et al., arXiv 2002.11448."""
-    values = values_NV.numpy()
-    quantiles = np.quantile(values, [0.0, 0.25, 0.5, 0.75, 1.0], axis=1)
-    return np.stack([values.mean(1), values.var(1), *quantiles], axis=1)
 
 
 def components(features: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
@@ -191,7 +165,7 @@ def measures(label: Label, guess_N: np.ndarray, view: prepkit.Zoo) -> dict[str, 
     """Return R2, tau, tau over its ceiling, mean error, and the mean of the architectures' own taus."""
     truth_N = label.values[TEST]
     tau = kendall(truth_N, guess_N)
-    within = [kendall(truth_N[rows], guess_N[rows]) for rows in groups_of(view).values()]
+    within = [kendall(truth_N[rows], guess_N[rows]) for rows in rows_by_architecture(view).values()]
     return {
         "r2": r2(truth_N, guess_N),
         "tau": tau,

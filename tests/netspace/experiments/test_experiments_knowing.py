@@ -18,6 +18,7 @@ from netspace.experiments.result import Result
 from netspace.run.run import Run
 from prepkit.families.permutations import permutation, permute
 from prepkit.tasks.randomness import generator
+from prepkit.zoo.read.groups import layer_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPLITS = {"train": 12, "validation": 6, "test": 8}
@@ -141,7 +142,7 @@ def test_without_a_spread_nothing_is_claimed(small_zoo, tmp_path):
 
 def test_layer_statistics(small_zoo):
     zoo = prepkit.open_zoo(small_zoo("digits_multi"))
-    rows = representation.statistics_of({"all": zoo})["all"]
+    rows = layer_statistics(zoo)
     most = 7 * max(len(architecture.layout.slots) for architecture in zoo.registry)
     assert rows.shape == (len(zoo), most + 4)
     for row in range(len(zoo)):

@@ -34,7 +34,7 @@ from netspace.experiments.result import (
     claim,
     table_of_measures,
 )
-from netspace.experiments.running import ExperimentRunner, experiment
+from netspace.experiments.running import ExperimentRunner
 from netspace.experiments.subject import Subject
 from netspace.run.run import RunError, State
 from prepkit.figures import new_figure
@@ -181,7 +181,7 @@ def test_an_experiment_is_made_once_for_a_state_a_seed_and_sizes(run, counted):
     assert first.stamp["checkpoint"] == {key: run.facts("best")[key] for key in ("step", "sha256")}
     assert first.stamp["zoo"] == run.record["zoo"]["sha256"]
     assert {"seconds", "hardware", "device", "versions"} <= set(first.stamp)
-    assert experiment(run, "counted", device="cpu") == first
+    assert ExperimentRunner(run, "cpu").result("counted") == first
     assert len(counted.seeds) == 1
     assert (
         ExperimentRunner(run, "cpu").result("counted", again=True).numbers == first.numbers
@@ -339,21 +339,6 @@ def test_an_unseen_architecture_that_was_chosen_by_is_found(tmp_path, small_zoo)
 
 
 # The latent map -------------------------------------------------------------------------------------------------
-
-
-def test_the_map_is_that_of_principal_components():
-    from sklearn.decomposition import PCA
-
-    values = np.random.default_rng(0).normal(size=(20, 6)) * [5, 3, 1, 1, 1, 0.5] + 2
-    places, explained = latent_map.principal(torch.from_numpy(values), 2)
-    expected = PCA(2).fit(values)
-    there = expected.transform(values)
-    signs = np.sign((there * places.numpy()).sum(0))
-    np.testing.assert_allclose(places.numpy() * signs, there, atol=1e-9)
-    np.testing.assert_allclose(explained, expected.explained_variance_ratio_, atol=1e-9)
-    one, shares = latent_map.principal(torch.ones(1, 6, dtype=torch.float64), 2)
-    assert one.shape == (1, 2)
-    assert shares == [0.0, 0.0]
 
 
 def test_the_nearest_centre_is_that_of_training_instances():

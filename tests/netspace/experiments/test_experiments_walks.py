@@ -303,7 +303,12 @@ def test_an_unseen_architecture_that_is_never_named_does_not_hold():
     for order in (list(unseen), list(unseen)[::-1]):
         claims = boundaries.claims_of(1.0, found, {name: unseen[name] for name in order})
         assert [claim.held for claim in claims] == [True, False, False]
-    assert boundaries.table_of({}, found, unseen).rows[1][4:] == ("-", "0 of 1", "-", "-")
+    assert Result("b", "", "", tables=[boundaries.table_of({}, found, unseen)]).tables[0].rows[1][4:] == (
+        None,
+        "0 of 1",
+        None,
+        None,
+    )
 
 
 def test_no_instance_is_in_two_pairs_of_boundaries(tmp_path):
@@ -395,7 +400,7 @@ def test_others_are_different_and_asked_for_equally_often():
 
 @pytest.mark.parametrize(
     ("difference", "error", "said"),
-    [(0.03, 0.01, "are nearer to"), (-0.03, 0.01, "are farther"), (0.01, 0.01, "neither")],
+    [(0.03, 0.01, "are nearer to"), (-0.03, 0.01, "are farther from"), (0.01, 0.01, "neither")],
 )
 def test_the_text_says_whether_predictions_are_their_own(difference, error, said):
     near = {"own": 0.1, "others_targets": 0.2, "others_predictions": 0.3}

@@ -1,0 +1,46 @@
+"""The instances of a zoo by architecture, and statistics of their layers."""
+
+# ruff: noqa: N806 - names of tensors end in their axes
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from prepkit.zoo.read.zoo import Zoo
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def rows_by_architecture(zoo: Zoo) -> dict[str, list[int]]:
+    """Return the rows of each architecture of a zoo or view, in the order of the ClassIds."""
+    class_ids = zoo.class_ids().tolist()
+    names = list(zoo.registry.class_ids)
+    return {
+        names[class_id]: [row for row, own in enumerate(class_ids) if own == class_id]
+        for class_id in sorted(set(class_ids))
+    }
+
+
+def layer_statistics(zoo: Zoo) -> np.ndarray:
+    """Return seven statistics of each tensor of each instance, and its ClassId as 0s and a 1, `[N, F]` float64.
+
+    They are mean, variance and QUANTILES, as in Unterthiner et al., arXiv 2002.11448. Zeros stand after the last tensor
+    of an architecture, so that all rows are as long as those of the one with the most tensors.
+    """
+    layouts = [architecture.layout for architecture in zoo.registry]
+    most = (2 + len(QUANTILES)) * max(len(layout.slots) for layout in layouts)
+    statistics_NF = np.zeros((len(zoo), most + len(layouts)))
+    preps_NV = zoo.preps().flatten(1).double().numpy()
+    class_ids = zoo.class_ids().tolist()
+    for rows in rows_by_architecture(zoo).values():
+        class_id, column = class_ids[rows[0]], 0
+        for slot in layouts[class_id].slots:
+            values = preps_NV[rows, slot.start : slot.stop]
+            for statistic_N in (values.mean(1), values.var(1), *np.quantile(values, QUANTILES, axis=1)):
+                statistics_NF[rows, column] = statistic_N
+                column += 1
+        statistics_NF[rows, most + class_id] = 1.0
+    return statistics_NF
