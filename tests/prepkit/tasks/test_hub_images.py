@@ -238,7 +238,7 @@ def test_withheld_labels_are_an_error(hub, monkeypatch):
 def test_missing_labels_are_an_error(hub, monkeypatch):
     monkeypatch.setitem(globals(), "labels_of", lambda count: [None, *[0] * (count - 1)])
     snapshot(hub, {"train": pixels(40, 1), "test": pixels(9, 2)})
-    assert "part 'train' has 1 images without a label" in error()
+    assert "part 'train' has 1 image without a label" in error()
 
 
 def test_the_splits_of_the_paper_are_a_part_of_the_set_and_numbers(hub):

@@ -247,7 +247,7 @@ def test_what_only_the_data_can_tell_is_an_error_when_it_is_loaded(tmp_path):
             load_task({**DIGITS, **change}, data)
         return str(caught.value)
 
-    assert "task, mean: expected 1 numbers, one a channel" in error({"mean": [0.1, 0.2, 0.3]})
+    assert "task, mean: expected 1 number, one a channel" in error({"mean": [0.1, 0.2, 0.3]})
     assert "are more than the 1797 of the data set" in error({"split": {"seed": 0, "test": 1700, "validation": 98}})
     assert 'the digits have one part, "train"' in error({"split": {"seed": 0, "test": "test"}})
     assert "leave out the path" in error({}, tmp_path)
