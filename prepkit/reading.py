@@ -17,9 +17,20 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from prepkit.errors import PrepkitError, ZooError, listed, nearest
 
@@ -34,16 +45,16 @@ NOT_A_KEY = object()  # in a field's Annotated: the field is not read from data
 T = TypeVar("T")
 
 
-@dataclass(slots=True)  # not frozen: a zoo of many shards would take a third longer to open
 class Place:
     """Where a value stands: a file, and the keys and positions that lead to it; `str` gives `x.toml, training.epochs`.
 
     error: the class of the errors about this file
     """
 
-    file: str
-    keys: tuple[str | int, ...] = ()
-    error: type[PrepkitError] = ZooError
+    __slots__ = ("error", "file", "keys")  # A dataclass would make opening a zoo of many shards a third slower.
+
+    def __init__(self, file: str, keys: tuple[str | int, ...] = (), error: type[PrepkitError] = ZooError) -> None:
+        self.file, self.keys, self.error = file, keys, error
 
     def __getitem__(self, key: str | int) -> Place:
         return Place(self.file, (*self.keys, key), self.error)
@@ -53,8 +64,7 @@ class Place:
         return f"{self.file}, {path.removeprefix('.')}" if path else self.file
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """Returns what a value means, or raises an error that names its place.
 
     words:   what the value may be, as errors and the reference say it
@@ -72,8 +82,7 @@ class Reader:
         return self.read(value, place)
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """One key of a table."""
 
     reader: Reader
@@ -158,7 +167,7 @@ def wrong(place: Place, expected: str, value: Any, hint: str = "") -> PrepkitErr
 
 def missing(place: Place, reader: Reader) -> PrepkitError:
     """The error for a key that must be there and is not."""
-    table, key = dataclasses.replace(place, keys=place.keys[:-1]), _written(str(place.keys[-1]))
+    table, key = Place(place.file, place.keys[:-1]), _written(str(place.keys[-1]))
     hint = f"e.g. {key} = {reader.example}" if reader.example else f"expected {reader.words}"
     return place.error(f"{table}: '{key}' is missing; {hint}.")
 
@@ -248,7 +257,7 @@ def list_of(item: Reader, words: str = "a list", least: int = 0) -> Reader:
 
 def or_null(reader: Reader) -> Reader:
     """What the other reader reads, or null, which JSON has where TOML leaves a key out."""
-    return dataclasses.replace(reader, read=lambda value, place: None if value is None else reader(value, place))
+    return reader._replace(read=lambda value, place: None if value is None else reader(value, place))
 
 
 def reader_of(hint: Any) -> Reader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from prepkit.reading import REQUIRED, Place, Reader, between, checked, keys_of, number, read_keys, unknown, whole
@@ -89,7 +89,7 @@ def check(record: Mapping[str, Any]) -> ShapeRecord:
     keys = dict(keys_of(ShapeRecord))
     if record.get("dataset") == CHAIRS:
         del keys["sha256"]
-        keys["seed"] = replace(keys["seed"], default=REQUIRED)
+        keys["seed"] = keys["seed"]._replace(default=REQUIRED)
     elif record.get("dataset") in (SDF_FILES, MESHES):
         del keys["seed"]
     given = {key: value for key, value in record.items() if value is not None}
