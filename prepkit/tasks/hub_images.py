@@ -176,10 +176,12 @@ def _columns(record: ImageRecord, features: Features) -> tuple[str, str]:
     if not labels:
         numbers = [name for name, feature in features.items() if isinstance(feature, Value) and "int" in feature.dtype]
         labels = numbers
-    return _one("image", record.columns.image, images, features), _one("label", record.columns.label, labels, features)
+    return _column_for("image", record.columns.image, images, features), _column_for(
+        "label", record.columns.label, labels, features
+    )
 
 
-def _one(what: str, asked: str | None, fitting: list[str], features: Features) -> str:
+def _column_for(what: str, asked: str | None, fitting: list[str], features: Features) -> str:
     if asked is not None:
         if asked in fitting:
             return asked

@@ -111,16 +111,16 @@ def check(record: Mapping[str, Any]) -> ImageRecord:
     keys = dict(keys_of(ImageRecord))
     if record.get("dataset") in (DIGITS, FOLDER):
         keys = {name: key for name, key in keys.items() if name not in HUB_KEYS}
-    given = {key: value for key, value in record.items() if value is not None}
-    checked = ImageRecord(**read_keys(keys, given, TASK))
-    split = checked.split
+    values = {key: value for key, value in record.items() if value is not None}
+    task = ImageRecord(**read_keys(keys, values, TASK))
+    split = task.split
     if not split.test:
         raise wrong(TASK["split"]["test"], "at least one image", split.test)
     if split.train in (split.test, split.validation) or (
         split.test == split.validation and isinstance(split.test, str)
     ):
         raise ZooError(f"{TASK['split']}: one part of the set stands twice: {record['split']!r}.")
-    return checked
+    return task
 
 
 def per_channel(values: tuple[float, ...] | None, key: str, default: float, channels: int) -> list[float]:

@@ -92,9 +92,9 @@ def check(record: Mapping[str, Any]) -> ShapeRecord:
         keys["seed"] = keys["seed"]._replace(default=REQUIRED)
     elif record.get("dataset") in (SDF_FILES, MESHES):
         del keys["seed"]
-    given = {key: value for key, value in record.items() if value is not None}
-    checked = ShapeRecord(**read_keys(keys, given, TASK))
-    for key in record["points"] if checked.dataset == SDF_FILES else ():
+    values = {key: value for key, value in record.items() if value is not None}
+    task = ShapeRecord(**read_keys(keys, values, TASK))
+    for key in record["points"] if task.dataset == SDF_FILES else ():
         if key != "pool":
             raise unknown(TASK["points"], "key", key, ("pool",))
-    return checked
+    return task
