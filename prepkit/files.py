@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from prepkit.errors import OutputError, PrepkitError
 from prepkit.progress import Advance
@@ -48,6 +50,15 @@ def replacing(target: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write one JSON document whole or not at all, in place of an older one.
+
+    raises OutputError if it cannot be written
+    """
+    with replacing(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:

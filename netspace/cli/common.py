@@ -177,13 +177,6 @@ def load_embeddings(path: Path, embedding_size: int) -> Tensor:
 # Results --------------------------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write one JSON document."""
-    import json
-
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
 def try_to_draw(draw: Callable[[], None], name: str) -> list[str]:
     """Draw, or return a note that says which extra is missing: the numbers are worth having without a picture."""
     from prepkit.figures import PlotsMissing

@@ -19,7 +19,6 @@ from netspace.cli.common import (
     space_options,
     try_to_draw,
     working,
-    write_json,
     zoo_option,
 )
 from netspace.cli.walks import interpolate, optimize
@@ -67,7 +66,7 @@ def evaluate(
     from netspace.explore.sampling import check_samples
     from netspace.space.evaluation import evaluate as evaluate_space
     from prepkit.figures import save_figure
-    from prepkit.files import replacing
+    from prepkit.files import write_json
     from prepkit.table_files import write_table
 
     opened = open_run(run, zoo, kind, device)
@@ -83,8 +82,7 @@ def evaluate(
         name += "" if kind == "best" else f"-{kind}"
         table_path, picture = run / f"{name}.csv", run / "figures" / f"{name}.png"
         write_table(evaluation.table, table_path, overwrite=True)
-        with replacing(run / f"{name}.json", overwrite=True) as temporary:
-            write_json(temporary, document)
+        write_json(run / f"{name}.json", document)
         picture.parent.mkdir(exist_ok=True)
         notes = try_to_draw(lambda: save_figure(evaluation_figure(evaluation), picture, overwrite=True), "picture")
     columns = [name for name in EVALUATED if name in document]

@@ -21,7 +21,6 @@ from netspace.cli.common import (
     space_options,
     try_to_draw,
     working,
-    write_json,
     zoo_option,
 )
 from prepkit.cli.common import force_option
@@ -152,7 +151,7 @@ def _write_lines(
     """Write an interpolation's folder, with meshes if there is a resolution; returns notes on what is missing."""
     from netspace.explore.figures import interpolation_figure
     from prepkit.figures import save_figure
-    from prepkit.files import replacing_folder
+    from prepkit.files import replacing_folder, write_json
 
     notes = []
     with replacing_folder(output, mark=RESULT, overwrite=force) as folder:
@@ -270,7 +269,7 @@ def optimize(
     from netspace.explore.optimization import optimize as optimize_embeddings
     from netspace.explore.sampling import random_instances
     from prepkit.figures import save_figure
-    from prepkit.files import check_folder_writable, replacing_folder
+    from prepkit.files import check_folder_writable, replacing_folder, write_json
 
     if ids and embedding is not None:
         raise click.UsageError("start from ids or from --embedding, not both.")

@@ -39,18 +39,12 @@ from netspace.recipe import Recipe, recipe_of
 from netspace.space.network import NetSpace
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
-from prepkit.files import replacing, sha256_of_file
+from prepkit.files import replacing, sha256_of_file, write_json
 from prepkit.version import __version__
 
 FORMAT = "netspace-run/1"
-RECORD, METRICS, CHECKPOINTS, FIGURES, TENSORBOARD, LOCK = (
-    "run.json",
-    "metrics.jsonl",
-    "checkpoints",
-    "figures",
-    "tensorboard",
-    ".lock",
-)
+RECORD, METRICS, LOCK = "run.json", "metrics.jsonl", ".lock"
+CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tensorboard"
 LATEST, BEST = "latest", "best"
 NETWORK, OPTIMISER = "network.", "optimiser."  # prefixes of the tensors of a state
 
@@ -116,13 +110,13 @@ class Run:
         }
         (root / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (root / FIGURES).mkdir(exist_ok=True)
-        _write(root / RECORD, record)
+        write_json(root / RECORD, record)
         return cls(root, trust_code=True)
 
     def change_steps(self, recipe: Recipe) -> None:
         """Replace the recipe by one that differs in nothing but the number of steps."""
         self.record["recipe"], self.recipe = recipe.to_dict(), recipe
-        _write(self.path / RECORD, self.record)
+        write_json(self.path / RECORD, self.record)
 
     def open_zoo(self, path: str | os.PathLike[str] | None = None) -> prepkit.Zoo:
         """The zoo that the run was trained on, read at the recipe's height and width.
@@ -159,7 +153,7 @@ class Run:
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
             safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
         document = {**state.facts, "step": state.step, "file": name, "sha256": sha256_of_file(folder / name)}
-        _write(folder / f"{kind}.json", document)
+        write_json(folder / f"{kind}.json", document)
         if before is not None and before["file"] != name:
             (folder / before["file"]).unlink(missing_ok=True)
 
@@ -314,11 +308,6 @@ def _absolute(path: str | os.PathLike[str]) -> str:
     """Return an address that means the same from any working directory."""
     text = os.fspath(path)
     return text if text.startswith(HUB_SCHEME) else os.path.abspath(text)
-
-
-def _write(file: Path, document: Mapping[str, Any]) -> None:
-    with replacing(file, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _identity(zoo: prepkit.Zoo) -> dict[str, Any]:
