@@ -33,7 +33,7 @@ def run(subject: Subject) -> Result:
         subject.progress(f"accuracy of the {split} instances and of their predictions")
         view = subject.view(split)
         evaluations[split] = evaluate(subject.space, subject.run.registry, view, subject.task, TEST)
-    numbers = {split: measures(found, subject.seed) for split, found in evaluations.items()}
+    numbers = {split: measures(evaluation, subject.seed) for split, evaluation in evaluations.items()}
     median = float(evaluations[TRAIN].column("target_accuracy").median())
     constant = float((evaluations[TEST].column("target_accuracy") - median).abs().mean())
     test = numbers[TEST]
@@ -52,9 +52,9 @@ def run(subject: Subject) -> Result:
     )
 
 
-def measures(found: Evaluation, seed: int) -> dict[str, Any]:
+def measures(evaluation: Evaluation, seed: int) -> dict[str, Any]:
     """Return how target and predicted accuracy go together, over all instances and by architecture."""
-    table = found.table.to_pylist()
+    table = evaluation.table.to_pylist()
     names = sorted({(row["class_id"], row["architecture"]) for row in table})
     groups = {name: [row for row in table if row["architecture"] == name] for _, name in names}
     return {**_measures(table, seed), "by_architecture": {name: _measures(rows, seed) for name, rows in groups.items()}}
@@ -79,7 +79,8 @@ def _measures(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
 def _claims(has_classes: bool, test: dict[str, Any]) -> list[Claim]:
     # Architectures that have all learnt what there is to learn differ by luck, and so does their order.
     if has_classes:
-        losses = [one["target_accuracy"] - one["predicted_accuracy"] for one in test["by_architecture"].values()]
+        by_architecture = test["by_architecture"].values()
+        losses = [values["target_accuracy"] - values["predicted_accuracy"] for values in by_architecture]
         text = "Unseen instances: accuracy that predictions lose against their targets (worst architecture)"
         return [
             claim("Unseen instances with the right ClassId", test["class_id_accuracy"], "==", 1, unit="%"),
@@ -126,12 +127,12 @@ def _summary(numbers: dict[str, dict[str, Any]]) -> Table:
         by_architecture = numbers[split]["by_architecture"]
         if len(by_architecture) > 1:
             rows[kind, "all"] = numbers[split]
-        rows |= {(kind, name): found for name, found in by_architecture.items()}
+        rows |= {(kind, name): values for name, values in by_architecture.items()}
     return table_of_measures("Target and predicted accuracy", ("instances", "architecture"), rows, COLUMNS)
 
 
-def _instances(found: Evaluation) -> Table:
+def _instances(evaluation: Evaluation) -> Table:
     names = ("id", "architecture", "predicted_architecture")
-    rows = {tuple(row[name] for name in names): row for row in found.table.to_pylist()}
+    rows = {tuple(row[name] for name in names): row for row in evaluation.table.to_pylist()}
     titles = ("id", "architecture", "predicted architecture")
     return table_of_measures("Unseen instances", titles, rows, COLUMNS[1:3])

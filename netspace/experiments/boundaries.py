@@ -61,7 +61,7 @@ def run(subject: Subject, *, pairs: int = PAIRS) -> Result:
     subject.progress(f"{counted(len(first), 'pair')} of boundary instances, {steps} steps each")
     line = interpolate(subject.run, subject.zoo, first, second, steps, space=subject.space, task=subject.task)
     at_gamma, in_order = at_gammas(line), line.summary()["class_ids_in_order"]
-    trained = {name: one["predicted_accuracy"] for name, one in summary["by_architecture"].items()}
+    trained = {name: values["predicted_accuracy"] for name, values in summary["by_architecture"].items()}
     unseen = compared_with_trained(at_gamma, trained) if subject.run.recipe.setting == "unseen" else None
     title = "Accuracy along the line, by predicted architecture"
     return Result(
@@ -148,8 +148,8 @@ def compared_with_trained(
     accuracies = list(trained.values())
     mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
     return {
-        name: {"from_mean": one["accuracy"] - mean, "from_worst": one["accuracy"] - worst}
-        for name, one in at_gamma.items()
+        name: {"from_mean": values["accuracy"] - mean, "from_worst": values["accuracy"] - worst}
+        for name, values in at_gamma.items()
         if name not in trained
     }
 
@@ -161,7 +161,9 @@ def _text(
     at_gamma: Mapping[str, Mapping[str, float]],
     unseen: Mapping[str, Mapping[str, float]] | None,
 ) -> str:
-    counts = ", ".join(f"{short_name(name)} on {one['named']} of {one['pairs']}" for name, one in at_gamma.items())
+    counts = ", ".join(
+        f"{short_name(name)} on {values['named']} of {values['pairs']}" for name, values in at_gamma.items()
+    )
     text = (
         f"{counted(instances, 'test instance')}, and {counted(pairs, 'pair')} of boundary instances among them; {steps}"
         f" steps a line, {FINER} from one multiple of gamma to the next. Accuracy is measured on the task's test "
@@ -173,9 +175,9 @@ def _text(
     if unseen is None:
         return text
     points = "; ".join(
-        f"{short_name(name)} {_points(one['from_mean'])} from the mean of the trained architectures and "
-        f"{_points(one['from_worst'])} from the worst of them"
-        for name, one in unseen.items()
+        f"{short_name(name)} {_points(values['from_mean'])} from the mean of the trained architectures and "
+        f"{_points(values['from_worst'])} from the worst of them"
+        for name, values in unseen.items()
     )
     return f"{text}\n\nAccuracy at their gammas of architectures that the space never saw, in points: {points}."
 
@@ -187,12 +189,12 @@ def claims_of(
 ) -> list[Claim]:
     """Return the claims: in order, predicted where the loss asks for them, and as good as trained ones."""
     rising = "Lines from the smallest to the largest ClassId along which the predicted ClassIds never fall"
-    least = min(one["right"] for one in at_gamma.values())
+    least = min(values["right"] for values in at_gamma.values())
     expected = "Lines that predict the expected architecture at its gamma (worst architecture)"
     claims = [claim(rising, in_order, "==", 1, unit="%"), claim(expected, least, "==", 1, unit="%")]
     if unseen is not None:
         # A tensor's maximum is NaN where one value is: an architecture that was never predicted is no success.
-        shortfall = float(torch.tensor([-one["from_mean"] for one in unseen.values()], dtype=torch.float64).max())
+        shortfall = float(torch.tensor([-values["from_mean"] for values in unseen.values()], dtype=torch.float64).max())
         text = "Unseen architectures at their own gamma, largest shortfall of accuracy from the mean of trained ones"
         claims.append(claim(text, shortfall, "<=", NEAR, unit="points"))
     return claims
@@ -207,11 +209,11 @@ def table_of(
     rows = {
         (name, class_id): {
             **trained.get(name, {}),
-            **one,
+            **values,
             **(unseen or {}).get(name, {}),
-            "counts": f"{one['named']} of {one['pairs']}",
+            "counts": f"{values['named']} of {values['pairs']}",
         }
-        for class_id, (name, one) in enumerate(at_gamma.items())
+        for class_id, (name, values) in enumerate(at_gamma.items())
     }
     columns = COLUMNS if unseen is None else COLUMNS + UNSEEN_COLUMNS
     return table_of_measures("By architecture", ("architecture", "ClassId"), rows, columns)

@@ -70,7 +70,7 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS, resolution:
     truth = true_chairs(subject, line, resolution)
     subject.progress("meshes along the lines")
     measured = {way: measures_along(grids[way], grids[FIRST], truth) for way in (EMBEDDINGS, WEIGHTS)}
-    by_step = {way: means_by_step(one, steps) for way, one in measured.items()}
+    by_step = {way: means_by_step(measures, steps) for way, measures in measured.items()}
     valid_truth = None if truth is None else mean_or_nan(measures_along(truth, grids[FIRST], None).valid)
     overlap = {} if truth is None else {way: overlaps_along(grid, truth) for way, grid in grids.items()}
     monotone = {way: share_of_monotone_volumes(grids[way]) for way in (EMBEDDINGS, WEIGHTS)}

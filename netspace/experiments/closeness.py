@@ -68,10 +68,10 @@ def _others(count: int, seed: int) -> list[list[int]]:
 
 def _shares_close(split: PredictedSplit, row: int, others: Sequence[int], points: Tensor) -> Tensor:
     """Return shares `[2, 3]` of all points and near the surface: of own prediction, others' targets and predictions."""
-    rows, predicted = [row, *others], split.predicted
-    class_ids = [split.class_ids[place] for place in rows] + [predicted.class_ids[place] for place in rows]
-    preps = torch.cat([split.preps[rows], predicted.preps[rows]])
-    outputs = outputs_by_class_id(predicted.registry, class_ids, preps, points).view(2, len(rows), len(points))
+    rows, predictions = [row, *others], split.predictions
+    class_ids = [split.class_ids[place] for place in rows] + [predictions.class_ids[place] for place in rows]
+    preps = torch.cat([split.preps[rows], predictions.preps[rows]])
+    outputs = outputs_by_class_id(predictions.registry, class_ids, preps, points).view(2, len(rows), len(points))
     target = outputs[0, 0]
     close = ((outputs - target).abs() <= CLOSE).double()
     chosen = (torch.ones_like(target, dtype=torch.bool), target.abs() <= NEAR)
@@ -111,8 +111,8 @@ def closeness_table(closeness: Mapping[str, Mapping[str, Any]]) -> Table:
 def closeness_text(closeness: Mapping[str, Mapping[str, Any]]) -> str:
     """Say what was compared, and whether predictions of held-out chairs are nearer to their own targets than others."""
     counts = " and ".join(
-        f"{counted(one['others'], 'other')} for each of {counted(one['instances'], 'chair')} of the split {split}"
-        for split, one in closeness.items()
+        f"{counted(values['others'], 'other')} for each of {counted(values['instances'], 'chair')} of the split {split}"
+        for split, values in closeness.items()
     )
     text = (
         "Closeness is the share of outputs within 1e-2 of the target's, on points of the target's shape that training "

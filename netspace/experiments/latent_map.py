@@ -72,14 +72,14 @@ def run(subject: Subject) -> Result:
         claims.append(claim(what, numbers["nearest_own"], "==", 1, unit="%"))
         test_NE = latent_NE[torch.tensor([split == TEST for split in splits])]
         groups = {name: test_NE[rows] for name, rows in rows_by_architecture(subject.view(TEST)).items()}
-        found = clusters(groups) if has_line(list(groups), recipe.architectures) else None
-        text.append(text_on_clusters(list(groups), found))
-        if found is not None:
-            numbers["clusters"] = found
-            claims += claims_on_clusters(found)
-            tables.append(table_of_clusters(found))
+        measured = clusters(groups) if has_line(list(groups), recipe.architectures) else None
+        text.append(text_on_clusters(list(groups), measured))
+        if measured is not None:
+            numbers["clusters"] = measured
+            claims += claims_on_clusters(measured)
+            tables.append(table_of_clusters(measured))
             title = "Test instances by the boundary line"
-            pictures.append(subject.picture(title, "clusters.png", clusters_figure(groups, found)))
+            pictures.append(subject.picture(title, "clusters.png", clusters_figure(groups, measured)))
     pictures.append(subject.picture("PReps of the zoo", "thumbnails.png", thumbnails_figure(zoo, accuracies)))
     text.append(PREPS_TEXT)
     return Result("latent_map", "The space and its zoo", "\n\n".join(text), numbers, claims, tables, pictures)
@@ -144,60 +144,60 @@ def clusters(groups: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def text_on_clusters(embedded: Sequence[str], found: Mapping[str, Any] | None) -> str:
+def text_on_clusters(embedded: Sequence[str], measured: Mapping[str, Any] | None) -> str:
     """Say what `clusters` measured, or why nothing was measured."""
     names = ", ".join(map(short_name, embedded))
-    if found is None:
+    if measured is None:
         return (
             "Whether clusters are aligned and sorted is not measured here: that takes test instances of the "
             f"architectures between both boundaries too, and there are only those of {names}."
         )
-    centres = list(found["by_architecture"].values())
-    places = ", ".join(f"{one['position']:.0%}" for one in centres)
+    centres = list(measured["by_architecture"].values())
+    places = ", ".join(f"{cluster['position']:.0%}" for cluster in centres)
     even = ", ".join(f"{place / (len(centres) - 1):.0%}" for place in range(len(centres)))
     return (
         "Are the clusters aligned and sorted? The boundary line goes from the centre of "
         f"{short_name(embedded[0])}'s test embeddings to that of {short_name(embedded[-1])}'s. The centres of {names} "
         f"lie at {places} of its length (in equal steps: {even}), so they are "
-        f"{'' if found['smallest_step'] > 0 else 'not '}sorted by ClassId. Those between the ends lie up to "
-        f"{found['largest_distance']:.0%} of its length off the line; up to {FARTHEST:.0%} counts as aligned. The rank "
-        f"correlation (Spearman) of ClassId and position over all test instances is {found['spearman']:.2f}. The "
-        "interpolation loss asks for ClassIds at points of lines. It does not ask where the encoder puts the "
+        f"{'' if measured['smallest_step'] > 0 else 'not '}sorted by ClassId. Those between the ends lie up to "
+        f"{measured['largest_distance']:.0%} of its length off the line; up to {FARTHEST:.0%} counts as aligned. The "
+        f"rank correlation (Spearman) of ClassId and position over all test instances is {measured['spearman']:.2f}. "
+        "The interpolation loss asks for ClassIds at points of lines. It does not ask where the encoder puts the "
         "architectures between, so ClassIds may be sorted along a line while clusters are not."
     )
 
 
-def claims_on_clusters(found: Mapping[str, Any]) -> list[Claim]:
+def claims_on_clusters(measured: Mapping[str, Any]) -> list[Claim]:
     """Return the claims that clusters are sorted, and aligned."""
     step = "Clusters along the boundary line: smallest step from one architecture's centre to the next"
     off = "Clusters along the boundary line: largest distance of a centre off the line"
     return [
-        claim(f"{step}, relative to the line's length", found["smallest_step"], ">", 0, unit="%"),
-        claim(f"{off}, relative to the line's length", found["largest_distance"], "<=", FARTHEST, unit="%"),
+        claim(f"{step}, relative to the line's length", measured["smallest_step"], ">", 0, unit="%"),
+        claim(f"{off}, relative to the line's length", measured["largest_distance"], "<=", FARTHEST, unit="%"),
     ]
 
 
-def table_of_clusters(found: Mapping[str, Any]) -> Table:
+def table_of_clusters(measured: Mapping[str, Any]) -> Table:
     """Return a table with one row an architecture."""
-    last = len(found["by_architecture"]) - 1
+    last = len(measured["by_architecture"]) - 1
     rows = {
-        (name,): {**one, "class_id": class_id, "in_equal_steps": class_id / last}
-        for class_id, (name, one) in enumerate(found["by_architecture"].items())
+        (name,): {**cluster, "class_id": class_id, "in_equal_steps": class_id / last}
+        for class_id, (name, cluster) in enumerate(measured["by_architecture"].items())
     }
     title = "Clusters of test instances along the boundary line, % of its length"
     return table_of_measures(title, ("architecture",), rows, CLUSTER_COLUMNS)
 
 
-def clusters_figure(groups: Mapping[str, Tensor], found: Mapping[str, Any]) -> Any:
+def clusters_figure(groups: Mapping[str, Tensor], measured: Mapping[str, Any]) -> Any:
     """Draw each test instance and centre by its position along the boundary line and its distance off it."""
     figure = new_figure(7.5, 3.6)
     axes = figure.subplots()
     for class_id, (name, group_NE) in enumerate(groups.items()):
-        one = found["by_architecture"][name]
+        cluster = measured["by_architecture"][name]
         places = [values.tolist() for values in by_line(group_NE, groups)]
         axes.scatter(*places, marker=MARKERS[TEST], s=18, alpha=0.5, color=f"C{class_id}", linewidth=0)
         style: dict[str, Any] = {"marker": "o", "s": 90, "color": f"C{class_id}", "edgecolor": "black", "zorder": 3}
-        axes.scatter(one["position"], one["off"], label=short_name(name), clip_on=False, **style)
+        axes.scatter(cluster["position"], cluster["off"], label=short_name(name), clip_on=False, **style)
         axes.axvline(class_id / (len(groups) - 1), color="grey", linewidth=0.7, linestyle=":")
     axes.set(xlabel="position along the boundary line", ylabel="distance off the line")
     axes.set_ylim(bottom=0)

@@ -45,11 +45,11 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS) -> Result:
     """
     first, second = weak_and_strong(subject.zoo.split(TEST), pairs, subject.seed)
     subject.progress(f"{counted(len(first), 'pair')}, {steps} steps each")
-    found = interpolate(subject.run, subject.zoo, first, second, steps, space=subject.space, task=subject.task)
-    values = {line: found.values(line) for line in LINE_NAMES}
-    summary = found.summary()
+    interpolation = interpolate(subject.run, subject.zoo, first, second, steps, space=subject.space, task=subject.task)
+    values = {line: interpolation.values(line) for line in LINE_NAMES}
+    summary = interpolation.summary()
     shapes = {
-        line: shape_of_lines(values[line], values[WEIGHTS][:, [0, -1]], found.gammas)
+        line: shape_of_lines(values[line], values[WEIGHTS][:, [0, -1]], interpolation.gammas)
         | {"from_straight_line": summary["lines"][line]["from_straight_line"]}
         for line in LINE_NAMES
     }
@@ -61,8 +61,8 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS) -> Result:
         text=_text(first, second, steps, shapes),
         numbers={**summary, "shapes": shapes, "pairs_of": [first, second]},
         claims=_claims(shapes),
-        tables=(table_of_measures(title, ("",), rows, COLUMNS), _table_of_means(values, found.gammas)),
-        pictures=(subject.picture("Accuracy along the lines", "lines.png", interpolation_figure(found)),),
+        tables=(table_of_measures(title, ("",), rows, COLUMNS), _table_of_means(values, interpolation.gammas)),
+        pictures=(subject.picture("Accuracy along the lines", "lines.png", interpolation_figure(interpolation)),),
     )
 
 

@@ -35,10 +35,10 @@ def run(subject: Subject) -> Result:
     """Decode the test instances and compare the parameters themselves; no network runs."""
     subject.progress("PReps of the test instances and of their predictions")
     test = subject.predicted()
-    found = {name: measures(*test.values(rows)) for name, rows in test.groups().items()}
-    least = min(one["to_target"] for one in found.values())
+    measured = {name: measures(*test.values(rows)) for name, rows in test.groups().items()}
+    least = min(values["to_target"] for values in measured.values())
     text = "Distance between predicted and target PReps, relative to the target's norm (least over architectures)"
-    rows = {(name,): one for name, one in found.items()}
+    rows = {(name,): values for name, values in measured.items()}
     return Result(
         name="preps",
         title="Target and predicted PReps (Suppl. VII)",
@@ -49,7 +49,7 @@ def run(subject: Subject) -> Result:
         "distance is measured to. They are means over instances, or over pairs of an architecture. Two unrelated "
         "networks of equal norm are about 1.4 apart. Where predictions are much nearer to each other than targets are, "
         "the decoder writes about the same network for all.",
-        numbers={"by_architecture": found},
+        numbers={"by_architecture": measured},
         claims=[claim(text, least, ">=", DIFFERENT)],
         tables=(table_of_measures("Distances of PReps", ("architecture",), rows, COLUMNS),),
         pictures=(subject.picture("Target and predicted PReps of test instances", "preps.png", preps_figure(test)),),
@@ -89,7 +89,7 @@ def preps_figure(split: PredictedSplit) -> Any:
     """Draw a row for each example, the target beside its prediction."""
     rows = []
     for row in examples(split):
-        name = split.predicted.registry.by_class_id(split.class_ids[row]).name
+        name = split.predictions.registry.by_class_id(split.class_ids[row]).name
         (target_V,), (predicted_V,) = split.values([row])
         id = split.ids[row]
         rows.append((short_name(name), {f"target: {id}": target_V, f"predicted: {id}": predicted_V}))

@@ -115,16 +115,16 @@ class Subject:
 class PredictedSplit:
     """The N instances of a split and those that are predicted for them, on the device of the space.
 
-    view:      the part of the zoo
-    preps:     their PReps `[N, H, W]`, float32
-    latents:   their embeddings `[N, E]`
-    predicted: the instances that are decoded from these embeddings
+    view:        the part of the zoo
+    preps:       their PReps `[N, H, W]`, float32
+    latents:     their embeddings `[N, E]`
+    predictions: the instances that are decoded from these embeddings
     """
 
     view: prepkit.Zoo
     preps: Tensor
     latents: Tensor
-    predicted: Prediction
+    predictions: Prediction
 
     @cached_property
     def ids(self) -> list[str]:
@@ -147,17 +147,17 @@ class PredictedSplit:
 
         Padding is left out. Predictions are read as the target's architecture, whatever their predicted ClassId.
         """
-        total = self.predicted.registry.by_class_id(self.class_ids[rows[0]]).layout.total
-        both = (self.preps, self.predicted.preps)
+        total = self.predictions.registry.by_class_id(self.class_ids[rows[0]]).layout.total
+        both = (self.preps, self.predictions.preps)
         target_NV, predicted_NV = (preps[list(rows)].flatten(1)[:, :total].cpu().double() for preps in both)
         return target_NV, predicted_NV
 
     def outputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs `[N, B, ...]` on the CPU of targets, and of predictions by their predicted ClassIds."""
-        registry = self.predicted.registry
+        registry = self.predictions.registry
         return (
             outputs_by_class_id(registry, self.class_ids, self.preps, inputs),
-            outputs_by_class_id(registry, self.predicted.class_ids, self.predicted.preps, inputs),
+            outputs_by_class_id(registry, self.predictions.class_ids, self.predictions.preps, inputs),
         )
 
 

@@ -78,7 +78,7 @@ def evaluation_figure(evaluation: Evaluation) -> Any:
         axes.grid(axis="y", color="0.92")
     plots[0].set_ylabel("accuracy, %")
     figure.supxlabel("instance, in the order of target accuracy", fontsize="medium")
-    handles = {label: one for axes in plots for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {label: handle for axes in plots for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 

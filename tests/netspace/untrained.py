@@ -1,4 +1,4 @@
-"""Runs of spaces that were never trained: what exploring needs of a run, made in a second."""
+"""Runs of spaces that were never trained, which exploring and experiments can use and which take a second."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from netspace.run.run import Run, State
 
 
 def untrained_run(path: Path, name: str, zoo: Path, class_id: int | None = None, **changes) -> Run:
-    """A run of a built-in recipe on a small zoo; its space predicts one ClassId for all, if one is given."""
+    """Return a run of a built-in recipe on a small zoo; its space predicts `class_id` for all, if it is given."""
     changes = {"network.initialisation": "small_zoos", "network.width": prepkit.open_zoo(zoo).shape.width, **changes}
     recipe = load_recipe(name, changes)
     network = recipe.network
@@ -31,6 +31,6 @@ def untrained_run(path: Path, name: str, zoo: Path, class_id: int | None = None,
 
 
 def subject_of(run: Run, folder: Path, **settings) -> Subject:
-    """What experiments on a run need, on the CPU; pictures go into the folder."""
+    """Return the Subject of a run on the CPU; pictures go into the folder."""
     zoo, cpu = run.open_zoo(), torch.device("cpu")
     return Subject(**{"run": run, "zoo": zoo, "task": task_of(zoo, cpu), "device": cpu, "folder": folder, **settings})

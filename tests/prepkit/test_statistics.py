@@ -1,4 +1,4 @@
-"""Correlations, ceilings and ridge regression against slow transcriptions and other libraries."""
+"""Correlations, ceilings and ridge regression, compared with slow transcriptions and other libraries."""
 
 from itertools import combinations
 

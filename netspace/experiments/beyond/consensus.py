@@ -66,7 +66,7 @@ def run(subject: Subject) -> Result:
         accuracy[MEAN_OF_EPOCHS] = (neighbour_MBC.argmax(2) == labels_B).double().mean(1)[alike_NK].mean(1)
     numbers = {kind: _measures(kind, answers, accuracy) for kind in accuracy}
     title = "Over all test images, means over the test instances"
-    rows = {(kind,): one for kind, one in numbers.items()}
+    rows = {(kind,): measured for kind, measured in numbers.items()}
     picture = subject.picture(
         "Accuracy of targets, predictions and a consensus", "consensus.png", accuracy_figure(accuracy)
     )

@@ -57,7 +57,7 @@ def run(subject: Subject) -> Result:
         by_split[split], agreements = measures_of_split(subject, subject.predicted(split))
     test = by_split[TEST]
     means = {split: _means(by_architecture) for split, by_architecture in by_split.items()}
-    spread_rows = {(name,): one for name, one in test.items()}
+    spread_rows = {(name,): values for name, values in test.items()}
     spread_title = "How different instances of an architecture are"
     title = "Agreement of every prediction with every target of its class"
     return Result(
@@ -80,13 +80,13 @@ def measures_of_split(
     """Return all measures of each architecture, and the agreement `[N, N]` and the accuracy `[N]` of its targets."""
     target_NBC, predicted_NBC = split.outputs(subject.inputs(split.view))
     labels_B = subject.labels()
-    found, agreements = {}, {}
+    measured, agreements = {}, {}
     for name, rows in split.groups().items():
         target, predicted = target_NBC[rows], predicted_NBC[rows]
         agreement_NN, kl_NN = compare(predicted, target)
         accuracy_N = (target.argmax(-1) == labels_B).double().mean(1)
         preps = prep_measures(*split.values(rows))
-        found[name] = {
+        measured[name] = {
             "instances": len(rows),
             "agreement": matching_measures(agreement_NN, accuracy_N),
             "kl": matching_measures(-kl_NN, accuracy_N, sign=-1),
@@ -96,16 +96,17 @@ def measures_of_split(
             "prep_distance_among_predicted": preps["among_predicted"],
         }
         agreements[name] = agreement_NN, accuracy_N
-    return found, agreements
+    return measured, agreements
 
 
 def _means(by_architecture: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Return means over the architectures that have two instances or more; NaN if there are none."""
-    several = [one for one in by_architecture.values() if one["instances"] > 1]
+    several = [values for values in by_architecture.values() if values["instances"] > 1]
     names = ("own_preferred", "paired", "paired_nearest")
     return {
         kind: {
-            name: mean_or_nan(torch.tensor([one[kind][name] for one in several], dtype=torch.float64)) for name in names
+            name: mean_or_nan(torch.tensor([values[kind][name] for values in several], dtype=torch.float64))
+            for name in names
         }
         for kind in MEASURES
     }
@@ -184,9 +185,9 @@ def _agreement_table(by_split: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
     """List agreement and divergence of each split and architecture; both have the same titles of columns."""
     title, names = "A prediction and the targets of its class", ("instances", "architecture", "measure")
     tables = [
-        table_of_measures(title, names, {(INSTANCES[split], name, unit): one[kind]}, columns)
+        table_of_measures(title, names, {(INSTANCES[split], name, unit): values[kind]}, columns)
         for split, by_architecture in by_split.items()
-        for name, one in by_architecture.items()
+        for name, values in by_architecture.items()
         for kind, (unit, columns) in MEASURES.items()
     ]
     return Table(title, tables[0].columns, tuple(row for table in tables for row in table.rows))

@@ -51,33 +51,33 @@ def run(subject: Subject, *, orders: int = ORDERS) -> Result:
     """Put the units of every test instance into several orders, encode each, and compare."""
     test = subject.predicted()
     inputs = subject.inputs(test.view, limit=INPUTS)
-    found, orbits = {}, {}
+    measured, orbits = {}, {}
     for name, rows in test.groups().items():
         subject.progress(
             f"{counted(orders, 'order')} of the hidden units of {counted(len(rows), 'instance')} of {name}"
         )
         orbit = orbit_of(subject, test, rows, inputs[rows] if subject.signals else inputs, orders)
-        class_ids = [test.predicted.class_ids[row] for row in rows]
-        found[name] = {
+        class_ids = [test.predictions.class_ids[row] for row in rows]
+        measured[name] = {
             "instances": len(rows),
             **orbit.measures,
-            "accuracy": _accuracy(subject, test, rows, class_ids, test.predicted.preps[rows]),
-            "accuracy_of_order": _accuracy(subject, test, rows, orbit.predicted.class_ids, orbit.predicted.preps),
+            "accuracy": _accuracy(subject, test, rows, class_ids, test.predictions.preps[rows]),
+            "accuracy_of_order": _accuracy(subject, test, rows, orbit.predictions.class_ids, orbit.predictions.preps),
         }
         orbits[name] = orbit
-    difference = max(one["output_difference"] for one in found.values())
-    known = [one["embedding_moved"] for one in found.values() if math.isfinite(one["embedding_moved"])]
+    difference = max(values["output_difference"] for values in measured.values())
+    known = [values["embedding_moved"] for values in measured.values() if math.isfinite(values["embedding_moved"])]
     same = "Change of outputs by reordering hidden units, relative to the outputs' size"
     moved = "Distance that reordering hidden units moves an embedding, relative to that between instances"
     rows_of_table = {
-        (name,): {**one, "output_change": f"{one['output_difference']:.1e}"} for name, one in found.items()
+        (name,): {**values, "output_change": f"{values['output_difference']:.1e}"} for name, values in measured.items()
     }
     title = "Embeddings: distances within an orbit, and between instances"
     return Result(
         name="orbit",
         title="Orbits: the same function, its hidden units in another order",
         text=_text(len(test.view), orders, difference),
-        numbers={"orders": orders, "output_difference": difference, "by_architecture": found},
+        numbers={"orders": orders, "output_difference": difference, "by_architecture": measured},
         claims=[
             claim(same, difference, "<=", SAME, kind="check"),
             claim(moved, max(known, default=math.nan), "<=", MOVED, kind="beyond"),
@@ -105,15 +105,15 @@ def _text(instances: int, orders: int, difference: float) -> str:
 class Orbit:
     """What K other orders of units do to N instances of one architecture.
 
-    moved:     `[N, K]` distances from an instance's embedding to that of each order
-    apart:     `[N, N]` distances between the embeddings of the instances
-    predicted: instances that the space predicts for each instance's first order
-    measures:  all measures, JSON-able; NaN where there is only one instance
+    moved:       `[N, K]` distances from an instance's embedding to that of each order
+    apart:       `[N, N]` distances between the embeddings of the instances
+    predictions: instances that the space predicts for each instance's first order
+    measures:    all measures, JSON-able; NaN where there is only one instance
     """
 
     moved: Tensor
     apart: Tensor
-    predicted: Prediction
+    predictions: Prediction
     measures: dict[str, float]
 
 

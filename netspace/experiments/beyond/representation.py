@@ -68,24 +68,24 @@ def run(subject: Subject) -> Result:
     accuracy = accuracy_label(subject, views)
     labels = [accuracy, *hyperparameter_labels(views)]
     features = features_of(subject.space, views)
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    measured: dict[str, dict[str, dict[str, float]]] = {}
     accuracy_guesses: dict[str, np.ndarray] = {}
     for label in labels:
-        found[label.name] = {}
+        measured[label.name] = {}
         for kind, by_split in features.items():
             train, validation = ((by_split[split], label.values[split]) for split in (TRAIN, VALIDATION))
             # Principal components are not brought to equal variance, which would blow up the least of them.
             guess, strength = ridge_guess(train, validation, by_split[TEST], each=kind != COMPONENTS)
-            found[label.name][kind] = measures(label, guess, views[TEST]) | {"strength": strength}
+            measured[label.name][kind] = measures(label, guess, views[TEST]) | {"strength": strength}
             if label is accuracy:
                 accuracy_guesses[kind] = guess
     sizes = {kind: by_split[TEST].shape[1] for kind, by_split in features.items()}
     rows = {
-        (label.name, kind): {**one, "values": sizes[kind], "ceiling": label.ceiling}
+        (label.name, kind): {**values, "values": sizes[kind], "ceiling": label.ceiling}
         for label in labels
-        for kind, one in found[label.name].items()
+        for kind, values in measured[label.name].items()
     }
-    figure = guesses_figure(accuracy, accuracy_guesses, found[accuracy.name])
+    figure = guesses_figure(accuracy, accuracy_guesses, measured[accuracy.name])
     title = "Linear guesses, measured on test instances"
     return Result(
         name="representation",
@@ -94,9 +94,9 @@ def run(subject: Subject) -> Result:
         numbers={
             "features": sizes,
             "instances": {split: len(view) for split, view in views.items()},
-            "labels": {label.name: {"ceiling": label.ceiling, **found[label.name]} for label in labels},
+            "labels": {label.name: {"ceiling": label.ceiling, **measured[label.name]} for label in labels},
         },
-        claims=_claims(found, labels),
+        claims=_claims(measured, labels),
         tables=(table_of_measures(title, ("guessed", "from"), rows, COLUMNS),),
         pictures=(subject.picture("Guessed and true accuracy of test instances", "representation.png", figure),),
     )
@@ -175,12 +175,12 @@ def measures(label: Label, guess_N: np.ndarray, view: prepkit.Zoo) -> dict[str, 
     }
 
 
-def _claims(found: Mapping[str, Mapping[str, Mapping[str, float]]], labels: Sequence[Label]) -> list[Claim]:
+def _claims(measured: Mapping[str, Mapping[str, Mapping[str, float]]], labels: Sequence[Label]) -> list[Claim]:
     claims = []
     for label in labels:
         if not label.ceiling >= SPREAD:
             continue
-        taus = {kind: one["tau"] for kind, one in found[label.name].items()}
+        taus = {kind: values["tau"] for kind, values in measured[label.name].items()}
         others = max(tau if np.isfinite(tau) else -1.0 for kind, tau in taus.items() if kind != EMBEDDING)
         text = f"Guessing the {label.name}: Kendall's tau from embeddings minus that of the best baseline"
         claims.append(claim(text, taus[EMBEDDING] - others, ">=", 0.0, kind="beyond"))
@@ -209,7 +209,7 @@ def _text(views: Mapping[str, prepkit.Zoo], sizes: Mapping[str, int], ceiling: f
     )
 
 
-def guesses_figure(label: Label, guesses: Mapping[str, np.ndarray], found: Mapping[str, Mapping[str, float]]) -> Any:
+def guesses_figure(label: Label, guesses: Mapping[str, np.ndarray], measured: Mapping[str, Mapping[str, float]]) -> Any:
     """Draw true and guessed values, one panel a kind of features."""
     figure, plots = panels(len(guesses), 2.6, 3.0, sharex=True, sharey=True)
     truth = 100 * label.values[TEST]
@@ -218,7 +218,7 @@ def guesses_figure(label: Label, guesses: Mapping[str, np.ndarray], found: Mappi
     for axes, (kind, guess) in zip(plots, guesses.items(), strict=True):
         axes.plot([low, high], [low, high], color="0.7", linewidth=1)
         axes.scatter(truth, 100 * guess, s=18, color=COLOURS[kind], alpha=0.8)
-        axes.set_title(f"{kind}\nR2 {found[kind]['r2']:.2f}, tau {found[kind]['tau']:.2f}", fontsize="medium")
+        axes.set_title(f"{kind}\nR2 {measured[kind]['r2']:.2f}, tau {measured[kind]['tau']:.2f}", fontsize="medium")
         axes.set_xlabel("true accuracy, %")
     # The range follows the truth, because some guesses may be far out.
     plots[0].set(xlim=(low - margin, high + margin), ylim=(low - 6 * margin, high + 6 * margin))

@@ -1,4 +1,4 @@
-"""What embeddings know: guesses of accuracy and hyper-parameters, and the same function in another order of units."""
+"""What embeddings know: guesses of accuracy and hyper-parameters, and embeddings of reordered units."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ SPLITS = {"train": 12, "validation": 6, "test": 8}
 
 @pytest.fixture(scope="module")
 def zoo_path(tmp_path_factory):
-    """Networks of one architecture whose weights grow with the `epochs` that their table tells."""
+    """Networks of one architecture whose weights grow with the `epochs` that their table records."""
     torch.manual_seed(0)
     registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
     path = tmp_path_factory.mktemp("grown") / "zoo"
@@ -173,7 +173,7 @@ def test_components_are_principal_and_of_training_instances():
 
 
 class Stub(nn.Module):
-    """A space that encodes by a function and writes what it read."""
+    """A space whose encoder is the given function."""
 
     num_architectures = None
 
@@ -249,7 +249,7 @@ def test_orbits_of_encoders_that_know_everything_and_nothing(function, size, mov
 
 
 def test_an_order_that_changes_the_function_is_seen(subject, monkeypatch):
-    """Also where it is the order of one instance among others."""
+    """The wrong order of one instance among several is noticed too."""
     asked = []
 
     def wrong_once(architecture, stream):

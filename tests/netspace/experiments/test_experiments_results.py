@@ -1,4 +1,4 @@
-"""Results of experiments: how they come back, when they are made again; split hygiene; the latent map."""
+"""Results of experiments: how they are saved and when they are computed again; split hygiene; the latent map."""
 
 import json
 import math
@@ -145,7 +145,7 @@ def test_every_experiment_has_its_function():
 
 
 class Counted:
-    """An experiment that counts how often it is made."""
+    """An experiment that counts how often it runs."""
 
     def __init__(self):
         self.seeds, self.subjects = [], []
@@ -285,7 +285,7 @@ def test_a_clean_zoo_is_proved_clean(tmp_path, small_zoo):
 
 
 def test_every_leak_is_counted(tmp_path):
-    """One instance stands in train and test under two ids, one run and seed gave a training and a test instance."""
+    """One instance is in train and test under two ids; one run and seed gave a training and a test instance."""
     torch.manual_seed(0)
     registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
     rows = [("a", "train", "r0", 1), ("b", "train", "r1", 2), ("c", "validation", "r2", 3), ("d", "test", "r3", 4)]

@@ -1,4 +1,4 @@
-"""Accuracy, PReps and identity of unseen instances, against the same found one network at a time, by hand."""
+"""Accuracy, PReps and identity of unseen instances, compared with the same measures of one network at a time."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def multi(tmp_path_factory):
 
 
 def pairs_of(ready, split="test"):
-    """Each instance of a split: its row of the table, the target network, the predicted one."""
+    """Return the table row, the target network, the predicted network and the predicted PRep of each instance."""
     space, view = ready.run.space(), ready.zoo.split(split)
     found = []
     for row in range(len(view)):
@@ -237,7 +237,7 @@ def test_identity(setting, split, request):
 
 @pytest.mark.parametrize("experiment", [accuracy, preps, identity])
 def test_one_instance_of_each_architecture_is_enough(experiment, small_zoo, tmp_path):
-    """Then there are no pairs, and what needs them is unknown, not an error and not held."""
+    """Without pairs, measures of pairs are unknown and their claims do not hold; they are no errors."""
     result = ReadyRun(tmp_path, "multi", small_zoo("digits_multi"))(experiment)
     assert json.loads((tmp_path / "pictures" / f"{result.name}.json").read_text())["numbers"]
     if experiment is identity:

@@ -1,4 +1,4 @@
-"""Lines, boundaries, chairs and optimisation: their numbers against the same computed by hand, on small zoos."""
+"""Lines, boundaries, chairs and optimisation: their numbers are computed a second time by hand, on small zoos."""
 
 import itertools
 import math
@@ -57,7 +57,7 @@ def ready(tmp_path, small_zoo):
 
 
 def complete(result, folder):
-    """Its pictures are there, and it comes back as it was saved."""
+    """Return a result after checking that its pictures exist and that it can be saved and loaded."""
     assert all((folder / picture.file).stat().st_size > 5000 for picture in result.pictures)
     assert Result.load(result.save(folder)) == result
     return result
@@ -151,7 +151,7 @@ def test_pairs_of_weak_and_strong_are_different_and_drawn(tmp_path):
 
 
 def class_id_of(step):
-    """The one ClassId that is named at a step."""
+    """Return the only ClassId that is predicted at a step."""
     (name,) = step["architectures"]
     return list(prepkit.built_in_registry("digits").class_ids).index(name)
 
@@ -274,7 +274,7 @@ def test_unseen_architectures_are_held_against_the_mean_of_the_trained(ready):
 
 
 def line_of(class_ids, accuracies):
-    """What boundaries asks of an Interpolation: ClassIds and accuracies `[P, S]`."""
+    """Return an Interpolation of these ClassIds and accuracies, both `[P, S]`."""
     names = dict.fromkeys(("one", "two", "three"))
     gammas = tuple(step / (len(class_ids[0]) - 1) for step in range(len(class_ids[0])))
     tensors = torch.tensor(accuracies, dtype=torch.float64), torch.tensor(class_ids)
@@ -329,7 +329,7 @@ def test_the_picture_shows_ten_points_or_more():
 
 
 def shares_by_hand(space, view, task, row):
-    """Of all points and near the surface: own prediction, others' targets and predictions within 1e-2, on average."""
+    """Return shares within 1e-2, everywhere and near the surface: own prediction, others' targets and predictions."""
     points, _ = task.points(view.table["item"].to_pylist()[row], "test")
     networks = [view.network(one) for one in range(len(view))]
     with torch.no_grad():
@@ -427,7 +427,7 @@ def test_the_paired_difference():
 
 
 def balls_of(*balls, points=41):
-    """Distances `[N, R, R, R]` to balls around the centre of these radii."""
+    """Return distances `[N, R, R, R]` to balls of these radii around the centre."""
     axis = torch.linspace(-1, 1, points)
     x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
     return torch.stack([(x**2 + y**2 + z**2).sqrt() - radius for radius in balls])
@@ -442,7 +442,7 @@ def test_overlap_and_volumes_along_lines():
 
 
 def test_shapes_along_lines():
-    """A step in the middle of which one pair has no surface, and the other is a speck."""
+    """At the second step one pair has no surface, and the other has only a speck."""
     ball, speck = balls_of(0.5, 0.15)
     nothing = torch.full_like(ball, 1.0)
     grids = torch.stack([torch.stack([ball, nothing]), torch.stack([ball, speck])])
