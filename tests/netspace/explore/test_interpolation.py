@@ -193,7 +193,7 @@ def test_an_instance_on_the_way_is_a_ready_network(multi):
 @pytest.mark.parametrize(
     ("first", "second", "settings", "message"),
     [
-        ("resnet8@digits-test-0", "resnet8@digits-test-1", {"steps": 1}, "1 steps: a line has at least its 2 ends"),
+        ("resnet8@digits-test-0", "resnet8@digits-test-1", {"steps": 1}, "1 step: a line has at least its 2 ends"),
         (["resnet8@digits-test-0"] * 2, "resnet8@digits-test-1", {}, "2 first and 1 second points are no pairs"),
         ([], "resnet8@digits-test-1", {}, "no instance was named"),
         (torch.zeros(2, 255), torch.zeros(2, 256), {}, r"embeddings of \[2, 255\] are no points .* \[N, 256\]"),
