@@ -18,7 +18,6 @@ from netspace.experiments.result import Result
 from netspace.run.run import Run
 from prepkit.families.permutations import permutation, permute
 from prepkit.tasks.randomness import generator
-from prepkit.zoo.read.groups import layer_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPLITS = {"train": 12, "validation": 6, "test": 8}
@@ -138,25 +137,6 @@ def test_without_a_spread_nothing_is_claimed(small_zoo, tmp_path):
     assert bool(result.claims) == (ceiling is not None and ceiling >= 0.5)
     assert ("nothing is claimed" in result.text) != bool(result.claims)
     assert result.numbers["labels"]["accuracy"]["embedding"]["tau_within_architectures"] is None  # one of each
-
-
-def test_layer_statistics(small_zoo):
-    zoo = prepkit.open_zoo(small_zoo("digits_multi"))
-    rows = layer_statistics(zoo)
-    most = 7 * max(len(architecture.layout.slots) for architecture in zoo.registry)
-    assert rows.shape == (len(zoo), most + 4)
-    for row in range(len(zoo)):
-        expected = []
-        for tensor in zoo.network(row).state_dict().values():
-            values = tensor.double().numpy().ravel()
-            expected += [
-                values.mean(),
-                ((values - values.mean()) ** 2).mean(),
-                *np.percentile(values, [0, 25, 50, 75, 100]),
-            ]
-        assert rows[row, : len(expected)] == pytest.approx(np.array(expected))
-        assert not rows[row, len(expected) : most].any()
-        assert rows[row, most:].tolist() == [float(class_id == zoo.class_ids()[row]) for class_id in range(4)]
 
 
 def test_components_are_principal_and_of_training_instances():
