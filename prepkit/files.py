@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -200,3 +200,21 @@ def sha256_of_file(path: str | os.PathLike[str], progress: Advance | None = None
             digest.update(buffer[:count])
             progress(count)
         return digest.hexdigest()
+
+
+def sha256_of_code(packages: Iterable[Path], libraries: Iterable[str]) -> str:
+    """Return the sha256 of all Python files in these folders, with their names, and of the libraries' versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    total = hashlib.sha256()
+    for package in packages:
+        for file in sorted(package.rglob("*.py")):
+            name = f"{package.name}/{file.relative_to(package).as_posix()}"
+            total.update(f"{name} {sha256_of_file(file)}\n".encode())
+    for library in libraries:
+        try:
+            installed = version(library)
+        except PackageNotFoundError:
+            installed = "missing"
+        total.update(f"{library} {installed}\n".encode())
+    return total.hexdigest()

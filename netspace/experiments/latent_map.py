@@ -181,7 +181,7 @@ def table_of_clusters(measured: Mapping[str, Any]) -> Table:
     """Return a table with one row an architecture."""
     last = len(measured["by_architecture"]) - 1
     rows = {
-        (name,): {**cluster, "class_id": class_id, "in_equal_steps": class_id / last}
+        name: {**cluster, "class_id": class_id, "in_equal_steps": class_id / last}
         for class_id, (name, cluster) in enumerate(measured["by_architecture"].items())
     }
     title = "Clusters of test instances along the boundary line, % of its length"

@@ -54,7 +54,7 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS) -> Result:
         for line in LINE_NAMES
     }
     title = "How accuracy goes along the lines; falls and mean distances in points"
-    rows = {(LINE_NAMES[line],): shape for line, shape in shapes.items()}
+    rows = {LINE_NAMES[line]: shape for line, shape in shapes.items()}
     return Result(
         name="lines",
         title="Lines between a weak and a strong instance (Fig. 3 b, d)",

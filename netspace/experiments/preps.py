@@ -38,7 +38,6 @@ def run(subject: Subject) -> Result:
     measured = {name: measures(*test.values(rows)) for name, rows in test.groups().items()}
     least = min(values["to_target"] for values in measured.values())
     text = "Distance between predicted and target PReps, relative to the target's norm (least over architectures)"
-    rows = {(name,): values for name, values in measured.items()}
     return Result(
         name="preps",
         title="Target and predicted PReps (Suppl. VII)",
@@ -51,7 +50,7 @@ def run(subject: Subject) -> Result:
         "the decoder writes about the same network for all.",
         numbers={"by_architecture": measured},
         claims=[claim(text, least, ">=", DIFFERENT)],
-        tables=(table_of_measures("Distances of PReps", ("architecture",), rows, COLUMNS),),
+        tables=(table_of_measures("Distances of PReps", ("architecture",), measured, COLUMNS),),
         pictures=(subject.picture("Target and predicted PReps of test instances", "preps.png", preps_figure(test)),),
     )
 

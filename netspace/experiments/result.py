@@ -103,10 +103,13 @@ def table_of_measures(
     """Return a table of measures.
 
     names: titles of the first columns, which say what a row is about
-    rows:  cells of the first columns, a tuple -> measures by key
+    rows:  cells of the first columns, a tuple or one cell -> measures by key
     """
-    cells = tuple((*first, *(column.cell(measures) for column in columns)) for first, measures in rows.items())
-    return Table(title, (*names, *(column.title for column in columns)), cells)
+    cells = []
+    for first, measures in rows.items():
+        about = first if isinstance(first, tuple) else (first,)
+        cells.append((*about, *(column.cell(measures) for column in columns)))
+    return Table(title, (*names, *(column.title for column in columns)), tuple(cells))
 
 
 @dataclass(frozen=True)

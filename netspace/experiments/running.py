@@ -6,12 +6,10 @@ result = runner.result("accuracy")         # RUN/experiments/accuracy.json, comp
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from netspace.experiments.subject import Subject
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.device import choose_device, hardware
 from prepkit.errors import listed
-from prepkit.files import sha256_of_file
+from prepkit.files import sha256_of_code
 from prepkit.json_values import json_value
 
 EXPERIMENTS_FOLDER = "experiments"
@@ -152,34 +150,15 @@ class ExperimentRunner:
             "zoo": self.run.record["zoo"]["sha256"],
             "seed": self.seed,
             "sizes": self.sizes.get(name, {}),
-            "code": _code_of_this_process(),
+            "code": code_sum(),
         }
         return dict(json_value(decisive, "stamp"))
 
 
-def code_sum(packages: Sequence[Path] = PACKAGES) -> str:
-    """Return a sum of everything but data that decides a result: the code of both packages, and LIBRARIES.
+@cache
+def code_sum() -> str:
+    """Return a sum of the code and of the libraries that decide results; it is computed once a process.
 
     All code counts, also what an experiment does not use: its imports do not show what is looked up by name.
     """
-    total = hashlib.sha256()
-    for package in packages:
-        for file in sorted(package.rglob("*.py")):
-            name = f"{package.name}/{file.relative_to(package).as_posix()}"
-            total.update(f"{name} {sha256_of_file(file)}\n".encode())
-    for library in LIBRARIES:
-        total.update(f"{library} {_installed(library)}\n".encode())
-    return total.hexdigest()
-
-
-@cache
-def _code_of_this_process() -> str:
-    """Return code_sum(), computed once: imported code does not change while a process runs."""
-    return code_sum()
-
-
-def _installed(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "missing"
+    return sha256_of_code(PACKAGES, LIBRARIES)

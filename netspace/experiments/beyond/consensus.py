@@ -66,7 +66,6 @@ def run(subject: Subject) -> Result:
         accuracy[MEAN_OF_EPOCHS] = (neighbour_MBC.argmax(2) == labels_B).double().mean(1)[alike_NK].mean(1)
     numbers = {kind: _measures(kind, answers, accuracy) for kind in accuracy}
     title = "Over all test images, means over the test instances"
-    rows = {(kind,): measured for kind, measured in numbers.items()}
     picture = subject.picture(
         "Accuracy of targets, predictions and a consensus", "consensus.png", accuracy_figure(accuracy)
     )
@@ -75,7 +74,7 @@ def run(subject: Subject) -> Result:
         title="What an unseen instance is predicted from: the consensus of its neighbours",
         text=_text(len(test.view), numbers),
         numbers=numbers,
-        tables=(table_of_measures(title, ("network",), rows, COLUMNS),),
+        tables=(table_of_measures(title, ("network",), numbers, COLUMNS),),
         pictures=(picture,),
     )
 

@@ -57,7 +57,6 @@ def run(subject: Subject) -> Result:
         by_split[split], agreements = measures_of_split(subject, subject.predicted(split))
     test = by_split[TEST]
     means = {split: _means(by_architecture) for split, by_architecture in by_split.items()}
-    spread_rows = {(name,): values for name, values in test.items()}
     spread_title = "How different instances of an architecture are"
     title = "Agreement of every prediction with every target of its class"
     return Result(
@@ -68,7 +67,7 @@ def run(subject: Subject) -> Result:
         claims=_claims(means[TEST]),
         tables=(
             _agreement_table(by_split),
-            table_of_measures(spread_title, ("architecture",), spread_rows, SPREAD_COLUMNS),
+            table_of_measures(spread_title, ("architecture",), test, SPREAD_COLUMNS),
         ),
         pictures=(subject.picture(title, "identity.png", agreement_figure(agreements)),),  # those of the test split
     )

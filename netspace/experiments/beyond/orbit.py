@@ -70,7 +70,7 @@ def run(subject: Subject, *, orders: int = ORDERS) -> Result:
     same = "Change of outputs by reordering hidden units, relative to the outputs' size"
     moved = "Distance that reordering hidden units moves an embedding, relative to that between instances"
     rows_of_table = {
-        (name,): {**values, "output_change": f"{values['output_difference']:.1e}"} for name, values in measured.items()
+        name: {**values, "output_change": f"{values['output_difference']:.1e}"} for name, values in measured.items()
     }
     title = "Embeddings: distances within an orbit, and between instances"
     return Result(

@@ -38,6 +38,7 @@ from netspace.experiments.running import ExperimentRunner
 from netspace.experiments.subject import Subject
 from netspace.run.run import RunError, State
 from prepkit.figures import new_figure
+from prepkit.files import sha256_of_code
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -224,7 +225,7 @@ def test_experiments_on_one_state_share_its_space_and_predictions(run, counted):
 def test_another_code_makes_an_experiment_again(run, counted, tmp_path, monkeypatch):
     runner = ExperimentRunner(run, "cpu")
     first = runner.result("counted")
-    monkeypatch.setattr(running, "_code_of_this_process", lambda: "another")
+    monkeypatch.setattr(running, "code_sum", lambda: "another")
     assert runner.saved("counted") is None
     assert runner.result("counted").numbers == first.numbers
     assert len(counted.seeds) == 2
@@ -235,16 +236,16 @@ def test_one_byte_of_code_in_either_package_changes_the_sum(tmp_path, monkeypatc
     for copy, package in zip(packages, running.PACKAGES, strict=True):
         assert copy.name == package.name
         shutil.copytree(package, copy, ignore=shutil.ignore_patterns("*.toml", "__pycache__"))
-    sums = [running.code_sum(packages)]
+    sums = [sha256_of_code(packages, running.LIBRARIES)]
     assert sums == [running.code_sum()]  # wherever the packages stand
     for file in ("prepkit/tasks/chairs.py", "netspace/experiments/accuracy.py", "netspace/space/network.py"):
         text = (tmp_path / file).read_bytes()
         (tmp_path / file).write_bytes(text.replace(b"e", b"a", 1))
-        sums.append(running.code_sum(packages))
+        sums.append(sha256_of_code(packages, running.LIBRARIES))
     (tmp_path / "prepkit/tasks/new.py").touch()
-    sums.append(running.code_sum(packages))
-    monkeypatch.setattr(running, "version", lambda library: "9" if library == "torch" else "1")
-    sums.append(running.code_sum(packages))
+    sums.append(sha256_of_code(packages, running.LIBRARIES))
+    monkeypatch.setattr("importlib.metadata.version", lambda library: "9" if library == "torch" else "1")
+    sums.append(sha256_of_code(packages, running.LIBRARIES))
     assert len(set(sums)) == len(sums)
 
 
