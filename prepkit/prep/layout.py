@@ -168,6 +168,10 @@ class Layout:
     def __iter__(self) -> Iterator[Slot]:
         return iter(self.slots)
 
+    def __contains__(self, item: object) -> bool:
+        """Whether the layout has this slot, or this name of a slot or an alias."""
+        return item in self.names if isinstance(item, str) else item in self.slots
+
     def shape(self, width: int, height: int | None = None) -> PRepShape:
         """Return the shape of this layout's PRep at a width: the least height, or the given one if that is enough.
 

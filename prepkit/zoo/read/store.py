@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,20 @@ class Store(ABC):
     def architecture_of_shard(self, number: int) -> StoredArchitecture:
         """Return the architecture whose instances a shard holds."""
         return self._stored[self.manifest.shards[number].architecture]
+
+    @cached_property
+    def class_ids(self) -> np.ndarray:
+        """The ClassId of each instance; -1 where its architecture has none."""
+        ids = [self.architecture_of_shard(number).class_id for number in range(len(self.manifest.shards))]
+        by_shard = np.array([-1 if class_id is None else class_id for class_id in ids], dtype=np.int64)
+        class_ids: np.ndarray = by_shard[self.shard_of]
+        return class_ids
+
+    @cached_property
+    def totals(self) -> np.ndarray:
+        """The number of parameters in a PRep of each shard."""
+        shards = range(len(self.manifest.shards))
+        return np.array([self.architecture_of_shard(number).layout.total for number in shards], dtype=np.int64)
 
     def _map_shard(self, number: int, file: Path, map_file: Callable[[Path], mmap.mmap]) -> MappedShard:
         """Map the file of a shard after its header was checked against the manifest."""

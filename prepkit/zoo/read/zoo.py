@@ -3,7 +3,8 @@
     zoo = prepkit.open_zoo("my-zoo")
     good = zoo.split("train").where("accuracy > 0.8 and architecture == 'resnet8@cifar10'")
     preps = good.preps()                     # [N, H, W], padded to the common shape
-    prep, metadata = good[0]                 # one instance at its own height
+    prep, metadata = good[0]                 # one instance at its own height; good["id"] gives that of an id
+    first = good[:10]                        # a view of several
     network = good.network(0)                # a ready nn.Module
 
 Shapes: `N` instances in the zoo or view, `B` instances in a batch, `H` height, `W` width.
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of, network_of
 from prepkit.zoo.format.tables import rows_at, rows_with
 from prepkit.zoo.read.gather import batch_memory, gather
-from prepkit.zoo.read.indices import numbers_of
+from prepkit.zoo.read.indices import is_single, number_of, numbers_of
 from prepkit.zoo.read.store import LocalStore, Store
 from prepkit.zoo.read.where import matching_rows
 
@@ -154,48 +155,57 @@ class Zoo:
 
     # Instances ------------------------------------------------------------------------------------------------
 
-    def __getitem__(self, key: int | str) -> tuple[PRep, dict[str, Any]]:
-        """Return an instance by index or id: its PRep at its architecture's own height, and its row of the table.
+    @overload
+    def __getitem__(self, key: int | str) -> tuple[PRep, dict[str, Any]]: ...
 
-        The PRep is a view of the mapped file; writing into it changes neither the file nor the zoo on the disk.
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | np.ndarray) -> Zoo: ...
+
+    def __getitem__(self, key: Any) -> tuple[PRep, dict[str, Any]] | Zoo:
+        """Return one instance by index or id, or a view of several by a slice or a row of indices.
+
+        One instance is its PRep at its architecture's own height, in memory of its own, and its row of the table.
         raises IndexError, ZooError for an unknown id
         """
-        index = self.index(key) if isinstance(key, str) else self._number(key)
-        instance = self._instance(index)
-        shard = int(self._store.shard_of[instance])
-        stored = self._store.architecture_of_shard(shard)
-        flat = self._store.values(shard)[int(self._store.row_of[instance])]
-        # A zoo may have a wider dtype than the network, whose values then come back exactly in the network's dtype.
-        values = flat.view(stored.height, self.manifest.width).to(torch_dtype(stored.layout.dtype))
-        return PRep(values, stored.layout, Origin(stored.name, stored.class_id)), self.metadata(index)
+        if not is_single(key):
+            return self.select(key)
+        number = self._number(key)
+        return self._prep(number, copy=True), self.metadata(number)
+
+    def __contains__(self, id: object) -> bool:
+        """Whether the zoo or view has an instance with this id."""
+        if not isinstance(id, str):
+            raise ZooError(f"`in` asks a zoo for an id, which is text; found {type(id).__name__}.")
+        return id in self._ids
 
     def index(self, id: str) -> int:
         """Return the index of the instance with this id.
 
         raises ZooError if there is none
         """
+        if not isinstance(id, str):
+            raise ZooError(f"an id is text; found {type(id).__name__}.")
         try:
             return self._ids[id]
         except KeyError:
             raise ZooError(f"'{self.name}' has no instance '{id}'.{nearest(id, self._ids)}") from None
 
-    def metadata(self, index: int) -> dict[str, Any]:
-        """Return one row of the table."""
-        row: dict[str, Any] = self.table.slice(self._number(index), 1).to_pylist()[0]
+    def metadata(self, key: int | str) -> dict[str, Any]:
+        """Return an instance's row of the table, by index or id."""
+        row: dict[str, Any] = self.table.slice(self._number(key), 1).to_pylist()[0]
         return row
 
-    def layout(self, index: int) -> Layout:
+    def layout(self, key: int | str) -> Layout:
         """Return the layout of an instance's PRep."""
-        return self._stored_of(index).layout
+        return self._stored_of(self._number(key)).layout
 
-    def network(self, index: int | str) -> nn.Module:
+    def network(self, key: int | str) -> nn.Module:
         """Return an instance as a ready network in eval mode, with parameters of its own.
 
         raises ZooError if the zoo knows only its layout, RegistryError if its builder is not trusted
         """
-        prep, _ = self[index]
-        number = self.index(index) if isinstance(index, str) else index
-        return self._network(self._stored_of(number), prep.tensors())
+        number = self._number(key)
+        return self._network(self._stored_of(number), self._prep(number).tensors())
 
     def export(self, key: int | str, output: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Tensor]:
         """Write one instance as a plain state dict, which torch or safetensors read without prepkit, and return it.
@@ -210,8 +220,7 @@ class Zoo:
         if file.resolve().is_relative_to(self._store.root.resolve()):
             raise OutputError(f"'{output}' lies in the zoo '{self._store.root}'; name a file outside it.")
         check_writable(file, overwrite=overwrite)
-        prep, _ = self[key]
-        tensors = prep.tensors()
+        tensors = self._prep(self._number(key), copy=True).tensors()
         save_state_dict(tensors, file, overwrite=overwrite)
         return tensors
 
@@ -219,7 +228,7 @@ class Zoo:
         """Return the ClassIds `[B]`, int64."""
         import torch
 
-        return torch.from_numpy(self._class_ids[self._instances_of(indices)])
+        return torch.from_numpy(self._store.class_ids[self._instances_of(indices)])
 
     def preps(
         self,
@@ -246,7 +255,7 @@ class Zoo:
         import torch
 
         shape = self._shape(width, height)
-        totals = torch.from_numpy(self._totals[self._store.shard_of[self._instances_of(indices)]])
+        totals = torch.from_numpy(self._store.totals[self._store.shard_of[self._instances_of(indices)]])
         return (torch.arange(shape.cells) < totals[:, None]).view(-1, shape.height, shape.width)
 
     # Training -------------------------------------------------------------------------------------------------
@@ -313,30 +322,26 @@ class Zoo:
     def _shards(self) -> np.ndarray:
         return np.unique(self.shard_numbers)
 
-    @cached_property
-    def _class_ids(self) -> np.ndarray:
-        """The ClassId of each instance of the store; -1 where its architecture has none."""
-        ids = [self._store.architecture_of_shard(number).class_id for number in range(len(self.manifest.shards))]
-        by_shard = np.array([-1 if class_id is None else class_id for class_id in ids], dtype=np.int64)
-        class_ids: np.ndarray = by_shard[self._store.shard_of]
-        return class_ids
-
-    @cached_property
-    def _totals(self) -> np.ndarray:
-        """The number of parameters in a PRep of each shard."""
-        shards = range(len(self.manifest.shards))
-        return np.array([self._store.architecture_of_shard(number).layout.total for number in shards], dtype=np.int64)
-
     def _shape(self, width: int | None, height: int | None) -> PRepShape:
         if width is None and height is None:
             return self.shape
         return common_shape(self.manifest, self.shape.width if width is None else width, height)
 
-    def _stored_of(self, index: int) -> StoredArchitecture:
-        return self._store.architecture_of_shard(int(self._store.shard_of[self._instance(self._number(index))]))
+    def _prep(self, number: int, *, copy: bool = False) -> PRep:
+        """Return an instance's PRep; without `copy`, its values may be those of the mapped file, which all views share.
 
-    def _instance(self, index: int) -> int:
-        return index if self._instances is None else int(self._instances[index])
+        A zoo may have a wider dtype than the network, whose values then come back exactly in the network's dtype.
+        """
+        instance, stored = self._instance(number), self._stored_of(number)
+        flat = self._store.values(int(self._store.shard_of[instance]))[int(self._store.row_of[instance])]
+        values = flat.view(stored.height, self.manifest.width).to(torch_dtype(stored.layout.dtype), copy=copy)
+        return PRep(values, stored.layout, Origin(stored.name, stored.class_id))
+
+    def _stored_of(self, number: int) -> StoredArchitecture:
+        return self._store.architecture_of_shard(int(self._store.shard_of[self._instance(number)]))
+
+    def _instance(self, number: int) -> int:
+        return number if self._instances is None else int(self._instances[number])
 
     def _instances_of(self, indices: Any) -> np.ndarray:
         """Return the rows of the store's table for indices of this view."""
@@ -353,8 +358,8 @@ class Zoo:
         """
         return numbers_of(indices, len(self))
 
-    def _number(self, index: int) -> int:
-        return int(self.numbers(index)[0])
+    def _number(self, key: int | str) -> int:
+        return self.index(key) if isinstance(key, str) else number_of(key, len(self))
 
     @property
     def _place(self) -> str:

@@ -383,3 +383,10 @@ def test_total_is_the_sum_of_sizes() -> None:
     layout = Layout.of(small_network())
     assert layout.total == sum(math.prod(slot.shape) for slot in layout)
     assert len(layout) == 8
+
+
+def test_in_asks_for_names_and_slots():
+    layout = Layout.of(nn.Linear(3, 2))
+    assert "weight" in layout
+    assert "gain" not in layout
+    assert layout.slots[1] in layout

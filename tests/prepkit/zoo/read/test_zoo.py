@@ -91,8 +91,67 @@ def test_networks_own_their_parameters_and_leave_the_generator_alone(zoo):
         for parameter in network.parameters():
             parameter.fill_(7)
     assert torch.equal(zoo.preps(1), before)
-    zoo[1][0].values.fill_(3)  # a private mapping: the file stays, too
-    assert torch.equal(open_zoo(zoo._store.root).preps(1), before)
+    assert torch.equal(zoo.preps(1), before)
+
+
+@pytest.mark.parametrize("key", [1, "resnet8-0"])
+def test_a_write_into_an_instance_changes_nothing_that_is_read_later(zoo, key):
+    before, values = zoo.preps().clone(), zoo[key][0].values.clone()
+    zoo[key][0].values.fill_(3)
+    for tensor in zoo[key][0].tensors().values():
+        tensor.fill_(4)
+    for prep, _ in zoo.select([1]):
+        prep.values.fill_(5)
+    for tensor in zoo.export(key, zoo._store.root.parent / f"{key}.pt").values():
+        tensor.fill_(6)
+    zoo.preps([1]).fill_(7)
+    assert torch.equal(zoo.preps(), before)
+    assert torch.equal(zoo[key][0].values, values)
+    assert torch.equal(open_zoo(zoo._store.root).preps(), before)
+
+
+def test_an_instance_is_saved_and_pickled_without_its_shard(tmp_path):
+    with ZooWriter(tmp_path / "zoo", width=8) as writer:
+        for seed in range(1000):
+            writer.add(tensors_of(seed))
+    zoo = open_zoo(tmp_path / "zoo")
+    torch.save(zoo[500][0].tensors(), tmp_path / "tensors.pt")
+    assert (tmp_path / "tensors.pt").stat().st_size < 5000 < zoo.num_bytes / 10
+    assert len(pickle.dumps(zoo[500])) < 5000
+    assert len(pickle.dumps(next(iter(zoo)))) < 5000
+
+
+def test_a_slice_or_a_row_of_indices_gives_a_view(zoo):
+    ids = zoo.table["id"].to_pylist()
+    for key in (slice(0, 3), slice(None, None, -5), [7, 8], [4], [], np.array([1, 7]), torch.tensor([4, 4])):
+        rows = key if not isinstance(key, list) else np.array(key, dtype=int)
+        assert isinstance(zoo[key], prepkit.Zoo)
+        assert zoo[key].table["id"].to_pylist() == np.array(ids)[rows].tolist()
+    assert [row["id"] for _, row in zoo[2:4]] == ids[2:4]
+    assert zoo[np.int64(5)][1]["id"] == zoo[torch.tensor(5)][1]["id"] == zoo[-7][1]["id"] == ids[5]
+
+
+def test_what_belongs_to_one_instance_takes_one_index_or_id(zoo, tmp_path):
+    calls = (zoo.metadata, zoo.layout, zoo.network, lambda key: zoo.export(key, tmp_path / "m.pt"))
+    for call in calls:
+        for several in ([7, 8], [7], slice(0, 3), np.array([1, 2]), torch.tensor([4]), (1, 2)):
+            with pytest.raises(IndexError, match=r"one index or id was expected, not a .*; zoo\[\.\.\.\]"):
+                call(several)
+    assert zoo.metadata("resnet8-1") == zoo.metadata(zoo.index("resnet8-1")) == zoo["resnet8-1"][1]
+    assert zoo.layout("resnet8-1") == zoo["resnet8-1"][0].layout
+    with pytest.raises(IndexError, match=r"whole numbers, not text; zoo\.index\(id\)"):
+        zoo[["resnet8-1", "resnet8-2"]]
+    with pytest.raises(ZooError, match="an id is text; found int"):
+        zoo.index(3)
+
+
+def test_in_asks_for_ids(zoo, monkeypatch):
+    monkeypatch.delattr(prepkit.Zoo, "__iter__")  # no walk through the zoo
+    assert "resnet8-1" in zoo
+    assert "resnet8-1" not in zoo.where("run == 0")
+    assert "resnet8-9" not in zoo
+    with pytest.raises(ZooError, match="which is text; found int"):
+        3 in zoo  # noqa: B015
 
 
 def test_preps_are_padded_and_masks_say_where(zoo):
@@ -181,7 +240,8 @@ def test_views_do_not_follow_the_array_they_were_made_of(zoo):
 def test_views_share_the_files(zoo):
     part = zoo.split("train")
     assert part._store is zoo._store
-    assert part[0][0].values.data_ptr() == zoo[part[0][1]["id"]][0].values.data_ptr()
+    zoo.preps()
+    assert part._store.values(0) is zoo._store.values(0)
 
 
 def test_look_ups_that_fail_name_the_nearest(zoo):
