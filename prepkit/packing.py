@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of
 from prepkit.errors import (
@@ -21,6 +21,7 @@ from prepkit.errors import (
     LayoutMismatch,
     RegistryError,
     VerificationError,
+    counted,
     listed,
 )
 from prepkit.families.architecture import Architecture, floating_shapes
@@ -63,6 +64,7 @@ def pack_checkpoint(
     architecture: Architecture | None = None,
     key: str | None = None,
     keep_batch_norm: bool = False,
+    keep_unfoldable: Literal["affine"] | None = None,
     dtype: str | None = None,
     allow_nonfinite: bool = False,
 ) -> Packed:
@@ -72,6 +74,7 @@ def pack_checkpoint(
     architecture:    the network that was saved; if None, it is recognised among the registered ones
     key:             where the state dict is inside the file, such as "ema.model", if several fit
     keep_batch_norm: pack BatchNorm with its running statistics instead of folding it
+    keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
     dtype:           cast all tensors to this dtype; None keeps each in its own
     allow_nonfinite: pack NaN and infinity too
     raises InvalidShape, CheckpointError, LayoutMismatch, FusionError; VerificationError if the round trip fails
@@ -90,7 +93,9 @@ def pack_checkpoint(
     checkpoint = _read(path, key)
     if not allow_nonfinite:
         check_finite(checkpoint, f"'{path}'")
-    tensors, layout, fusion, architecture = prepare(checkpoint, architecture, keep_batch_norm, f"'{path}'")
+    tensors, layout, fusion, architecture = prepare(
+        checkpoint, architecture, keep_batch_norm, f"'{path}'", keep_unfoldable
+    )
     if dtype is not None:
         tensors = _cast(tensors, dtype, path, allow_nonfinite)
         layout = layout.with_dtypes_of(tensors)
@@ -111,7 +116,11 @@ def pack_checkpoint(
 
 
 def prepare(
-    checkpoint: Mapping[str, Tensor], architecture: Architecture | None, keep_batch_norm: bool, place: str
+    checkpoint: Mapping[str, Tensor],
+    architecture: Architecture | None,
+    keep_batch_norm: bool,
+    place: str,
+    keep_unfoldable: Literal["affine"] | None = None,
 ) -> tuple[Mapping[str, Tensor], Layout, Fusion | None, Architecture | None]:
     """Recognise the network of a state dict, fold its BatchNorm, and lay its tensors out.
 
@@ -119,6 +128,8 @@ def prepare(
     returns the tensors to pack, their layout, what was folded, and the architecture
     raises LayoutMismatch, FusionError as `pack_checkpoint` does
     """
+    if keep_unfoldable not in (None, "affine"):
+        raise FusionError(f'keep_unfoldable is {keep_unfoldable!r}; give "affine" or None.')
     architecture, is_folded = _recognised(checkpoint, architecture, place)
     must_fold = bool(batch_norms(checkpoint)) and not is_folded and not keep_batch_norm
     if architecture is None:
@@ -129,17 +140,22 @@ def prepare(
     if is_folded:
         return checkpoint, architecture.layout.with_dtypes_of(checkpoint), None, architecture
     network = _network_with(checkpoint, architecture, place)
-    fusion = _folded(network, architecture, place) if must_fold else None
+    fusion = _folded(network, architecture, place, keep_unfoldable) if must_fold else None
     with _named(place):
         layout = Layout.of(fusion.network if fusion else network)
     return fusion.network.state_dict() if fusion else checkpoint, layout, fusion, architecture
 
 
 def fold_checkpoint(
-    path: str | os.PathLike[str], architecture: Architecture | None = None, *, key: str | None = None
+    path: str | os.PathLike[str],
+    architecture: Architecture | None = None,
+    *,
+    key: str | None = None,
+    keep_unfoldable: Literal["affine"] | None = None,
 ) -> tuple[dict[str, Tensor], Fusion]:
     """Return the state dict of a checkpoint's network without BatchNorm, and what was folded.
 
+    keep_unfoldable: as in `pack_checkpoint`
     raises CheckpointError, LayoutMismatch; FusionError if there is nothing to fold or it cannot be folded
     """
     place = f"'{path}'"
@@ -149,7 +165,7 @@ def fold_checkpoint(
         raise FusionError(f"{place} has no BatchNorm to fold; `prepkit pack` takes it as it is.")
     if architecture is None:
         raise _unknown_with_batch_norm(checkpoint, place, can_keep=False)
-    fusion = _folded(_network_with(checkpoint, architecture, place), architecture, place)
+    fusion = _folded(_network_with(checkpoint, architecture, place), architecture, place, keep_unfoldable)
     return dict(fusion.network.state_dict()), fusion
 
 
@@ -316,12 +332,25 @@ def _tied(network: nn.Module, checkpoint: Mapping[str, Tensor]) -> dict[str, Ten
     return tensors
 
 
-def _folded(network: nn.Module, architecture: Architecture, place: str) -> Fusion:
-    """Fold the network's BatchNorm; an error names the place."""
+def _folded(
+    network: nn.Module, architecture: Architecture, place: str, keep_unfoldable: Literal["affine"] | None
+) -> Fusion:
+    """Fold the network's BatchNorm; an error names the place.
+
+    raises FusionError if running statistics are left, which belong to no module that is known to be a BatchNorm
+    """
     try:
-        return fold(network, architecture.example_input(EXAMPLE_BATCH))
+        fusion = fold(network, architecture.example_input(EXAMPLE_BATCH), keep_unfoldable=keep_unfoldable or False)
     except UnfoldableNetwork as error:
         raise UnfoldableNetwork(f"{place}: {error}", error.refusals) from error
+    if left := batch_norms(fusion.network.state_dict()):
+        kinds = {type(fusion.network.get_submodule(name)).__name__ for name in left}
+        raise FusionError(
+            f"{place}: {counted(len(left), 'module')} with running statistics ({listed(left, 3)}; {listed(kinds)}) "
+            "cannot be folded: they hold no running_mean and running_var of one value a channel. "
+            "pack_checkpoint(keep_batch_norm=True) packs them as they are."
+        )
+    return fusion
 
 
 # Laying out and packing ---------------------------------------------------------------------------------------

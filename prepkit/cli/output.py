@@ -18,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130  # exit status; shells give 128 + the number of the signal
 # The library's messages name its keyword arguments; the command line says this instead.
 FLAGS = {
+    'keep_unfoldable="affine"': "--bn affine",
     "keep_unfoldable=True keeps these and folds the rest; ": "",
     "pack_checkpoint(keep_batch_norm=True)": "`prepkit pack --keep-bn`",
     "keep_batch_norm=True": "--keep-bn",

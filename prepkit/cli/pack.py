@@ -12,7 +12,7 @@ from prepkit.cli.models import Model, model_on_disk
 from prepkit.cli.network_options import architecture_options, find_architecture
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.targets import check_target, prep_targets, stem
-from prepkit.errors import counted
+from prepkit.errors import counted, listed
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from prepkit.packing import Packed
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+bn_option = click.option(
+    "--bn",
+    type=click.Choice(("fold", "affine")),
+    default="fold",
+    show_default=True,
+    help="A BatchNorm that has no layer to go into is refused (fold) or becomes a scale and a shift of each channel "
+    "(affine).",
+)
 key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
 
 
@@ -29,6 +37,7 @@ key_option = click.option("--key", help="Name of the state dict, if a file holds
 @click.option("--height", type=int, help="Rows, a multiple of 4. [default: the least that holds all parameters]")
 @architecture_options
 @key_option
+@bn_option
 @click.option("--keep-bn", is_flag=True, help="Pack BatchNorm with its running statistics instead of folding it.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Cast to this dtype. [default: keep each tensor's dtype]")
 @click.option("--allow-nonfinite", is_flag=True, help="Pack NaN and infinity too.")
@@ -42,6 +51,7 @@ def pack(
     architecture: str | None,
     input_shape: tuple[int, ...] | None,
     key: str | None,
+    bn: str,
     keep_bn: bool,
     dtype: str | None,
     allow_nonfinite: bool,
@@ -80,6 +90,7 @@ def pack(
                     architecture=network,
                     key=key,
                     keep_batch_norm=keep_bn,
+                    keep_unfoldable="affine" if bn == "affine" else None,
                     dtype=dtype,
                     allow_nonfinite=allow_nonfinite,
                 )
@@ -123,6 +134,7 @@ def unpack(prep: Path, output: Path | None, force: bool, out: Output) -> None:
 @click.argument("model", type=click.Path(path_type=Path))
 @architecture_options
 @key_option
+@bn_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")
 @force_option
 @json_option
@@ -131,6 +143,7 @@ def fuse(
     architecture: str | None,
     input_shape: tuple[int, ...] | None,
     key: str | None,
+    bn: str,
     output: Path,
     force: bool,
     out: Output,
@@ -147,7 +160,8 @@ def fuse(
 
     from prepkit.packing import fold_checkpoint
 
-    tensors, fusion = fold_checkpoint(model, network, key=key)
+    keep = "affine" if bn == "affine" else None
+    tensors, fusion = fold_checkpoint(model, network, key=key, keep_unfoldable=keep)  # type: ignore[arg-type]
     save_state_dict(tensors, output, overwrite=force)
     document = {"output": str(output), **_fusion_document(fusion)}
     out.result(document, f"{model} -> {output}\n  folded        {_fusion_text(fusion)}")
@@ -168,22 +182,26 @@ def _document(packed: Packed, source: str, target: Path) -> dict[str, Any]:
         "dtype": prep.layout.dtype,
         "fill": prep.layout.total / prep.shape.cells,
         "layout_sha256": prep.layout.sha256,
-        **(_fusion_document(packed.fusion) if packed.fusion else {"folded": []}),
+        **(_fusion_document(packed.fusion) if packed.fusion else {"folded": [], "affine": []}),
     }
 
 
 def _fusion_document(fusion: Fusion) -> dict[str, Any]:
     return {
         "folded": [item.layer for item in fusion.folded],
+        "affine": [item.batch_norm for item in fusion.affine],
         "error_before_cast": fusion.error_before_cast,
         "error_after_cast": fusion.error_after_cast,
     }
 
 
 def _fusion_text(fusion: Fusion) -> str:
+    norms = {item.batch_norm for item in fusion.folded}
+    maps = [item.batch_norm for item in fusion.affine]
+    affine = f", {counted(len(maps), 'more')} made affine ({listed(maps, 3)})" if maps else ""
     return (
-        f"{counted(len(fusion.folded), 'BatchNorm layer')}; "
-        f"outputs equal within {fusion.error_before_cast:.1e} in float64, "
+        f"{counted(len(norms), 'BatchNorm layer')}{affine}; "
+        f"outputs equal within {fusion.error_before_cast:.1e} in {fusion.precision}, "
         f"{fusion.error_after_cast:.1e} after the cast back"
     )
 

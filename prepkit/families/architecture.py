@@ -45,7 +45,7 @@ class Architecture:
     input_shape:      shape of one input, without the batch axis
     builder:          `module:callable`, imported when a network is built
     arguments:        keyword arguments of the builder, JSON-able
-    folded_arguments: arguments to add for the network without BatchNorm; None if prepkit.fusion.fold must fold it
+    folded_arguments: arguments to add for the network without BatchNorm; None if prepkit.fusion must fold it
     known:            counts and layout, where they are known without building
     trusted:          False for a builder that a file names, which is imported only if it is built in or registered
 
@@ -90,13 +90,18 @@ class Architecture:
     def build_folded(self) -> nn.Module:
         """Build the network without BatchNorm whose tensors `layout` packs, with fresh weights.
 
-        raises RegistryError as `build` does, FusionError if a BatchNorm cannot be folded
+        A BatchNorm that has no layer to go into is a scale and a shift of each channel there.
+        raises RegistryError as `build` does, FusionError if a BatchNorm cannot even become that
         """
         if self.folded_arguments is not None:
             return self._network({**self.arguments, **self.folded_arguments})
+        if self.known.layout is not None:  # it says what became of each BatchNorm when it was written
+            from prepkit.fusion.norm import without_batch_norm
+
+            return without_batch_norm(self.build().eval(), self.known.layout.names)
         from prepkit.fusion.fold import fold
 
-        folded: nn.Module = fold(self.build().eval(), self.example_input(), keep_unfoldable=False).network
+        folded: nn.Module = fold(self.build().eval(), self.example_input(), keep_unfoldable="affine").network
         return folded
 
     def _network(self, arguments: Mapping[str, Any]) -> nn.Module:

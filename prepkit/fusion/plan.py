@@ -1,154 +1,219 @@
-"""Which BatchNorms can be folded after a watched run, the folded parameters, and the reasons against the others."""
+"""Which BatchNorms can be folded after a watched run, and the reasons against the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
-from torch.nn.modules.module import _has_any_global_hook
-from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
+from torch import nn
 
-from prepkit.errors import counted
-from prepkit.fusion.watch import BatchNorm, Convolution, Output, Refusal, UnfoldableNetwork, Watch, quoted
+from prepkit.fusion.norm import Convolution, is_norm, num_channels, own_tensor
+from prepkit.fusion.reach import parts_before, parts_behind
+from prepkit.fusion.site import Site, tampering
+from prepkit.fusion.step import Kind, Part, Step, Values, new_values, overflow
+from prepkit.fusion.watch import Output, Refusal, Watch, quoted
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+NEVER_CALLED = "the run on the example input never called it"
+FUNCTIONAL = "batch_norm is called as a function; use a BatchNorm module, of which the statistics are known"
 
 
-@dataclass(frozen=True)
-class Step:
-    """A fold to be done: `layer` gets `weight` and `bias` (in float64), and `batch_norm` is removed."""
+@dataclass
+class Faults:
+    """What the proof has found wrong so far, by BatchNorm, each with the reason.
 
-    layer: str
-    batch_norm: str
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
-class _Site:
-    """A BatchNorm in the run that was watched.
-
-    name:    name of the BatchNorm's module
-    network: the float64 copy that ran
-    seen:    what the run did
-    steps:   folds of the BatchNorms before it, by their names
+    folds: BatchNorms that do not fold into layers
+    maps:  BatchNorms that are no affine map either
     """
 
-    name: str
+    folds: dict[str, str] = field(default_factory=dict)
+    maps: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to become of each BatchNorm.
+
+    steps:    folds and affine maps, in the order in which they are done
+    refusals: BatchNorms that can become neither, in the order of the run
+    mappable: how many of the refusals an affine map would be the way out of
+    """
+
+    steps: list[Step]
+    refusals: list[Refusal]
+    mappable: int
+
+
+def plan(network: nn.Module, original: nn.Module, seen: Watch, faults: Faults, with_maps: bool) -> Plan:
+    """Return what the run allows for each BatchNorm.
+
+    network:   the network in its own dtypes; `original` is its copy that ran
+    with_maps: whether a BatchNorm that has no layer to go into becomes an affine map
+    """
+    draft = _Draft(network, original, seen)
+    norms = [name for name, module in original.named_modules() if is_norm(module)]
+    idle = [name for name in norms if name not in seen.sources]
+    in_heads = {name for name in idle if _is_in_idle_head(original, seen, name)}
+    left = dict.fromkeys(idle, NEVER_CALLED)
+    if with_maps and len(in_heads) < len(idle):
+        # A BatchNorm beside the path of the run may share its layer with one on the path: no layer may change.
+        beside = next(name for name in idle if name not in in_heads)
+        left |= dict.fromkeys(seen.sources, f"the run never called {quoted(beside)}, which may share its layer")
+    else:
+        left |= _fold(draft, faults)
+    refusals = [Refusal(f"F.batch_norm in {quoted(place)}", FUNCTIONAL) for place in seen.functional]
+    mappable = 0
+    for name in [name for name in [*seen.sources, *idle] if name in left]:
+        against = _no_map(draft.site(name), faults)
+        if against is None and (with_maps or name in in_heads):
+            against = draft.take("affine", name, (), left[name])
+            if against is None:
+                continue
+        elif against is None:
+            mappable += 1
+        refusals.append(Refusal(name, against or left[name]))
+    return Plan(list(draft.steps.values()), refusals, mappable)
+
+
+@dataclass
+class _Draft:
+    """Steps that were planned so far, by BatchNorm, and the parameters after them."""
+
     network: nn.Module
+    original: nn.Module
     seen: Watch
-    steps: Mapping[str, Step]
+    steps: dict[str, Step] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
 
-    @property
-    def batch_norm(self) -> Any:
-        return self.network.get_submodule(self.name)
+    def site(self, name: str) -> Site:
+        return Site(name, self.original, self.seen, self.steps)
 
-    @property
-    def source(self) -> Output:
-        source = self.seen.sources[self.name]
-        if isinstance(source, str):
-            raise TypeError(f"{self.name} follows no module: {source}")
-        return source
-
-    @property
-    def layer_name(self) -> str:
-        """Name of the layer before it, or before a row of BatchNorms, if all earlier ones in the row are folded."""
-        previous = self.steps.get(self.source.module)
-        return previous.layer if previous else self.source.module
-
-    @property
-    def layer(self) -> Any:
-        return self.network.get_submodule(self.layer_name)
-
-
-def plan(network: nn.Module, original: nn.Module, seen: Watch) -> tuple[list[Step], list[Refusal]]:
-    """Return the folds that the run allows, and the BatchNorms that cannot be folded, in the order of the run."""
-    steps: dict[str, Step] = {}
-    refusals = [Refusal(f"F.batch_norm in {quoted(place)}", _FUNCTIONAL) for place in seen.functional]
-    names = [name for name, module in original.named_modules() if isinstance(module, BatchNorm)]
-    for name in [*seen.sources, *(name for name in names if name not in seen.sources)]:
-        site = _Site(name, original, seen, steps)
-        reason = next(filter(None, (check(site) for check in _CHECKS)), None)
+    def take(self, kind: Kind, name: str, parts: tuple[Part, ...], why: str = "") -> str | None:
+        """Plan a step; return why the network's dtypes cannot hold it, None if they can."""
+        step = Step(name, kind, parts, {}, why)
+        step = Step(name, kind, parts, new_values(step, self.original, self.values), why)
+        reason = overflow(step, self.network)
         if reason is None:
-            step = _step(site)
-            reason = _overflow(step, network.get_submodule(step.layer))
+            self.steps[name] = step
+            self.values |= step.values
+        return reason
+
+
+def _fold(draft: _Draft, faults: Faults) -> dict[str, str]:
+    """Plan all folds into layers; return the BatchNorms that are left, with reasons, in the order of the run."""
+    left: dict[str, str] = {}
+    for name in draft.seen.sources:
+        site = draft.site(name)
+        reason = faults.folds.get(name) or _own_reason(site)
         if reason is None:
-            steps[name] = step
-        else:
-            refusals.append(Refusal(name, reason))
-    return list(steps.values()), refusals
+            reason = next(filter(None, (check(site) for check in _CHECKS)), None)
+            parts = (Part(site.layer_name),) if reason is None else parts_before(site)
+            if parts is not None:
+                reason = draft.take("into", name, parts)
+        if reason is not None:
+            left[name] = reason
+    for name in reversed(list(left)):
+        site = draft.site(name)
+        if name in faults.folds or _own_reason(site) is not None or (parts := parts_behind(site)) is None:
+            continue
+        if draft.take("ahead", name, parts) is None:
+            del left[name]
+    return left
 
 
-_FUNCTIONAL = "batch_norm is called as a function; use a BatchNorm module, of which the statistics are known"
+def _own_reason(site: Site) -> str | None:
+    return _own_values(site) or _has_statistics(site)
 
 
-def _own_values(site: _Site) -> str | None:
-    return _tampering("it", site.name, site.batch_norm, site.seen)
+def _no_map(site: Site, faults: Faults) -> str | None:
+    """Return why a BatchNorm can be no affine map; None if it can."""
+    return _own_reason(site) or faults.maps.get(site.name)
 
 
-def _ran_once(site: _Site) -> str | None:
+def _is_in_idle_head(network: nn.Module, seen: Watch, name: str) -> bool:
+    """Return whether a BatchNorm that never ran is in a module that never ran, behind a layer of that module.
+
+    Heads that run in training only are such modules. A BatchNorm that is chosen among several at a shared layer is not.
+    """
+    names = name.split(".")
+    for length in range(1, len(names)):
+        module = network.get_submodule(head := ".".join(names[:length]))
+        if seen.calls[head] or isinstance(module, nn.ModuleList | nn.ModuleDict):
+            continue
+        before = [n for n, _ in module.named_modules(prefix=head)]
+        return any(n in seen.layers for n in before[: before.index(name)])
+    return False
+
+
+def _own_values(site: Site) -> str | None:
+    return tampering("it", site.name, site.batch_norm, site.seen)
+
+
+def _ran_once(site: Site) -> str | None:
+    """Check that a BatchNorm ran once, or each time right after one layer that ran as often."""
     if (calls := site.seen.calls[site.name]) == 1:
         return None
-    if calls == 0:
-        return "the run on the example input never called it"
+    sources = site.seen.sources[site.name]
+    outputs = [source for source in sources if not isinstance(source, str)]
+    as_often = len({output.module for output in outputs}) == 1 and site.seen.calls[site.layer_name] == calls
+    if as_often and len(set(outputs)) == len(sources) == calls:
+        return None
     return f"it is shared: it ran {calls} times in one run"
 
 
-def _has_statistics(site: _Site) -> str | None:
-    if site.batch_norm.running_mean is None or site.batch_norm.running_var is None:
+def _has_statistics(site: Site) -> str | None:
+    if own_tensor(site.batch_norm, "running_mean") is None or own_tensor(site.batch_norm, "running_var") is None:
         return "it has no running statistics (track_running_stats=False): its output depends on the batch"
     return None
 
 
-def _follows_output(site: _Site) -> str | None:
-    source = site.seen.sources[site.name]
-    if not isinstance(source, str):
-        return None
-    return source + _before_convolution(site)
+def _follows_output(site: Site) -> str | None:
+    reason = next((source for source in site.seen.sources[site.name] if isinstance(source, str)), None)
+    return None if reason is None else reason + _before_convolution(site)
 
 
-def _before_convolution(site: _Site) -> str:
+def _before_convolution(site: Site) -> str:
     """Return a remark on pre-activation networks, where the convolution comes after the BatchNorm."""
-    readers = site.seen.outputs[site.name].readers if site.name in site.seen.outputs else ()
-    place = next((reader.place for reader in readers), "")
+    outputs = site.seen.outputs.get(site.name, [])
+    place = next((reader.place for output in outputs for reader in output.readers), "")
     following = site.network.get_submodule(place)
     if not isinstance(following, Convolution):
         return ""
     if any(following._reversed_padding_repeated_twice):
         return f"; it comes before {quoted(place)}, whose padding adds zeros after the normalisation (pre-activation)"
-    return f"; it comes before {quoted(place)} (pre-activation), and only a layer before it can take it in"
+    return f"; it comes before {quoted(place)} (pre-activation), which cannot take it in"
 
 
-def _follows_layer(site: _Site) -> str | None:
+def _follows_layer(site: Site) -> str | None:
     module = site.source.module
     previous = site.network.get_submodule(module)
-    if not isinstance(previous, BatchNorm):
+    if not is_norm(previous):
         return None
-    if module not in site.steps:
+    if module not in site.steps or not site.steps[module].is_direct:
         return f"it follows BatchNorm {quoted(module)}, which cannot be folded"
     if any(True for _ in previous.children()):
         return f"it follows {quoted(module)}, which applies modules of its own after normalising"
     return None
 
 
-def _layer_values(site: _Site) -> str | None:
+def _layer_values(site: Site) -> str | None:
     name, layer = site.layer_name, site.layer
-    if (calls := site.seen.calls[name]) != 1:
+    if (calls := site.seen.calls[name]) != site.seen.calls[site.name]:
         return f"its layer {quoted(name)} is shared: it ran {calls} times in one run"
-    if reason := _tampering(f"its layer {quoted(name)}", name, layer, site.seen):
+    if reason := tampering(f"its layer {quoted(name)}", name, layer, site.seen):
         return reason
     if layer._parameters.get("weight") is None or layer._parameters.get("bias") is not layer.bias:
         return f"weight or bias of its layer {quoted(name)} is no parameter"
     return None
 
 
-def _only_reader(site: _Site) -> str | None:
-    output = site.source
+def _only_reader(site: Site) -> str | None:
+    for output in site.seen.outputs[site.source.module]:
+        if reason := _other_reader(site, output):
+            return reason
+    return None
+
+
+def _other_reader(site: Site, output: Output) -> str | None:
     others = {reader.place: reader for reader in reversed(output.readers) if reader.place != site.name}
     others_words = " and ".join(str(reader) for reader in reversed(others.values()))
     if others:
@@ -158,110 +223,29 @@ def _only_reader(site: _Site) -> str | None:
     return None
 
 
-def _normalises_features(site: _Site) -> str | None:
+def _normalises_features(site: Site) -> str | None:
     """Check that layer and BatchNorm mean the same axis.
 
     The features of a convolution are on axis 1 of a batch, which a BatchNorm normalises; those of Linear are on the
     last axis.
     """
-    layer, axes = site.layer, site.seen.outputs[site.layer_name].axes
+    layer, axes = site.layer, site.seen.outputs[site.layer_name][0].axes
     if axes != layer.weight.dim():
         kind = "Linear over tokens" if isinstance(layer, nn.Linear) else "an input without batch axis"
         return f"{quoted(site.layer_name)} gives {axes} axes ({kind}): axis 1, which it normalises, is not the features"
     features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    if features != site.batch_norm.num_features:
-        return f"it normalises {site.batch_norm.num_features} features, {quoted(site.layer_name)} has {features}"
+    if features != num_channels(site.batch_norm):
+        return f"it normalises {num_channels(site.batch_norm)} features, {quoted(site.layer_name)} has {features}"
     if layer.bias is not None and layer.bias.shape != (features,):
         return f"the bias of {quoted(site.layer_name)} has shape {list(layer.bias.shape)}, not one value a feature"
     return None
 
 
-_CHECKS: tuple[Callable[[_Site], str | None], ...] = (
-    _own_values,
+_CHECKS: tuple[Callable[[Site], str | None], ...] = (
     _ran_once,
-    _has_statistics,
     _follows_output,
     _follows_layer,
     _layer_values,
     _only_reader,
     _normalises_features,
 )
-
-
-def _tampering(subject: str, name: str, module: nn.Module, seen: Watch) -> str | None:
-    """Return why a module may do something else with its tensors than its class says; None if it does not."""
-    hooks = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
-    if hooks:
-        names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
-        return f"{subject} carries hooks ({names}), which would see other values; remove them first"
-    if _has_any_global_hook():  # type: ignore[no-untyped-call]
-        return "hooks on all modules are set (torch.nn.modules.module.register_module_*); remove them first"
-    if is_parametrized(module):
-        return f"{subject} is parametrised; first use torch.nn.utils.parametrize.remove_parametrizations"
-    if "forward" in vars(module):
-        return f"{subject} has a forward of its own, set on the instance"
-    if name in seen.outside:
-        return f"{subject} has tensors that are also read outside its calls, by {seen.outside[name]}"
-    return None
-
-
-def _step(site: _Site) -> Step:
-    previous = site.steps.get(site.source.module)
-    weight, bias = (previous.weight, previous.bias) if previous else (site.layer.weight, site.layer.bias)
-    return Step(site.layer_name, site.name, *folded_parameters(site.layer, weight, bias, site.batch_norm))
-
-
-def folded_parameters(layer: Any, weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
-    """Return the layer's weight and bias `[features]` with the BatchNorm folded into them (Supplementary VI)."""
-    scale = (1.0 if norm.weight is None else norm.weight) / torch.sqrt(norm.running_var + norm.eps)
-    centred = -norm.running_mean if bias is None else bias - norm.running_mean
-    shift = centred * scale + (0.0 if norm.bias is None else norm.bias)
-    return _scaled(layer, weight, scale), shift
-
-
-def _scaled(layer: Any, weight: Tensor, scale: Tensor) -> Tensor:
-    """Multiply `weight` by `scale` `[features]` along its output axis."""
-    space = [1] * (weight.dim() - 2)
-    if not isinstance(layer, TransposedConvolution):
-        return weight * scale.reshape(-1, 1, *space)
-    # A transposed weight is [inputs, features / groups, ...], and group g of the inputs makes group g of the features.
-    grouped = weight.reshape(layer.groups, -1, *weight.shape[1:]) * scale.reshape(layer.groups, 1, -1, *space)
-    return grouped.reshape(weight.shape)
-
-
-def _overflow(step: Step, layer: Any) -> str | None:
-    """Return why the layer's own dtypes cannot hold the folded layer; None if they can."""
-    bias = layer.weight if layer.bias is None else layer.bias
-    for folded, dtype in ((step.weight, layer.weight.dtype), (step.bias, bias.dtype)):
-        if not folded.isfinite().all():
-            return f"folding it into {quoted(step.layer)} gives values that are not finite"
-        if not folded.to(dtype).isfinite().all():
-            return f"folding it into {quoted(step.layer)} gives {folded.abs().max():.3g}, beyond {str(dtype)[6:]}"
-    return None
-
-
-def refuse_without_values(network: nn.Module) -> None:
-    """Raise UnfoldableNetwork for parameters and buffers that have no values yet."""
-    refusals = []
-    for name, module in network.named_modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if any(is_lazy(tensor) for tensor in own):
-            refusals.append(Refusal(name, f"{type(module).__name__} is not initialised; run the network once first"))
-        elif any(tensor.is_meta for tensor in own):
-            refusals.append(Refusal(name, f"{type(module).__name__} is on the meta device; load its values first"))
-    if refusals:
-        raise UnfoldableNetwork(f"The network has no values yet:{_indented(refusals)}", refusals)
-
-
-def cannot_fold(refusals: Sequence[Refusal], total: int) -> UnfoldableNetwork:
-    """Return one error for all BatchNorms that cannot be folded; the network has `total` BatchNorms."""
-    return UnfoldableNetwork(
-        f"{len(refusals)} of {counted(total, 'BatchNorm')} cannot be folded without changing the network:"
-        f"{_indented(refusals)}\n"
-        "keep_unfoldable=True keeps these and folds the rest; pack_checkpoint(keep_batch_norm=True) packs it with all.",
-        refusals,
-    )
-
-
-def _indented(refusals: Sequence[Refusal]) -> str:
-    return "".join(f"\n  {refusal}" for refusal in refusals)

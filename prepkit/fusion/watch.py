@@ -13,28 +13,20 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prepkit.errors import FusionError
-
-BatchNorm, Convolution = _BatchNorm, _ConvNd
-_METADATA = """
-    shape size dim ndim ndimension numel nelement stride storage_offset element_size itemsize nbytes dtype device layout
-    names has_names get_device requires_grad is_leaf is_floating_point is_complex is_signed is_contiguous is_same_size
-    is_cpu is_cuda is_mps is_xpu is_meta is_sparse is_sparse_csr is_mkldnn is_quantized is_nested __len__ __hash__
-    empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones new_full
-"""
-METADATA = frozenset(_METADATA.split())  # operations that tell nothing about a tensor's values
+from prepkit.fusion.norm import Convolution, is_norm
+from prepkit.fusion.output import COPIES, METADATA, MOVES, VIEWS, Output, Reader, View
+from prepkit.fusion.output import quoted as quoted
 
 
 class UnfoldableNetwork(FusionError):
@@ -59,35 +51,6 @@ class Refusal:
         return f"{self.batch_norm or quoted(self.batch_norm)}: {self.reason}"
 
 
-@dataclass(frozen=True)
-class Reader:
-    """An operation that reads a tensor, and the innermost module in which it runs."""
-
-    operation: str
-    place: str
-
-    def __str__(self) -> str:
-        return f"{self.operation} in {quoted(self.place)}" if self.operation else "the network's return"
-
-
-@dataclass
-class Output:
-    """The tensor that a call of a layer or a BatchNorm returned.
-
-    module:  name of the layer or BatchNorm
-    axes:    number of axes of the tensor
-    storage: weak reference to the tensor's storage
-    readers: operations that read it after the call, in order
-    held:    whether something still held it, or a view of it, after the run, and may read it later
-    """
-
-    module: str
-    axes: int
-    storage: StorageWeakRef
-    readers: dict[Reader, None] = field(default_factory=dict)
-    held: bool = False
-
-
 _OUTSIDE_TENSORS = (
     "The network cannot be deep-copied: its copy runs on tensors of the original, by {}; a lambda or a closure holds "
     "them. Make it a method or a module."
@@ -98,8 +61,10 @@ class Watch:
     """A record of one run. Modules go by their names in `network.named_modules()`.
 
     calls:      how often each module ran
-    sources:    where the input of each BatchNorm came from: the output of a layer or BatchNorm, or words for the rest
-    outputs:    the last output of each layer and BatchNorm
+    sources:    where the inputs of each BatchNorm came from, call by call: an output, or words for the rest
+    outputs:    the outputs of each layer and BatchNorm, call by call
+    inputs:     their inputs, call by call; None for a call with more than one tensor
+    moved:      what operations that move values made of tracked outputs, in order
     arguments:  args and kwargs of each layer's last call, with floating-point tensors on the meta device
     outside:    for each module, a read of its parameters or buffers outside its own calls
     functional: modules in which batch_norm ran without a BatchNorm module
@@ -115,8 +80,10 @@ class Watch:
     def __init__(self, network: nn.Module, foreign: set[int | None]) -> None:
         self.network, self.foreign = network, foreign
         self.calls: Counter[str] = Counter()
-        self.sources: dict[str, Output | str] = {}
-        self.outputs: dict[str, Output] = {}
+        self.sources: dict[str, list[Output | str]] = {}
+        self.outputs: dict[str, list[Output]] = {}
+        self.inputs: dict[str, list[View | None]] = {}
+        self.moved: list[Output] = []
         self.arguments: dict[str, tuple[Any, Any]] = {}
         self.outside: dict[str, Reader] = {}
         self.functional: dict[str, None] = {}
@@ -125,7 +92,8 @@ class Watch:
         self.stack, self.functions = [""], [""]
         self.tracked: dict[int | None, Output] = {}
         self.makers: dict[int | None, str] = {}  # if an address is reused, only an error's wording is wrong
-        self.batch_norms = {name for name, module in network.named_modules() if isinstance(module, BatchNorm)}
+        self.layers = {n for n, module in network.named_modules() if isinstance(module, Convolution | nn.Linear)}
+        self.batch_norms = {name for name, module in network.named_modules() if is_norm(module)}
         self.owners = _owners(network)
 
     def enter(self, name: str, args: Any, kwargs: Any) -> None:
@@ -133,33 +101,71 @@ class Watch:
         self.stack.append(name)
         self.calls[name] += 1
         if name in self.batch_norms:
-            self.sources[name] = self._source([*args, *kwargs.values()])
+            self.sources.setdefault(name, []).append(self._source([*args, *kwargs.values()]))
+        if name in self.batch_norms or name in self.layers:
+            self.inputs.setdefault(name, []).append(self._view_of_input([*args, *kwargs.values()]))
+
+    def _view_of_input(self, inputs: list[Any]) -> View | None:
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or (key := storage_key(inputs[0])) is None:
+            return None
+        with torch._C.DisableTorchFunction():
+            return View.of(inputs[0], self.tracked.get(key))
 
     def _source(self, inputs: list[Any]) -> Output | str:
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             return "it is called with more than one tensor"
         key = storage_key(inputs[0])
-        return self.tracked.get(key) or self.makers.get(key, "its input is a tensor that no operation of the run made")
+        source = self.tracked.get(key)
+        if source is not None and source.call is None:
+            return source
+        return self.makers.get(key, "its input is a tensor that no operation of the run made")
 
     def leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Note that module `name` has ended, and track the tensor that a layer or a BatchNorm returned."""
         while self.stack.pop() != name:
             pass
-        if not isinstance(module, (Convolution, nn.Linear, BatchNorm)) or not isinstance(output, Tensor):
+        if not (name in self.layers or name in self.batch_norms) or not isinstance(output, Tensor):
             return
-        if (key := storage_key(output)) is not None:
+        if (tracked := self._track(name, output)) is not None:
             with torch._C.DisableTorchFunction():
-                tracked = Output(name, output.dim(), StorageWeakRef(output.untyped_storage()))  # type: ignore[no-untyped-call]
                 self.arguments[name] = pytree.tree_map(_without_values, (args, kwargs))
-            self.outputs[name] = self.tracked[key] = tracked
+            self.outputs.setdefault(name, []).append(tracked)
 
-    def read(self, operation: str, value: Any) -> None:
-        """Note that `operation` reads the tensors in `value`."""
+    def _track(self, name: str, tensor: Tensor, call: tuple[Any, Any, Any] | None = None) -> Output | None:
+        if (key := storage_key(tensor)) is None:
+            return None
+        with torch._C.DisableTorchFunction():
+            storage = tensor.untyped_storage()
+            length = storage.nbytes() // tensor.element_size()
+            view = View.of(tensor, None)
+            tracked = Output(name, view, length, StorageWeakRef(storage), call)  # type: ignore[no-untyped-call]
+        self.tracked[key] = tracked
+        return tracked
+
+    def move(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Track what an operation that moves values into new memory made of tracked outputs."""
+        keys = {storage_key(tensor) for tensor in _leaves((args, kwargs))}
+        if keys.isdisjoint(self.tracked) or not isinstance(result, Tensor) or storage_key(result) in keys:
+            return
+
+        def view(leaf: Any) -> Any:
+            return View.of(leaf, self.tracked.get(storage_key(leaf))) if isinstance(leaf, Tensor) else leaf
+
+        moved = self._track(self.stack[-1], result, (func, *pytree.tree_map(view, (args, kwargs or {}))))
+        if moved is not None:
+            self.moved.append(moved)
+
+    def read(self, operation: str, value: Any, moves: bool = False) -> None:
+        """Note that `operation` reads the tensors in `value`; see Reader for `moves`."""
         inside = not self.batch_norms.isdisjoint(self.stack) or "instance_norm" in self.functions
-        if "batch_norm" in operation and not inside:
+        if "batch_norm" in operation and not inside and not self._only_parameters(value):
             self.functional.setdefault(self.stack[-1])
         if operation not in METADATA:
-            self._read(map(storage_key, _leaves(value)), Reader(self._operation(operation), self.stack[-1]))
+            self._read(map(storage_key, _leaves(value)), Reader(self._operation(operation), self.stack[-1], moves))
+
+    def _only_parameters(self, value: Any) -> bool:
+        """Return whether an operation reads parameters alone, as weight standardisation does: no activation."""
+        return all(storage_key(tensor) in self.owners for tensor in _leaves(value))
 
     def _read(self, keys: Iterable[int | None], reader: Reader) -> None:
         for key in keys:
@@ -191,9 +197,10 @@ class Watch:
 
     def mark_held(self) -> None:
         """Note which outputs are still held after the run, such as in an attribute or a list."""
-        if any(map(_alive, self.outputs.values())):
+        outputs = [*self.moved, *(output for calls in self.outputs.values() for output in calls)]
+        if any(map(_alive, outputs)):
             gc.collect()  # outputs that only a reference cycle keeps alive do not count as held
-        for output in self.outputs.values():
+        for output in outputs:
             output.held = _alive(output)
 
 
@@ -212,7 +219,7 @@ class _Functions(TorchFunctionMode):
             # A function that returns its argument itself (dropout, contiguous) may do nothing. If it does something,
             # it dispatches an operation, which _Dispatches sees.
             if not any(result is leaf for leaf in _leaves(args)):
-                self.watch.read(name, (args, kwargs))
+                self.watch.read(name, (args, kwargs), name in MOVES)
             return result
         finally:
             self.watch.functions.pop()
@@ -232,9 +239,12 @@ class _Dispatches(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.split(".")[0]
-        self.watch.read(name, (args, kwargs))
+        fresh = not func._schema.is_mutable
+        self.watch.read(name, (args, kwargs), fresh and (name in COPIES or name in VIEWS))
         result = func(*args, **(kwargs or {}))
         self.watch.produced(name, result)
+        if fresh and name in COPIES:
+            self.watch.move(func, args, kwargs, result)
         return result
 
 
@@ -281,11 +291,6 @@ def _hooks(name: str, seen: Watch) -> tuple[Callable[..., None], Callable[..., N
         seen.leave(name, module, args, kwargs, output)
 
     return before, after
-
-
-def quoted(name: str) -> str:
-    """Return a module's name for a message; the root has no name."""
-    return f"'{name}'" if name else "the network itself"
 
 
 def storage_key(tensor: Tensor) -> int | None:

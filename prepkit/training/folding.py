@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prepkit.errors import VerificationError
 from prepkit.families.registry import Architecture
-from prepkit.fusion.fold import LIMIT, Folded, fold
-from prepkit.fusion.plan import folded_parameters
+from prepkit.fusion.fold import LIMIT, fold
+from prepkit.fusion.step import Step, new_values
 from prepkit.running.instances import runner
 
 EXAMPLE_BATCH = 2
@@ -28,8 +28,8 @@ def fold_stack(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]])
     raises UnfoldableNetwork if a BatchNorm cannot be folded, VerificationError if folding changes a function
     """
     networks = [loaded(architecture, row) for row in rows]
-    fusion = fold(networks[0], architecture.example_input(EXAMPLE_BATCH))
-    folded = [folded_tensors(network, fusion.folded, architecture) for network in networks]
+    fusion = fold(networks[0], architecture.example_input(EXAMPLE_BATCH), keep_unfoldable="affine")
+    folded = [folded_tensors(network, fusion.steps, architecture) for network in networks]
     stacked = {name: torch.stack([row[name] for row in folded]) for name in folded[0]}
     check(architecture, rows, stacked)
     default = next(tensor.dtype for tensor in rows[0].values() if tensor.is_floating_point())
@@ -47,14 +47,12 @@ def loaded(architecture: Architecture, row: Mapping[str, Tensor]) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def folded_tensors(network: nn.Module, pairs: Sequence[Folded], architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors of the layout, in float64; several BatchNorms after one layer are folded into it in their order."""
-    state = network.state_dict()
-    for pair in pairs:
-        layer, norm = network.get_submodule(pair.layer), network.get_submodule(pair.batch_norm)
-        weight = state[f"{pair.layer}.weight"]
-        bias = state.get(f"{pair.layer}.bias")
-        state[f"{pair.layer}.weight"], state[f"{pair.layer}.bias"] = folded_parameters(layer, weight, bias, norm)
+def folded_tensors(network: nn.Module, steps: Sequence[Step], architecture: Architecture) -> dict[str, Tensor]:
+    """The tensors of the layout, in float64; the steps are those that were proved for another instance."""
+    values: dict[str, Tensor] = {}
+    for step in steps:
+        values |= new_values(step, network, values)
+    state = network.state_dict() | values
     return {slot.name: state[slot.name] for slot in architecture.layout}
 
 
