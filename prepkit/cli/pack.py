@@ -97,6 +97,7 @@ def pack(
             save_prep(packed.prep, target, overwrite=force)
             documents.append(_document(packed, local.source, target))
             out.part(_summary(packed, local.source, target))
+            out.notes(_notes(packed.fusion))
             bar.advance(1)
     out.end({"packed": documents})
 
@@ -165,6 +166,7 @@ def fuse(
     save_state_dict(tensors, output, overwrite=force)
     document = {"output": str(output), **_fusion_document(fusion)}
     out.result(document, f"{model} -> {output}\n  folded        {_fusion_text(fusion)}")
+    out.notes(_notes(fusion))
 
 
 def _document(packed: Packed, source: str, target: Path) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def _document(packed: Packed, source: str, target: Path) -> dict[str, Any]:
         "dtype": prep.layout.dtype,
         "fill": prep.layout.total / prep.shape.cells,
         "layout_sha256": prep.layout.sha256,
-        **(_fusion_document(packed.fusion) if packed.fusion else {"folded": [], "affine": []}),
+        **(_fusion_document(packed.fusion) if packed.fusion else {"folded": [], "affine": [], "notes": []}),
     }
 
 
@@ -192,13 +194,18 @@ def _fusion_document(fusion: Fusion) -> dict[str, Any]:
         "affine": [item.batch_norm for item in fusion.affine],
         "error_before_cast": fusion.error_before_cast,
         "error_after_cast": fusion.error_after_cast,
+        "notes": _notes(fusion),
     }
+
+
+def _notes(fusion: Fusion | None) -> list[str]:
+    return [] if fusion is None else list(fusion.notes)
 
 
 def _fusion_text(fusion: Fusion) -> str:
     norms = {item.batch_norm for item in fusion.folded}
     maps = [item.batch_norm for item in fusion.affine]
-    affine = f", {counted(len(maps), 'more')} made affine ({listed(maps, 3)})" if maps else ""
+    affine = f", {len(maps):,} made affine ({listed(maps, 3)})" if maps else ""
     return (
         f"{counted(len(norms), 'BatchNorm layer')}{affine}; "
         f"outputs equal within {fusion.error_before_cast:.1e} in {fusion.precision}, "

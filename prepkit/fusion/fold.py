@@ -62,6 +62,19 @@ class Fusion:
     steps: tuple[Step, ...] = ()
     precision: str = "float64"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the fold; empty if there is nothing unusual."""
+        dtypes = [tensor.dtype for tensor in self.network.state_dict().values() if tensor.is_floating_point()]
+        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+        if self.error_after_cast <= torch.finfo(coarsest).eps ** 0.5:
+            return ()
+        return (
+            f"rounding the folded values to {str(coarsest).removeprefix('torch.')} changes the outputs by "
+            f"{self.error_after_cast:.1%}, since this network reacts strongly to rounding. Measure its accuracy, cast "
+            "the checkpoint to float64 before folding, or pack it with its BatchNorm (keep_batch_norm=True).",
+        )
+
 
 def fuse_batch_norm(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfoldable = False) -> nn.Module:
     """Return an equivalent network without BatchNorm, in eval mode; arguments and errors as in `fold`.

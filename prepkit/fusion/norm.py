@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.conv import _ConvNd as Convolution
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+BatchNorm, Convolution = _BatchNorm, _ConvNd
 
 DEFAULT_EPS = 1e-5  # for a module that does not say what it adds to the variance; the proof tells if it is another
 
@@ -34,10 +36,10 @@ def own_tensor(module: nn.Module, name: str) -> Tensor | None:
     return module._buffers.get(name) if parameter is None else parameter
 
 
-def num_channels(norm: nn.Module) -> int:
+def num_channels(norm: Any) -> int:
     """Return the number of channels that a module with statistics normalises."""
     variance = own_tensor(norm, "running_var")
-    return int(norm.num_features) if variance is None else variance.numel()  # type: ignore[call-overload]
+    return int(norm.num_features) if variance is None else variance.numel()
 
 
 def scale_of(norm: Any) -> Tensor:
@@ -84,10 +86,8 @@ def affine(norm: nn.Module, weight: Tensor | None = None, bias: Tensor | None = 
     """
     like: Any = own_tensor(norm, "running_var")
     own = own_tensor(norm, "weight")
-    values = [torch.ones_like(like) if value is None else value.detach() for value in (weight, bias)]
-    made = ChannelAffine(
-        *(torch.empty_like(like).copy_(value.to(like.dtype)) for value in values), dict(norm.named_children())
-    )
+    weight, bias = (torch.ones_like(like) if v is None else torch.empty_like(like).copy_(v) for v in (weight, bias))
+    made = ChannelAffine(weight, bias, dict(norm.named_children()))
     learns = isinstance(own, nn.Parameter) and own.requires_grad
     made.weight.requires_grad_(learns)
     made.bias.requires_grad_(learns)
@@ -120,5 +120,5 @@ def without_batch_norm(network: nn.Module, names: Collection[str]) -> nn.Module:
     return network
 
 
-def _num_features(layer: Convolution | nn.Linear) -> int:
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+def _num_features(layer: Any) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)

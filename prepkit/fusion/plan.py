@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from prepkit.fusion.norm import Convolution, is_norm, num_channels, own_tensor
+from prepkit.fusion.output import Output
 from prepkit.fusion.reach import parts_before, parts_behind
 from prepkit.fusion.site import Site, tampering
 from prepkit.fusion.step import Kind, Part, Step, Values, new_values, overflow
-from prepkit.fusion.watch import Output, Refusal, Watch, quoted
+from prepkit.fusion.watch import Refusal, Watch, quoted
 
 NEVER_CALLED = "the run on the example input never called it"
 FUNCTIONAL = "batch_norm is called as a function; use a BatchNorm module, of which the statistics are known"

@@ -19,9 +19,9 @@ from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
 from torch.utils import _pytree as pytree
 
 from prepkit.fusion.norm import num_channels
+from prepkit.fusion.output import Output, View
 from prepkit.fusion.site import Site, tampering
 from prepkit.fusion.step import Part
-from prepkit.fusion.watch import Output, View
 
 _LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -34,9 +34,9 @@ _SAME = 1e-12  # numbers of two channels differ by more, and averages of equal o
 
 def parts_before(site: Site) -> tuple[Part, ...] | None:
     """Return the layers before a BatchNorm that can take it in together; None if they cannot."""
-    if site.seen.calls[site.name] != 1 or site.seen.inputs[site.name][0] is None:
+    view = site.seen.inputs[site.name][0]
+    if site.seen.calls[site.name] != 1 or view is None:
         return None
-    view: View = site.seen.inputs[site.name][0]
     before = _before(site, view.output)
     if before is None or not _only_readers(site, before, {site.name, *(o.module for o in before if o.call is None)}):
         return None
@@ -47,7 +47,7 @@ def parts_before(site: Site) -> tuple[Part, ...] | None:
     numbers = _numbers(sum(sizes))
     roots = {
         id(output): _along(values, output.view.size, _feature_axis(site.network.get_submodule(output.module), output))
-        for output, values in zip(layers, numbers.split(sizes), strict=True)
+        for output, values in zip(layers, torch.split(numbers, sizes), strict=True)
     }
     channels = _channels(_Replay(site, roots, absent=torch.nan).values(view), 1, numbers)
     if channels is None or len(channels) != num_channels(site.batch_norm) or bool((channels < 0).any()):
@@ -56,7 +56,7 @@ def parts_before(site: Site) -> tuple[Part, ...] | None:
     features[channels] = torch.arange(len(channels))
     if int((features >= 0).sum()) != len(channels):  # two channels come from one feature
         return None
-    return tuple(Part(output.module, part) for output, part in zip(layers, features.split(sizes), strict=True))
+    return tuple(Part(output.module, part) for output, part in zip(layers, torch.split(features, sizes), strict=True))
 
 
 def parts_behind(site: Site) -> tuple[Part, ...] | None:
@@ -76,7 +76,8 @@ def parts_behind(site: Site) -> tuple[Part, ...] | None:
     replay = _Replay(site, {id(outputs[0]): _along(numbers, outputs[0].view.size, 1)}, absent=0.0)
     parts = []
     for name in sorted(layers):
-        layer, view = site.network.get_submodule(name), seen.inputs[name][0]
+        layer: Any = site.network.get_submodule(name)
+        view = seen.inputs[name][0]
         if view is None or not _can_change(site, name) or not _takes_no_zeros(layer):
             return None
         axis = len(view.size) - 1 if isinstance(layer, nn.Linear) else len(view.size) - layer.weight.dim() + 1

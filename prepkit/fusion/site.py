@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
+from prepkit.fusion.output import Output
 from prepkit.fusion.step import Step
-from prepkit.fusion.watch import Output, Watch
+from prepkit.fusion.watch import Watch
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 

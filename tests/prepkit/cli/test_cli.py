@@ -152,7 +152,7 @@ def test_pack_as_json(model: nn.Module) -> None:
     (record,) = json.loads(result.stdout)["packed"]
     errors = record.pop("error_before_cast"), record.pop("error_after_cast")
     assert 0 < errors[0] < 1e-12 < errors[1] < 1e-5
-    assert len(record.pop("folded")) == 9
+    assert (len(record.pop("folded")), record.pop("affine"), record.pop("notes")) == (9, [], [])
     assert record == {
         "source": "model.pt",
         "source_format": "torch zip",
@@ -245,6 +245,7 @@ def test_an_architecture_by_name(model: nn.Module) -> None:
 
 
 NETS = """
+import torch
 from torch import nn
 
 class Net(nn.Module):
@@ -263,6 +264,23 @@ class Late(nn.Module):  # ReLU before the BatchNorm: it cannot be folded
 
     def forward(self, images):
         return self.bn(self.conv(images).relu())
+
+class OwnNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(1, 3, 1, 1))
+        self.register_buffer("running_var", torch.ones(1, 3, 1, 1))
+
+    def forward(self, images):
+        return (images - self.running_mean) / self.running_var.sqrt()
+
+class Strange(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = OwnNorm(), nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, images):
+        return self.conv(self.norm(images))
 
 def tied():
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
@@ -858,8 +876,40 @@ def test_batch_norm_that_cannot_be_folded_says_where_and_why(nets: Any, folder: 
     assert "1 of 1 BatchNorm cannot be folded" in result.stderr
     assert "bn" in result.stderr
     assert "--keep-bn" in result.stderr
+    assert "--bn affine makes each of these a scale and a shift per channel" in result.stderr
+    assert "keep_unfoldable" not in result.stderr
     assert "Traceback" not in result.stderr
     assert entries(folder) == before
+
+
+@pytest.mark.parametrize("command", ["pack", "fuse"])
+def test_batch_norm_that_cannot_be_folded_becomes_an_affine_map(nets: Any, command: str) -> None:
+    torch.manual_seed(0)
+    network = with_random_statistics(nets["Late"]()).eval()
+    torch.save(network.state_dict(), "late.pt")
+    if command == "pack":
+        result = run("pack", "late.pt", *UNFOLDABLE, "--bn", "affine")
+        run("unpack", "late.prep.safetensors", "-o", "out.pt")
+    else:
+        result = run("fuse", "late.pt", *UNFOLDABLE, "--bn", "affine", "-o", "out.pt")
+    assert "folded        0 BatchNorm layers, 1 made affine (bn); outputs equal within " in result.stdout
+    tensors = torch.load("out.pt", weights_only=True)
+    assert list(tensors) == ["conv.weight", "conv.bias", "bn.weight", "bn.bias"]
+    images = torch.randn(5, 3, 9, 9)
+    features = conv2d(images, tensors["conv.weight"], tensors["conv.bias"]).relu()
+    found = features * tensors["bn.weight"][:, None, None] + tensors["bn.bias"][:, None, None]
+    torch.testing.assert_close(found, network(images), rtol=1e-4, atol=1e-5)
+    again = run("pack", "out.pt", *UNFOLDABLE, "--json")  # it is known as the packed form of this network
+    assert json.loads(again.stdout)["packed"][0]["architecture"] == "cli_nets.Late"
+
+
+def test_running_statistics_that_no_fold_reaches_never_pass(nets: Any) -> None:
+    """A module whose statistics are named as a BatchNorm's, in a shape that no BatchNorm has."""
+    torch.save(nets["Strange"]().state_dict(), "strange.pt")
+    result = run("pack", "strange.pt", "--arch", "cli_nets:Strange", "--input", "3x9x9", code=2)
+    assert "1 module with running statistics (norm; OwnNorm) cannot be folded" in result.stderr
+    assert "--keep-bn" in result.stderr
+    run("pack", "strange.pt", "--arch", "cli_nets:Strange", "--input", "3x9x9", "--keep-bn")
 
 
 def test_a_hostile_pickle_runs_nothing(folder: Path) -> None:

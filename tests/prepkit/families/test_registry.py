@@ -709,7 +709,7 @@ def test_a_plugin_that_cannot_be_folded_is_not_in_the_way_of_others(distribution
         ready = Architecture("ready@toy", "toy", (3,), "stiffnets_plugin:net", {})
 
         def net():
-            return nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+            return nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1, track_running_stats=False))
     """
     distribution("stiffnets", {"ready@toy": "stiffnets_plugin:ready"}, source)
     assert detect({"unknown": torch.zeros(3)}) is None
