@@ -4,6 +4,7 @@
     pickle with torch's magic number   torch legacy        read into memory
     u64 and `{`                        safetensors         mapped into memory
     JSON with weight_map               safetensors index   each shard mapped into memory
+                                       torch index         each shard read as the torch file that it is
     anything else                      refused by name, with what to do instead
 
 No code in a file is run. A mapped file must keep its bytes while its tensors live: replace it by renaming another file
@@ -15,23 +16,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from prepkit.checkpoint.opening import FETCH_AGAIN, explained, opened, quoted
+from prepkit.checkpoint.sharded import is_index, shards_of, unique
 from prepkit.checkpoint.torch_files import SAVE_WEIGHTS, check_kind_of_zip, read_torch_legacy, read_torch_zip
 from prepkit.errors import CheckpointError, UnsafeCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Format = Literal["torch zip", "torch legacy", "safetensors", "safetensors index"]
+Format = Literal["torch zip", "torch legacy", "safetensors", "safetensors index", "torch index"]
 
 HEAD_BYTES = 512  # enough for every signature below, also that of a tar archive
-INDEX_BYTES = 10_000_000  # an index is metadata; huggingface_hub refuses larger ones too
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # this is 0x1950a86a20f9469cfc6c as pickle writes it
 
 # Files that people pass by mistake: their first bytes, what they are, and what to do instead.
@@ -65,7 +65,7 @@ class Content:
 
 
 def read_content(path: Path) -> Content:
-    """Read a file of weights in any of the four formats.
+    """Read a file of weights in any of the formats.
 
     raises CheckpointError, or UnsafeCheckpoint, for a file that cannot be read
     """
@@ -73,7 +73,7 @@ def read_content(path: Path) -> Content:
 
 
 def format_of(path: Path) -> Format:
-    """Return which of the four formats a file is in.
+    """Return which of the formats a file is in; every index counts as one of safetensors until it is read.
 
     raises CheckpointError with what the file is instead, and what to do
     """
@@ -100,7 +100,7 @@ def is_torch_file(path: Path) -> bool:
 
 
 def foreign(path: Path, head: bytes) -> CheckpointError:
-    """Return the error for a file in none of the four formats."""
+    """Return the error for a file in none of the formats."""
     if not head:
         return CheckpointError(f"{path} is empty (0 bytes); {FETCH_AGAIN}.")
     for pattern, kind, remedy in FOREIGN:
@@ -128,79 +128,39 @@ def mapped_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict; raises ValueError if a name stands twice, which JSON itself allows."""
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        raise ValueError(f"{quoted(twice)} stands twice")
-    return entries
-
-
 def read_index(path: Path) -> Content:
     """Map all shards of a sharded model; each must hold exactly the tensors that the index places in it."""
     shards = shards_of(path)
     missing = [shard for shard in shards if not os.path.exists(path.parent / shard)]  # Path.exists may raise
     if missing:
         raise CheckpointError(f"{path} needs {quoted(missing)}, missing beside it; {FETCH_AGAIN}.")
-    tensors: dict[str, Tensor] = {}
-    for shard, names in shards.items():
-        tensors |= read_shard(path, shard, names)
-    return Content("safetensors index", tensors)
+    contents = {shard: read_shard(path, shard, names) for shard, names in shards.items()}
+    tensors = {name: tensor for content in contents.values() for name, tensor in tensors_in(content).items()}
+    if all(content.format == "safetensors" for content in contents.values()):
+        return Content("safetensors index", tensors)
+    sizes = [
+        os.path.getsize(path.parent / shard) if content.data_bytes is None else content.data_bytes
+        for shard, content in contents.items()
+    ]
+    return Content("torch index", tensors, sum(sizes))
 
 
-def read_shard(index: Path, shard: str, names: set[str]) -> dict[str, Tensor]:
-    """Map the tensors of one shard; raises CheckpointError if it holds other names than the index says."""
+def read_shard(index: Path, shard: str, names: set[str]) -> Content:
+    """Read one shard; raises CheckpointError if it holds other names than the index says."""
     stored = format_of(index.parent / shard)
-    if stored != "safetensors":
-        raise CheckpointError(f"{index} names the shard {shard!r}, which is in format '{stored}', not safetensors.")
-    tensors = mapped_tensors(index.parent / shard)
+    if stored not in ("safetensors", "torch zip", "torch legacy"):
+        raise CheckpointError(f"{index} names the shard {shard!r}, which is in format '{stored}'; {FETCH_AGAIN}.")
+    content = READERS[stored](index.parent / shard)
+    tensors = tensors_in(content)
     for wrong, what in ((names - tensors.keys(), "lacks"), (tensors.keys() - names, "has, unknown to the index,")):
         if wrong:
             raise CheckpointError(f"{index}: the shard {shard!r} {what} {quoted(sorted(wrong))}; {FETCH_AGAIN}.")
-    return tensors
+    return content
 
 
-def shards_of(index: Path) -> dict[str, set[str]]:
-    """Return the names of the tensors in each shard, shards in ascending order.
-
-    raises CheckpointError, or UnsafeCheckpoint, if the index is not sound
-    """
-    shards: dict[str, set[str]] = {}
-    for name, shard in weight_map(index).items():
-        shards.setdefault(shard, set()).add(name)
-    outside = [shard for shard in shards if leaves_folder(shard)]
-    if outside:
-        raise UnsafeCheckpoint(f"{index} names shards outside its folder: {quoted(outside)}; keep them beside it.")
-    return dict(sorted(shards.items()))
-
-
-def weight_map(index: Path) -> dict[str, str]:
-    """Return the index's `weight_map` from tensor names to shards; raises CheckpointError if it is not sound."""
-    with opened(index) as file, explained(index, "is no valid JSON", FETCH_AGAIN):
-        text = file.read(INDEX_BYTES + 1)
-        if len(text) > INDEX_BYTES:
-            raise CheckpointError(f"{index} is JSON of over {INDEX_BYTES} bytes, too large for an index of shards.")
-        entries = json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique)
-    names = entries.get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
-        raise CheckpointError(f"{index}, weight_map: not an object from tensor names to file names; {FETCH_AGAIN}.")
-    return names
-
-
-def leaves_folder(shard: str) -> bool:
-    """Whether a name could lie outside the index's folder on some system; the rules of Windows are the strictest."""
-    windows = PureWindowsPath(shard)
-    return "\\" in shard or bool(windows.drive or windows.root) or ".." in windows.parts
-
-
-def is_index(path: Path) -> bool:
-    """Whether a file is a JSON object with a `weight_map`, sound or not."""
-    with opened(path) as file:
-        text = file.read(HEAD_BYTES)
-        if not text.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-            return False
-        return b'"weight_map"' in text + file.read(INDEX_BYTES)
+def tensors_in(content: Content) -> Mapping[str, Tensor]:
+    """Return the state dict that a shard holds; empty if it holds something else."""
+    return content.value if isinstance(content.value, Mapping) else {}
 
 
 READERS: dict[Format, Callable[[Path], Content]] = {

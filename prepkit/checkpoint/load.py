@@ -1,6 +1,6 @@
 """Reading checkpoints: any file of weights becomes names and CPU tensors, without running what is in it.
 
-    checkpoint = load_checkpoint("model.pt")       # or .pth, .bin, .ckpt, .safetensors, *.safetensors.index.json
+    checkpoint = load_checkpoint("model.pt")       # or .pth, .bin, .ckpt, .safetensors, *.index.json, a sharded folder
     checkpoint["fc.weight"].shape                  # a checkpoint is a read-only mapping of names to tensors
     checkpoint.key, checkpoint.prefix              # such as ('state_dict', 'module.'), unwrapped and stripped
 
@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepkit.checkpoint.formats import Format, is_index, read_content, shards_of
+from prepkit.checkpoint.formats import Format, read_content
 from prepkit.checkpoint.opening import opened, quoted
+from prepkit.checkpoint.sharded import check_not_a_part, is_index, model_file, shards_of
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed, nearest
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     """A mapping from names to CPU tensors as one file holds them; tied tensors share memory, mapped files stay mapped.
 
     path:    the file
-    format:  "torch zip", "torch legacy", "safetensors" or "safetensors index"
+    format:  "torch zip", "torch legacy", "safetensors", "safetensors index" or "torch index"
     key:     dotted key of the state dict in the saved object; None if the state dict itself was saved
     prefix:  text that was stripped from the start of every name, often ""
     dropped: full names that were left out: the counter of an AveragedModel
@@ -70,7 +71,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
 def load_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
     """Read the state dict in a file that torch.save or safetensors wrote; its content tells the format, not its name.
 
-    key: the key of the state dict, needed only if there are several; dotted for nested ones ("ema.model")
+    path: the file; for a sharded model its index, or the folder that holds the index
+    key:  the key of the state dict, needed only if there are several; dotted for nested ones ("ema.model")
     raises UnsafeCheckpoint if reading would run code or take more memory than the file holds
     raises CheckpointError for every other file that is not one readable state dict
 
@@ -81,8 +83,9 @@ def load_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     >>> checkpoint.key, list(checkpoint)
     ('model', ['weight', 'bias'])
     """
-    path = Path(path)
+    path = model_file(Path(path))
     content = read_content(path)
+    check_not_a_part(path)
     found_key, state = find_state_dict(path, content.value, key)
     check_entries(path, found_key, state)
     check_no_shard(path, state)
@@ -108,7 +111,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     For an index of shards, the bytes are its own and then the 32-byte sha256 of every shard, by ascending shard name.
     raises CheckpointError if the file, or a shard, is missing or cannot be read
     """
-    path = Path(path)
+    path = model_file(Path(path))
     if not is_index(path):
         return digest_of(path).hex()
     shards = [path.parent / shard for shard in shards_of(path)]

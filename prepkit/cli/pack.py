@@ -63,9 +63,9 @@ def pack(
 
     Each network is recognised, its BatchNorms are folded, and its parameters are written as one matrix.
 
-    MODEL is a .pt, .pth or .safetensors file, the index of a sharded model, or an address on the Hub: hf://user/model,
-    with @revision and /path/of/a/file where they are needed. The PRep is written to <stem>.prep.safetensors in the
-    current folder unless -o names another place.
+    MODEL is a .pt, .pth or .safetensors file, the index of a sharded model or its folder, or an address on the Hub:
+    hf://user/model, with @revision and /path/of/a/file where they are needed. The PRep is written to
+    <stem>.prep.safetensors in the current folder unless -o names another place.
     """
     from prepkit.prep.shape import PRepShape
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prepkit.address import HubAddress
 
 PREP_SUFFIX = ".prep.safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 
 
 def prep_targets(models: Sequence[Path | HubAddress], output: Path | None) -> list[Path]:
@@ -43,8 +43,11 @@ def check_target(target: Path, sources: Iterable[Path | HubAddress], force: bool
 
 
 def stem(path: Path) -> str:
-    """Return `model` for model.pt, model.prep.safetensors and model.safetensors.index.json."""
-    suffix = next((suffix for suffix in (PREP_SUFFIX, INDEX_SUFFIX) if path.name.endswith(suffix)), path.suffix)
+    """Return `model` for model.pt, model.prep.safetensors, model.safetensors.index.json and the folder model."""
+    if os.path.isdir(path):
+        return path.resolve().name
+    suffixes = (PREP_SUFFIX, *INDEX_SUFFIXES)
+    suffix = next((suffix for suffix in suffixes if path.name.endswith(suffix)), path.suffix)
     return path.name.removesuffix(suffix)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub.hf_api import RepoFile
 
 from prepkit.address import HubAddress, parse
-from prepkit.checkpoint.formats import is_index, shards_of
+from prepkit.checkpoint.sharded import is_index, shards_of
 from prepkit.errors import CheckpointError, HubError, PrepkitError, listed, nearest
 from prepkit.hub.client import api, pinned
 from prepkit.hub.failures import explained

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -64,11 +65,21 @@ def save_index(tensors: Mapping[str, Tensor], path: Path, shards: int = 2) -> No
     path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
 
 
+def save_torch_index(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """An index of parts that torch.save wrote, as transformers once saved large models."""
+    first, *others = tensors
+    torch.save({first: tensors[first]}, path.parent / "part-0.bin")
+    torch.save({name: tensors[name] for name in others}, path.parent / "part-1.bin")
+    places = {name: f"part-{int(name != first)}.bin" for name in tensors}
+    path.write_text(json.dumps({"weight_map": places}))
+
+
 SAVERS: dict[str, Callable[[Any, Path], None]] = {
     "torch zip": save_zip,
     "torch legacy": save_legacy,
     "safetensors": save_file,
     "safetensors index": save_index,
+    "torch index": save_torch_index,
 }
 
 
@@ -458,8 +469,8 @@ def test_missing_forbidden_and_special_files(tmp_path: Path, monkeypatch: pytest
         (["notes.txt"], "there is no .pt"),
         (["model.safetensors", "optimizer.pt"], "pass a file in it: {folder}/model.safetensors."),
         (
-            ["model.safetensors.index.json", "a.safetensors"],
-            "pass a file in it: {folder}/model.safetensors.index.json.",
+            ["a.safetensors.index.json", "b.safetensors.index.json", "a.safetensors"],
+            "pass a file in it: {folder}/a.safetensors.index.json, {folder}/b.safetensors.index.json.",
         ),
         (["a.pt", "b.pth"], "pass a file in it: {folder}/a.pt, {folder}/b.pth."),
         ([".metadata", "__0_0.distcp"], "torch.distributed.checkpoint.format_utils dcp_to_torch"),
@@ -756,12 +767,52 @@ def test_a_shard_and_the_index_must_agree_on_names(index: Path) -> None:
     assert "'part-1.safetensors' has, unknown to the index, 'conv.weight', 'extra', 'norm." in refusal(index)
 
 
-def test_a_shard_must_be_safetensors(index: Path) -> None:
-    torch.save(weights(), index.parent / "part-0.safetensors")
-    assert "in format 'torch zip', not safetensors" in refusal(index)
+def test_a_shard_must_be_a_file_of_weights(index: Path) -> None:
+    shutil.copy(index, index.parent / "part-0.safetensors")
+    assert "in format 'safetensors index'" in refusal(index)
     (index.parent / "part-0.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(CheckpointError, match="git lfs pull"):
         load_checkpoint(index)
+    torch.save([torch.ones(1)], index.parent / "part-0.safetensors")
+    assert "the shard 'part-0.safetensors' lacks 'conv.weight'" in refusal(index)
+
+
+def test_parts_may_be_in_several_formats(index: Path) -> None:
+    first = {name: weights()[name] for name in list(weights())[::2]}
+    save_legacy(first, index.parent / "part-0.safetensors")
+    checkpoint = load_checkpoint(index)
+    assert_same(checkpoint, weights())
+    assert checkpoint.format == "torch index"
+    save_legacy({**first, "conv.weight": torch.zeros(1).expand(2, 3, 4)}, index.parent / "part-0.safetensors")
+    assert "an expanded tensor" in unsafe(index)
+
+
+@pytest.mark.parametrize("stored", ["safetensors index", "torch index"])
+def test_a_part_is_no_network_and_its_folder_is_one(stored: str, tmp_path: Path) -> None:
+    index = tmp_path / (
+        "model.safetensors.index.json" if stored == "safetensors index" else "pytorch_model.bin.index.json"
+    )
+    SAVERS[stored](weights(), index)
+    for part in tmp_path.glob("part-*"):
+        message = refusal(part)
+        assert message.endswith(
+            f"is one of the 2 parts of a sharded model, not a network of its own; pass its index {index}."
+        )
+    assert_same(load_checkpoint(tmp_path), weights())
+    assert load_checkpoint(tmp_path).path == index
+    assert sha256_of(tmp_path) == sha256_of(index)
+
+
+def test_a_part_without_its_index_is_known_by_its_name(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "model-00001-of-00002.safetensors")
+    save_file(weights(), tmp_path / "model-00001-of-00001.safetensors")
+    assert "by its name part 1 of 2 of a sharded model" in refusal(tmp_path / "model-00001-of-00002.safetensors")
+    assert_same(load_checkpoint(tmp_path / "model-00001-of-00001.safetensors"), weights())
+    (tmp_path / "x.index.json").write_text('{"weight_map": 3}')  # it says nothing of the file beside it
+    (tmp_path / "whole.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(weights(), "model-00001-of-00001.safetensors")})
+    )
+    assert_same(load_checkpoint(tmp_path / "model-00001-of-00001.safetensors"), weights())
 
 
 def test_an_index_may_begin_with_a_byte_order_mark_and_space(index: Path) -> None:
