@@ -136,6 +136,7 @@ LIGHT = (
     "checkpoint",
     "checkpoint.formats",
     "checkpoint.opening",
+    "checkpoint.sharded",
     "checkpoint.torch_files",
     "checkpoint.load",
     "checkpoint.export",
