@@ -48,7 +48,7 @@ def faults_of(
             if step.kind == "affine" and seen.calls[step.batch_norm]:
                 _compare_map_in_run(hooks, original, step, example, faults)
         for step in far:
-            for name in _places(step):
+            for name in _places(step, steps):
                 _keep_outputs(hooks, original.get_submodule(name), kept.setdefault(name, []))
         with example.explained("A second run of the network"):
             args, kwargs = example.inputs()
@@ -210,9 +210,13 @@ def _compare_map_in_run(
 # Folds that reach over other operations -----------------------------------------------------------------------
 
 
-def _places(step: Step) -> list[str]:
+def _places(step: Step, steps: Sequence[Step]) -> list[str]:
     """Return the modules whose outputs are the same before and after a step that reaches over other operations."""
-    return [step.batch_norm] if step.kind == "into" else [part.layer for part in step.parts]
+    if step.kind == "into":
+        return [step.batch_norm]
+    # A layer that takes in a BatchNorm from behind too has its old output only after that BatchNorm.
+    last = {part.layer: into.batch_norm for into in steps if into.kind == "into" for part in into.parts}
+    return [last.get(part.layer, part.layer) for part in step.parts]
 
 
 def _keep_outputs(hooks: ExitStack, module: nn.Module, kept: list[Tensor]) -> None:
@@ -239,7 +243,7 @@ def _first_far_fault(
     folded = applied(steps, example.copy_of(network))
     with ExitStack() as hooks:
         for step in far:
-            for name in _places(step):
+            for name in _places(step, steps):
                 _compare_with_kept(hooks, folded.get_submodule(name), step, kept[name], original, seen, example, faults)
         with example.explained("The folded network"):
             args, kwargs = example.inputs()

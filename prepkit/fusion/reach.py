@@ -40,7 +40,9 @@ def parts_before(site: Site) -> tuple[Part, ...] | None:
     before = _before(site, view.output)
     if before is None or not _only_readers(site, before, {site.name, *(o.module for o in before if o.call is None)}):
         return None
-    layers = [output for output in before if output.call is None and output.module in site.seen.layers]
+    at = {id(output): output for output in before if output.call is None}
+    run = [output for name in site.seen.layers for output in site.seen.outputs.get(name, [])]
+    layers = [output for output in run if id(output) in at]
     if not layers or not all(_can_change(site, output.module) for output in layers):
         return None
     sizes = [output.view.size[_feature_axis(site.network.get_submodule(output.module), output)] for output in layers]
@@ -69,13 +71,13 @@ def parts_behind(site: Site) -> tuple[Part, ...] | None:
     if any(not reader.moves and reader.place not in places for reader in outputs[0].readers):
         return None  # this is known before all that is made of the output is looked for
     behind, norms = _behind(site, outputs[0])
-    layers = [name for name in seen.layers if any(view and view.output in behind for view in seen.inputs.get(name, []))]
+    layers = [name for name in seen.layers if any(v and v.output in behind for v in seen.inputs.get(name, []))]
     if not layers or not _only_readers(site, behind, {*layers, *norms}, behind=True):
         return None
     numbers = _numbers(num_channels(site.batch_norm))
     replay = _Replay(site, {id(outputs[0]): _along(numbers, outputs[0].view.size, 1)}, absent=0.0)
     parts = []
-    for name in sorted(layers):
+    for name in layers:
         layer: Any = site.network.get_submodule(name)
         view = seen.inputs[name][0]
         if view is None or not _can_change(site, name) or not _takes_no_zeros(layer):

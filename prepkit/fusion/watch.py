@@ -92,7 +92,7 @@ class Watch:
         self.stack, self.functions = [""], [""]
         self.tracked: dict[int | None, Output] = {}
         self.makers: dict[int | None, str] = {}  # if an address is reused, only an error's wording is wrong
-        self.layers = {n for n, module in network.named_modules() if isinstance(module, Convolution | nn.Linear)}
+        self.layers = [n for n, module in network.named_modules() if isinstance(module, Convolution | nn.Linear)]
         self.batch_norms = {name for name, module in network.named_modules() if is_norm(module)}
         self.owners = _owners(network)
 
