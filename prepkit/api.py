@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HUB_SCHEME, HubAddress, parse
 from prepkit.errors import counted, listed
@@ -71,6 +71,7 @@ def create_zoo(
     license: str | None = None,
     task: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     architecture: Architecture | str | None = None,
+    keep_unfoldable: Literal["affine"] | None = None,
     resume: bool = False,
     token: str | None = None,
     progress: Advance | None = None,
@@ -87,6 +88,7 @@ def create_zoo(
     license:      the zoo's licence, an identifier such as "mit"
     task:         record of the task that the models were trained on, or a JSON file that holds it
     architecture: architecture of all models; each is recognised if missing
+    keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
     resume:       go on with a zoo whose writing was interrupted
     token:        token for the Hub; HF_TOKEN or that of `hf auth login` if missing
     progress:     is called with a number of models each time that many more are in the zoo
@@ -111,7 +113,7 @@ def create_zoo(
     from prepkit.zoo.write.written import WrittenZoo
 
     with ZooWriter(path, width=width, format=format, name=name, license=license, task=task, resume=resume) as writer:
-        add_models(writer, rows, architecture, partial(local_model, token=token), progress)
+        add_models(writer, rows, architecture, partial(local_model, token=token), progress, keep_unfoldable)
         # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
         writer.provenance = provenance_of_models(len(writer))
     write_card(path)

@@ -48,6 +48,16 @@ def architecture_options(command: F) -> F:
     )(command)
 
 
+bn_option = click.option(
+    "--bn",
+    type=click.Choice(("fold", "affine")),
+    default="fold",
+    show_default=True,
+    help="A BatchNorm that has no layer to go into is refused (fold) or becomes a scale and a shift of each channel "
+    "(affine).",
+)
+
+
 def find_architecture(name: str | None, input_shape: tuple[int, ...] | None) -> Architecture | None:
     """Return the Architecture that `--arch` and `--input` name, or None if neither was given."""
     if name is None:

@@ -9,7 +9,7 @@ import click
 
 from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, model_on_disk
-from prepkit.cli.network_options import architecture_options, find_architecture
+from prepkit.cli.network_options import architecture_options, bn_option, find_architecture
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.targets import check_target, prep_targets, stem
 from prepkit.errors import counted, listed
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from prepkit.packing import Packed
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-bn_option = click.option(
-    "--bn",
-    type=click.Choice(("fold", "affine")),
-    default="fold",
-    show_default=True,
-    help="A BatchNorm that has no layer to go into is refused (fold) or becomes a scale and a shift of each channel "
-    "(affine).",
-)
 key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
 
 

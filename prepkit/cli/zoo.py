@@ -9,7 +9,7 @@ import click
 
 from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, hub_bars
-from prepkit.cli.network_options import architecture_options, find_architecture
+from prepkit.cli.network_options import architecture_options, bn_option, find_architecture
 from prepkit.cli.output import Output, json_option, with_flags
 from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text
 from prepkit.errors import counted
@@ -85,6 +85,7 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
 @click.option("--license", "license_", help="Licence of the zoo, such as mit or cc-by-4.0.")
 @click.option("--task", "task_file", type=click.Path(path_type=Path), help="JSON file: the task of the models.")
 @architecture_options
+@bn_option
 @click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
 @json_option
 def create(
@@ -98,6 +99,7 @@ def create(
     task_file: Path | None,
     architecture: str | None,
     input_shape: tuple[int, ...] | None,
+    bn: str,
     resume: bool,
     out: Output,
 ) -> None:
@@ -127,6 +129,7 @@ def create(
             license=license_,
             task=task_file,
             architecture=network,
+            keep_unfoldable="affine" if bn == "affine" else None,
             resume=resume,
             progress=bar.advance,
         )

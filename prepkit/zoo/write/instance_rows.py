@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from prepkit.errors import LayoutMismatch, ZooError, listed
 from prepkit.families.detection import detect
@@ -67,9 +67,12 @@ class Packable:
 
 
 def packable(
-    model: nn.Module | Mapping[str, Tensor] | PRep | Packable, architecture: Architecture | str | None, place: str
+    model: nn.Module | Mapping[str, Tensor] | PRep | Packable,
+    architecture: Architecture | str | None,
+    place: str,
+    keep_unfoldable: Literal["affine"] | None = None,
 ) -> Packable:
-    """Recognise one network, and fold its BatchNorm.
+    """Recognise one network, and fold its BatchNorm; `keep_unfoldable` as in `pack_checkpoint`.
 
     raises LayoutMismatch, FusionError; ZooError for integer buffers, which a zoo has no place for
     """
@@ -83,7 +86,7 @@ def packable(
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(tensors, Mapping):
         raise ZooError(f"{place}: expected a network, a state dict or a PRep, found a {type(model).__name__}.")
-    tensors, layout, _, known = prepare(tensors, known, False, place)
+    tensors, layout, _, known = prepare(tensors, known, False, place, keep_unfoldable)
     if known is None and isinstance(model, nn.Module):
         layout = Layout.of(model)  # the network registers them in the order of its layers
     _check_buffers(tensors, layout, place)

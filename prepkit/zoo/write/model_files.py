@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HubAddress
 from prepkit.errors import PrepkitError, ZooError
@@ -39,6 +39,7 @@ def add_models(
     architecture: Architecture | str | None,
     fetched: Callable[[Path | HubAddress], AbstractContextManager[LocalModel]],
     progress: Advance | None,
+    keep_unfoldable: Literal["affine"] | None = None,
 ) -> None:
     """Add the models that are not in the zoo yet.
 
@@ -56,9 +57,9 @@ def add_models(
         for row in waiting:
             with fetched(row.model) as local:
                 model, sha256 = read_model(local.file)
-                item = packable(model, architecture, f"'{row.id}' ({name_of(row.model)})")
+                item = packable(model, architecture, f"'{row.id}' ({name_of(row.model)})", keep_unfoldable)
                 source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
-                columns = {**row.columns, **source, SOURCE_SHA256: sha256}
+                columns: dict[str, Any] = {**row.columns, **source, SOURCE_SHA256: sha256}
                 writer.add(item, id=row.id, split=row.split, **columns)
             if progress is not None:
                 progress(1)

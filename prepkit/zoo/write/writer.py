@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import OutputError, ZooError
 from prepkit.families.registry import Architecture, Registry
@@ -135,6 +135,7 @@ class ZooWriter:
         id: str | None = None,
         split: str | None = None,
         architecture: Architecture | str | None = None,
+        keep_unfoldable: Literal["affine"] | None = None,
         **columns: Any,
     ) -> str:
         """Add one instance and return its id. When this returns, the instance is in the zoo, also after a kill.
@@ -143,11 +144,12 @@ class ZooWriter:
         id:           a text that is unique in the zoo; a running number if missing
         split:        "train", "validation", "test" or another name
         architecture: the network's architecture; it is recognised if missing
+        keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
         columns:      metadata: numbers, text, booleans, None
         raises ZooError, LayoutMismatch, FusionError, CheckpointError (NaN) before anything is written
         """
         place = f"instance '{id}'" if id is not None else f"instance {len(self)}"
-        item = packable(model, architecture, place)
+        item = packable(model, architecture, place, keep_unfoldable)
         return self._add(item, None, [id], [split], [columns], place)[0]
 
     def add_stack(

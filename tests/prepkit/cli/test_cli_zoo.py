@@ -116,6 +116,20 @@ def test_create_takes_a_network_of_the_users_own(tmp_path, monkeypatch):
     assert (manifest.name, manifest.architectures[0].name) == ("mine", "own_net.net")
 
 
+def test_create_makes_batch_norm_without_a_layer_affine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("late_net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3))\n"
+    )
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.BatchNorm1d(3))
+    torch.save(network.state_dict(), "late.pt")
+    command = ("zoo", "create", "zoo", "late.pt", "--arch", "late_net:net", "--input", "4")
+    assert "--bn affine makes each of these a scale and a shift per channel" in prepkit(*command, status=2).stderr
+    prepkit(*command, "--bn", "affine")
+    (stored,) = read_manifest("zoo").architectures
+    assert [slot.name for slot in stored.layout] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
 def test_rows_without_a_model_are_noted_and_models_without_a_row_refused(tmp_path, files, csv):
     result = prepkit("zoo", "create", tmp_path / "some", *files[:3], "--table", csv)
     assert f"note: 1 row of {csv} has no model here: m3.pt." in result.stderr

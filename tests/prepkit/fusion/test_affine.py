@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import prepkit
 from prepkit.families.architecture import Architecture
 from prepkit.families.registry import architecture_from_callable
 from prepkit.fusion.fold import FusionError, UnfoldableNetwork, fold, fuse_batch_norm
@@ -289,3 +290,21 @@ def test_an_architecture_builds_the_network_of_its_record(name):
     rebuilt.load_state_dict(folded.state_dict())
     assert list(rebuilt.state_dict()) == list(folded.state_dict()) == list(architecture.folded_shapes)
     assert error(network, rebuilt, IMAGES) < 1e-5
+
+
+def test_a_zoo_holds_and_rebuilds_affine_maps(tmp_path):
+    architecture = architecture_from_callable(f"{__name__}:PreActivation", (4, 6, 6))
+    networks = [randomised(architecture.build()) for _ in range(2)]
+    networks[1].norms[1].running_mean.add_(1)
+    with prepkit.ZooWriter(tmp_path / "zoo", width=16) as writer:
+        with pytest.raises(UnfoldableNetwork, match='keep_unfoldable="affine"'):
+            writer.add(networks[0].state_dict(), architecture=architecture)
+        for network in networks:
+            writer.add(network.state_dict(), architecture=architecture, keep_unfoldable="affine")
+    (stored,) = prepkit.open_zoo(tmp_path / "zoo").manifest.architectures
+    assert stored.fused
+    assert not any("running" in slot.name for slot in stored.layout)
+    zoo = prepkit.open_zoo(tmp_path / "zoo", trust_code=True)
+    for index, network in enumerate(networks):
+        assert error(network, zoo.network(index), IMAGES) < 1e-5
+    assert prepkit.verify(tmp_path / "zoo").ok
