@@ -397,7 +397,7 @@ def npz_bytes() -> bytes:
         (b"", "is empty (0 bytes)"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run `git lfs pull`"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
-        (gzip.compress(b"weights"), "decompress it with `gunzip`"),
+        (gzip.compress(b"weights", mtime=0), "decompress it with `gunzip`"),
         (b"\x93NUMPY\x01\x00v\x00{'descr'", "numpy array"),
         (b"GGUF\x03\x00\x00\x00" + bytes(20), "GGUF"),
         (b"\x08\x07\x12\x07pytorch", "an ONNX model"),
