@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HUB_SCHEME, HubAddress, parse
-from prepkit.errors import counted, listed
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
@@ -80,8 +79,8 @@ def create_zoo(
 
     path:         the zoo's folder, missing or empty
     models:       files, or models of the Hub such as hf://user/model or hf://user/model@revision/file.safetensors
-    table:        CSV file whose column `file` names the models; `id` and `split` are the zoo's, and all other columns
-                  are kept with the instances
+    table:        CSV file whose column `file` names the models by path, from the table's folder or one that holds all
+                  models; `id` and `split` are the zoo's, and all other columns are kept with the instances
     width:        columns of the PReps, a multiple of 8
     format:       format of the shards, "safetensors" or "hdf5"
     name:         the zoo's name; its folder's if missing
@@ -103,8 +102,8 @@ def create_zoo(
 
     task = read_task(Path(task)) if isinstance(task, str | os.PathLike) else task
     csv = None if table is None else Path(table)
-    rows, unused = rows_of_models(map(model_address, models), csv)
-    check_columns(rows, csv)
+    joined = rows_of_models(map(model_address, models), csv)
+    check_columns(joined.rows, csv)
 
     from prepkit.zoo.card.card import write_card
     from prepkit.zoo.format.manifest import read_manifest
@@ -113,11 +112,11 @@ def create_zoo(
     from prepkit.zoo.write.written import WrittenZoo
 
     with ZooWriter(path, width=width, format=format, name=name, license=license, task=task, resume=resume) as writer:
-        add_models(writer, rows, architecture, partial(local_model, token=token), progress, keep_unfoldable)
+        add_models(writer, joined.rows, architecture, partial(local_model, token=token), progress, keep_unfoldable)
         # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
         writer.provenance = provenance_of_models(len(writer))
     write_card(path)
-    return WrittenZoo(Path(path), read_manifest(path), _notes_on(unused, csv))
+    return WrittenZoo(Path(path), read_manifest(path), joined.notes)
 
 
 def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddress:
@@ -147,10 +146,3 @@ def local_model(model: Path | HubAddress, *, token: str | None = None) -> Iterat
     fetched = fetch_checkpoint(model, token=token)
     with naming_address(fetched):
         yield LocalModel(fetched.file, str(fetched.address))
-
-
-def _notes_on(unused: list[str], table: Path | None) -> tuple[str, ...]:
-    if not unused:
-        return ()
-    have = "has" if len(unused) == 1 else "have"
-    return (f"{counted(len(unused), 'row')} of {table} {have} no model here: {listed(unused)}.",)

@@ -108,9 +108,12 @@ def create(
     BatchNorms are folded. A MODEL may be an address on the Hub, hf://user/model or
     hf://user/model@revision/file.safetensors; the column `source` then names the commit of each.
 
-    The column `file` of the CSV names models by file name, with or without suffix, or by address. The columns `id` and
-    `split` are those of the zoo; all others are kept with the instances, as whole numbers, numbers, booleans (true,
-    false) or text. The column `source_sha256` is filled with the sha256 of each checkpoint.
+    The column `file` of the CSV names models by path, from the CSV's folder or one that holds all models, with or
+    without suffix, or by address. A name without folder will do where no other model has it. The columns `id` and
+    `split` are those of the zoo; without `id`, models are called by their names, or by the parts of their paths that
+    differ: a and b for runs/a/model.pt and runs/b/model.pt. All other columns are kept with the instances, as whole
+    numbers, numbers, booleans (true, false) or text. The column `source_sha256` is filled with the sha256 of each
+    checkpoint.
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """

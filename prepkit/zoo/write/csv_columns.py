@@ -1,12 +1,12 @@
-"""Read metadata of models from a CSV file, and join them to the models by name.
+"""Read metadata of models from a CSV file, and join them to the models by path.
 
     file,id,split,accuracy
     run0_epoch9.pt,run0-9,train,0.91
     run1_epoch9,run1-9,test,
 
-`file` is a model's file name, with or without its suffix, or its address on the Hub as it was given. `id` and `split`
-may be missing. All other columns are the user's. A column holds int, float, bool or text: the narrowest type that fits
-all its cells; an empty cell is None.
+`file` is a model's path, with or without its suffix, or its address on the Hub; `joining` says which model it names.
+`id` and `split` may be missing. All other columns are the user's. A column holds int, float, bool or text: the
+narrowest type that fits all its cells; an empty cell is None.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prepkit.address import HUB_SCHEME, HubAddress
+from prepkit.address import HubAddress
 from prepkit.errors import ZooError, counted, listed
 from prepkit.zoo.format.tables import OWN_COLUMNS, plain_columns
+from prepkit.zoo.write.joining import joined, row_of_equal_name
+from prepkit.zoo.write.model_paths import ids_of
 
 FILE = "file"
 INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # 007 is a name; 18 digits fit 64 bits
@@ -28,7 +30,6 @@ INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # 007 is a name; 18 digits f
 FLOAT = re.compile(
     r"[+-]?((0|[1-9][0-9]{0,14})([eE][+-]?[0-9]+)?|(0|[1-9][0-9]*)?\.[0-9]*([eE][+-]?[0-9]+)?|inf|nan)", re.IGNORECASE
 )
-SUFFIXES = (".prep.safetensors", ".safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,19 @@ class ModelRow:
     columns: dict[str, Any]
 
 
-def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> tuple[list[ModelRow], list[str]]:
-    """Return a row for each model, and the `file` of the table's rows that no model has.
+@dataclass(frozen=True)
+class ModelRows:
+    """The rows of all models, and what is to be said about the table that they were joined to.
+
+    notes: sentences on the join, and on rows of the table that name no model
+    """
+
+    rows: list[ModelRow]
+    notes: tuple[str, ...] = ()
+
+
+def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> ModelRows:
+    """Return a row for each model.
 
     raises ZooError for a model without a file or a row, two rows or ids of one name, a damaged CSV
     """
@@ -50,41 +62,56 @@ def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> t
     absent = [str(model) for model in models if isinstance(model, Path) and not model.is_file()]
     if absent:
         raise ZooError(f"{len(absent)} of {len(models)} models are no files: {listed(absent)}.")
+    ids = ids_of(models)
     if table is None:
-        rows = [ModelRow(model, stem(model), None, {}) for model in models]
+        rows = [ModelRow(model, id_, None, {}) for model, id_ in zip(models, ids, strict=True)]
         _check_ids(rows)
-        return rows, []
+        return ModelRows(rows)
     lines = read_csv(table)
-    pairs = [(model, _line_name(model, lines)) for model in models]
-    missing = [name_of(model) for model, name in pairs if name is None]
+    files = [line.file for line in lines]
+    join = joined(models, files, table, [line.number for line in lines])
+    missing = [model for model, row in zip(models, join.rows, strict=True) if row is None]
     if missing:
-        have = "has" if len(missing) == 1 else "have"
-        raise ZooError(f"{table}: {counted(len(missing), 'model')} {have} no row in it: {listed(missing)}.")
-    rows = [_row(model, lines[name]) for model, name in pairs if name is not None]
+        raise ZooError(_without_row(missing, files, table))
+    numbers = [number for number in join.rows if number is not None]
+    rows = [_row(model, id_, lines[number]) for model, id_, number in zip(models, ids, numbers, strict=True)]
     _check_ids(rows)
-    used = {name for _, name in pairs}
-    return rows, [name for name in lines if name not in used]
+    used = set(numbers)
+    unused = [file for number, file in enumerate(files) if number not in used]
+    return ModelRows(rows, (*join.notes, *_note_on_unused(unused, table)))
 
 
-def stem(model: Path | HubAddress) -> str:
-    """Return a model's name without suffix: `model` for model.pt and model.prep.safetensors, `user/model` for hf://user/model.
-
-    An address keeps its whole path, since most files on the Hub are called model.safetensors.
-    """
-    name = name_of(model).removeprefix(HUB_SCHEME)
-    if isinstance(model, HubAddress) and model.path is None:
-        return name
-    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), Path(name).suffix)
-    return name.removesuffix(suffix) or name
-
-
-def name_of(model: Path | HubAddress) -> str:
-    """Return what the table calls a model: the name of its file, or its address."""
-    return model.name if isinstance(model, Path) else str(model)
+def _without_row(missing: list[Path | HubAddress], files: list[str], table: Path) -> str:
+    have = "has" if len(missing) == 1 else "have"
+    message = f"{table}: {counted(len(missing), 'model')} {have} no row in it: {listed(missing)}."
+    equal = ((model, row_of_equal_name(model, files)) for model in missing)
+    model, row = next(((model, row) for model, row in equal if row is not None), (None, None))
+    if row is None:
+        return message
+    return (
+        f"{message} '{row}' is not taken for {model}: a row names its model by the path from the table's folder, or "
+        "from a folder that holds all models, or by a name that no other model and no other row has."
+    )
 
 
-def read_csv(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the lines of a CSV file, by the column `file`, with typed cells.
+def _note_on_unused(unused: list[str], table: Path) -> tuple[str, ...]:
+    if not unused:
+        return ()
+    have = "has" if len(unused) == 1 else "have"
+    return (f"{counted(len(unused), 'row')} of {table} {have} no model here: {listed(unused)}.",)
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """A row of the table: the number of its line, the model that it names, and its other cells by column."""
+
+    number: int
+    file: str
+    cells: dict[str, Any]
+
+
+def read_csv(path: Path) -> list[TableLine]:
+    """Read the lines of a CSV file, with typed cells.
 
     raises ZooError naming the line that is wrong
     """
@@ -93,15 +120,13 @@ def read_csv(path: Path) -> dict[str, dict[str, Any]]:
     columns = {name: typed([line[place] for _, line in lines]) for place, name in enumerate(header)}
     for name in {FILE, "id", "split"} & columns.keys():
         columns[name] = [line[header.index(name)] or None for _, line in lines]
-    rows: dict[str, dict[str, Any]] = {}
+    rows = []
     for index, (number, _) in enumerate(lines):
         row = {name: values[index] for name, values in columns.items()}
         file = row.pop(FILE)
-        name = file if file is None or file.startswith(HUB_SCHEME) else Path(file).name
-        if name is None or name in rows:
-            problem = "is missing" if file is None else f"'{file}' stands twice"
-            raise ZooError(f"{path}, line {number}: {FILE} {problem}.")
-        rows[name] = row
+        if file is None:
+            raise ZooError(f"{path}, line {number}: {FILE} is missing.")
+        rows.append(TableLine(number, file, row))
     return rows
 
 
@@ -157,13 +182,9 @@ def _check_header(path: Path, header: list[str]) -> None:
     plain_columns(dict.fromkeys(users), str(path))
 
 
-def _line_name(model: Path | HubAddress, lines: dict[str, dict[str, Any]]) -> str | None:
-    return next((name for name in (name_of(model), stem(model)) if name in lines), None)
-
-
-def _row(model: Path | HubAddress, line: dict[str, Any]) -> ModelRow:
-    columns = {name: value for name, value in line.items() if name not in ("id", "split")}
-    return ModelRow(model, line.get("id") or stem(model), line.get("split"), columns)
+def _row(model: Path | HubAddress, id_: str, line: TableLine) -> ModelRow:
+    columns = {name: value for name, value in line.cells.items() if name not in ("id", "split")}
+    return ModelRow(model, line.cells.get("id") or id_, line.cells.get("split"), columns)
 
 
 def _check_ids(rows: list[ModelRow]) -> None:

@@ -13,7 +13,8 @@ from prepkit.address import HubAddress
 from prepkit.errors import PrepkitError, ZooError
 from prepkit.progress import Advance
 from prepkit.version import __version__
-from prepkit.zoo.write.csv_columns import ModelRow, name_of
+from prepkit.zoo.write.csv_columns import ModelRow
+from prepkit.zoo.write.model_paths import name_of
 
 if TYPE_CHECKING:
     from prepkit.checkpoint.load import Checkpoint

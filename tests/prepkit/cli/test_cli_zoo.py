@@ -135,7 +135,7 @@ def test_rows_without_a_model_are_noted_and_models_without_a_row_refused(tmp_pat
     assert f"note: 1 row of {csv} has no model here: m3.pt." in result.stderr
     csv.write_text("file,accuracy\nm0.pt,0.5\nm11.pt,1\n")
     message = told("zoo", "create", tmp_path / "none", *files, "--table", csv)
-    assert message == f"{csv}: 3 models have no row in it: m1.pt, m2.pt, m3.pt."
+    assert message == f"{csv}: 3 models have no row in it: {files[1]}, {files[2]}, {files[3]}."
     assert not (tmp_path / "none").exists()
 
 
@@ -146,7 +146,7 @@ def test_rows_without_a_model_are_noted_and_models_without_a_row_refused(tmp_pat
         ("name\nm0\n", "there is no column 'file'"),
         ("file,x\nm0\n", "line 2: 1 cell, but the first line names 2 columns"),
         ("file,x,x\nm0,1,2\n", "the columns x stand twice"),
-        ("file\nm0.pt\nm0.pt\n", "line 3: file 'm0.pt' stands twice"),
+        ("file\nm0.pt\nm0.pt\n", "line 3: file 'm0.pt' stands twice, also in line 2"),
         ("file,x\n,1\n", "line 2: file is missing"),
         ("file,class_id\nm0,1\n", "the zoo fills the columns class_id itself; rename them"),
         ("file,learning rate\nm0,1\n", "'learning rate' cannot name a column"),

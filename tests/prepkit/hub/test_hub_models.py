@@ -8,8 +8,9 @@ from click.testing import CliRunner
 from prepkit.address import parse
 from prepkit.cli import main
 from prepkit.errors import ZooError
-from prepkit.zoo.write.csv_columns import rows_of_models, stem
+from prepkit.zoo.write.csv_columns import rows_of_models
 from prepkit.zoo.write.model_files import check_columns
+from prepkit.zoo.write.model_paths import stem
 
 
 @pytest.mark.parametrize(
@@ -32,13 +33,13 @@ def test_files_and_addresses_are_joined_to_one_table(tmp_path):
     rows = ("file,id,score", "m0.pt,mine,1", "hf://a/b,theirs,2", "hf://a/b@v1/x.pt,,3", "c/d,other,4")
     (tmp_path / "t.csv").write_text("\n".join(rows))
     models = [tmp_path / "m0.pt", parse("hf://a/b"), parse("hf://a/b@v1/x.pt")]
-    rows, unused = rows_of_models(models, tmp_path / "t.csv")
-    assert [(row.model, row.id, row.columns["score"]) for row in rows] == [
+    joined = rows_of_models(models, tmp_path / "t.csv")
+    assert [(row.model, row.id, row.columns["score"]) for row in joined.rows] == [
         (models[0], "mine", 1),
         (models[1], "theirs", 2),
         (models[2], "a/b@v1/x", 3),
     ]
-    assert unused == ["d"]
+    assert joined.notes == (f"1 row of {tmp_path / 't.csv'} has no model here: c/d.",)
 
 
 def test_the_same_model_twice_is_refused():
@@ -55,9 +56,9 @@ def test_a_model_without_a_row_is_told_by_its_address(tmp_path):
 def test_a_column_source_of_the_users_own_is_refused_with_models_of_the_hub_only(tmp_path):
     (tmp_path / "m0.pt").write_bytes(b"x")
     (tmp_path / "t.csv").write_text("file,source\nhf://a/b,x\nm0,y\n")
-    check_columns(rows_of_models([tmp_path / "m0.pt"], tmp_path / "t.csv")[0], tmp_path / "t.csv")
+    check_columns(rows_of_models([tmp_path / "m0.pt"], tmp_path / "t.csv").rows, tmp_path / "t.csv")
     with pytest.raises(ZooError, match="the column 'source' is filled from the models themselves"):
-        check_columns(rows_of_models([parse("hf://a/b")], tmp_path / "t.csv")[0], Path("t.csv"))
+        check_columns(rows_of_models([parse("hf://a/b")], tmp_path / "t.csv").rows, Path("t.csv"))
 
 
 @pytest.mark.parametrize("text", ["hf://", "hf://user", "hf://user/../../etc/passwd", "hf://us er/m"])

@@ -179,3 +179,22 @@ def test_an_error_names_the_file_and_the_instance(tmp_path):
     (tmp_path / "t.csv").write_text("file,id\nown_bn,first\n")
     error = create(tmp_path / "zoo", tmp_path / "own_bn.pt", "--table", tmp_path / "t.csv", status=2).stderr
     assert error.startswith("Error: 'first' (own_bn.pt) has BatchNorm")
+
+
+def test_the_row_of_a_file_in_another_folder_is_not_taken(tmp_path):
+    for number, folder in enumerate(("setA", "setB")):
+        (tmp_path / folder).mkdir()
+        torch.save(tensors_of(number), tmp_path / folder / "0.pt")
+    (tmp_path / "t.csv").write_text("file,accuracy\nsetA/0.pt,0.9\n")
+    error = create(tmp_path / "zoo", tmp_path / "setB/0.pt", "--table", tmp_path / "t.csv", status=2).stderr
+    assert f"1 model has no row in it: {tmp_path}/setB/0.pt. 'setA/0.pt' is not taken for" in error
+    create(tmp_path / "zoo", tmp_path / "setA/0.pt", "--table", tmp_path / "t.csv")
+    assert open_zoo(tmp_path / "zoo").table["accuracy"].to_pylist() == [0.9]
+
+
+def test_equal_names_in_several_folders_become_ids_by_folder(tmp_path):
+    for run in ("a", "b"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        torch.save(tensors_of(0), tmp_path / "runs" / run / "model.pt")
+    create(tmp_path / "zoo", *sorted(tmp_path.glob("runs/*/model.pt")))
+    assert open_zoo(tmp_path / "zoo").table["id"].to_pylist() == ["a", "b"]

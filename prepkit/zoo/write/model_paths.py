@@ -1,0 +1,85 @@
+"""Paths of the models of a zoo: files and addresses out of what the user gives, and an id for each.
+
+m0.pt, m1.pt                                  ids m0, m1
+runs/a/model.pt, runs/b/model.pt              ids a, b: the parts of the paths that differ
+runs/a/ck/e1.pt, runs/a/ck/e2.pt, runs/b/...  ids a/e1, a/e2, ...
+hf://user/model                               id user/model
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from prepkit.address import HUB_SCHEME, HubAddress
+
+SUFFIXES = (".prep.safetensors", ".safetensors.index.json")
+
+
+def name_of(model: Path | HubAddress) -> str:
+    """Return the name of a model's file, or its address."""
+    return model.name if isinstance(model, Path) else str(model)
+
+
+def stem(model: Path | HubAddress) -> str:
+    """Return a model's name without suffix: `model` for model.pt and model.prep.safetensors, `user/model` for hf://user/model.
+
+    An address keeps its whole path, since most files on the Hub are called model.safetensors.
+    """
+    name = name_of(model).removeprefix(HUB_SCHEME)
+    if isinstance(model, HubAddress) and model.path is None:
+        return name
+    return without_suffix(name)
+
+
+def without_suffix(name: str) -> str:
+    """Return a path or a name without the suffix of a model's file."""
+    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), Path(name).suffix)
+    return name.removesuffix(suffix) or name
+
+
+def place_of(file: Path) -> str:
+    """Return the absolute path of a file with `/` between its parts; symbolic links are not followed."""
+    return slashed(os.path.abspath(file))
+
+
+def slashed(path: str) -> str:
+    """Return a path with `/` between its parts, also one that Windows wrote."""
+    return path.replace("\\", "/")
+
+
+def common_folder(places: Sequence[str]) -> str:
+    """Return the deepest folder that holds all these files; an empty text if there is none."""
+    folders = {place.rpartition("/")[0] for place in places}
+    try:
+        return slashed(os.path.commonpath([f"{folder}/" for folder in folders])).rstrip("/")
+    except ValueError:  # no files, or files on several drives
+        return ""
+
+
+def ids_of(models: Iterable[Path | HubAddress]) -> list[str]:
+    """Return an id for each model: its name without suffix, or the parts of its path that differ where names repeat.
+
+    Only a file that is given twice has the same id as another one.
+    """
+    models = list(models)
+    places = [place_of(model) for model in models if isinstance(model, Path)]
+    names = [stem(model) for model in models if isinstance(model, Path)]
+    if len(set(names)) < len(set(places)):
+        names = _parts_that_differ(places)
+    local = iter(names)
+    return [next(local) if isinstance(model, Path) else stem(model) for model in models]
+
+
+def _parts_that_differ(places: Sequence[str]) -> list[str]:
+    root = common_folder(places)
+    paths = [place.removeprefix(f"{root}/") for place in places]
+    stems = [without_suffix(path) for path in paths]
+    if len(set(stems)) == len(set(paths)):
+        paths = stems
+    split = [path.split("/") for path in paths]
+    if len({len(parts) for parts in split}) > 1:
+        return paths
+    differing = [position for position, parts in enumerate(zip(*split, strict=True)) if len(set(parts)) > 1]
+    return ["/".join(parts[position] for position in differing) for parts in split]
