@@ -21,7 +21,6 @@ from prepkit.errors import (
     LayoutMismatch,
     RegistryError,
     VerificationError,
-    counted,
     listed,
 )
 from prepkit.families.architecture import Architecture, floating_shapes
@@ -335,22 +334,11 @@ def _tied(network: nn.Module, checkpoint: Mapping[str, Tensor]) -> dict[str, Ten
 def _folded(
     network: nn.Module, architecture: Architecture, place: str, keep_unfoldable: Literal["affine"] | None
 ) -> Fusion:
-    """Fold the network's BatchNorm; an error names the place.
-
-    raises FusionError if running statistics are left, which belong to no module that is known to be a BatchNorm
-    """
+    """Fold the network's BatchNorm; an error names the place."""
     try:
-        fusion = fold(network, architecture.example_input(EXAMPLE_BATCH), keep_unfoldable=keep_unfoldable or False)
+        return fold(network, architecture.example_input(EXAMPLE_BATCH), keep_unfoldable=keep_unfoldable or False)
     except UnfoldableNetwork as error:
         raise UnfoldableNetwork(f"{place}: {error}", error.refusals) from error
-    if left := batch_norms(fusion.network.state_dict()):
-        kinds = {type(fusion.network.get_submodule(name)).__name__ for name in left}
-        raise FusionError(
-            f"{place}: {counted(len(left), 'module')} with running statistics ({listed(left, 3)}; {listed(kinds)}) "
-            "cannot be folded: they hold no running_mean and running_var of one value a channel. "
-            "pack_checkpoint(keep_batch_norm=True) packs them as they are."
-        )
-    return fusion
 
 
 # Laying out and packing ---------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from prepkit.fusion.watch import UnfoldableNetwork, own_tensors, storage_key, tensors_in
 
-LIMIT = 1e-9  # relative error in float64; rounding leaves about 1e-15, and the mildest wrong fold far more
 MARGIN = 100  # a fold may change as much as this many times the network's reaction to rounding
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -47,8 +46,15 @@ class Precision:
             return tensor.to(self.complex_dtype)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
+    def shaken(self, inputs: Tensor) -> Tensor:
+        """Return inputs with relative noise as small as rounding, the same each time."""
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(inputs.shape, dtype=inputs.dtype, generator=generator, device="cpu")
+        return inputs * (1 + self.noise * values.to(inputs.device))
 
-FLOAT64 = Precision(torch.float64, torch.complex128, LIMIT, 1e-15, 1e-5)
+
+# Rounding leaves about 1e-15 in float64, and the mildest wrong fold far more than 1e-9.
+FLOAT64 = Precision(torch.float64, torch.complex128, 1e-9, 1e-15, 1e-5)
 FLOAT32 = Precision(torch.float32, torch.complex64, 1e-4, 1e-6, 1e-2)  # for networks that cannot run in float64
 
 
@@ -106,13 +112,9 @@ class Example:
 
     def _reaction(self, network: nn.Module, results: Sequence[Tensor]) -> float:
         """Return the relative change of the outputs for tiny noise in the inputs."""
-        generator = torch.Generator().manual_seed(0)
 
         def shaken(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-                return leaf
-            noise = torch.randn(leaf.shape, dtype=leaf.dtype, generator=generator, device="cpu").to(leaf.device)
-            return leaf * (1 + self.precision.noise * noise)
+            return self.precision.shaken(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
         args, kwargs = pytree.tree_map(shaken, self.inputs())
         return relative_error(results, tensors_in(network(*args, **kwargs)))

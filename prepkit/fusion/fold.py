@@ -19,8 +19,7 @@ from torch import nn
 
 from prepkit.errors import FusionError
 from prepkit.fusion.example import FLOAT32, Example, Inputs, copied_network, number
-from prepkit.fusion.example import LIMIT as LIMIT
-from prepkit.fusion.plan import Faults, Plan, plan
+from prepkit.fusion.plan import Faults, Plan, foreign_norms, plan
 from prepkit.fusion.proof import faults_of
 from prepkit.fusion.refusing import cannot_fold, refuse_without_values
 from prepkit.fusion.step import Step, applied
@@ -111,7 +110,8 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfo
         original, seen, example = _watched(network, example)
         planned = _proved_plan(network, original, seen, example, keep_unfoldable == "affine")
         if planned.refusals and keep_unfoldable is not True:
-            raise cannot_fold(planned.refusals, len(seen.batch_norms) + len(seen.functional), planned.mappable)
+            total = len(seen.batch_norms) + len(seen.functional) + len(foreign_norms(original))
+            raise cannot_fold(planned.refusals, total, planned.mappable)
         before = example.error(applied(planned.steps, example.copy_of(network)), seen.results)
         if not example.allows(before, original, seen.results):
             raise _another_function(before, f"in {example.precision.name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from prepkit.fusion.norm import Convolution, is_norm, num_channels, own_tensor
@@ -15,6 +16,7 @@ from prepkit.fusion.step import Kind, Part, Step, Values, new_values, overflow
 from prepkit.fusion.watch import Refusal, Watch, quoted
 
 NEVER_CALLED = "the run on the example input never called it"
+FOREIGN = "it holds running statistics, but not a mean and a variance of one value a channel as a BatchNorm does"
 FUNCTIONAL = "batch_norm is called as a function; use a BatchNorm module, of which the statistics are known"
 
 
@@ -72,7 +74,18 @@ def plan(network: nn.Module, original: nn.Module, seen: Watch, faults: Faults, w
         elif against is None:
             mappable += 1
         refusals.append(Refusal(name, against or left[name]))
+    refusals += [Refusal(name, FOREIGN) for name in foreign_norms(original)]
     return Plan(list(draft.steps.values()), refusals, mappable)
+
+
+def foreign_norms(network: nn.Module) -> list[str]:
+    """Return the modules with running statistics of which it is unknown what they do with them.
+
+    TorchScript has such modules too; what they do is seen when they run.
+    """
+    names = [key.rpartition(".")[0] for key in network.state_dict() if key.rpartition(".")[2] == "running_var"]
+    modules = [(name, network.get_submodule(name)) for name in names]
+    return [name for name, module in modules if not is_norm(module) and not isinstance(module, torch.jit.ScriptModule)]
 
 
 @dataclass

@@ -73,6 +73,7 @@ class Watch:
     stack:      names of the modules that are running now, the innermost last
     functions:  names of the Python functions on tensors that are running now, the innermost last
     tracked:    by storage, the output of a layer or BatchNorm that lies in it
+    constants:  storages of tensors that were made of parameters alone
     makers:     by storage, a sentence about the operation that made the tensor in it
     owners:     by storage, the names of the modules whose parameter or buffer lies in it
     """
@@ -91,6 +92,7 @@ class Watch:
         self.escape: UnfoldableNetwork | None = None
         self.stack, self.functions = [""], [""]
         self.tracked: dict[int | None, Output] = {}
+        self.constants: set[int | None] = set()
         self.makers: dict[int | None, str] = {}  # if an address is reused, only an error's wording is wrong
         self.layers = [n for n, module in network.named_modules() if isinstance(module, Convolution | nn.Linear)]
         self.batch_norms = {name for name, module in network.named_modules() if is_norm(module)}
@@ -164,8 +166,11 @@ class Watch:
             self._read(map(storage_key, _leaves(value)), Reader(self._operation(operation), self.stack[-1], moves))
 
     def _only_parameters(self, value: Any) -> bool:
-        """Return whether an operation reads parameters alone, as weight standardisation does: no activation."""
-        return all(storage_key(tensor) in self.owners for tensor in _leaves(value))
+        """Return whether an operation reads parameters, or what was made of them alone, as weight standardisation."""
+        return all(self._is_constant(storage_key(tensor)) for tensor in _leaves(value))
+
+    def _is_constant(self, key: int | None) -> bool:
+        return key in self.owners or key in self.constants
 
     def _read(self, keys: Iterable[int | None], reader: Reader) -> None:
         for key in keys:
@@ -179,11 +184,17 @@ class Watch:
             if not owners.intersection(self.stack):
                 self.outside.update(dict.fromkeys(owners, reader))
 
-    def produced(self, operation: str, value: Any) -> None:
-        """Note that `operation` has made the tensors in `value`."""
+    def produced(self, operation: str, arguments: Any, value: Any) -> None:
+        """Note that `operation` has made the tensors in `value` of `arguments`."""
+        constant = bool(_leaves(arguments)) and self._only_parameters(arguments)
         maker = Reader(self._operation(operation), self.stack[-1])
         words = f"its input comes from {maker}, not straight from a convolution or Linear layer"
-        self.makers.update({storage_key(tensor): words for tensor in _leaves(value)})
+        keys = {storage_key(tensor) for tensor in _leaves(value)}
+        self.makers.update(dict.fromkeys(keys, words))
+        if constant:
+            self.constants |= keys
+        else:
+            self.constants -= keys  # an address may be that of an earlier tensor
 
     def _operation(self, operation: str) -> str:
         """Return the Python function's name, which users know, unless an operation in place (`relu_`) ran."""
@@ -242,7 +253,7 @@ class _Dispatches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fresh = not func._schema.is_mutable
         self.watch.read(name, (args, kwargs), fresh and (name in COPIES or name in VIEWS))
         result = func(*args, **(kwargs or {}))
-        self.watch.produced(name, result)
+        self.watch.produced(name, (args, kwargs), result)
         if fresh and name in COPIES:
             self.watch.move(func, args, kwargs, result)
         return result

@@ -907,7 +907,7 @@ def test_running_statistics_that_no_fold_reaches_never_pass(nets: Any) -> None:
     """A module whose statistics are named as a BatchNorm's, in a shape that no BatchNorm has."""
     torch.save(nets["Strange"]().state_dict(), "strange.pt")
     result = run("pack", "strange.pt", "--arch", "cli_nets:Strange", "--input", "3x9x9", code=2)
-    assert "1 module with running statistics (norm; OwnNorm) cannot be folded" in result.stderr
+    assert "norm: it holds running statistics, but not a mean and a variance of one value a channel" in result.stderr
     assert "--keep-bn" in result.stderr
     run("pack", "strange.pt", "--arch", "cli_nets:Strange", "--input", "3x9x9", "--keep-bn")
 

@@ -113,7 +113,8 @@ class Standardised(nn.Conv2d):
     """Weight standardisation through batch_norm, as timm has it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, weight=(self.bias * 0.1).view(-1), training=True)
         return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
 
 

@@ -62,6 +62,25 @@ class PreActivation(nn.Module):
         return self.out(torch.tanh(self.last(torch.tanh(self.linear(self.norm(inputs))))))
 
 
+class Deep(nn.Sequential):
+    """A network that makes much of the smallest difference: each block more than doubles it."""
+
+    def __init__(self):
+        layers = [m for _ in range(80) for m in (nn.Linear(32, 32), nn.BatchNorm1d(32, momentum=1.0), nn.Tanh())]
+        super().__init__(*layers)
+
+
+class OnlyFloat32(nn.Module):
+    """A network with a tensor of its own in float32, as many have."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(5, 4), nn.BatchNorm1d(4)
+
+    def forward(self, inputs):
+        return self.norm(self.linear(inputs)) @ torch.full((4, 2), 0.5, dtype=torch.float32)
+
+
 class ByTheBatch(nn.Module):
     def __init__(self):
         super().__init__()
@@ -72,6 +91,7 @@ class ByTheBatch(nn.Module):
 
 
 FOREIGN = {"TwoNorms": (2, 6, 6), "Tied": (5,), "Constant": (5,), "PreActivation": (5,), "ByTheBatch": (5,)}
+FOREIGN |= {"Deep": (32,), "OnlyFloat32": (5,)}
 NAMES = ["resnet8@digits", "resnet14@digits", "resnet8@cifar10", "lenet_like@digits"]
 NAMES += ["TwoNorms", "Tied", "Constant", "PreActivation"]
 
@@ -176,6 +196,40 @@ def test_values_that_are_not_finite_are_caught():
     next(iter(given[1].values())).fill_(torch.nan)
     with pytest.raises(VerificationError):
         fold_stack(one, given)
+
+
+def test_a_network_that_reacts_strongly_is_judged_by_its_reaction():
+    """A right fold differs by more than 1e-9 here, since rounding itself does."""
+    one = known("Deep")
+    made = networks(one, 2)
+    for network in made:
+        for module in network:
+            if isinstance(module, nn.BatchNorm1d):
+                nn.init.constant_(module.weight, 2.0)
+                nn.init.zeros_(module.bias)
+        network.train()(torch.randn(64, 32))  # gives it statistics
+        network.eval()
+    given = [{name: t.double() if t.is_floating_point() else t for name, t in row.items()} for row in rows(made)]
+    found = fold_stack(one, given)
+    inputs = one.example_input(2).double()
+    for index, network in enumerate(made):
+        plain = one.build_folded().double()
+        plain.load_state_dict({name: tensor[index] for name, tensor in found.items()})
+        error = (plain(inputs) - network.double()(inputs)).abs().max()
+        assert 1e-9 < error < 1e-5
+    wrong = {name: tensor * (1 + 1e-6) for name, tensor in found.items()}
+    with pytest.raises(VerificationError):
+        folding.check(one, given, wrong)
+
+
+def test_a_network_that_runs_in_float32_only():
+    one = known("OnlyFloat32")
+    made = networks(one, 2)
+    found = fold_stack(one, rows(made))
+    inputs = one.example_input(3)
+    for index, network in enumerate(made):
+        hidden = torch.nn.functional.linear(inputs, found["linear.weight"][index], found["linear.bias"][index])
+        torch.testing.assert_close(hidden @ torch.full((4, 2), 0.5), network.eval()(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_folded_is_refused():
