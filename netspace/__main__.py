@@ -1,6 +1,12 @@
-"""`python -m netspace` and `torchrun -m netspace` are the command `netspace`."""
+"""`python -m netspace`, `torchrun -m netspace` and the installed script are the command `netspace`."""
 
-from netspace.cli import main
+from prepkit.program import run
+
+
+def main() -> None:
+    """Run the command `netspace`."""
+    run("netspace.cli", "netspace")
+
 
 if __name__ == "__main__":
-    main(prog_name="netspace")
+    main()

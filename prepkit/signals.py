@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at a time of the program's own choosing."""
+"""Ctrl-C and SIGTERM at a time of the program's own choosing, and Ctrl-C that is not forgotten."""
 
 from __future__ import annotations
 
@@ -32,3 +32,27 @@ def deferred_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def noted_interruption() -> Iterator[list[int]]:
+    """Collect each Ctrl-C in a list, beside the KeyboardInterrupt that it raises.
+
+    Code in C or C++ that is interrupted while it calls Python, such as torch.save, makes another error of it; the list
+    tells what the error came from. Nothing is noted outside of the main thread, or where Ctrl-C is ignored.
+    """
+    received: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield received
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
-KEPT_BYTES = 512 << 20
+from prepkit.program import KEPT_BYTES
+
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 

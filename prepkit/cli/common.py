@@ -12,8 +12,10 @@ from typing import IO, Any, TypeVar
 
 import click
 
-from prepkit.cli.output import INTERRUPTED, print_error, with_flags
+from prepkit.cli.output import print_error, with_flags
 from prepkit.errors import FormerSpelling, PrepkitError
+from prepkit.program import INTERRUPTED, MESSAGE
+from prepkit.signals import noted_interruption
 
 F = TypeVar("F", bound=Callable[..., Any])
 JSON_ASKED = "prepkit.json"
@@ -60,26 +62,21 @@ class Commands(click.Group):
 
 @contextmanager
 def failures(ctx: click.Context) -> Iterator[None]:
-    """Turn errors of prepkit and of the system into Failures, and print each as JSON too where it was asked for."""
-    try:
-        yield
-        return
-    except PrepkitError as error:
-        print_notes(error)
-        failure: click.ClickException = Failure(error, error.exit_code)
-    except KeyboardInterrupt as error:
-        print_notes(error)
-        failure = Failure(Interrupted("interrupted; no file is half written."), INTERRUPTED)
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # `| head` has read enough; click exits quietly
+    """Turn errors of prepkit and of the system into Failures, and print each as JSON too where it was asked for.
+
+    After Ctrl-C every error is an interruption, whatever became of it on its way out of other libraries.
+    """
+    with noted_interruption() as interruptions:
+        try:
+            yield
+            return
+        except (click.exceptions.NoArgsIsHelpError, click.exceptions.Exit):
             raise
-        failure = Failure(_error_of_stdout() or error, 1)
-    except MemoryError:
-        failure = Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1)
-    except click.exceptions.NoArgsIsHelpError:
-        raise
-    except click.ClickException as error:
-        failure = error
+        except BaseException as error:
+            failure = _failure(error, interrupted=bool(interruptions))
+            if failure is None:
+                raise
+            print_notes(error)
     if ctx.meta[JSON_ASKED]:
         try:
             print_error(getattr(failure, "kind", "UsageError"), failure.format_message())
@@ -87,7 +84,22 @@ def failures(ctx: click.Context) -> Iterator[None]:
             if error.errno == errno.EPIPE:
                 raise
             _error_of_stdout()
-    raise failure
+    raise failure from None
+
+
+def _failure(error: BaseException, interrupted: bool) -> click.ClickException | None:
+    """Return what to tell of an error; None for a bug, and for what click deals with."""
+    if isinstance(error, PrepkitError) and (error.exit_code == INTERRUPTED or not interrupted):
+        return Failure(error, error.exit_code)
+    if interrupted or isinstance(error, KeyboardInterrupt):
+        return Failure(Interrupted(MESSAGE), INTERRUPTED)
+    if isinstance(error, OSError):
+        if error.errno == errno.EPIPE:  # `| head` has read enough; click exits quietly
+            return None
+        return Failure(_error_of_stdout() or error, 1)
+    if isinstance(error, MemoryError):
+        return Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1)
+    return error if isinstance(error, click.ClickException) else None
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from prepkit.program import INTERRUPTED
 from prepkit.progress import ProgressBar
 
 F = TypeVar("F", bound=Callable[..., Any])
-INTERRUPTED = 130  # exit status; shells give 128 + the number of the signal
 # The library's messages name its keyword arguments; the command line says this instead.
 FLAGS = {
     'keep_unfoldable="affine"': "--bn affine",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from prepkit.errors import PrepkitError, ZooError, counted
+from prepkit.program import ENVIRONMENT
 from prepkit.tasks.task import Task
 from prepkit.training.engine import Engine
 from prepkit.training.provenance import versions
@@ -84,7 +85,12 @@ def cluster(address: str) -> Iterator[Any]:
         try:
             check_reachable(address)
             # Ray's own messages would mix with our progress on the terminal; its errors come as exceptions.
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": environment_of_workers()},
+            )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             reason = (str(error).strip().splitlines() or ["no answer"])[0].rstrip(".")
             raise ZooError(
@@ -95,6 +101,11 @@ def cluster(address: str) -> Iterator[Any]:
     finally:
         if not connected:
             ray.shutdown()
+
+
+def environment_of_workers() -> dict[str, str]:
+    """The settings of this process that its workers need too: those that a command line makes, or the user made."""
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
 
 
 def check_reachable(address: str) -> None:

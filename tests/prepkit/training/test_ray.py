@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from test_run import Notes, files_of
 import prepkit.training.ray as on_cluster
 from prepkit.cli import main
 from prepkit.errors import ZooError
+from prepkit.program import ENVIRONMENT as SETTINGS
 from prepkit.tasks import load_task
 from prepkit.training.engine import Engine, choose_engine
 from prepkit.training.plan import plan
@@ -92,6 +94,21 @@ def test_no_cluster_at_an_address_is_told_soon(monkeypatch, address):
         ):
             next(on_ray(asked, units, task, engine, 1.0, print))
         assert time.monotonic() - start < 30
+
+
+def test_workers_get_the_settings_of_a_command_line_and_none_from_the_library(monkeypatch):
+    asked = []
+    fake = SimpleNamespace(is_initialized=lambda: False, init=lambda **options: asked.append(options), shutdown=int)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    with on_cluster.cluster("local"):
+        pass
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    with on_cluster.cluster("local"):
+        pass
+    assert [options["runtime_env"]["env_vars"] for options in asked] == [{}, SETTINGS]
 
 
 @pytest.mark.slow
