@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prepkit.casting import Rounding, cast, check_finite
 from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of
 from prepkit.errors import (
     CheckpointError,
@@ -45,6 +46,7 @@ class Packed:
     num_trained: number of values in the parameters before folding
     fusion:      the folded BatchNorms with both equality errors; None where none was folded
     cast:        the dtype that was asked for; None where each tensor kept its own
+    rounding:    what the cast changed; None without one
     """
 
     prep: PRep
@@ -53,6 +55,7 @@ class Packed:
     num_trained: int
     fusion: Fusion | None
     cast: str | None
+    rounding: Rounding | None = None
 
 
 def pack_checkpoint(
@@ -66,6 +69,7 @@ def pack_checkpoint(
     keep_unfoldable: Literal["affine"] | None = None,
     dtype: str | None = None,
     allow_nonfinite: bool = False,
+    allow_underflow: bool = False,
 ) -> Packed:
     """Pack a checkpoint file into a PRep; its tensors come back bit for bit.
 
@@ -76,6 +80,7 @@ def pack_checkpoint(
     keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
     dtype:           cast all tensors to this dtype; None keeps each in its own
     allow_nonfinite: pack NaN and infinity too
+    allow_underflow: let the cast turn values that are too small for the dtype into zero
     raises InvalidShape, CheckpointError, LayoutMismatch, FusionError; VerificationError if the round trip fails
 
     By default BatchNorm is folded, so the tensors that come back are those of an equivalent network without it. A
@@ -95,8 +100,9 @@ def pack_checkpoint(
     tensors, layout, fusion, architecture = prepare(
         checkpoint, architecture, keep_batch_norm, f"'{path}'", keep_unfoldable
     )
+    rounding = None
     if dtype is not None:
-        tensors = _cast(tensors, dtype, path, allow_nonfinite)
+        tensors, rounding = cast(tensors, dtype, f"'{path}'", allow_nonfinite, allow_underflow)
         layout = layout.with_dtypes_of(tensors)
     prep = PRep(
         layout.pack(tensors, out=_empty(layout, width, height)),
@@ -111,7 +117,7 @@ def pack_checkpoint(
     )
     check_round_trip(prep, tensors)
     num_trained = architecture.num_trainable if architecture and fusion else layout.num_parameters
-    return Packed(prep, Path(path), checkpoint.format, num_trained, fusion, dtype)
+    return Packed(prep, Path(path), checkpoint.format, num_trained, fusion, dtype, rounding)
 
 
 def prepare(
@@ -217,28 +223,6 @@ def check_packable(tensors: Mapping[str, Tensor], place: str) -> None:
             raise LayoutMismatch(
                 f"{place}: '{name}' has dtype {dtype_name(tensor.dtype)}; a PRep holds {listed(BITS)}. Cast it first."
             )
-
-
-def check_finite(
-    tensors: Mapping[str, Tensor],
-    place: str,
-    after: str = "",
-    remedy: str = "pass allow_nonfinite=True if they are meant",
-) -> None:
-    """Raise CheckpointError for the first tensor that holds NaN or infinity, with their numbers."""
-    import torch
-
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        least, greatest = torch.aminmax(tensor)  # both are NaN if any value is; a mask would be as large as the tensor
-        if bool(torch.isfinite(least)) and bool(torch.isfinite(greatest)):
-            continue
-        num_nan, num_infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-        raise CheckpointError(
-            f"{place}: '{name}' holds {num_nan:,} NaN and {num_infinite:,} infinite of {tensor.numel():,} values"
-            f"{after}; {remedy}."
-        )
 
 
 @contextmanager
@@ -351,26 +335,6 @@ def _natural_layout(tensors: Mapping[str, Tensor], place: str) -> Layout:
     if not layout.total:
         raise LayoutMismatch(f"{place}: there is nothing to pack: its tensors hold no values.")
     return layout
-
-
-def _cast(
-    tensors: Mapping[str, Tensor], dtype: str, path: str | os.PathLike[str], allow_nonfinite: bool
-) -> dict[str, Tensor]:
-    """Return the tensors in another dtype; tied ones stay tied, and integers stay as they are.
-
-    raises CheckpointError for a value that the dtype cannot hold, unless `allow_nonfinite`
-    """
-    target = torch_dtype(dtype)
-    cast: dict[str, Tensor] = {}
-    cast_by_memory: dict[object, Tensor] = {}
-    for name, tensor in tensors.items():
-        memory = storage_identity(tensor)
-        if memory not in cast_by_memory:
-            cast_by_memory[memory] = tensor.to(target) if tensor.is_floating_point() else tensor
-        cast[name] = cast_by_memory[memory]
-    if not allow_nonfinite:
-        check_finite(cast, f"'{path}'", after=f" after the cast to {dtype}")
-    return cast
 
 
 def _empty(layout: Layout, width: int, height: int | None) -> Tensor:

@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,11 +57,13 @@ class Content:
     format:     the format of the file
     value:      the object that was saved; for both safetensors formats a dict of names and CPU tensors
     data_bytes: the most bytes that its tensors may take together; None where the format guarantees their sizes
+    metadata:   texts beside the tensors; a safetensors file that holds one of two tied names ties the other to it here
     """
 
     format: Format
     value: object
     data_bytes: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_content(path: Path) -> Content:
@@ -69,7 +71,18 @@ def read_content(path: Path) -> Content:
 
     raises CheckpointError, or UnsafeCheckpoint, for a file that cannot be read
     """
-    return READERS[format_of(path)](path)
+    content = READERS[format_of(path)](path)
+    return replace(content, value=with_aliases(content)) if content.metadata else content
+
+
+def with_aliases(content: Content) -> dict[str, Tensor]:
+    """Return the tensors under all their names: metadata such as `{"enc.weight": "dec.weight"}` names a tied one.
+
+    safetensors.torch.save_model, and what transformers and huggingface_hub save, keep only one name of a tied tensor.
+    """
+    tensors = dict(tensors_in(content))
+    ties = {alias: name for alias, name in content.metadata.items() if alias not in tensors and name in tensors}
+    return tensors | {alias: tensors[name] for alias, name in ties.items() if alias != "format"}
 
 
 def format_of(path: Path) -> Format:
@@ -115,17 +128,18 @@ def foreign(path: Path, head: bytes) -> CheckpointError:
 # safetensors
 
 
-def mapped_tensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> Content:
     """Map the tensors of a safetensors file. The library checks offsets and sizes, but not that names differ."""
     from safetensors import safe_open
 
     with explained(path, "is a truncated or damaged safetensors file", FETCH_AGAIN):
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            metadata = file.metadata() or {}
         with opened(path) as header:
             length = int.from_bytes(header.read(8), "little")  # safe_open has checked that it is at most 100 MB
             json.loads(header.read(length), object_pairs_hook=unique)
-    return tensors
+    return Content("safetensors", tensors, metadata=metadata)
 
 
 def read_index(path: Path) -> Content:
@@ -136,13 +150,14 @@ def read_index(path: Path) -> Content:
         raise CheckpointError(f"{path} needs {quoted(missing)}, missing beside it; {FETCH_AGAIN}.")
     contents = {shard: read_shard(path, shard, names) for shard, names in shards.items()}
     tensors = {name: tensor for content in contents.values() for name, tensor in tensors_in(content).items()}
+    metadata = {key: text for content in contents.values() for key, text in content.metadata.items()}
     if all(content.format == "safetensors" for content in contents.values()):
-        return Content("safetensors index", tensors)
+        return Content("safetensors index", tensors, metadata=metadata)
     sizes = [
         os.path.getsize(path.parent / shard) if content.data_bytes is None else content.data_bytes
         for shard, content in contents.items()
     ]
-    return Content("torch index", tensors, sum(sizes))
+    return Content("torch index", tensors, sum(sizes), metadata)
 
 
 def read_shard(index: Path, shard: str, names: set[str]) -> Content:
@@ -166,6 +181,6 @@ def tensors_in(content: Content) -> Mapping[str, Tensor]:
 READERS: dict[Format, Callable[[Path], Content]] = {
     "torch zip": lambda path: Content("torch zip", *read_torch_zip(path)),
     "torch legacy": lambda path: Content("torch legacy", *read_torch_legacy(path)),
-    "safetensors": lambda path: Content("safetensors", mapped_tensors(path)),
+    "safetensors": read_safetensors,
     "safetensors index": read_index,
 }

@@ -23,6 +23,7 @@ FLAGS = {
     "pack_checkpoint(keep_batch_norm=True)": "`prepkit pack --keep-bn`",
     "keep_batch_norm=True": "--keep-bn",
     "allow_nonfinite=True": "--allow-nonfinite",
+    "allow_underflow=True": "--allow-underflow",
     "architecture=...": "--arch NAME, or --arch module:callable --input CxHxW",
     "key='NAME'": "--key NAME",
     "overwrite=True": "--force",

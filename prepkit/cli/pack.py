@@ -16,6 +16,7 @@ from prepkit.errors import counted, listed
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
+    from prepkit.casting import Rounding
     from prepkit.fusion.fold import Fusion
     from prepkit.packing import Packed
 
@@ -33,6 +34,7 @@ key_option = click.option("--key", help="Name of the state dict, if a file holds
 @click.option("--keep-bn", is_flag=True, help="Pack BatchNorm with its running statistics instead of folding it.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Cast to this dtype. [default: keep each tensor's dtype]")
 @click.option("--allow-nonfinite", is_flag=True, help="Pack NaN and infinity too.")
+@click.option("--allow-underflow", is_flag=True, help="Let --dtype turn values that are too small for it into 0.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The PRep file, or a folder for several.")
 @force_option
 @json_option
@@ -47,6 +49,7 @@ def pack(
     keep_bn: bool,
     dtype: str | None,
     allow_nonfinite: bool,
+    allow_underflow: bool,
     output: Path | None,
     force: bool,
     out: Output,
@@ -85,6 +88,7 @@ def pack(
                     keep_unfoldable="affine" if bn == "affine" else None,
                     dtype=dtype,
                     allow_nonfinite=allow_nonfinite,
+                    allow_underflow=allow_underflow,
                 )
             save_prep(packed.prep, target, overwrite=force)
             documents.append(_document(packed, local.source, target))
@@ -205,6 +209,16 @@ def _fusion_text(fusion: Fusion) -> str:
     )
 
 
+def _rounding_text(rounding: Rounding) -> str:
+    if not rounding.num_changed:
+        return "no value changed"
+    zeros = f"; {counted(rounding.num_zeroed, 'value')} became 0" if rounding.num_zeroed else ""
+    return (
+        f"{rounding.num_changed:,} of {counted(rounding.num_values, 'value')} changed, "
+        f"by at most {rounding.largest:.1e} of the value{zeros}"
+    )
+
+
 def _summary(packed: Packed, source: str, target: Path) -> str:
     prep = packed.prep
     layout, shape, origin = prep.layout, prep.shape, prep.origin
@@ -220,6 +234,7 @@ def _summary(packed: Packed, source: str, target: Path) -> str:
         f"  parameters    {layout.num_parameters:,}{before}",
         f"  PRep          {shape} {layout.dtype}, {layout.total / shape.cells:.1%} filled",
         *([f"  folded        {_fusion_text(packed.fusion)}{before_cast}"] if packed.fusion else []),
+        *([f"  cast          to {packed.cast}: {_rounding_text(packed.rounding)}"] if packed.rounding else []),
         f"  round trip    exact: {come_back} bit for bit{in_dtype}",
     ]
     return "\n".join(lines)

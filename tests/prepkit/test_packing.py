@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prepkit
+from prepkit.casting import check_finite
 from prepkit.checkpoint.export import save_state_dict
 from prepkit.errors import (
     CheckpointError,
@@ -29,7 +30,6 @@ from prepkit.errors import (
 )
 from prepkit.families.registry import architecture_from_callable
 from prepkit.packing import (
-    check_finite,
     check_round_trip,
     describe_checkpoint,
     fold_checkpoint,
@@ -245,6 +245,42 @@ def test_values_that_a_dtype_cannot_hold(tmp_path: Path) -> None:
     packed = pack_checkpoint(path, dtype="float16", allow_nonfinite=True)
     assert packed.prep.tensors()["large"].tolist() == [1.0, float("inf"), float("-inf")]
     assert pack_checkpoint(path, dtype="bfloat16").prep.tensors()["large"].isfinite().all()
+
+
+def test_values_that_a_cast_would_turn_into_zero(tmp_path: Path) -> None:
+    state = {"a": torch.tensor([0.5, 0.0]), "tiny": torch.tensor([1.0, 1e-9, -2e-12, 0.0, 3e-7])}
+    path = saved(state, tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        pack_checkpoint(path, dtype="float16")
+    assert str(caught.value) == (
+        f"'{path}': 'tiny' holds 2 of 5 values, such as 2.0e-12, that the cast to float16 turns into 0; use a dtype "
+        "with a wider range, or pass allow_underflow=True if zeros will do."
+    )
+    packed = pack_checkpoint(path, dtype="float16", allow_underflow=True)
+    assert packed.prep.tensors()["tiny"].tolist()[:4] == [1, 0, 0, 0]
+    assert packed.rounding is not None
+    assert (packed.rounding.num_values, packed.rounding.num_changed, packed.rounding.num_zeroed) == (7, 3, 2)
+    assert packed.rounding.largest == 1.0
+    assert pack_checkpoint(path).rounding is None
+
+
+def test_a_cast_says_how_many_values_it_changed_and_by_how_much(tmp_path: Path) -> None:
+    shared = torch.tensor([1.0, 1 + 2**-12, -3.0, float("inf"), float("nan")])
+    state = {
+        "a": shared,
+        "b": shared,
+        "half": torch.tensor([1.5]).half(),
+        "i": torch.tensor(3),
+        "big": torch.tensor(1e6),
+    }
+    path = saved(state, tmp_path)
+    rounding = pack_checkpoint(path, dtype="float16", allow_nonfinite=True).rounding
+    assert rounding is not None
+    assert (rounding.num_values, rounding.num_changed, rounding.num_zeroed) == (7, 2, 0)  # tied values count once
+    assert rounding.largest == pytest.approx(2**-12, rel=1e-3)  # 1e6 becomes infinite, which has no size
+    rounding = pack_checkpoint(path, dtype="float64", allow_nonfinite=True).rounding
+    assert rounding is not None
+    assert (rounding.num_values, rounding.num_changed, rounding.largest) == (7, 0, 0.0)
 
 
 def test_mixed_dtypes_come_back_in_their_own(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from prepkit.casting import check_finite
 from prepkit.errors import LayoutMismatch, ZooError, listed
 from prepkit.families.detection import detect
 from prepkit.families.registry import Architecture, architectures
 from prepkit.families.registry import architecture as looked_up
-from prepkit.packing import batch_norms, check_finite, no_memory, prepare
+from prepkit.packing import batch_norms, no_memory, prepare
 from prepkit.prep.file import PRep
 from prepkit.prep.layout import Layout
 from prepkit.prep.shape import WIDTH_MULTIPLE, PRepShape

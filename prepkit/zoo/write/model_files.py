@@ -78,8 +78,9 @@ def read_model(file: Path) -> tuple[Checkpoint | PRep, str | None]:
 
     raises CheckpointError, PRepFileError
     """
+    from prepkit.casting import check_finite
     from prepkit.checkpoint.load import load_checkpoint, sha256_of
-    from prepkit.packing import check_finite, check_packable
+    from prepkit.packing import check_packable
     from prepkit.prep.file import is_prep_file, load_prep
     from prepkit.zoo.write.instance_rows import ONLY_FINITE
 

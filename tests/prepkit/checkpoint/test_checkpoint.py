@@ -29,7 +29,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from prepkit.checkpoint.load import WRAPPERS, Checkpoint, load_checkpoint, sha256_of
@@ -785,6 +786,42 @@ def test_parts_may_be_in_several_formats(index: Path) -> None:
     assert checkpoint.format == "torch index"
     save_legacy({**first, "conv.weight": torch.zeros(1).expand(2, 3, 4)}, index.parent / "part-0.safetensors")
     assert "an expanded tensor" in unsafe(index)
+
+
+class TwoNames(nn.Module):
+    """An encoder and a decoder that share their weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc, self.dec = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.enc.weight = self.dec.weight
+
+
+def test_a_tied_name_that_safetensors_left_out_comes_back(tmp_path: Path) -> None:
+    network = TwoNames()
+    save_model(network, str(tmp_path / "m.safetensors"))
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        assert len(file.keys()) == 3, "safetensors keeps one of the two names"
+    found = load_checkpoint(tmp_path / "m.safetensors")
+    assert_same(found, network.state_dict())
+    assert found["enc.weight"].data_ptr() == found["dec.weight"].data_ptr()
+    fresh = TwoNames()
+    assert fresh.load_state_dict(dict(found)).missing_keys == []
+
+
+def test_a_tied_name_may_be_left_out_of_a_shard(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    save_index(weights(), index)
+    first = {name: weights()[name] for name in list(weights())[::2]}
+    save_file(first, tmp_path / "part-0.safetensors", {"format": "pt", "lm_head": "head.weight", "conv.weight": "x"})
+    expected = {**weights(), "lm_head": weights()["head.weight"]}  # head.weight lies in the other shard
+    assert_same(load_checkpoint(index), expected)
+
+
+def test_metadata_that_names_no_tensor_ties_nothing(tmp_path: Path) -> None:
+    texts = {"format": "pt", "author": "conv.weigh", "conv.weight": "conv.bias", "conv.bias": "pt"}
+    save_file({**weights(), "pt": torch.ones(1)}, tmp_path / "m.safetensors", texts)
+    assert_same(load_checkpoint(tmp_path / "m.safetensors"), {**weights(), "pt": torch.ones(1)})
 
 
 @pytest.mark.parametrize("stored", ["safetensors index", "torch index"])
