@@ -92,7 +92,9 @@ def _rounding(tensor: Tensor, dtype: torch.dtype, place: str, allow_underflow: b
 
 def _pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield parts of a tensor and the same parts as they are after a cast, both in the tensor's own dtype."""
-    for piece in tensor.reshape(-1).split(PIECE):
+    import torch
+
+    for piece in torch.split(tensor.reshape(-1), PIECE):
         yield piece, piece.to(dtype).to(piece.dtype)
 
 
