@@ -1,4 +1,4 @@
-"""Devices by name, the precision of their arithmetic, and the hardware behind them."""
+"""Devices by name, the precision of their arithmetic, their memory, and the hardware behind them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from prepkit.errors import DeviceError, counted
 
@@ -61,6 +62,30 @@ def use_tf32(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory was refused."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class HostCopy:
+    """Integers of the device on their way to the host; `wait` waits for this copy alone."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.event: torch.cuda.Event | None = None
+        self.values = values
+        if values.is_cuda:
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.event.record()
+
+    def wait(self) -> tuple[int, ...]:
+        """Wait until the values have arrived, and return them."""
+        if self.event is not None:
+            self.event.synchronize()
+        return tuple(self.values.tolist())
 
 
 def hardware(device: torch.device) -> str:

@@ -26,6 +26,7 @@ LABEL_POINTS = 6
 SAMPLE_VALUES = 1_000_000
 LIGHT = (0.4, -0.45, 0.8)  # points from a mesh to its light, in matplotlib's axes
 MESH_COLOUR = (0.45, 0.62, 0.85)
+MESH_WIDTH, MESH_HEIGHT, MESH_MARGIN = 1.5, 1.7, 0.35  # inches of a mesh, and of the names of rows and columns
 
 
 class PlotsMissing(PrepkitError, ImportError):
@@ -163,6 +164,49 @@ def draw_prep_grid(
             draw_cells(axes, prep.values.double().numpy(), prep.layout.total)
             axes.set_frame_on(True)
             axes.set_title(title, fontsize=points, parse_math=False)
+
+
+def mesh_figure(
+    rows: Sequence[tuple[str, Sequence[tuple[Trimesh | None, str]]]],
+    titles: Sequence[str],
+    reach: tuple[float, float, float],
+) -> Any:
+    """Return a Figure of meshes in rows and columns.
+
+    rows:   name of the row, and for each column a mesh, or None, and words that stand below it
+    titles: titles of the columns
+    reach:  see draw_mesh
+    raises PlotsMissing without matplotlib
+    """
+    columns = len(titles)
+    figure = new_figure(MESH_MARGIN + MESH_WIDTH * columns, MESH_MARGIN + MESH_HEIGHT * len(rows))
+    figure.set_layout_engine("none")  # constraints make room for the axes of a cube, which are not drawn
+    width, height = figure.get_size_inches()
+    for row, (name, meshes) in enumerate(rows):
+        bottom = MESH_HEIGHT * (len(rows) - 1 - row)
+        middle = (bottom + MESH_HEIGHT / 2) / height
+        figure.text(MESH_MARGIN / 2 / width, middle, name, rotation=90, ha="center", va="center")
+        for column, (mesh, words) in enumerate(meshes):
+            left = MESH_MARGIN + MESH_WIDTH * column
+            place = (left / width, bottom / height, MESH_WIDTH / width, MESH_HEIGHT / height)
+            axes = figure.add_axes(place, projection="3d")
+            if words:
+                axes.text2D(0.5, 0.05, words, transform=axes.transAxes, ha="center", fontsize=7)
+            if mesh is None:
+                axes.set_axis_off()
+            else:
+                draw_mesh(axes, mesh, reach)
+    for column, title in enumerate(titles):
+        middle = (MESH_MARGIN + MESH_WIDTH * (column + 0.5)) / width
+        figure.text(middle, 1 - MESH_MARGIN / 2 / height, title, ha="center")
+    return figure
+
+
+def axis_limits(lowest: float, highest: float, least: float, *, top: float) -> tuple[float, float]:
+    """Return an axis's range, `least` long or more, around values; it ends at `top`, a little above what can be."""
+    length = max(least, 1.2 * (highest - lowest))
+    end = min((lowest + highest + length) / 2, top)
+    return end - length, end
 
 
 def draw_mesh(axes: Any, mesh: Trimesh, reach: tuple[float, float, float]) -> None:

@@ -1,4 +1,4 @@
-"""Values as JSON has them."""
+"""Values as JSON has them, and trees of them under dotted keys."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def json_value(value: Any, place: str = "value", *, not_finite: Callable[[float]
     if hasattr(value, "tolist"):  # arrays, tensors, and scalars of numpy
         return json_value(value.tolist(), place, not_finite=not_finite)
     raise TypeError(f"{place}: a {type(value).__name__} has no form in JSON.")
+
+
+def by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a tree by their keys joined with dots: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -2,16 +2,16 @@
 
 A statistic that does not exist, such as a correlation with numbers that are all equal, is NaN. scipy and scikit-learn
 are in the extra `[train]`.
-Shapes: N and M instances, F features, R draws, B samples, V values.
+Shapes: N and M instances, F features, R draws, B samples, V values, P pairs, S steps of a line.
 """
 
 # ruff: noqa: N803, N806 - names of arrays end in their axes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DRAWS = 1000  # of a bootstrap
 SHARE = 0.95  # of the draws lie in its interval
 RIDGE_STRENGTHS = np.logspace(-6, 6, 49)  # of the penalty, per training instance, for features of variance 1
+
+T = TypeVar("T")
 
 
 class StatisticsMissing(PrepkitError, ImportError):
@@ -182,3 +184,49 @@ def distances(first_NV: Tensor, second_MV: Tensor) -> Tensor:
 def off_diagonal(values_NN: Tensor) -> Tensor:
     """Return the values beside the diagonal, `[N * (N - 1)]`."""
     return values_NN[~torch.eye(len(values_NN), dtype=torch.bool, device=values_NN.device)]
+
+
+def variance_within(values_NKV: Tensor) -> float:
+    """Return the variance around the mean of each group of K as a share of that around the mean of all."""
+    within = (values_NKV - values_NKV.mean(1, keepdim=True)).square().sum()
+    total = (values_NKV - values_NKV.mean((0, 1))).square().sum()
+    return float(within / total) if total > 0 else float("nan")
+
+
+def nearest_mean_is_own(known_NV: Tensor, class_ids_N: Tensor, asked_MV: Tensor, asked_ids_M: Tensor) -> float:
+    """Return the share of the asked points that are nearest to the mean of the known points of their own class."""
+    classes = torch.tensor(sorted(set(class_ids_N.tolist())))
+    means = torch.stack([known_NV[class_ids_N == class_id].mean(0) for class_id in classes])
+    return float((classes[torch.cdist(asked_MV, means).argmin(1)] == asked_ids_M).double().mean())
+
+
+def evenly(ordered: Sequence[T], count: int) -> list[T]:
+    """Choose `count` items at equal steps, the first and the last among them; all where there are fewer."""
+    count = min(count, len(ordered))
+    return [ordered[round(place * (len(ordered) - 1) / max(1, count - 1))] for place in range(count)]
+
+
+# Lines ------------------------------------------------------------------------------------------------------------
+
+
+def along_line(points_MV: Tensor, start_V: Tensor, end_V: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positions along a line, 0 at its start and 1 at its end, and distances off it, `[M]` each.
+
+    Both are shares of the line's length.
+    """
+    line_V = end_V - start_V
+    from_start_MV = points_MV - start_V
+    position_M = from_start_MV @ line_V / line_V.square().sum()
+    off_MV = from_start_MV - position_M[:, None] * line_V
+    return position_M, off_MV.norm(dim=1) / line_V.norm()
+
+
+def largest_fall(values_S: Tensor) -> Tensor:
+    """Return how far values fall below an earlier one, at most: `[..., S]` -> `[...]`."""
+    return (values_S.cummax(-1).values - values_S).amax(-1)
+
+
+def from_straight_line(values_PS: Tensor, ends_P2: Tensor, places: Sequence[float]) -> float:
+    """Return the mean distance from the straight lines between both ends, of values at S places from 0 to 1."""
+    straight_PS = torch.lerp(ends_P2[:, :1], ends_P2[:, 1:], torch.tensor(places, dtype=values_PS.dtype))
+    return float((values_PS - straight_PS).abs().mean())

@@ -197,7 +197,8 @@ def share(value: float | None) -> str:
 @contextmanager
 def working(total: int, name: str, unit: str, out: Output) -> Iterator[Advance]:
     """Give the function that moves a bar on; refused memory becomes an error of one line."""
-    from netspace.training.memory import OutOfMemory, is_out_of_memory
+    from netspace.training.memory import OutOfMemory
+    from prepkit.device import is_out_of_memory
 
     try:
         with out.bar(name, unit) as bar:

@@ -168,7 +168,8 @@ def _write_lines(
 
 def _write_meshes(walk: Interpolation, opened: Opened, predicted: Prediction, folder: Path, resolution: int) -> None:
     """Write the surfaces along the first pair's lines, where there are any."""
-    from netspace.explore.interpolation import distance_grids, weights_between
+    from netspace.explore.interpolation import weights_between
+    from prepkit.running.groups import distance_grids
     from prepkit.tasks.distance_grid import surface, write_mesh
 
     folder.mkdir()

@@ -23,7 +23,7 @@ from netspace.experiments.result import Claim, Column, Result, Table, claim, tab
 from netspace.explore.interpolation import interpolate
 from netspace.space.evaluation import evaluate
 from prepkit.errors import counted
-from prepkit.figures import new_figure, short_name
+from prepkit.figures import axis_limits, new_figure, short_name
 from prepkit.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator
 
@@ -238,7 +238,7 @@ def line_figure(line: Interpolation) -> Any:
     for kind, (marker, size) in MARKERS.items():
         axes.scatter([], [], marker=marker, s=size, color="white", edgecolor="black", label=kind)
     axes.set(xlabel="gamma, from the smallest ClassId to the largest", ylabel="test accuracy, %")
-    axes.set_ylim(*limits(float(values_PS.min()), float(values_PS.max())))
+    axes.set_ylim(*axis_limits(float(values_PS.min()), float(values_PS.max()), LEAST_HEIGHT, top=101.0))
     figure.legend(fontsize="small", loc="outside right center")
     return figure
 
@@ -248,13 +248,6 @@ def kind_of(step: int, steps: int) -> str:
     if step in (0, steps - 1):
         return "end of a line"
     return "gamma of the loss" if step % FINER == 0 else "between"
-
-
-def limits(lowest: float, highest: float) -> tuple[float, float]:
-    """Return the range that a picture of accuracies in % shows: LEAST_HEIGHT or more, and little above 100."""
-    height = max(LEAST_HEIGHT, 1.2 * (highest - lowest))
-    top = min((lowest + highest + height) / 2, 101.0)
-    return top - height, top
 
 
 def _points(value: float) -> str:

@@ -20,9 +20,10 @@ import prepkit
 from netspace.data import TEST, TRAIN
 from netspace.experiments.closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
 from netspace.experiments.result import Cell, Claim, Column, Result, Table, claim, table_of_measures
-from netspace.explore.interpolation import Interpolation, distance_grids, interpolate, weights_between
+from netspace.explore.interpolation import Interpolation, interpolate, weights_between
 from prepkit.errors import counted
-from prepkit.figures import draw_mesh, new_figure
+from prepkit.figures import mesh_figure
+from prepkit.running.groups import distance_grids
 from prepkit.statistics import mean_or_nan
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.distance_grid import grid_points, surface, volumes
@@ -40,7 +41,6 @@ MIDPOINT, ABOVE_WEIGHTS = 0.7, 0.5
 EMBEDDINGS, WEIGHTS, BLEND, FIRST = "embeddings", "weights", "blended distances", "the first chair"
 TURN = 0.02  # of the largest volume on a line: how far it may turn back and still count as monotone
 DRAWN_PAIRS = 2
-WIDE, HIGH, MARGIN = 1.5, 1.7, 0.35  # inches of a mesh in the picture, and of the names of rows and columns
 # Chairs stand in the unit sphere; the widest, deepest and highest ones reach this far from its centre.
 REACH = (0.7, 0.7, 0.95)
 COLUMNS = (
@@ -241,21 +241,11 @@ def _overlap_table(gammas: Sequence[float], overlap: Mapping[str, Sequence[float
 
 def meshes_figure(gammas: Sequence[float], grids: Mapping[str, Tensor], truth: Tensor | None) -> Any:
     """Draw the meshes of the first two pairs, one way a row, one step a column."""
-    rows = rows_of_picture(grids, truth)
-    columns = len(gammas)
-    figure = new_figure(MARGIN + WIDE * columns, MARGIN + HIGH * len(rows))
-    figure.set_layout_engine("none")  # constraints make room for the axes of a cube, which are not drawn
-    width, height = figure.get_size_inches()
-    for row, (way, grids_SRRR, ratio_S) in enumerate(rows):
-        bottom = HIGH * (len(rows) - 1 - row)
-        figure.text(MARGIN / 2 / width, (bottom + HIGH / 2) / height, way, rotation=90, ha="center", va="center")
-        for step in range(columns):
-            left = MARGIN + WIDE * step
-            place = (left / width, bottom / height, WIDE / width, HIGH / height)
-            draw_step(figure.add_axes(place, projection="3d"), surface(grids_SRRR[step]), float(ratio_S[step]))
-    for step, gamma in enumerate(gammas):
-        figure.text((MARGIN + WIDE * (step + 0.5)) / width, 1 - MARGIN / 2 / height, f"{gamma:.2f}", ha="center")
-    return figure
+    rows = [
+        (way, [step_of_picture(*step) for step in zip(grids_SRRR, ratio_S.tolist(), strict=True)])
+        for way, grids_SRRR, ratio_S in rows_of_picture(grids, truth)
+    ]
+    return mesh_figure(rows, [f"{gamma:.2f}" for gamma in gammas], REACH)
 
 
 def rows_of_picture(grids: Mapping[str, Tensor], truth: Tensor | None) -> list[tuple[str, Tensor, Tensor]]:
@@ -269,15 +259,10 @@ def rows_of_picture(grids: Mapping[str, Tensor], truth: Tensor | None) -> list[t
     ]
 
 
-def draw_step(axes: Any, mesh: Trimesh | None, ratio: float) -> None:
-    """Draw a mesh, or say that there is none, or only specks.
+def step_of_picture(grid_RRR: Tensor, ratio: float) -> tuple[Trimesh | None, str]:
+    """Return a step's mesh, and words where there is none, or only specks.
 
     ratio: volume over the first chair's
     """
-    if mesh is None or ratio < SPECKS:
-        words = "no surface" if mesh is None else "only specks"
-        axes.text2D(0.5, 0.05, words, transform=axes.transAxes, ha="center", fontsize=7)
-    if mesh is None:
-        axes.set_axis_off()
-    else:
-        draw_mesh(axes, mesh, REACH)
+    mesh = surface(grid_RRR)
+    return mesh, "no surface" if mesh is None else "only specks" if ratio < SPECKS else ""

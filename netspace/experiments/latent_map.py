@@ -21,13 +21,13 @@ from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.embedding import encode
 from prepkit.figures import draw_prep_grid, new_figure, short_name
-from prepkit.statistics import principal_components, spearman
+from prepkit.statistics import along_line, evenly, nearest_mean_is_own, principal_components, spearman
+from prepkit.zoo.read.accuracy import recorded_accuracies
 from prepkit.zoo.read.groups import rows_by_architecture
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import Subject
 
-ACCURACY = "accuracy"
 THUMBNAILS = 6  # an architecture
 MARKERS = {"train": "o", "validation": "s", "test": "^"}
 FARTHEST = 0.25  # of the boundary line's length: a cluster whose centre is farther off the line is not aligned
@@ -61,16 +61,17 @@ def run(subject: Subject) -> Result:
     latent_NE = encode(subject.space, zoo).double().cpu()
     places_N2, explained = principal_components(latent_NE, 2)
     splits = zoo.table["split"].to_pylist()
-    accuracies = accuracies_of(zoo)
+    accuracies = recorded_accuracies(zoo)
     numbers: dict[str, Any] = {"explained": explained, "instances": len(zoo)}
     text, claims, tables = [MAP_TEXT], list[Claim](), list[Table]()
     latent_map = map_figure(places_N2, explained, zoo, accuracies)
     pictures = [subject.picture("Latent map", "latent_map.png", latent_map)]
     if recipe.has_classes and TEST in splits:
-        numbers["nearest_own"] = nearest_own(latent_NE, zoo.class_ids(), splits)
+        train, test = (torch.tensor([split == wanted for split in splits]) for wanted in (TRAIN, TEST))
+        ids, test_NE = zoo.class_ids(), latent_NE[test]
+        numbers["nearest_own"] = nearest_mean_is_own(latent_NE[train], ids[train], test_NE, ids[test])
         what = "Test instances whose embedding is nearest to the centre of their own architecture"
         claims.append(claim(what, numbers["nearest_own"], "==", 1, unit="%"))
-        test_NE = latent_NE[torch.tensor([split == TEST for split in splits])]
         groups = {name: test_NE[rows] for name, rows in rows_by_architecture(subject.view(TEST)).items()}
         measured = clusters(groups) if has_line(list(groups), recipe.architectures) else None
         text.append(text_on_clusters(list(groups), measured))
@@ -83,15 +84,6 @@ def run(subject: Subject) -> Result:
     pictures.append(subject.picture("PReps of the zoo", "thumbnails.png", thumbnails_figure(zoo, accuracies)))
     text.append(PREPS_TEXT)
     return Result("latent_map", "The space and its zoo", "\n\n".join(text), numbers, claims, tables, pictures)
-
-
-def nearest_own(latent_NE: Tensor, class_ids: Tensor, splits: Sequence[str]) -> float:
-    """Return the share of test instances whose own architecture has the nearest mean of training embeddings."""
-    train, test = (torch.tensor([own == split for own in splits]) for split in (TRAIN, TEST))
-    trained = sorted(set(class_ids[train].tolist()))
-    centres = torch.stack([latent_NE[train & (class_ids == class_id)].mean(0) for class_id in trained])
-    nearest = torch.cdist(latent_NE[test], centres).argmin(1)
-    return float((torch.tensor(trained)[nearest] == class_ids[test]).double().mean())
 
 
 # Clusters along the boundary line ---------------------------------------------------------------------------------
@@ -107,12 +99,8 @@ def by_line(points_ME: Tensor, groups: Mapping[str, Tensor]) -> tuple[Tensor, Te
 
     groups: `[N, E]` of each architecture; the line goes from the centre of the first, 0, to that of the last, 1
     """
-    centres = [group_NE.mean(0) for group_NE in groups.values()]
-    line_E = centres[-1] - centres[0]
-    from_first_ME = points_ME - centres[0]
-    position_M = from_first_ME @ line_E / line_E.square().sum()
-    off_ME = from_first_ME - position_M[:, None] * line_E
-    return position_M, off_ME.norm(dim=1) / line_E.norm()
+    first_NE, *_, last_NE = groups.values()
+    return along_line(points_ME, first_NE.mean(0), last_NE.mean(0))
 
 
 def clusters(groups: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -209,13 +197,6 @@ def clusters_figure(groups: Mapping[str, Tensor], measured: Mapping[str, Any]) -
 # Pictures ---------------------------------------------------------------------------------------------------------
 
 
-def accuracies_of(zoo: prepkit.Zoo) -> list[float]:
-    """Return the column `accuracy` of the zoo's table, NaN where there is none."""
-    if ACCURACY not in zoo.table.column_names:
-        return [math.nan] * len(zoo)
-    return [math.nan if accuracy is None else float(accuracy) for accuracy in zoo.table[ACCURACY].to_pylist()]
-
-
 def map_figure(places_N2: Tensor, explained: Sequence[float], zoo: prepkit.Zoo, accuracies: Sequence[float]) -> Any:
     """Draw the map by accuracy and, where there are several, by architecture."""
     names, splits = zoo.table["architecture"].to_pylist(), zoo.table["split"].to_pylist()
@@ -247,21 +228,19 @@ def map_figure(places_N2: Tensor, explained: Sequence[float], zoo: prepkit.Zoo, 
 
 def thumbnails_figure(zoo: prepkit.Zoo, accuracies: Sequence[float]) -> Any:
     """Draw a few PReps of each architecture in the order of accuracy, each in a range of colours of its own."""
-    rows: dict[str, list[int]] = {}
-    for index, name in enumerate(zoo.table["architecture"].to_pylist()):
-        rows.setdefault(name, []).append(index)
+    rows = thumbnails(zoo.table["architecture"].to_pylist(), accuracies)
     figure = new_figure(10, 0.5 + 1.25 * len(rows))
 
     def titled(index: int) -> tuple[str, prepkit.PRep]:
         return "" if math.isnan(accuracies[index]) else f"accuracy {accuracies[index]:.3f}", zoo[index][0]
 
-    preps = {name: map(titled, spread(indices, accuracies)) for name, indices in rows.items()}
-    draw_prep_grid(figure, preps, THUMBNAILS, points=7)
+    draw_prep_grid(figure, {name: map(titled, indices) for name, indices in rows.items()}, THUMBNAILS, points=7)
     return figure
 
 
-def spread(indices: Sequence[int], accuracies: Sequence[float]) -> list[int]:
-    """Choose THUMBNAILS of the instances, from the least accuracy to the highest at equal steps of rank."""
-    ordered = sorted(indices, key=lambda index: (math.isnan(accuracies[index]), accuracies[index], index))
-    count = min(THUMBNAILS, len(ordered))
-    return [ordered[round(place * (len(ordered) - 1) / max(1, count - 1))] for place in range(count)]
+def thumbnails(names: Sequence[str], accuracies: Sequence[float]) -> dict[str, list[int]]:
+    """Choose instances of each architecture, from the least accuracy to the highest at equal steps of rank."""
+    ranked: dict[str, list[int]] = {name: [] for name in names}
+    for index in sorted(range(len(names)), key=lambda index: (math.isnan(accuracies[index]), accuracies[index])):
+        ranked[names[index]].append(index)
+    return {name: evenly(indices, THUMBNAILS) for name, indices in ranked.items()}

@@ -20,6 +20,7 @@ from netspace.explore.figures import LINE_NAMES, interpolation_figure
 from netspace.explore.interpolation import EMBEDDING, WEIGHTS, interpolate
 from netspace.explore.sampling import PointError
 from prepkit.errors import counted
+from prepkit.statistics import from_straight_line, largest_fall
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
@@ -83,11 +84,6 @@ def weak_and_strong(zoo: prepkit.Zoo, pairs: int, seed: int) -> tuple[list[str],
     return [weak[pick // third] for pick in picks], [strong[pick % third] for pick in picks]
 
 
-def largest_fall(values_S: Tensor) -> Tensor:
-    """Return how far values fall below an earlier one, at most: `[..., S]` -> `[...]`."""
-    return (values_S.cummax(-1).values - values_S).amax(-1)
-
-
 def shape_of_lines(values_PS: Tensor, targets_P2: Tensor, gammas: Sequence[float]) -> dict[str, float]:
     """Return how accuracy goes along the lines of P pairs, as accuracies or shares.
 
@@ -99,14 +95,13 @@ def shape_of_lines(values_PS: Tensor, targets_P2: Tensor, gammas: Sequence[float
     from_line_between_targets: mean distance from the straight line between the targets' accuracies
     """
     mean_S = values_PS.mean(0)
-    straight_PS = torch.lerp(targets_P2[:, :1], targets_P2[:, 1:], torch.tensor(gammas, dtype=values_PS.dtype))
     steps = len(gammas)
     return {
         "largest_fall_of_mean": float(largest_fall(mean_S)),
         "monotone": float((largest_fall(values_PS) <= LARGEST_FALL + ROUNDING).double().mean()),
         "lowest": float(mean_S[1:-1].min()),
         "middle": float(mean_S[[(steps - 1) // 2, steps // 2]].mean()),
-        "from_line_between_targets": float((values_PS - straight_PS).abs().mean()),
+        "from_line_between_targets": from_straight_line(values_PS, targets_P2, gammas),
     }
 
 

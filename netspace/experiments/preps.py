@@ -13,7 +13,7 @@ from torch import Tensor
 
 from netspace.experiments.result import Column, Result, claim, table_of_measures
 from prepkit.figures import preps_side_by_side, short_name
-from prepkit.statistics import distances, mean_or_nan, off_diagonal
+from prepkit.statistics import distances, evenly, mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import PredictedSplit, Subject
@@ -78,9 +78,7 @@ def examples(split: PredictedSplit) -> list[int]:
     groups = split.groups()
     for rows in groups.values():
         ranked = sorted(rows, key=lambda row: (accuracies[row] is not None, accuracies[row] or 0.0, split.ids[row]))
-        last = len(ranked) - 1
-        places = [last // 2] if len(groups) > 1 else [round(last * part / (EXAMPLES - 1)) for part in range(EXAMPLES)]
-        chosen += [ranked[place] for place in dict.fromkeys(places)]
+        chosen += [ranked[(len(ranked) - 1) // 2]] if len(groups) > 1 else evenly(ranked, EXAMPLES)
     return chosen
 
 

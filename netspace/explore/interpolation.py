@@ -28,8 +28,9 @@ from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import counted
 from prepkit.progress import Advance
-from prepkit.running.groups import run_by_class_id
-from prepkit.tasks.distance_grid import distances_on_grid, has_surface, volumes
+from prepkit.running.groups import distance_grids
+from prepkit.statistics import from_straight_line, largest_fall
+from prepkit.tasks.distance_grid import has_surface, volumes
 from prepkit.zoo.read.accuracy import accuracies_of, chunks, has_items
 
 if TYPE_CHECKING:
@@ -103,17 +104,13 @@ class Interpolation:
             values_PS = self.values(line)
             if not len(values_PS):
                 continue
-            straight_PS = torch.lerp(
-                values_PS[:, :1], values_PS[:, -1:], torch.tensor(self.gammas, dtype=torch.float64)
-            )
-            falls_P = (values_PS.cummax(dim=1).values - values_PS).amax(dim=1)
             spread = values_PS.std(dim=0).tolist() if len(values_PS) > 1 else [None] * len(self.gammas)
             lines[line] = {
                 "pairs": len(values_PS),
                 "mean": values_PS.mean(dim=0).tolist(),
                 "deviation": spread,
-                "largest_fall": float(falls_P.mean()),
-                "from_straight_line": float((values_PS - straight_PS).abs().mean()),
+                "largest_fall": float(largest_fall(values_PS).mean()),
+                "from_straight_line": from_straight_line(values_PS, values_PS[:, [0, -1]], self.gammas),
             }
         rising_P = (self.class_ids().diff(dim=1) >= 0).all(dim=1)
         return {
@@ -216,16 +213,6 @@ def weights_between(
     gamma_M11 = torch.tensor([gammas[step] for _, step in chosen], device=device).view(-1, 1, 1)
     class_ids: list[int] = zoo.class_ids([rows_a[pair] for pair, _ in chosen]).tolist()
     return class_ids, (1 - gamma_M11) * start_MHW + gamma_M11 * stop_MHW
-
-
-def distance_grids(registry: prepkit.Registry, class_ids: Sequence[int], preps_NHW: Tensor, resolution: int) -> Tensor:
-    """Signed distances `[N, R, R, R]` of instances on a grid of the cube with R points along an axis.
-
-    raises OutputError for a resolution below 2
-    """
-    return distances_on_grid(
-        lambda points: run_by_class_id(registry, class_ids, preps_NHW, points), resolution, preps_NHW.device
-    )
 
 
 @dataclass

@@ -22,6 +22,7 @@ from netspace.report import words
 from netspace.report.model import Report
 from netspace.report.variants import spread, variants, without_variants
 from prepkit.errors import counted
+from prepkit.text import duration, short_number
 
 HTML, MARKDOWN = "page.html.jinja", "page.md.jinja"
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -111,8 +112,8 @@ ENVIRONMENT = Environment(
 )
 USED: tuple[Callable[..., Any], ...] = (
     *(anchor, as_json, counted, data_uri, inline, numeric_columns, picture_uri, relative_path, row, unbroken),
-    *(words.bound, words.cell, words.duration, words.heading, words.in_unit, words.kind_counts, words.measured),
-    *(words.number, words.tally, words.verdict, words.versions_text),
+    *(words.bound, words.cell, words.heading, words.in_unit, words.kind_counts, words.measured),
+    *(duration, short_number, words.tally, words.verdict, words.versions_text),
 )
 ENVIRONMENT.globals |= {function.__name__: function for function in USED}
 ENVIRONMENT.filters |= {function.__name__: function for function in USED}

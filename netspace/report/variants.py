@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from netspace.report.model import RecipeClaim, Report, RunResults
-from netspace.report.words import averaged, duration, number, tally
+from netspace.report.words import averaged, tally
+from prepkit.json_values import by_dotted_key
+from prepkit.text import duration, short_number
 
 SEED = "training.seed"
 LABELS = ("name", "description")  # keys of a recipe that do not change a training
@@ -50,7 +52,7 @@ def without_variants(report: Report) -> str:
 
 def _compare(base: Sequence[RunResults], variant: Sequence[RunResults], claims: Sequence[RecipeClaim]) -> Variant:
     first, second = base[0].run.recipe, variant[0].run.recipe
-    before, after = _by_dotted_key(first.to_dict()), _by_dotted_key(second.to_dict())
+    before, after = by_dotted_key(first.to_dict()), by_dotted_key(second.to_dict())
     changes = [
         (key, before.get(key), after.get(key))
         for key in before | after
@@ -72,7 +74,7 @@ def _figures(*groups: Sequence[RunResults]) -> list[tuple[str, str, str]]:
     rows = []
     for name in groups[0][0].scores:
         if all(name in run.scores for run in runs):
-            first, second = (averaged([run.scores[name] for run in group], number) for group in groups)
+            first, second = (averaged([run.scores[name] for run in group], short_number) for group in groups)
             rows.append((f"best validation: {name}", first, second))
     if all(run.training_seconds > 0 for run in runs):
         first, second = (averaged([run.training_seconds for run in group], duration) for group in groups)
@@ -95,13 +97,6 @@ def _differing(runs: Sequence[RunResults]) -> list[str]:
     records = []
     for run in (one.run for one in runs):
         others = {"zoo": run.record["zoo"]["sha256"], "versions": run.record.get("versions", {})}
-        records.append(_by_dotted_key({**run.recipe.to_dict(), **others}))
+        records.append(by_dotted_key({**run.recipe.to_dict(), **others}))
     keys = dict.fromkeys(key for record in records for key in record)
     return [key for key in keys if key not in LABELS and len({repr(record.get(key)) for record in records}) > 1]
-
-
-def _by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

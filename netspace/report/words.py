@@ -9,6 +9,7 @@ from typing import Any
 
 from netspace.experiments.result import Claim
 from netspace.report.model import RecipeClaim, Report
+from prepkit.text import short_number
 
 KIND_WORDS = {
     "paper": ("claim of the paper", "claims of the paper"),
@@ -78,9 +79,9 @@ def averaged(numbers: Sequence[float], say: Callable[[float], str], runs: int | 
 def in_unit(value: float, unit: str) -> str:
     """A claim's number in its unit: `97.1 %`, `9.3 points`, `0.934`; the share 1 becomes 100 %."""
     if not math.isfinite(value):
-        return number(value)
+        return short_number(value)
     if not unit:
-        return number(float(f"{value:.3g}"))
+        return short_number(float(f"{value:.3g}"))
     return f"{round(100 * value, 1) + 0.0:g} {unit}"  # adding 0.0 turns -0 into 0
 
 
@@ -98,24 +99,7 @@ def cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return number(value) if isinstance(value, int | float) else str(value)
-
-
-def number(value: float) -> str:
-    """A number with four digits, or all digits of an integer."""
-    if not math.isfinite(value):
-        return "none"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return short_number(value) if isinstance(value, int | float) else str(value)
 
 
 def versions_text(versions: Mapping[str, str]) -> str:

@@ -23,11 +23,6 @@ class OutOfMemory(prepkit.PrepkitError):
     exit_code = 1
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that memory was refused."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device) -> int:
     """Estimate the bytes that one step holds at once, on the plain path that every device has.
 

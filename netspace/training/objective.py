@@ -24,7 +24,7 @@ from netspace.data import Batch, ZooMismatch
 from netspace.recipe import Recipe
 from netspace.space.network import NetSpace
 from netspace.training import losses
-from prepkit.device import bf16_autocast
+from prepkit.device import HostCopy, bf16_autocast
 from prepkit.processes import Ranks
 from prepkit.running.groups import ArchitectureGroup, group_by_architecture, run_by_class_id
 from prepkit.running.instance_losses import LossesOf, groups_to_run, instance_losses
@@ -107,7 +107,7 @@ class Objective:
             latent_PGE = losses.interpolate_embeddings(latent_NE, pairs, gammas)
             latent_ME = torch.cat([latent_nE, latent_PGE.flatten(0, 1)])
             logits_MA = self.space.classify(latent_ME)
-        class_ids_M = _HostCopy(logits_MA.detach().argmax(1))
+        class_ids_M = HostCopy(logits_MA.detach().argmax(1))
 
         # What the predicted instances shall put out, and the instances themselves.
         with torch.no_grad(), self._autocast():
@@ -184,25 +184,6 @@ class Objective:
         """The recipe's precision, but float32 for signals: sin(30 x) has no digits to spare."""
         device = next(self.space.parameters()).device
         return bf16_autocast(device, self.recipe.training.precision == "bfloat16" and not self.signals)
-
-
-class _HostCopy:
-    """Integers of the device on their way to the host; `wait` waits for this copy alone."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.event: torch.cuda.Event | None = None
-        self.values = values
-        if values.is_cuda:
-            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self.values.copy_(values, non_blocking=True)
-            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.event.record()
-
-    def wait(self) -> tuple[int, ...]:
-        """Wait until the values have arrived, and return them."""
-        if self.event is not None:
-            self.event.synchronize()
-        return tuple(self.values.tolist())
 
 
 def _channels_last(inputs: Tensor) -> Tensor:

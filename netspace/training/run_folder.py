@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -16,6 +14,7 @@ from netspace.recipe import Recipe
 from netspace.run.run import BEST, LATEST, LOCK, Run, RunError, check_free
 from prepkit.errors import InvalidShape, counted
 from prepkit.files import output_error
+from prepkit.json_values import by_dotted_key
 from prepkit.lock import take_lock
 from prepkit.processes import Ranks
 
@@ -78,17 +77,10 @@ def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
         )
     steps = replace(recipe.training, steps=run.recipe.training.steps)
     if replace(recipe, training=steps) != run.recipe:
-        before, now = _flat(run.recipe.to_dict()), _flat(replace(recipe, training=steps).to_dict())
+        before, now = (by_dotted_key(each.to_dict()) for each in (run.recipe, replace(recipe, training=steps)))
         changes = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]]
         raise RunError(
             f"'{run.path}' was begun with another recipe: {'; '.join(changes)}. Use the same, or another --out."
         )
     if zoo.manifest.to_dict()["sha256"] != run.record["zoo"]["sha256"]:
         raise RunError(f"'{run.path}' was begun with another zoo, '{run.record['zoo']['name']}'. Use the same.")
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

@@ -26,11 +26,11 @@ from netspace.run.run import BEST, LATEST, NETWORK, OPTIMISER, Run, State, check
 from netspace.space.network import NetSpace
 from netspace.space.starts import start_from_preps
 from netspace.training.logs import LINE_STEPS, MetricsLog, open_board
-from netspace.training.memory import OutOfMemory, advice, is_out_of_memory, num_weights
+from netspace.training.memory import OutOfMemory, advice, num_weights
 from netspace.training.objective import Objective
 from netspace.training.run_folder import open_folder, open_zoo_of_recipe
 from netspace.training.validation import Validation
-from prepkit.device import own_device, use_tf32
+from prepkit.device import is_out_of_memory, own_device, use_tf32
 from prepkit.processes import Ranks
 from prepkit.progress import Progress
 from prepkit.signals import deferred_signals

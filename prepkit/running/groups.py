@@ -2,7 +2,7 @@
 
     outputs = run_by_class_id(registry, class_ids, preps, inputs)      # [N, B, ...], row n by architecture class_ids[n]
 
-Shapes: N instances, k of one architecture, H x W the PRep, B inputs.
+Shapes: N instances, k of one architecture, H x W the PRep, B inputs, R grid points along an axis.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prepkit.families.registry import Architecture, Registry
 from prepkit.running.instances import run_instances
+from prepkit.tasks.distance_grid import distances_on_grid
 from prepkit.tasks.task import EVALUATION_BATCH
 
 INSTANCES_AT_ONCE = 64
@@ -78,3 +79,13 @@ def outputs_by_class_id(registry: Registry, class_ids: Sequence[int], preps: Ten
             done = [run_by_class_id(registry, class_ids[rows], preps[rows], part) for part in parts]
             outputs.append(torch.cat(done, dim=1))
     return torch.cat(outputs).cpu()
+
+
+def distance_grids(registry: Registry, class_ids: Sequence[int], preps: Tensor, resolution: int) -> Tensor:
+    """Return signed distances `[N, R, R, R]` of instances on a grid of the cube with R points along an axis.
+
+    raises OutputError for a resolution below 2
+    """
+    return distances_on_grid(
+        lambda points: run_by_class_id(registry, class_ids, preps, points), resolution, preps.device
+    )

@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from prepkit.errors import OutputError
 from prepkit.figures import (
     MAX_PIXELS,
     PlotsMissing,
+    axis_limits,
     colour_limit,
     draw_prep,
     folded,
     label_rows,
     masked,
+    mesh_figure,
     pooled,
     prep_figure,
 )
@@ -250,3 +253,21 @@ def test_a_folded_picture_holds_all_values_in_order() -> None:
     assert 2 <= cells.shape[1] / cells.shape[0] <= 4
     assert cells.reshape(-1)[:100].tolist() == values.tolist()
     assert not cells.reshape(-1)[100:].any()
+
+
+def test_an_axis_shows_ten_points_or_more() -> None:
+    for lowest, highest, limits in ((96.0, 97.0, (91.0, 101.0)), (50.0, 54.0, (47.0, 57.0)), (40.0, 100.0, (29, 101))):
+        assert axis_limits(lowest, highest, 10.0, top=101.0) == pytest.approx(limits)
+
+
+def test_meshes_stand_in_rows_and_columns() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=1)
+    rows = [("upper", [(ball, ""), (ball, "small")]), ("lower", [(None, "nothing"), (ball, "")])]
+    figure = mesh_figure(rows, ["left", "right"], (1.0, 1.0, 1.0))
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [[], ["small"], ["nothing"], []]
+    assert [len(axes.collections) for axes in figure.axes] == [1, 1, 0, 1]
+    assert not figure.axes[2].axison
+    corners = [(round(axes.get_position().x0, 3), round(axes.get_position().y0, 3)) for axes in figure.axes]
+    assert corners[0][0] == corners[2][0] < corners[1][0]
+    assert corners[0][1] == corners[1][1] > corners[2][1]
+    assert [text.get_text() for text in figure.texts] == ["upper", "lower", "left", "right"]

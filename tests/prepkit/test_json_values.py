@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prepkit.json_values import json_value
+from prepkit.json_values import by_dotted_key, json_value
 
 
 def test_all_that_has_a_form_in_json():
@@ -29,3 +29,7 @@ def test_numbers_that_are_not_finite():
 def test_what_has_no_form_in_json_is_named_with_its_place():
     with pytest.raises(TypeError, match=r"^numbers, x, \[1\]: a set has no form in JSON\.$"):
         json_value({"x": [0, {1}]}, "numbers")
+
+
+def test_trees_by_dotted_key():
+    assert by_dotted_key({"a": {"b": 1, "c": {"d": [2]}}, "e": 3}) == {"a.b": 1, "a.c.d": [2], "e": 3}

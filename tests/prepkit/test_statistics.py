@@ -1,5 +1,6 @@
 """Correlations, ceilings and ridge regression, compared with slow transcriptions and other libraries."""
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -13,8 +14,13 @@ from sklearn.preprocessing import StandardScaler
 
 from prepkit.statistics import (
     RIDGE_STRENGTHS,
+    along_line,
+    evenly,
+    from_straight_line,
     interval,
     kendall,
+    largest_fall,
+    nearest_mean_is_own,
     pearson,
     principal_components,
     r2,
@@ -22,6 +28,7 @@ from prepkit.statistics import (
     spearman,
     tau_of_halves,
     tau_of_ties,
+    variance_within,
 )
 
 
@@ -161,3 +168,37 @@ def test_principal_components_are_scikit_learns():
     one, shares = principal_components(torch.ones(1, 6, dtype=torch.float64), 2)
     assert one.shape == (1, 2)
     assert shares == [0.0, 0.0]
+
+
+def test_the_nearest_mean_is_that_of_known_points():
+    known = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0]]).double()
+    asked = torch.tensor([[4, 0], [1, 1], [11, 0], [7, 0]]).double()
+    # Means are at 1 and 11: the point at (1, 1) of class 2 and the one at 7 of class 0 are nearer to the other's.
+    classes = torch.tensor([0, 0, 2, 2])
+    assert nearest_mean_is_own(known, classes, asked, torch.tensor([0, 2, 2, 0])) == 0.5
+
+
+def test_even_choices():
+    assert evenly("abcde", 3) == ["a", "c", "e"]
+    assert evenly("ab", 3) == ["a", "b"]
+    assert evenly("abc", 1) == ["a"]
+    assert evenly("", 3) == []
+
+
+def test_places_along_a_line():
+    """The line goes from (1, 1) to (1, 5): its length is 4."""
+    points = torch.tensor([[2.0, 2], [4, 4]]).double()
+    position, off = along_line(points, torch.ones(2).double(), torch.tensor([1.0, 5]).double())
+    assert (position.tolist(), off.tolist()) == ([0.25, 0.75], [0.25, 0.75])
+
+
+def test_values_along_lines():
+    values = torch.tensor([[1.0, 3, 2, 0, 4], [0, 1, 2, 3, 4]]).double()
+    assert largest_fall(values).tolist() == [3, 0]
+    assert from_straight_line(values, values[:, [0, -1]], (0, 0.25, 0.5, 0.75, 1)) == pytest.approx(5 / 10)
+
+
+def test_variance_within_groups():
+    groups = torch.tensor([[[0.0], [2]], [[10], [12]]]).double()
+    assert variance_within(groups) == pytest.approx(4 / 104)
+    assert math.isnan(variance_within(torch.ones(2, 2, 1)))

@@ -1,8 +1,10 @@
 """Tables, sizes and times as people read them."""
 
+import math
+
 import pytest
 
-from prepkit.text import readable_bytes, readable_seconds, table
+from prepkit.text import duration, readable_bytes, readable_seconds, short_number, table
 
 
 def test_a_table_aligns_whole_numbers_to_the_right():
@@ -25,3 +27,26 @@ def test_bytes(count, text):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (123.9, "02:03"), (3600, "1:00:00"), (93_784, "26:03:04")])
 def test_seconds(seconds, text):
     assert readable_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1.0, "1"),
+        (1234, "1,234"),
+        (0.98765, "0.9877"),
+        (-2.5, "-2.5"),
+        (12345.6, "12,346"),
+        (math.nan, "none"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert short_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text

@@ -24,7 +24,7 @@ from prepkit.errors import counted
 from prepkit.families.permutations import permutation, permute
 from prepkit.figures import panels, short_name
 from prepkit.running.groups import outputs_by_class_id
-from prepkit.statistics import distances, mean_or_nan, off_diagonal
+from prepkit.statistics import distances, mean_or_nan, off_diagonal, variance_within
 from prepkit.tasks.randomness import generator
 from prepkit.zoo.read.accuracy import accuracies_of
 
@@ -154,16 +154,9 @@ def orbit_of(subject: Subject, split: PredictedSplit, rows: Sequence[int], input
         "embedding_moved": moved / apart if apart else float("nan"),
         "prep_moved": prep_moved / prep_apart if prep_apart else float("nan"),
         "still_nearest": mean_or_nan(to_all_NKN.amin(2) == moved_NK),
-        "variance_within_orbits": _within_share(torch.cat([latent_NE[:, None], latent_NKE], dim=1)),
+        "variance_within_orbits": variance_within(torch.cat([latent_NE[:, None], latent_NKE], dim=1)),
     }
     return Orbit(moved_NK, apart_NN, predictions[0], measures)
-
-
-def _within_share(latent_NKE: Tensor) -> float:
-    """Return the variance around the mean of each orbit as a share of the variance around the mean of all."""
-    within = (latent_NKE - latent_NKE.mean(1, keepdim=True)).square().sum()
-    total = (latent_NKE - latent_NKE.mean((0, 1))).square().sum()
-    return float(within / total) if total > 0 else float("nan")
 
 
 def _accuracy(

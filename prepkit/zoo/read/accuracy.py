@@ -8,6 +8,7 @@ Shapes: N instances, H x W the PRep.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,12 +24,20 @@ from prepkit.zoo.read.zoo import Zoo
 
 INSTANCES_AT_ONCE = 64
 POINTS_AT_ONCE = 4096  # points that networks of shapes are run on together
+ACCURACY = "accuracy"  # column with the accuracy that was measured when the instance was added
 ITEM = "item"  # column with the number of the shape that an instance fits
 
 
 def has_items(zoo: Zoo) -> bool:
     """Whether each instance has a shape of its own; in other zoos a column `item` is the user's and means nothing."""
     return zoo.task is not None and zoo.task.get("kind") == "shapes" and ITEM in zoo.table.column_names
+
+
+def recorded_accuracies(zoo: Zoo) -> list[float]:
+    """Return the column `accuracy` of the zoo's table, NaN where there is none."""
+    if ACCURACY not in zoo.table.column_names:
+        return [math.nan] * len(zoo)
+    return [math.nan if accuracy is None else float(accuracy) for accuracy in zoo.table[ACCURACY].to_pylist()]
 
 
 def items_of(zoo: Zoo) -> list[int]:

@@ -141,13 +141,15 @@ def test_interpolate_random_pairs(call, runs):
 def test_interpolate_shapes_writes_meshes(call, runs, tmp_path, monkeypatch):
     """The untrained space has no surface anywhere; a line of balls has one at every step."""
     from netspace.explore import interpolation
+    from prepkit.running import groups
     from prepkit.tasks.distance_grid import grid_points
 
     def balls(registry, class_ids, preps, resolution):
         radius = torch.linspace(0.3, 0.6, len(preps)).view(-1, 1)
         return (grid_points(resolution).norm(dim=1) - radius).view(-1, *[resolution] * 3)
 
-    monkeypatch.setattr(interpolation, "distance_grids", balls)
+    for module in (interpolation, groups):
+        monkeypatch.setattr(module, "distance_grids", balls)
     call(
         "interpolate", runs["chairs_mini"].path, "chair-0", "chair-1", "--steps", "2", "--resolution", "8", "-o", "line"
     )

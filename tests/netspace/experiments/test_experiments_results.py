@@ -342,14 +342,6 @@ def test_an_unseen_architecture_that_was_chosen_by_is_found(tmp_path, small_zoo)
 # The latent map -------------------------------------------------------------------------------------------------
 
 
-def test_the_nearest_centre_is_that_of_training_instances():
-    latent = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0], [4, 0], [1, 1], [11, 0], [7, 0]]).double()
-    class_ids = torch.tensor([0, 0, 2, 2, 0, 2, 2, 0])
-    splits = ["train"] * 4 + ["test"] * 4
-    # Centres at 1 and 11: the one at (1, 1) of class 2 and the one at 7 of class 0 are nearer to the other's.
-    assert latent_map.nearest_own(latent, class_ids, splits) == 0.5
-
-
 def test_clusters_by_the_boundary_line():
     """The line goes from (1, 1) to (1, 5): its length is 4."""
     groups = {
@@ -432,8 +424,10 @@ def test_a_space_of_two_architectures_has_no_order_of_clusters(tmp_path, small_z
 
 def test_thumbnails_are_spread_over_accuracies():
     accuracies = [0.5, 0.1, math.nan, 0.9, 0.3, 0.2, 0.7, 0.6, 0.8]
-    assert [accuracies[index] for index in latent_map.spread([0, 1, 3, 4], accuracies)] == [0.1, 0.3, 0.5, 0.9]
-    chosen = latent_map.spread(list(range(9)), accuracies)
+    two = latent_map.thumbnails(["b", "b", "a", "b", "b", "a", "a", "a", "a"], accuracies)
+    assert list(two) == ["b", "a"]
+    assert [accuracies[index] for index in two["b"]] == [0.1, 0.3, 0.5, 0.9]
+    chosen = latent_map.thumbnails(["a"] * 9, accuracies)["a"]
     assert len(chosen) == latent_map.THUMBNAILS
     assert (chosen[0], chosen[-1]) == (1, 2)  # what has none comes last
 

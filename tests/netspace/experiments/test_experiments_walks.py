@@ -23,7 +23,7 @@ from netspace.recipe import load_recipe
 from netspace.run.run import Run, State
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
-from prepkit.figures import draw_mesh, new_figure
+from prepkit.figures import MESH_HEIGHT, MESH_WIDTH, draw_mesh, new_figure
 from prepkit.tasks import distance_grid
 from prepkit.tasks.chairs import chair, chair_boxes
 from prepkit.tasks.sdf import normalised
@@ -321,10 +321,7 @@ def test_no_instance_is_in_two_pairs_of_boundaries(tmp_path):
         assert all("lenet_like" in one and "resnet14" in other for one, other in zip(first, second, strict=True))
 
 
-def test_the_picture_shows_ten_points_or_more():
-    assert boundaries.limits(96.0, 97.0) == pytest.approx((91.0, 101.0))
-    assert boundaries.limits(50.0, 54.0) == pytest.approx((47.0, 57.0))
-    assert boundaries.limits(40.0, 100.0) == pytest.approx((29.0, 101.0))
+def test_steps_are_ends_gammas_of_the_loss_or_between():
     assert [boundaries.kind_of(step, 13)[0] for step in (0, 1, 4, 11, 12)] == ["e", "b", "g", "b", "e"]
 
 
@@ -472,15 +469,11 @@ def test_the_picture_has_two_pairs():
     assert [way for way, _, _ in rows] == ["true chairs", "embeddings", "weights"] * 2
     assert rows[0][2].tolist() == pytest.approx([1, 0.3**3], abs=0.01)
     assert len(chairs.rows_of_picture(grids, None)) == 4
-    figure = new_figure(2, 2)
-    for mesh, ratio, words in (
-        (None, 0.0, ["no surface"]),
-        (distance_grid.surface(ball_and_speck[1]), 0.01, ["only specks"]),
-        (distance_grid.surface(ball_and_speck[0]), 1.0, []),
-    ):
-        axes = figure.add_subplot(projection="3d")
-        chairs.draw_step(axes, mesh, ratio)
-        assert [text.get_text() for text in axes.texts] == words
+    for grid, ratio, words in ((ball_and_speck[1], 0.01, "only specks"), (ball_and_speck[0], 1.0, "")):
+        mesh, below = chairs.step_of_picture(grid, ratio)
+        assert mesh.is_watertight
+        assert below == words
+    assert chairs.step_of_picture(torch.ones_like(ball_and_speck[0]), 0.0) == (None, "no surface")
 
 
 def test_a_chair_is_seen_from_its_front(monkeypatch):
@@ -497,7 +490,7 @@ def test_a_chair_is_seen_from_its_front(monkeypatch):
 
 
 def test_chairs_fit_into_the_picture():
-    figure = new_figure(chairs.WIDE, chairs.HIGH)
+    figure = new_figure(MESH_WIDTH, MESH_HEIGHT)
     figure.set_layout_engine("none")
     plot = figure.add_axes((0, 0, 1, 1), projection="3d")
     draw_mesh(plot, distance_grid.surface(balls_of(0.5)[0]), chairs.REACH)

@@ -16,7 +16,7 @@ from netspace.experiments.result import Table, claim
 from netspace.report.make import report
 from netspace.report.model import RecipeClaim
 from netspace.report.pages import ENVIRONMENT, html_page, inline
-from netspace.report.words import bound, duration, measured, number, verdict
+from netspace.report.words import bound, measured, verdict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,22 +24,6 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 SEEDS_ALONE = "± is the spread over the runs of a recipe, which differ only in training.seed."
 
 # Words ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (1.0, "1"),
-        (1234, "1,234"),
-        (0.98765, "0.9877"),
-        (-2.5, "-2.5"),
-        (12345.6, "12,346"),
-        (math.nan, "none"),
-    ],
-)
-def test_numbers_are_short(value, text):
-    assert number(value) == text
 
 
 def recipe_claim(*numbers, runs, unit=""):
@@ -79,13 +63,6 @@ def test_a_number_says_from_how_many_runs_it_comes(made, number_text, verdict_te
 )
 def test_bounds_are_said_in_their_unit(relation, limit, unit, text):
     assert bound(claim("A claim", 0.5, relation, limit, unit=unit)) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_what_comes_from_outside_is_escaped():
