@@ -64,6 +64,7 @@ def create_zoo(
     models: Iterable[str | os.PathLike[str] | HubAddress],
     *,
     table: str | os.PathLike[str] | None = None,
+    types: Mapping[str, str | type] | None = None,
     width: int = 512,
     format: str = "safetensors",
     name: str | None = None,
@@ -81,6 +82,8 @@ def create_zoo(
     models:       files, or models of the Hub such as hf://user/model or hf://user/model@revision/file.safetensors
     table:        CSV file whose column `file` names the models by path, from the table's folder or one that holds all
                   models; `id` and `split` are the zoo's, and all other columns are kept with the instances
+    types:        types of columns, such as {"accuracy": "float", "code": "text"} ("int" and "bool" too); the narrowest
+                  that fits all cells if missing. A float may be written 0,81 or 81%.
     width:        columns of the PReps, a multiple of 8
     format:       format of the shards, "safetensors" or "hdf5"
     name:         the zoo's name; its folder's if missing
@@ -102,7 +105,7 @@ def create_zoo(
 
     task = read_task(Path(task)) if isinstance(task, str | os.PathLike) else task
     csv = None if table is None else Path(table)
-    joined = rows_of_models(map(model_address, models), csv)
+    joined = rows_of_models(map(model_address, models), csv, types)
     check_columns(joined.rows, csv)
 
     from prepkit.zoo.card.card import write_card
@@ -116,7 +119,7 @@ def create_zoo(
         # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
         writer.provenance = provenance_of_models(len(writer))
     write_card(path)
-    return WrittenZoo(Path(path), read_manifest(path), joined.notes)
+    return WrittenZoo(Path(path), read_manifest(path), joined.notes, joined.types)
 
 
 def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddress:

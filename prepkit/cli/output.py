@@ -32,6 +32,7 @@ FLAGS = {
     "prefix=True": "--prefix",
     "license=": "--license",
     "revision=": "--revision ",
+    "types=": "--types",
 }
 
 

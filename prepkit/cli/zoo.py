@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,22 @@ from prepkit.json_values import json_value
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
     from prepkit.zoo.write.written import WrittenZoo
+
+
+class ColumnTypes(click.ParamType[dict[str, str]]):
+    """`accuracy=float,code=text` -> {"accuracy": "float", "code": "text"}."""
+
+    name = "COLUMN=TYPE,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        """Parse pairs, or fail with an example; the table says later whether its columns have these types."""
+        if isinstance(value, dict):
+            return value
+        pairs = [part.rpartition("=") for part in str(value).split(",")]
+        if not all(name and kind for name, _, kind in pairs):
+            self.fail(f"{value!r} does not name types such as accuracy=float,code=text.", param, ctx)
+        return {name.strip(): kind.strip() for name, _, kind in pairs}
+
 
 FORMATS = click.Choice(("safetensors", "hdf5"))
 folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
@@ -77,6 +93,9 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
 @folder
 @click.argument("models", nargs=-1, required=True, type=Model(), metavar="MODEL...")
 @click.option("--table", "csv", type=click.Path(path_type=Path), help="CSV with a column `file` and columns to keep.")
+@click.option(
+    "--types", type=ColumnTypes(), help="Types of columns (int, float, bool, text). [default: by their cells]"
+)
 @click.option("--width", default=512, show_default=True, help="Columns of the PReps, a multiple of 8.")
 @click.option(
     "--format", "format_", type=FORMATS, default="safetensors", show_default=True, help="Format of the shards."
@@ -92,6 +111,7 @@ def create(
     folder: Path,
     models: tuple[Path | HubAddress, ...],
     csv: Path | None,
+    types: dict[str, str] | None,
     width: int,
     format_: str,
     name: str | None,
@@ -111,9 +131,10 @@ def create(
     The column `file` of the CSV names models by path, from the CSV's folder or one that holds all models, with or
     without suffix, or by address. A name without folder will do where no other model has it. The columns `id` and
     `split` are those of the zoo; without `id`, models are called by their names, or by the parts of their paths that
-    differ: a and b for runs/a/model.pt and runs/b/model.pt. All other columns are kept with the instances, as whole
-    numbers, numbers, booleans (true, false) or text. The column `source_sha256` is filled with the sha256 of each
-    checkpoint.
+    differ: a and b for runs/a/model.pt and runs/b/model.pt. All other columns are kept with the instances, and a note
+    says of which type: whole numbers (int), numbers (float), booleans (true, false) or text, as fits all cells. --types
+    accuracy=float,code=text chooses, and reads 0,81 and 81% as numbers. The column `source_sha256` is filled with the
+    sha256 of each checkpoint.
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
@@ -126,6 +147,7 @@ def create(
             folder,
             models,
             table=csv,
+            types=types,
             width=width,
             format=format_,
             name=name,
@@ -248,6 +270,8 @@ def _print_written(written: WrittenZoo, out: Output) -> None:
         "output": str(written.path),
         **facts(written.manifest),
         "notes": [with_flags(note) for note in written.notes],
+        "types": {name: with_flags(text) for name, text in written.types.items()},
     }
+    out.notes([f"column {name}: {text}" for name, text in written.types.items()])
     out.notes(written.notes)
     out.result(document, description(written.manifest))

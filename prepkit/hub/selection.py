@@ -69,7 +69,7 @@ class Selection:
                 _check_known(column, asked, known, manifest.name)
                 rows = rows.filter(pc.is_in(rows[column], pa.array(asked, pa.string())))
         if self.where is not None:
-            expression = parse_where(self.where, table.column_names)
+            expression = parse_where(self.where, table.schema)
             try:
                 rows = rows.filter(expression)
             except pa.ArrowException as error:

@@ -37,10 +37,10 @@ MAX_LENGTH = 10_000  # bounds the recursion of Python's parser; a condition that
 QUOTED = 200  # characters of a condition that an error quotes
 
 
-def parse_where(text: str, columns: Sequence[str]) -> Any:
+def parse_where(text: str, columns: Sequence[str] | pa.Schema) -> Any:
     """Parse a condition into a pyarrow.compute expression.
 
-    columns: names of columns that the condition may use
+    columns: names of columns that the condition may use, or their schema, with which types are checked too
     raises WhereError with the place and the reason
     """
     if len(text) > MAX_LENGTH:
@@ -63,7 +63,7 @@ def matching_rows(table: pa.Table, condition: str) -> np.ndarray:
     import numpy as np
     import pyarrow as pa
 
-    expression = parse_where(condition, table.column_names)
+    expression = parse_where(condition, table.schema)
     number = "the number"  # a name that no column of the user's can have
     numbered = table.append_column(number, pa.array(np.arange(len(table))))
     try:
@@ -90,9 +90,12 @@ def _short(text: str) -> str:
 class _Parser:
     """Turns the parts of a condition into expressions; errors quote the text and the columns."""
 
-    def __init__(self, text: str, columns: Sequence[str]) -> None:
+    def __init__(self, text: str, columns: Sequence[str] | pa.Schema) -> None:
+        import pyarrow as pa
+
         self.text = text
-        self.columns = columns
+        self.schema = columns if isinstance(columns, pa.Schema) else None
+        self.columns: Sequence[str] = columns.names if isinstance(columns, pa.Schema) else columns
 
     def condition(self, node: ast.expr) -> Any:
         """Return an expression that is true or false for a row."""
@@ -117,6 +120,8 @@ class _Parser:
         """Return the expression of one comparison in a chain."""
         if isinstance(op, ast.In | ast.NotIn):
             column = self.column(left)
+            for element in getattr(right, "elts", ()):
+                self.check_kinds(left, element, node)
             # `isin` would find a missing value in no list, and needs constants of the column's type.
             is_listed = _combined(operator.or_, [column == constant for constant in self.constants(right)])
             return is_listed if isinstance(op, ast.In) else ~is_listed
@@ -129,7 +134,36 @@ class _Parser:
             return column.is_null() if isinstance(op, ast.Is | ast.Eq) else column.is_valid()
         if not isinstance(left, ast.Name) and not isinstance(right, ast.Name):
             raise self.error(node, "a comparison needs a column")
+        self.check_kinds(left, right, node)
         return COMPARISONS[type(op)](self.term(left), self.term(right))
+
+    def check_kinds(self, left: ast.expr, right: ast.expr, node: ast.expr) -> None:
+        """Raise WhereError if one side is text and the other one is not."""
+        kinds = {self.kind(left), self.kind(right)} - {None}
+        if len(kinds) < 2 or "text" not in kinds:
+            return
+        text, other = (left, right) if self.kind(left) == "text" else (right, left)
+        is_column = isinstance(text, ast.Name)
+        remedy = "put a text in quotes" if is_column else "leave the quotes out"
+        if is_column:
+            remedy += ", or make the zoo again with numbers in the column"
+        text_name = f"the column {ast.unparse(text)}" if is_column else ast.unparse(text)
+        raise self.error(node, f"{text_name} is text and {ast.unparse(other)} is not; {remedy}")
+
+    def kind(self, node: ast.expr) -> str | None:
+        """Return "text" or "other" for a column or a constant; None where it is not known."""
+        import pyarrow as pa
+
+        if isinstance(node, ast.Name):
+            if self.schema is None or node.id not in self.columns:
+                return None
+            type_ = self.schema.field(node.id).type
+            if pa.types.is_null(type_):
+                return None
+            return "text" if pa.types.is_string(type_) or pa.types.is_large_string(type_) else "other"
+        if isinstance(node, ast.UnaryOp):
+            return "other"
+        return "text" if isinstance(getattr(node, "value", None), str) else "other"
 
     def term(self, node: ast.expr) -> Any:
         """Return the expression of a column or a constant."""

@@ -5,31 +5,23 @@
     run1_epoch9,run1-9,test,
 
 `file` is a model's path, with or without its suffix, or its address on the Hub; `joining` says which model it names.
-`id` and `split` may be missing. All other columns are the user's. A column holds int, float, bool or text: the
-narrowest type that fits all its cells; an empty cell is None.
+`id` and `split` may be missing. All other columns are the user's; `cell_types` says what becomes of their cells.
 """
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prepkit.address import HubAddress
 from prepkit.errors import ZooError, counted, listed
 from prepkit.zoo.format.tables import OWN_COLUMNS, plain_columns
+from prepkit.zoo.write.cell_types import checked_types, read_as, typed
 from prepkit.zoo.write.joining import joined, row_of_equal_name
 from prepkit.zoo.write.model_paths import ids_of
-
-FILE = "file"
-INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # 007 is a name; 18 digits fit 64 bits
-# A float holds whole numbers of up to 15 digits exactly; longer ones stay text.
-FLOAT = re.compile(
-    r"[+-]?((0|[1-9][0-9]{0,14})([eE][+-]?[0-9]+)?|(0|[1-9][0-9]*)?\.[0-9]*([eE][+-]?[0-9]+)?|inf|nan)", re.IGNORECASE
-)
+from prepkit.zoo.write.table_text import FILE, ROLES, read_text
 
 
 @dataclass(frozen=True)
@@ -46,16 +38,21 @@ class ModelRow:
 class ModelRows:
     """The rows of all models, and what is to be said about the table that they were joined to.
 
-    notes: sentences on the join, and on rows of the table that name no model
+    notes: sentences on how the table was read and joined, and on its rows that name no model
+    types: the type of each of the user's columns, with what is to be said about its cells
     """
 
     rows: list[ModelRow]
     notes: tuple[str, ...] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
-def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> ModelRows:
+def rows_of_models(
+    models: Iterable[Path | HubAddress], table: Path | None, types: Mapping[str, str | type] | None = None
+) -> ModelRows:
     """Return a row for each model.
 
+    types: types of the table's columns; the narrowest that fits all cells if missing
     raises ZooError for a model without a file or a row, two rows or ids of one name, a damaged CSV
     """
     models = list(models)
@@ -64,10 +61,13 @@ def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> M
         raise ZooError(f"{len(absent)} of {len(models)} models are no files: {listed(absent)}.")
     ids = ids_of(models)
     if table is None:
+        if types:
+            raise ZooError("types= is for the columns of a table, and there is no table.")
         rows = [ModelRow(model, id_, None, {}) for model, id_ in zip(models, ids, strict=True)]
         _check_ids(rows)
         return ModelRows(rows)
-    lines = read_csv(table)
+    csv = read_csv(table, types)
+    lines = csv.lines
     files = [line.file for line in lines]
     join = joined(models, files, table, [line.number for line in lines])
     missing = [model for model, row in zip(models, join.rows, strict=True) if row is None]
@@ -78,7 +78,7 @@ def rows_of_models(models: Iterable[Path | HubAddress], table: Path | None) -> M
     _check_ids(rows)
     used = set(numbers)
     unused = [file for number, file in enumerate(files) if number not in used]
-    return ModelRows(rows, (*join.notes, *_note_on_unused(unused, table)))
+    return ModelRows(rows, (*csv.notes, *join.notes, *_note_on_unused(unused, table)), csv.types)
 
 
 def _without_row(missing: list[Path | HubAddress], files: list[str], table: Path) -> str:
@@ -110,61 +110,46 @@ class TableLine:
     cells: dict[str, Any]
 
 
-def read_csv(path: Path) -> list[TableLine]:
+@dataclass(frozen=True)
+class CsvTable:
+    """The rows of a table, the type of each of the user's columns, and sentences on how the file was read."""
+
+    lines: list[TableLine]
+    types: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def read_csv(path: Path, types: Mapping[str, str | type] | None = None) -> CsvTable:
     """Read the lines of a CSV file, with typed cells.
 
+    types: types of columns; the narrowest that fits all cells if missing
     raises ZooError naming the line that is wrong
     """
-    header, lines = _lines(path)
-    _check_header(path, header)
-    columns = {name: typed([line[place] for _, line in lines]) for place, name in enumerate(header)}
-    for name in {FILE, "id", "split"} & columns.keys():
-        columns[name] = [line[header.index(name)] or None for _, line in lines]
-    rows = []
-    for index, (number, _) in enumerate(lines):
+    text = read_text(path)
+    _check_header(path, text.header)
+    users = [name for name in text.header if name not in ROLES]
+    asked = checked_types(types or {}, users, str(path))
+    numbers = [number for number, _ in text.lines]
+    columns: dict[str, list[Any]] = {}
+    described = {}
+    for place, name in enumerate(text.header):
+        cells = [line[place] for _, line in text.lines]
+        if name in ROLES:
+            columns[name] = [cell or None for cell in cells]
+            continue
+        if name in asked:
+            column = read_as(asked[name], cells, numbers, f"{path}, column '{name}'")
+        else:
+            column = typed(cells, decimal_comma=text.delimiter in ";\t", lines=numbers)
+        columns[name], described[name] = column.values, str(column)
+    lines = []
+    for index, number in enumerate(numbers):
         row = {name: values[index] for name, values in columns.items()}
         file = row.pop(FILE)
         if file is None:
             raise ZooError(f"{path}, line {number}: {FILE} is missing.")
-        rows.append(TableLine(number, file, row))
-    return rows
-
-
-def typed(cells: list[str]) -> list[Any]:
-    """Return the cells of a column as int, float, bool or text, empty cells as None."""
-    filled = [cell for cell in cells if cell]
-    read: Callable[[str], Any] = str
-    if all(INTEGER.fullmatch(cell) for cell in filled):
-        read = int
-    elif all(FLOAT.fullmatch(cell) and any(c.isalnum() for c in cell) for cell in filled):
-        read = float
-    elif all(cell.lower() in ("true", "false") for cell in filled):
-        read = _boolean
-    return [read(cell) if cell else None for cell in cells]
-
-
-def _boolean(cell: str) -> bool:
-    return cell.lower() == "true"
-
-
-def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header, and the number and cells of all other lines."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(line)]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ZooError(f"{path}: not a CSV file in UTF-8: {error}.") from None
-    except OSError as error:
-        raise ZooError(f"{path}: cannot be read: {error.strerror}.") from None
-    if not lines:
-        raise ZooError(f"{path}: empty; the first line names the columns, one of them '{FILE}'.")
-    header = lines[0][1]
-    for number, line in lines[1:]:
-        if len(line) != len(header):
-            cells, columns = counted(len(line), "cell"), counted(len(header), "column")
-            raise ZooError(f"{path}, line {number}: {cells}, but the first line names {columns}.")
-    return header, lines[1:]
+        lines.append(TableLine(number, file, row))
+    return CsvTable(lines, described, text.notes)
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -175,7 +160,7 @@ def _check_header(path: Path, header: list[str]) -> None:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise ZooError(f"{path}: the columns {listed(repeated)} stand twice.")
-    users = [name for name in header if name not in (FILE, "id", "split")]
+    users = [name for name in header if name not in ROLES]
     reserved = [name for name in users if name in OWN_COLUMNS]
     if reserved:
         raise ZooError(f"{path}: the zoo fills the columns {listed(reserved)} itself; rename them.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prepkit.zoo.format.manifest import Manifest
@@ -15,8 +16,10 @@ class WrittenZoo:
     path:     its folder
     manifest: the content of its zoo.json
     notes:    sentences that its owner should read, such as that a teacher was left out
+    types:    what each column of the user's table became, such as "float, 2 of 55 empty"
     """
 
     path: Path
     manifest: Manifest
     notes: tuple[str, ...] = ()
+    types: Mapping[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from prepkit.families.registry import architecture
 from prepkit.tasks import test_set
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
-from prepkit.zoo.write.csv_columns import typed
+from prepkit.zoo.write.cell_types import typed
 from prepkit.zoo.write.writer import ZooWriter
 
 TASK = {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 100}}
@@ -152,7 +152,7 @@ def test_rows_without_a_model_are_noted_and_models_without_a_row_refused(tmp_pat
         ("file,learning rate\nm0,1\n", "'learning rate' cannot name a column"),
         ("file,id\nm0,same\nm1,same\nm2,x\nm3,y\n", "both have the id 'same'"),
         ('file,x\nm0,"1\n', "not a CSV file"),
-        (b"file\n\xff\n", "not a CSV file in UTF-8"),
+        (b"file\n\x81\n", "not a CSV file in UTF-8 or CP1252; save it as CSV in UTF-8"),
     ],
 )
 def test_a_wrong_table_is_told_with_its_line_before_anything_is_written(tmp_path, files, content, message):
@@ -190,8 +190,8 @@ def test_what_is_missing_or_stands_twice_is_told_before_anything_is_written(tmp_
     ],
 )
 def test_types_of_cells(cells, values):
-    assert typed(cells) == values
-    assert list(map(type, typed(cells))) == list(map(type, values))
+    assert typed(cells).values == values
+    assert list(map(type, typed(cells).values)) == list(map(type, values))
 
 
 def test_a_bad_model_keeps_the_others_and_resume_goes_on(tmp_path, files):
