@@ -27,6 +27,7 @@ def open_zoo(
     trust_code: bool = False,
     token: str | None = None,
     cache_bytes: int | None = None,
+    verify: bool | None = None,
 ) -> Zoo:
     """Open a zoo for reading. Its manifest and table are checked now, each shard's header when it is first touched.
 
@@ -37,6 +38,8 @@ def open_zoo(
     trust_code:    whether `network` may import a builder that the zoo names and that is not registered here
     token:         token for the Hub; HF_TOKEN or that of `hf auth login` if missing
     cache_bytes:   largest size of that cache; PREPKIT_CACHE_BYTES or 64 GiB if missing
+    verify:        whether each shard is compared with its sha256 when it is first touched, which reads it once more;
+                   PREPKIT_VERIFY (0 or 1) if missing, else yes for shards in that cache and no for a local folder
     raises ZooError if it is not a whole zoo, HubError if the Hub does not give it
     raises InvalidShape if an architecture does not fit the width and height
 
@@ -50,9 +53,9 @@ def open_zoo(
     if address.startswith(HUB_SCHEME):
         from prepkit.hub.store import open_store
 
-        store: Store = open_store(address, token=token, cache_bytes=cache_bytes)
+        store: Store = open_store(address, token=token, cache_bytes=cache_bytes, verify=verify)
     else:
-        store = LocalStore(path)
+        store = LocalStore(path, verify=verify)
     shape = store.manifest.shape
     if width is not None or height is not None:
         shape = common_shape(store.manifest, shape.width if width is None else width, height)

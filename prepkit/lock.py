@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from prepkit.errors import ZooLocked
-from prepkit.files import output_error
+from prepkit.files import output_error, system_errors_as_output
+
+CHANGING = ".prepkit.lock"  # in a finished zoo while some of its files are replaced
 
 
 def take_lock(file: Path, folder: Path) -> FileLock:
@@ -32,6 +35,23 @@ def take_lock(file: Path, folder: Path) -> FileLock:
         lock.release()
         raise output_error(file, error) from error
     return lock
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Let one process at a time replace files of a finished zoo; others read it meanwhile.
+
+    raises ZooLocked naming the process that changes it, OutputError if nothing can be written into the folder
+    """
+    file = folder / CHANGING
+    with system_errors_as_output(folder):
+        lock = take_lock(file, folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # filelock sees that a lock that it waited for was removed; Windows refuses to do it
+            file.unlink()
+        lock.release()
 
 
 def _holder(file: Path) -> str:

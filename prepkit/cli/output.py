@@ -26,6 +26,7 @@ FLAGS = {
     "allow_underflow=True": "--allow-underflow",
     "architecture=...": "--arch NAME, or --arch module:callable --input CxHxW",
     "key='NAME'": "--key NAME",
+    "keep_as=": "--keep-as ",
     "overwrite=True": "--force",
     "force=True": "--force",
     "resume=True": "--resume",

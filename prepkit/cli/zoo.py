@@ -1,4 +1,4 @@
-"""`prepkit zoo`: make, describe, check, convert, merge and split zoos. `info` imports neither torch nor pyarrow."""
+"""`prepkit zoo`: make, describe, check and change zoos. `info` imports neither torch nor pyarrow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, hub_bars
 from prepkit.cli.network_options import architecture_options, bn_option, find_architecture
 from prepkit.cli.output import Output, json_option, with_flags
-from prepkit.cli.zoo_text import description, facts, split_text, verification, verification_text
+from prepkit.cli.zoo_text import (
+    cleaning_document,
+    cleaning_text,
+    description,
+    facts,
+    split_text,
+    verification,
+    verification_text,
+)
 from prepkit.errors import counted
 from prepkit.json_values import json_value
 
@@ -219,20 +227,53 @@ def merge(
 @click.option(
     "--group", help="Column whose equal values stay in one split, or none. [default: run, if there is that column]"
 )
+@click.option("--force", is_flag=True, help="Replace the split that is there, and keep it as a column split.NAME.")
+@click.option(
+    "--keep-as", metavar="NAME", help="NAME of that column. [default: original, or seedN if it was drawn with seed N]"
+)
 @json_option
 def split(
-    folder: Path, train: float, validation: float, test: float, seed: int, group: str | None, out: Output
+    folder: Path,
+    train: float,
+    validation: float,
+    test: float,
+    seed: int,
+    group: str | None,
+    force: bool,
+    keep_as: str | None,
+    out: Output,
 ) -> None:
-    """Draw the splits of a zoo again.
+    """Draw the splits of a zoo.
 
-    The shares are the same for each architecture, and instances of one run stay in one split.
+    The shares are the same for each architecture, and instances of one run stay in one split. The zoo records how the
+    split was drawn. Others may read the zoo meanwhile: the old table stays until `prepkit zoo clean`.
     """
+    if keep_as is not None and not force:
+        raise click.UsageError("--keep-as goes with --force.")
     from prepkit.zoo.change.splitting import split as split_zoo
 
     shares = {"train": train, "validation": validation, "test": test}
-    result = split_zoo(folder, shares, seed=seed, group=False if group == "none" else group)
+    result = split_zoo(
+        folder, shares, seed=seed, group=False if group == "none" else group, force=force, keep_as=keep_as
+    )
     out.notes(result.notes)
     out.result({"zoo": str(folder), **vars(result), "notes": list(result.notes)}, split_text(result))
+
+
+@zoo.command()
+@folder
+@click.option("--dry-run", is_flag=True, help="List what would be removed; change nothing.")
+@json_option
+def clean(folder: Path, dry_run: bool, out: Output) -> None:
+    """Remove what earlier versions left.
+
+    These are tables that `split` replaced, and files of an interrupted pull. Only files that prepkit wrote and the
+    zoo does not name are removed. Let programs finish that opened the zoo before it was changed.
+    """
+    from prepkit.zoo.change.cleaning import clean as clean_zoo
+
+    cleaning = clean_zoo(folder, dry_run=dry_run)
+    out.result(cleaning_document(folder, cleaning, dry_run), cleaning_text(folder, cleaning, dry_run))
 
 
 @zoo.command()

@@ -12,6 +12,9 @@ from prepkit.text import readable_bytes, table
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prepkit.zoo.change.cleaning import Cleaning
     from prepkit.zoo.change.splitting import ZooSplit
     from prepkit.zoo.change.verify import Verification
     from prepkit.zoo.format.manifest import Manifest
@@ -104,7 +107,28 @@ def split_text(result: ZooSplit) -> str:
     """Return the text of `prepkit zoo split`."""
     rows = [(split, name, count) for split, counts in result.counts.items() for name, count in sorted(counts.items())]
     kept = f"{counted(result.groups, 'value')} of '{result.group}' kept together" if result.group else "no groups"
-    return f"{table(rows, ('split', 'architecture', 'instances'))}\n\n{kept}; table {result.table}"
+    before = f"; the split before it is column {result.kept}" if result.kept else ""
+    return f"{table(rows, ('split', 'architecture', 'instances'))}\n\n{kept}; table {result.table}{before}"
+
+
+def cleaning_document(folder: Path, result: Cleaning, dry_run: bool) -> dict[str, Any]:
+    """Return the document of `prepkit zoo clean`."""
+    return {
+        "zoo": str(folder),
+        "dry_run": dry_run,
+        "removed": [dict(vars(file)) for file in result.removed],
+        "others": list(result.others),
+    }
+
+
+def cleaning_text(folder: Path, result: Cleaning, dry_run: bool) -> str:
+    """Return the text of `prepkit zoo clean`."""
+    size = readable_bytes(sum(file.bytes for file in result.removed))
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{folder}: {verb} {counted(len(result.removed), 'file')}, {size}"]
+    lines += [f"  {file.path}" for file in result.removed]
+    lines += [f"  left alone: {path}; prepkit did not write it" for path in result.others]
+    return "\n".join(lines)
 
 
 def _task(task: Mapping[str, Any] | None) -> str:

@@ -17,8 +17,9 @@ from prepkit.errors import ZooError, counted, listed
 from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.readme import picture_for, readme_for
 from prepkit.hub.upload import Push, push_bundle
+from prepkit.lock import changing
 from prepkit.progress import Advance
-from prepkit.zoo.card.card import PICTURE, README, write_card
+from prepkit.zoo.card.card import PICTURE, README, replace_card
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.counts import num_bytes_of
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, manifest_bytes, read_manifest, write_manifest
@@ -71,10 +72,7 @@ def zoo_bundle(
     _check_licence(read_manifest(root), license, root)
     manifest = _verified_manifest(root, progress)
     if license is not None and manifest.license != license:
-        manifest = replace(manifest, license=license)
-        if not dry_run:
-            write_manifest(manifest, root, overwrite=True)
-            write_card(root)
+        manifest = replace(manifest, license=license) if dry_run else _licensed(root, manifest, license)
     last = [Upload.of(MANIFEST, manifest_bytes(manifest)), *_card(root, manifest, repo)]
     return Bundle(
         repo,
@@ -111,8 +109,23 @@ def _verified_manifest(root: Path, progress: Advance | None) -> Manifest:
             f"(`prepkit zoo verify {root}` lists everything)"
         )
     if read_manifest(root) != manifest:
-        raise ZooError(f"'{root}' was changed while it was verified, so nothing was pushed; push it again.")
+        raise _changed(root)
     return manifest
+
+
+def _licensed(root: Path, verified: Manifest, license: str) -> Manifest:
+    """Write a licence into a zoo, and return the manifest."""
+    with changing(root):
+        if read_manifest(root) != verified:
+            raise _changed(root)
+        manifest = replace(verified, license=license)
+        write_manifest(manifest, root, overwrite=True)
+        replace_card(root)
+    return manifest
+
+
+def _changed(root: Path) -> ZooError:
+    return ZooError(f"'{root}' was changed while it was verified, so nothing was pushed; push it again.")
 
 
 def _named_files(manifest: Manifest, root: Path) -> list[Upload]:

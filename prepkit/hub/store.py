@@ -27,7 +27,7 @@ from prepkit.hub.prefetch import PrefetchBudget, SharedIterator
 from prepkit.hub.pull import fetch_manifest
 from prepkit.hub.shard_cache import alone, bound_of_cache, make_room, mapped
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
-from prepkit.zoo.read.store import MappedShard, Store
+from prepkit.zoo.read.store import MappedShard, Store, verifies
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,9 @@ PREFETCH_THREADS = 4
 MAPPING_ATTEMPTS = 5  # another process may remove a shard before this one has mapped it
 
 
-def open_store(address: str, *, token: str | None = None, cache_bytes: int | None = None) -> HubStore:
+def open_store(
+    address: str, *, token: str | None = None, cache_bytes: int | None = None, verify: bool | None = None
+) -> HubStore:
     """Open a zoo on the Hub; its manifest and table are fetched unless they are in the cache.
 
     raises HubError, ZooError
@@ -44,7 +46,7 @@ def open_store(address: str, *, token: str | None = None, cache_bytes: int | Non
     asked = parse_repository(address)
     with explained(asked.repo_id, "dataset", asked.revision):
         version = pinned(api(token), asked, "dataset")
-    return HubStore(version, cache_folder(), bound_of_cache(cache_bytes), token)
+    return HubStore(version, cache_folder(), bound_of_cache(cache_bytes), token, verifies(verify, usually=True))
 
 
 class HubStore(Store):
@@ -53,13 +55,18 @@ class HubStore(Store):
     address:     address of the zoo; its revision is a commit
     cache:       folder of the cache on the disk
     cache_bytes: how many bytes of shards are kept there
+    verify:      whether shards that are there already are compared with their sha256 before this process uses them
     """
 
-    def __init__(self, address: HubAddress, cache: Path, cache_bytes: int, token: str | None) -> None:
+    def __init__(
+        self, address: HubAddress, cache: Path, cache_bytes: int, token: str | None, verify: bool = True
+    ) -> None:
         self.address = address
         self.cache = cache
         self.cache_bytes = cache_bytes
         self._token = token
+        self._verify = verify
+        self._sound: set[int] = set()  # shards whose content this process has compared, or inherited from its parent
         self._folder = cache / address.repo_id.replace("/", "--") / str(address.revision)
         self._mapped: dict[int, MappedShard] = {}
         self._used: dict[Path, float] = {}
@@ -82,7 +89,7 @@ class HubStore(Store):
     def need(self, numbers: Collection[int]) -> None:
         """Fetch and map these shards, several at the same time."""
         missing = [number for number in numbers if number not in self._mapped]
-        if len(missing) > 1 and not all(map(self._is_cached, missing)):
+        if len(missing) > 1 and not all(map(self._is_ready, missing)):
             with self._new_fetcher().pool() as pool:
                 # The futures keep the shards mapped, so that none of them makes room for another.
                 wait_for_all([pool.submit(self._shard, number) for number in missing])
@@ -90,7 +97,7 @@ class HubStore(Store):
     @contextmanager
     def ahead(self, numbers: Iterable[int]) -> Iterator[None]:
         """Have threads fetch shards in this order, as far ahead as half of the cache has room."""
-        if all(map(self._is_cached, range(len(self.manifest.shards)))):
+        if all(map(self._is_ready, range(len(self.manifest.shards)))):
             yield
             return
         fetcher, order = self._new_fetcher(), SharedIterator(numbers)
@@ -129,6 +136,7 @@ class HubStore(Store):
                 except (ZooError, OSError):  # another process removed it, or the disk has damaged it
                     if attempt == MAPPING_ATTEMPTS:
                         raise
+                    self._sound.discard(number)
                     with suppress(OSError):
                         self._place(number).unlink(missing_ok=True)
                     continue
@@ -149,15 +157,16 @@ class HubStore(Store):
                 self._own.fetcher.fetch(HubFile(table.path, table.sha256, table.bytes), self._folder / table.path)
 
     def _fetch_shard(self, fetcher: Fetcher, number: int) -> None:
-        """Bring a shard into the cache, unless it is there, and make room for it."""
-        if self._is_cached(number):
+        """Bring a shard into the cache, unless it is there and sound, and make room for it."""
+        if self._is_sound(number):
             return
         shard, place = self.manifest.shards[number], self._place(number)
         with system_errors_as_output(self.root), alone(place):
-            if self._is_cached(number):  # another thread or process was faster
+            if self._is_sound(number):  # another thread or process was faster
                 return
             with self._room_for(number, shard.bytes):
                 fetcher.fetch(HubFile(shard.path, shard.sha256, shard.bytes), place)
+            self._sound.add(number)
 
     @contextmanager
     def _room_for(self, number: int, size: int) -> Iterator[None]:
@@ -179,7 +188,7 @@ class HubStore(Store):
         with suppress(PrepkitError, OSError, Stopped):
             for number in order:
                 size = self.manifest.shards[number].bytes
-                if not self._is_cached(number) and self._own.budget.reserve(number, size):
+                if not self._is_ready(number) and (self._is_cached(number) or self._own.budget.reserve(number, size)):
                     self._fetch_shard(fetcher, number)
                     if number in self._mapped:  # it was used while it came
                         self._own.budget.release(number)
@@ -197,6 +206,18 @@ class HubStore(Store):
             return self._place(number).stat().st_size == self.manifest.shards[number].bytes
         except OSError:
             return False
+
+    def _is_sound(self, number: int) -> bool:
+        """Return whether a shard is in the cache with its content, which is compared at its first use here."""
+        if self._is_ready(number) or not self._is_cached(number):
+            return self._is_ready(number)
+        if is_sound(self._place(number), self.manifest.shards[number].sha256):
+            self._sound.add(number)
+        return self._is_ready(number)
+
+    def _is_ready(self, number: int) -> bool:
+        """Return whether a shard can be mapped without a look at its content."""
+        return self._is_cached(number) and (number in self._sound or not self._verify)
 
     def _place(self, number: int) -> Path:
         return self._folder / self.manifest.shards[number].path
@@ -220,6 +241,7 @@ class HubStore(Store):
             "cache": self.cache.absolute(),
             "cache_bytes": self.cache_bytes,
             "token": self._token,
+            "verify": self._verify,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prepkit.errors import OutputError, ZooError, listed
 from prepkit.files import flush, system_errors_as_output
 from prepkit.hub.selection import RECORD, PullRecord, read_record, write_record
-from prepkit.lock import take_lock
+from prepkit.lock import changing, take_lock
+from prepkit.zoo.change.cleaning import is_ours
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 
 WORK = ".pulling"
@@ -85,9 +86,11 @@ class Target:
             except (FileExistsError, NotADirectoryError):
                 raise OutputError(f"'{self.root}' cannot be made: there is a file of that name.") from None
             lock = take_lock(self.work / "lock", self.root)
+        # No other process may change a zoo that is about to be replaced; a folder without one has nothing to change.
         try:
-            write_record(self.record, self.work / REQUEST)
-            yield self.work
+            with changing(self.root) if (self.root / MANIFEST).exists() else nullcontext():
+                write_record(self.record, self.work / REQUEST)
+                yield self.work
         except BaseException:
             self._leave(is_new)
             raise
@@ -105,7 +108,7 @@ class Target:
             flush(self.work / MANIFEST)
             os.replace(self.work / MANIFEST, self.root / MANIFEST)
             flush(self.root)
-            for path in old - paths_of(manifest):
+            for path in old - manifest.paths:
                 (self.root / path).unlink(missing_ok=True)
             shutil.rmtree(self.work, ignore_errors=True)
 
@@ -123,14 +126,15 @@ class Target:
                 shutil.rmtree(self.root, ignore_errors=True)
 
     def _old_files(self) -> set[str]:
-        """Return the files of the zoo that was there, or of an unfinished pull of another version."""
+        """Return the files of the zoo that was there, and of unfinished pulls of other versions."""
         try:
-            return paths_of(read_manifest(self.root))
+            named = read_manifest(self.root).paths
         except ZooError:
-            return set(self._half_pulled())
+            return set(self._half_pulled())  # before the first pull the folder was new or empty
+        return {*named, *filter(is_ours, self._half_pulled())}
 
     def _half_pulled(self) -> Iterator[str]:
-        """Give the files that are named like those of zoos; before the pull the folder was new or empty."""
+        """Give the files that are named like those of zoos."""
         for pattern in ZOO_FILES:
             for file in self.root.glob(pattern):
                 yield file.relative_to(self.root).as_posix()
@@ -156,9 +160,3 @@ class Target:
             f"{self.record.selection} of {self.record.repo} at {self.record.commit[:12]}; name another folder, or "
             "force=True to replace it."
         )
-
-
-def paths_of(manifest: Manifest) -> set[str]:
-    """Return the paths of the files that a manifest names."""
-    teacher = [] if manifest.teacher is None else [manifest.teacher.path]
-    return {manifest.table.path, *(shard.path for shard in manifest.shards), *teacher}

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import counted
 from prepkit.files import replacing
 from prepkit.licence import licence_of_card
+from prepkit.lock import changing
 from prepkit.markdown import fenced, markdown_table, one_line, write_readme
 from prepkit.text import readable_bytes
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
-from prepkit.zoo.format.manifest import Manifest
+from prepkit.zoo.format.drawn_split import EARLIER_SPLIT, drawn_split
+from prepkit.zoo.format.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
@@ -37,6 +39,7 @@ OWN_MEANINGS = {
     "shard": "index of its file in the `shards` of zoo.json",
     "row": "its row in that file",
 }
+EARLIER = "its split before `zoo split` replaced it"
 MEANINGS_OF_TRAINING = {  # `zoo train` writes these columns; in other zoos they are the user's
     "run": "number of its training run; all weights that are kept of a run share it",
     "item": "number of its own data set",
@@ -71,11 +74,18 @@ def write_card(path: str | os.PathLike[str]) -> Card:
     """Write README.md and, if matplotlib is there, card.png into a finished zoo, over older ones.
 
     A README.md without prepkit's mark is the user's own and left alone.
-    raises ZooError if the folder is no zoo, OutputError if it cannot be written
+    raises ZooError if the folder is no zoo, ZooLocked if another process changes it, OutputError
     """
+    root = Path(path)
+    read_manifest(root)  # before a lock is put into the folder
+    with changing(root):
+        return replace_card(root)
+
+
+def replace_card(root: Path) -> Card:
+    """Write the card as `write_card` does, for a caller that holds the zoo's lock."""
     from prepkit.zoo.read.zoo import local_zoo
 
-    root = Path(path)
     zoo = local_zoo(root)
     picture = _picture(zoo, root)
     readme = root / README
@@ -166,7 +176,18 @@ def _splits(manifest: Manifest) -> list[str]:
         return ["None."]
     rest = manifest.table.rows - sum(manifest.splits.values())
     rows = [*manifest.splits.items(), *([("(none)", rest)] if rest else [])]
-    return markdown_table(("split", "instances"), rows)
+    return [*markdown_table(("split", "instances"), rows), *_drawing(manifest)]
+
+
+def _drawing(manifest: Manifest) -> list[str]:
+    """Tell how `zoo split` drew the split, if it did."""
+    draw = drawn_split(manifest)
+    if draw is None:
+        return []
+    shares = ", ".join(f"{name} {share}" for name, share in draw["shares"].items())
+    groups = f" Instances of the same `{draw['group']}` are in the same split." if draw["group"] else ""
+    kept = f" The column `{draw['kept']}` holds the split that it replaced." if draw["kept"] else ""
+    return ["", one_line(f"Drawn by `prepkit zoo split` with seed {draw['seed']} and shares {shares}.{groups}{kept}")]
 
 
 def _task(manifest: Manifest) -> list[str]:
@@ -193,9 +214,17 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
 
 def _columns(zoo: Zoo) -> list[str]:
     command = (zoo.manifest.provenance or {}).get("command")
-    meanings = OWN_MEANINGS | (MEANINGS.get(command, {}) if isinstance(command, str) else {})
+    earlier = [name for name in zoo.table.column_names if name.startswith(EARLIER_SPLIT)]
+    meanings = (
+        OWN_MEANINGS | dict.fromkeys(earlier, EARLIER) | (MEANINGS.get(command, {}) if isinstance(command, str) else {})
+    )
     rows = [
-        (field.name, str(field.type), zoo.table[field.name].null_count, meanings.get(field.name, ""))
+        (
+            field.name,
+            str(field.type),
+            zoo.table[field.name].null_count,
+            meanings.get(field.name, ""),
+        )
         for field in zoo.table.schema
     ]
     return markdown_table(("column", "type", "missing", "meaning"), rows)

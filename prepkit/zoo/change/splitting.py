@@ -4,16 +4,22 @@ Each instance, or each group of instances that share a value of a column (all ep
 split as a whole. Groups are ordered by the sha256 of the seed and their least id, so the result depends neither on the
 order of the rows nor on any generator. Architecture by architecture, each group goes to the split that lacks most
 instances. What rounding leaves over is carried to the next architecture, so that the whole zoo has the right shares.
+
+The new table stands beside the old one, so that whoever reads the zoo goes on reading it; `clean` removes old tables.
+A split that is replaced is kept as a column, and the manifest's provenance tells how the new one was drawn.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
+from itertools import count as naturals
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -21,7 +27,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import ZooError, listed, nearest
 from prepkit.files import output_error
-from prepkit.zoo.card.card import write_card
+from prepkit.lock import changing
+from prepkit.zoo.card.card import README, replace_card
+from prepkit.zoo.format.drawn_split import DRAWN_SPLIT, EARLIER_SPLIT, drawn_split, split_record
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredFile, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.tables import OWN_COLUMNS, ROWS_A_GROUP, publish_table, read_table
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN = "run"
+NAME = re.compile(r"[A-Za-z0-9_]+")
 DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.8, "validation": 0.1, "test": 0.1})
 
 
@@ -42,6 +51,7 @@ class ZooSplit:
     group:  column whose values were kept together, None if each instance stands for itself
     groups: number of groups
     notes:  sentences that the zoo's owner should read
+    kept:   column that holds the split that was replaced, None if there was none or it was the same
     """
 
     table: str
@@ -49,6 +59,7 @@ class ZooSplit:
     group: str | None
     groups: int
     notes: tuple[str, ...]
+    kept: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ def split(
     seed: int = 0,
     group: str | Literal[False] | None = None,
     card: bool = True,
+    force: bool = False,
+    keep_as: str | None = None,
 ) -> ZooSplit:
     """Give every instance of a zoo a split: write a new table, then a new manifest that names it.
 
@@ -78,28 +91,78 @@ def split(
     group:     column whose values are kept together; `run` if missing and there is one; False to let each instance
                stand for itself
     card:      whether README.md and card.png are written anew
-    raises ZooError for wrong fractions or an unknown column, OutputError if it cannot be written
+    force:     replace a split that is there; it is kept as the column `split.<name>`
+    keep_as:   that name; if missing, `original`, or `seed0` for a split that was drawn here with seed 0
+    raises ZooError for wrong fractions, an unknown column, or a split that is there
+    raises OutputError if it cannot be written, ZooLocked if another process changes the zoo
 
     >>> split("my-zoo", {"train": 0.9, "test": 0.1}).counts["test"]
     {'resnet8@cifar10': 5}
     """
     root = Path(path)
     exact = checked_fractions(fractions)
-    manifest = read_manifest(root)
-    old = inside(root, manifest.table.path, str(root / MANIFEST))
-    table = read_table(old, manifest.table)
-    column = None if group is False else group_column(table.column_names, group)
-    groups = groups_of(table, column)
-    splits = assigned(groups, exact, seed, len(table))
-    stored = _write(root, manifest, table, splits)
-    if stored.path != manifest.table.path:
-        old.unlink(missing_ok=True)
-    if card:
-        write_card(root)
+    read_manifest(root)  # before a lock is put into the folder
+    with changing(root):
+        manifest = read_manifest(root)
+        _check_unsplit(manifest, root, force)
+        table = read_table(inside(root, manifest.table.path, str(root / MANIFEST)), manifest.table)
+        column = None if group is False else group_column(table.column_names, group)
+        groups = groups_of(table, column)
+        splits = assigned(groups, exact, seed, len(table))
+        changed, kept = _with_splits(manifest, table, splits, keep_as)
+        record = split_record(seed, fractions, column, kept)
+        stored = _write(root, replace(manifest, provenance=_provenance(manifest, record)), changed)
+        written = replace_card(root) if card else None
     counts = _counts(table["architecture"].to_pylist(), splits, exact)
     empty = [name for name, share in exact.items() if share and not counts[name] and len(table)]
     notes = [f"{listed(empty)}: no instance, {len(groups)} groups are too few for these fractions."] if empty else []
-    return ZooSplit(stored.path, counts, column, len(groups), tuple(notes))
+    if written is not None and written.readme is None:
+        notes.append(f"{root / README} is your own text, so it was left alone; see whether it tells the old split.")
+    return ZooSplit(stored.path, counts, column, len(groups), tuple(notes), kept)
+
+
+def _check_unsplit(manifest: Manifest, root: Path, force: bool) -> None:
+    if manifest.splits and not force:
+        sizes = ", ".join(f"{name} {count:,}" for name, count in manifest.splits.items())
+        raise ZooError(
+            f"'{root}' has a split already ({sizes}); force=True draws another, and keeps this one as a column."
+        )
+
+
+def _with_splits(
+    manifest: Manifest, table: pa.Table, splits: list[str], keep_as: str | None
+) -> tuple[pa.Table, str | None]:
+    """Return the table with new splits, and the name of the column that keeps the splits that they replace.
+
+    raises ZooError if a name was asked for and cannot be used
+    """
+    import pyarrow as pa
+
+    if keep_as is not None and not NAME.fullmatch(keep_as):
+        raise ZooError(f"keep_as={keep_as!r} cannot name a column; use letters, digits and _.")
+    old = table["split"].to_pylist()
+    draw = drawn_split(manifest)
+    if old == splits:
+        return table, draw["kept"] if draw else None
+    place = table.column_names.index("split")
+    changed = table.set_column(place, "split", pa.array(splits, pa.string()))
+    if not manifest.splits:
+        return changed, None
+    name = EARLIER_SPLIT + (keep_as or ("original" if draw is None else f"seed{draw['seed']}"))
+    names = [name] if keep_as else chain([name], (f"{name}_{number}" for number in naturals(2)))
+    for name in names:
+        if name not in table.column_names:
+            return changed.append_column(name, table["split"]), name
+        if table[name].to_pylist() == old:
+            return changed, name
+    raise ZooError(f"there is a column '{name}' already, with another split; choose another name with keep_as=.")
+
+
+def _provenance(manifest: Manifest, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance with the record of a new draw; the record before it takes the name of the kept column."""
+    before, kept = drawn_split(manifest), record["kept"]
+    is_replaced = before is not None and kept is not None and before["kept"] != kept
+    return {**manifest.provenance, **({kept: before} if is_replaced else {}), DRAWN_SPLIT: record}
 
 
 def checked_fractions(fractions: Mapping[str, float]) -> dict[str, Fraction]:
@@ -169,12 +232,9 @@ def _order_key(seed: int, id: str) -> bytes:
     return hashlib.sha256(f"{seed}:{id}".encode()).digest()
 
 
-def _write(root: Path, manifest: Manifest, table: pa.Table, splits: list[str]) -> StoredFile:
-    import pyarrow as pa
+def _write(root: Path, manifest: Manifest, table: pa.Table) -> StoredFile:
     import pyarrow.parquet as pq
 
-    place = table.column_names.index("split")
-    table = table.set_column(place, "split", pa.array(splits, pa.string()))
     try:
         with TemporaryDirectory(prefix=".prepkit-", dir=root) as folder:
             part = Path(folder) / "models.part"
@@ -182,7 +242,7 @@ def _write(root: Path, manifest: Manifest, table: pa.Table, splits: list[str]) -
             stored = publish_table(part, root, len(table))
     except OSError as error:
         raise output_error(root, error) from error
-    counts = dict(sorted(Counter(splits).items()))
+    counts = dict(sorted(Counter(table["split"].to_pylist()).items()))
     write_manifest(replace(manifest, table=stored, splits=counts), root, overwrite=True)
     return stored
 

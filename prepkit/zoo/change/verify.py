@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from prepkit.errors import PrepkitError, ZooError, listed
 from prepkit.files import sha256_of_file
 from prepkit.progress import Advance, one_at_a_time
+from prepkit.zoo.change.cleaning import is_ours
 from prepkit.zoo.change.rerun import Rerun, run_again
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
-from prepkit.zoo.format.paths import inside
+from prepkit.zoo.format.paths import inside, unnamed_files
 from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 MAX_JOBS = 8
 MAX_FAULTS_OF_TABLE = 5  # a table that is wrong everywhere is not reported row by row
-EXPECTED_BESIDE = frozenset((MANIFEST, "README.md", "card.png", ".gitattributes", ".gitignore"))
-EXPECTED_FOLDERS = frozenset((".git", ".cache"))  # git and the Hub's client make them
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def verify(
         files=len(expected) + 1,
         bytes=num_bytes,
         faults=tuple(faults),
-        notes=_notes(root, expected),
+        notes=_notes(root, manifest),
         reruns=_reruns(root, rerun, data) if rerun and not faults else (),
     )
 
@@ -247,15 +246,13 @@ def _misplaced(table: pa.Table, manifest: Manifest) -> Iterator[tuple[str, str]]
             yield f"row {index}", problem
 
 
-def _notes(root: Path, expected: list[_ExpectedFile]) -> tuple[str, ...]:
+def _notes(root: Path, manifest: Manifest) -> tuple[str, ...]:
     """Name the files in the folder that belong to nothing."""
-    known = EXPECTED_BESIDE | {item.path for item in expected}
-    strange = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in EXPECTED_FOLDERS)
-        paths = [(Path(folder) / name).relative_to(root).as_posix() for name in sorted(files)]
-        strange += [path for path in paths if path not in known]
-    return tuple(f"{path}: the manifest does not name it; it can be deleted." for path in strange)
+    remedies = (
+        (path, "`prepkit zoo clean` removes it" if is_ours(path) else "it can be deleted")
+        for path in unnamed_files(root, manifest.paths)
+    )
+    return tuple(f"{path}: the manifest does not name it; {remedy}." for path, remedy in remedies)
 
 
 def _fault(root: Path, file: str, place: str, error: PrepkitError) -> Fault:

@@ -144,6 +144,12 @@ class Manifest:
         """The shape that holds any instance."""
         return PRepShape(self.height, self.width)
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """The paths of the files that it names."""
+        teacher = () if self.teacher is None else (self.teacher.path,)
+        return frozenset((self.table.path, *(shard.path for shard in self.shards), *teacher))
+
     def architecture(self, name: str) -> StoredArchitecture:
         """Return the stored architecture of this name."""
         return next(stored for stored in self.architectures if stored.name == name)

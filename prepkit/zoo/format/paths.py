@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from prepkit.errors import ZooError
+from prepkit.files import ZOO_MANIFEST
+from prepkit.lock import CHANGING
 
 SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
+BESIDE = frozenset((ZOO_MANIFEST, CHANGING, "README.md", "card.png", ".gitattributes", ".gitignore"))
+FOREIGN_FOLDERS = frozenset((".git", ".cache"))  # git and the Hub's client make them
+WORKING_FOLDERS = (".writing", ".pulling")  # they are left in a finished zoo only by a kill, or by an interrupted pull
 
 
 def check_relative(path: str, place: object) -> str:
@@ -44,6 +51,17 @@ def inside(root: Path, path: str, place: str) -> Path:
         if file.is_symlink() and file.resolve().parent != hub_blobs(root):
             raise ZooError(f"{place}: {path!r} is a link to '{file.resolve()}'; links are refused, copy the file.")
     return file
+
+
+def unnamed_files(root: Path, named: Collection[str]) -> Iterator[str]:
+    """Give the paths of the files in a zoo's folder that belong to nothing.
+
+    named: paths of the files that its manifest names
+    """
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in FOREIGN_FOLDERS)
+        paths = [(Path(folder) / name).relative_to(root).as_posix() for name in sorted(files)]
+        yield from (path for path in paths if path not in named and path not in BESIDE)
 
 
 def hub_blobs(root: Path) -> Path | None:

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prepkit.errors import ZooError
+from prepkit.files import sha256_of_file
 from prepkit.tensors import torch_dtype
-from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture, read_manifest
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture, checksum, read_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
 from prepkit.zoo.format.tables import read_table, whole_numbers
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+VERIFY = "PREPKIT_VERIFY"
 POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14 maps all pages at once
 
 
@@ -38,10 +41,10 @@ class Store(ABC):
     raises ZooError if manifest and table cannot be read or do not agree
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, manifest: Manifest | None = None) -> None:
         self.root = root
-        self.manifest: Manifest = read_manifest(root)
-        self.table: pa.Table = read_table(self._file_inside(self.manifest.table.path), self.manifest.table)
+        self.manifest: Manifest = manifest or read_manifest(root)
+        self.table: pa.Table = self._read_table()
         self.shard_of: np.ndarray = _integers(self.table, "shard")
         self.row_of: np.ndarray = _integers(self.table, "row")
         self._check_rows()
@@ -95,6 +98,17 @@ class Store(ABC):
         offset = offset_of_values(file, self._shard_format, extent)
         return MappedShard(map_file(file), offset, extent)
 
+    def _read_table(self) -> pa.Table:
+        """Read the table, and begin again if `split` and `clean` replaced it after the manifest was read."""
+        while True:
+            try:
+                return read_table(self._file_inside(self.manifest.table.path), self.manifest.table)
+            except ZooError:
+                newer = read_manifest(self.root)
+                if newer.table == self.manifest.table:
+                    raise
+                self.manifest = newer
+
     def _file_inside(self, path: str) -> Path:
         return inside(self.root, path, str(self.root / MANIFEST))
 
@@ -115,11 +129,16 @@ class LocalStore(Store):
     """A whole zoo in a folder; shards are mapped when they are first touched.
 
     Opening checks the manifest, the table, and that every shard is there with its size; mapping a shard checks its
-    header. Contents are compared with their sha256 by `prepkit zoo verify`.
+    header, and its sha256 where that is asked for.
+
+    verify: whether a shard is compared with its sha256 when it is first touched; PREPKIT_VERIFY says so if missing
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        super().__init__(Path(root))
+    def __init__(
+        self, root: str | os.PathLike[str], *, verify: bool | None = None, manifest: Manifest | None = None
+    ) -> None:
+        super().__init__(Path(root), manifest)
+        self._verify = verifies(verify, usually=False)
         self._check_files()
         self._mapped: dict[int, MappedShard] = {}
 
@@ -137,7 +156,13 @@ class LocalStore(Store):
 
     def _shard(self, number: int) -> MappedShard:
         if number not in self._mapped:
-            file = self.file(self.manifest.shards[number].path)
+            shard = self.manifest.shards[number]
+            file = self.file(shard.path)
+            if self._verify and (sha256 := sha256_of_file(file)) != shard.sha256:
+                raise ZooError(
+                    f"{file}: damaged, its sha256 is {sha256[:12]}..., the manifest says {shard.sha256[:12]}...; fetch "
+                    "it again. `prepkit zoo verify` checks all files."
+                )
             self._mapped[number] = self._map_shard(number, file, _map_file)
         return self._mapped[number]
 
@@ -152,13 +177,21 @@ class LocalStore(Store):
                 raise ZooError(f"{file}: it has {size:,} bytes, the manifest says {shard.bytes:,}; fetch it again.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return which zoo it is; another process opens it anew."""
-        return {"root": self.root.absolute(), "sha256": self.manifest.to_dict()["sha256"]}
+        """Return which zoo it is; another process opens it anew, with the table that it has here."""
+        return {
+            "root": self.root.absolute(),
+            "sha256": _sum_of_shards(self.manifest),
+            "table": self.manifest.table,
+            "splits": self.manifest.splits,
+            "verify": self._verify,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["root"])  # type: ignore[misc]
-        if self.manifest.to_dict()["sha256"] != state["sha256"]:
-            raise ZooError(f"'{self.root}' was replaced while this process was started; open it anew.")
+        newest = read_manifest(state["root"])
+        if _sum_of_shards(newest) != state["sha256"]:
+            raise ZooError(f"'{state['root']}' was replaced while this process was started; open it anew.")
+        manifest = replace(newest, table=state["table"], splits=state["splits"])  # `split` may have put others there
+        self.__init__(state["root"], verify=state["verify"], manifest=manifest)  # type: ignore[misc]
 
 
 class MappedShard:
@@ -182,6 +215,27 @@ class MappedShard:
             self._is_populated = True
             with suppress(OSError):
                 self._mapping.madvise(POPULATE_READ)
+
+
+def verifies(asked: bool | None, *, usually: bool) -> bool:
+    """Return whether shards are compared with their sha256 when they are first touched.
+
+    asked:   the user's answer; None leaves it to PREPKIT_VERIFY
+    usually: what holds if that is not set
+    raises ZooError if PREPKIT_VERIFY is neither 0 nor 1
+    """
+    if asked is not None:
+        return asked
+    text = os.environ.get(VERIFY, "")
+    if text not in ("", "0", "1"):
+        raise ZooError(f"{VERIFY} is {text!r}; set it to 1 to compare shards with their sha256, or to 0.")
+    return text == "1" if text else usually
+
+
+def _sum_of_shards(manifest: Manifest) -> str:
+    """Return a sum of what holds the instances, which changes in place leave as it is."""
+    data = manifest.to_dict()
+    return checksum({key: data[key] for key in ("architectures", "shards")})
 
 
 def _map_file(file: Path) -> mmap.mmap:

@@ -254,7 +254,7 @@ def test_existing_targets_are_refused_and_left_alone(zoo, files, tmp_path):
     assert "exists already" in told("zoo", "merge", zoo, zoo, zoo)
     assert "holds other files" in told("zoo", "create", tmp_path / "models", *files)
     assert {file: file.read_bytes() for file in zoo.rglob("*") if file.is_file()} == before
-    for command in ("create", "convert", "merge", "split"):
+    for command in ("create", "convert", "merge"):
         assert "--force" not in prepkit("zoo", command, "--help").stdout
 
 
@@ -366,16 +366,36 @@ def test_merge(zoo, tmp_path, files):
 
 
 def test_split(zoo):
-    document = as_json("zoo", "split", zoo, "--train", "0.5", "--validation", "0", "--test", "0.5")
+    halves = ["--train", "0.5", "--validation", "0", "--test", "0.5"]
+    assert "(test 1, train 2); --force draws another" in told("zoo", "split", zoo, *halves)
+    document = as_json("zoo", "split", zoo, *halves, "--force", "--keep-as", "paper")
+    assert document["kept"] == "split.paper"
     assert document["group"] == "run"
     assert document["groups"] == 2
     assert open_zoo(zoo).manifest.splits == {"test": 2, "train": 2}
     assert read_manifest(zoo).table.path in (zoo / "README.md").read_text()
-    result = prepkit("zoo", "split", zoo, "--group", "none", "--seed", "3")
+    result = prepkit("zoo", "split", zoo, "--group", "none", "--seed", "3", "--force")
     assert "no groups" in result.stdout
+    assert "the split before it is column split.seed0" in result.stdout
     assert "sum to 1" in told("zoo", "split", zoo, "--train", "0.9")
-    assert "Did you mean 'run'" in told("zoo", "split", zoo, "--group", "ran")
-    assert verify(zoo).notes == ()
+    assert "Did you mean 'run'" in told("zoo", "split", zoo, "--group", "ran", "--force")
+    assert "choose another name with --keep-as" in told("zoo", "split", zoo, "--force", "--keep-as", "paper")
+    assert "--keep-as goes with --force" in told("zoo", "split", zoo, "--keep-as", "paper")
+
+
+def test_clean(zoo):
+    old = read_manifest(zoo).table
+    prepkit("zoo", "split", zoo, "--force")
+    (zoo / "notes.txt").write_text("mine")
+    expected = {"zoo": str(zoo), "removed": [{"path": old.path, "bytes": old.bytes}], "others": ["notes.txt"]}
+    assert as_json("zoo", "clean", zoo, "--dry-run") == {**expected, "dry_run": True}
+    assert (zoo / old.path).exists()
+    text = prepkit("zoo", "clean", zoo).stdout.splitlines()
+    assert text[0].startswith(f"{zoo}: removed 1 file, ")
+    assert text[1:] == [f"  {old.path}", "  left alone: notes.txt; prepkit did not write it"]
+    assert not (zoo / old.path).exists()
+    assert as_json("zoo", "clean", zoo)["removed"] == []
+    assert as_json("zoo", "clean", zoo / "none", status=2)["error"]["kind"] == "ZooError"
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -396,5 +416,5 @@ def test_export(zoo, tmp_path, files, suffix):
 
 def test_help_names_every_command():
     text = prepkit("zoo", "--help").stdout
-    assert all(name in text for name in ("info", "verify", "create", "convert", "merge", "export", "split"))
+    assert all(name in text for name in ("info", "verify", "create", "convert", "merge", "export", "split", "clean"))
     assert "zoo" in prepkit("--help").stdout

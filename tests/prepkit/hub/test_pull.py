@@ -368,7 +368,7 @@ def test_an_old_zoo_stays_whole_until_the_new_one_is(hub, source, newer, tmp_pat
 def test_a_zoo_that_was_changed_is_not_replaced(hub, source, tmp_path):
     add(hub, source)
     root = pull("me/zoo", tmp_path / "here")
-    split(root, {"train": 1.0}, card=False)
+    split(root, {"train": 1.0}, card=False, force=True)
     mine = read_manifest(root)
     with pytest.raises(OutputError, match="not this one, or was changed"):
         pull("me/zoo", root)

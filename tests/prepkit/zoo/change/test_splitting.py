@@ -1,5 +1,8 @@
 """Tests of splits: they are seeded and stratified, keep runs together, and do not depend on the order of the rows."""
 
+import multiprocessing
+import pickle
+import time
 from collections import Counter, defaultdict
 from functools import partial
 
@@ -10,13 +13,18 @@ from hypothesis import strategies as st
 from zoo_samples import NAMES, bytes_of, write_zoo
 
 from prepkit.api import open_zoo
-from prepkit.errors import OutputError, ZooError
+from prepkit.errors import OutputError, ZooError, ZooLocked
+from prepkit.lock import CHANGING, changing
+from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change import splitting
+from prepkit.zoo.change.cleaning import clean
+from prepkit.zoo.change.merge import merge
 from prepkit.zoo.change.splitting import assigned, checked_fractions, groups_of
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest
+from prepkit.zoo.read import store
 
-split = partial(splitting.split, card=False)
+split = partial(splitting.split, card=False, force=True)
 THREE = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
@@ -112,10 +120,11 @@ def test_a_zoo_is_split_and_stays_whole(tmp_path):
     assert {name: sum(counts.values()) for name, counts in found.counts.items()} == dict(zoo.manifest.splits)
     assert dict(zoo.manifest.splits) == {"test": 4, "train": 32, "validation": 4}
     for name in zoo.table.column_names:
-        assert name == "split" or zoo.table[name].equals(before.table[name])
-    assert zoo.table.schema.equals(before.table.schema)
+        column = {"split.original": "split"}.get(name, name)
+        assert name == "split" or zoo.table[name].equals(before.table[column])
+    assert zoo.table.column_names == [*before.table.column_names, "split.original"]
     assert verify(root).ok
-    assert verify(root).notes == ()  # the old table is gone
+    assert verify(root).notes == (f"{old.table.path}: the manifest does not name it; `prepkit zoo clean` removes it.",)
     assert read_manifest(root).table.path == found.table != old.table.path
     by_run = defaultdict(set)
     for row in zoo.table.to_pylist():
@@ -125,7 +134,7 @@ def test_a_zoo_is_split_and_stays_whole(tmp_path):
 
 def test_the_usual_fractions_and_a_card(tmp_path):
     root = write_zoo(tmp_path / "zoo", count=40)
-    assert {name: sum(c.values()) for name, c in splitting.split(root).counts.items()} == {
+    assert {name: sum(c.values()) for name, c in splitting.split(root, force=True).counts.items()} == {
         "train": 32,
         "validation": 4,
         "test": 4,
@@ -147,7 +156,8 @@ def test_groups_can_be_another_column_or_none(tmp_path):
     alone = split(root, THREE, group=False)
     assert (alone.group, alone.groups) == (None, 20)
     with pytest.raises(
-        ZooError, match=r"no column 'runs' to group by; there are accuracy, run, note. Did you mean 'run'"
+        ZooError,
+        match=r"no column 'runs' to group by; there are accuracy, run, note, split.original. Did you mean 'run'",
     ):
         split(root, THREE, group="runs")
     with pytest.raises(ZooError, match="no column 'id' to group by"):
@@ -187,6 +197,165 @@ def test_a_failure_leaves_the_old_split(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="the disk is full"):
         split(root, THREE)
     assert bytes_of(root) == before
+
+
+# A split that is there ----------------------------------------------------------------------------------------
+
+
+def test_a_split_is_replaced_only_if_forced_and_is_kept(tmp_path):
+    root = write_zoo(tmp_path / "zoo", count=40)
+    before, old = bytes_of(root), open_zoo(root).table["split"]
+    with pytest.raises(ZooError, match=r"has a split already \(test 13, train 13\); force=True draws another"):
+        splitting.split(root)
+    assert bytes_of(root) == before
+    first = splitting.split(root, force=True, keep_as="paper")
+    assert first.kept == "split.paper"
+    zoo = open_zoo(root)
+    assert zoo.table["split.paper"].equals(old)
+    record = {
+        "seed": 0,
+        "shares": {"train": 0.8, "validation": 0.1, "test": 0.1},
+        "group": "run",
+        "kept": "split.paper",
+    }
+    assert zoo.manifest.provenance == {"drawn_split": record}
+    card = (root / "README.md").read_text()
+    assert "seed 0 and shares test 0.1, train 0.8, validation 0.1. Instances of the same `run`" in card
+    assert "The column `split.paper` holds the split that it replaced." in card
+    assert "| train | 32 |" in card
+    assert "| split.paper | string | 14 | its split before `zoo split` replaced it |" in card
+
+
+def test_every_split_that_was_replaced_is_kept_once(tmp_path):
+    root = write_zoo(tmp_path / "zoo", count=40)
+    drawn = {}
+    for seed in (0, 1, 0, 1):
+        split(root, seed=seed)
+        drawn.setdefault(seed, open_zoo(root).table["split"].to_pylist())
+        assert open_zoo(root).table["split"].to_pylist() == drawn[seed]
+    zoo = open_zoo(root)
+    assert [name for name in zoo.table.column_names if name.startswith("split.")] == [
+        "split.original",
+        "split.seed0",
+        "split.seed1",
+    ]
+    assert [zoo.table[f"split.seed{seed}"].to_pylist() for seed in (0, 1)] == [drawn[0], drawn[1]]
+    assert zoo.manifest.provenance["split.seed0"]["seed"] == 0
+    assert split(root, {"train": 1.0}, seed=1).kept == "split.seed1"
+    assert split(root, {"test": 1.0}, seed=1).kept == "split.seed1_2"  # of the same seed, with other shares
+
+
+def test_names_of_kept_splits(tmp_path):
+    root = write_zoo(tmp_path / "zoo", count=40)
+    with pytest.raises(ZooError, match="keep_as='a b' cannot name a column"):
+        split(root, keep_as="a b")
+    split(root, keep_as="paper")
+    with pytest.raises(ZooError, match=r"there is a column 'split.paper' already, with another split"):
+        split(root, seed=1, keep_as="paper")
+
+
+def test_a_zoo_without_a_split_needs_no_force(tmp_path):
+    root = write_zoo(tmp_path / "zoo", count=0, tensors=4)
+    assert splitting.split(root, card=False).kept is None
+    assert open_zoo(root).table.column_names[-1] != "split.original"
+    with pytest.raises(ZooError, match="has a split already"):
+        splitting.split(root, card=False)
+
+
+def test_a_kept_split_stays_in_a_merged_zoo(tmp_path):
+    split(write_zoo(tmp_path / "a", count=6))
+    write_zoo(tmp_path / "b", count=6, prefix="n")
+    merge(tmp_path / "both", [tmp_path / "a", tmp_path / "b"])
+    kept = open_zoo(tmp_path / "both").table["split.original"].to_pylist()
+    assert kept == [None, "train", "test"] * 2 + [None] * 6
+
+
+def test_an_own_readme_is_noted(tmp_path):
+    root = write_zoo(tmp_path / "zoo", count=40)
+    (root / "README.md").write_text("my words")
+    (note,) = splitting.split(root, force=True).notes
+    assert note == f"{root / 'README.md'} is your own text, so it was left alone; see whether it tells the old split."
+
+
+# Others at the same time --------------------------------------------------------------------------------------
+
+
+def splits_often(root, seeds, outcomes):
+    """Draw a split with each seed, again and again while the other process holds the lock."""
+    for seed in seeds:
+        outcome = "locked"
+        while outcome == "locked":
+            try:
+                split(root, THREE, seed=seed)
+                outcome = "done"
+            except ZooLocked:
+                time.sleep(0.001)
+            except BaseException as error:
+                outcome = repr(error)
+        outcomes.put(outcome)
+
+
+def test_two_that_split_and_one_that_reads(tmp_path):
+    root = write_zoo(tmp_path / "zoo", count=12)
+    values = open_zoo(root).preps()
+    context = multiprocessing.get_context("fork")
+    outcomes = context.Queue()
+    seeds = range(12), range(12, 24)
+    both = [context.Process(target=splits_often, args=(root, part, outcomes)) for part in seeds]
+    for process in both:
+        process.start()
+    found = []
+    while len(found) < 24:
+        assert open_zoo(root).preps().equal(values)
+        while not outcomes.empty():
+            found.append(outcomes.get())
+    for process in both:
+        process.join(60)
+    assert found == ["done"] * 24
+    assert verify(root).ok
+    assert not (root / CHANGING).exists()
+
+
+def test_a_zoo_that_is_open_goes_on_in_other_processes(tmp_path):
+    root = write_zoo(tmp_path / "zoo", count=12)
+    zoo = open_zoo(root).split("train")
+    pickled = pickle.dumps(zoo)
+    split(root, THREE)
+    again = pickle.loads(pickled)
+    assert again.table.equals(zoo.table)
+    assert again.manifest.splits == zoo.manifest.splits != open_zoo(root).manifest.splits
+    assert again.preps().equal(zoo.preps())
+
+
+def test_a_table_that_goes_while_a_zoo_is_opened(tmp_path, monkeypatch):
+    root = write_zoo(tmp_path / "zoo", count=12)
+
+    def replaced(path):
+        manifest = read_manifest(path)
+        monkeypatch.undo()
+        split(root, THREE)
+        clean(root)
+        return manifest
+
+    monkeypatch.setattr(store, "read_manifest", replaced)
+    assert "split.original" in open_zoo(root).table.column_names
+
+
+@pytest.mark.parametrize("change", [split, write_card, clean])
+def test_whoever_changes_a_zoo_holds_its_lock(tmp_path, change):
+    root = write_zoo(tmp_path / "zoo", count=6)
+    before = bytes_of(root)
+    with changing(root), pytest.raises(ZooLocked, match=r"zoo' is being written by process \d+"):
+        change(root)
+    assert bytes_of(root) == before
+    change(root)
+
+
+def test_a_folder_that_is_no_zoo_gets_no_lock(tmp_path):
+    for change in (split, write_card, clean):
+        with pytest.raises(ZooError):
+            change(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fractions_are_taken_as_written():

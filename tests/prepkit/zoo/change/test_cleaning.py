@@ -1,0 +1,69 @@
+"""Tests of clean: it removes what prepkit left behind, nothing that the zoo needs, and nothing that is the user's."""
+
+import pytest
+from zoo_samples import bytes_of, write_zoo
+
+from prepkit.errors import OutputError, ZooError
+from prepkit.zoo.change.cleaning import clean
+from prepkit.zoo.change.splitting import split
+from prepkit.zoo.change.verify import verify
+from prepkit.zoo.format.manifest import read_manifest
+
+
+def test_what_is_left_behind_is_removed(tmp_path):
+    root = write_zoo(tmp_path / "zoo", teacher="resnet8@digits")
+    old = read_manifest(root).table
+    split(root, force=True)
+    whole = bytes_of(root)
+    left = ["shards/x@y-00000-0123456789ab.safetensors", "teacher-0123456789ab.prep.safetensors"]
+    left += [".prepkit-12-ab.tmp", ".prepkit-xyz/models.part", ".pulling/request.json", ".writing/journal.jsonl"]
+    mine = {"notes.txt": b"mine", "shards/mine.bin": b"1", ".git/config": b"2", ".cache/prepkit/pulled.json": b"{}"}
+    for path, content in {**dict.fromkeys(left, b"12345"), **mine}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    before = bytes_of(root)
+    would = clean(root, dry_run=True)
+    assert bytes_of(root) == before
+    assert clean(root) == would
+    assert {(file.path, file.bytes) for file in would.removed} == {(old.path, old.bytes), *((path, 5) for path in left)}
+    assert set(would.others) == {"notes.txt", "shards/mine.bin"}
+    assert bytes_of(root) == {path: content for path, content in whole.items() if path != old.path} | mine
+    assert not any((root / name).exists() for name in (".pulling", ".writing", ".prepkit-xyz"))
+    assert verify(root).ok
+    assert clean(root).removed == ()
+
+
+def test_files_outside_are_safe(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "x-00000-0123456789ab.safetensors").write_bytes(b"mine")
+    root = write_zoo(tmp_path / "zoo")
+    (root / ".pulling").symlink_to(outside)
+    (root / "shards" / "x-00000-0123456789ab.safetensors").symlink_to(outside / "x-00000-0123456789ab.safetensors")
+    clean(root)
+    assert (outside / "x-00000-0123456789ab.safetensors").read_bytes() == b"mine"
+    assert verify(root).ok
+
+
+def test_a_damaged_manifest_names_nothing_so_nothing_is_removed(tmp_path):
+    root = write_zoo(tmp_path / "zoo")
+    manifest = root / "zoo.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"models-", b"modelz-"))
+    before = bytes_of(root)
+    with pytest.raises(ZooError, match="damaged"):
+        clean(root)
+    assert bytes_of(root) == before
+
+
+def test_a_file_that_cannot_be_removed(tmp_path, monkeypatch):
+    root = write_zoo(tmp_path / "zoo")
+    split(root, card=False, force=True)
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", refuse)
+        with pytest.raises(OutputError, match="Permission denied"):
+            clean(root)
+    assert len(clean(root).removed) == 1
