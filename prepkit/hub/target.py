@@ -80,17 +80,22 @@ class Target:
         """
         is_new = not self.root.exists()
         self.check()
+        # No other process may change a zoo that is about to be replaced; a folder without one has nothing to change.
+        with changing(self.root) if (self.root / MANIFEST).exists() else nullcontext(), self._locked(is_new):
+            write_record(self.record, self.work / REQUEST)
+            yield self.work
+
+    @contextmanager
+    def _locked(self, is_new: bool) -> Iterator[None]:
+        """Make the folder to work in, and lock it."""
         with system_errors_as_output(self.root):
             try:
                 self.work.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
                 raise OutputError(f"'{self.root}' cannot be made: there is a file of that name.") from None
             lock = take_lock(self.work / "lock", self.root)
-        # No other process may change a zoo that is about to be replaced; a folder without one has nothing to change.
         try:
-            with changing(self.root) if (self.root / MANIFEST).exists() else nullcontext():
-                write_record(self.record, self.work / REQUEST)
-                yield self.work
+            yield
         except BaseException:
             self._leave(is_new)
             raise

@@ -15,11 +15,12 @@ from pushed_zoos import write_zoo
 
 from prepkit.api import open_zoo
 from prepkit.cli import main
-from prepkit.errors import HubError, OutputError, WhereError, ZooError
+from prepkit.errors import HubError, OutputError, WhereError, ZooError, ZooLocked
 from prepkit.hub.pull import pull, pull_zoo
 from prepkit.hub.push import push
 from prepkit.hub.selection import RECORD
 from prepkit.hub.target import WORK
+from prepkit.lock import changing
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.splitting import split
 from prepkit.zoo.change.verify import verify
@@ -373,6 +374,32 @@ def test_a_zoo_that_was_changed_is_not_replaced(hub, source, tmp_path):
     with pytest.raises(OutputError, match="not this one, or was changed"):
         pull("me/zoo", root)
     assert read_manifest(root) == mine
+    pull("me/zoo", root, force=True)
+    assert files_of(root) == files_of(source)
+
+
+def test_a_forced_pull_leaves_nothing_of_one_that_was_interrupted(hub, source, tmp_path):
+    add(hub, source)
+    root = write_zoo(tmp_path / "here", count=4, seed=50)
+    path = read_manifest(source).shards[-1].path
+    hub.fault("flip", path, times=99)
+    with pytest.raises(HubError, match="damaged"):
+        pull("me/zoo", root, force=True)
+    other = write_zoo(tmp_path / "other", count=3, seed=70)
+    add(hub, other, "me/other")
+    assert any((root / shard.path).exists() for shard in read_manifest(source).shards)
+    pull("me/other", root, force=True)
+    assert verify(root).notes == ()
+    assert files_of(root) == files_of(other)
+
+
+def test_a_zoo_that_is_being_changed_is_not_replaced(hub, source, tmp_path):
+    add(hub, source)
+    root = write_zoo(tmp_path / "here", count=4, seed=50)
+    before = files_of(root)
+    with changing(root), pytest.raises(ZooLocked, match="is being written by process"):
+        pull("me/zoo", root, force=True)
+    assert files_of(root) == before
     pull("me/zoo", root, force=True)
     assert files_of(root) == files_of(source)
 

@@ -540,6 +540,41 @@ def test_a_cache_that_lost_something_is_mended(filled, local, damage):
     assert (len(filled.bodies) == 1) == (damage != "folder gone")
 
 
+def flip(file, position=-1):
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_cache_is_found_by_the_next_process(filled, local, monkeypatch):
+    address = f"hf://me/zoo@{filled.head('me/zoo')}"
+    open_zoo(address).preps()
+    flip(in_cache()[path_of(local, 5).rpartition("/")[2]])
+    filled.forget()
+    monkeypatch.setenv("PREPKIT_VERIFY", "0")
+    assert not torch.equal(open_zoo(address).preps(), local.preps())
+    assert not torch.equal(open_zoo(address, verify=False).preps(), local.preps())
+    monkeypatch.delenv("PREPKIT_VERIFY")
+    assert torch.equal(open_zoo(address)[5][0].values, local[5][0].values)
+    assert shards_of(filled) == [path_of(local, 5)]
+    assert torch.equal(open_zoo(address).preps(), local.preps())
+    assert shards_of(filled) == [path_of(local, 5)]
+
+
+def test_a_shard_in_the_cache_is_hashed_once_in_a_process(filled, local, monkeypatch):
+    address = f"hf://me/zoo@{filled.head('me/zoo')}"
+    open_zoo(address).preps()
+    hashed = []
+    monkeypatch.setattr(store, "is_sound", lambda file, *rest: hashed.append(file.name) or True)
+    zoo = open_zoo(address)
+    hashed.clear()  # the table's
+    for _ in range(2):
+        assert torch.equal(zoo.preps(), local.preps())
+        for _ in zoo.loader(3, shuffle="shards"):
+            pass
+    assert sorted(hashed) == sorted(file.name for file in in_cache().values())
+
+
 def test_the_cache_is_cleared_under_an_open_zoo(filled, local):
     zoo = open_zoo("hf://me/zoo")
     zoo.preps([0])
