@@ -20,6 +20,7 @@ from prepkit.progress import Advance
 
 CHUNK_BYTES = 4 << 20  # hashed between two calls of a progress
 ZOO_MANIFEST = "zoo.json"  # a folder with this file in it is a zoo
+ZOO_LOCK = ".prepkit.lock"  # in a finished zoo while some of its files are replaced
 
 
 def is_zoo(folder: Path) -> bool:

@@ -12,9 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prepkit.errors import ZooLocked
-from prepkit.files import output_error, system_errors_as_output
-
-CHANGING = ".prepkit.lock"  # in a finished zoo while some of its files are replaced
+from prepkit.files import ZOO_LOCK, output_error, system_errors_as_output
 
 
 def take_lock(file: Path, folder: Path) -> FileLock:
@@ -43,7 +41,7 @@ def changing(folder: Path) -> Iterator[None]:
 
     raises ZooLocked naming the process that changes it, OutputError if nothing can be written into the folder
     """
-    file = folder / CHANGING
+    file = folder / ZOO_LOCK
     with system_errors_as_output(folder):
         lock = take_lock(file, folder)
     try:

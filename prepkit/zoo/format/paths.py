@@ -8,11 +8,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from prepkit.errors import ZooError
-from prepkit.files import ZOO_MANIFEST
-from prepkit.lock import CHANGING
+from prepkit.files import ZOO_LOCK, ZOO_MANIFEST
 
 SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
-BESIDE = frozenset((ZOO_MANIFEST, CHANGING, "README.md", "card.png", ".gitattributes", ".gitignore"))
+BESIDE = frozenset((ZOO_MANIFEST, ZOO_LOCK, "README.md", "card.png", ".gitattributes", ".gitignore"))
 FOREIGN_FOLDERS = frozenset((".git", ".cache"))  # git and the Hub's client make them
 WORKING_FOLDERS = (".writing", ".pulling")  # they are left in a finished zoo only by a kill, or by an interrupted pull
 

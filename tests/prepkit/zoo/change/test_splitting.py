@@ -14,7 +14,8 @@ from zoo_samples import NAMES, bytes_of, write_zoo
 
 from prepkit.api import open_zoo
 from prepkit.errors import OutputError, ZooError, ZooLocked
-from prepkit.lock import CHANGING, changing
+from prepkit.files import ZOO_LOCK
+from prepkit.lock import changing
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change import splitting
 from prepkit.zoo.change.cleaning import clean
@@ -313,7 +314,7 @@ def test_two_that_split_and_one_that_reads(tmp_path):
         process.join(60)
     assert found == ["done"] * 24
     assert verify(root).ok
-    assert not (root / CHANGING).exists()
+    assert not (root / ZOO_LOCK).exists()
 
 
 def test_a_zoo_that_is_open_goes_on_in_other_processes(tmp_path):
