@@ -10,7 +10,7 @@ from pathlib import Path
 from prepkit.errors import ZooError
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture
 from prepkit.zoo.format.tables import Schema
-from prepkit.zoo.write.journal import Begin, Entry, Line, TeacherEntry
+from prepkit.zoo.write.journal import Begin, Entry, Line, TeacherEntry, ValuesSum
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Contents:
     num_instances: number of instances by architecture
     splits:        number of instances by split
     schema:        types of the user's columns
+    published:     published shards by path, when the writer resumed
+    sums:          the last sum of each shard by architecture and number, when the writer resumed
     """
 
     dtype: str | None
@@ -31,6 +33,8 @@ class Contents:
     splits: Counter[str] = field(default_factory=Counter)
     schema: Schema = field(default_factory=Schema)
     teacher: TeacherEntry | None = None
+    published: dict[str, Shard] = field(default_factory=dict)
+    sums: dict[tuple[str, int], ValuesSum] = field(default_factory=dict)
 
     def add(self, entries: Iterable[Entry], schema: Schema) -> None:
         """Take in finished instances, and the schema that holds their columns too."""
@@ -41,22 +45,22 @@ class Contents:
             if entry.split is not None:
                 self.splits[entry.split] += 1
 
-    def replay(self, lines: Iterable[Line], root: Path) -> dict[str, Shard]:
-        """Take in the lines of a journal, and return the published shards by path.
+    def replay(self, lines: Iterable[Line], root: Path) -> None:
+        """Take in the lines of a journal.
 
         raises ZooError if the zoo was begun with another dtype
         """
-        published: dict[str, Shard] = {}
         for line in lines:
             if isinstance(line, Shard):
-                published[line.path] = line
+                self.published[line.path] = line
+            elif isinstance(line, ValuesSum):
+                self.sums[line.architecture, line.shard] = line
             elif isinstance(line, TeacherEntry):
                 self.teacher = line
             elif isinstance(line, Entry):
                 self.add([line], self.schema.extended([line.columns], f"instance '{line.id}'"))
             else:
                 self._begin(line, root)
-        return published
 
     def _begin(self, begin: Begin, root: Path) -> None:
         if self.dtype not in (None, begin.dtype):

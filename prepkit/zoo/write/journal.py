@@ -1,26 +1,37 @@
-"""The journal of a zoo that is being written: one JSON line an instance, appended after its values.
+"""The journal of a zoo that is being written: an append-only file of JSON lines, in which each append ends with a sum.
 
-The first line holds the writer's settings, which a resuming writer must share. Then there are lines of four kinds:
+The first append holds the writer's settings, which a resuming writer must share. Then there are lines of these kinds:
     {"id": ..., "architecture": ..., "split": ..., "columns": {...}}     an instance is finished
+    {"values": {...}}                                                    the sum of the values in a shard that is open
     {"begin": {...}, "dtype": ...}                                       an architecture's first instance comes next
     {"shard": {...}}                                                     a shard is published
     {"teacher": {...}, "sha256": ...}                                    a teacher is kept; the last such line counts
-A kill can leave a last line without its end; it is cut off, and with it an instance whose `add` had not returned.
+    {"sum": ...}                                                         the append ends here
+A sum covers all lines since the sum before, and that sum too, so a line that was changed, lost or moved is found. What
+follows the last sum was torn by a kill; it is cut off, and with it all instances of an `add` that had not returned.
+The first version of the journal had no sums; it gets them when its zoo is resumed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from prepkit.errors import ZooError
-from prepkit.files import output_error
+from prepkit.files import output_error, system_errors_as_output
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture, architecture_from_dict, architecture_to_dict
+
+VERSION = "journal"  # key of the settings, which the first version lacks
+SUM = b'{"sum":'
+LINES_AT_ONCE = 1000  # lines of an older journal that get one sum
 
 
 @dataclass(frozen=True)
@@ -49,30 +60,59 @@ class TeacherEntry:
     sha256: str
 
 
-Line = Entry | Shard | Begin | TeacherEntry
+@dataclass(frozen=True)
+class ValuesSum:
+    """The sha256 of an unfinished shard up to its last row: the frame of a full shard, then the values."""
+
+    architecture: str
+    shard: int
+    rows: int
+    sha256: str
+
+
+Line = Entry | ValuesSum | Shard | Begin | TeacherEntry
 
 
 class Journal:
-    """An append-only file of lines, in which each append is one write."""
+    """An append-only file of lines, in which each append is one write that counts as a whole or not at all."""
 
     def __init__(self, path: Path, file: int) -> None:
         self.path = path
         self._file = file
         self._lock = threading.Lock()  # another thread publishes shards
+        self._end = 0, ""  # offset after the last append, and its sum
 
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any]) -> Journal:
-        """Make a new journal with its first line."""
-        journal = cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666))
-        journal._append(_json(settings))
+        """Make a new journal with its first append.
+
+        raises OutputError
+        """
+        with system_errors_as_output(path):
+            journal = cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666))
+        try:
+            journal._append([_json({VERSION: 2, **settings})])
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     @classmethod
     def reopen(cls, path: Path) -> Journal:
-        """Open an existing journal, and cut off a torn last line."""
-        journal = cls(path, os.open(path, os.O_RDWR | os.O_APPEND))
-        content_end = _end_of_last_line(path)
-        os.ftruncate(journal._file, content_end)
+        """Open an existing journal, and cut off what follows its last sum.
+
+        raises ZooError naming the lines that are damaged, OutputError
+        """
+        with system_errors_as_output(path):
+            _give_sums(path)
+            journal = cls(path, os.open(path, os.O_RDWR | os.O_APPEND))
+        try:
+            for append in _appends(path):
+                journal._end = append.end, append.sum
+            os.ftruncate(journal._file, journal._end[0])
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     def settings(self) -> dict[str, Any]:
@@ -81,42 +121,42 @@ class Journal:
             line = file.readline()
         return _parsed(line, f"{self.path}, line 1") if line else {}
 
-    def add(self, entries: Iterable[Entry]) -> None:
-        """Append finished instances in one write, all or none.
+    def add(self, entries: Iterable[Entry], sums: Iterable[ValuesSum] = ()) -> None:
+        """Append finished instances, and the sums of the shards that their values are in, all or none.
 
         raises OutputError
         """
-        self._append("".join(_json(_line(entry)) for entry in entries))
+        values = [_json({"values": vars(values)}) for values in sums]
+        self._append([_json(_line(entry)) for entry in entries] + values)
 
     def begin(self, stored: StoredArchitecture, dtype: str) -> None:
         """Append an architecture before its first instance, and the zoo's dtype."""
-        self._append(_json({"begin": architecture_to_dict(stored), "dtype": dtype}))
+        self._append([_json({"begin": architecture_to_dict(stored), "dtype": dtype})])
 
     def publish(self, shard: Shard) -> None:
         """Append a published shard."""
-        self._append(_json({"shard": dict(vars(shard))}))
+        self._append([_json({"shard": vars(shard)})])
 
     def set_teacher(self, teacher: TeacherEntry) -> None:
         """Append the teacher whose file is in the working folder.
 
         raises OutputError
         """
-        self._append(_json({"teacher": architecture_to_dict(teacher.stored), "sha256": teacher.sha256}))
+        self._append([_json({"teacher": architecture_to_dict(teacher.stored), "sha256": teacher.sha256})])
 
     def lines(self, width: int) -> Iterator[Line]:
         """Read all lines after the settings, in order, from the disk: they are not kept in memory.
 
         raises ZooError naming the line that is damaged
         """
-        with open(self.path, encoding="utf-8") as file:
-            next(file, None)
-            for number, line in enumerate(file, 2):
+        for append in islice(_appends(self.path), 1, None):
+            for number, line in enumerate(append.lines, append.number):
                 place = f"{self.path}, line {number}"
                 data = _parsed(line, place)
                 try:
                     yield _read(data, width, place)
                 except (TypeError, KeyError):
-                    raise ZooError(f"{place}: damaged. Delete the zoo and write it again.") from None
+                    raise _damaged(place) from None
 
     def entries(self, width: int) -> Iterator[Entry]:
         """Read the finished instances, in order."""
@@ -126,21 +166,96 @@ class Journal:
         """Close the file."""
         os.close(self._file)
 
-    def _append(self, text: str) -> None:
-        data = text.encode()
+    def _append(self, lines: list[bytes]) -> None:
         with self._lock:
-            end = os.fstat(self._file).st_size
+            end, sum = self._end
+            sum = _sum(sum, lines)
+            data = b"".join([*lines, _sum_line(sum)])
             try:
+                if os.fstat(self._file).st_size > end:  # an append before was interrupted, and counts as failed
+                    os.ftruncate(self._file, end)
                 written = os.write(self._file, data)
                 while written < len(data):
                     written += os.write(self._file, data[written:])
             except OSError as error:
-                os.ftruncate(self._file, end)
+                with suppress(OSError):
+                    os.ftruncate(self._file, end)
                 raise output_error(self.path, error) from error
+            self._end = end + len(data), sum
 
 
-def _json(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, separators=(",", ":")) + "\n"  # a column may hold NaN, which JSON of Python keeps
+@dataclass(frozen=True)
+class Append:
+    """The lines of one append without its sum.
+
+    number: number of the first line in the file
+    end:    offset after the append
+    """
+
+    lines: list[bytes]
+    number: int
+    sum: str
+    end: int
+
+
+def _appends(path: Path) -> Iterator[Append]:
+    """Read the appends that are whole, in order.
+
+    raises ZooError for lines that do not have their sum
+    """
+    with open(path, "rb") as file:
+        lines: list[bytes] = []
+        number, sum, end = 1, "", 0
+        for line in file:
+            end += len(line)
+            if not line.startswith(SUM) or not line.endswith(b"\n"):
+                lines.append(line)
+                continue
+            sum = _sum(sum, lines)
+            if line != _sum_line(sum):
+                _name_damaged(lines, number, path)
+            yield Append(lines, number, sum, end)
+            number += len(lines) + 1
+            lines = []
+
+
+def _name_damaged(lines: list[bytes], number: int, path: Path) -> NoReturn:
+    """Raise ZooError for the first of the lines that is no JSON, or for all of them."""
+    for place, line in enumerate(lines, number):
+        _parsed(line, f"{path}, line {place}")
+    raise _damaged(f"{path}, lines {number} to {number + len(lines)}")
+
+
+def _give_sums(path: Path) -> None:
+    """Give the lines of a journal of the first version sums; a last line without its end is left out."""
+    with open(path, "rb") as file:
+        first = file.readline()
+        if not first.endswith(b"\n") or VERSION in _parsed(first, f"{path}, line 1"):
+            return
+        new = path.with_suffix(".new")
+        journal = Journal.create(new, _parsed(first, f"{path}, line 1"))
+        try:
+            while lines := [line for line in islice(file, LINES_AT_ONCE) if line.endswith(b"\n")]:
+                journal._append(lines)
+        finally:
+            journal.close()
+    os.replace(new, path)
+
+
+def _sum(before: str, lines: Iterable[bytes]) -> str:
+    digest = hashlib.sha256(before.encode())
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _sum_line(sum: str) -> bytes:
+    return SUM + f'"{sum}"}}\n'.encode()
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    text = json.dumps(data, separators=(",", ":")) + "\n"  # a column may hold NaN, which JSON of Python keeps
+    return text.encode()
 
 
 def _line(entry: Entry) -> dict[str, Any]:
@@ -148,6 +263,8 @@ def _line(entry: Entry) -> dict[str, Any]:
 
 
 def _read(data: dict[str, Any], width: int, place: str) -> Line:
+    if "values" in data:
+        return ValuesSum(**data["values"])
     if "shard" in data:
         return Shard(**data["shard"])
     if "begin" in data:
@@ -157,25 +274,15 @@ def _read(data: dict[str, Any], width: int, place: str) -> Line:
     return Entry(**data)
 
 
-def _parsed(line: str, place: str) -> dict[str, Any]:
+def _parsed(line: bytes | str, place: str) -> dict[str, Any]:
     try:
         data = json.loads(line)
     except ValueError:
         data = None
     if not isinstance(data, dict):
-        raise ZooError(f"{place}: damaged. Delete the zoo and write it again.")
+        raise _damaged(place)
     return data
 
 
-def _end_of_last_line(path: Path) -> int:
-    """Return the offset after the last newline."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        while size:
-            start = max(0, size - 65_536)
-            file.seek(start)
-            newline = file.read(size - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            size = start
-    return 0
+def _damaged(place: str) -> ZooError:
+    return ZooError(f"{place}: damaged. Delete the zoo and write it again.")

@@ -25,6 +25,7 @@ from prepkit.errors import OutputError, ZooError
 from prepkit.files import flush, output_error, publish, sha256_of_file
 from prepkit.zoo.format.manifest import Shard
 from prepkit.zoo.format.shards import Extent, Frame, ShardFormat
+from prepkit.zoo.write.journal import ValuesSum
 
 SHARDS = "shards"
 CHUNK_BYTES = 4 << 20
@@ -59,6 +60,7 @@ class Stage:
         self.rows = 0
         self._unwritten = 0
         self._published: list[Future[Shard]] = []
+        self._sums: list[tuple[int, Future[str]]] = []  # full shards since `sums` was last asked, and their sums
         self._file: int | None = None
         self._digest: Any = None
 
@@ -87,6 +89,15 @@ class Stage:
                 self._finish_full(number)
         return hashed
 
+    def sums(self) -> list[ValuesSum]:
+        """Return the sums of all shards that values were appended to since the last call, once these are hashed."""
+        number, rows = self.locate(self.rows)
+        sums = [(full, self.full.rows, sha256) for full, sha256 in self._sums]
+        self._sums = []
+        if rows:
+            sums.append((number, rows, self.threads.hashing.submit(self._digest.hexdigest)))
+        return [ValuesSum(self.architecture, shard, rows, sha256.result()) for shard, rows, sha256 in sums]
+
     def publish(self) -> list[Shard]:
         """Publish the last shard, cut to the rows that it has, and return all shards."""
         number, rows = self.locate(self.rows)
@@ -96,11 +107,13 @@ class Stage:
 
     # Resuming -------------------------------------------------------------------------------------------------
 
-    def resume(self, rows: int, published: Mapping[str, Shard]) -> None:
+    def resume(self, rows: int, published: Mapping[str, Shard], sums: Mapping[tuple[str, int], ValuesSum]) -> None:
         """Go on where a killed writer stopped, when `rows` rows were finished.
 
         published: shards by path that are known to be whole
-        raises ZooError if the values of a finished row are gone
+        sums:      the sums of unfinished shards by architecture and number; a zoo that an older version began lacks
+                   some of them
+        raises ZooError if the values of a finished row are gone, or are not those that were written
         """
         self.rows = rows
         number, rest = self.locate(rows)
@@ -110,10 +123,11 @@ class Stage:
             if shard is not None and shard.rows == self.full.rows:
                 self._published.append(_done(shard))
                 continue
-            self._reopen(full, self.full.rows)
+            self._reopen(full, self.full.rows, sums)
             self._finish_full(full)
+        self._sums.clear()  # the journal has them
         if rest:
-            self._reopen(number, rest)
+            self._reopen(number, rest, sums)
         unfinished = number + bool(rest)  # the first shard of a stack whose journal lines were not written
         for other, file in self._published_files():
             if other >= unfinished:
@@ -129,7 +143,7 @@ class Stage:
         files = [(name.fullmatch(file.name), file) for file in (self.root / SHARDS).iterdir()]
         return [(int(match[1]), file) for match, file in files if match]
 
-    def _reopen(self, number: int, rows: int) -> None:
+    def _reopen(self, number: int, rows: int, sums: Mapping[tuple[str, int], ValuesSum]) -> None:
         part = self.part(number)
         published = self._published_file(number)
         if published and not part.exists():  # it was published, and perhaps cut, before the kill
@@ -146,6 +160,12 @@ class Stage:
         self._digest = hashlib.sha256()
         for chunk in chunks_of(part, end):
             self._digest.update(chunk)
+        known = sums.get((self.architecture, number))
+        if known is not None and (known.rows, known.sha256) != (rows, self._digest.hexdigest()):
+            raise ZooError(
+                f"{part}: its values are not those that were written; the disk has damaged them, or another program "
+                f"has changed them. This zoo cannot be resumed: delete '{self.root}' and write it again."
+            )
 
     # Writing --------------------------------------------------------------------------------------------------
 
@@ -154,8 +174,8 @@ class Stage:
             self._file = os.open(self.part(number), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             write_all(self._file, memoryview(self.frame.before), 0, self.part(number))
             self._digest = hashlib.sha256(self.frame.before)
+        hashed = self.threads.hash(self._digest, values)  # another thread hashes while this one writes
         write_all(self._file, values, len(self.frame.before) + start * self.full.row_bytes, self.part(number))
-        hashed = self.threads.hash(self._digest, values)
         self._unwritten += len(values)
         if self._unwritten >= WRITE_BACK_BYTES:  # otherwise the disk would idle until the shard is full
             self._unwritten = 0
@@ -169,6 +189,7 @@ class Stage:
         write_all(file, memoryview(self.frame.after), end, part)
         os.close(file)
         self._file = None
+        self._sums.append((number, self.threads.hashing.submit(digest.hexdigest)))
         self.threads.hash(digest, memoryview(self.frame.after))
         hashed = self.threads.hashing.submit(digest.hexdigest)
         self._published.append(self.threads.publishing.submit(self._publish, part, number, self.full, hashed))

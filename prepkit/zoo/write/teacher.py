@@ -42,7 +42,7 @@ def drop_others(entry: TeacherEntry | None, folder: Path) -> None:
 def take_back(entry: TeacherEntry | None, root: Path, folder: Path) -> None:
     """Move the teacher that the journal names back to the working folder if a killed `close` had published it.
 
-    raises ZooError if its file is gone
+    raises ZooError if its file is gone or damaged
     """
     if entry is not None:
         name = file_name(entry)
@@ -51,6 +51,11 @@ def take_back(entry: TeacherEntry | None, root: Path, folder: Path) -> None:
         if not (folder / name).exists():
             raise ZooError(
                 f"{folder / name}: the teacher's file is gone, so this zoo cannot be resumed. Delete '{root}' and "
+                "write it again."
+            )
+        if sha256_of_file(folder / name) != entry.sha256:
+            raise ZooError(
+                f"{folder / name}: the teacher's file is damaged, so this zoo cannot be resumed. Delete '{root}' and "
                 "write it again."
             )
     drop_others(None, root)

@@ -224,7 +224,7 @@ class ZooWriter:
             stage = self._stage(item, dtype)
             for piece in pieces:
                 self._buffers.give_back_after(stage.append(piece.values), piece)
-            self._journal.add(entries)
+            self._journal.add(entries, stage.sums())
         contents.add(entries, schema)
         return [entry.id for entry in entries]
 
@@ -329,10 +329,10 @@ class ZooWriter:
     def _resume(self) -> None:
         remove_litter(self.root)
         contents = self._contents
-        published = contents.replay(self._journal.lines(self.width), self.root)
+        contents.replay(self._journal.lines(self.width), self.root)
         for name, stored in contents.architectures.items():
             stage = self._stages.of(stored, contents.dtype or stored.layout.dtype)
-            stage.resume(contents.num_instances[name], published)
+            stage.resume(contents.num_instances[name], contents.published, contents.sums)
         take_back(contents.teacher, self.root, self._folder)
 
     @contextmanager

@@ -410,7 +410,7 @@ def test_shards_of_a_stack_that_was_not_finished_leave_no_trace(tmp_path):
     """The stack's values fill shards, which are published before its lines are in the journal."""
     writer = ZooWriter(tmp_path / "zoo", **killed_writer.OPTIONS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer._journal, "add", lambda entries: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(writer._journal, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             writer.add_stack(killed_writer.stack_of(0, 5), architecture=killed_writer.STACK_ARCHITECTURE)
     interrupt(writer)

@@ -224,7 +224,7 @@ def test_nothing_follows_values_without_their_lines(tmp_path, monkeypatch):
     writer = ZooWriter(tmp_path / "zoo")
     writer.add(tensors_of(0), id="a")
 
-    def dying(entries):
+    def dying(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
