@@ -113,12 +113,13 @@ def without_batch_norm(network: nn.Module, names: Collection[str]) -> nn.Module:
         prefix = f"{name}." if name else ""
         if isinstance(module, Convolution | nn.Linear):
             if module.bias is None and f"{prefix}bias" in names:
-                module.bias = nn.Parameter(module.weight.new_zeros(_num_features(module)))
+                module.bias = nn.Parameter(module.weight.new_zeros(num_features(module)))
         elif is_norm(module) and f"{prefix}running_var" not in names:
             stays = f"{prefix}weight" in names and f"{prefix}bias" in names
             network = replaced(network, module, affine(module) if stays else removed(module))
     return network
 
 
-def _num_features(layer: Any) -> int:
+def num_features(layer: Any) -> int:
+    """Return the number of features of a Linear layer's or convolution's output."""
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)

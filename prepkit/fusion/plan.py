@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from prepkit.fusion.norm import Convolution, is_norm, num_channels, own_tensor
+from prepkit.fusion.norm import Convolution, is_norm, num_channels, num_features, own_tensor
 from prepkit.fusion.output import Output
 from prepkit.fusion.reach import parts_before, parts_behind
 from prepkit.fusion.site import Site, tampering
@@ -247,7 +247,7 @@ def _normalises_features(site: Site) -> str | None:
     if axes != layer.weight.dim():
         kind = "Linear over tokens" if isinstance(layer, nn.Linear) else "an input without batch axis"
         return f"{quoted(site.layer_name)} gives {axes} axes ({kind}): axis 1, which it normalises, is not the features"
-    features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    features = num_features(layer)
     if features != num_channels(site.batch_norm):
         return f"it normalises {num_channels(site.batch_norm)} features, {quoted(site.layer_name)} has {features}"
     if layer.bias is not None and layer.bias.shape != (features,):

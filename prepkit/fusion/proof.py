@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from prepkit.fusion.example import Example, one_line, relative_error
 from prepkit.fusion.norm import affine, num_channels, scale_and_shift
+from prepkit.fusion.site import standard_layer
 from prepkit.fusion.step import Step, applied, replacement, set_parameters, tensor_name
 from prepkit.fusion.watch import UnfoldableNetwork, Watch, own_tensors, quoted, storage_key, tensors_in
 
@@ -37,7 +38,10 @@ def faults_of(
         chain = [trial for trial in trials if trial.step.layer == layer]
         faults.update(_faults_on_noise(original, chain, seen.arguments[layer]))
     for step in steps:
-        if not step.is_direct and (fault := _fault_as_map(original, step, seen, example)):
+        if step.is_direct:
+            continue
+        fault = _fault_as_map(original, step, seen, example) or _fault_of_layers(original, step, seen, example)
+        if fault:
             faults[step.batch_norm] = fault
     far = [step for step in steps if step.parts and not step.is_direct]
     kept: dict[str, list[Tensor]] = {}
@@ -205,6 +209,27 @@ def _compare_map_in_run(
             del faults[name]
 
     hooks.enter_context(original.get_submodule(name).register_forward_hook(after, with_kwargs=True))
+
+
+def _fault_of_layers(original: nn.Module, step: Step, seen: Watch, example: Example) -> str | None:
+    """Return which layer of a step does not compute what torch's class does on random input; None if all do."""
+    for part in step.parts:
+        layer: Any = original.get_submodule(part.layer)
+        plain = copy.copy(layer)  # shares the parameters
+        plain.__class__ = standard_layer(layer)
+        if type(layer) is type(plain):
+            continue
+        args, kwargs = pytree.tree_map(_noise(next(own_tensors(layer)).device), seen.arguments[part.layer])
+        try:
+            error = relative_error([plain(*args, **kwargs)], [layer(*args, **kwargs)])
+        except Exception as problem:
+            return f"{quoted(part.layer)} does not run on random input: {one_line(problem)}"
+        if error > example.precision.limit:
+            return (
+                f"{quoted(part.layer)} computes something else than torch's {type(plain).__name__} "
+                f"(relative error {error:.1e}): the forward of {type(layer).__name__} is more"
+            )
+    return None
 
 
 # Folds that reach over other operations -----------------------------------------------------------------------

@@ -18,17 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
 from torch.utils import _pytree as pytree
 
-from prepkit.fusion.norm import num_channels
+from prepkit.fusion.norm import num_channels, num_features
 from prepkit.fusion.output import Output, View
-from prepkit.fusion.site import Site, tampering
+from prepkit.fusion.site import Site, standard_layer, tampering
 from prepkit.fusion.step import Part
 
-_LAYERS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-_FORWARDS = {layer.forward for layer in _LAYERS}
-_CONVOLUTIONS = {getattr(layer, "_conv_forward", None) for layer in _LAYERS}
 _SAME = 1e-12  # numbers of two channels differ by more, and averages of equal ones by less
 
 
@@ -46,6 +40,8 @@ def parts_before(site: Site) -> tuple[Part, ...] | None:
     if not layers or not all(_can_change(site, output.module) for output in layers):
         return None
     sizes = [output.view.size[_feature_axis(site.network.get_submodule(output.module), output)] for output in layers]
+    if sizes != [num_features(site.network.get_submodule(output.module)) for output in layers]:
+        return None
     numbers = _numbers(sum(sizes))
     roots = {
         id(output): _along(values, output.view.size, _feature_axis(site.network.get_submodule(output.module), output))
@@ -84,7 +80,9 @@ def parts_behind(site: Site) -> tuple[Part, ...] | None:
             return None
         axis = len(view.size) - 1 if isinstance(layer, nn.Linear) else len(view.size) - layer.weight.dim() + 1
         channels = _channels(replay.values(view), axis, numbers)
-        if channels is None:
+        if channels is None or len(channels) != (
+            layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        ):
             return None
         parts.append(Part(name, channels))
     return tuple(parts)
@@ -150,13 +148,14 @@ def _only_readers(site: Site, outputs: Iterable[Output], places: set[str], behin
 
 
 def _can_change(site: Site, name: str) -> bool:
-    """Return whether the parameters of a layer may be changed: it ran once, as its class promises, and alone."""
+    """Return whether the parameters of a layer may be changed: it ran once, as torch's layer of its kind, and alone.
+
+    That a subclass computes what torch's class does is left to the proof.
+    """
     layer: Any = site.network.get_submodule(name)
-    kind = type(layer)
-    standard = kind.forward in _FORWARDS and getattr(kind, "_conv_forward", None) in _CONVOLUTIONS
     bias = layer._parameters.get("bias")
     return (
-        standard
+        standard_layer(layer) is not None
         and site.seen.calls[name] == 1
         and tampering("it", name, layer, site.seen) is None
         and layer._parameters.get("weight") is not None

@@ -14,6 +14,10 @@ from prepkit.fusion.output import Output
 from prepkit.fusion.step import Step
 from prepkit.fusion.watch import Watch
 
+_LAYERS: tuple[type[nn.Module], ...] = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -55,6 +59,11 @@ class Site:
     def layer(self) -> Any:
         """The module of that layer."""
         return self.network.get_submodule(self.layer_name)
+
+
+def standard_layer(layer: nn.Module) -> type[nn.Module] | None:
+    """Return torch's class of a layer; None if it is no Linear layer or convolution of torch's."""
+    return next((kind for kind in _LAYERS if isinstance(layer, kind)), None)
 
 
 def tampering(subject: str, name: str, module: nn.Module, seen: Watch) -> str | None:

@@ -342,6 +342,30 @@ def test_a_wrong_formula_is_found_in_its_place(name, monkeypatch):
     assert [refusal.batch_norm for refusal in caught.value.refusals] == ["bn"]
 
 
+class Typed(nn.Linear):
+    """timm's: a Linear layer with a forward of its own, which computes the same."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight, self.bias)
+
+
+class Positive(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.abs(), self.bias)
+
+
+def test_layers_with_a_forward_of_their_own_are_compared_with_torchs():
+    network = randomised(Net(lambda n, x: n.fc(n.bn(x)), bn=nn.BatchNorm1d(4), fc=Typed(4, 3)))
+    result = fold(network, torch.randn(5, 4))
+    assert [pair.batch_norm for pair in result.folded] == ["bn"]
+    assert error(network, result.network, (5, 4)) < 1e-6
+    network = randomised(Net(lambda n, x: n.fc(n.bn(x)), bn=nn.BatchNorm1d(4), fc=Positive(4, 3)))
+    with pytest.raises(
+        UnfoldableNetwork, match=r"'fc' computes something else than torch's Linear .* Positive is more"
+    ):
+        fold(network, torch.zeros(5, 4))
+
+
 class Doubled(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
