@@ -1,11 +1,12 @@
-"""Folding BatchNorm into the layer before it, with a proof that the network stays the same function.
+"""Folding BatchNorm into the layers around it, with a proof that the network stays the same function.
 
 In evaluation a BatchNorm is a fixed affine map of each channel, so it can be folded into the layer before it:
     w' = w * gamma / sqrt(var + eps)        b' = (b - mean) * gamma / sqrt(var + eps) + beta
-(Learning the Space of Deep Models, Supplementary VI). This is right only if nothing else reads that layer's output,
-which a list of modules does not tell. So one run of the network is watched (watch.py), the folds that it allows are
-planned (plan.py), each fold is compared with the original in its place, and the folded network is compared as a whole
-before it is returned. The proof holds for the path that the example input takes.
+(Learning the Space of Deep Models, Supplementary VI), or into the layers behind it, or it can stay as the affine map.
+A fold is right only if nothing else reads that layer's output, which a list of modules does not tell. So one run of the
+network is watched (watch.py), the folds that it allows are planned (plan.py, reach.py), each fold is compared with the
+original in its place (proof.py), and the folded network is compared as a whole before it is returned. The proof holds
+for the path that the example input takes.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfo
         planned = _proved_plan(network, original, seen, example, keep_unfoldable == "affine")
         if planned.refusals and keep_unfoldable is not True:
             total = len(seen.batch_norms) + len(seen.functional) + len(foreign_norms(original))
-            raise cannot_fold(planned.refusals, total, planned.mappable)
+            raise cannot_fold(network, planned.refusals, total, planned.mappable)
         before = example.error(applied(planned.steps, example.copy_of(network)), seen.results)
         if not example.allows(before, original, seen.results):
             raise _another_function(before, f"in {example.precision.name}")

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from prepkit.errors import counted, listed
-from prepkit.fusion.watch import Refusal, UnfoldableNetwork
+from prepkit.fusion.watch import Refusal, UnfoldableNetwork, quoted
+
+_MERGING = ("reparameterize", "switch_to_deploy")  # what libraries call it
 
 
 def refuse_without_values(network: nn.Module) -> None:
@@ -25,8 +27,8 @@ def refuse_without_values(network: nn.Module) -> None:
         raise UnfoldableNetwork(f"The network has no values yet:{_indented(refusals)}", refusals)
 
 
-def cannot_fold(refusals: Sequence[Refusal], total: int, mappable: int) -> UnfoldableNetwork:
-    """Return one error for all BatchNorms that cannot be folded.
+def cannot_fold(network: nn.Module, refusals: Sequence[Refusal], total: int, mappable: int) -> UnfoldableNetwork:
+    """Return one error for all BatchNorms of a network that cannot be folded.
 
     total:    number of the network's BatchNorms
     mappable: how many of the refusals an affine map is the way out of
@@ -40,9 +42,20 @@ def cannot_fold(refusals: Sequence[Refusal], total: int, mappable: int) -> Unfol
         ways.insert(0, f'keep_unfoldable="affine" makes {these} a scale and a shift per channel')
     return UnfoldableNetwork(
         f"{len(refusals)} of {counted(total, 'BatchNorm')} cannot be folded without changing the network:"
-        f"{_indented(refusals)}\n{'; '.join(ways)}.",
+        f"{_indented(refusals)}\n{'; '.join(ways)}.{_merging(network)}",
         refusals,
     )
+
+
+def _merging(network: nn.Module) -> str:
+    """Return a sentence on modules that can merge their branches themselves, as those of RepVGG and MobileOne can."""
+    for name, module in network.named_modules():
+        for method in _MERGING:
+            if callable(getattr(module, method, None)):
+                return (
+                    f" {quoted(name)} has a method {method}(), which may merge branches and BatchNorms: call it first."
+                )
+    return ""
 
 
 def _indented(refusals: Sequence[Refusal]) -> str:

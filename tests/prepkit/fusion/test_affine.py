@@ -175,6 +175,23 @@ def test_a_refusal_is_summed_by_kind_and_names_the_way_out():
     assert len(caught.value.refusals) == 9
 
 
+def test_a_refusal_names_a_method_that_merges_branches():
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.identity = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.norm(self.conv(x)) + self.identity(x)).relu()
+
+        def reparameterize(self) -> None: ...
+
+    with pytest.raises(
+        UnfoldableNetwork, match=r" '0' has a method reparameterize\(\), which may merge .* call it first.$"
+    ):
+        fold(randomised(nn.Sequential(Branches())), IMAGES)
+
+
 def test_no_way_out_is_named_where_there_is_none():
     network = randomised(nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 2, 3, padding=1)))
     with pytest.raises(UnfoldableNetwork) as caught:
