@@ -9,7 +9,7 @@ Shapes: N and M instances, F features, R draws, B samples, V values, P pairs, S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +29,7 @@ SHARE = 0.95  # of the draws lie in its interval
 RIDGE_STRENGTHS = np.logspace(-6, 6, 49)  # of the penalty, per training instance, for features of variance 1
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class StatisticsMissing(PrepkitError, ImportError):
@@ -198,6 +199,14 @@ def nearest_mean_is_own(known_NV: Tensor, class_ids_N: Tensor, asked_MV: Tensor,
     classes = torch.tensor(sorted(set(class_ids_N.tolist())))
     means = torch.stack([known_NV[class_ids_N == class_id].mean(0) for class_id in classes])
     return float((classes[torch.cdist(asked_MV, means).argmin(1)] == asked_ids_M).double().mean())
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return items by their keys, in the order in which the keys first appear."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def evenly(ordered: Sequence[T], count: int) -> list[T]:

@@ -189,6 +189,15 @@ def try_to_draw(draw: Callable[[], None], name: str) -> list[str]:
     return []
 
 
+def print_written(
+    out: Output, document: Mapping[str, Any], text: str, notes: list[str], path: Path | None, key: str = "output"
+) -> None:
+    """Print a result with its notes and the path that it was written to, if any, which has a key of the document."""
+    out.notes(notes)
+    more = {key: None if path is None else str(path), "notes": notes}
+    out.result({**document, **more}, text if path is None else f"{text}\n{path}")
+
+
 def share(value: float | None) -> str:
     """Return a share as text."""
     return "-" if value is None else f"{value:.4f}"

@@ -12,6 +12,7 @@ from netspace.cli.common import (
     data_option,
     load_embeddings,
     open_run,
+    print_written,
     refuse_unused,
     run_argument,
     seed_option,
@@ -89,11 +90,7 @@ def evaluate(
     groups = [*document["by_architecture"].items(), ("all", document)]
     rows = [(group, means["instances"], *(share(means[name]) for name in columns)) for group, means in groups]
     text = table(rows, ("architecture", "instances", *(EVALUATED[name] for name in columns)))
-    out.notes(notes)
-    out.result(
-        {**document, "table": None if table_path is None else str(table_path), "notes": notes},
-        text if table_path is None else f"{text}\n{table_path}",
-    )
+    print_written(out, document, text, notes, table_path, "table")
 
 
 @click.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netspace.cli.common import PATH, data_option, seed_option
 from prepkit.cli.common import Interrupted, device_option, force_option
 from prepkit.cli.output import Output, json_option
 from prepkit.progress import StatusLine
@@ -16,31 +17,25 @@ from prepkit.text import readable_seconds
 if TYPE_CHECKING:
     from netspace.report.model import Report, StageProgress
 
-FOLDER = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option(
     "-o",
     "--output",
-    type=FOLDER,
+    type=PATH,
     default=Path("report.html"),
     show_default=True,
     metavar="FILE.html",
     help="File of the page.",
 )
 @click.option("--only", multiple=True, metavar="NAME", help="Make this experiment; repeat for more. [default: all]")
-@click.option(
-    "--zoo", "zoos", multiple=True, type=FOLDER, metavar="DIR", help="Folder of a moved zoo; repeat for more."
-)
+@click.option("--zoo", "zoos", multiple=True, type=PATH, metavar="DIR", help="Folder of a moved zoo; repeat for more.")
 @click.option("--title", metavar="TEXT", help="Title of the page.")
 @click.option("--again", is_flag=True, help="Make saved experiments again.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for what experiments draw."
-)
+@seed_option("what experiments draw")
 @device_option
-@click.option("--data", type=FOLDER, metavar="PATH", help="Folder of the task's data.")
+@data_option
 @force_option
 @json_option
 def report(
@@ -78,7 +73,7 @@ def report(
 
 
 @click.command()
-@click.argument("folder", type=FOLDER, metavar="OUT")
+@click.argument("folder", type=PATH, metavar="OUT")
 @click.option("--quick", is_flag=True, help="Train and measure little, too little for the claims.")
 @click.option("--full", is_flag=True, help="Train three seeds, and the ablations.")
 @device_option

@@ -14,6 +14,7 @@ from netspace.cli.common import (
     data_option,
     load_embeddings,
     open_run,
+    print_written,
     refuse_unused,
     run_argument,
     seed_option,
@@ -120,12 +121,7 @@ def interpolate(
         notes = list(walk.notes)
         if output is not None:
             notes += _write_lines(walk, opened, output, document, resolution if signals else None, force)
-    text = _lines_text(walk)
-    out.notes(notes)
-    out.result(
-        {**document, "output": None if output is None else str(output), "notes": notes},
-        text if output is None else f"{text}\n{output}",
-    )
+    print_written(out, document, _lines_text(walk), notes, output)
 
 
 def _lines_text(walk: Interpolation) -> str:
@@ -319,12 +315,7 @@ def optimize(
                 notes += try_to_draw(lambda: save_figure(optimisation_figure(panels), picture), "figure.png")
                 _write_networks(optimisation.predicted, folder / "networks", "start")
                 write_json(folder / RESULT, {**document, "notes": notes})
-    text = _optimised_text(optimisation)
-    out.notes(notes)
-    out.result(
-        {**document, "output": None if output is None else str(output), "notes": notes},
-        text if output is None else f"{text}\n{output}",
-    )
+    print_written(out, document, _optimised_text(optimisation), notes, output)
 
 
 def _optimised_text(optimisation: Optimisation) -> str:

@@ -26,7 +26,7 @@ from prepkit.figures import mesh_figure
 from prepkit.running.groups import distance_grids
 from prepkit.statistics import mean_or_nan
 from prepkit.tasks.chairs import build, chair
-from prepkit.tasks.distance_grid import grid_points, surface, volumes
+from prepkit.tasks.distance_grid import grid_points, share_of_monotone_volumes, surface
 from prepkit.tasks.randomness import generator
 from prepkit.tasks.shape_measures import ONE_PART, SPECKS, ShapeMeasures, measure_shapes, overlaps, volume_ratios
 from prepkit.zoo.read.accuracy import items_of
@@ -73,7 +73,7 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS, resolution:
     by_step = {way: means_by_step(measures, steps) for way, measures in measured.items()}
     valid_truth = None if truth is None else mean_or_nan(measures_along(truth, grids[FIRST], None).valid)
     overlap = {} if truth is None else {way: overlaps_along(grid, truth) for way, grid in grids.items()}
-    monotone = {way: share_of_monotone_volumes(grids[way]) for way in (EMBEDDINGS, WEIGHTS)}
+    monotone = {way: share_of_monotone_volumes(grids[way], TURN) for way in (EMBEDDINGS, WEIGHTS)}
     rows = "along embeddings, along weights" if truth is None else "the true chairs, along embeddings, along weights"
     title = f"The first pairs by gamma; rows of each: {rows}"
     return Result(
@@ -176,16 +176,6 @@ def overlaps_along(grids_PSRRR: Tensor, truth_PSRRR: Tensor) -> list[float]:
     overlap_N = overlaps(grids_PSRRR.flatten(0, 1), truth_PSRRR.flatten(0, 1))
     means: list[float] = overlap_N.view(grids_PSRRR.shape[:2]).mean(0).tolist()
     return means
-
-
-def share_of_monotone_volumes(grids_PSRRR: Tensor) -> float:
-    """Return the share of pairs whose volume goes from one end's to the other's, turning back by TURN at most."""
-    monotone = []
-    for grids_SRRR in grids_PSRRR:
-        volume_S = torch.tensor(volumes(grids_SRRR), dtype=torch.float64)
-        moves = volume_S.diff() * (1 if volume_S[-1] >= volume_S[0] else -1)
-        monotone.append(bool((moves >= -TURN * volume_S.max()).all()))
-    return sum(monotone) / len(monotone)
 
 
 # Words and tables -------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from netspace.space.evaluation import CLOSE, NEAR
 from prepkit.errors import counted
 from prepkit.running.groups import outputs_by_class_id
 from prepkit.statistics import mean_or_nan
-from prepkit.tasks.randomness import generator
+from prepkit.tasks.randomness import generator, others_of_each
 
 CLOSENESS = 0.8
 OTHERS = 15  # instances of the same split that each is compared with, if there are so many
@@ -47,7 +47,7 @@ def closeness_to_own(subject: Subject, split: PredictedSplit) -> dict[str, Any]:
     difference:         own - others_predictions, paired, and its standard_error over instances
     All that needs others is NaN where an instance is alone in its split.
     """
-    others_NK = _others(len(split.view), subject.seed)
+    others_NK = others_of_each(len(split.view), OTHERS, generator("other instances", subject.seed))
     points = subject.inputs(split.view)
     shares_N23 = torch.stack([_shares_close(split, row, others, points[row]) for row, others in enumerate(others_NK)])
     return {
@@ -56,14 +56,6 @@ def closeness_to_own(subject: Subject, split: PredictedSplit) -> dict[str, Any]:
         ALL_POINTS: _compared(shares_N23[:, 0]),
         NEAR_SURFACE: _compared(shares_N23[:, 1]),
     }
-
-
-def _others(count: int, seed: int) -> list[list[int]]:
-    """Draw up to OTHERS different rows for each row; every row is drawn equally often."""
-    order = torch.randperm(count, generator=generator("other instances", seed)).tolist()
-    drawn = min(count - 1, OTHERS)
-    place = {row: at for at, row in enumerate(order)}
-    return [[order[(place[row] + step) % count] for step in range(1, drawn + 1)] for row in range(count)]
 
 
 def _shares_close(split: PredictedSplit, row: int, others: Sequence[int], points: Tensor) -> Tensor:

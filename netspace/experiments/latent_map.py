@@ -21,7 +21,7 @@ from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.embedding import encode
 from prepkit.figures import draw_prep_grid, new_figure, short_name
-from prepkit.statistics import along_line, evenly, nearest_mean_is_own, principal_components, spearman
+from prepkit.statistics import along_line, evenly, grouped, nearest_mean_is_own, principal_components, spearman
 from prepkit.zoo.read.accuracy import recorded_accuracies
 from prepkit.zoo.read.groups import rows_by_architecture
 
@@ -240,7 +240,6 @@ def thumbnails_figure(zoo: prepkit.Zoo, accuracies: Sequence[float]) -> Any:
 
 def thumbnails(names: Sequence[str], accuracies: Sequence[float]) -> dict[str, list[int]]:
     """Choose instances of each architecture, from the least accuracy to the highest at equal steps of rank."""
-    ranked: dict[str, list[int]] = {name: [] for name in names}
-    for index in sorted(range(len(names)), key=lambda index: (math.isnan(accuracies[index]), accuracies[index])):
-        ranked[names[index]].append(index)
-    return {name: evenly(indices, THUMBNAILS) for name, indices in ranked.items()}
+    ranked = sorted(range(len(names)), key=lambda index: (math.isnan(accuracies[index]), accuracies[index]))
+    groups = grouped(ranked, names.__getitem__)
+    return {name: evenly(groups[name], THUMBNAILS) for name in dict.fromkeys(names)}

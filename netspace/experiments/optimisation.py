@@ -7,6 +7,7 @@ that writes one network for a whole class has nothing to improve at an embedding
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from netspace.experiments.result import Column, Result, Table, claim, table_of_m
 from netspace.explore.figures import optimisation_figure
 from netspace.explore.optimization import Optimisation, optimize
 from prepkit.errors import counted
+from prepkit.statistics import grouped
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import Subject
@@ -98,14 +100,12 @@ def start_points(zoo: prepkit.Zoo, count: int | None) -> tuple[list[str], dict[s
     The ceiling is the mean accuracy of the better half: weak instances do not show what can be reached, and the best
     one is the luckiest.
     """
-    groups: dict[str, list[tuple[float, str]]] = {}
-    for row in zoo.table.select(["id", "architecture", "accuracy"]).to_pylist():
-        groups.setdefault(row["architecture"], []).append((row["accuracy"], row["id"]))
+    groups = grouped(zoo.table.select(["id", "architecture", "accuracy"]).to_pylist(), itemgetter("architecture"))
     wanted = max(LEAST, POINTS // len(groups)) if count is None else count
     ids: list[str] = []
     ceilings: dict[str, float] = {}
     for name, rows in groups.items():
-        ranked = sorted(rows)
+        ranked = sorted((row["accuracy"], row["id"]) for row in rows)
         places = {round(place) for place in torch.linspace(0, len(ranked) - 1, min(wanted, len(ranked))).tolist()}
         ids += [ranked[place][1] for place in sorted(places)]
         better = ranked[len(ranked) // 2 :]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import counted
 from prepkit.figures import new_figure, panels, short_name
+from prepkit.statistics import grouped
 
 if TYPE_CHECKING:
     from netspace.explore.interpolation import Interpolation
@@ -57,10 +59,8 @@ def evaluation_figure(evaluation: Evaluation) -> Any:
 
     raises PlotsMissing without matplotlib
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    rows = evaluation.table.to_pylist()
-    for row in sorted(rows, key=lambda row: (row["class_id"], row["target_accuracy"], row["id"])):
-        groups.setdefault(row["architecture"], []).append(row)
+    rows = sorted(evaluation.table.to_pylist(), key=itemgetter("class_id", "target_accuracy", "id"))
+    groups = grouped(rows, itemgetter("architecture"))
     figure, plots = panels(len(groups), 2.9, 3.8, least_width=7.2, sharey=True)
     for axes, (name, rows) in zip(plots, groups.items(), strict=True):
         places = list(range(1, len(rows) + 1))

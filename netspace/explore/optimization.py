@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import counted, listed
 from prepkit.progress import Advance
+from prepkit.statistics import grouped
 from prepkit.tasks.randomness import generator
 from prepkit.zoo.read.accuracy import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from prepkit.zoo.read.accuracy import accuracies_of, items_of
@@ -79,10 +81,7 @@ class Optimisation:
 
     def summary(self) -> dict[str, Any]:
         """Return means over the start points of each architecture that was asked for, JSON-able."""
-        rows = self.table.to_pylist()
-        groups: dict[str, list[dict[str, Any]]] = {row["asked_architecture"]: [] for row in rows}
-        for row in rows:
-            groups[row["asked_architecture"]].append(row)
+        groups = grouped(self.table.to_pylist(), itemgetter("asked_architecture"))
         names = ("initial_validation_accuracy", "validation_accuracy", "initial_accuracy", "accuracy")
         return {
             group: {

@@ -16,6 +16,7 @@ from netspace.experiments.running import ExperimentRunner
 from netspace.run.run import BEST, Run
 from prepkit.errors import counted
 from prepkit.json_values import json_value
+from prepkit.statistics import grouped
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,7 @@ class Report:
     @property
     def recipes(self) -> dict[str, list[RunResults]]:
         """The runs by the name of their recipe, in the order in which recipes come first."""
-        groups: dict[str, list[RunResults]] = {}
-        for one in self.runs:
-            groups.setdefault(one.run.recipe.name, []).append(one)
-        return groups
+        return grouped(self.runs, lambda one: one.run.recipe.name)
 
     @cached_property
     def claims(self) -> list[RecipeClaim]:

@@ -28,7 +28,7 @@ from netspace.report.make import report
 from netspace.report.model import Progress, Report, StageProgress, announce, remaining_text
 from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.training.trainer import train
-from prepkit.files import replacing
+from prepkit.files import remove_empty_folders, replacing
 from prepkit.progress import SHARE, ProgressInWords
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 
@@ -138,8 +138,9 @@ class TrainingStage:
 
     def run(self, device: str, say: Callable[[str], None]) -> None:
         """Train the NetSpace, or go on with its training."""
-        remove_empty_run(self.path)
         resume, words = (self.path / RECORD).exists(), ProgressInWords("step", say)
+        if not resume:
+            remove_empty_folders(self.path)  # a run that was killed before its record was written
         train(self.recipe, self.zoo, self.path, resume=resume, device=device, progress=words)
 
 
@@ -230,11 +231,3 @@ def recipes_of(size: Size) -> dict[str, Recipe]:
 def zoo_names(recipes: Mapping[str, Recipe]) -> list[str]:
     """Return the zoos that recipes are trained on, each once."""
     return list(dict.fromkeys(recipe.zoo for recipe in recipes.values()))
-
-
-def remove_empty_run(path: Path) -> None:
-    """Remove the empty folders of a run that was killed before its record was written; anything else stays."""
-    if path.is_dir() and not (path / RECORD).exists():
-        for folder in [*path.iterdir(), path]:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()

@@ -25,6 +25,7 @@ from netspace.space.prediction import predict
 from prepkit.device import bf16_autocast
 from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
+from prepkit.statistics import grouped
 from prepkit.zoo.read.accuracy import POINTS_AT_ONCE, accuracies_of, chunks, has_items, items_of, zoo_accuracies
 
 if TYPE_CHECKING:
@@ -55,9 +56,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return means over all instances and over those of each target architecture, JSON-able."""
-        groups: dict[str, list[int]] = {}
-        for row, name in enumerate(self.table["architecture"].to_pylist()):
-            groups.setdefault(name, []).append(row)
+        names = self.table["architecture"].to_pylist()
+        groups = grouped(range(len(names)), names.__getitem__)
         by_architecture = {name: self._means(torch.tensor(rows)) for name, rows in groups.items()}
         return {**self._means(torch.arange(len(self.table))), "by_architecture": by_architecture}
 

@@ -65,6 +65,19 @@ def volumes(grids_NRRR: Tensor) -> list[float]:
     return inside
 
 
+def share_of_monotone_volumes(grids_PSRRR: Tensor, turn: float) -> float:
+    """Return the share of lines of shapes whose volume goes from one end's to the other's.
+
+    turn: how far it may turn back, as a share of the largest volume on the line
+    """
+    monotone = []
+    for grids_SRRR in grids_PSRRR:
+        volume_S = torch.tensor(volumes(grids_SRRR), dtype=torch.float64)
+        moves = volume_S.diff() * (1 if volume_S[-1] >= volume_S[0] else -1)
+        monotone.append(bool((moves >= -turn * volume_S.max()).all()))
+    return sum(monotone) / len(monotone)
+
+
 def has_surface(grids_NRRR: Tensor) -> list[bool]:
     """Whether each grid has points inside and points outside."""
     inside = (grids_NRRR < 0).flatten(1)

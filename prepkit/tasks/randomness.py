@@ -26,3 +26,13 @@ def stream_seed(purpose: str, *numbers: int) -> int:
     """The seed of `generator(purpose, *numbers)`, `0 <= seed < 2**63`."""
     text = f"{purpose}:{','.join(str(int(number)) for number in numbers)}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> (64 - SEED_BITS)
+
+
+def others_of_each(count: int, most: int, stream: torch.Generator) -> list[list[int]]:
+    """Draw up to `most` other numbers below `count` for each of them; all are drawn equally often."""
+    import torch
+
+    order = torch.randperm(count, generator=stream).tolist()
+    place = {number: at for at, number in enumerate(order)}
+    steps = range(1, min(count - 1, most) + 1)
+    return [[order[(place[number] + step) % count] for step in steps] for number in range(count)]

@@ -17,6 +17,7 @@ from prepkit.statistics import (
     along_line,
     evenly,
     from_straight_line,
+    grouped,
     interval,
     kendall,
     largest_fall,
@@ -202,3 +203,8 @@ def test_variance_within_groups():
     groups = torch.tensor([[[0.0], [2]], [[10], [12]]]).double()
     assert variance_within(groups) == pytest.approx(4 / 104)
     assert math.isnan(variance_within(torch.ones(2, 2, 1)))
+
+
+def test_groups_keep_the_order_of_their_items():
+    assert grouped(["bb", "a", "cc", "d"], len) == {2: ["bb", "cc"], 1: ["a", "d"]}
+    assert list(grouped(["bb", "a"], len)) == [2, 1]

@@ -386,15 +386,6 @@ def test_a_single_held_out_chair_has_no_others(ready):
     assert "too few held-out chairs" in found.text
 
 
-def test_others_are_different_and_asked_for_equally_often():
-    few, many = closeness._others(4, seed=0), closeness._others(40, seed=0)
-    assert [sorted(one) for one in few] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
-    assert all(len(set(one)) == closeness.OTHERS and row not in one for row, one in enumerate(many))
-    assert {sum(one.count(row) for one in many) for row in range(40)} == {closeness.OTHERS}
-    assert many != closeness._others(40, seed=1)
-    assert closeness._others(1, seed=0) == [[]]
-
-
 @pytest.mark.parametrize(
     ("difference", "error", "said"),
     [(0.03, 0.01, "are nearer to"), (-0.03, 0.01, "are farther from"), (0.01, 0.01, "neither")],
@@ -434,8 +425,8 @@ def test_overlap_and_volumes_along_lines():
     balls = balls_of(0.4, 0.5, 0.6)
     assert chairs.overlaps_along(balls[None], balls[None]) == [1.0, 1.0, 1.0]
     assert chairs.overlaps_along(balls[None, :2], balls[None, 1:])[0] == pytest.approx((0.4 / 0.5) ** 3, abs=0.02)
-    assert chairs.share_of_monotone_volumes(torch.stack([balls, balls.flip(0)])) == 1.0
-    assert chairs.share_of_monotone_volumes(balls[None, [0, 2, 1]]) == 0.0
+    assert distance_grid.share_of_monotone_volumes(torch.stack([balls, balls.flip(0)]), chairs.TURN) == 1.0
+    assert distance_grid.share_of_monotone_volumes(balls[None, [0, 2, 1]], chairs.TURN) == 0.0
 
 
 def test_shapes_along_lines():

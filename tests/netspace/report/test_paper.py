@@ -1,7 +1,6 @@
 """The paper in one call, at a tiny size: every stage, what is gone on with, and what is refused."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -175,16 +174,3 @@ def test_the_line_says_what_runs_and_what_is_left():
         "[ 3/41] 02:10 training digits_multi: step 300/1500 | then: 36 experiments, the page"
     )
     assert stage_text(StageProgress("hygiene of run", 41, 41), 0) == "[41/41] 00:00 hygiene of run"
-
-
-def test_only_empty_folders_are_forgotten(tmp_path):
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    paper_module.remove_empty_run(run)
-    assert not run.exists()
-    (run / "figures").mkdir(parents=True)
-    (run / "notes.txt").touch()
-    paper_module.remove_empty_run(run)
-    assert [path.name for path in run.iterdir()] == ["notes.txt"]
-    shutil.rmtree(run)
-    paper_module.remove_empty_run(run)

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from prepkit.tasks.randomness import generator, stream_seed
+from prepkit.tasks.randomness import generator, others_of_each, stream_seed
 
 
 def drawn(*arguments):
@@ -38,3 +38,14 @@ def test_seeds_are_those_of_sha256_and_fit_63_bits():
 
 def test_a_stream_is_the_same_for_ever():
     assert stream_seed("order", 0, 0) == 3459353434267064790
+
+
+def test_others_are_different_and_drawn_equally_often():
+    few, many, again = (
+        others_of_each(count, 15, generator("others", seed)) for count, seed in ((4, 0), (40, 0), (40, 1))
+    )
+    assert [sorted(others) for others in few] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
+    assert all(len(set(others)) == 15 and number not in others for number, others in enumerate(many))
+    assert {sum(others.count(number) for others in many) for number in range(40)} == {15}
+    assert many != again
+    assert others_of_each(1, 15, generator("others", 0)) == [[]]
