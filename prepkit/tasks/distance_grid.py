@@ -5,10 +5,11 @@
     mesh = surface(grids_NRRR[0])                                      # None if there is no surface
     write_mesh(mesh, "chair.obj")
 
-Distances are negative inside; NaN counts as outside. Shapes: N instances, P points, R grid points along an axis.
+Distances are negative inside; NaN counts as outside.
+Shapes: N instances, P points or lines, S steps of a line, R grid points along an axis.
 """
 
-# ruff: noqa: N803 - names of tensors end in their axes
+# ruff: noqa: N803, N806 - names of tensors end in their axes
 
 from __future__ import annotations
 
