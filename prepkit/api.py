@@ -74,6 +74,9 @@ def create_zoo(
     license: str | None = None,
     task: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     architecture: Architecture | str | None = None,
+    key: str | None = None,
+    dtype: str | None = None,
+    keep_batch_norm: bool = False,
     keep_unfoldable: Literal["affine"] | None = None,
     resume: bool = False,
     token: str | None = None,
@@ -82,7 +85,8 @@ def create_zoo(
     """Make a zoo of checkpoints and PRep files, and write its card; BatchNorm is folded.
 
     path:         the zoo's folder, missing or empty
-    models:       files, or models of the Hub such as hf://user/model or hf://user/model@revision/file.safetensors
+    models:       files, folders of them, or models of the Hub such as hf://user/model or
+                  hf://user/model@revision/file.safetensors
     table:        CSV file whose column `file` names the models by path, from the table's folder or one that holds all
                   models; `id` and `split` are the zoo's, and all other columns are kept with the instances
     types:        types of columns, such as {"accuracy": "float", "code": "text"} ("int" and "bool" too); the narrowest
@@ -93,6 +97,9 @@ def create_zoo(
     license:      the zoo's licence, an identifier such as "mit"
     task:         record of the task that the models were trained on, or a JSON file that holds it
     architecture: architecture of all models; each is recognised if missing
+    key:          where the state dict is inside the files, such as "ema.model", if several fit
+    dtype:        dtype of the zoo, which must hold all values exactly; the first model's if missing
+    keep_batch_norm: keep BatchNorm with its running statistics instead of folding it
     keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
     resume:       go on with a zoo whose writing was interrupted
     token:        token for the Hub; HF_TOKEN or that of `hf auth login` if missing
@@ -105,24 +112,28 @@ def create_zoo(
     """
     from prepkit.zoo.write.csv_columns import rows_of_models
     from prepkit.zoo.write.model_files import check_columns, read_task
+    from prepkit.zoo.write.model_paths import expanded
 
     task = read_task(Path(task)) if isinstance(task, str | os.PathLike) else task
     csv = None if table is None else Path(table)
-    joined = rows_of_models(map(model_address, models), csv, types)
+    files, notes = expanded(map(model_address, models))
+    joined = rows_of_models(files, csv, types)
     check_columns(joined.rows, csv)
 
     from prepkit.zoo.card.card import write_card
     from prepkit.zoo.format.manifest import read_manifest
-    from prepkit.zoo.write.model_files import add_models, provenance_of_models
+    from prepkit.zoo.write.model_files import Packing, add_models, provenance_of_models
     from prepkit.zoo.write.writer import ZooWriter
     from prepkit.zoo.write.written import WrittenZoo
 
-    with ZooWriter(path, width=width, format=format, name=name, license=license, task=task, resume=resume) as writer:
-        add_models(writer, joined.rows, architecture, partial(local_model, token=token), progress, keep_unfoldable)
+    about = {"name": name, "license": license, "task": task}
+    packing = Packing(architecture, key, keep_batch_norm, keep_unfoldable)
+    with ZooWriter(path, width=width, format=format, dtype=dtype, resume=resume, **about) as writer:  # type: ignore[arg-type]
+        left_out = add_models(writer, joined.rows, packing, partial(local_model, token=token), progress)
         # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
         writer.provenance = provenance_of_models(len(writer))
     write_card(path)
-    return WrittenZoo(Path(path), read_manifest(path), joined.notes, joined.types)
+    return WrittenZoo(Path(path), read_manifest(path), (*notes, *joined.notes, *left_out), joined.types)
 
 
 def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddress:

@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
 
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -48,6 +49,7 @@ def architecture_options(command: F) -> F:
     )(command)
 
 
+key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
 bn_option = click.option(
     "--bn",
     type=click.Choice(("fold", "affine")),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -16,6 +16,7 @@ from prepkit.program import INTERRUPTED
 from prepkit.progress import ProgressBar
 
 F = TypeVar("F", bound=Callable[..., Any])
+COMMAND = "prepkit.command"  # key of a context's meta under which the command that runs is kept
 # The library's messages name its keyword arguments; the command line says this instead.
 FLAGS = {
     'keep_unfoldable="affine"': "--bn affine",
@@ -34,6 +35,7 @@ FLAGS = {
     "license=": "--license",
     "revision=": "--revision ",
     "types=": "--types",
+    "ZooWriter(dtype=...)": "--dtype",
 }
 
 
@@ -85,6 +87,7 @@ def json_option(command: F) -> F:
     """Add `--json`, and hand an Output to the command; see Commands for how errors learn of the option."""
 
     def output(context: click.Context, parameter: click.Parameter, as_json: bool) -> Output:
+        context.meta[COMMAND] = context.command
         return Output(as_json)
 
     help_text = "Print one JSON document, on failure too."
@@ -92,10 +95,39 @@ def json_option(command: F) -> F:
 
 
 def with_flags(message: str) -> str:
-    """Return a message of the library with options of the command line in place of Python's keyword arguments."""
+    """Return a message of the library with options of the command line in place of Python's keyword arguments.
+
+    Where the command that runs has no such option, another one that has it is named; if none has, the keyword stays.
+    """
+    context = click.get_current_context(silent=True)
     for keyword, flag in FLAGS.items():
-        message = message.replace(keyword, flag)
+        if keyword in message:
+            message = message.replace(keyword, flag if context is None else _advice(context, keyword, flag))
     return message
+
+
+def _advice(context: click.Context, keyword: str, flag: str) -> str:
+    option = flag.partition(" ")[0]
+    command = context.meta.get(COMMAND)
+    if command is None or not option.startswith("--") or option in _options(command):
+        return flag
+    root = context.find_root()
+    homes = (name for name, other in _commands(root.command, root.info_name or "") if option in _options(other))
+    home = next(homes, None)
+    return keyword if home is None else f"`{home} {flag.partition(',')[0]}`"
+
+
+def _options(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Return all commands in a group, with their names as they are typed."""
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    for part, member in command.commands.items():
+        yield from _commands(member, f"{name} {part}")
 
 
 def print_error(kind: str, message: str) -> None:

@@ -9,7 +9,7 @@ import click
 
 from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, model_on_disk
-from prepkit.cli.network_options import architecture_options, bn_option, find_architecture
+from prepkit.cli.network_options import DTYPES, architecture_options, bn_option, find_architecture, key_option
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.targets import check_target, prep_targets, stem
 from prepkit.errors import counted, listed
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from prepkit.casting import Rounding
     from prepkit.fusion.fold import Fusion
     from prepkit.packing import Packed
-
-DTYPES = ("float32", "float64", "float16", "bfloat16")
-key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
 
 
 @click.command()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, hub_bars
-from prepkit.cli.network_options import architecture_options, bn_option, find_architecture
+from prepkit.cli.network_options import DTYPES, architecture_options, bn_option, find_architecture, key_option
 from prepkit.cli.output import Output, json_option, with_flags
 from prepkit.cli.zoo_text import (
     cleaning_document,
@@ -99,7 +100,10 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
 
 @zoo.command()
 @folder
-@click.argument("models", nargs=-1, required=True, type=Model(), metavar="MODEL...")
+@click.argument("models", nargs=-1, type=Model(), metavar="MODEL...")
+@click.option(
+    "--from", "list_", type=click.File("rb"), help="File that lists models, one a line; - for standard input."
+)
 @click.option("--table", "csv", type=click.Path(path_type=Path), help="CSV with a column `file` and columns to keep.")
 @click.option(
     "--types", type=ColumnTypes(), help="Types of columns (int, float, bool, text). [default: by their cells]"
@@ -112,12 +116,16 @@ def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None
 @click.option("--license", "license_", help="Licence of the zoo, such as mit or cc-by-4.0.")
 @click.option("--task", "task_file", type=click.Path(path_type=Path), help="JSON file: the task of the models.")
 @architecture_options
+@key_option
 @bn_option
+@click.option("--keep-bn", is_flag=True, help="Keep BatchNorm with its running statistics instead of folding it.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the zoo, which must hold all values exactly.")
 @click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
 @json_option
 def create(
     folder: Path,
     models: tuple[Path | HubAddress, ...],
+    list_: BinaryIO | None,
     csv: Path | None,
     types: dict[str, str] | None,
     width: int,
@@ -127,14 +135,18 @@ def create(
     task_file: Path | None,
     architecture: str | None,
     input_shape: tuple[int, ...] | None,
+    key: str | None,
     bn: str,
+    keep_bn: bool,
+    dtype: str | None,
     resume: bool,
     out: Output,
 ) -> None:
     """Make a zoo of checkpoints and PRep files.
 
-    BatchNorms are folded. A MODEL may be an address on the Hub, hf://user/model or
-    hf://user/model@revision/file.safetensors; the column `source` then names the commit of each.
+    BatchNorms are folded. A MODEL is a file, a folder, in which all files of models are taken, or an address on the
+    Hub, hf://user/model or hf://user/model@revision/file.safetensors; the column `source` then names the commit of
+    each. Integer buffers are left out, and named.
 
     The column `file` of the CSV names models by path, from the CSV's folder or one that holds all models, with or
     without suffix, or by address. A name without folder will do where no other model has it. The columns `id` and
@@ -146,14 +158,19 @@ def create(
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
-    from prepkit.api import create_zoo
+    from prepkit.api import create_zoo, model_address
+    from prepkit.zoo.write.model_paths import expanded, paths_in
 
+    listed_models = map(model_address, paths_in(list_.read())) if list_ else ()
+    files, notes = expanded((*models, *listed_models))
+    if not files:
+        raise click.UsageError("name at least one MODEL, or a list of them with --from.")
     network = find_architecture(architecture, input_shape)
-    with hub_bars(models, out.as_json), out.bar("adding", "model") as bar:
-        bar.begin(len(models))
+    with hub_bars(files, out.as_json), out.bar("adding", "model") as bar:
+        bar.begin(len(files))
         written = create_zoo(
             folder,
-            models,
+            files,
             table=csv,
             types=types,
             width=width,
@@ -162,11 +179,14 @@ def create(
             license=license_,
             task=task_file,
             architecture=network,
+            key=key,
+            dtype=dtype,
+            keep_batch_norm=keep_bn,
             keep_unfoldable="affine" if bn == "affine" else None,
             resume=resume,
             progress=bar.advance,
         )
-    _print_written(written, out)
+    _print_written(replace(written, notes=(*notes, *written.notes)), out)
 
 
 @zoo.command()

@@ -72,10 +72,14 @@ def packable(
     architecture: Architecture | str | None,
     place: str,
     keep_unfoldable: Literal["affine"] | None = None,
+    *,
+    keep_batch_norm: bool = False,
+    left_out: set[str] | None = None,
 ) -> Packable:
-    """Recognise one network, and fold its BatchNorm; `keep_unfoldable` as in `pack_checkpoint`.
+    """Recognise one network, and fold its BatchNorm; `keep_unfoldable` and `keep_batch_norm` as in `pack_checkpoint`.
 
-    raises LayoutMismatch, FusionError; ZooError for integer buffers, which a zoo has no place for
+    left_out: gets the names of integer buffers, which a zoo has no place for; if missing, they are refused
+    raises LayoutMismatch, FusionError, ZooError
     """
     from torch import nn
 
@@ -83,15 +87,15 @@ def packable(
         return model
     known = looked_up(architecture) if isinstance(architecture, str) else architecture
     if isinstance(model, PRep):
-        return _of_prep(model, known, place)
+        return _of_prep(model, known, place, left_out)
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(tensors, Mapping):
         raise ZooError(f"{place}: expected a network, a state dict or a PRep, found a {type(model).__name__}.")
-    tensors, layout, _, known = prepare(tensors, known, False, place, keep_unfoldable)
+    tensors, layout, _, known = prepare(tensors, known, keep_batch_norm, place, keep_unfoldable)
     if known is None and isinstance(model, nn.Module):
         layout = Layout.of(model)  # the network registers them in the order of its layers
-    _check_buffers(tensors, layout, place)
-    return Packable(tensors, layout, known, fused=True)
+    tensors = _without_buffers(tensors, layout, place, left_out)
+    return Packable(tensors, layout, known, fused=not (keep_batch_norm and batch_norms(tensors)))
 
 
 def packable_stack(stack: Mapping[str, Tensor] | Tensor, architecture: Architecture | str | None) -> Packable:
@@ -216,10 +220,9 @@ def has_finite_sum(values: Tensor) -> bool:
     return math.isfinite(total)
 
 
-def _of_prep(prep: PRep, architecture: Architecture | None, place: str) -> Packable:
+def _of_prep(prep: PRep, architecture: Architecture | None, place: str, left_out: set[str] | None) -> Packable:
     tensors = prep.layout.unpack(prep.values)
-    if set(prep.buffers) - {name for name in prep.buffers if name.endswith(COUNTERS)}:
-        raise ZooError(f"{place}: a zoo has no place for the integer buffers {listed(prep.buffers)}.")
+    _without_buffers(prep.buffers, prep.layout, place, left_out)
     if batch_norms(tensors):
         return Packable(tensors, prep.layout, architecture or _named(prep), fused=False)
     detection = detect(tensors, None if architecture is None else [architecture])
@@ -236,9 +239,19 @@ def _named(prep: PRep) -> Architecture | None:
     return looked_up(name) if name in architectures() else None
 
 
-def _check_buffers(tensors: Mapping[str, Tensor], layout: Layout, place: str) -> None:
+def _without_buffers(
+    tensors: Mapping[str, Tensor], layout: Layout, place: str, left_out: set[str] | None
+) -> Mapping[str, Tensor]:
+    """Return the tensors without integer buffers, whose names `left_out` gets.
+
+    raises ZooError if there are any and `left_out` is None
+    """
     beside = [name for name in tensors if name not in layout.names and not name.endswith(COUNTERS)]
-    if beside:
+    if not beside:
+        return tensors
+    if left_out is None:
         raise ZooError(
             f"{place}: a zoo has no place for the integer buffers {listed(beside)}; leave them out of the state dict."
         )
+    left_out.update(beside)
+    return {name: tensor for name, tensor in tensors.items() if name not in beside}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HubAddress
-from prepkit.errors import PrepkitError, ZooError
+from prepkit.errors import PrepkitError, ZooError, counted, listed
 from prepkit.progress import Advance
 from prepkit.version import __version__
 from prepkit.zoo.write.csv_columns import ModelRow
@@ -34,15 +34,24 @@ class LocalModel:
     source: str
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How models are read and packed: the arguments of these names of `create_zoo`."""
+
+    architecture: Architecture | str | None = None
+    key: str | None = None
+    keep_batch_norm: bool = False
+    keep_unfoldable: Literal["affine"] | None = None
+
+
 def add_models(
     writer: ZooWriter,
     rows: list[ModelRow],
-    architecture: Architecture | str | None,
+    packing: Packing,
     fetched: Callable[[Path | HubAddress], AbstractContextManager[LocalModel]],
     progress: Advance | None,
-    keep_unfoldable: Literal["affine"] | None = None,
-) -> None:
-    """Add the models that are not in the zoo yet.
+) -> tuple[str, ...]:
+    """Add the models that are not in the zoo yet, and return sentences on what was left out of them.
 
     After a failure a zoo that holds some of them is kept, and the error gets a note that says so; an empty one is
     discarded.
@@ -51,14 +60,29 @@ def add_models(
     from prepkit.zoo.write.instance_rows import packable
 
     has_source = any(isinstance(row.model, HubAddress) for row in rows)
+    ids = {row.id for row in rows}
+    foreign = sorted(writer.finished_ids - ids)
+    if foreign:
+        raise ZooError(
+            f"'{writer.root}' holds {counted(len(foreign), 'instance')} of none of these models: {listed(foreign)}. "
+            "Give the same models as before, and more if you like, or delete the folder."
+        )
+    left_out: set[str] = set()
     waiting = [row for row in rows if row.id not in writer.finished_ids]
     if progress is not None and len(waiting) < len(rows):
         progress(len(rows) - len(waiting))
     try:
         for row in waiting:
             with fetched(row.model) as local:
-                model, sha256 = read_model(local.file)
-                item = packable(model, architecture, f"'{row.id}' ({name_of(row.model)})", keep_unfoldable)
+                model, sha256 = read_model(local.file, packing.key)
+                item = packable(
+                    model,
+                    packing.architecture,
+                    f"'{row.id}' ({name_of(row.model)})",
+                    packing.keep_unfoldable,
+                    keep_batch_norm=packing.keep_batch_norm,
+                    left_out=left_out,
+                )
                 source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
                 columns: dict[str, Any] = {**row.columns, **source, SOURCE_SHA256: sha256}
                 writer.add(item, id=row.id, split=row.split, **columns)
@@ -71,9 +95,12 @@ def add_models(
         else:
             writer.discard()
         raise
+    if not left_out:
+        return ()
+    return (f"Integer buffers are left out, for which a zoo has no place: {listed(sorted(left_out))}.",)
 
 
-def read_model(file: Path) -> tuple[Checkpoint | PRep, str | None]:
+def read_model(file: Path, key: str | None = None) -> tuple[Checkpoint | PRep, str | None]:
     """Read a checkpoint or a PRep, and return it with the sha256 of the checkpoint; None for a PRep without it.
 
     raises CheckpointError, PRepFileError
@@ -87,7 +114,7 @@ def read_model(file: Path) -> tuple[Checkpoint | PRep, str | None]:
     if is_prep_file(file):
         prep = load_prep(file)
         return prep, prep.origin.source_sha256
-    checkpoint = load_checkpoint(file)
+    checkpoint = load_checkpoint(file, key)
     check_packable(checkpoint, f"'{file}'")
     check_finite(checkpoint, f"'{file}'", remedy=ONLY_FINITE)  # before it is folded, and with the name of the file
     return checkpoint, sha256_of(file)

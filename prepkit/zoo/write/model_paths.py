@@ -9,11 +9,18 @@ hf://user/model                               id user/model
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prepkit.address import HUB_SCHEME, HubAddress
+from prepkit.checkpoint.sharded import INDEX_SUFFIX, PART, model_file
+from prepkit.errors import ZooError, counted, listed
+from prepkit.files import is_zoo
 
+MODEL_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+# What trainers write beside the weights.
+NO_MODEL = re.compile(r"(optimi[sz]er|scheduler|scaler|rng_state|training_args)[^.]*\.(pt|pth|bin)$", re.IGNORECASE)
 SUFFIXES = (".prep.safetensors", ".safetensors.index.json")
 
 
@@ -70,6 +77,56 @@ def ids_of(models: Iterable[Path | HubAddress]) -> list[str]:
         names = _parts_that_differ(places)
     local = iter(names)
     return [next(local) if isinstance(model, Path) else stem(model) for model in models]
+
+
+def expanded(models: Iterable[Path | HubAddress]) -> tuple[list[Path | HubAddress], tuple[str, ...]]:
+    """Put the models in a folder in the folder's place, in the order of their paths.
+
+    returns the models, and sentences on files in the folders that were left out
+    raises ZooError for a folder without models, and for a zoo
+    """
+    files: list[Path | HubAddress] = []
+    notes: list[str] = []
+    for model in models:
+        if isinstance(model, HubAddress) or not os.path.isdir(model):
+            files.append(model)
+            continue
+        index = model_file(model)
+        found, others = ([index], []) if index != model else _models_in(model)
+        if not found:
+            raise ZooError(f"'{model}' holds no model: no file in it ends in {', '.join(MODEL_SUFFIXES)}.")
+        if others:
+            left = counted(len(others), "file is", "files are")
+            notes.append(f"{counted(len(found), 'model')} in '{model}'; {left} left out: {listed(others)}.")
+        files.extend(found)
+    return files, tuple(notes)
+
+
+def paths_in(content: bytes) -> list[str]:
+    """Return the paths in a list, one a line or, as `find -print0` writes them, with a zero byte between them."""
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [os.fsdecode(line) for line in lines if line.strip()]
+
+
+def _models_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the files of models in a folder and all folders in it, and the paths of all other files."""
+    found: list[Path] = []
+    others: list[str] = []
+    for place, folders, names in os.walk(folder):
+        if is_zoo(Path(place)):
+            raise ZooError(f"'{place}' is a zoo; `prepkit zoo merge` makes one zoo of several.")
+        unfinished = ".writing" in folders  # a zoo that is being written, perhaps the very one
+        folders[:] = [] if unfinished else sorted(name for name in folders if not name.startswith("."))
+        has_index = any(name.endswith(INDEX_SUFFIX) for name in names)
+        for name in [] if unfinished else sorted(names):
+            is_index = name.endswith(INDEX_SUFFIX)
+            is_part = has_index and PART.search(name) is not None
+            is_model = name.endswith(MODEL_SUFFIXES) and not NO_MODEL.match(name) and not is_part
+            if is_index or is_model:
+                found.append(Path(place, name))
+            elif not is_part:
+                others.append(str(Path(place, name).relative_to(folder)))
+    return found, others
 
 
 def _parts_that_differ(places: Sequence[str]) -> list[str]:

@@ -78,7 +78,7 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
             continue
         if "\0" not in text:
             return text, candidate
-    raise ZooError(f"{path}: not a CSV file in {' or '.join(candidates).upper()}; save it as CSV in UTF-8.")
+    raise ZooError(f"{path}: not a CSV file in {' or '.join(map(str.upper, candidates))}; save it as CSV in UTF-8.")
 
 
 def _delimiter(first_line: str) -> str:

@@ -198,3 +198,89 @@ def test_equal_names_in_several_folders_become_ids_by_folder(tmp_path):
         torch.save(tensors_of(0), tmp_path / "runs" / run / "model.pt")
     create(tmp_path / "zoo", *sorted(tmp_path.glob("runs/*/model.pt")))
     assert open_zoo(tmp_path / "zoo").table["id"].to_pylist() == ["a", "b"]
+
+
+# Many models --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs as trainers leave them: a model in each folder, and other files beside it."""
+    for run in ("a", "b"):
+        folder = tmp_path / "runs" / run
+        (folder / ".cache").mkdir(parents=True)
+        torch.save(tensors_of(0), folder / "model.pt")
+        torch.save(tensors_of(0), folder / ".cache" / "old.pt")
+        torch.save({"state": {}}, folder / "optimizer.pt")
+        (folder / "log.txt").write_text("x")
+    return tmp_path / "runs"
+
+
+def test_a_folder_gives_its_models_and_tells_what_is_left_out(tmp_path, runs):
+    facts = json.loads(create(tmp_path / "zoo", runs, "--json").stdout)
+    left = "a/log.txt, a/optimizer.pt, b/log.txt, b/optimizer.pt"
+    assert facts["notes"] == [f"2 models in '{runs}'; 4 files are left out: {left}."]
+    assert open_zoo(tmp_path / "zoo").table["id"].to_pylist() == ["a", "b"]
+    assert create_zoo(tmp_path / "python", [runs]).notes == tuple(facts["notes"])
+    (tmp_path / "none").mkdir()
+    assert f"'{tmp_path}/none' holds no model" in create(tmp_path / "new", tmp_path / "none", status=2).stderr
+    assert "is a zoo; `prepkit zoo merge`" in create(tmp_path / "new", tmp_path, status=2).stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_list_names_models_in_a_file_or_on_standard_input(tmp_path, runs):
+    files = sorted(runs.glob("*/model.pt"))
+    for number, separator in enumerate((b"\n", b"\r\n", b"\0")):
+        (tmp_path / "list").write_bytes(separator.join(str(file).encode() for file in files) + separator)
+        create(tmp_path / f"zoo{number}", "--from", tmp_path / "list")
+        assert open_zoo(tmp_path / f"zoo{number}").table["id"].to_pylist() == ["a", "b"]
+    arguments = ["zoo", "create", str(tmp_path / "piped"), "--from", "-"]
+    assert CliRunner().invoke(main, arguments, input=(tmp_path / "list").read_bytes()).exit_code == 0
+    assert len(open_zoo(tmp_path / "piped")) == 2
+    arguments[2] = str(tmp_path / "none")
+    empty = CliRunner().invoke(main, arguments, input=b"\n")
+    assert (empty.exit_code, "a list of them with --from" in empty.stderr) == (2, True)
+
+
+def test_the_index_of_a_sharded_model_stands_for_its_parts(tmp_path):
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "models" / "big"
+    folder.mkdir(parents=True)
+    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    for name, part in parts.items():
+        save_file({name: torch.ones(2)}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+    torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "models" / "small.pt")
+    create(tmp_path / "zoo", tmp_path / "models")
+    assert open_zoo(tmp_path / "zoo").table["id"].to_pylist() == ["small", "model"]
+
+
+def test_models_are_read_and_packed_as_pack_does(tmp_path):
+    state = {"0.weight": torch.ones(2, 3), "1.weight": torch.ones(2), "1.running_var": torch.ones(2)}
+    torch.save({"ema": state, "model": {"x": torch.ones(1)}}, tmp_path / "m.pt")
+    assert "choose one with --key NAME" in create(tmp_path / "zoo", tmp_path / "m.pt", status=2).stderr
+    error = create(tmp_path / "zoo", tmp_path / "m.pt", "--key", "ema", status=2).stderr
+    assert "has BatchNorm" in error
+    assert "--keep-bn" in error
+    create(tmp_path / "zoo", tmp_path / "m.pt", "--key", "ema", "--keep-bn", "--dtype", "float64")
+    stored = read_manifest(tmp_path / "zoo").architectures[0]
+    assert (stored.fused, read_manifest(tmp_path / "zoo").dtype) == (False, "float64")
+    assert set(open_zoo(tmp_path / "zoo")[0][0].tensors()) == set(state)
+
+
+def test_integer_buffers_are_left_out_and_named(tmp_path):
+    torch.save({"w": torch.ones(3), "position_ids": torch.arange(4)}, tmp_path / "bert.pt")
+    note = "Integer buffers are left out, for which a zoo has no place: position_ids."
+    assert f"note: {note}" in create(tmp_path / "zoo", tmp_path / "bert.pt").stderr
+    assert list(open_zoo(tmp_path / "zoo")[0][0].tensors()) == ["w"]
+    save_prep(pack_checkpoint(tmp_path / "bert.pt").prep, tmp_path / "bert.prep.safetensors")
+    assert create_zoo(tmp_path / "prep", [tmp_path / "bert.prep.safetensors"]).notes == (note,)
+
+
+def test_resuming_without_models_that_are_in_the_zoo_is_refused(tmp_path, models):
+    models[2].write_bytes(b"no model")
+    create(tmp_path / "zoo", *models, status=2)
+    error = create(tmp_path / "zoo", models[0], "--resume", status=2).stderr
+    assert "holds 1 instance of none of these models: m1. Give the same models as before" in error
+    create(tmp_path / "zoo", *models[:2], "--resume")
