@@ -9,8 +9,8 @@ import click
 
 from prepkit.cli.arch import slot_table
 from prepkit.cli.common import force_option
+from prepkit.cli.network_options import key_option
 from prepkit.cli.output import Output, json_option
-from prepkit.cli.pack import key_option
 from prepkit.cli.targets import check_target, stem
 from prepkit.errors import OutputError
 
