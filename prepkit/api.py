@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prepkit.address import HUB_SCHEME, HubAddress, parse
+from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
@@ -50,6 +50,7 @@ def open_zoo(
     from prepkit.zoo.read.zoo import Zoo, common_shape
 
     address = os.fspath(path)
+    check_served(address)
     if address.startswith(HUB_SCHEME):
         from prepkit.hub.store import open_store
 
@@ -144,6 +145,7 @@ def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddre
     if isinstance(model, HubAddress):
         return model
     text = os.fspath(model)
+    check_served(text)
     return parse(text) if text.startswith(HUB_SCHEME) else Path(text)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prepkit.address import HUB_SCHEME, HubAddress, parse
+from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
 from prepkit.errors import HubError
 
 if TYPE_CHECKING:
@@ -25,10 +25,12 @@ class Model(click.ParamType[Path | HubAddress]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | HubAddress:
         """Make an address of a text that begins with hf://, and a path of any other."""
-        if not isinstance(value, str) or not value.startswith(HUB_SCHEME):
-            return value if isinstance(value, Path | HubAddress) else Path(os.fspath(value))
+        if isinstance(value, Path | HubAddress):
+            return value
+        text = os.fspath(value)
         try:
-            return parse(value)
+            check_served(text)
+            return parse(text) if text.startswith(HUB_SCHEME) else Path(text)
         except HubError as error:
             self.fail(str(error), param, ctx)
 

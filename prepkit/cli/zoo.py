@@ -23,9 +23,11 @@ from prepkit.cli.zoo_text import (
 )
 from prepkit.errors import counted
 from prepkit.json_values import json_value
+from prepkit.zoo.format.counts import num_bytes_of
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
+    from prepkit.zoo.format.manifest import Manifest
     from prepkit.zoo.write.written import WrittenZoo
 
 
@@ -46,6 +48,7 @@ class ColumnTypes(click.ParamType[dict[str, str]]):
 
 FORMATS = click.Choice(("safetensors", "hdf5"))
 folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+folder_or_address = click.argument("folder", type=Model(), metavar="DIR")
 
 
 @click.group()
@@ -60,39 +63,62 @@ def zoo() -> None:
 
 
 @zoo.command()
-@folder
+@folder_or_address
 @json_option
-def info(folder: Path, out: Output) -> None:
-    """Describe a zoo: networks, splits, size, task, licence."""
-    from prepkit.zoo.format.manifest import read_manifest
+def info(folder: Path | HubAddress, out: Output) -> None:
+    """Describe a zoo: networks, splits, size, task, licence.
 
-    manifest = read_manifest(folder)
+    DIR may be an address on the Hub, hf://user/zoo or hf://user/zoo@revision, of which only zoo.json is fetched.
+    """
+    manifest = _manifest_of(folder)
     out.result(facts(manifest), description(manifest))
 
 
 @zoo.command()
-@folder
+@folder_or_address
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Threads that read and hash. [default: up to 8]")
 @click.option("--rerun", "reruns", type=click.IntRange(min=1), metavar="N", help="Also run N instances on test data.")
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the task's data, for --rerun.")
 @json_option
-def verify(folder: Path, jobs: int | None, reruns: int | None, data: Path | None, out: Output) -> None:
+def verify(folder: Path | HubAddress, jobs: int | None, reruns: int | None, data: Path | None, out: Output) -> None:
     """Check that every file is what the manifest says.
 
     Every file is compared with its sha256, and the table and all headers with the manifest. --rerun N also runs N
     instances on the test data of the zoo's task, if it is on this machine, and compares the accuracy with the table.
     The exit status is 1 if there is a fault.
+
+    DIR may be an address on the Hub, hf://user/zoo. Then shards in the cache are hashed, damaged ones are removed from
+    it, and the sums that the Hub lists are compared with the manifest; shards are not fetched for it.
     """
     if data is not None and reruns is None:
         raise click.UsageError("--data goes with --rerun N.")
     from prepkit.zoo.change.verify import verify as verify_zoo
 
-    with out.bar("verifying", "B") as bar:
-        bar.begin(_bytes_in(folder))
-        result = verify_zoo(folder, jobs=jobs, rerun=reruns or 0, data=data, progress=bar.advance)
+    if isinstance(folder, Path):
+        with out.bar("verifying", "B") as bar:
+            bar.begin(_bytes_in(folder))
+            result = verify_zoo(folder, jobs=jobs, rerun=reruns or 0, data=data, progress=bar.advance)
+    else:
+        if jobs is not None:
+            raise click.UsageError("--jobs goes with a local zoo.")
+        from prepkit.hub.verify import verify_on_hub
+
+        with out.bar("verifying", "B") as bar:
+            bar.begin(num_bytes_of(_manifest_of(folder)))
+            result = verify_on_hub(folder, rerun=reruns or 0, data=data, progress=bar.advance)
     out.result(verification(result), verification_text(result))
     if not result.ok:
         click.get_current_context().exit(1)
+
+
+def _manifest_of(folder: Path | HubAddress) -> Manifest:
+    if isinstance(folder, Path):
+        from prepkit.zoo.format.manifest import read_manifest
+
+        return read_manifest(folder)
+    from prepkit.hub.store import manifest_on_hub
+
+    return manifest_on_hub(folder)
 
 
 # Making -------------------------------------------------------------------------------------------------------
@@ -297,19 +323,19 @@ def clean(folder: Path, dry_run: bool, out: Output) -> None:
 
 
 @zoo.command()
-@folder
+@folder_or_address
 @click.argument("id_", metavar="ID")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")
 @force_option
 @json_option
-def export(folder: Path, id_: str, output: Path, force: bool, out: Output) -> None:
+def export(folder: Path | HubAddress, id_: str, output: Path, force: bool, out: Output) -> None:
     """Write one instance as a plain state dict.
 
-    torch.load or safetensors reads it without prepkit.
+    torch.load or safetensors reads it without prepkit. DIR may be an address on the Hub, hf://user/zoo.
     """
     from prepkit.api import open_zoo
 
-    opened = open_zoo(folder)
+    opened = open_zoo(str(folder))
     tensors = opened.export(id_, output, overwrite=force)
     row = opened.metadata(opened.index(id_))
     out.result(

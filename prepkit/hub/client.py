@@ -15,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from prepkit.address import HubAddress
+from prepkit.hub.failures import is_busy, retried
 from prepkit.version import __version__
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -43,8 +44,11 @@ def pinned(client: HfApi, address: HubAddress, repo_type: str) -> HubAddress:
     """
     if address.revision is not None and COMMIT.fullmatch(address.revision):
         return address
-    revision = client.resolve_revision(
-        address.repo_id, repo_type=repo_type, revision=address.revision, cache_dir=hub_cache_folder()
+    revision = retried(
+        lambda: client.resolve_revision(
+            address.repo_id, repo_type=repo_type, revision=address.revision, cache_dir=hub_cache_folder()
+        ),
+        may_pass=is_busy,
     )
     return replace(address, revision=revision.resolved)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from prepkit.errors import HubError, PrepkitError
 PASSING = (429, 500, 502, 503, 504)  # HTTP statuses of servers that may be well again a moment later
 ATTEMPTS = 4
 FIRST_PAUSE_SECONDS = 0.5  # each pause is twice as long as the one before
+LONGEST_PAUSE_SECONDS = 300.0  # a server that asks for more is left alone
 
 MEANING_OF_ERRORS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (HFValidationError, "'{repo}' is no name of a repository; write USER/NAME. ({reason})"),
@@ -54,6 +56,7 @@ HIDDEN = "the Hub does not let you see the {what}, or there is none: check the n
 REFUSED = "the Hub refused ({what}): {reason}"
 DISK_FULL = "the disk is full, so the {what} could not be fetched; free some room and run it again."
 UNREACHABLE = "the Hub cannot be reached for the {what} ({reason}); try again later."
+WITHOUT_XET = "this Hub does not serve the {what} by Xet ({reason}); set HF_HUB_DISABLE_XET=1 and run it again."
 CUT_SHORT = "a file of the {what} came with another size than announced; run it again."
 GAVE_UP = "the Hub's client gave up on the {what}: {reason}"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -64,10 +67,15 @@ T = TypeVar("T")
 def is_passing(error: BaseException) -> bool:
     """Return whether the same call may succeed a moment later: a connection broke, or a server was busy."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in PASSING
+        return is_busy(error)
     if isinstance(error, OfflineModeIsEnabled):
         return False
     return _is_transport(error) or isinstance(error, ConnectionError)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Return whether a server said that it is busy; where none answers, the client has its cache to look into."""
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in PASSING
 
 
 def retried(
@@ -78,6 +86,8 @@ def retried(
 ) -> T:
     """Return what some work returns, which is done again after a pause while its errors may pass.
 
+    The pause is as long as the server asks for, if it does.
+
     raises the error of the last attempt
     """
     for attempt in range(ATTEMPTS - 1):
@@ -86,8 +96,17 @@ def retried(
         except Exception as error:  # the HTTP library under the client raises errors of its own
             if not may_pass(error):
                 raise
-        pause(FIRST_PAUSE_SECONDS * 2**attempt)
+            seconds = max(FIRST_PAUSE_SECONDS * 2**attempt, asked_pause(error))
+            if seconds > LONGEST_PAUSE_SECONDS:
+                raise
+        pause(seconds)
     return work()
+
+
+def asked_pause(error: Exception) -> float:
+    """Return how many seconds the server asks to wait, in its header Retry-After; 0 if it does not say."""
+    text = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return float(text) if re.fullmatch(r"\d+", text) else 0.0
 
 
 @contextmanager
@@ -133,6 +152,8 @@ def _meaning(error: Exception) -> str | None:
         return MEANING_OF_STATUSES.get(error.response.status_code, REFUSED)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DISK_FULL
+    if re.search(r"404.*/xet-(read|write)-token/", str(error)):
+        return WITHOUT_XET
     if _is_transport(error) or isinstance(error, ConnectionError):
         return UNREACHABLE
     if is_cut_short(error):

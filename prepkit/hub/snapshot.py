@@ -24,7 +24,7 @@ from prepkit.address import HubAddress, parse_repository
 from prepkit.errors import HubError, listed
 from prepkit.files import sha256_of_file
 from prepkit.hub.client import api, hub_cache_folder, pinned, quiet
-from prepkit.hub.failures import explained
+from prepkit.hub.failures import explained, is_busy, retried
 
 MAX_THREADS = 4
 ATTEMPTS = 2
@@ -58,7 +58,9 @@ def files_of(client: HfApi, address: HubAddress, repo_type: str) -> dict[str, Re
     try:
         entries = get_cached_repo_tree(address.repo_id, cache_dir=hub_cache_folder(), **version)
     except CachedRepoTreeNotFoundError:
-        tree = client.list_repo_tree(address.repo_id, recursive=True, **version)
+        tree = retried(
+            lambda: list(client.list_repo_tree(address.repo_id, recursive=True, **version)), may_pass=is_busy
+        )
         entries = [entry for entry in tree if isinstance(entry, RepoFile)]
     return {entry.path: entry for entry in entries}
 

@@ -26,13 +26,14 @@ from prepkit.hub.fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
 from prepkit.hub.prefetch import PrefetchBudget, SharedIterator
 from prepkit.hub.pull import fetch_manifest
 from prepkit.hub.shard_cache import alone, bound_of_cache, make_room, mapped
-from prepkit.zoo.format.manifest import MANIFEST, read_manifest
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 from prepkit.zoo.read.store import MappedShard, Store, verifies
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PREFETCH_THREADS = 4
+FETCHING = ".fetching"  # folder in which the client works
 MAPPING_ATTEMPTS = 5  # another process may remove a shard before this one has mapped it
 
 
@@ -47,6 +48,30 @@ def open_store(
     with explained(asked.repo_id, "dataset", asked.revision):
         version = pinned(api(token), asked, "dataset")
     return HubStore(version, cache_folder(), bound_of_cache(cache_bytes), token, verifies(verify, usually=True))
+
+
+def manifest_on_hub(address: HubAddress, *, token: str | None = None) -> Manifest:
+    """Return the manifest of a zoo on the Hub; it is fetched unless it is in the cache.
+
+    raises HubError, ZooError
+    """
+    asked = parse_repository(str(address))
+    with explained(asked.repo_id, "dataset", asked.revision):
+        version = pinned(api(token), asked, "dataset")
+    folder = _folder_of(version, cache_folder())
+    with system_errors_as_output(folder), alone(folder / MANIFEST):
+        return _cached_manifest(Fetcher(version, folder / FETCHING, token=token), folder)
+
+
+def _cached_manifest(fetcher: Fetcher, folder: Path) -> Manifest:
+    try:
+        return read_manifest(folder)
+    except ZooError:
+        return fetch_manifest(fetcher, folder)
+
+
+def _folder_of(version: HubAddress, cache: Path) -> Path:
+    return cache / version.repo_id.replace("/", "--") / str(version.revision)
 
 
 class HubStore(Store):
@@ -67,7 +92,7 @@ class HubStore(Store):
         self._token = token
         self._verify = verify
         self._sound: set[int] = set()  # shards whose content this process has compared, or inherited from its parent
-        self._folder = cache / address.repo_id.replace("/", "--") / str(address.revision)
+        self._folder = _folder_of(address, cache)
         self._mapped: dict[int, MappedShard] = {}
         self._used: dict[Path, float] = {}
         self._process_state = self._new_process_state()
@@ -145,14 +170,14 @@ class HubStore(Store):
             return shard
         raise AssertionError
 
+    def cached_file(self, number: int) -> Path | None:
+        """Return the file of a shard if it is in the cache, sound or not."""
+        return self._place(number) if self._is_cached(number) else None
+
     def _fetch_manifest_and_table(self) -> None:
         """Fetch the manifest and the table, unless they are in the cache."""
         with alone(self._folder / MANIFEST):
-            try:
-                manifest = read_manifest(self._folder)
-            except ZooError:
-                manifest = fetch_manifest(self._own.fetcher, self._folder)
-            table = manifest.table
+            table = _cached_manifest(self._own.fetcher, self._folder).table
             if not is_sound(self._folder / table.path, table.sha256, table.bytes):
                 self._own.fetcher.fetch(HubFile(table.path, table.sha256, table.bytes), self._folder / table.path)
 
@@ -232,7 +257,7 @@ class HubStore(Store):
         return ProcessState(self._new_fetcher(), self.cache_bytes // 2)
 
     def _new_fetcher(self) -> Fetcher:
-        return Fetcher(self.address, self._folder / ".fetching", token=self._token)
+        return Fetcher(self.address, self._folder / FETCHING, token=self._token)
 
     def __getstate__(self) -> dict[str, Any]:
         """Say to another process which zoo this is, and where its files are kept."""

@@ -25,7 +25,7 @@ from huggingface_hub.utils.sha import git_hash
 from prepkit.errors import HubError, listed
 from prepkit.hub.bundle import Bundle, RepoType, Upload
 from prepkit.hub.client import api, quiet
-from prepkit.hub.failures import explained, retried
+from prepkit.hub.failures import explained, is_busy, retried
 from prepkit.progress import Advance
 
 MAIN = "main"
@@ -91,7 +91,10 @@ def push_bundle(
         remote = _remote(client, bundle, private)
         created = remote is None
         if remote is None and not dry_run:
-            client.create_repo(repo, repo_type=repo_type, private=private or None, exist_ok=True)
+            retried(
+                lambda: client.create_repo(repo, repo_type=repo_type, private=private or None, exist_ok=True),
+                may_pass=is_busy,
+            )
             remote = _remote(client, bundle, private)
             if remote is None:
                 raise HubError(f"'{repo}' was created, but the Hub does not show it; try again in a minute.")
@@ -127,7 +130,7 @@ def _remote(client: HfApi, bundle: Bundle, private: bool) -> _Remote | None:
     """Return the repository as it is, or None if there is none that the user may see."""
     repo = bundle.repo
     try:
-        info = client.repo_info(repo, repo_type=bundle.repo_type)
+        info = retried(lambda: client.repo_info(repo, repo_type=bundle.repo_type), may_pass=is_busy)
     except RepositoryNotFoundError as error:
         if error.response.status_code == 401:  # the Hub answers so to a wrong token too
             raise
@@ -141,7 +144,10 @@ def _tree(client: HfApi, bundle: Bundle, commit: str | None) -> dict[str, RepoFi
     """Return the files of a commit by their paths."""
     if commit is None:
         return {}
-    entries = client.list_repo_tree(bundle.repo, recursive=True, revision=commit, repo_type=bundle.repo_type)
+    entries = retried(
+        lambda: list(client.list_repo_tree(bundle.repo, recursive=True, revision=commit, repo_type=bundle.repo_type)),
+        may_pass=is_busy,
+    )
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 

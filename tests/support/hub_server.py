@@ -30,6 +30,7 @@ FAULTS = {
     "drop": "half of a body, under the length of the whole, then the connection ends",
     "hold": "half of a body, and the rest when `released` is set",
     "busy": "503, for any path that ends so: a file, an object's sha256, /commit/main, or all with ''",
+    "limit": "429 with Retry-After: 1, for any path that ends so",
     "busy body": "503 for a file whose metadata is told",
     "lost": "a request that is done, but whose answer never comes",
     "hide": "404 for a file that the tree lists",
@@ -76,6 +77,7 @@ class HubServer:
     hidden:    status for a repository that is not there, or not to be seen: 401 for who is not logged in, else 404
     page_size: entries in a page of a tree
     extra:     paths that trees list though no such file can be
+    names:     commits by the names of branches other than main, such as refs/pr/1
     """
 
     def __init__(self, token: str | None = None) -> None:
@@ -83,6 +85,7 @@ class HubServer:
         self.hidden = 404
         self.page_size = 1000
         self.extra: list[str] = []
+        self.names: dict[str, str] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
@@ -191,11 +194,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def _route(self, *routes) -> None:
         url = urlsplit(self.path)
-        self.query, path = parse_qs(url.query), unquote(url.path)
+        self.query, path = (
+            parse_qs(url.query),
+            "/".join(part if "%2F" in part else unquote(part) for part in url.path.split("/")),
+        )
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((self.command, path))
         if self.hub.strikes("busy", path):
             self._answer(503, {"error": "busy"})
+            return
+        if self.hub.strikes("limit", path):
+            self._answer(429, {"error": "too many requests"}, {"Retry-After": "1"})
             return
         for pattern, handler in routes:
             if found := re.fullmatch(pattern, path):
@@ -239,7 +248,7 @@ class Handler(BaseHTTPRequestHandler):
         return found
 
     def _version(self, found: Repo, revision: str | None) -> str | None:
-        commit = found.head if revision in (None, "main") else revision
+        commit = found.head if revision in (None, "main") else self.hub.names.get(unquote(revision), revision)
         if commit in found.versions:
             return commit
         self._answer(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})

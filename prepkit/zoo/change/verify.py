@@ -203,11 +203,14 @@ def _table_faults(root: Path, manifest: Manifest) -> list[Fault]:
 
     path = manifest.table.path
     try:
-        table = read_table(root / path, manifest.table)
-        problems = list(_table_problems(table, manifest))
+        return table_faults(read_table(root / path, manifest.table), manifest)
     except ZooError as error:
         return [_fault(root, path, "table", error)]
-    return [Fault(path, place, problem) for place, problem in problems]
+
+
+def table_faults(table: pa.Table, manifest: Manifest) -> list[Fault]:
+    """Find where a table and a manifest disagree."""
+    return [Fault(manifest.table.path, place, problem) for place, problem in _table_problems(table, manifest)]
 
 
 def _table_problems(table: pa.Table, manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -241,7 +241,9 @@ def checksum(data: object) -> str:
 
 def _why_no_manifest(root: Path) -> str:
     if not root.exists():
-        return f"'{root}' does not exist."
+        is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(root))
+        hint = " This takes a local folder; `prepkit pull` brings a zoo from hf://user/zoo." if is_address else ""
+        return f"'{root}' does not exist.{hint}"
     if not root.is_dir():
         return f"'{root}' is not a folder; a zoo is a folder with a {MANIFEST}."
     if (root / ".writing").is_dir():
