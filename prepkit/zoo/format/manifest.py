@@ -35,7 +35,7 @@ from prepkit.reading import (
     wrong,
 )
 from prepkit.tensors import BITS
-from prepkit.zoo.format.paths import check_part, check_relative
+from prepkit.zoo.format.paths import WORKING_FOLDERS, check_part, check_relative
 
 FORMAT = "prepkit-zoo/1"
 MANIFEST = ZOO_MANIFEST
@@ -239,6 +239,12 @@ def checksum(data: object) -> str:
     return hashlib.sha256(canonical_json(rest).encode()).hexdigest()
 
 
+def _holder_of(lock: Path) -> str | None:
+    from prepkit.lock import holder_of  # only who finds no zoo needs it
+
+    return holder_of(lock)
+
+
 def _why_no_manifest(root: Path) -> str:
     if not root.exists():
         is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(root))
@@ -246,6 +252,9 @@ def _why_no_manifest(root: Path) -> str:
         return f"'{root}' does not exist.{hint}"
     if not root.is_dir():
         return f"'{root}' is not a folder; a zoo is a folder with a {MANIFEST}."
+    for folder in WORKING_FOLDERS:
+        if holder := _holder_of(root / folder / "lock"):
+            return f"'{root}' is an unfinished zoo: {holder} is writing it. Open it when that is done."
     if (root / ".writing").is_dir():
         return f"'{root}' is an unfinished zoo: writing it was interrupted. Run the command that wrote it again."
     if (root / ".pulling").is_dir():

@@ -79,6 +79,7 @@ class Journal:
     def __init__(self, path: Path, file: int) -> None:
         self.path = path
         self._file = file
+        self._stat = os.fstat(file)
         self._lock = threading.Lock()  # another thread publishes shards
         self._end = 0, ""  # offset after the last append, and its sum
 
@@ -161,6 +162,16 @@ class Journal:
     def entries(self, width: int) -> Iterator[Entry]:
         """Read the finished instances, in order."""
         return (line for line in self.lines(width) if isinstance(line, Entry))
+
+    def check_own(self) -> None:
+        """Raise ZooError if this journal was deleted, so that the folder is not its writer's any more."""
+        with suppress(OSError):
+            if os.path.samestat(os.stat(self.path), self._stat):
+                return
+        raise ZooError(
+            f"'{self.path}' was deleted or replaced while this process wrote the zoo, so the folder is not its own any "
+            "more and it writes nothing there. Write the zoo again, in a folder that is not deleted meanwhile."
+        )
 
     def close(self) -> None:
         """Close the file."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture
 from prepkit.zoo.format.shards import Extent, ShardFormat
+from prepkit.zoo.write.open_files import OpenFiles
 from prepkit.zoo.write.staging import Stage, Threads
 
 
@@ -15,6 +16,7 @@ class Stages:
     """One stage for each architecture that has instances.
 
     shard_bytes:  bound of the bytes of values in a shard
+    check_own:    called, by another thread, before a shard gets its name; raises if another writer has the folder
     on_published: called, by another thread, with each shard that has its name
     """
 
@@ -25,6 +27,7 @@ class Stages:
         kind: ShardFormat,
         width: int,
         shard_bytes: int,
+        check_own: Callable[[], None],
         on_published: Callable[[Shard], None],
     ) -> None:
         self._root = root
@@ -32,7 +35,9 @@ class Stages:
         self._kind = kind
         self._width = width
         self._shard_bytes = shard_bytes
+        self._check_own = check_own
         self._on_published = on_published
+        self._files = OpenFiles()
         self._threads = Threads()
         self._stages: dict[str, Stage] = {}
 
@@ -43,7 +48,15 @@ class Stages:
             row = Extent(1, stored.height, self._width, dtype)
             extent = replace(row, rows=max(1, self._shard_bytes // row.row_bytes))
             stage = self._stages[stored.name] = Stage(
-                self._root, self._folder, stored.name, self._kind, extent, self._threads, self._on_published
+                self._root,
+                self._folder,
+                stored.name,
+                self._kind,
+                extent,
+                self._threads,
+                self._files,
+                self._check_own,
+                self._on_published,
             )
         return stage
 
@@ -59,6 +72,5 @@ class Stages:
 
     def close(self) -> None:
         """Close all files, and wait for what is being hashed and published; a later writer can resume."""
-        for stage in self._stages.values():
-            stage.abandon()
+        self._files.close_all()
         self._threads.stop()

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import OutputError, ZooError
-from prepkit.files import flush, output_error, publish, sha256_of_file
+from prepkit.files import flush, output_error, publish, sha256_of_file, system_errors_as_output
 from prepkit.zoo.format.manifest import Shard
 from prepkit.zoo.format.shards import Extent, Frame, ShardFormat
 from prepkit.zoo.write.journal import ValuesSum
+from prepkit.zoo.write.open_files import OpenFiles
 
 SHARDS = "shards"
 CHUNK_BYTES = 4 << 20
@@ -47,6 +48,8 @@ class Stage:
         kind: ShardFormat,
         extent: Extent,
         threads: Threads,
+        files: OpenFiles,
+        check_own: Callable[[], None],
         on_published: Callable[[Shard], None],
     ) -> None:
         self.root = root
@@ -54,14 +57,15 @@ class Stage:
         self.architecture = architecture
         self.kind = kind
         self.full = extent
-        self.frame: Frame = kind.frame(extent)
+        self.frame = self._frame(extent)
         self.threads = threads
+        self.files = files
+        self.check_own = check_own
         self.on_published = on_published
         self.rows = 0
         self._unwritten = 0
         self._published: list[Future[Shard]] = []
         self._sums: list[tuple[int, Future[str]]] = []  # full shards since `sums` was last asked, and their sums
-        self._file: int | None = None
         self._digest: Any = None
 
     def locate(self, row: int) -> tuple[int, int]:
@@ -154,9 +158,10 @@ class Stage:
                 f"{part}: the values of instances that were finished are gone (a power failure?), so this zoo cannot "
                 f"be resumed. Delete '{self.root}' and write it again."
             )
-        self._file = os.open(part, os.O_RDWR)
-        os.ftruncate(self._file, end)
-        os.pwrite(self._file, self.frame.before, 0)
+        with system_errors_as_output(part):
+            file = self.files.open(part)
+            os.ftruncate(file, end)
+            os.pwrite(file, self.frame.before, 0)
         self._digest = hashlib.sha256()
         for chunk in chunks_of(part, end):
             self._digest.update(chunk)
@@ -170,25 +175,26 @@ class Stage:
     # Writing --------------------------------------------------------------------------------------------------
 
     def _write(self, number: int, start: int, values: memoryview) -> Future[None]:
-        if self._file is None:
-            self._file = os.open(self.part(number), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-            write_all(self._file, memoryview(self.frame.before), 0, self.part(number))
+        part = self.part(number)
+        if self._digest is None:
+            write_all(self.files.open(part, new=True), memoryview(self.frame.before), 0, part)
             self._digest = hashlib.sha256(self.frame.before)
+        file = self.files.open(part)
         hashed = self.threads.hash(self._digest, values)  # another thread hashes while this one writes
-        write_all(self._file, values, len(self.frame.before) + start * self.full.row_bytes, self.part(number))
+        write_all(file, values, len(self.frame.before) + start * self.full.row_bytes, part)
         self._unwritten += len(values)
         if self._unwritten >= WRITE_BACK_BYTES:  # otherwise the disk would idle until the shard is full
             self._unwritten = 0
-            self.threads.publishing.submit(write_back, os.dup(self._file))
+            self.threads.publishing.submit(write_back, os.dup(file))
         return hashed
 
     def _finish_full(self, number: int) -> None:
         """Write and hash the end of the frame, and publish, after the values that are still being hashed."""
         end = len(self.frame.before) + self.full.num_bytes
-        file, digest, part = self._open_file(), self._digest, self.part(number)
-        write_all(file, memoryview(self.frame.after), end, part)
-        os.close(file)
-        self._file = None
+        digest, part = self._digest, self.part(number)
+        write_all(self.files.open(part), memoryview(self.frame.after), end, part)
+        self.files.close(part)
+        self._digest = None
         self._sums.append((number, self.threads.hashing.submit(digest.hexdigest)))
         self.threads.hash(digest, memoryview(self.frame.after))
         hashed = self.threads.hashing.submit(digest.hexdigest)
@@ -197,35 +203,39 @@ class Stage:
     def _finish_last(self, number: int, rows: int) -> None:
         """Give the last shard the frame of its own rows, and hash it anew."""
         extent = replace(self.full, rows=rows)
-        frame = self.kind.frame(extent)
-        file, part = self._open_file(), self.part(number)
+        frame = self._frame(extent)
+        part = self.part(number)
+        file = self.files.open(part)
         write_all(file, memoryview(frame.before), 0, part)
         write_all(file, memoryview(frame.after), len(frame.before) + extent.num_bytes, part)
-        os.close(file)
-        self._file = None
+        self.files.close(part)
+        self._digest = None
         hashed = self.threads.hashing.submit(sha256_of_file, part)
         self._published.append(self.threads.publishing.submit(self._publish, part, number, extent, hashed))
+
+    def _frame(self, extent: Extent) -> Frame:
+        """Return the frame of an extent; HDF5's is made by means of a sparse file of the shard's size.
+
+        raises OutputError
+        """
+        try:
+            return self.kind.frame(extent)
+        except (OSError, RuntimeError) as error:  # h5py raises both
+            raise OutputError(
+                f"cannot write '{self.part(0)}': {error}. A shard takes {extent.num_bytes:,} bytes; free some room, or "
+                "give a smaller shard_bytes if there is a limit of a file's size (`ulimit -f`)."
+            ) from error
 
     def _publish(self, part: Path, number: int, extent: Extent, hashed: Future[str]) -> Shard:
         size = part.stat().st_size
         flush(part)  # takes long; the hash is computed meanwhile
         sha256 = hashed.result()
         path = f"{SHARDS}/{self.architecture}-{number:05d}-{sha256[:12]}{self.kind.suffix}"
+        self.check_own()
         publish(part, self.root / path)
         shard = Shard(path, extent.rows, size, sha256, self.architecture)
         self.on_published(shard)
         return shard
-
-    def _open_file(self) -> int:
-        if self._file is None:
-            raise ZooError(f"the shard of {self.architecture} is not open.")
-        return self._file
-
-    def abandon(self) -> None:
-        """Close the file without finishing the shard; a later writer can resume."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
 
 class Threads:

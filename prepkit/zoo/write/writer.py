@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import OutputError, ZooError
 from prepkit.families.registry import Architecture, Registry
-from prepkit.files import output_error
+from prepkit.files import output_error, system_errors_as_output
 from prepkit.lock import take_lock
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
@@ -194,7 +195,8 @@ class ZooWriter:
         item = packable(model, architecture, "teacher")
         for piece in packed_pieces(item, self.width, item.layout.dtype, None, "teacher", self._buffers):
             self._buffers.give_back(piece.buffer)  # the values were checked while they were packed
-        entry = keep_teacher(item, self.width, self._folder)
+        with system_errors_as_output(self._folder):
+            entry = keep_teacher(item, self.width, self._folder)
         if entry != self._contents.teacher:
             self._journal.set_teacher(entry)
         self._contents.teacher = entry
@@ -251,9 +253,15 @@ class ZooWriter:
         try:
             with self._keeping_failure():
                 self._publish()
+            self._held.close()
+            shutil.rmtree(self._folder, ignore_errors=True)  # before others can take the lock
         finally:
             self._release()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)  # Windows removes no file that is locked
+        if self._folder.exists():
+            raise OutputError(
+                f"'{self.root}' is finished and whole, but '{self._folder}' cannot be removed; delete it."
+            )
 
     def discard(self) -> None:
         """Remove all that was written of an unfinished zoo, and the folder too if it was not there before.
@@ -262,6 +270,7 @@ class ZooWriter:
         """
         if (self.root / MANIFEST).exists():
             return
+        self._journal.check_own()
         self._release()
         for folder in (self.root / SHARDS, self._folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -293,6 +302,7 @@ class ZooWriter:
             provenance=self.provenance,
             **self._about,  # type: ignore[arg-type]
         )
+        self._journal.check_own()
         write_manifest(manifest, self.root, overwrite=False)
 
     def __enter__(self) -> ZooWriter:
@@ -313,12 +323,20 @@ class ZooWriter:
     def _open(self, settings: Mapping[str, Any], shard_bytes: int, resume: bool) -> None:
         self._is_new = not self.root.exists()
         prepare(self.root, self._folder)
-        self._held = ExitStack()  # holds what `_release` closes, in reverse order
+        self._locked, self._held = ExitStack(), ExitStack()  # the lock is given back after all that is held is closed
+        # A writer that nobody holds any more, as one of a notebook's cell that failed, must not keep its folder locked.
+        weakref.finalize(self, self._locked.close).atexit = False
         try:
-            self._held.callback(take_lock(self._folder / "lock", self.root).release)
+            try:
+                lock = take_lock(self._folder / "lock", self.root)
+            finally:
+                prepare(self.root, self._folder)  # another process may have finished the zoo meanwhile
+            self._locked.callback(lock.release)
+            self._locked.callback(self._held.close)
             self._journal, has_begun = open_journal(self.root, self._folder, settings, resume)
             self._held.callback(self._journal.close)
-            self._stages = Stages(self.root, self._folder, self._format, self.width, shard_bytes, self._journal.publish)
+            own, done = self._journal.check_own, self._journal.publish
+            self._stages = Stages(self.root, self._folder, self._format, self.width, shard_bytes, own, done)
             self._held.callback(self._stages.close)
             if has_begun:
                 self._resume()
@@ -355,8 +373,9 @@ class ZooWriter:
             ) from self._failure
         if self._is_closed:
             raise ZooError(f"'{self.root}': this writer is closed.")
+        self._journal.check_own()
 
     def _release(self) -> None:
         """Close all files and give the lock back."""
         self._is_closed = True
-        self._held.close()
+        self._locked.close()
