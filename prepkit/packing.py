@@ -31,7 +31,7 @@ from prepkit.fusion.fold import Fusion, UnfoldableNetwork, fold
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.prep.slot import check_dense, classified
-from prepkit.tensors import BITS, dtype_name, same_bits, storage_identity, torch_dtype
+from prepkit.tensors import BITS, dtype_name, module_versions, same_bits, storage_identity, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +47,7 @@ class Packed:
     fusion:      the folded BatchNorms with both equality errors; None where none was folded
     cast:        the dtype that was asked for; None where each tensor kept its own
     rounding:    what the cast changed; None without one
+    left_out:    names in the checkpoint that were not packed
     """
 
     prep: PRep
@@ -56,6 +57,7 @@ class Packed:
     fusion: Fusion | None
     cast: str | None
     rounding: Rounding | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def pack_checkpoint(
@@ -100,6 +102,7 @@ def pack_checkpoint(
     tensors, layout, fusion, architecture = prepare(
         checkpoint, architecture, keep_batch_norm, f"'{path}'", keep_unfoldable
     )
+    versions = module_versions(tensors) if fusion else checkpoint.versions
     rounding = None
     if dtype is not None:
         tensors, rounding = cast(tensors, dtype, f"'{path}'", allow_nonfinite, allow_underflow)
@@ -112,12 +115,14 @@ def pack_checkpoint(
             class_id=default_class_id(architecture.name) if architecture else None,
             source_sha256=sha256_of(path),
             folded=tuple(pair.layer for pair in fusion.folded) if fusion else (),
+            prefix=checkpoint.prefix,
+            versions={name: version for name, version in versions.items() if version != 1},
         ),
         {name: tensor for name, tensor in tensors.items() if name not in layout.names},
     )
     check_round_trip(prep, tensors)
     num_trained = architecture.num_trainable if architecture and fusion else layout.num_parameters
-    return Packed(prep, Path(path), checkpoint.format, num_trained, fusion, dtype, rounding)
+    return Packed(prep, Path(path), checkpoint.format, num_trained, fusion, dtype, rounding, checkpoint.dropped)
 
 
 def prepare(
@@ -171,7 +176,7 @@ def fold_checkpoint(
     if architecture is None:
         raise _unknown_with_batch_norm(checkpoint, place, can_keep=False)
     fusion = _folded(_network_with(checkpoint, architecture, place), architecture, place, keep_unfoldable)
-    return dict(fusion.network.state_dict()), fusion
+    return fusion.network.state_dict(), fusion
 
 
 def describe_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> tuple[dict[str, Any], Layout]:

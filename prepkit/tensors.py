@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from prepkit.errors import LayoutMismatch, listed
@@ -50,3 +51,24 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return torch.equal(a, b)
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.contiguous().view(words), b.contiguous().view(words))
+
+
+def module_versions(state: object) -> dict[str, int]:
+    """Return the version of each module that a state dict notes in its `_metadata`, as `state_dict()` makes it.
+
+    Some modules ask for theirs when they load, such as torchvision's MNASNet. Empty where there is no sound note.
+    """
+    metadata = getattr(state, "_metadata", None)
+    if not isinstance(metadata, Mapping):
+        return {}
+    versions = {name: entry.get("version") for name, entry in metadata.items() if isinstance(entry, Mapping)}
+    return {name: version for name, version in versions.items() if type(name) is str and type(version) is int}
+
+
+def modules_of(names: Iterable[str]) -> list[str]:
+    """Return the names of all modules that hold tensors of these names, directly or below; "" is the network."""
+    modules = {""}
+    for name in names:
+        parts = name.split(".")[:-1]
+        modules |= {".".join(parts[: count + 1]) for count in range(len(parts))}
+    return sorted(modules)

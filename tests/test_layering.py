@@ -143,6 +143,7 @@ LIGHT = (
     "checkpoint",
     "checkpoint.formats",
     "checkpoint.opening",
+    "checkpoint.inert",
     "checkpoint.sharded",
     "checkpoint.torch_files",
     "checkpoint.load",

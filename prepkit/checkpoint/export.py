@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def save_state_dict(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write named tensors whole or not at all. The suffix gives the format: .pt, .pth or .safetensors.
 
-    Tied tensors stay tied in .pt. The safetensors format has no ties, so there each name gets its own copy.
+    Tied tensors stay tied in .pt, which also keeps the versions of modules that a network's `state_dict()` notes.
+    The safetensors format has no ties, so there each name gets its own copy.
     raises OutputError for another suffix, an existing file without `overwrite`, or one that cannot be written
 
     >>> prepkit.save_state_dict(torch.nn.Linear(2, 1).state_dict(), "model.safetensors")
@@ -47,12 +49,14 @@ def writer_for(path: Path) -> Callable[[dict[str, Tensor], Path], None]:
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy each tensor into memory of its own, since a view would take its whole PRep into the file. Ties stay ties."""
     copies: dict[object, Tensor] = {}
-    owned = {}
+    owned: dict[str, Tensor] = OrderedDict() if hasattr(tensors, "_metadata") else {}
     for name, tensor in tensors.items():
         identity = storage_identity(tensor)
         if identity not in copies:
             copies[identity] = tensor.detach().cpu().contiguous().clone()
         owned[name] = copies[identity]
+    if hasattr(tensors, "_metadata"):
+        owned._metadata = tensors._metadata  # type: ignore[attr-defined]
     return owned
 
 

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 from prepkit.checkpoint.formats import Format, read_content
 from prepkit.checkpoint.opening import opened, quoted
 from prepkit.checkpoint.sharded import check_not_a_part, is_index, model_file, shards_of
+from prepkit.checkpoint.torch_files import HOLDS_DTENSORS
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed, nearest
+from prepkit.tensors import module_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +51,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     key:     dotted key of the state dict in the saved object; None if the state dict itself was saved
     prefix:  text that was stripped from the start of every name, often ""
     dropped: full names that were left out: the counter of an AveragedModel
+    versions: version of each module as its state dict notes it, which some modules ask for; empty where it does not
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     prefix: str
     dropped: tuple[str, ...]
     _tensors: dict[str, Tensor] = field(repr=False)
+    versions: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -93,7 +97,8 @@ def load_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
         check_memory(path, state, content.data_bytes)
     prefix, dropped = wrapping(state, from_lightning=is_lightning(content.value))
     tensors = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name not in dropped}
-    return Checkpoint(path, content.format, found_key or None, prefix, dropped, tensors)
+    versions = without_prefix(module_versions(state), prefix)
+    return Checkpoint(path, content.format, found_key or None, prefix, dropped, tensors, versions)
 
 
 def check_no_shard(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -249,6 +254,9 @@ def check_entries(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
     unnamed = [name for name in state if not isinstance(name, str)]
     if unnamed:
         raise CheckpointError(f"{where}: tensors need names, found {quoted(unnamed)}; save model.state_dict().")
+    spread = [name for name, value in state.items() if type(value).__name__ == "DTensor"]
+    if spread:
+        raise CheckpointError(f"{where}: {HOLDS_DTENSORS}.")
     foreign = [f"{name!r} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
         raise CheckpointError(
@@ -308,6 +316,11 @@ def carried_by_all(names: list[str], prefix: str, steps: Iterable[str]) -> str:
         if names and all(name.startswith(start) and name != start for name in names):
             return step
     return ""
+
+
+def without_prefix(versions: Mapping[str, int], prefix: str) -> dict[str, int]:
+    """Return the versions of the modules under a prefix, named as the tensors are without it."""
+    return {name[len(prefix) :]: version for name, version in versions.items() if f"{name}.".startswith(prefix)}
 
 
 def is_lightning(value: object) -> bool:

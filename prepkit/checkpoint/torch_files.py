@@ -12,6 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from prepkit.checkpoint.inert import Inert, is_harmless, other_kind, stand_in_for
 from prepkit.checkpoint.opening import FETCH_AGAIN, explained, opened, quoted, reason
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, listed
 
@@ -35,6 +36,12 @@ ZIP_REFUSALS: tuple[tuple[str, type[CheckpointError], str, str], ...] = (
     ),
     (r".*\.npy$", CheckpointError, "an .npz archive of numpy arrays", "save them with safetensors.numpy.save_file"),
     (r".*\.weights\.h5$", CheckpointError, "a Keras archive", "save its weights as .safetensors from Keras"),
+)
+
+
+HOLDS_DTENSORS = (
+    "holds DTensors, whose values are spread over processes; save whole tensors: "
+    "{name: value.full_tensor() for name, value in model.state_dict().items()}"
 )
 
 
@@ -122,22 +129,45 @@ def check_pickle(path: Path, pickled: bytes | mmap) -> None:
 
 
 def load_weights(path: Path, *, mapped: bool) -> object:
-    """Call torch.load with weights_only, on the CPU; raises UnsafeCheckpoint with the names that it would run."""
+    """Call torch.load with weights_only, on the CPU; other objects beside the tensors become inert stand-ins.
+
+    raises UnsafeCheckpoint with the names that it would run
+    """
     import torch
+    from torch.serialization import safe_globals
 
     # torch.load takes any path that ends in .safetensors for safetensors; an open file has no suffix.
     by_path = mapped and not path.name.endswith(".safetensors")
+    stand_ins: dict[str, type] = {}
     with opened(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are about torch's own insides; faults of the file are raised below
-        try:
-            return torch.load(path if by_path else file, map_location="cpu", weights_only=True, mmap=by_path)
-        except Exception as error:
-            raise refused(path, error) from error
+        while True:
+            file.seek(0)
+            try:
+                with safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+                    return torch.load(path if by_path else file, map_location="cpu", weights_only=True, mmap=by_path)
+            except Exception as error:
+                better = {name: kind for name, kind in other_kind(error).items() if was_inert(stand_ins.get(name))}
+                names = unsafe_globals(path, error)
+                # A legacy file names its globals one at a time.
+                new = {name: stand_in_for(name) for name in names if name not in stand_ins} | better
+                if not new or not all(map(is_harmless, names)):
+                    raise refused(path, error, [name for name in names if name not in stand_ins]) from error
+                stand_ins |= new
 
 
-def refused(path: Path, error: Exception) -> CheckpointError:
-    """Return the error for a file that torch.load did not read: it holds code or another pickle, or is damaged."""
-    names = unsafe_globals(path, error)
+def was_inert(stand_in: type | None) -> bool:
+    """Whether a stand-in is of the usual kind, which may be replaced by another kind once."""
+    return stand_in is not None and issubclass(stand_in, Inert)
+
+
+def refused(path: Path, error: Exception, names: list[str]) -> CheckpointError:
+    """Return the error for a file that torch.load did not read: it holds code or another pickle, or is damaged.
+
+    names: globals that the file would import
+    """
+    if any(name.startswith("torch.distributed.tensor.") for name in names):
+        return CheckpointError(f"{path} {HOLDS_DTENSORS}.")
     if names:
         return UnsafeCheckpoint(
             f"{path} holds more than tensors: reading it would import and call {listed(names)}, so it was not read. "
@@ -156,4 +186,5 @@ def unsafe_globals(path: Path, error: Exception) -> list[str]:
     try:
         return sorted(get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # torch cannot list them for legacy files and some pickles, but its error names the first
-        return re.findall(r"GLOBAL (\S+) (?:was not|whose)", str(error))[:1]
+        first = re.findall(r"GLOBAL (\S+) (?:was not|whose)", str(error))[:1]
+        return [name if "." in name else f"builtins.{name}" for name in first]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from prepkit.cli.targets import check_target, prep_targets, stem
 from prepkit.errors import counted, listed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from prepkit.address import HubAddress
     from prepkit.casting import Rounding
     from prepkit.fusion.fold import Fusion
@@ -103,12 +106,13 @@ def pack(
     type=click.Path(path_type=Path),
     help="MODEL.pt or MODEL.safetensors. [default: <stem>.unpacked.pt]",
 )
+@click.option("--strip-prefix", is_flag=True, help="Leave out a prefix of all names such as `module.`.")
 @force_option
 @json_option
-def unpack(prep: Path, output: Path | None, force: bool, out: Output) -> None:
+def unpack(prep: Path, output: Path | None, strip_prefix: bool, force: bool, out: Output) -> None:
     """Write a PRep's tensors as a plain state dict.
 
-    torch.load or safetensors reads it without prepkit.
+    torch.load or safetensors reads it without prepkit. The names are those of the checkpoint that was packed.
     """
     from prepkit.checkpoint.export import save_state_dict, writer_for
 
@@ -118,10 +122,13 @@ def unpack(prep: Path, output: Path | None, force: bool, out: Output) -> None:
 
     from prepkit.prep.file import load_prep
 
-    tensors = load_prep(prep).tensors()
+    loaded = load_prep(prep)
+    tensors = loaded.state_dict(prefix=not strip_prefix)
     save_state_dict(tensors, target, overwrite=force)
-    document = {"output": str(target), "tensors": len(tensors)}
-    out.result(document, f"{prep} -> {target}: {counted(len(tensors), 'tensor')}")
+    prefix = "" if strip_prefix else loaded.origin.prefix
+    document = {"output": str(target), "tensors": len(tensors), "prefix": prefix or None}
+    named = f", named '{prefix}*' as in the checkpoint (--strip-prefix leaves that out)" if prefix else ""
+    out.result(document, f"{prep} -> {target}: {counted(len(tensors), 'tensor')}{named}")
 
 
 @click.command()
@@ -216,6 +223,12 @@ def _rounding_text(rounding: Rounding) -> str:
     )
 
 
+def _buffers_text(buffers: Mapping[str, Tensor]) -> str:
+    """Describe the integers, which a matrix of floats cannot hold; the file keeps them as they are."""
+    names = listed(buffers, 3)
+    return f"{counted(len(buffers), 'integer tensor')} ({names})"
+
+
 def _summary(packed: Packed, source: str, target: Path) -> str:
     prep = packed.prep
     layout, shape, origin = prep.layout, prep.shape, prep.origin
@@ -232,6 +245,9 @@ def _summary(packed: Packed, source: str, target: Path) -> str:
         f"  PRep          {shape} {layout.dtype}, {layout.total / shape.cells:.1%} filled",
         *([f"  folded        {_fusion_text(packed.fusion)}{before_cast}"] if packed.fusion else []),
         *([f"  cast          to {packed.cast}: {_rounding_text(packed.rounding)}"] if packed.rounding else []),
+        *([f"  beside it     {_buffers_text(prep.buffers)}"] if prep.buffers else []),
+        *([f"  names         without '{origin.prefix}', which unpack puts back"] if origin.prefix else []),
+        *([f"  left out      {listed(packed.left_out)}"] if packed.left_out else []),
         f"  round trip    exact: {come_back} bit for bit{in_dtype}",
     ]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from prepkit.checkpoint.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, He
 from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError, listed
 from prepkit.files import is_zoo, replacing
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
-from prepkit.tensors import dtype_name
+from prepkit.tensors import dtype_name, modules_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +44,16 @@ class Origin:
     class_id:      its ClassId in the built-in registry; None if it has none
     source_sha256: sha256 of the checkpoint file that was packed
     folded:        names of the layers into which a BatchNorm was folded
+    prefix:        text that stood before every name in the checkpoint, such as `module.`, often ""
+    versions:      versions of modules that differ from 1, torch's default; empty where the checkpoint notes none
     """
 
     architecture: str | None = None
     class_id: int | None = None
     source_sha256: str | None = None
     folded: tuple[str, ...] = ()
+    prefix: str = ""
+    versions: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,23 @@ class PRep:
         return PRepShape(self.values.shape[0], self.values.shape[1])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the network's state dict: views of `values`, and the integer buffers."""
+        """Return the network's tensors: views of `values`, and the integer buffers."""
         return {**self.layout.unpack(self.values), **self.buffers}
+
+    def state_dict(self, *, prefix: bool = True) -> dict[str, Tensor]:
+        """Return the tensors as the checkpoint named them, with the versions of its modules if it notes some.
+
+        prefix: whether the prefix of all names, which packing takes off, is put back
+        """
+        start = self.origin.prefix if prefix else ""
+        named = {start + name: tensor for name, tensor in self.tensors().items()}
+        if not self.origin.versions:
+            return named
+        state = OrderedDict(named)
+        noted = {(start + name).removesuffix("."): version for name, version in self.origin.versions.items()}
+        versions = dict.fromkeys(modules_of(named), 1) | noted
+        state._metadata = {name: {"version": version} for name, version in versions.items()}  # type: ignore[attr-defined]
+        return state
 
 
 @dataclass(frozen=True)
@@ -107,13 +127,25 @@ def save_prep(prep: PRep, path: str | os.PathLike[str], *, overwrite: bool = Fal
     from safetensors.torch import save_file
 
     prep.layout.shape(prep.shape.width, prep.shape.height)
-    tensors = {VALUES_KEY: prep.values.detach(), **{BUFFER_PREFIX + name: t for name, t in prep.buffers.items()}}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    buffers = {BUFFER_PREFIX + name: buffer for name, buffer in prep.buffers.items()}
+    tensors = {VALUES_KEY: prep.values.detach().cpu().contiguous(), **_in_memory_of_their_own(buffers)}
     metadata = _metadata(prep, tensors)
     with replacing(path, overwrite=overwrite) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: canonical_json(metadata)})
         if _sha256_of_file(temporary, read_header(temporary)) != metadata["content_sha256"]:
             raise VerificationError(f"'{path}': the disk gave back other bytes than were written; nothing was kept.")
+
+
+def _in_memory_of_their_own(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy buffers that share memory, such as one mask in several blocks: safetensors stores each tensor once."""
+    owned: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, buffer in buffers.items():
+        tensor = buffer.cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        owned[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return owned
 
 
 def load_prep(path: str | os.PathLike[str], *, verify: bool = True) -> PRep:
@@ -222,12 +254,23 @@ def _metadata(prep: PRep, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "content_sha256": _sha256_of_tensors(tensors),
     }
     described = {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if prep.origin.prefix:  # the two keys are written where they say something, so that other files keep their bytes
+        data["prefix"] = prep.origin.prefix
+    if prep.origin.versions:
+        data["versions"] = dict(prep.origin.versions)
     return {**data, "sha256": _sha256_of_header(data, described)}
 
 
 def _origin(data: dict[str, Any], path: object) -> Origin:
     architecture, class_id = data.get("architecture"), data.get("class_id")
     source, folded = data.get("source_sha256"), data.get("folded", [])
+    prefix, versions = data.get("prefix", ""), data.get("versions", {})
+    if (
+        not isinstance(prefix, str)
+        or not isinstance(versions, dict)
+        or not all(type(version) is int for version in versions.values())
+    ):
+        raise PRepFileError(f"'{path}': prefix or versions has the wrong type.")
     sound = (
         isinstance(architecture, str | None)
         and (class_id is None or type(class_id) is int)
@@ -236,7 +279,7 @@ def _origin(data: dict[str, Any], path: object) -> Origin:
     )
     if not sound:
         raise PRepFileError(f"'{path}': architecture, class_id, source_sha256 or folded has the wrong type.")
-    return Origin(architecture, class_id, source, tuple(map(str, folded)))
+    return Origin(architecture, class_id, source, tuple(map(str, folded)), prefix, versions)
 
 
 def _sha256_of_header(data: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:

@@ -84,10 +84,12 @@ class Layout:
         """Return the layout of a state dict without its network: in natural name order, `layers.2` before `layers.10`.
 
         The order of a state dict depends on the file it comes from; the natural order of its names does not.
-        raises LayoutMismatch for a tensor that is complex, quantised or sparse, or an integer parameter
+        Integer tensors get no slot, since a state dict does not tell a parameter from a table of indices.
+        raises LayoutMismatch for a tensor that is complex, quantised or sparse
         """
         ordered = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
-        return cls._of_kinds(ordered, classified(ordered, lambda name, _: not is_running_statistic(name)))
+        kinds = classified(ordered, lambda name, tensor: tensor.is_floating_point() and not is_running_statistic(name))
+        return cls._of_kinds(ordered, kinds)
 
     @classmethod
     def _of_kinds(cls, tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> Layout:

@@ -159,8 +159,6 @@ def test_text_that_is_no_json() -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.zeros(3, dtype=torch.int64), "'weight' is an integer parameter (int64)"),
-        (torch.zeros(3, dtype=torch.int8), "'weight' is an integer parameter (int8)"),
         (torch.zeros(3, dtype=torch.complex64), "'weight' is complex (complex64)"),
         (torch.zeros(3).to_sparse(), "'weight' is sparse (float32)"),
         (torch.zeros(3).to(torch.float8_e4m3fn), "'weight' has dtype float8_e4m3fn"),
@@ -172,6 +170,16 @@ def test_tensors_that_no_prep_holds(tensor: object, message: str) -> None:
     with pytest.raises(LayoutMismatch) as error:
         Layout.of_tensors({"other": torch.zeros(1), "weight": tensor})  # type: ignore[dict-item]
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8])
+def test_integers_get_no_slot_and_are_no_parameters_of_a_network(dtype: torch.dtype) -> None:
+    integers = torch.zeros(3, dtype=dtype)
+    assert Layout.of_tensors({"other": torch.zeros(1), "weight": integers}).names == {"other"}
+    network = nn.Linear(3, 1)
+    network.weight = nn.Parameter(integers, requires_grad=False)
+    with pytest.raises(LayoutMismatch, match=rf"^'weight' is an integer parameter \({str(dtype)[6:]}\)"):
+        Layout.of(network)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,19 @@ def test_an_origin_is_optional(path: Path) -> None:
     prep = small_prep()
     save_prep(PRep(prep.values, prep.layout), path)
     assert load_prep(path).origin == Origin(None, None, None, ())
+
+
+def test_only_what_differs_from_the_usual_adds_keys(path: Path) -> None:
+    """Files without a prefix and with usual versions keep the bytes that they always had."""
+    prep = small_prep()
+    for origin, added in (
+        (ORIGIN, set()),
+        (replace(ORIGIN, prefix="module.", versions={"": 2}), {"prefix", "versions"}),
+    ):
+        save_prep(PRep(prep.values, prep.layout, origin), path, overwrite=True)
+        with safe_open(path, framework="pt") as file:
+            assert {"prefix", "versions"} & json.loads(file.metadata()["prepkit"]).keys() == added
+        assert load_prep(path).origin == origin
 
 
 def test_the_header_alone(path: Path) -> None:
@@ -391,6 +405,8 @@ def test_forging_without_a_change_is_accepted(path: Path) -> None:
         (lambda data: data.update(class_id="2"), "architecture, class_id, source_sha256 or folded has the wrong type"),
         (lambda data: data.update(source_sha256=[]), "architecture, class_id, source_sha256 or folded has the wrong"),
         (lambda data: data.update(folded="conv"), "architecture, class_id, source_sha256 or folded has the wrong type"),
+        (lambda data: data.update(prefix=3), "prefix or versions has the wrong type"),
+        (lambda data: data.update(versions={"a": "1"}), "prefix or versions has the wrong type"),
         (lambda data: data.update(layout=None), "layout: a layout is an object with a list `slots`."),
         (lambda data: data["layout"].update(slots=[]), "nothing to pack"),
         (lambda data: data["layout"]["slots"][0].update(shape=["2"]), "layout.slots[0].shape: expected whole numbers"),
