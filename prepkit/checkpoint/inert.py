@@ -99,12 +99,13 @@ class InertList:
         return []
 
 
-KINDS = {"collections.defaultdict": InertMapping, "collections.deque": InertList}
+KINDS: dict[str, type] = {"collections.defaultdict": InertMapping, "collections.deque": InertList}
 
 
 def stand_in_for(name: str, kind: type | None = None) -> type:
     """Return what torch's reader calls in place of a global; its name is the global's, for messages."""
-    return type(name, (kind or KINDS.get(name, Inert),), {})
+    base: type = kind or KINDS.get(name, Inert)
+    return type(name, (base,), {})
 
 
 def other_kind(error: Exception) -> dict[str, type]:
