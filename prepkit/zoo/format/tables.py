@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import keyword
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 # Columns that the zoo itself fills; every other column is the user's.
 OWN_COLUMNS = ("id", "architecture", "class_id", "split", "shard", "row")
 ROWS_A_GROUP = 50_000
+MAX_NAME_LENGTH = 200
 EXACT_INTEGERS = 2**53  # a float64 holds all whole numbers up to this; larger ones are of kind "long"
 
 
@@ -199,8 +199,11 @@ def _kind(value: Any) -> str:
 def _checked_name(name: str, place: str) -> str:
     if name in OWN_COLUMNS:
         raise ZooError(f"{place}: the column '{name}' is filled by the zoo itself; choose another name.")
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise ZooError(f"{place}: {name!r} cannot name a column; use letters, digits and _ (conditions name columns).")
+    if not name.isprintable() or name != name.strip() or not name or "`" in name or len(name) > MAX_NAME_LENGTH:
+        raise ZooError(
+            f"{place}: {name[:MAX_NAME_LENGTH]!r} cannot name a column; use up to {MAX_NAME_LENGTH} printable "
+            "characters, no backtick, and no space at the ends (conditions name columns)."
+        )
     return name
 
 

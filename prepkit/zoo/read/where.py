@@ -3,6 +3,9 @@
     accuracy > 0.8 and architecture == 'resnet8@cifar10'
     0.1 <= lr < 0.5 and split in ('train', 'validation') and not run == 3
     teacher_accuracy is None
+    `config.l2` < 1e-3 and `train-acc` > 0.9
+
+A name that is not made of letters, digits and _ stands in backticks, as in pandas; in double quotes it would be text.
 
 Grammar: comparisons of columns and constants (chains too), `in` and `not in` with a list of constants, `is None`,
 `is not None` (also `== None`, `!= None`), `and`, `or`, `not`, parentheses.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,6 +37,7 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+TEXT_OR_NAME = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`(?P<name>[^`]*)`|`""")
 MAX_LENGTH = 10_000  # bounds the recursion of Python's parser; a condition that a person writes is far shorter
 QUOTED = 200  # characters of a condition that an error quotes
 
@@ -64,7 +69,7 @@ def matching_rows(table: pa.Table, condition: str) -> np.ndarray:
     import pyarrow as pa
 
     expression = parse_where(condition, table.schema)
-    number = "the number"  # a name that no column of the user's can have
+    number = "`number`"  # a name that no column of the user's can have
     numbered = table.append_column(number, pa.array(np.arange(len(table))))
     try:
         numbers: np.ndarray = numbered.filter(expression)[number].to_numpy()
@@ -74,9 +79,37 @@ def matching_rows(table: pa.Table, condition: str) -> np.ndarray:
 
 
 def _parsed(text: str) -> ast.expr:
+    plain, names = _without_backticks(text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python warns of `1in x` and '\\d', which need not be shown
-        return ast.parse(text.strip(), mode="eval").body
+        node = ast.parse(plain.strip(), mode="eval").body
+    if names:
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and part.id in names:
+                part.id = names[part.id]
+    return node
+
+
+def _without_backticks(text: str) -> tuple[str, dict[str, str]]:
+    """Return a condition that Python parses, and the names in backticks by those that stand in their places.
+
+    raises ValueError for a backtick without a second one
+    """
+    names: dict[str, str] = {}
+    free = "_"
+    while free in text:
+        free += "_"
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name is None:
+            if match[0] == "`":
+                raise ValueError("a backtick is not closed")
+            return match[0]
+        names[f"quoted{free}{len(names)}"] = name
+        return f" quoted{free}{len(names) - 1} "
+
+    return (TEXT_OR_NAME.sub(replaced, text), names) if "`" in text else (text, names)
 
 
 def _reason(error: Exception) -> str:
@@ -215,6 +248,10 @@ class _Parser:
         is_bitwise = isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr)
         if is_bitwise or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert)):
             reason = "use `and`, `or`, `not`"
+        for part in (node, *ast.iter_child_nodes(node)):
+            if isinstance(part, ast.Attribute | ast.BinOp):
+                name = ast.unparse(part).replace(" ", "")
+                reason = f"put the name of the column in backticks: `{name}`" if name in self.columns else reason
         return WhereError(f"condition {_short(self.text)!r}, at {_short(ast.unparse(node))!r}: {reason}")
 
 

@@ -125,6 +125,8 @@ class Zoo:
     def where(self, condition: str) -> Zoo:
         """Return the instances that a condition on the table selects, as a view; see prepkit.zoo.read.where.
 
+        A name that is not made of letters, digits and _ stands in backticks: zoo.where("`config.l2` < 1e-3").
+
         raises WhereError
         """
         return self.select(matching_rows(self.table, condition))

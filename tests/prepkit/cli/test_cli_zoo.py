@@ -149,7 +149,7 @@ def test_rows_without_a_model_are_noted_and_models_without_a_row_refused(tmp_pat
         ("file\nm0.pt\nm0.pt\n", "line 3: file 'm0.pt' stands twice, also in line 2"),
         ("file,x\n,1\n", "line 2: file is missing"),
         ("file,class_id\nm0,1\n", "the zoo fills the columns class_id itself; rename them"),
-        ("file,learning rate\nm0,1\n", "'learning rate' cannot name a column"),
+        ("file,learning`rate\nm0,1\n", "'learning`rate' cannot name a column"),
         ("file,id\nm0,same\nm1,same\nm2,x\nm3,y\n", "both have the id 'same'"),
         ('file,x\nm0,"1\n', "not a CSV file"),
         (b"file\n\x81\n", "not a CSV file in UTF-8 or CP1252; save it as CSV in UTF-8"),

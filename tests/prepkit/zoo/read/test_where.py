@@ -300,3 +300,43 @@ def test_a_long_flat_condition_is_no_deep_tree():
     text = " or ".join(f"whole == {number % 7}" for number in range(600))
     assert selected(text, FIVE) == [0, 1, 3, 4]
     assert selected(f"whole in {tuple(range(1500))}", FIVE) == [0, 1, 3, 4]
+
+
+# Names in backticks -------------------------------------------------------------------------------------------
+
+NAMED = pa.table(
+    {"config.l2": [1, 2, 3], "train-acc": [0.1, 0.5, 0.9], "a b": ["`x`", "y", "config.l2"], "class": [1, 2, 3]}
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("`config.l2` > 1", [1, 2]),
+        ("0.2 < `train-acc` < 0.6 and `class` == 2", [1]),
+        ("`a b` == '`x`'", [0]),
+        ('`a b` in ("`x`", "config.l2")', [0, 2]),
+        ("not`config.l2`in(1,2)", [2]),
+        ("`config.l2` is not None", [0, 1, 2]),
+        ("`a b` == 'it\\'s `'", []),
+    ],
+)
+def test_names_in_backticks(text, expected):
+    assert selected(text, NAMED) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config.l2 > 1", "put the name of the column in backticks: `config.l2`"),
+        ("train-acc > 0.5", "put the name of the column in backticks: `train-acc`"),
+        ("`config.l3` > 1", "there is no column 'config.l3'; there are config.l2, train-acc, a b, class. Did you mean"),
+        ("`config.l2 > 1", "is not a condition: a backtick is not closed"),
+        ("`` > 1", "there is no column ''"),
+        ("'config.l2' > 1", "a comparison needs a column"),
+    ],
+)
+def test_errors_on_names_in_backticks(text, message):
+    with pytest.raises(WhereError) as error:
+        parse_where(text, NAMED.schema)
+    assert message in str(error.value)

@@ -138,3 +138,15 @@ def test_the_command_tells_of_each_column_and_takes_types(tmp_path, models):
             zoo.where(condition)
     with pytest.raises(WhereError, match="'1' is text and code is not; leave the quotes out"):
         zoo.where("code == '1'")
+
+
+def test_columns_of_any_name(tmp_path, models):
+    table = write(tmp_path, "file,config.l2,train-acc,learning rate,class", "m0,1,0.5,a|b,x", "m1,2,0.6,c,y")
+    create_zoo(tmp_path / "zoo", models, table=table)
+    zoo = open_zoo(tmp_path / "zoo")
+    assert zoo.table.column_names[-5:-1] == ["config.l2", "train-acc", "learning rate", "class"]
+    assert zoo.where("`config.l2` > 1 and `train-acc` < 1").metadata(0)["class"] == "y"
+    assert "| config.l2 |" in (tmp_path / "zoo" / "README.md").read_text()
+    for name in ("a`b", "a\tb", "a" * 201):
+        with pytest.raises(ZooError, match="cannot name a column"):
+            create_zoo(tmp_path / "new", models, table=write(tmp_path, f"file,{name}", "m0,1", "m1,1"))

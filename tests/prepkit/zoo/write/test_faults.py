@@ -265,7 +265,7 @@ REFUSED = {
         "no place for the integer buffers position_ids",
     ),
     "reserved column": (lambda w: w.add(tensors_of(1), row=3), ZooError, "'row' is filled by the zoo itself"),
-    "illegal column": (lambda w: w.add(tensors_of(1), **{"a b": 3}), ZooError, "cannot name a column"),
+    "illegal column": (lambda w: w.add(tensors_of(1), **{"a`b": 3}), ZooError, "cannot name a column"),
     "list as value": (lambda w: w.add(tensors_of(1), losses=[1, 2]), ZooError, "a list cannot stand in the table"),
     "huge whole number": (lambda w: w.add(tensors_of(1), seed=1 << 63), ZooError, "does not fit 64 bits"),
     "text for a number": (lambda w: w.add(tensors_of(1), accuracy="high"), ZooError, "is str, but other rows have"),
