@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import InvalidShape, LayoutMismatch, counted, listed
+from prepkit.prep.contents import contents_of
 from prepkit.prep.shape import PRepShape as PRepShape
 from prepkit.prep.slot import Kind, classified, is_running_statistic, slot_from_dict
 from prepkit.prep.slot import Slot as Slot
@@ -289,10 +290,17 @@ class Layout:
         returns one tensor `[*batch, *slot.shape]` for each slot, and the same tensor under each tied alias, all in
                 the PRep's dtype. Only where a layout has mixed dtypes and the PRep has the layout's dtype, each
                 tensor is copied into its own dtype, exactly.
-        raises LayoutMismatch if the PRep is not contiguous or too small
+        raises LayoutMismatch if the PRep is not contiguous or too small, or was read from a zoo as that of an
+               architecture whose tensors have other shapes
         """
         import torch
 
+        others = [name for name, shapes in contents_of(prep).items() if shapes != self._shapes]
+        if others:
+            raise LayoutMismatch(
+                f"these PReps were read as those of {listed(others)}, whose tensors have other shapes than this "
+                "layout; unpack those of one architecture at a time: zoo.where(\"architecture == 'NAME'\").preps()."
+            )
         flat = flat_view(prep)
         batch = flat.shape[:-1]
         tail = flat.shape[-1] - self.total

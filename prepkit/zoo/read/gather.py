@@ -21,28 +21,30 @@ if TYPE_CHECKING:
 Words = np.ndarray[Any, np.dtype[Any]]
 
 
-def gather(store: Store, instances: np.ndarray, out: Tensor) -> None:
+def gather(store: Store, instances: np.ndarray, out: Tensor) -> set[int]:
     """Write the PReps of these instances (rows of the table) to `out` `[B, cells]`, in order.
 
     out: contiguous, in the zoo's dtype, on the CPU
+    returns the numbers of the shards that hold them
     A PRep that has more cells than `out` is cut; the caller has checked that only padding is lost.
     """
     target = words(out)
     shards, rows = store.shard_of[instances], store.row_of[instances]
-    numbers = set(shards.tolist())
+    numbers: set[int] = set(shards.tolist())
     store.need(numbers)
     sources = {number: words(store.values(number)) for number in numbers}
     same_size = all(values.shape[1] == target.shape[1] for values in sources.values())
     if same_size and len(sources) == 1:
         (values,) = sources.values()
         np.take(values, rows, axis=0, out=target, mode="clip")  # the default mode would buffer the output
-        return
+        return numbers
     # Rows are copied in the order of the output, so that it is written in one stream.
     for position, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
         if same_size:  # the frequent case: a call for each row would cost more than the copy
             target[position] = sources[number][row]
         else:
             copy_row(sources[number][row], target[position])
+    return numbers
 
 
 def batch_memory(size: tuple[int, ...], dtype: str, out: Tensor | None) -> Tensor:

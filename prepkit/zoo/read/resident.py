@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prepkit.errors import ZooError
+from prepkit.prep.contents import Contents, contents_of, note_contents
 from prepkit.zoo.read.memory import free_bytes, process_rank
 from prepkit.zoo.read.order import Order, Position
 
@@ -85,12 +86,16 @@ class ResidentZoo:
         except RuntimeError as error:
             raise ZooError(f"{too_large}, which it does not give ({str(error).splitlines()[0]}); {remedy}") from None
         rows = max(1, CHUNK_BYTES // (zoo.shape.cells * dtype.itemsize))
+        contents: Contents = {}
         for start in range(0, len(zoo), rows):
             chunk = values[start : start + rows]
             if self.device.type == "cpu":
-                zoo.preps(slice(start, start + rows), out=chunk)
+                preps = zoo.preps(slice(start, start + rows), out=chunk)
             else:
-                chunk.copy_(zoo.preps(slice(start, start + rows)))
+                preps = zoo.preps(slice(start, start + rows))
+                chunk.copy_(preps)
+            contents = {**contents, **contents_of(preps)}
+        note_contents(values, contents)
         return values
 
 

@@ -91,6 +91,12 @@ class Store(ABC):
         shards = range(len(self.manifest.shards))
         return np.array([self.architecture_of_shard(number).layout.total for number in shards], dtype=np.int64)
 
+    @cached_property
+    def contents(self) -> list[tuple[str, list[tuple[int, ...]]]]:
+        """The architecture of each shard, and the shapes of its tensors in order."""
+        shapes = {name: [slot.shape for slot in stored.layout.slots] for name, stored in self._stored.items()}
+        return [(shard.architecture, shapes[shard.architecture]) for shard in self.manifest.shards]
+
     def _map_shard(self, number: int, file: Path, map_file: Callable[[Path], mmap.mmap]) -> MappedShard:
         """Map the file of a shard after its header was checked against the manifest."""
         height = self.architecture_of_shard(number).height

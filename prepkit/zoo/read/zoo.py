@@ -24,6 +24,7 @@ import numpy as np
 from prepkit.errors import OutputError, ZooError, counted, listed, nearest
 from prepkit.families.registry import Registry
 from prepkit.files import check_writable, sha256_of_file
+from prepkit.prep.contents import note_contents
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.tensors import torch_dtype
@@ -249,7 +250,8 @@ class Zoo:
         instances = self._instances_of(indices)
         shape = self._shape(width, height)
         out = batch_memory((len(instances), shape.height, shape.width), self.manifest.dtype, out)
-        gather(self._store, instances, out.view(len(instances), shape.cells))
+        shards = gather(self._store, instances, out.view(len(instances), shape.cells))
+        note_contents(out, dict(self._store.contents[number] for number in shards))
         return out
 
     def masks(self, indices: Any = None, *, width: int | None = None, height: int | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from writer_samples import ARCHITECTURES, tensors_of, trained, write_digits
 
 import prepkit
 from prepkit.api import open_zoo
-from prepkit.errors import InvalidShape, OutputError, RegistryError, WhereError, ZooError
+from prepkit.errors import InvalidShape, LayoutMismatch, OutputError, RegistryError, WhereError, ZooError
 from prepkit.packing import prepare
 from prepkit.prep.file import Origin, PRep
 from prepkit.tensors import same_bits
@@ -208,6 +208,40 @@ def test_shapes_that_do_not_fit(zoo):
         zoo.preps(0, height=4)
     with pytest.raises(InvalidShape, match="multiple of 8"):
         open_zoo(zoo._store.root, width=100)
+
+
+def test_preps_of_several_architectures_are_not_unpacked_by_the_layout_of_one(zoo):
+    """The values alone do not tell: a small network's PRep looks like a large one that ends in zeros."""
+    inputs = torch.randn(2, 1, 8, 8)
+    for architecture in zoo.registry:
+        own = zoo.where(f"architecture == '{architecture.name}'")
+        for preps in (zoo.preps(), zoo.to("cpu").preps(), next(iter(zoo.loader(12)))[0], zoo.preps(width=256)):
+            with pytest.raises(
+                LayoutMismatch, match=r"read as those of .*@digits, whose .* one architecture at a time"
+            ):
+                architecture.layout.unpack(preps)
+            with pytest.raises(LayoutMismatch, match="one architecture at a time"):
+                prepkit.run_instances(architecture, preps, inputs)
+        for preps in (own.preps(), own.to("cpu").preps(), zoo.preps([]), own[0][0].values):
+            architecture.layout.unpack(preps)
+        assert prepkit.run_instances(architecture, own.preps(), inputs).shape == (4, 2, 10)
+        other = next(member for member in zoo.registry if member.name != architecture.name)
+        with pytest.raises(LayoutMismatch, match=f"read as those of {architecture.name},"):
+            other.layout.unpack(own.preps())
+
+
+def test_memory_that_is_written_anew_is_unpacked_as_what_it_holds_now(zoo):
+    layout = zoo.layout("resnet8-0")
+    memory = zoo.preps(out=torch.empty(NUM_INSTANCES, 12, 512))
+    memory.copy_(
+        torch.rand(NUM_INSTANCES, 12, 512)
+    )  # such as PReps that a network predicted, with values in the padding
+    assert torch.equal(
+        layout.unpack(memory)[layout.slots[0].name].flatten(), memory[:, 0, : layout.slots[0].size].flatten()
+    )
+    rows = [index for index in range(NUM_INSTANCES) if zoo.layout(index) == layout]
+    assert layout.unpack(zoo.preps()[rows]).keys() == layout.names
+    assert layout.unpack(zoo.preps(rows, out=memory[: len(rows)])).keys() == layout.names
 
 
 # Views ----------------------------------------------------------------------------------------------------------------
