@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
+
+from prepkit.text import is_unicode
 
 
 def none_for(number: float) -> None:
@@ -13,6 +17,8 @@ def none_for(number: float) -> None:
 
 def json_value(value: Any, place: str = "value", *, not_finite: Callable[[float], Any] = none_for) -> Any:
     """Return a value as JSON has it: arrays and tensors as lists, keys as text.
+
+    Dates and times become text as in ISO 8601, decimal numbers and durations text, and bytes hexadecimal digits.
 
     place:      where the value stands, for the error
     not_finite: what becomes of NaN and infinities
@@ -30,6 +36,12 @@ def json_value(value: Any, place: str = "value", *, not_finite: Callable[[float]
         return [json_value(item, f"{place}, [{at}]", not_finite=not_finite) for at, item in enumerate(value)]
     if hasattr(value, "tolist"):  # arrays, tensors, and scalars of numpy
         return json_value(value.tolist(), place, not_finite=not_finite)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta | Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
     raise TypeError(f"{place}: a {type(value).__name__} has no form in JSON.")
 
 
@@ -39,3 +51,21 @@ def by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def broken_text(value: Any, path: str = "") -> str | None:
+    """Return where in a JSON value a text stands that no file can hold, such as `[2].name`; None if there is none.
+
+    JSON can write one half of a surrogate pair, which is no Unicode text.
+    """
+    if isinstance(value, str):
+        return None if is_unicode(value) else path
+    if isinstance(value, list):
+        parts = [(f"{path}[{at}]", item) for at, item in enumerate(value)]
+    elif isinstance(value, dict):
+        if not all(map(is_unicode, value)):
+            return path
+        parts = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
+    else:
+        return None
+    return next((place for place in (broken_text(item, at) for at, item in parts) if place is not None), None)

@@ -22,6 +22,7 @@ from prepkit.checkpoint.formats import is_torch_file
 from prepkit.checkpoint.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, Header, HeaderError, read_header
 from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError, listed
 from prepkit.files import is_zoo, replacing
+from prepkit.json_values import broken_text
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.tensors import dtype_name, modules_of
 
@@ -224,6 +225,8 @@ def _checked(header: Header, data: dict[str, Any], path: object) -> PRepHeader:
     described = {name: (dtypes.get(t.dtype, t.dtype), t.shape) for name, t in header.tensors.items()}
     if data.get("sha256") != _sha256_of_header(data, described):
         raise PRepFileError(f"'{path}' is damaged: its header does not match the sha256 it carries. Fetch it again.")
+    if broken_text([data, list(header.tensors)]) is not None:
+        raise PRepFileError(f"'{path}': its header holds text that is not Unicode (half of a surrogate pair).")
     stored = header.tensors.get(VALUES_KEY)
     if stored is None or len(stored.shape) != 2 or stored.dtype not in DTYPE_NAMES:
         raise PRepFileError(f"'{path}': it has no matrix '{VALUES_KEY}' of floats.")

@@ -23,6 +23,7 @@ from prepkit.prep.shape import PRepShape as PRepShape
 from prepkit.prep.slot import Kind, classified, is_running_statistic, slot_from_dict
 from prepkit.prep.slot import Slot as Slot
 from prepkit.tensors import BITS, dtype_name, same_values, storage_identity, torch_dtype
+from prepkit.text import is_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -398,4 +399,4 @@ def canonical_json(data: object) -> str:
 
 def is_pair_of_names(value: object) -> bool:
     """Whether a value that was read from JSON is `[str, str]`."""
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, str) and is_unicode(n) for n in value)

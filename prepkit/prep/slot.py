@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 from prepkit.errors import LayoutMismatch, listed
 from prepkit.tensors import BITS, dtype_name
+from prepkit.text import is_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["parameter", "buffer"]
 
+MAX_VALUES = 1 << 56  # of one tensor, so that sizes and bytes of whole PReps fit 64 bits
 RUNNING_STATISTICS = ("running_mean", "running_var")
 INTEGER_BUFFERS = ("num_batches_tracked", "position_ids", "relative_position_index")  # names that torch and timm give
 
@@ -53,11 +55,13 @@ def slot_from_dict(item: object, start: int, place: str) -> Slot:
     if not isinstance(item, dict):
         raise LayoutMismatch(f"{place}: expected an object.")
     name, shape, dtype, kind = (item.get(key) for key in ("name", "shape", "dtype", "kind"))
-    if not isinstance(name, str):
-        raise LayoutMismatch(f"{place}.name: expected text, found {name!r}.")
+    if not isinstance(name, str) or not is_unicode(name):
+        raise LayoutMismatch(f"{place}.name: expected Unicode text, found {name!r}.")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise LayoutMismatch(f"{place}.shape: expected whole numbers, found {shape!r}.")
-    if dtype not in BITS:
+    if math.prod(shape) > MAX_VALUES:
+        raise LayoutMismatch(f"{place}.shape: a tensor of more than {MAX_VALUES:,} values is too large.")
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise LayoutMismatch(f"{place}.dtype: expected one of {listed(BITS)}, found {dtype!r}.")
     if kind not in ("parameter", "buffer"):
         raise LayoutMismatch(f"{place}.kind: expected 'parameter' or 'buffer', found {kind!r}.")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar
 
 from prepkit.errors import InvalidShape, LayoutMismatch, ZooError, counted
 from prepkit.files import ZOO_MANIFEST, replacing
+from prepkit.json_values import broken_text
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.reading import (
     NOT_A_KEY,
@@ -40,6 +41,8 @@ from prepkit.zoo.format.paths import WORKING_FOLDERS, check_part, check_relative
 FORMAT = "prepkit-zoo/1"
 MANIFEST = ZOO_MANIFEST
 MAX_MANIFEST_BYTES = 256 << 20
+MAX_FILE_BYTES = 1 << 60  # so that all numbers of rows and bytes fit 64 bits
+MAX_CELLS = 1 << 36  # values of one PRep; the memory for a single larger one would be a quarter of a tebibyte
 KEPT_BATCH_NORM = "+bn"  # follows the name of an architecture whose BatchNorm was not folded
 
 
@@ -95,7 +98,7 @@ class StoredFile:
 
     path: Annotated[str, PATH, "relative path"]
     rows: Annotated[int, whole(0), "number of rows in it"]
-    bytes: Annotated[int, whole(1), "its size"]
+    bytes: Annotated[int, whole(1, MAX_FILE_BYTES), "its size"]
     sha256: Annotated[str, SHA256, "sha256 of its content"]
 
 
@@ -198,12 +201,14 @@ def read_manifest(root: str | os.PathLike[str]) -> Manifest:
     raises ZooError naming the file and the place
     """
     path = Path(root) / MANIFEST
-    if not path.is_file():
-        raise ZooError(_why_no_manifest(Path(root)))
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ZooError(f"{path}: {path.stat().st_size:,} bytes are more than a manifest has.")
     try:
+        if not path.is_file():
+            raise ZooError(_why_no_manifest(Path(root)))
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ZooError(f"{path}: {path.stat().st_size:,} bytes are more than a manifest has.")
         data = json.loads(path.read_bytes())
+    except ZooError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ZooError(f"{path}: damaged, it is not JSON ({error}). Fetch it again.") from None
     except OSError as error:
@@ -225,6 +230,9 @@ def manifest_from_dict(data: object, file: str) -> Manifest:
         sha256 = ""
     if read_keys({"sha256": Key(TEXT)}, data, place, strict=False)["sha256"] != sha256:
         raise ZooError(f"{place}: damaged, its content does not match its sha256. Fetch it again.")
+    broken = broken_text(data)
+    if broken is not None:
+        raise ZooError(f"{file}, {broken or 'a key'}: the text is not Unicode, it holds half of a surrogate pair.")
     manifest = read(Manifest, data, place)
     known = {*keys_of(Manifest), "format", "sha256"}
     manifest = replace(manifest, unknown={key: value for key, value in data.items() if key not in known})  # type: ignore[attr-defined]
@@ -325,9 +333,23 @@ def _check_architectures(manifest: Manifest, place: Place) -> None:
     tallest = max((stored.height for stored in manifest.architectures if stored.class_id is not None), default=0)
     if manifest.height < tallest:
         raise ZooError(f"{place['height']}: {manifest.height} is less than the {tallest} of an architecture.")
+    if manifest.shape.cells > MAX_CELLS:
+        raise ZooError(f"{place['height']}: PReps of {manifest.shape} are refused; {MAX_CELLS:,} values are the most.")
 
 
 def _check_rows(manifest: Manifest, place: Place) -> None:
+    """Raise ZooError unless the numbers of rows agree, and each shard has enough bytes for its rows.
+
+    Reading a table takes memory for each row, even if a small file says that all of them are equal.
+    """
+    heights = {stored.name: stored.height for stored in manifest.architectures}
+    for index, shard in enumerate(manifest.shards):
+        needed = shard.rows * heights[shard.architecture] * manifest.width * BITS[manifest.dtype] // 8
+        if needed > shard.bytes:
+            raise ZooError(
+                f"{place['shards'][index]['rows']}: {shard.rows:,} rows take {counted(needed, 'byte')}, but the shard "
+                f"has {shard.bytes:,}."
+            )
     stored = sum(shard.rows for shard in manifest.shards)
     if manifest.table.rows != stored:
         raise ZooError(f"{place}: the table has {counted(manifest.table.rows, 'row')}, the shards {stored:,}.")

@@ -42,12 +42,16 @@ def inside(root: Path, path: str, place: str) -> Path:
     """Return the file that a relative path names, if the path is safe and no link leads out of the zoo.
 
     The Hub's cache keeps a snapshot's files as links to `blobs` beside `snapshots`; those are followed.
-    raises ZooError for any other link
+    raises ZooError for any other link, or if a folder on the way may not be searched
     """
     file = root
     for part in PurePosixPath(check_relative(path, place)).parts:
         file = file / part
-        if file.is_symlink() and file.resolve().parent != hub_blobs(root):
+        try:
+            is_link = file.is_symlink()
+        except OSError as error:
+            raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
+        if is_link and file.resolve().parent != hub_blobs(root):
             raise ZooError(f"{place}: {path!r} is a link to '{file.resolve()}'; links are refused, copy the file.")
     return file
 

@@ -90,6 +90,8 @@ def offset_of_values(file: Path, kind: ShardFormat, extent: Extent) -> int:
     try:
         offset = kind.locate(file, extent)
         size = file.stat().st_size
+    except PermissionError as error:
+        raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
     except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
         raise ZooError(f"{file}: not the shard that the manifest describes: {error}") from None
     if offset + extent.num_bytes > size:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Columns that the zoo itself fills; every other column is the user's.
 OWN_COLUMNS = ("id", "architecture", "class_id", "split", "shard", "row")
+TEXT_COLUMNS = ("id", "architecture", "split")
+REQUIRED_COLUMNS = ("id", "architecture", "shard", "row")  # no value of these may be missing
 ROWS_A_GROUP = 50_000
 MAX_NAME_LENGTH = 200
 EXACT_INTEGERS = 2**53  # a float64 holds all whole numbers up to this; larger ones are of kind "long"
@@ -132,16 +134,49 @@ def read_table(file: Path, stored: StoredFile) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != stored.sha256:
         raise ZooError(f"{file}: damaged, its content does not match the sha256 in the manifest. Fetch it again.")
     try:
+        opened = pq.ParquetFile(pa.BufferReader(content))
+        _check_schema(opened.schema_arrow, file)
+        if opened.metadata.num_rows != stored.rows:
+            found = counted(opened.metadata.num_rows, "row")
+            raise ZooError(f"{file}: it has {found}, the manifest says {stored.rows:,}.")
         # Threads of read_table may free `content` while the interpreter ends, which would abort the process.
-        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        table = opened.read(use_threads=False)
+        for name in table.column_names:
+            _check_values(table[name], f"{file}, column '{name}'", is_required=name in REQUIRED_COLUMNS)
     except (pa.ArrowException, OSError) as error:
         raise ZooError(f"{file}: it is no parquet table ({str(error)[:80]}).") from None
-    missing = [name for name in OWN_COLUMNS if name not in table.column_names]
+    return table
+
+
+def _check_schema(schema: pa.Schema, file: Path) -> None:
+    """Raise ZooError unless each column stands once, and the zoo's own columns are there with their types."""
+    import pyarrow.types as kinds
+
+    missing = [name for name in OWN_COLUMNS if name not in schema.names]
     if missing:
         raise ZooError(f"{file}: the columns {listed(missing)} are missing.")
-    if table.num_rows != stored.rows:
-        raise ZooError(f"{file}: it has {counted(table.num_rows, 'row')}, the manifest says {stored.rows:,}.")
-    return table
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise ZooError(f"{file}: the columns {listed(twice)} stand twice.")
+    for name in OWN_COLUMNS:
+        kind = schema.field(name).type
+        is_text = kinds.is_string(kind) or kinds.is_large_string(kind)
+        fits = is_text if name in TEXT_COLUMNS else kinds.is_integer(kind)
+        if not fits and not (kinds.is_null(kind) and name not in REQUIRED_COLUMNS):
+            wanted = "text" if name in TEXT_COLUMNS else "whole numbers"
+            raise ZooError(f"{file}, column '{name}': it has type {kind}, not {wanted}.")
+
+
+def _check_values(column: pa.ChunkedArray, place: str, *, is_required: bool) -> None:
+    """Raise ZooError unless the values of a column are sound: text is UTF-8, and none is missing that must be there."""
+    import pyarrow as pa
+
+    if is_required and column.null_count:
+        raise ZooError(f"{place}: it has missing values.")
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ZooError(f"{place}: damaged values ({str(error)[:80]}).") from None
 
 
 def whole_numbers(column: pa.ChunkedArray) -> np.ndarray:
@@ -152,6 +187,31 @@ def whole_numbers(column: pa.ChunkedArray) -> np.ndarray:
     import numpy as np
 
     return np.array(np.from_dlpack(column.combine_chunks()), dtype=np.int64)
+
+
+def row_of(table: pa.Table, number: int) -> dict[str, Any]:
+    """Return one row as Python values; a time that Python cannot hold exactly, as text."""
+    row = table.slice(number, 1)
+    for index, field in enumerate(row.schema):
+        if str(field.type).startswith(("timestamp", "time64", "date64")):
+            row = row.set_column(index, field.name, _times(row[field.name]))
+    values: dict[str, Any] = row.to_pylist()[0]
+    return values
+
+
+def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return times to the microsecond if that loses nothing and Python has them, else their text."""
+    import pyarrow as pa
+
+    kind = column.type
+    zone = getattr(kind, "tz", None)
+    plain = pa.time64("us") if pa.types.is_time(kind) else pa.timestamp("us", zone)
+    try:
+        exact = column.cast(plain)
+        exact.to_pylist()
+    except (ValueError, OverflowError):  # Arrow's errors are ValueErrors, too
+        return column.cast(pa.string())
+    return exact
 
 
 def rows_at(table: pa.Table, numbers: np.ndarray) -> pa.Table:

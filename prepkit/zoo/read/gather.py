@@ -6,14 +6,16 @@ that the memory bus limits, and it hangs in a forked worker whose parent used to
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prepkit.errors import InvalidShape
+from prepkit.errors import InvalidShape, ZooError, counted
 from prepkit.tensors import torch_dtype
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from prepkit.zoo.read.store import Store
@@ -50,12 +52,11 @@ def gather(store: Store, instances: np.ndarray, out: Tensor) -> set[int]:
 def batch_memory(size: tuple[int, ...], dtype: str, out: Tensor | None) -> Tensor:
     """Return memory for PReps of this size and dtype: `out`, or new memory if it is None.
 
-    raises InvalidShape if `out` has another size or dtype, is not contiguous, or is not on the CPU
+    raises InvalidShape if `out` has another size or dtype, is not contiguous, or is not on the CPU,
+           ZooError if there is not that much memory
     """
-    import torch
-
     if out is None:
-        return torch.empty(size, dtype=torch_dtype(dtype))
+        return new_memory(size, torch_dtype(dtype))
     fits = tuple(out.shape) == size and out.dtype == torch_dtype(dtype)
     if not fits or not out.is_contiguous() or out.device.type != "cpu":
         raise InvalidShape(
@@ -63,6 +64,23 @@ def batch_memory(size: tuple[int, ...], dtype: str, out: Tensor | None) -> Tenso
             f"needed is {list(size)} {dtype}, contiguous, on the CPU."
         )
     return out
+
+
+def new_memory(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return new memory for PReps or masks `[B, H, W]`.
+
+    raises ZooError if there is not that much
+    """
+    import torch
+
+    try:
+        return torch.empty(size, dtype=dtype)
+    except (RuntimeError, MemoryError):  # numbers beyond 64 bits, too
+        needed = counted(math.prod(size) * dtype.itemsize, "byte")
+        raise ZooError(
+            f"{size[0]:,} PReps of {size[1]} x {size[2]} take {needed}, which memory does not have; "
+            "read fewer at a time, or at a smaller width and height."
+        ) from None
 
 
 def copy_row(values: Words, target: Words) -> None:

@@ -44,9 +44,10 @@ class Store(ABC):
     def __init__(self, root: Path, manifest: Manifest | None = None) -> None:
         self.root = root
         self.manifest: Manifest = manifest or read_manifest(root)
+        self._check_files()
         self.table: pa.Table = self._read_table()
-        self.shard_of: np.ndarray = _integers(self.table, "shard")
-        self.row_of: np.ndarray = _integers(self.table, "row")
+        self.shard_of: np.ndarray = whole_numbers(self.table["shard"])
+        self.row_of: np.ndarray = whole_numbers(self.table["row"])
         self._check_rows()
         self._shard_format = shard_format(self.manifest.shard_format)
         self._stored = {stored.name: stored for stored in self.manifest.architectures}
@@ -72,6 +73,9 @@ class Store(ABC):
     def ahead(self, numbers: Iterable[int]) -> AbstractContextManager[None]:
         """While inside, prepare shards in this order in the background."""
         return nullcontext()
+
+    def _check_files(self) -> None:  # noqa: B027  # shards that are fetched later are checked then
+        """Compare the sizes of the shards with the manifest before the table is read, whose rows they bound."""
 
     def architecture_of_shard(self, number: int) -> StoredArchitecture:
         """Return the architecture whose instances a shard holds."""
@@ -145,7 +149,6 @@ class LocalStore(Store):
     ) -> None:
         super().__init__(Path(root), manifest)
         self._verify = verifies(verify, usually=False)
-        self._check_files()
         self._mapped: dict[int, MappedShard] = {}
 
     def values(self, number: int) -> Tensor:
@@ -173,12 +176,15 @@ class LocalStore(Store):
         return self._mapped[number]
 
     def _check_files(self) -> None:
+        """Compare the sizes of the shards with the manifest."""
         for shard in self.manifest.shards:
             file = self.file(shard.path)
             try:
                 size = file.stat().st_size
-            except OSError:
+            except FileNotFoundError:
                 raise ZooError(f"{file}: missing; the zoo is not whole. Fetch it again.") from None
+            except OSError as error:
+                raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
             if size != shard.bytes:
                 raise ZooError(f"{file}: it has {size:,} bytes, the manifest says {shard.bytes:,}; fetch it again.")
 
@@ -247,14 +253,3 @@ def _sum_of_shards(manifest: Manifest) -> str:
 def _map_file(file: Path) -> mmap.mmap:
     with open(file, "rb") as opened:
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def _integers(table: pa.Table, name: str) -> np.ndarray:
-    import pyarrow as pa
-
-    column = table[name]
-    if column.null_count:
-        raise ZooError(f"the zoo's table: the column '{name}' has missing values.")
-    if not pa.types.is_integer(column.type):
-        raise ZooError(f"the zoo's table: the column '{name}' has type {column.type}, not whole numbers.")
-    return whole_numbers(column)

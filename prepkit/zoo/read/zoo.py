@@ -30,8 +30,8 @@ from prepkit.prep.layout import Layout, PRepShape
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of, network_of
-from prepkit.zoo.format.tables import rows_at, rows_with
-from prepkit.zoo.read.gather import batch_memory, gather
+from prepkit.zoo.format.tables import row_of, rows_at, rows_with
+from prepkit.zoo.read.gather import batch_memory, gather, new_memory
 from prepkit.zoo.read.indices import is_single, number_of, numbers_of
 from prepkit.zoo.read.store import LocalStore, Store
 from prepkit.zoo.read.where import matching_rows
@@ -195,8 +195,7 @@ class Zoo:
 
     def metadata(self, key: int | str) -> dict[str, Any]:
         """Return an instance's row of the table, by index or id."""
-        row: dict[str, Any] = self.table.slice(self._number(key), 1).to_pylist()[0]
-        return row
+        return row_of(self.table, self._number(key))
 
     def layout(self, key: int | str) -> Layout:
         """Return the layout of an instance's PRep."""
@@ -260,7 +259,9 @@ class Zoo:
 
         shape = self._shape(width, height)
         totals = torch.from_numpy(self._store.totals[self._store.shard_of[self._instances_of(indices)]])
-        return (torch.arange(shape.cells) < totals[:, None]).view(-1, shape.height, shape.width)
+        masks = new_memory((len(totals), shape.height, shape.width), torch.bool)
+        torch.lt(torch.arange(shape.cells), totals[:, None], out=masks.view(-1, shape.cells))
+        return masks
 
     # Training -------------------------------------------------------------------------------------------------
 

@@ -136,15 +136,25 @@ def test_a_link_is_a_fault(zoo, tmp_path):
 
 
 def test_a_manifest_that_agrees_with_itself_but_not_with_the_files_is_found(zoo):
-    shards = read_manifest(zoo).shards
+    manifest = read_manifest(zoo)
+    content = (zoo / "zoo.json").read_bytes()
+    names = sorted(
+        {shard.architecture for shard in manifest.shards}, key=lambda name: manifest.architecture(name).height
+    )
 
-    def swapped(data):
-        first, second = data["shards"][0], data["shards"][-1]
-        first["architecture"], second["architecture"] = second["architecture"], first["architecture"]
+    def renamed(old, new):
+        """Say of the first shard of an architecture that it holds another, and return it with the faults."""
+        (zoo / "zoo.json").write_bytes(content)
+        number = next(n for n, shard in enumerate(manifest.shards) if shard.architecture == old)
+        rewritten(zoo, lambda data: data["shards"][number].update(architecture=new))
+        return number, verify(zoo).faults
 
-    rewritten(zoo, swapped)
-    files = {fault.file for fault in verify(zoo).faults}
-    assert {shards[0].path, shards[-1].path} <= files
+    number, faults = renamed(names[-1], names[0])
+    assert manifest.shards[number].path in {fault.file for fault in faults}
+    number, faults = renamed(names[0], names[-1])
+    assert [fault.file for fault in faults] == ["zoo.json"]
+    assert f"shards[{number}].rows" in faults[0].problem
+    assert "but the shard has" in faults[0].problem
 
 
 def test_a_table_that_mixes_up_instances_is_found(zoo):

@@ -1,13 +1,19 @@
 """Tests of the contract that both shard formats keep, of stores, and of zoos that must be refused."""
 
+import hashlib
 import json
+import math
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
@@ -19,6 +25,7 @@ import prepkit
 from prepkit.api import open_zoo
 from prepkit.errors import ZooError
 from prepkit.tensors import same_bits
+from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, checksum, read_manifest
 from prepkit.zoo.read.store import LocalStore
 from prepkit.zoo.write.writer import ZooWriter
@@ -42,6 +49,23 @@ def replace_shard(root: Path, number: int, write) -> Path:
     write(file)
     rewrite_manifest(root, lambda data: data["shards"][number].update(bytes=file.stat().st_size))
     return file
+
+
+def table_of(root: Path) -> pa.Table:
+    return pq.read_table(root / read_manifest(root).table.path)
+
+
+def replace_table(root: Path, table: pa.Table) -> None:
+    """Put another table in the zoo's table's place, with its right size and sha256."""
+    file = root / read_manifest(root).table.path
+    pq.write_table(table, file)
+    content = file.read_bytes()
+    change = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    rewrite_manifest(root, lambda data: data["table"].update(change))
+
+
+MODELS = r"models-[0-9a-f]{12}\.parquet"
+NOT_UTF8 = pa.array([b"a", b"\xff\xfe", b"c"]).view(pa.string())
 
 
 class Contract:
@@ -449,7 +473,59 @@ class TestManifest:
             data["shards"][0]["rows"] = data["table"]["rows"] = 1 << 40
 
         rewrite_manifest(root, change)
-        self.refused(root, "it has 3 rows, the manifest says")
+        self.refused(root, r"zoo\.json, shards\[0\]\.rows: .* take 140,737,488,355,328 bytes, but the shard has")
+        rewrite_manifest(root, lambda data: data["shards"][0].update(bytes=1 << 59))
+        (root / read_manifest(root).table.path).write_bytes(b"not read before the sizes of the shards are known")
+        self.refused(root, r"safetensors: it has .* bytes, the manifest says 576,460,752,303,423,488")
+
+    def test_fewer_rows_than_the_table_has(self, root):
+        rewrite_manifest(root, lambda data: (data["shards"][0].update(rows=2), data["table"].update(rows=2)))
+        rewrite_manifest(root, lambda data: data["splits"].update(train=2))
+        self.refused(root, r"parquet: it has 3 rows, the manifest says 2")
+
+    @pytest.mark.parametrize("place", ["name", "task", "splits", "slot", "tie", "config", "later"])
+    @pytest.mark.parametrize("half", ["\ud800", "x\udfff"])
+    def test_text_that_is_not_unicode(self, root, place, half):
+        def change(data):
+            stored = data["architectures"][0]
+            changes = {
+                "name": lambda: data.update(name=half),
+                "task": lambda: data.update(task={"kind": ["images", half]}),
+                "splits": lambda: data["splits"].update({half: 0}),
+                "slot": lambda: stored["layout"]["slots"][1].update(name=half),
+                "tie": lambda: stored["layout"]["ties"].append([half, stored["layout"]["slots"][0]["name"]]),
+                "config": lambda: stored.update(config={half: 1}),
+                "later": lambda: data.update(invented_later=[half]),
+            }
+            changes[place]()
+
+        rewrite_manifest(root, change)
+        self.refused(root, r"zoo\.json, .*: the text is not Unicode")
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"dtype": ["float32"]}, r"slots\[0\]\.dtype: expected one of float64"),
+            ({"dtype": {"float32": 1}}, r"slots\[0\]\.dtype: expected one of float64"),
+            ({"shape": [10**400]}, r"slots\[0\]\.shape: a tensor of more than .* values is too large"),
+            ({"kind": ["parameter"]}, r"slots\[0\]\.kind: expected 'parameter'"),
+            ({"name": ["w"]}, r"slots\[0\]\.name: expected Unicode text"),
+        ],
+    )
+    def test_slots_of_other_kinds(self, root, change, match):
+        rewrite_manifest(root, lambda data: data["architectures"][0]["layout"]["slots"][0].update(change))
+        self.refused(root, match)
+
+    def test_absurd_height(self, root):
+        rewrite_manifest(root, lambda data: data.update(height=1 << 40))
+        self.refused(root, r"zoo\.json, height: PReps of 1099511627776 x 8 are refused")
+
+    def test_memory_that_is_not_there(self, root):
+        rewrite_manifest(root, lambda data: data.update(height=1 << 33))
+        zoo = open_zoo(root)
+        for read in (zoo.preps, lambda: zoo.preps(slice(0, 1), height=1 << 60), zoo.masks):
+            with pytest.raises(ZooError, match=r"PReps of \d+ x 8 take .* bytes, which memory does not have"):
+                read()
 
     def test_links(self, root, tmp_path):
         file = root / read_manifest(root).shards[0].path
@@ -498,24 +574,107 @@ class TestManifest:
             ("shard", [0, 0, 1], "row 2: there is no shard 1"),
             ("shard", [0, -1, 0], "row 1: there is no shard -1"),
             ("row", [0, 3, 1], "row 1: its shard has no row 3"),
-            ("row", [0, None, 1], "'row' has missing values"),
-            ("row", ["0", "1", "2"], "'row'"),
+            ("row", [0, None, 1], "column 'row': it has missing values"),
+            ("row", ["0", "1", "2"], "column 'row': it has type string, not whole numbers"),
             ("shard", None, "columns shard are missing"),
+            ("id", [1, 2, 3], "column 'id': it has type int64, not text"),
+            ("id", ["a", None, "c"], "column 'id': it has missing values"),
+            ("id", [b"a", b"b", b"c"], "column 'id': it has type binary, not text"),
+            ("id", NOT_UTF8, "column 'id': damaged values .*UTF8"),
+            ("note", NOT_UTF8, "column 'note': damaged values .*UTF8"),
+            ("architecture", [None] * 3, "column 'architecture': it has type null, not text"),
+            ("split", [1.5, 2.5, None], "column 'split': it has type double, not text"),
+            ("class_id", ["0", "0", "0"], "column 'class_id': it has type string, not whole numbers"),
         ],
     )
     def test_forged_tables(self, root, name, values, match):
-        import hashlib
+        table = table_of(root)
+        table = table.drop_columns([name] if name in table.column_names else [])
+        replace_table(root, table if values is None else table.append_column(name, pa.array(values)))
+        self.refused(root, f"{MODELS}.*{match}")
+        assert verify(root).faults[0].file == read_manifest(root).table.path
 
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def test_a_column_that_stands_twice(self, root):
+        table = table_of(root)
+        replace_table(root, table.append_column("accuracy", table["accuracy"]))
+        self.refused(root, f"{MODELS}: the columns accuracy stand twice")
 
-        file = root / read_manifest(root).table.path
-        table = pq.read_table(file).drop_columns([name])
-        pq.write_table(table if values is None else table.append_column(name, pa.array(values)), file)
-        content = file.read_bytes()
-        change = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        rewrite_manifest(root, lambda data: data["table"].update(change))
-        self.refused(root, match)
+    def test_a_small_table_of_very_many_rows_is_refused_before_it_is_read(self, root, monkeypatch):
+        many = pa.table({name: pa.repeat(column[0], 1_000_000) for name, column in table_of(root).to_pydict().items()})
+        replace_table(root, many)
+        monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("the table was read"))
+        self.refused(root, f"{MODELS}: it has 1,000,000 rows, the manifest says 3")
+        rewrite_manifest(root, lambda data: (data["shards"][0].update(rows=10**6), data["table"].update(rows=10**6)))
+        self.refused(root, r"zoo\.json, shards\[0\]\.rows: 1,000,000 rows take 128,000,000 bytes")
+
+    def test_columns_of_other_kinds_are_read_and_exported(self, root, tmp_path):
+        from datetime import UTC, datetime, time
+
+        table = table_of(root)
+        nanoseconds = pa.array([1, None, 2], pa.timestamp("ns"))
+        columns = {
+            "curve": pa.array([[0.5, math.nan], None, []]),
+            "when": pa.array([datetime(2026, 1, 2, 3, tzinfo=UTC)] * 3),
+            "exact": nanoseconds,
+            "far": pa.array([1 << 50] * 3, pa.timestamp("ms")),
+            "clock": pa.array([1000] * 3, pa.time64("ns")),
+            "raw": pa.array([b"\x00\xff", None, b""]),
+        }
+        for name, column in columns.items():
+            table = table.append_column(name, column)
+        replace_table(root, table)
+        row = open_zoo(root).metadata(0)
+        assert row["when"] == datetime(2026, 1, 2, 3, tzinfo=UTC)
+        assert row["exact"] == "1970-01-01 00:00:00.000000001"
+        assert row["clock"] == time(microsecond=1)
+        assert isinstance(row["far"], str)
+        command = [
+            sys.executable,
+            "-c",
+            "from prepkit.cli import main; main()",
+            "zoo",
+            "export",
+            root,
+            row["id"],
+            "-o",
+            tmp_path / "m.pt",
+        ]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout)["metadata"]
+        assert found["when"] == "2026-01-02T03:00:00+00:00"
+        assert (found["curve"], found["raw"]) == ([0.5, "nan"], "00ff")
+
+    @pytest.mark.parametrize("part", ["", "shards", "shard", "table", "zoo.json"])
+    def test_files_that_may_not_be_read(self, root, part):
+        """A process without root's rights, which ignore permissions, reads the zoo."""
+        manifest = read_manifest(root)
+        names = {"shard": manifest.shards[0].path, "table": manifest.table.path}
+        file = root / names.get(part, part)
+        reading = (
+            "import os, sys, prepkit\nroot = sys.argv[1]\n"
+            "def read():\n"
+            "    for call in (lambda: prepkit.open_zoo(root).preps(), lambda: print(*prepkit.verify(root).faults)):\n"
+            "        try: call()\n"
+            "        except prepkit.ZooError as error: print(error)\n"
+            "read()\n"  # imports all that is needed, which others may not be allowed to read
+            "os.chmod(sys.argv[2], 0)\n"
+            "if os.geteuid() == 0: os.seteuid(65534)\n"
+            "read()\n"
+        )
+        for folder in (root, *root.parents):
+            if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+                folder.chmod(folder.stat().st_mode | 0o755)
+        try:
+            done = subprocess.run([sys.executable, "-c", reading, root, file], capture_output=True, text=True)
+        finally:
+            file.chmod(0o755)
+        assert done.stderr == ""
+        nothing, opened, verified = done.stdout.splitlines()
+        assert nothing == ""
+        assert "cannot be read: Permission denied" in opened
+        assert "cannot be read: Permission denied" in verified
+        assert file.name in opened
 
     def test_not_a_zoo(self, tmp_path, root):
         (tmp_path / "file").write_text("x")
