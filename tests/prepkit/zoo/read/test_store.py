@@ -662,7 +662,8 @@ class TestManifest:
             "if os.geteuid() == 0: os.seteuid(65534)\n"
             "read()\n"
         )
-        root.chmod(0o755)
+        for each in (root, *root.rglob("*")):
+            each.chmod(0o755)
         try:
             done = subprocess.run(
                 [sys.executable, "-c", reading, root.name, file], cwd=root.parent, capture_output=True, text=True
