@@ -153,6 +153,7 @@ LIGHT = (
     "prep",
     "prep.slot",
     "prep.shape",
+    "prep.contents",
     "prep.layout",
     "prep.file",
     "figures",

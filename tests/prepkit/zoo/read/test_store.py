@@ -665,9 +665,7 @@ class TestManifest:
         for each in (root, *root.rglob("*")):
             each.chmod(0o755)
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", reading, root.name, file], cwd=root.parent, capture_output=True, text=True
-            )
+            done = subprocess.run([sys.executable, "-c", reading, ".", file], cwd=root, capture_output=True, text=True)
         finally:
             file.chmod(0o755)
         assert done.stderr == ""
