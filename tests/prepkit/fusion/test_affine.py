@@ -326,3 +326,25 @@ def test_a_zoo_holds_and_rebuilds_affine_maps(tmp_path):
     for index, network in enumerate(networks):
         assert error(network, zoo.network(index), IMAGES) < 1e-5
     assert prepkit.verify(tmp_path / "zoo").ok
+
+
+class WithFrozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.alias = nn.Conv2d(4, 5, 3, bias=False), FrozenBatchNorm2d(5), None
+        self.alias = self.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.alias(self.conv(x))
+
+
+def test_a_record_of_an_earlier_version_builds_what_it_holds():
+    """Frozen BatchNorms were once left as they are, and the record said nothing of it but the names in its layout."""
+    architecture = architecture_from_callable(f"{__name__}:WithFrozen", (4, 6, 6))
+    network = randomised(architecture.build())
+    assert list(architecture.folded_shapes) == ["conv.weight", "conv.bias"]
+    data = architecture.to_dict()
+    data |= {"layout": prepkit.Layout.of(network).to_dict(), "num_parameters": 180}
+    earlier = Architecture.from_dict(data, trust_code=True).build_folded()
+    earlier.load_state_dict(network.state_dict())
+    assert error(network, earlier, IMAGES) == 0
