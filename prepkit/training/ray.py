@@ -71,6 +71,17 @@ def train_remotely(unit: Unit, task: Task, engine: Engine, expected: dict[str, s
 
 
 @contextmanager
+def roomy_cluster(address: str, engine: Engine, gpus: float) -> Iterator[None]:
+    """Stay connected to a cluster that has room for a unit, so that a training begins only where it can be done.
+
+    raises ZooError if Ray is not installed, there is no cluster, or no room in it
+    """
+    with cluster(address) as ray:
+        check_room(ray.cluster_resources(), resources_for(engine, gpus), address)
+        yield
+
+
+@contextmanager
 def cluster(address: str) -> Iterator[Any]:
     """Connect, and give the module `ray`; afterwards leave or stop the cluster that was joined or started here.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,17 +108,20 @@ def train_zoo(
         check_engine(provenance, engine, stack, threads, root)
         engine = provenance.engine
     provenance = provenance or Provenance.of(loaded, engine, where)
-    with ZooWriter(
-        root,
-        width=loaded.width,
-        height=loaded.height,
-        name=loaded.name,
-        registry=registry_of(loaded),
-        task=task.record,
-        license=loaded.license,
-        provenance=provenance.to_dict(),
-        resume=True,
-    ) as writer:
+    with (
+        workers_of(ray, engine, gpus),
+        ZooWriter(
+            root,
+            width=loaded.width,
+            height=loaded.height,
+            name=loaded.name,
+            registry=registry_of(loaded),
+            task=task.record,
+            license=loaded.license,
+            provenance=provenance.to_dict(),
+            resume=True,
+        ) as writer,
+    ):
         provenance.write(root)
         training = ZooTraining(writer, loaded, jobs, engine, progress or Progress())
         training.train(executor(task, engine, where, training, ray, gpus), task)
@@ -236,6 +240,15 @@ def executor(
         return lambda units: on_ray(ray, units, task, engine, gpus, advance)
     here = task.to(device)
     return lambda units: (train_unit(unit, here, engine, device, training.folder, advance) for unit in units)
+
+
+def workers_of(ray: str | None, engine: Engine, gpus: float) -> AbstractContextManager[None]:
+    """A connection to the Ray cluster, where there is one; what it lacks is told before anything is written."""
+    if ray is None:
+        return nullcontext()
+    from prepkit.training.ray import roomy_cluster
+
+    return roomy_cluster(ray, engine, gpus)
 
 
 def teacher_unit(spec: Spec, job: Job | None, number: int) -> Unit | None:

@@ -80,6 +80,19 @@ def test_ray_that_is_not_installed(monkeypatch):
     assert list(on_ray("auto", [], task, engine, 1.0, print)) == []  # nothing is left to do
 
 
+@pytest.mark.parametrize(
+    ("resources", "threads", "message"),
+    [(None, 1, "needs the extra"), ({"CPU": 2.0}, 4, "a unit takes 4 cpus")],
+    ids=["no Ray", "no room"],
+)
+def test_what_is_missing_is_told_before_anything_is_written(tmp_path, monkeypatch, resources, threads, message):
+    fake = resources and SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: resources)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with pytest.raises(ZooError, match=message):
+        train_zoo(spec(LAST), tmp_path / "zoo", device="cpu", threads=threads, ray="auto")
+    assert not (tmp_path / "zoo").exists()
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "no such host", "auto"])
 def test_no_cluster_at_an_address_is_told_soon(monkeypatch, address):
     with socket.socket() as free:
