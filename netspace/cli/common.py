@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from prepkit.cli.common import device_option
+from prepkit.cli.completion import paths
 from prepkit.cli.output import Output
 from prepkit.progress import Advance
 
@@ -40,6 +42,10 @@ class Place(click.ParamType[Any]):
 
         text = os.fspath(value)
         return text if text.startswith(HUB_SCHEME) else Path(text)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offer files and folders."""
+        return paths(ctx, param, incomplete)
 
 
 PLACE = Place()

@@ -9,6 +9,7 @@ import click
 
 from netspace.cli.common import PATH, PLACE, data_option
 from prepkit.cli.common import device_option
+from prepkit.cli.completion import names
 from prepkit.cli.output import Output, json_option
 from prepkit.text import table
 
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
     from netspace.run.run import Run
 
 
+def _recipes() -> list[str]:
+    from netspace.recipe import recipe_names
+
+    return recipe_names()
+
+
 @click.command()
-@click.argument("recipe", metavar="RECIPE")
+@click.argument("recipe", metavar="RECIPE", shell_complete=names(_recipes, or_path=True))
 @click.option("--zoo", required=True, type=PLACE, metavar="ZOO", help="Zoo to learn from: a folder or hf://user/zoo.")
 @click.option("--out", "folder", required=True, type=PATH, metavar="RUN", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in this folder.")

@@ -25,6 +25,7 @@ from netspace.cli.common import (
     zoo_option,
 )
 from prepkit.cli.common import force_option
+from prepkit.cli.completion import zoo_ids
 from prepkit.cli.output import Output, json_option
 from prepkit.json_values import json_value
 from prepkit.text import table
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @run_argument
-@click.argument("first", required=False)
-@click.argument("second", required=False)
+@click.argument("first", required=False, shell_complete=zoo_ids)
+@click.argument("second", required=False, shell_complete=zoo_ids)
 @zoo_option
 @click.option(
     "--steps", type=click.IntRange(2, 100_000), default=11, show_default=True, help="Number of points along each line."
@@ -184,7 +185,7 @@ def _write_meshes(walk: Interpolation, opened: Opened, predicted: Prediction, fo
 
 @click.command()
 @run_argument
-@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=zoo_ids)
 @zoo_option
 @click.option("--embedding", type=PATH, metavar="FILE.npy", help="Start from embeddings instead of instances.")
 @click.option(

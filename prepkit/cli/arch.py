@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prepkit.cli.completion import architectures, names
 from prepkit.cli.output import Output, json_option
 from prepkit.text import table
 
@@ -28,17 +29,14 @@ def list_(out: Output) -> None:
     """
     from prepkit.families import registry
 
-    architectures = [registry.architecture(name) for name in registry.architectures()]
-    rows = [
-        (a.name, _class_id(a.name, "-"), a.num_parameters, a.num_trainable, _shape(a.input_shape))
-        for a in architectures
-    ]
+    known = [registry.architecture(name) for name in registry.architectures()]
+    rows = [(a.name, _class_id(a.name, "-"), a.num_parameters, a.num_trainable, _shape(a.input_shape)) for a in known]
     text = table(rows, ("name", "ClassId", "parameters", "with BatchNorm", "input"))
-    out.result({"architectures": [_facts(architecture) for architecture in architectures]}, text)
+    out.result({"architectures": [_facts(architecture) for architecture in known]}, text)
 
 
 @arch.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names(architectures))
 @click.option("--width", default=512, show_default=True, help="Width of the PRep, which decides its height.")
 @json_option
 def show(name: str, width: int, out: Output) -> None:

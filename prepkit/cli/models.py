@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
+from prepkit.cli.completion import paths
 from prepkit.errors import HubError
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ class Model(click.ParamType[Path | HubAddress]):
             return parse(text) if text.startswith(HUB_SCHEME) else Path(text)
         except HubError as error:
             self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offer files and folders."""
+        return paths(ctx, param, incomplete)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from prepkit.cli.completion import architectures, names
+
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
 
@@ -44,6 +46,7 @@ def architecture_options(command: F) -> F:
         "--arch",
         "architecture",
         metavar="NAME|module:callable",
+        shell_complete=names(architectures),
         help="The network: a registered name (see `prepkit arch list`) or a Python callable that builds it. "
         "[default: a registered one is recognised]",
     )(command)

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from prepkit.cli.common import Interrupted, device_option
+from prepkit.cli.completion import names
+from prepkit.cli.completion import specs as known_specs
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.zoo_text import description, facts
 from prepkit.errors import counted
@@ -18,7 +20,7 @@ from prepkit.text import table
 
 
 @click.command()
-@click.argument("spec", metavar="SPEC")
+@click.argument("spec", metavar="SPEC", shell_complete=names(known_specs, or_path=True))
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @device_option
 @click.option("--stack", type=click.IntRange(min=1), metavar="K", help="Instances per stack. [default: by device]")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from prepkit.cli.common import force_option
+from prepkit.cli.completion import zoo_ids
 from prepkit.cli.models import Model, hub_bars
 from prepkit.cli.network_options import DTYPES, architecture_options, bn_option, find_architecture, key_option
 from prepkit.cli.output import Output, json_option, with_flags
@@ -324,7 +325,7 @@ def clean(folder: Path, dry_run: bool, out: Output) -> None:
 
 @zoo.command()
 @folder_or_address
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=zoo_ids)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")
 @force_option
 @json_option
