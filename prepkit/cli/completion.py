@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -74,8 +73,10 @@ def _ids(folder: object) -> list[str]:
 
 def _zoo_of_run(run: object) -> str | None:
     """Return where a run's zoo was in training, without opening the run, which takes torch."""
+    if not isinstance(run, str | Path):
+        return None
     try:
-        record = json.loads(Path(os.fspath(run)).joinpath("run.json").read_bytes())  # type: ignore[arg-type]
+        record = json.loads((Path(run) / "run.json").read_bytes())
         path = record["zoo"]["path"]
     except (TypeError, ValueError, KeyError, OSError):
         return None
