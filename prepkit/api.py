@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
+from prepkit.errors import PrepkitError
+from prepkit.files import is_zoo
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
@@ -121,20 +123,38 @@ def create_zoo(
     joined = rows_of_models(files, csv, types)
     check_columns(joined.rows, csv)
 
-    from prepkit.zoo.card.card import write_card
+    from prepkit.zoo.card.card import README, write_card
     from prepkit.zoo.format.manifest import read_manifest
     from prepkit.zoo.write.model_files import Packing, add_models, provenance_of_models
     from prepkit.zoo.write.writer import ZooWriter
     from prepkit.zoo.write.written import WrittenZoo
 
+    root = Path(path)
+    notes = (*notes, *joined.notes)
+    if resume and is_zoo(root) and not (root / README).exists() and _ids_in(root) == {row.id for row in joined.rows}:
+        write_card(root)  # the command was interrupted between the zoo and its card
+        return WrittenZoo(root, read_manifest(root), notes, joined.types)
     about = {"name": name, "license": license, "task": task}
     packing = Packing(architecture, key, keep_batch_norm, keep_unfoldable)
-    with ZooWriter(path, width=width, format=format, dtype=dtype, resume=resume, **about) as writer:  # type: ignore[arg-type]
-        left_out = add_models(writer, joined.rows, packing, partial(local_model, token=token), progress)
-        # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
-        writer.provenance = provenance_of_models(len(writer))
-    write_card(path)
-    return WrittenZoo(Path(path), read_manifest(path), (*notes, *joined.notes, *left_out), joined.types)
+    all_added = False
+    try:
+        with ZooWriter(path, width=width, format=format, dtype=dtype, resume=resume, **about) as writer:  # type: ignore[arg-type]
+            left_out = add_models(writer, joined.rows, packing, partial(local_model, token=token), progress)
+            all_added = True
+            # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
+            writer.provenance = provenance_of_models(len(writer))
+        write_card(root)
+    except (PrepkitError, KeyboardInterrupt) as error:
+        if all_added:
+            kept = f"'{root}' is finished but for its card" if is_zoo(root) else "All models are kept"
+            error.add_note(f"{kept}; go on with resume=True, or delete '{root}'.")
+        raise
+    return WrittenZoo(root, read_manifest(root), (*notes, *left_out), joined.types)
+
+
+def _ids_in(root: Path) -> set[str]:
+    """Return the ids in a finished zoo."""
+    return set(open_zoo(root).table["id"].to_pylist())
 
 
 def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddress:

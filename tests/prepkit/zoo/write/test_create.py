@@ -284,3 +284,25 @@ def test_resuming_without_models_that_are_in_the_zoo_is_refused(tmp_path, models
     error = create(tmp_path / "zoo", models[0], "--resume", status=2).stderr
     assert "holds 1 instance of none of these models: m1. Give the same models as before" in error
     create(tmp_path / "zoo", *models[:2], "--resume")
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("prepkit.zoo.write.writer.write_manifest", "All models are kept; go on with --resume, or delete"),
+        ("prepkit.zoo.card.card.write_card", "is finished but for its card; go on with --resume, or delete"),
+    ],
+)
+def test_ctrl_c_at_the_end_says_how_to_go_on(tmp_path, models, monkeypatch, place, told):
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, interrupted)
+        assert told in create(tmp_path / "zoo", *models, status=130).stderr
+    create(tmp_path / "zoo", *models, "--resume")
+    create(tmp_path / "straight", *models, "--name", "zoo")
+    assert files_of(tmp_path / "zoo") == files_of(tmp_path / "straight")
+    assert "is a finished zoo" in create(tmp_path / "zoo", *models, "--resume", status=2).stderr
+    (tmp_path / "zoo" / "README.md").unlink()
+    assert "is a finished zoo" in create(tmp_path / "zoo", *models[:2], "--resume", status=2).stderr
