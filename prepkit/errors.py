@@ -21,7 +21,12 @@ Every message says what was asked, what was found and what to do.
 
 from __future__ import annotations
 
+import string
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import islice
+
+MANY_CHOICES = 2000
 
 
 class PrepkitError(Exception):
@@ -109,8 +114,27 @@ def nearest(asked: str, choices: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` with the choice closest to what was asked, or an empty string if none is close."""
     import difflib
 
-    close = difflib.get_close_matches(asked, list(choices), n=1, cutoff=0.5)
+    names = list(choices)
+    if len(names) > MANY_CHOICES:  # comparing a million letter by letter takes seconds
+        names = _likely(asked, names)
+    close = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _likely(asked: str, names: list[str]) -> list[str]:
+    """Return those of many names that one slip makes of what was asked, else some that begin or end as it does."""
+    letters = sorted({*asked, *string.ascii_lowercase, *string.digits, *"-_./@"})
+    cuts = [(asked[:at], asked[at:]) for at in range(len(asked) + 1)]
+    slips = {head + tail[1:] for head, tail in cuts} | {head + tail[1:2] + tail[:1] + tail[2:] for head, tail in cuts}
+    slips |= {head + letter + rest for head, tail in cuts for letter in letters for rest in (tail, tail[1:])}
+    found = slips.intersection(names)
+    if found:
+        return sorted(found)
+    half = max(1, len(asked) // 2)
+    ordered = sorted(names)
+    starts = (bisect_left(ordered, asked[:length]) for length in range(len(asked), half - 1, -1))
+    likely = [name for start in starts for name in ordered[start : start + MANY_CHOICES // len(asked)]]
+    return likely + list(islice((name for name in names if name.endswith(asked[-half:])), MANY_CHOICES))
 
 
 def listed(items: Iterable[object], limit: int = 6) -> str:

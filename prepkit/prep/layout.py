@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import InvalidShape, LayoutMismatch, counted, listed
 from prepkit.prep.contents import contents_of
 from prepkit.prep.shape import PRepShape as PRepShape
-from prepkit.prep.slot import Kind, classified, is_running_statistic, slot_from_dict
+from prepkit.prep.slot import Kind, classified, is_pair_of_names, is_running_statistic, slot_from_dict
 from prepkit.prep.slot import Slot as Slot
+from prepkit.prep.slot import natural_key as natural_key
 from prepkit.tensors import BITS, dtype_name, same_values, storage_identity, torch_dtype
-from prepkit.text import is_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,8 +75,11 @@ class Layout:
 
         raises LayoutMismatch for a parameter that is integer, complex, quantised, sparse or uninitialised
         """
-        from torch.nn import Parameter
+        from torch.nn import Module, Parameter
 
+        kind = type(network).__name__
+        if not issubclass(type(network), Module):
+            raise LayoutMismatch(f"Layout.of takes a network, not a {kind}; Layout.of_tensors takes a state dict.")
         tensors = network.state_dict(keep_vars=True)
         return cls._of_kinds(tensors, classified(tensors, lambda _, tensor: isinstance(tensor, Parameter)))
 
@@ -193,7 +195,12 @@ class Layout:
 
     # Packing --------------------------------------------------------------------------------------------------
 
-    def pack(self, tensors: Mapping[str, Tensor], shape: PRepShape | None = None, out: Tensor | None = None) -> Tensor:
+    def pack(
+        self,
+        tensors: Mapping[str, Tensor],
+        shape: PRepShape | tuple[int, int] | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Write named tensors row-major into a PRep, zeros after the last. Differentiable.
 
         tensors: one for each slot, `[*batch, *slot.shape]`; tied aliases and integer buffers may be among them
@@ -205,6 +212,8 @@ class Layout:
         """
         import torch
 
+        if isinstance(shape, tuple | list):
+            shape = PRepShape(*shape)
         values, batch = self._checked(tensors)
         height, width = self._resolved(shape, out, batch)
         if batch:
@@ -386,17 +395,6 @@ def flat_view(prep: Tensor) -> Tensor:
         ) from None
 
 
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key that orders numbers in names by value: `layers.2.weight` before `layers.10.weight`."""
-    parts = re.split(r"([0-9]+)", name)  # every second part is a number
-    return tuple((0, int(part), part) if index % 2 else (1, 0, part) for index, part in enumerate(parts))
-
-
 def canonical_json(data: object) -> str:
     """Return JSON with sorted keys and no spaces, so that equal data gives equal bytes."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def is_pair_of_names(value: object) -> bool:
-    """Whether a value that was read from JSON is `[str, str]`."""
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, str) and is_unicode(n) for n in value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,3 +112,14 @@ def is_integer_buffer(name: str, tensor: Tensor) -> bool:
 def is_running_statistic(name: str) -> bool:
     """Whether a tensor's name is that of a BatchNorm's mean or variance."""
     return name.rpartition(".")[2] in RUNNING_STATISTICS
+
+
+def is_pair_of_names(value: object) -> bool:
+    """Whether a value that was read from JSON is `[str, str]`."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, str) and is_unicode(n) for n in value)
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key that orders numbers in names by value: `layers.2.weight` before `layers.10.weight`."""
+    parts = re.split(r"([0-9]+)", name)  # every second part is a number
+    return tuple((0, int(part), part) if index % 2 else (1, 0, part) for index, part in enumerate(parts))

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import Architecture
+from prepkit.families.registry import architecture as registered
 from prepkit.running.stacking import StackedNetwork, Unstackable, stack_network
 
 # This was measured on two cores (benchmarks/results). Below it, calls cost more than arithmetic, and stacked
@@ -172,11 +173,13 @@ def stacking_pays(architecture: Architecture, batch: int, device: torch.device, 
     return small and is_stackable(architecture, folded)
 
 
-def run_instances(architecture: Architecture, preps: Tensor, inputs: Tensor) -> Tensor:
+def run_instances(architecture: Architecture | str, preps: Tensor, inputs: Tensor) -> Tensor:
     """Return the outputs `[K, B, ...]` of K instances in evaluation, differentiable in PReps and inputs.
 
-    preps:  `[K, H, W]`, PReps of this architecture without BatchNorm
-    inputs: `[B, *input_shape]` shared by all, or `[K, B, *input_shape]`; on the PReps' device
+    architecture: an architecture, or the name of a registered one
+    preps:        `[K, H, W]`, PReps of this architecture without BatchNorm
+    inputs:       `[B, *input_shape]` shared by all, or `[K, B, *input_shape]`; on the PReps' device. Floating-point
+                  ones are converted to the PReps' dtype.
     returns outputs in the dtype of the PReps, also under autocast
     raises LayoutMismatch if PReps or inputs have another shape
 
@@ -188,6 +191,10 @@ def run_instances(architecture: Architecture, preps: Tensor, inputs: Tensor) -> 
     >>> outputs.shape
     torch.Size([5, 2, 10])
     """
+    if isinstance(architecture, str):
+        architecture = registered(architecture)
+    if inputs.is_floating_point():
+        inputs = inputs.to(preps.dtype)
     axes = len(architecture.input_shape)
     if preps.dim() != 3:
         raise LayoutMismatch(f"expected PReps [K, H, W], found {list(preps.shape)}.")

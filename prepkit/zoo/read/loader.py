@@ -57,10 +57,10 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        import torch
+        from prepkit.device import choose_device
 
         self.zoo = zoo
-        self.device = torch.device(device)
+        self.device = choose_device(str(device))
         parts = process_rank(rank, world_size)
         self.order = Order(len(zoo), batch_size, shuffle, seed, drop_last, *parts, zoo.shard_numbers)
         self._position = Position(self.order)

@@ -29,10 +29,10 @@ class ResidentZoo:
     """
 
     def __init__(self, zoo: Rows, device: str | torch.device) -> None:
-        import torch
+        from prepkit.device import choose_device
 
         self.zoo = zoo
-        self.device = torch.device(device)
+        self.device = choose_device(str(device))
         self._values = self._loaded()
         self._class_ids = zoo.class_ids().to(self.device)
 

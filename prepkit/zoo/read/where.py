@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import WhereError, listed, nearest
+from prepkit.zoo.format.tables import whole_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +49,8 @@ def parse_where(text: str, columns: Sequence[str] | pa.Schema) -> Any:
     columns: names of columns that the condition may use, or their schema, with which types are checked too
     raises WhereError with the place and the reason
     """
+    if not isinstance(text, str):
+        raise WhereError(f'a condition is text such as "accuracy > 0.8", not a {type(text).__name__}.')
     if len(text) > MAX_LENGTH:
         raise WhereError(f"the condition has {len(text):,} characters; at most {MAX_LENGTH:,} are read.")
     try:
@@ -72,10 +75,19 @@ def matching_rows(table: pa.Table, condition: str) -> np.ndarray:
     number = "`number`"  # a name that no column of the user's can have
     numbered = table.append_column(number, pa.array(np.arange(len(table))))
     try:
-        numbers: np.ndarray = numbered.filter(expression)[number].to_numpy()
+        numbers: np.ndarray = whole_numbers(_filtered(numbered, expression)[number])
     except pa.ArrowException as error:
         raise WhereError(f"condition {condition!r}: {str(error).splitlines()[0]}") from None
     return numbers
+
+
+def _filtered(table: pa.Table, expression: Any) -> pa.Table:
+    """Return the rows that match, without pyarrow's threads: one that still runs at the interpreter's end aborts it."""
+    from pyarrow import acero
+
+    source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
+    matching = acero.Declaration("filter", acero.FilterNodeOptions(expression))
+    return acero.Declaration.from_sequence([source, matching]).to_table(use_threads=False)
 
 
 def _parsed(text: str) -> ast.expr:

@@ -398,3 +398,15 @@ def test_in_asks_for_names_and_slots():
     assert "weight" in layout
     assert "gain" not in layout
     assert layout.slots[1] in layout
+
+
+def test_a_pair_of_numbers_is_a_shape_and_a_state_dict_is_no_network():
+    network = nn.Linear(20, 10)
+    layout, tensors = Layout.of(network), network.state_dict()
+    assert torch.equal(layout.pack(tensors, (16, 16)), layout.pack(tensors, PRepShape(16, 16)))
+    with pytest.raises(InvalidShape, match="width 15"):
+        layout.pack(tensors, (16, 15))
+    with pytest.raises(
+        LayoutMismatch, match=r"takes a network, not a OrderedDict; Layout\.of_tensors takes a state dict"
+    ):
+        Layout.of(tensors)

@@ -375,3 +375,12 @@ def test_outputs_have_the_dtype_of_preps_under_autocast_too(engine, request):
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.detach().abs().max()))
     found.sum().backward()
     assert preps.grad.dtype == torch.float32
+
+
+def test_an_architecture_is_named_and_inputs_take_the_dtype_of_the_preps():
+    known = prepkit.architecture("resnet8@digits")
+    preps, inputs = torch.randn(2, 80, 64), torch.randn(3, 1, 8, 8)
+    outputs = run_instances(known, preps, inputs)
+    assert torch.equal(run_instances("resnet8@digits", preps, inputs.double()), outputs)
+    with pytest.raises(prepkit.RegistryError, match="Did you mean 'resnet8@digits'"):
+        run_instances("resnet88@digits", preps, inputs)

@@ -12,7 +12,7 @@ from writer_samples import ARCHITECTURES, tensors_of, trained, write_digits
 
 import prepkit
 from prepkit.api import open_zoo
-from prepkit.errors import InvalidShape, LayoutMismatch, OutputError, RegistryError, WhereError, ZooError
+from prepkit.errors import DeviceError, InvalidShape, LayoutMismatch, OutputError, RegistryError, WhereError, ZooError
 from prepkit.packing import prepare
 from prepkit.prep.file import Origin, PRep
 from prepkit.tensors import same_bits
@@ -309,6 +309,28 @@ def test_pickled_zoo_that_was_replaced_is_refused(tmp_path):
     write_digits(tmp_path / "zoo", rounds=2)
     with pytest.raises(ZooError, match="was replaced"):
         pickle.loads(data)
+
+
+def test_devices_that_are_not_there_and_conditions_that_are_no_text(zoo):
+    for ask in (zoo.to, lambda device: zoo.loader(4, device=device)):
+        with pytest.raises(DeviceError, match="unknown device 'gpu'; use cpu, cuda"):
+            ask("gpu")
+        with pytest.raises(DeviceError, match="'cuda:99' was asked for, but this torch sees"):
+            ask("cuda:99")
+    with pytest.raises(WhereError, match=r"a condition is text .*, not a function"):
+        zoo.where(lambda row: True)
+
+
+def test_where_starts_no_threads(zoo):
+    script = (
+        "import sys, threading, os; from prepkit.api import open_zoo; zoo = open_zoo(sys.argv[1])\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "for _ in range(20): zoo.where('accuracy >= 0.1')\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, zoo._store.root], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+    assert len(zoo.where("accuracy >= 0.1")) == 9
 
 
 # Other kinds of instances ---------------------------------------------------------------------------------------------
