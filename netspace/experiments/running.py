@@ -143,7 +143,7 @@ class ExperimentRunner:
         if best is None:
             raise RunError(
                 f"the run '{self.run.path}' has no best checkpoint yet: its training ended before the first "
-                "validation. Go on with --resume."
+                "validation. Go on with resume=True."
             )
         decisive = {
             "checkpoint": {"step": best["step"], "sha256": best["sha256"]},

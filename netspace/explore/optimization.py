@@ -375,10 +375,10 @@ def _items(run: Run, zoo: prepkit.Zoo, points: Points, items: Sequence[int] | No
     """The number of the shape that each start point shall fit; 0 where all points see the same samples."""
     if run.recipe.setting != "sdf":
         if items is not None:
-            raise PointError("items (--item) are shapes; the networks of this run all classify the same images.")
+            raise PointError("`items` are shapes; the networks of this run all classify the same images.")
         return [0] * len(points)
     if items is None and points.rows is None:
-        raise PointError("an embedding does not say which shape it is to fit; give items (--item), one each.")
+        raise PointError("an embedding does not say which shape it is to fit; give `items`, one each.")
     shapes = items_of(zoo.select(list(points.rows or ()))) if items is None else list(items)
     if len(shapes) != len(points):
         given, starts = counted(len(shapes), "item"), counted(len(points), "start point")

@@ -213,7 +213,7 @@ def sample_class_id(
         raise PointError(
             f"at gamma {gamma:g} of {tries} lines between boundary instances, ClassId {class_id} "
             f"({run.recipe.architectures[class_id]}) was never predicted, but {', '.join(others)}; the space has not "
-            "learnt it. Train longer, or use --gamma."
+            "learnt it. Train longer, or use `gamma`."
         )
     place = right[0]
     only = slice(place, place + 1)

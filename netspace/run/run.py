@@ -128,7 +128,7 @@ class Run:
         if path is None and recorded["path"] is None:
             raise ZooMismatch(
                 f"the run '{self.path}' is from the Hub and does not say where its zoo '{recorded['name']}' is; "
-                "give its folder or its hf:// address (--zoo)."
+                "give its folder or its hf:// address with `zoo`."
             )
         network = self.recipe.network
         zoo = prepkit.open_zoo(path or recorded["path"], width=network.width, height=network.height)

@@ -84,7 +84,7 @@ class MetricsLog:
             raise NotFinite(
                 f"step {step - len(table) + row + 1}: {self.names[column]} is {float(table[row, column])}, with the "
                 f"training instances {instances}. The checkpoints of '{self.run.path}' are from before. A run "
-                "goes on with its own recipe alone: train anew into another --out, with a lower "
+                "goes on with its own recipe alone: train anew into another folder, with a lower "
                 "optimizer.learning_rate, an optimizer.clip or training.precision=float32."
             )
         rows: list[list[float]] = table.tolist()

@@ -73,14 +73,14 @@ def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
     if latest is not None and recipe.training.steps < latest["step"]:
         raise RunError(
             f"'{run.path}' has taken {counted(latest['step'], 'step')} already, more than the "
-            f"{recipe.training.steps:,} that were asked for; use --steps of at least as many."
+            f"{recipe.training.steps:,} that were asked for; ask for at least as many."
         )
     steps = replace(recipe.training, steps=run.recipe.training.steps)
     if replace(recipe, training=steps) != run.recipe:
         before, now = (by_dotted_key(each.to_dict()) for each in (run.recipe, replace(recipe, training=steps)))
         changes = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]]
         raise RunError(
-            f"'{run.path}' was begun with another recipe: {'; '.join(changes)}. Use the same, or another --out."
+            f"'{run.path}' was begun with another recipe: {'; '.join(changes)}. Use the same, or another folder."
         )
     if zoo.manifest.to_dict()["sha256"] != run.record["zoo"]["sha256"]:
         raise RunError(f"'{run.path}' was begun with another zoo, '{run.record['zoo']['name']}'. Use the same.")

@@ -36,6 +36,10 @@ FLAGS = {
     "revision=": "--revision ",
     "types=": "--types",
     "ZooWriter(dtype=...)": "--dtype",
+    "data=": "--data ",
+    "`items`": "--item",
+    **{f"`{name}`": f"--{name}" for name in ("device", "epochs", "gamma", "gpus", "instances", "ray", "stack")},
+    **{f"`{name}`": f"--{name}" for name in ("threads", "zoo")},
 }
 
 

@@ -27,7 +27,7 @@ def folder_images(record: ImageRecord, data: Path | None) -> ImageSet:
     import torch
 
     if data is None:
-        raise DataMissing("the images are in a folder that only you know; name it: --data PATH (data=PATH)")
+        raise DataMissing("the images are in a folder that only you know; name it: data=PATH")
     if not data.is_dir():
         raise ZooError(f"'{data}' is no folder of images.")
     roots = {name: _root_of(data, name, record.split.train) for name in record.split.parts}

@@ -51,7 +51,7 @@ def find_files(folder: Path | None, suffixes: Sequence[str], dataset: str) -> tu
     if folder is None or not folder.is_dir():
         found = "none was named" if folder is None else f"{folder} is not there"
         kinds = listed(suffixes)
-        raise DataMissing(f"the shapes of this task ({dataset}) are {kinds} files in a folder; {found}: --data FOLDER")
+        raise DataMissing(f"the shapes of this task ({dataset}) are {kinds} files in a folder; {found}: data=FOLDER")
     files = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()]
     if not files:
         raise ZooError(f"{folder}: holds no {listed(suffixes)} file.")

@@ -94,12 +94,12 @@ def check_same_training(begun: Provenance, spec: Spec, device: torch.device | No
             "folder, or delete this one."
         )
     if dict(begun.sizes) != dict(spec.sizes):
-        sizes = " ".join(f"--{name} {size}" for name, size in begun.sizes.items()) or "neither --instances nor --epochs"
+        sizes = " ".join(f"`{name}` {size}" for name, size in begun.sizes.items()) or "neither `instances` nor `epochs`"
         raise ZooError(f"'{root}' was begun with {sizes}; go on with the same, or name another folder.")
     if device is not None and device.type != begun.engine.device:
         raise ZooError(
             f"'{root}' was begun on {begun.engine.device}, and goes on there: {device.type} gives other last bits. "
-            f"Use --device {begun.engine.device}, or name another folder."
+            f"Use `device` {begun.engine.device}, or name another folder."
         )
     if dict(begun.versions) != versions():
         have, had = (", ".join(f"{n} {v}" for n, v in each.items()) for each in (versions(), begun.versions))
@@ -119,7 +119,7 @@ def check_engine(begun: Provenance, chosen: Engine, stack: int | None, threads: 
         on = "" if had.threads is None else f" and {counted(had.threads, 'thread')}"
         raise ZooError(
             f"'{root}' was begun with stacks of {sizes}{on}, and goes on so: others give other last bits. Leave out "
-            "--stack and --threads, or name another folder."
+            "`stack` and `threads`, or name another folder."
         )
 
 

@@ -105,7 +105,7 @@ def cluster(address: str) -> Iterator[Any]:
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             reason = (str(error).strip().splitlines() or ["no answer"])[0].rstrip(".")
             raise ZooError(
-                f"no Ray cluster answers at '{address}': {reason}. Start one (`ray start --head`), or use --ray local."
+                f"no Ray cluster answers at '{address}': {reason}. Start one (`ray start --head`), or use `ray` local."
             ) from None
     try:
         yield ray
@@ -145,8 +145,8 @@ def check_room(resources: dict[str, float], needs: dict[str, Any], address: str)
         taken = ", ".join(f"{count:g} {name.removeprefix('num_')}" for name, count in needs.items())
         there = ", ".join(f"{has[name]:g} {name.removeprefix('num_')}" for name in needs)
         raise ZooError(
-            f"a unit takes {taken}, but the Ray cluster at '{address}' has {there}. Give fewer --threads, a smaller "
-            "share of a GPU with --gpus, or another cluster."
+            f"a unit takes {taken}, but the Ray cluster at '{address}' has {there}. Give fewer `threads`, a smaller "
+            "share of a GPU with `gpus`, or another cluster."
         )
     return room
 

@@ -120,7 +120,7 @@ def train_unit(
             raise ZooError(
                 f"{counted(setup.stack, 'instance')} of {unit.architecture.name} at once, with batches of "
                 f"{counted(unit.training.batch_size, 'sample')}, do not fit the memory of {device}. "
-                "Train them into a new folder with a smaller --stack."
+                "Train them into a new folder with a smaller `stack`."
             ) from None
     return FinishedUnit(unit, rows, stack.diverged)
 

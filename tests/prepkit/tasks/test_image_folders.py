@@ -135,7 +135,7 @@ def test_pictures_of_other_modes_are_converted(tmp_path, mode):
 
 
 def test_what_is_wrong_with_a_folder_is_told_with_its_place(tmp_path):
-    with pytest.raises(DataMissing, match=r"--data PATH"):
+    with pytest.raises(DataMissing, match=r"data=PATH"):
         load_task(RECORD)
     assert "is no folder of images" in error(tmp_path / "none")
     root = write(tmp_path / "flowers")

@@ -36,7 +36,7 @@ def test_files_come_in_natural_order_from_all_folders(tmp_path):
 
 def test_a_missing_folder_names_what_to_do(tmp_path):
     for folder, found in ((None, "none was named"), (tmp_path / "nowhere", "nowhere is not there")):
-        with pytest.raises(DataMissing, match=rf"\(meshes\) are .obj, .ply, .stl, .off files.*{found}: --data FOLDER$"):
+        with pytest.raises(DataMissing, match=rf"\(meshes\) are .obj, .ply, .stl, .off files.*{found}: data=FOLDER$"):
             find_files(folder, MESH_SUFFIXES, "meshes")
 
 

@@ -194,7 +194,7 @@ class TestSampleFiles(ShapeContract):
             load_task({**FILES, "points": {"pool": 200}}, data).prepare([0])
 
     def test_without_a_folder_the_error_names_the_option(self):
-        with pytest.raises(DataMissing, match="--data FOLDER"):
+        with pytest.raises(DataMissing, match="data=FOLDER"):
             load_task(FILES)
 
 

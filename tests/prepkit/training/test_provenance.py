@@ -45,9 +45,9 @@ def test_what_differs_is_told(root, record):
     with pytest.raises(ZooError, match="another spec"):
         check_same_training(record, spec(LAST + "\n").with_sizes(2, None), None, root)
     for sizes in ((None, None), (3, None), (2, 1)):
-        with pytest.raises(ZooError, match="was begun with --instances 2; go on with the same"):
+        with pytest.raises(ZooError, match="was begun with `instances` 2; go on with the same"):
             check_same_training(record, spec(LAST).with_sizes(*sizes), None, root)
-    with pytest.raises(ZooError, match=r"was begun on cpu, and goes on there: cuda .* Use --device cpu"):
+    with pytest.raises(ZooError, match=r"was begun on cpu, and goes on there: cuda .* Use `device` cpu"):
         check_same_training(record, asked, torch.device("cuda:1"), root)
     with pytest.raises(ZooError, match=r"was begun with prepkit 0, torch 1\+x; here is prepkit"):
         check_same_training(replace(record, versions={"prepkit": "0", "torch": "1+x"}), asked, None, root)

@@ -232,6 +232,6 @@ def test_too_little_memory_is_told_with_what_to_do(monkeypatch):
 
     monkeypatch.setattr(Stack, "run", exhausted)
     with pytest.raises(
-        ZooError, match=r"2 instances of lenet_like@digits at once, with batches of \d+ samples, do not fit .*--stack"
+        ZooError, match=r"2 instances of lenet_like@digits at once, with batches of \d+ samples, do not fit .*`stack`"
     ):
         train_unit(unit, task, engine, CPU)

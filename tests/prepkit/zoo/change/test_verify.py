@@ -258,7 +258,7 @@ def test_rerun_reads_a_folder_of_the_users_and_refuses_another(tmp_path):
     assert run_again(open_zoo(tmp_path / "zoo"), 1, tmp_path / "mine")[0].agrees
     with pytest.raises(ZooError, match=r"sha256.* are not those of the record"):
         run_again(open_zoo(tmp_path / "zoo"), 1, folder("yours", 200))
-    with pytest.raises(DataMissing, match="--data PATH"):
+    with pytest.raises(DataMissing, match="data=PATH"):
         run_again(open_zoo(tmp_path / "zoo"), 1)
 
 
