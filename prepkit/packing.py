@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ from prepkit.fusion.fold import Fusion, UnfoldableNetwork, fold
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.prep.slot import check_dense, classified
-from prepkit.tensors import BITS, dtype_name, module_versions, same_bits, storage_identity, torch_dtype
+from prepkit.tensors import BITS, dtype_name, is_float8, module_versions, same_bits, storage_identity, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,6 +67,7 @@ def pack_checkpoint(
     height: int | None = None,
     architecture: Architecture | None = None,
     key: str | None = None,
+    prefix: str | None = None,
     keep_batch_norm: bool = False,
     keep_unfoldable: Literal["affine"] | None = None,
     dtype: str | None = None,
@@ -78,6 +79,7 @@ def pack_checkpoint(
     width, height:   shape of the PRep; the least height that holds all values if no height is given
     architecture:    the network that was saved; if None, it is recognised among the registered ones
     key:             where the state dict is inside the file, such as "ema.model", if several fit
+    prefix:          take only names that begin with this, such as "model.", and leave the others out
     keep_batch_norm: pack BatchNorm with its running statistics instead of folding it
     keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
     dtype:           cast all tensors to this dtype; None keeps each in its own
@@ -96,7 +98,7 @@ def pack_checkpoint(
     >>> prepkit.save_prep(packed.prep, "model.prep.safetensors")
     """
     PRepShape.least(1, width)  # a wrong width is refused before a large file is read
-    checkpoint = _read(path, key)
+    checkpoint = _read(path, key, prefix, dtype)
     if not allow_nonfinite:
         check_finite(checkpoint, f"'{path}'")
     tensors, layout, fusion, architecture = prepare(
@@ -161,15 +163,16 @@ def fold_checkpoint(
     architecture: Architecture | None = None,
     *,
     key: str | None = None,
+    prefix: str | None = None,
     keep_unfoldable: Literal["affine"] | None = None,
 ) -> tuple[dict[str, Tensor], Fusion]:
     """Return the state dict of a checkpoint's network without BatchNorm, and what was folded.
 
-    keep_unfoldable: as in `pack_checkpoint`
+    prefix, keep_unfoldable: as in `pack_checkpoint`
     raises CheckpointError, LayoutMismatch; FusionError if there is nothing to fold or it cannot be folded
     """
     place = f"'{path}'"
-    checkpoint = _read(path, key)
+    checkpoint = _read(path, key, prefix)
     architecture, is_folded = _recognised(checkpoint, architecture, place)
     if is_folded or not batch_norms(checkpoint):
         raise FusionError(f"{place} has no BatchNorm to fold; `prepkit pack` takes it as it is.")
@@ -208,17 +211,26 @@ def batch_norms(tensors: Mapping[str, Tensor]) -> list[str]:
 # Reading and checking -----------------------------------------------------------------------------------------
 
 
-def _read(path: str | os.PathLike[str], key: str | None) -> Checkpoint:
-    """Read a checkpoint whose tensors can all be packed."""
+def _read(
+    path: str | os.PathLike[str], key: str | None, prefix: str | None = None, dtype: str | None = None
+) -> Checkpoint:
+    """Read a checkpoint whose tensors can all be packed, once they are cast if a dtype is given."""
     if is_prep_file(path):
         raise CheckpointError(f"'{path}' is a PRep already; `prepkit unpack` makes a checkpoint of it.")
-    checkpoint = load_checkpoint(path, key)
-    check_packable(checkpoint, f"'{path}'")
+    checkpoint = load_checkpoint(path, key, prefix)
+    if dtype is not None:  # other tensors are cast after they were folded; torch can do little with 8 bits
+        target = torch_dtype(dtype)
+        cast_now = {name: t.to(target) if is_float8(t) else t for name, t in checkpoint.items()}
+        checkpoint = replace(checkpoint, _tensors=cast_now)
+    check_packable(checkpoint, f"'{path}'", "Pass dtype='float32' to cast it.")
     return checkpoint
 
 
-def check_packable(tensors: Mapping[str, Tensor], place: str) -> None:
-    """Raise LayoutMismatch for a tensor that no PRep can hold. Integer tensors pass: they may be buffers."""
+def check_packable(tensors: Mapping[str, Tensor], place: str, remedy: str = "Cast it first.") -> None:
+    """Raise LayoutMismatch for a tensor that no PRep can hold. Integer tensors pass: they may be buffers.
+
+    remedy: what to do about a dtype that a PRep cannot hold
+    """
     for name, tensor in tensors.items():
         with _named(place):
             check_dense(name, tensor)
@@ -226,7 +238,7 @@ def check_packable(tensors: Mapping[str, Tensor], place: str) -> None:
             raise LayoutMismatch(f"{place}: '{name}' is on the meta device, so it has no values; save real tensors.")
         if tensor.is_floating_point() and dtype_name(tensor.dtype) not in BITS:
             raise LayoutMismatch(
-                f"{place}: '{name}' has dtype {dtype_name(tensor.dtype)}; a PRep holds {listed(BITS)}. Cast it first."
+                f"{place}: '{name}' has dtype {dtype_name(tensor.dtype)}; a PRep holds {listed(BITS)}. {remedy}"
             )
 
 
@@ -259,12 +271,20 @@ def _recognised(
         with _named(place):
             classified(shared, lambda name, tensor: True)  # an integer parameter is not missing, but has no slot
         mismatch = explain_mismatch(checkpoint, architecture)
-        raise LayoutMismatch(f"{place} is no {architecture.name}: {mismatch}{_another(checkpoint)}")
+        raise LayoutMismatch(f"{place} is no {architecture.name}: {mismatch}{_another(checkpoint, architecture)}")
     return architecture, True
 
 
-def _another(checkpoint: Mapping[str, Tensor]) -> str:
-    """Return a sentence on the registered architecture that a checkpoint does belong to, if there is one."""
+def _another(checkpoint: Mapping[str, Tensor], architecture: Architecture) -> str:
+    """Return a sentence on the prefix under which the network lies, or on another architecture that does fit."""
+    first = next(iter(architecture.trainable_shapes))
+    for name in checkpoint:
+        prefix = name.removesuffix(first)
+        if name.endswith(f".{first}") and all(prefix + other in checkpoint for other in architecture.trainable_shapes):
+            others = [other for other in checkpoint if not other.startswith(prefix)]
+            return (
+                f" All its names stand after '{prefix}', beside {listed(others)}; pass prefix='{prefix}' to take them."
+            )
     with suppress(RegistryError):  # several fit, or a plug-in is broken
         if detection := detect(checkpoint):
             return f" Its tensors are those of {detection.architecture.name}."

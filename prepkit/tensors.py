@@ -29,6 +29,11 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def is_float8(tensor: Tensor) -> bool:
+    """Whether a tensor is in one of torch's 8-bit floating-point dtypes."""
+    return tensor.is_floating_point() and tensor.element_size() == 1
+
+
 def storage_identity(tensor: Tensor) -> object:
     """Return a key that is equal for tensors that share their memory (tied), and unique where there is no memory."""
     if tensor.device.type == "meta" or tensor.numel() == 0:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from prepkit.checkpoint.opening import FETCH_AGAIN, explained, opened, quoted
+from prepkit.checkpoint.opening import CONVERT_DCP, FETCH_AGAIN, explained, opened, quoted
 from prepkit.checkpoint.sharded import is_index, shards_of, unique
 from prepkit.checkpoint.torch_files import SAVE_WEIGHTS, check_kind_of_zip, read_torch_legacy, read_torch_zip
 from prepkit.errors import CheckpointError, UnsafeCheckpoint
@@ -41,6 +41,7 @@ FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x1f\x8b", "compressed by gzip", "decompress it with `gunzip`"),
     (rb"\x93NUMPY", "a numpy array without names", "save named tensors as .safetensors"),
     (rb"GGUF", "a GGUF file, whose tensors are in llama.cpp's own formats", "use the checkpoint it was made from"),
+    (rb"\x08\x01\x12[\x80-\xff]{0,4}[\x00-\x7f]\x0a", "a SavedModel of TensorFlow", "save its weights as .safetensors"),
     (rb"\x08[\x01-\x20]\x12", "an ONNX model", "use the PyTorch checkpoint it was exported from"),
     (rb".{257}ustar", "a tar archive", "unpack it with `tar -xf` and pass the checkpoint inside"),
     (rb"\s*<(!doctype|html|\?xml)", "a web page, so the download went wrong", "download the file itself"),
@@ -94,6 +95,8 @@ def format_of(path: Path) -> Format:
         head = file.read(HEAD_BYTES)
     if head[4:9] == b"\0\0\0\0{":  # the header's length is far below 2^32, and the header follows it
         return "safetensors"
+    if path.name.endswith(".distcp"):
+        raise CheckpointError(f"{path} is a part of a distributed checkpoint; for its folder, {CONVERT_DCP}.")
     if head.startswith(b"PK\x03\x04"):
         check_kind_of_zip(path)
         return "torch zip"

@@ -50,7 +50,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     format:  "torch zip", "torch legacy", "safetensors", "safetensors index" or "torch index"
     key:     dotted key of the state dict in the saved object; None if the state dict itself was saved
     prefix:  text that was stripped from the start of every name, often ""
-    dropped: full names that were left out: the counter of an AveragedModel
+    dropped: full names that were left out: the counter of an AveragedModel, or those without the prefix asked for
     versions: version of each module as its state dict notes it, which some modules ask for; empty where it does not
     """
 
@@ -72,11 +72,13 @@ class Checkpoint(Mapping[str, "Tensor"]):
         return len(self._tensors)
 
 
-def load_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike[str], key: str | None = None, prefix: str | None = None) -> Checkpoint:
     """Read the state dict in a file that torch.save or safetensors wrote; its content tells the format, not its name.
 
     path: the file; for a sharded model its index, or the folder that holds the index
     key:  the key of the state dict, needed only if there are several; dotted for nested ones ("ema.model")
+    prefix: take only names that begin with this, such as "model.", without it, and leave the others out; "" takes all
+            as they are. If it is missing, the prefixes of usual wrappers are taken off.
     raises UnsafeCheckpoint if reading would run code or take more memory than the file holds
     raises CheckpointError for every other file that is not one readable state dict
 
@@ -95,7 +97,10 @@ def load_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     check_no_shard(path, state)
     if content.data_bytes is not None:
         check_memory(path, state, content.data_bytes)
-    prefix, dropped = wrapping(state, from_lightning=is_lightning(content.value))
+    if prefix is None:
+        prefix, dropped = wrapping(state, from_lightning=is_lightning(content.value))
+    else:
+        prefix, dropped = chosen(path, state, prefix)
     tensors = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name not in dropped}
     versions = without_prefix(module_versions(state), prefix)
     return Checkpoint(path, content.format, found_key or None, prefix, dropped, tensors, versions)
@@ -165,6 +170,11 @@ def state_dicts(value: object, key: str, depth: int) -> Iterator[tuple[str, Mapp
 
 def no_state_dict(path: Path, value: object, key: str) -> CheckpointError:
     """Return the error for an object without a state dict under a usual key; it names those under unusual keys."""
+    if isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys():
+        return CheckpointError(
+            f"{path} holds the state of an optimizer, not a network; pass the file of the weights, which training "
+            "scripts often save beside it."
+        )
     others = {
         joined(key, *names): child
         for names, child in descendants(value)
@@ -307,6 +317,22 @@ def wrapping(names: Iterable[str], *, from_lightning: bool) -> tuple[str, tuple[
             return prefix, tuple(dropped)
         dropped += [counter] if len(others) < len(left) else []
         left, prefix, usual = others, prefix + step, WRAPPER_PREFIXES
+
+
+def chosen(path: Path, names: Iterable[str], prefix: str) -> tuple[str, tuple[str, ...]]:
+    """Return the prefix that was asked for, with its dot, and the full names that do not begin with it.
+
+    raises CheckpointError if no name does
+    """
+    names = list(names)
+    start = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+    if not any(name.startswith(start) and name != start for name in names):
+        first_parts = sorted({name.partition(".")[0] + "." for name in names})
+        raise CheckpointError(
+            f"{path} has no names that begin with '{start}'; they begin with {listed(first_parts)}."
+            f"{nearest(start, first_parts)}"
+        )
+    return start, tuple(name for name in names if not name.startswith(start) or (name == start and start))
 
 
 def carried_by_all(names: list[str], prefix: str, steps: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from prepkit.errors import CheckpointError, PrepkitError, listed
 from prepkit.files import is_zoo
 
+CONVERT_DCP = "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
 FETCH_AGAIN = "copy or download it again"
 TORCH_ADVICE = ("Weights only load failed", "Please file an issue", "Check the documentation", "\t(")
 
@@ -58,7 +59,7 @@ def instead_of_folder(folder: Path) -> str:
 def remedy_for_folder(folder: Path) -> str:
     """Return what to pass instead of a folder that is no zoo."""
     if (folder / ".metadata").is_file():
-        return "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
+        return CONVERT_DCP
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     for candidates in (
         [name for name in names if name.endswith(".safetensors.index.json")],

@@ -41,6 +41,17 @@ class Model(click.ParamType[Path | HubAddress]):
         return paths(ctx, param, incomplete)
 
 
+def check_models(models: Iterable[Path | HubAddress]) -> None:
+    """Raise CheckpointError for a file that is missing or cannot be opened, before torch is imported, in seconds."""
+    from prepkit.checkpoint.opening import opened
+    from prepkit.checkpoint.sharded import model_file
+
+    for model in models:
+        if isinstance(model, Path):
+            with opened(model_file(model)):
+                pass
+
+
 @contextmanager
 def model_on_disk(model: Path | HubAddress, quiet: bool) -> Iterator[LocalModel]:
     """Give a model on the disk; one on the Hub is fetched, and errors in the block name its address."""

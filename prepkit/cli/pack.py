@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prepkit.cli.common import force_option
-from prepkit.cli.models import Model, model_on_disk
+from prepkit.cli.models import Model, check_models, model_on_disk
 from prepkit.cli.network_options import DTYPES, architecture_options, bn_option, find_architecture, key_option
 from prepkit.cli.output import Output, json_option
-from prepkit.cli.targets import check_target, prep_targets, stem
+from prepkit.cli.targets import check_target, make_folder_of, prep_targets, stem
 from prepkit.errors import counted, listed
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prepkit.casting import Rounding
     from prepkit.fusion.fold import Fusion
     from prepkit.packing import Packed
+prefix_option = click.option("--prefix", help="Take only names that begin with this, such as model., without it.")
 
 
 @click.command()
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--height", type=int, help="Rows, a multiple of 4. [default: the least that holds all parameters]")
 @architecture_options
 @key_option
+@prefix_option
 @bn_option
 @click.option("--keep-bn", is_flag=True, help="Pack BatchNorm with its running statistics instead of folding it.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Cast to this dtype. [default: keep each tensor's dtype]")
@@ -45,6 +47,7 @@ def pack(
     architecture: str | None,
     input_shape: tuple[int, ...] | None,
     key: str | None,
+    prefix: str | None,
     bn: str,
     keep_bn: bool,
     dtype: str | None,
@@ -66,9 +69,11 @@ def pack(
 
     PRepShape.least(1, width)
     targets = prep_targets(models, output)
+    check_models(models)
+    network = find_architecture(architecture, input_shape)
+    make_folder_of(targets)
     for target in targets:
         check_target(target, models, force)
-    network = find_architecture(architecture, input_shape)
 
     from prepkit.packing import pack_checkpoint
     from prepkit.prep.file import save_prep
@@ -84,6 +89,7 @@ def pack(
                     height=height,
                     architecture=network,
                     key=key,
+                    prefix=prefix,
                     keep_batch_norm=keep_bn,
                     keep_unfoldable="affine" if bn == "affine" else None,
                     dtype=dtype,
@@ -135,6 +141,7 @@ def unpack(prep: Path, output: Path | None, strip_prefix: bool, force: bool, out
 @click.argument("model", type=click.Path(path_type=Path))
 @architecture_options
 @key_option
+@prefix_option
 @bn_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")
 @force_option
@@ -144,6 +151,7 @@ def fuse(
     architecture: str | None,
     input_shape: tuple[int, ...] | None,
     key: str | None,
+    prefix: str | None,
     bn: str,
     output: Path,
     force: bool,
@@ -157,6 +165,7 @@ def fuse(
 
     writer_for(output)
     check_target(output, [model], force)
+    check_models([model])
     network = find_architecture(architecture, input_shape)
 
     from prepkit.packing import fold_checkpoint

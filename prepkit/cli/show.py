@@ -9,6 +9,7 @@ import click
 
 from prepkit.cli.arch import slot_table
 from prepkit.cli.common import force_option
+from prepkit.cli.models import check_models
 from prepkit.cli.network_options import key_option
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.targets import check_target, stem
@@ -57,6 +58,8 @@ def inspect(path: Path, key: str | None, out: Output) -> None:
     if is_prep_file(path):
         facts, layout = _facts_of_prep(path)
     else:
+        check_models([path])
+
         from prepkit.packing import describe_checkpoint
 
         facts, layout = describe_checkpoint(path, key)

@@ -17,20 +17,32 @@ INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 
 
 def prep_targets(models: Sequence[Path | HubAddress], output: Path | None) -> list[Path]:
-    """Return the PRep file for each model; all are different.
+    """Return the PRep file for each model; all are different; see `make_folder_of` for those of several models.
 
     raises OutputError
     """
     is_folder = output is not None and os.path.isdir(output)  # Path.is_dir raises for a name that is too long
     if output is not None and len(models) == 1 and not is_folder:
         return [output]
-    if output is not None and not is_folder:
-        raise OutputError(f"-o '{output}' must be an existing folder for {len(models)} models.")
+    if output is not None and not is_folder and os.path.exists(output):
+        raise OutputError(f"-o '{output}' is a file; name a folder for {len(models)} models.")
     targets = [(output or Path()) / f"{_name_of(model)}{PREP_SUFFIX}" for model in models]
     shared = {str(target) for target in targets if targets.count(target) > 1}
     if shared:
         raise OutputError(f"two models would both become {min(shared)}; pack them one at a time with -o.")
     return targets
+
+
+def make_folder_of(targets: Sequence[Path]) -> None:
+    """Make the folder for several results if it is missing; raises OutputError if it cannot be made."""
+    folder = targets[0].parent
+    if len(targets) > 1 and not folder.exists():
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise OutputError(
+                f"-o '{folder}' must be a folder for {len(targets)} models, and cannot be made: {error.strerror}."
+            ) from None
 
 
 def check_target(target: Path, sources: Iterable[Path | HubAddress], force: bool) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prepkit.errors import RegistryError, listed
+from prepkit.errors import FusionError, RegistryError, listed
 from prepkit.families.architecture import Architecture, Shapes, floating_shapes
 from prepkit.families.importing import plugins
 from prepkit.families.registry import architecture, built_in
@@ -80,12 +81,14 @@ def fits(shapes: Shapes, candidate: Architecture) -> Detection | None:
 def explain_mismatch(tensors: Mapping[str, Tensor], architecture: Architecture) -> str:
     """Say in one sentence which names and shapes differ from an architecture, in the nearer one of its two forms."""
     shapes = floating_shapes(tensors)
-    forms = [(" with BatchNorm folded", architecture.folded_shapes), (" with BatchNorm", architecture.trainable_shapes)]
+    forms = [(" with BatchNorm", architecture.trainable_shapes)]
+    with suppress(FusionError):  # a network that cannot be folded has one form
+        forms.insert(0, (" with BatchNorm folded", architecture.folded_shapes))
     form, differing = min(
         ((form, differences(shapes, expected)) for form, expected in forms),
         key=lambda candidate: sum(map(len, candidate[1].values())),
     )
-    if architecture.folded_shapes == architecture.trainable_shapes:
+    if all(expected == architecture.trainable_shapes for _, expected in forms) and len(forms) > 1:
         form = ""
     parts = [f"{len(names)} {what} ({listed(names)})" for what, names in differing.items() if names]
     if not parts:

@@ -115,6 +115,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         def tied():
             return Tied(nn.BatchNorm1d)
 
+        def unfoldable():
+            return nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4), nn.ReLU())
+
         def plain():
             return Tied(lambda channels: nn.Identity())
     """)
@@ -377,6 +380,46 @@ def test_integer_tensors_are_kept_beside_the_matrix(tmp_path: Path) -> None:
     found = load_prep(tmp_path / "m.prep.safetensors").tensors()
     assert found.keys() == state.keys()
     assert all(same(found[name], tensor) for name, tensor in state.items() if name != "w")
+
+
+def test_a_network_is_taken_from_under_its_prefix(tmp_path: Path) -> None:
+    network = trained()
+    state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    path = saved({"state_dict": {**state, "criterion.pos_weight": torch.ones(10)}}, tmp_path)
+    architecture = prepkit.architecture(DIGITS)
+    with pytest.raises(
+        LayoutMismatch, match=r"after 'model\.', beside criterion\.pos_weight; pass prefix='model\.' to"
+    ):
+        pack_checkpoint(path, architecture=architecture)
+    for prefix in ("model", "model."):
+        packed = pack_checkpoint(path, prefix=prefix)
+        assert packed.prep.origin.architecture == DIGITS
+        assert packed.left_out == ("criterion.pos_weight",)
+    assert fold_checkpoint(path, prefix="model")[0].keys() == packed.prep.tensors().keys()
+    with pytest.raises(
+        CheckpointError, match=r"no names that begin with 'modle\.'; they begin with criterion\., model\."
+    ):
+        pack_checkpoint(path, prefix="modle")
+    whole = saved({"module.w": torch.ones(3)}, tmp_path)
+    assert pack_checkpoint(whole, prefix="").prep.tensors().keys() == {"module.w"}
+
+
+def test_eight_bit_floats_are_cast_where_a_dtype_is_given(tmp_path: Path) -> None:
+    values = torch.tensor([0.5, -448.0, 0.0625]).to(torch.float8_e4m3fn)
+    path = saved({"w": values}, tmp_path)
+    with pytest.raises(LayoutMismatch, match=r"has dtype float8_e4m3fn; .* Pass dtype='float32' to cast it\."):
+        pack_checkpoint(path)
+    assert pack_checkpoint(path, dtype="bfloat16").prep.tensors()["w"].tolist() == [0.5, -448.0, 0.0625]
+
+
+def test_other_shapes_are_named_where_the_network_cannot_be_folded(module: str, tmp_path: Path) -> None:
+    architecture = architecture_from_callable(f"{module}:unfoldable", (4,))
+    with pytest.raises(LayoutMismatch, match=r"1\.weight is \[5\], expected \[4\]"):
+        pack_checkpoint(
+            saved({**architecture.build().state_dict(), "1.weight": torch.ones(5)}, tmp_path),
+            architecture=architecture,
+            keep_batch_norm=True,
+        )
 
 
 # What is refused ----------------------------------------------------------------------------------------------

@@ -405,6 +405,7 @@ def npz_bytes() -> bytes:
         (b"\x93NUMPY\x01\x00v\x00{'descr'", "numpy array"),
         (b"GGUF\x03\x00\x00\x00" + bytes(20), "GGUF"),
         (b"\x08\x07\x12\x07pytorch", "an ONNX model"),
+        (b"\x08\x01\x12\x8c\x93\x02\x0a\x20" + bytes(20), "a SavedModel of TensorFlow"),
         (bytes(257) + b"ustar\x0000" + bytes(300), "tar archive"),
         (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
         (b"epoch,loss\n1,0.5\n", "is text"),
@@ -429,6 +430,18 @@ def test_other_files_are_refused_by_name(content: bytes, expected: str, tmp_path
     path = tmp_path / "model.pt"
     path.write_bytes(content)
     assert expected in refusal(path)
+
+
+def test_parts_of_distributed_checkpoints_and_states_of_optimizers_are_named(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "__0_0.distcp")
+    assert "a part of a distributed checkpoint; for its folder, convert it" in refusal(tmp_path / "__0_0.distcp")
+    network = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    message = refusal(saved(optimizer.state_dict(), tmp_path))
+    assert "holds the state of an optimizer, not a network" in message
+    assert "state.0" not in message
 
 
 def test_torchscript_and_export_are_refused_with_a_recipe_that_works(

@@ -378,6 +378,34 @@ def test_unpack_chooses_a_name(model: nn.Module) -> None:
     assert_same_function(model, torch.load("a.b.unpacked.pt", weights_only=True))
 
 
+def test_the_folder_for_several_models_is_made(folder: Path) -> None:
+    for name in ("a.pt", "b.pt"):
+        save({"w": torch.ones(3)}, name)
+    run("pack", "a.pt", "b.pt", "-o", "out")
+    assert sorted(os.listdir("out")) == ["a.prep.safetensors", "b.prep.safetensors"]
+    assert "cannot be made: No such file" in run("pack", "a.pt", "b.pt", "-o", "x/y", code=2).stderr
+
+
+def test_a_missing_file_is_said_without_torch(folder: Path) -> None:
+    for command in (
+        ["pack", "nope.pt"],
+        ["fuse", "nope.pt", "-o", "x.pt"],
+        ["unpack", "nope.pt"],
+        ["inspect", "nope.pt"],
+    ):
+        code = f"""
+import sys
+from prepkit.cli import main
+try:
+    main({command!r})
+finally:
+    assert "torch" not in sys.modules
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "nope.pt" in done.stderr
+
+
 def test_unpack_puts_a_prefix_back(folder: Path) -> None:
     save({"module.weight": torch.ones(2, 3)}, "w.pt")
     assert "names         without 'module.', which unpack puts back" in run("pack", "w.pt").stdout
@@ -766,7 +794,7 @@ MISTAKES = {
     ),
     "no folder": Mistake(lambda: ("pack", good(), "-o", "no/x.safetensors"), "OutputError", ("'no' does not exist.",)),
     "no folder for two": Mistake(
-        lambda: ("pack", good(), "other.pt", "-o", "no"), "OutputError", ("must be an existing folder for 2 models",)
+        lambda: ("pack", good(), "other.pt", "-o", good()), "OutputError", ("is a file; name a folder for 2 models",)
     ),
     "two of one name": Mistake(
         lambda: ("pack", good(), "good.safetensors"), "OutputError", ("both become good.prep.safetensors; pack them",)
