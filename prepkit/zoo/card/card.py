@@ -39,6 +39,10 @@ OWN_MEANINGS = {
     "shard": "index of its file in the `shards` of zoo.json",
     "row": "its row in that file",
 }
+VIEWER = (
+    "The table is one file, and the Hub's viewer makes one split of a file: it shows all rows as `train`. The column "
+    "`split` tells the splits."
+)
 EARLIER = "its split before `zoo split` replaced it"
 MEANINGS_OF_TRAINING = {  # `zoo train` writes these columns; in other zoos they are the user's
     "run": "number of its training run; all weights that are kept of a run share it",
@@ -176,7 +180,7 @@ def _splits(manifest: Manifest) -> list[str]:
         return ["None."]
     rest = manifest.table.rows - sum(manifest.splits.values())
     rows = [*manifest.splits.items(), *([("(none)", rest)] if rest else [])]
-    return [*markdown_table(("split", "instances"), rows), *_drawing(manifest)]
+    return [*markdown_table(("split", "instances"), rows), *_drawing(manifest), "", VIEWER]
 
 
 def _drawing(manifest: Manifest) -> list[str]:
