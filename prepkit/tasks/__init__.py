@@ -9,6 +9,7 @@ The record of a kind is checked by a light module of its own; its module has `lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from prepkit.tasks.task import Task
 
 
-def load_task(record: Mapping[str, Any] | None, data: Path | None = None) -> Task:
+def load_task(record: Mapping[str, Any] | None, data: str | os.PathLike[str] | None = None) -> Task:
     """The task of a record, with its data; `load_task(task.record)` is the same task again.
 
     data: folder of the data, for a data set of the user's
@@ -30,7 +31,7 @@ def load_task(record: Mapping[str, Any] | None, data: Path | None = None) -> Tas
     raises DataMissing with the command that gets the data
     """
     found = _checked(record)
-    return LOADERS[found["kind"]](found, data)
+    return LOADERS[found["kind"]](found, None if data is None else Path(data))
 
 
 def check_record(record: Mapping[str, Any] | None) -> None:
@@ -57,6 +58,8 @@ test_set.__test__ = False  # type: ignore[attr-defined]  # pytest takes imported
 def _checked(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if record is None:
         raise ZooError("the zoo names no task, so there is no data to run its instances on.")
+    if not isinstance(record, Mapping):
+        raise ZooError(f'task: expected a record such as {{"kind": "images", ...}}; found a {type(record).__name__}.')
     kind = read_keys(KIND, record, Place("task"), strict=False)["kind"]
     CHECKS[kind](record)
     return record

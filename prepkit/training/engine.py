@@ -57,8 +57,8 @@ def choose_engine(
     raises ZooError for a number below 1, or a stack above 1 if no architecture can be stacked
     """
     for what, asked in (("stack", stack), ("threads", threads)):
-        if asked is not None and asked < 1:
-            raise ZooError(f"{what}: expected a whole number of at least 1; found {asked}.")
+        if asked is not None and (type(asked) is not int or asked < 1):
+            raise ZooError(f"{what}: expected a whole number of at least 1; found {asked!r}.")
     counts = {architecture(name): len(jobs) for name, jobs in plan.by_architecture.items()}
     stackable = [known for known in counts if is_stackable(known, folded=False)]
     if stack is not None and stack > 1 and not stackable:

@@ -89,6 +89,8 @@ def train_zoo(
     gpus:      share of a GPU a unit takes on Ray
     raises ZooError, RegistryError, InvalidShape or DeviceError for what cannot be used; DataMissing
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ZooError(f"path: expected the folder of the zoo; found a {type(path).__name__}.")
     loaded = spec if isinstance(spec, Spec) else load_spec(spec)
     loaded = loaded.with_sizes(instances, epochs)
     root = Path(path)

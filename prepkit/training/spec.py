@@ -183,6 +183,11 @@ def load_spec(name_or_path: str | os.PathLike[str]) -> Spec:
 
     raises ZooError if there is none, or with the place of what is wrong in it
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ZooError(
+            f"spec: expected a Spec, the name of a built-in one or the path of a TOML file; found a "
+            f"{type(name_or_path).__name__}."
+        )
     asked = os.fspath(name_or_path)
     is_path = not isinstance(name_or_path, str) or asked.endswith(SUFFIX) or any(s in asked for s in "/\\")
     if not is_path and asked not in spec_names():
