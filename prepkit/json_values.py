@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import date, time, timedelta
@@ -69,3 +70,8 @@ def broken_text(value: Any, path: str = "") -> str | None:
     else:
         return None
     return next((place for place in (broken_text(item, at) for at, item in parts) if place is not None), None)
+
+
+def canonical_json(data: object) -> str:
+    """Return JSON with sorted keys and no spaces, so that equal data gives equal bytes."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -98,6 +98,11 @@ def pack_checkpoint(
     >>> prepkit.save_prep(packed.prep, "model.prep.safetensors")
     """
     PRepShape.least(1, width)  # a wrong width is refused before a large file is read
+    if not issubclass(type(path), str | os.PathLike):
+        kind = type(path).__name__
+        raise CheckpointError(
+            f"pack_checkpoint takes the path of a file, not a {kind}; for a network, see Layout.of(network)."
+        )
     checkpoint = _read(path, key, prefix, dtype)
     if not allow_nonfinite:
         check_finite(checkpoint, f"'{path}'")

@@ -72,6 +72,10 @@ class PRep:
     origin: Origin = Origin()
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        name = self.origin.architecture or "unknown architecture"
+        return f"<PRep of {name}: {' x '.join(map(str, self.values.shape))} {dtype_name(self.values.dtype)}>"
+
     @property
     def shape(self) -> PRepShape:
         """Height and width."""

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import InvalidShape, LayoutMismatch, counted, listed
+from prepkit.json_values import canonical_json as canonical_json
 from prepkit.prep.contents import contents_of
 from prepkit.prep.shape import PRepShape as PRepShape
 from prepkit.prep.slot import Kind, classified, is_pair_of_names, is_running_statistic, slot_from_dict
@@ -167,6 +168,9 @@ class Layout:
     def names(self) -> frozenset[str]:
         """All names that `unpack` returns: those of slots and of aliases."""
         return self._names | {alias for alias, _ in self.ties}
+
+    def __repr__(self) -> str:
+        return f"<Layout: {counted(self.total, 'value')} in {counted(len(self.slots), 'slot')}, {self.dtype}>"
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -393,8 +397,3 @@ def flat_view(prep: Tensor) -> Tensor:
             f"the PRep of shape {list(prep.shape)} and strides {list(prep.stride())} is not row-major in memory; "
             "call .contiguous() on it."
         ) from None
-
-
-def canonical_json(data: object) -> str:
-    """Return JSON with sorted keys and no spaces, so that equal data gives equal bytes."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -703,3 +703,8 @@ def test_packing_takes_little_more_than_twice_the_file(tmp_path: Path) -> None:
     # The small file's peak is the fixed cost: prepkit's modules and what the libraries import late, about 14 MB.
     assert peaks[1] < 60e6
     assert 40e6 < peaks[40] < 2.2 * 40e6 + peaks[1] + 10e6
+
+
+def test_a_network_is_no_file():
+    with pytest.raises(CheckpointError, match=r"takes the path of a file, not a Linear; .* Layout\.of\(network\)"):
+        pack_checkpoint(torch.nn.Linear(3, 2))

@@ -333,6 +333,11 @@ def test_where_starts_no_threads(zoo):
     assert len(zoo.where("accuracy >= 0.1")) == 9
 
 
+def test_an_instance_and_its_layout_are_shown_on_a_line(zoo):
+    assert repr(zoo["resnet8-0"][0]) == "<PRep of resnet8@digits: 12 x 512 float32>"
+    assert repr(zoo.layout("resnet8-0")) == "<Layout: 5,058 values in 20 slots, float32>"
+
+
 # Other kinds of instances ---------------------------------------------------------------------------------------------
 
 
