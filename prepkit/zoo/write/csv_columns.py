@@ -58,7 +58,8 @@ def rows_of_models(
     models = list(models)
     absent = [str(model) for model in models if isinstance(model, Path) and not model.is_file()]
     if absent:
-        raise ZooError(f"{len(absent)} of {len(models)} models are no files: {listed(absent)}.")
+        are = "is no file" if len(absent) == 1 else "are no files"
+        raise ZooError(f"{len(absent):,} of {counted(len(models), 'model')} {are}: {listed(absent)}.")
     ids = ids_of(models)
     if table is None:
         if types:

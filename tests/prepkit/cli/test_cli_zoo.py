@@ -163,8 +163,10 @@ def test_a_wrong_table_is_told_with_its_line_before_anything_is_written(tmp_path
 
 
 def test_what_is_missing_or_stands_twice_is_told_before_anything_is_written(tmp_path, files):
-    message = told("zoo", "create", tmp_path / "zoo", *files, tmp_path / "none.pt", tmp_path)
-    assert message == f"2 of 6 models are no files: {tmp_path / 'none.pt'}, {tmp_path}."
+    message = told("zoo", "create", tmp_path / "zoo", *files, tmp_path / "none.pt", tmp_path / "x")
+    assert message == f"2 of 6 models are no files: {tmp_path / 'none.pt'}, {tmp_path / 'x'}."
+    message = told("zoo", "create", tmp_path / "zoo", tmp_path / "none.pt")
+    assert message == f"1 of 1 model is no file: {tmp_path / 'none.pt'}."
     assert not (tmp_path / "zoo").exists()
     assert "No such file" in told("zoo", "create", tmp_path / "zoo", *files, "--table", tmp_path / "none.csv")
     assert "both have the id 'm0'" in told("zoo", "create", tmp_path / "zoo", files[0], files[0])
