@@ -5,6 +5,7 @@ A mapping is private (copy on write): writing into a tensor that was read change
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from abc import ABC, abstractmethod
@@ -251,5 +252,11 @@ def _sum_of_shards(manifest: Manifest) -> str:
 
 
 def _map_file(file: Path) -> mmap.mmap:
-    with open(file, "rb") as opened:
-        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    try:
+        with open(file, "rb") as opened:
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        few = (
+            "; each shard that is read stays open, so allow more by `ulimit -n`" if error.errno == errno.EMFILE else ""
+        )
+        raise ZooError(f"{file}: cannot be read: {error.strerror or error}{few}.") from error
