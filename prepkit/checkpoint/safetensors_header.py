@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from prepkit.errors import counted
+
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library has this limit
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTEGER_NAMES = {
@@ -80,7 +82,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     size = Path(path).stat().st_size
     if size < 8:  # a pipe has no size either, and opening it would wait for a writer
-        raise HeaderError(f"it has {size} bytes, which are no header")
+        raise HeaderError(f"it has {counted(size, 'byte')} and no header")
     with open(path, "rb") as file:
         data_offset, text = _read_text(file, size)
     try:
@@ -123,7 +125,8 @@ def _stored_tensor(name: str, entry: object, data_offset: int) -> StoredTensor:
         raise HeaderError(f"tensor '{name}' has an unsound shape or offset")
     num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != num_bytes:
-        raise HeaderError(f"tensor '{name}' of shape {shape} needs {num_bytes:,} bytes, not its offsets' {offsets}")
+        needed = counted(num_bytes, "byte")
+        raise HeaderError(f"tensor '{name}' of shape {shape} needs {needed}, not its offsets' {offsets}")
     return StoredTensor(dtype, tuple(shape), data_offset + offsets[0], num_bytes)
 
 

@@ -455,7 +455,8 @@ def test_tensors_that_a_prep_file_does_not_have(tensors: dict[str, Tensor], mess
 
 def test_other_files(path: Path) -> None:
     cases: list[tuple[bytes, str]] = [
-        (b"", "is no PRep file: it has 0 bytes, which are no header."),
+        (b"", "is no PRep file: it has 0 bytes and no header."),
+        (b"1", "is no PRep file: it has 1 byte and no header."),
         (b"PK\x03\x04" + bytes(100), "`prepkit pack` makes one of a checkpoint."),
         ((1000).to_bytes(8, "little") + b"{", "it may be truncated"),
         ((2).to_bytes(8, "little") + b"[]", "its header is not an object"),
