@@ -25,8 +25,8 @@ from torch import nn
 from benchmarks.timing import record, summary
 from prepkit.api import open_zoo
 from prepkit.families.registry import architecture_from_callable
-from prepkit.files import sha256_of_file
 from prepkit.hub.pull import pull
+from prepkit.support.files import sha256_of_file
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.write.writer import ZooWriter
 

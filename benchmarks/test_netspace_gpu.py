@@ -26,7 +26,7 @@ from netspace.recipe import Recipe, load_recipe
 from netspace.run.run import new_space
 from netspace.training.losses import boundary_pairs, gammas, interpolate, interpolated_class_ids, loss_kd
 from netspace.training.objective import Objective
-from prepkit.device import use_tf32
+from prepkit.support.device import use_tf32
 
 CUDA = torch.device("cuda")
 STEPS, ROUNDS = 20, 9

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from netspace.recipe import Recipe
-from prepkit.reading import reference
+from prepkit.support.reading import reference
 from prepkit.tasks.image_record import ImageRecord
 from prepkit.tasks.shape_record import ShapeRecord
 from prepkit.training.hyperparameters import Training

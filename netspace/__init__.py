@@ -7,6 +7,6 @@
 The package lives on prepkit's public names and never the other way round. Names are loaded when they are first used.
 """
 
-from prepkit.lazy import attach
+from prepkit.support.lazy import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import prepkit
 from prepkit.errors import FormerSpelling, listed, nearest
-from prepkit.reading import Place, between, keys_of, number, parse_toml, read, read_file, whole
+from prepkit.support.reading import Place, between, keys_of, number, parse_toml, read, read_file, whole
 
 SUFFIX = ".toml"
 FORMER_TABLES = {"optimiser": "optimizer"}  # former spellings, which are still read, and the present ones

@@ -8,6 +8,6 @@
 Names are loaded when they are first used, so that importing prepkit imports neither torch nor anything else heavy.
 """
 
-from prepkit.lazy import attach
+from prepkit.support.lazy import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
 from prepkit.errors import PrepkitError
-from prepkit.files import is_zoo
+from prepkit.support.files import is_zoo
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
-    from prepkit.progress import Advance
+    from prepkit.support.progress import Advance
     from prepkit.zoo.read.zoo import Zoo
     from prepkit.zoo.write.model_files import LocalModel
     from prepkit.zoo.write.written import WrittenZoo

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import PrepkitError
-from prepkit.files import replacing
 from prepkit.prep.layout import Layout, PRepShape
+from prepkit.support.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 from prepkit.cli.common import device_option
 from prepkit.cli.completion import paths
 from prepkit.cli.output import Output
-from prepkit.progress import Advance
+from prepkit.support.progress import Advance
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ def open_run(run: Path | str, zoo: Path | str | None, kind: str, device: str, *,
     raises RunError, DeviceError
     """
     from netspace.run.run import Run
-    from prepkit.device import choose_device
+    from prepkit.support.device import choose_device
 
     opened, chosen = Run(run), choose_device(device)
     return Opened(opened, opened.space(kind, chosen), chosen, zoo, any_zoo)
@@ -213,7 +213,7 @@ def share(value: float | None) -> str:
 def working(total: int, name: str, unit: str, out: Output) -> Iterator[Advance]:
     """Give the function that moves a bar on; refused memory becomes an error of one line."""
     from netspace.training.memory import OutOfMemory
-    from prepkit.device import is_out_of_memory
+    from prepkit.support.device import is_out_of_memory
 
     try:
         with out.bar(name, unit) as bar:

@@ -26,8 +26,8 @@ from netspace.cli.walks import interpolate, optimize
 from prepkit.cli.common import force_option
 from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
-from prepkit.json_values import json_value
-from prepkit.text import table
+from prepkit.support.json_values import json_value
+from prepkit.support.text import table
 
 EVALUATED = {
     "target_accuracy": "target",
@@ -67,8 +67,8 @@ def evaluate(
     from netspace.explore.sampling import check_samples
     from netspace.space.evaluation import evaluate as evaluate_space
     from prepkit.figures import save_figure
-    from prepkit.files import write_json
-    from prepkit.table_files import write_table
+    from prepkit.support.files import write_json
+    from prepkit.support.table_files import write_table
 
     opened = open_run(run, zoo, kind, device)
     view = opened.zoo.split(split)
@@ -124,7 +124,7 @@ def embed(
     The table is that of ZOO with a column `embedding`. ZOO may be another one than the run was trained on.
     """
     from netspace.explore.embedding import embed as embed_zoo
-    from prepkit.table_files import check_table_path, write_table
+    from prepkit.support.table_files import check_table_path, write_table
 
     check_table_path(output, overwrite=force)
     opened = open_run(run, zoo, kind, device, any_zoo=True)
@@ -183,7 +183,7 @@ def decode(
     from netspace.explore.sampling import PointError, points_of, sample, sample_class_id
     from netspace.space.prediction import predict
     from prepkit.checkpoint.export import writer_for
-    from prepkit.files import check_writable
+    from prepkit.support.files import check_writable
 
     if sum(choice is not None for choice in (id, embedding, class_id, gamma)) != 1:
         raise click.UsageError("say what to decode: one of --id, --embedding, --class-id or --gamma.")

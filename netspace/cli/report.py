@@ -11,8 +11,8 @@ import click
 from netspace.cli.common import PATH, data_option, seed_option
 from prepkit.cli.common import Interrupted, device_option, force_option
 from prepkit.cli.output import Output, json_option
-from prepkit.progress import StatusLine
-from prepkit.text import readable_seconds
+from prepkit.support.progress import StatusLine
+from prepkit.support.text import readable_seconds
 
 if TYPE_CHECKING:
     from netspace.report.model import Report, StageProgress

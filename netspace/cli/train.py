@@ -11,7 +11,7 @@ from netspace.cli.common import PATH, PLACE, data_option
 from prepkit.cli.common import device_option
 from prepkit.cli.completion import names
 from prepkit.cli.output import Output, json_option
-from prepkit.text import table
+from prepkit.support.text import table
 
 if TYPE_CHECKING:
     from netspace.run.run import Run
@@ -67,7 +67,7 @@ def train(
     from netspace.recipe import load_recipe
     from netspace.training.trainer import train as train_space
     from prepkit.cli.allocator import keep_freed_memory
-    from prepkit.processes import is_first_process
+    from prepkit.support.processes import is_first_process
 
     values = dict(parse_change(text) for text in changes)
     values |= {} if seed is None else {"training.seed": seed}

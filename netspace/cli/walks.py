@@ -27,8 +27,8 @@ from netspace.cli.common import (
 from prepkit.cli.common import force_option
 from prepkit.cli.completion import zoo_ids
 from prepkit.cli.output import Output, json_option
-from prepkit.json_values import json_value
-from prepkit.text import table
+from prepkit.support.json_values import json_value
+from prepkit.support.text import table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ def interpolate(
     from netspace.data import task_of
     from netspace.explore.interpolation import interpolate as interpolate_space
     from netspace.explore.sampling import random_pairs
-    from prepkit.files import check_folder_writable
+    from prepkit.support.files import check_folder_writable
     from prepkit.zoo.read.accuracy import zoo_accuracies
 
     if (first is None) != (second is None):
@@ -148,7 +148,7 @@ def _write_lines(
     """Write an interpolation's folder, with meshes if there is a resolution; returns notes on what is missing."""
     from netspace.explore.figures import interpolation_figure
     from prepkit.figures import save_figure
-    from prepkit.files import replacing_folder, write_json
+    from prepkit.support.files import replacing_folder, write_json
 
     notes = []
     with replacing_folder(output, mark=RESULT, overwrite=force) as folder:
@@ -267,7 +267,7 @@ def optimize(
     from netspace.explore.optimization import optimize as optimize_embeddings
     from netspace.explore.sampling import random_instances
     from prepkit.figures import save_figure
-    from prepkit.files import check_folder_writable, replacing_folder, write_json
+    from prepkit.support.files import check_folder_writable, replacing_folder, write_json
 
     if ids and embedding is not None:
         raise click.UsageError("start from ids or from --embedding, not both.")
@@ -331,7 +331,7 @@ def _optimised_text(optimisation: Optimisation) -> str:
 def _write_tables(folder: Path, latents: Tensor, **tables: Any) -> None:
     import numpy as np
 
-    from prepkit.table_files import write_table
+    from prepkit.support.table_files import write_table
 
     for name, rows in tables.items():
         write_table(rows, folder / f"{name}.csv")

@@ -10,7 +10,7 @@ from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.figures import evaluation_figure
 from netspace.space.evaluation import Evaluation, evaluate
-from prepkit.statistics import interval, pearson, spearman
+from prepkit.support.statistics import interval, pearson, spearman
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import Subject

@@ -24,7 +24,7 @@ from netspace.explore.interpolation import interpolate
 from netspace.space.evaluation import evaluate
 from prepkit.errors import counted
 from prepkit.figures import axis_limits, new_figure, short_name
-from prepkit.statistics import mean_or_nan
+from prepkit.support.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:

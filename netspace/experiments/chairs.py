@@ -24,7 +24,7 @@ from netspace.explore.interpolation import Interpolation, interpolate, weights_b
 from prepkit.errors import counted
 from prepkit.figures import mesh_figure
 from prepkit.running.groups import distance_grids
-from prepkit.statistics import mean_or_nan
+from prepkit.support.statistics import mean_or_nan
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.distance_grid import grid_points, share_of_monotone_volumes, surface
 from prepkit.tasks.randomness import generator

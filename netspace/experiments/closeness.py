@@ -21,7 +21,7 @@ from netspace.experiments.subject import PredictedSplit, Subject
 from netspace.space.evaluation import CLOSE, NEAR
 from prepkit.errors import counted
 from prepkit.running.groups import outputs_by_class_id
-from prepkit.statistics import mean_or_nan
+from prepkit.support.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator, others_of_each
 
 CLOSENESS = 0.8

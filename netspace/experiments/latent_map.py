@@ -21,7 +21,7 @@ from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.embedding import encode
 from prepkit.figures import draw_prep_grid, new_figure, short_name
-from prepkit.statistics import along_line, evenly, grouped, nearest_mean_is_own, principal_components, spearman
+from prepkit.support.statistics import along_line, evenly, grouped, nearest_mean_is_own, principal_components, spearman
 from prepkit.zoo.read.accuracy import recorded_accuracies
 from prepkit.zoo.read.groups import rows_by_architecture
 

@@ -20,7 +20,7 @@ from netspace.explore.figures import LINE_NAMES, interpolation_figure
 from netspace.explore.interpolation import EMBEDDING, WEIGHTS, interpolate
 from netspace.explore.sampling import PointError
 from prepkit.errors import counted
-from prepkit.statistics import from_straight_line, largest_fall
+from prepkit.support.statistics import from_straight_line, largest_fall
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from netspace.experiments.result import Column, Result, Table, claim, table_of_m
 from netspace.explore.figures import optimisation_figure
 from netspace.explore.optimization import Optimisation, optimize
 from prepkit.errors import counted
-from prepkit.statistics import grouped
+from prepkit.support.statistics import grouped
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import Subject

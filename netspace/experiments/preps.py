@@ -13,7 +13,7 @@ from torch import Tensor
 
 from netspace.experiments.result import Column, Result, claim, table_of_measures
 from prepkit.figures import preps_side_by_side, short_name
-from prepkit.statistics import distances, evenly, mean_or_nan, off_diagonal
+from prepkit.support.statistics import distances, evenly, mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import PredictedSplit, Subject

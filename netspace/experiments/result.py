@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import prepkit
-from prepkit.files import replacing
-from prepkit.json_values import json_value
+from prepkit.support.files import replacing
+from prepkit.support.json_values import json_value
 
 Cell: TypeAlias = str | int | float | bool | None
 

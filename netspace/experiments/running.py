@@ -21,10 +21,10 @@ from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_func
 from netspace.experiments.result import Result, ResultError
 from netspace.experiments.subject import Subject
 from netspace.run.run import BEST, Run, RunError, versions
-from prepkit.device import choose_device, hardware
 from prepkit.errors import listed
-from prepkit.files import sha256_of_code
-from prepkit.json_values import json_value
+from prepkit.support.device import choose_device, hardware
+from prepkit.support.files import sha256_of_code
+from prepkit.support.json_values import json_value
 
 EXPERIMENTS_FOLDER = "experiments"
 PACKAGES = (Path(__file__).parents[1], Path(prepkit.__file__).parent)

@@ -20,7 +20,7 @@ import prepkit
 from netspace.data import ZooMismatch
 from netspace.space.evaluation import PREPS_AT_ONCE
 from netspace.space.network import NetSpace
-from prepkit.progress import Advance
+from prepkit.support.progress import Advance
 from prepkit.zoo.read.accuracy import chunks
 
 if TYPE_CHECKING:

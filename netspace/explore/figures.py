@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import counted
 from prepkit.figures import new_figure, panels, short_name
-from prepkit.statistics import grouped
+from prepkit.support.statistics import grouped
 
 if TYPE_CHECKING:
     from netspace.explore.interpolation import Interpolation

@@ -27,9 +27,9 @@ from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import counted
-from prepkit.progress import Advance
 from prepkit.running.groups import distance_grids
-from prepkit.statistics import from_straight_line, largest_fall
+from prepkit.support.progress import Advance
+from prepkit.support.statistics import from_straight_line, largest_fall
 from prepkit.tasks.distance_grid import has_surface, volumes
 from prepkit.zoo.read.accuracy import accuracies_of, chunks, has_items
 

@@ -29,8 +29,8 @@ from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import counted, listed
-from prepkit.progress import Advance
-from prepkit.statistics import grouped
+from prepkit.support.progress import Advance
+from prepkit.support.statistics import grouped
 from prepkit.tasks.randomness import generator
 from prepkit.zoo.read.accuracy import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from prepkit.zoo.read.accuracy import accuracies_of, items_of

@@ -21,10 +21,10 @@ from netspace.experiments.running import ExperimentRunner
 from netspace.report.model import Progress, Report, RunResults, StageProgress, announce, remaining_text
 from netspace.report.pages import html_page, markdown_page
 from netspace.run.run import BEST, Run, RunError, versions
-from prepkit.device import hardware
 from prepkit.errors import PrepkitError
 from prepkit.figures import new_figure, png_of
-from prepkit.files import check_writable, replacing
+from prepkit.support.device import hardware
+from prepkit.support.files import check_writable, replacing
 
 NOT_LOSSES = ("step", "learning_rate", "instances_per_second", "gradient_norm")  # logged with each step
 

@@ -15,8 +15,8 @@ from netspace.experiments.result import KINDS, Claim, Result
 from netspace.experiments.running import ExperimentRunner
 from netspace.run.run import BEST, Run
 from prepkit.errors import counted
-from prepkit.json_values import json_value
-from prepkit.statistics import grouped
+from prepkit.support.json_values import json_value
+from prepkit.support.statistics import grouped
 
 
 @dataclass(frozen=True)

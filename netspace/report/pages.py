@@ -22,7 +22,7 @@ from netspace.report import words
 from netspace.report.model import Report
 from netspace.report.variants import spread, variants, without_variants
 from prepkit.errors import counted
-from prepkit.text import duration, short_number
+from prepkit.support.text import duration, short_number
 
 HTML, MARKDOWN = "page.html.jinja", "page.md.jinja"
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}

@@ -28,8 +28,8 @@ from netspace.report.make import report
 from netspace.report.model import Progress, Report, StageProgress, announce, remaining_text
 from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.training.trainer import train
-from prepkit.files import remove_empty_folders, replacing
-from prepkit.progress import SHARE, ProgressInWords
+from prepkit.support.files import remove_empty_folders, replacing
+from prepkit.support.progress import SHARE, ProgressInWords
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 
 FORMAT = "netspace-paper/1"

@@ -8,8 +8,8 @@ from typing import Any
 
 from netspace.report.model import RecipeClaim, Report, RunResults
 from netspace.report.words import averaged, tally
-from prepkit.json_values import by_dotted_key
-from prepkit.text import duration, short_number
+from prepkit.support.json_values import by_dotted_key
+from prepkit.support.text import duration, short_number
 
 SEED = "training.seed"
 LABELS = ("name", "description")  # keys of a recipe that do not change a training

@@ -9,7 +9,7 @@ from typing import Any
 
 from netspace.experiments.result import Claim
 from netspace.report.model import RecipeClaim, Report
-from prepkit.text import short_number
+from prepkit.support.text import short_number
 
 KIND_WORDS = {
     "paper": ("claim of the paper", "claims of the paper"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from netspace.run.run import BEST, LATEST, Run
 from prepkit.address import HUB_SCHEME
 from prepkit.licence import licence_of_card
-from prepkit.markdown import markdown_table, write_readme
+from prepkit.support.markdown import markdown_table, write_readme
 
 README = "README.md"
 MARK = "<!-- Written by netspace; remove this line to keep your own changes. -->"

@@ -15,7 +15,7 @@ from netspace.run.card import README, card_text
 from netspace.run.run import BEST, CHECKPOINTS, FIGURES, METRICS, RECORD, Run, RunError
 from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.upload import Push, push_bundle
-from prepkit.progress import Advance
+from prepkit.support.progress import Advance
 
 
 def push_run(

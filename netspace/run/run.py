@@ -39,7 +39,7 @@ from netspace.recipe import Recipe, recipe_of
 from netspace.space.network import NetSpace
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
-from prepkit.files import replacing, sha256_of_file, write_json
+from prepkit.support.files import replacing, sha256_of_file, write_json
 from prepkit.version import __version__
 
 FORMAT = "netspace-run/1"

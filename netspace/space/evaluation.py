@@ -22,10 +22,10 @@ from torch import Tensor
 import prepkit
 from netspace.data import ZooMismatch
 from netspace.space.prediction import predict
-from prepkit.device import bf16_autocast
-from prepkit.progress import Advance
 from prepkit.running.groups import run_by_class_id
-from prepkit.statistics import grouped
+from prepkit.support.device import bf16_autocast
+from prepkit.support.progress import Advance
+from prepkit.support.statistics import grouped
 from prepkit.zoo.read.accuracy import POINTS_AT_ONCE, accuracies_of, chunks, has_items, items_of, zoo_accuracies
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import prepkit
 from netspace.run.run import TENSORBOARD, Run
-from prepkit.processes import Ranks
-from prepkit.progress import Progress
+from prepkit.support.processes import Ranks
+from prepkit.support.progress import Progress
 
 LINE_STEPS = 10  # steps between two lines of metrics, since reading the losses waits for the device
 NORM = "gradient_norm"  # the one value that is not a sum over processes

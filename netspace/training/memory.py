@@ -11,7 +11,7 @@ from netspace.recipe import Recipe
 from netspace.run.run import new_space
 from netspace.training.losses import gammas
 from prepkit.running.instances import activation_bytes, stacking_pays
-from prepkit.text import readable_bytes
+from prepkit.support.text import readable_bytes
 from prepkit.zoo.read.memory import free_bytes
 
 COPIES = 4  # each weight is held with its gradient and Adam's two moments

@@ -24,10 +24,10 @@ from netspace.data import Batch, ZooMismatch
 from netspace.recipe import Recipe
 from netspace.space.network import NetSpace
 from netspace.training import losses
-from prepkit.device import HostCopy, bf16_autocast
-from prepkit.processes import Ranks
 from prepkit.running.groups import ArchitectureGroup, group_by_architecture, run_by_class_id
 from prepkit.running.instance_losses import LossesOf, groups_to_run, instance_losses
+from prepkit.support.device import HostCopy, bf16_autocast
+from prepkit.support.processes import Ranks
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from netspace.data import check_architectures
 from netspace.recipe import Recipe
 from netspace.run.run import BEST, LATEST, LOCK, Run, RunError, check_free
 from prepkit.errors import InvalidShape, counted
-from prepkit.files import output_error
-from prepkit.json_values import by_dotted_key
-from prepkit.lock import take_lock
-from prepkit.processes import Ranks
+from prepkit.support.files import output_error
+from prepkit.support.json_values import by_dotted_key
+from prepkit.support.lock import take_lock
+from prepkit.support.processes import Ranks
 
 
 def open_zoo_of_recipe(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: bool) -> prepkit.Zoo:

@@ -30,10 +30,10 @@ from netspace.training.memory import OutOfMemory, advice, num_weights
 from netspace.training.objective import Objective
 from netspace.training.run_folder import open_folder, open_zoo_of_recipe
 from netspace.training.validation import Validation
-from prepkit.device import is_out_of_memory, own_device, use_tf32
-from prepkit.processes import Ranks
-from prepkit.progress import Progress
-from prepkit.signals import deferred_signals
+from prepkit.support.device import is_out_of_memory, own_device, use_tf32
+from prepkit.support.processes import Ranks
+from prepkit.support.progress import Progress
+from prepkit.support.signals import deferred_signals
 
 
 class Interrupted(prepkit.PrepkitError):

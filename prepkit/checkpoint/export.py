@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prepkit.errors import OutputError
-from prepkit.files import check_writable, replacing
+from prepkit.support.files import check_writable, replacing
 from prepkit.tensors import storage_identity
 
 if TYPE_CHECKING:

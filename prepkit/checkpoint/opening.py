@@ -9,7 +9,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from prepkit.errors import CheckpointError, PrepkitError, listed
-from prepkit.files import is_zoo
+from prepkit.support.files import is_zoo
 
 CONVERT_DCP = "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
 FETCH_AGAIN = "copy or download it again"

@@ -16,7 +16,7 @@ from typing import Any
 
 from prepkit.checkpoint.opening import FETCH_AGAIN, explained, opened, quoted
 from prepkit.errors import CheckpointError, UnsafeCheckpoint
-from prepkit.files import is_zoo
+from prepkit.support.files import is_zoo
 
 HEAD_BYTES = 512  # enough to see whether a file is JSON
 INDEX_BYTES = 10_000_000  # an index is metadata; huggingface_hub refuses larger ones too

@@ -8,7 +8,7 @@ import click
 
 from prepkit.cli.completion import architectures, names
 from prepkit.cli.output import Output, json_option
-from prepkit.text import table
+from prepkit.support.text import table
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture

@@ -15,7 +15,7 @@ import click
 from prepkit.cli.output import print_error, with_flags
 from prepkit.errors import FormerSpelling, PrepkitError
 from prepkit.program import INTERRUPTED, MESSAGE
-from prepkit.signals import noted_interruption
+from prepkit.support.signals import noted_interruption
 
 F = TypeVar("F", bound=Callable[..., Any])
 JSON_ASKED = "prepkit.json"

@@ -12,7 +12,7 @@ import click
 from prepkit.cli.common import force_option
 from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
-from prepkit.text import readable_bytes, table
+from prepkit.support.text import readable_bytes, table
 from prepkit.zoo.format.counts import num_bytes_of
 
 if TYPE_CHECKING:

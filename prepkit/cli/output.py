@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from prepkit.program import INTERRUPTED
-from prepkit.progress import ProgressBar
+from prepkit.support.progress import ProgressBar
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMAND = "prepkit.command"  # key of a context's meta under which the command that runs is kept

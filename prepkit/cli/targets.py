@@ -47,7 +47,7 @@ def make_folder_of(targets: Sequence[Path]) -> None:
 
 def check_target(target: Path, sources: Iterable[Path | HubAddress], force: bool) -> None:
     """Raise OutputError if a result could not be written, or would replace its source."""
-    from prepkit.files import check_writable
+    from prepkit.support.files import check_writable
 
     if target.resolve() in {source.resolve() for source in sources if isinstance(source, Path)}:
         raise OutputError(f"'{target}' is the file to be read; name another one for the result.")

@@ -15,8 +15,8 @@ from prepkit.cli.completion import specs as known_specs
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.zoo_text import description, facts
 from prepkit.errors import counted
-from prepkit.progress import SHARE
-from prepkit.text import table
+from prepkit.support.progress import SHARE
+from prepkit.support.text import table
 
 
 @click.command()

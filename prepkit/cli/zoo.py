@@ -23,7 +23,7 @@ from prepkit.cli.zoo_text import (
     verification_text,
 )
 from prepkit.errors import counted
-from prepkit.json_values import json_value
+from prepkit.support.json_values import json_value
 from prepkit.zoo.format.counts import num_bytes_of
 
 if TYPE_CHECKING:

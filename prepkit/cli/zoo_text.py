@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import counted
-from prepkit.json_values import json_value
-from prepkit.text import readable_bytes, table
+from prepkit.support.json_values import json_value
+from prepkit.support.text import readable_bytes, table
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 
 if TYPE_CHECKING:

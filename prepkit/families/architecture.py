@@ -16,7 +16,7 @@ from prepkit.errors import RegistryError
 from prepkit.families.importing import load_builder, load_plugin, plugins_named, reason
 from prepkit.families.table import FAMILIES
 from prepkit.prep.layout import Layout, canonical_json
-from prepkit.reading import Place, read
+from prepkit.support.reading import Place, read
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -25,7 +25,7 @@ from prepkit.families.architecture import Architecture as Architecture
 from prepkit.families.architecture import Known as Known
 from prepkit.families.importing import load_plugin, origin, plugins, plugins_named
 from prepkit.families.table import DATASETS, FAMILIES, TABLE, Row
-from prepkit.reading import Key, Place, given, list_of, or_null, read_keys, reader_of, whole
+from prepkit.support.reading import Key, Place, given, list_of, or_null, read_keys, reader_of, whole
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

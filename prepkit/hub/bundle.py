@@ -9,7 +9,7 @@ from typing import Literal
 
 from prepkit.address import parse
 from prepkit.errors import HubError
-from prepkit.files import sha256_of_file
+from prepkit.support.files import sha256_of_file
 
 RepoType = Literal["dataset", "model"]
 

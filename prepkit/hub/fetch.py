@@ -21,9 +21,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from prepkit.address import HubAddress
 from prepkit.errors import HubError
-from prepkit.files import current_umask, flush, output_error, sha256_of_file
 from prepkit.hub.client import api, hub_cache_folder
 from prepkit.hub.failures import ATTEMPTS, explained, is_cut_short, is_passing, retried
+from prepkit.support.files import current_umask, flush, output_error, sha256_of_file
 
 MAX_THREADS = 8
 UMASK = current_umask()  # it is read once, because reading it sets it for a moment, for all threads

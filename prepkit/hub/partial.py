@@ -12,10 +12,10 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from prepkit.files import replacing, system_errors_as_output
 from prepkit.hub.fetch import Fetcher, HubFile, is_sound, wait_for_all
 from prepkit.hub.progress import Counter
 from prepkit.hub.selection import Selection
+from prepkit.support.files import replacing, system_errors_as_output
 from prepkit.zoo.change.copying import check_whole
 from prepkit.zoo.change.cutting import Cut, cut_manifest, cut_shard, cut_table
 from prepkit.zoo.format.manifest import Manifest, Shard, write_manifest

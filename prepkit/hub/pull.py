@@ -26,7 +26,7 @@ from prepkit.hub.partial import fetch_cut
 from prepkit.hub.progress import Counter, Report
 from prepkit.hub.selection import PullRecord, Selection
 from prepkit.hub.target import Target, known_zoo
-from prepkit.text import readable_bytes
+from prepkit.support.text import readable_bytes
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.cutting import Cut, planned_cut
 from prepkit.zoo.format.counts import num_bytes_of

@@ -17,8 +17,8 @@ from prepkit.errors import ZooError, counted, listed
 from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.readme import picture_for, readme_for
 from prepkit.hub.upload import Push, push_bundle
-from prepkit.lock import changing
-from prepkit.progress import Advance
+from prepkit.support.lock import changing
+from prepkit.support.progress import Advance
 from prepkit.zoo.card.card import PICTURE, README, replace_card
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.counts import num_bytes_of

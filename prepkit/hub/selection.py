@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from prepkit.errors import WhereError, ZooError, listed, nearest
-from prepkit.files import replacing
+from prepkit.support.files import replacing
 from prepkit.zoo.read.where import parse_where
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from huggingface_hub.utils.sha import git_hash
 
 from prepkit.address import HubAddress, parse_repository
 from prepkit.errors import HubError, listed
-from prepkit.files import sha256_of_file
 from prepkit.hub.client import api, hub_cache_folder, pinned, quiet
 from prepkit.hub.failures import explained, is_busy, retried
+from prepkit.support.files import sha256_of_file
 
 MAX_THREADS = 4
 ATTEMPTS = 2

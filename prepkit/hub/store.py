@@ -17,15 +17,15 @@ from threading import RLock, Thread
 from typing import TYPE_CHECKING, Any
 
 from prepkit.address import HubAddress, parse_repository
-from prepkit.cache import cache_folder
 from prepkit.errors import PrepkitError, ZooError
-from prepkit.files import system_errors_as_output
 from prepkit.hub.client import api, pinned
 from prepkit.hub.failures import explained
 from prepkit.hub.fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
 from prepkit.hub.prefetch import PrefetchBudget, SharedIterator
 from prepkit.hub.pull import fetch_manifest
 from prepkit.hub.shard_cache import alone, bound_of_cache, make_room, mapped
+from prepkit.support.cache import cache_folder
+from prepkit.support.files import system_errors_as_output
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 from prepkit.zoo.read.store import MappedShard, Store, verifies
 

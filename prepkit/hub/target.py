@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prepkit.errors import OutputError, ZooError, listed
-from prepkit.files import flush, system_errors_as_output
 from prepkit.hub.selection import RECORD, PullRecord, read_record, write_record
-from prepkit.lock import changing, take_lock
+from prepkit.support.files import flush, system_errors_as_output
+from prepkit.support.lock import changing, take_lock
 from prepkit.zoo.change.cleaning import is_ours
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 

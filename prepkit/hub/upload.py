@@ -26,7 +26,7 @@ from prepkit.errors import HubError, listed
 from prepkit.hub.bundle import Bundle, RepoType, Upload
 from prepkit.hub.client import api, quiet
 from prepkit.hub.failures import explained, is_busy, retried
-from prepkit.progress import Advance
+from prepkit.support.progress import Advance
 
 MAIN = "main"
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts it into every repository

@@ -12,11 +12,11 @@ from huggingface_hub.hf_api import RepoFile
 
 from prepkit.address import HubAddress
 from prepkit.errors import HubError, counted
-from prepkit.files import sha256_of_file
 from prepkit.hub.client import api
 from prepkit.hub.failures import explained, is_busy, retried
 from prepkit.hub.store import HubStore, open_store
-from prepkit.progress import Advance
+from prepkit.support.files import sha256_of_file
+from prepkit.support.progress import Advance
 from prepkit.zoo.change.rerun import run_again
 from prepkit.zoo.change.verify import Fault, Verification, table_faults
 from prepkit.zoo.read.zoo import Zoo

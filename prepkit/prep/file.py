@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from prepkit.checkpoint.formats import is_torch_file
 from prepkit.checkpoint.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, Header, HeaderError, read_header
 from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError, listed
-from prepkit.files import is_zoo, replacing
-from prepkit.json_values import broken_text
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
+from prepkit.support.files import is_zoo, replacing
+from prepkit.support.json_values import broken_text
 from prepkit.tensors import dtype_name, modules_of
 
 if TYPE_CHECKING:

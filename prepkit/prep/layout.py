@@ -17,12 +17,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import InvalidShape, LayoutMismatch, counted, listed
-from prepkit.json_values import canonical_json as canonical_json
 from prepkit.prep.contents import contents_of
 from prepkit.prep.shape import PRepShape as PRepShape
 from prepkit.prep.slot import Kind, classified, is_pair_of_names, is_running_statistic, slot_from_dict
 from prepkit.prep.slot import Slot as Slot
 from prepkit.prep.slot import natural_key as natural_key
+from prepkit.support.json_values import canonical_json as canonical_json
 from prepkit.tensors import BITS, dtype_name, same_values, storage_identity, torch_dtype
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from prepkit.errors import LayoutMismatch, listed
+from prepkit.support.text import is_unicode
 from prepkit.tensors import BITS, dtype_name
-from prepkit.text import is_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor

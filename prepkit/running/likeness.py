@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from prepkit.statistics import mean_or_nan, off_diagonal
+from prepkit.support.statistics import mean_or_nan, off_diagonal
 
 ROUNDING = 1e-12  # more than the rounding of float64 sums near 1
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError
-from prepkit.reading import Key, Place, choice, read_keys
+from prepkit.support.reading import Key, Place, choice, read_keys
 
 if TYPE_CHECKING:
     from torch import Tensor

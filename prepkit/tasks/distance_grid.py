@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from prepkit.errors import OutputError, PrepkitError
-from prepkit.files import replacing
+from prepkit.support.files import replacing
 
 if TYPE_CHECKING:
     from trimesh import Trimesh

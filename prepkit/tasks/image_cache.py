@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prepkit.cache import cache_folder
 from prepkit.errors import OutputError
-from prepkit.files import replacing
+from prepkit.support.cache import cache_folder
+from prepkit.support.files import replacing
 from prepkit.tasks.image_set import ImageSet, Part, count_classes, fingerprint
 
 FORMAT = "prepkit-images/1"

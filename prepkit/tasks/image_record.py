@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prepkit.errors import ZooError, counted, nearest
-from prepkit.reading import FINITE, Place, Reader, checked, keys_of, list_of, number, read_keys, whole, wrong
+from prepkit.support.reading import FINITE, Place, Reader, checked, keys_of, list_of, number, read_keys, whole, wrong
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prepkit.errors import ZooError, listed
-from prepkit.files import sha256_of_file
 from prepkit.prep.layout import natural_key
+from prepkit.support.files import sha256_of_file
 from prepkit.tasks.mesh import Mesh
 from prepkit.tasks.sdf import normalised
 from prepkit.tasks.task import DataMissing

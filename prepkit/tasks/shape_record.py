@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from prepkit.reading import REQUIRED, Place, Reader, between, checked, keys_of, number, read_keys, unknown, whole
+from prepkit.support.reading import (
+    REQUIRED,
+    Place,
+    Reader,
+    between,
+    checked,
+    keys_of,
+    number,
+    read_keys,
+    unknown,
+    whole,
+)
 
 TASK = Place("task")
 CHAIRS, SDF_FILES, MESHES = "procedural_chairs", "sdf_files", "meshes"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from prepkit.errors import ZooError, listed
-from prepkit.reading import TABLE, Place, between, given, keys_of, require, unknown, whole
+from prepkit.support.reading import TABLE, Place, between, given, keys_of, require, unknown, whole
 from prepkit.training.values import (
     ABOVE_0,
     BETAS,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prepkit.errors import ZooError, counted
-from prepkit.files import replacing
+from prepkit.support.files import replacing
 from prepkit.training.engine import Engine
 from prepkit.training.spec import Spec
 from prepkit.version import __version__

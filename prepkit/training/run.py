@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from prepkit.device import choose_device
 from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Registry, architecture
-from prepkit.progress import Progress
+from prepkit.support.device import choose_device
+from prepkit.support.progress import Progress
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
 from prepkit.training.engine import Engine, choose_engine

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from prepkit.errors import InvalidShape, PrepkitError, RegistryError, ZooError, listed, nearest
 from prepkit.families.registry import Architecture, architecture
 from prepkit.prep.shape import PRepShape
-from prepkit.reading import (
+from prepkit.support.reading import (
     LINE,
     NOT_A_KEY,
     TABLE,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prepkit.errors import ZooError
-from prepkit.files import replacing
+from prepkit.support.files import replacing
 from prepkit.training.results import Rows
 from prepkit.training.stack import Diverged
 from prepkit.training.units import FinishedUnit, Unit

@@ -19,8 +19,8 @@ import torch
 
 from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Architecture, architecture
-from prepkit.files import replacing
 from prepkit.running.instances import activation_bytes, forward_flops, is_linear, runner
+from prepkit.support.files import replacing
 from prepkit.tasks.task import Task
 from prepkit.training.engine import Engine
 from prepkit.training.hyperparameters import Training

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from prepkit.reading import (
+from prepkit.support.reading import (
     Key,
     Place,
     Reader,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from prepkit.errors import ZooError
-from prepkit.files import sha256_of_file
 from prepkit.prep.file import load_prep
+from prepkit.support.files import sha256_of_file
 
 
 def values_in_a_child(store, number, queue):

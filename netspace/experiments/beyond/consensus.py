@@ -22,7 +22,7 @@ from netspace.explore.figures import PREDICTED_COLOUR, TARGET_COLOUR
 from prepkit.errors import counted
 from prepkit.figures import new_figure
 from prepkit.running.groups import outputs_by_class_id
-from prepkit.statistics import spearman
+from prepkit.support.statistics import spearman
 
 if TYPE_CHECKING:
     from torch import Tensor

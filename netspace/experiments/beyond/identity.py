@@ -21,7 +21,7 @@ from netspace.experiments.result import Claim, Column, Result, Table, claim, tab
 from prepkit.errors import counted
 from prepkit.figures import panels, short_name
 from prepkit.running.likeness import beyond_margins, compare, matching_measures
-from prepkit.statistics import mean_or_nan, off_diagonal
+from prepkit.support.statistics import mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
     from netspace.experiments.subject import PredictedSplit, Subject

@@ -24,7 +24,7 @@ from prepkit.errors import counted
 from prepkit.families.permutations import permutation, permute
 from prepkit.figures import panels, short_name
 from prepkit.running.groups import outputs_by_class_id
-from prepkit.statistics import distances, mean_or_nan, off_diagonal, variance_within
+from prepkit.support.statistics import distances, mean_or_nan, off_diagonal, variance_within
 from prepkit.tasks.randomness import generator
 from prepkit.zoo.read.accuracy import accuracies_of
 

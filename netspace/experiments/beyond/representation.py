@@ -22,7 +22,7 @@ from netspace.experiments.result import Claim, Column, Result, claim, table_of_m
 from netspace.explore.embedding import encode
 from prepkit.figures import panels
 from prepkit.running.groups import outputs_by_class_id
-from prepkit.statistics import finite_mean, kendall, library, r2, ridge_guess, tau_of_halves, tau_of_ties
+from prepkit.support.statistics import finite_mean, kendall, library, r2, ridge_guess, tau_of_halves, tau_of_ties
 from prepkit.zoo.read.groups import layer_statistics, rows_by_architecture
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import counted
-from prepkit.files import replacing
 from prepkit.licence import licence_of_card
-from prepkit.lock import changing
-from prepkit.markdown import fenced, markdown_table, one_line, write_readme
-from prepkit.text import readable_bytes
+from prepkit.support.files import replacing
+from prepkit.support.lock import changing
+from prepkit.support.markdown import fenced, markdown_table, one_line, write_readme
+from prepkit.support.text import readable_bytes
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 from prepkit.zoo.format.drawn_split import EARLIER_SPLIT, drawn_split
 from prepkit.zoo.format.manifest import Manifest, read_manifest

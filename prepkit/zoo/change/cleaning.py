@@ -12,8 +12,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from prepkit.files import output_error
-from prepkit.lock import changing
+from prepkit.support.files import output_error
+from prepkit.support.lock import changing
 from prepkit.zoo.format.manifest import Manifest, read_manifest
 from prepkit.zoo.format.paths import WORKING_FOLDERS, unnamed_files
 

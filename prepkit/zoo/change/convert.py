@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prepkit.errors import VerificationError, listed
-from prepkit.progress import Advance
+from prepkit.support.progress import Advance
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.copying import check_target, check_whole, copy_file, copy_shards, verified_manifest
 from prepkit.zoo.format.manifest import read_manifest, write_manifest

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prepkit.errors import OutputError, VerificationError, ZooError, counted, listed
-from prepkit.files import publish
-from prepkit.progress import Advance
+from prepkit.support.files import publish
+from prepkit.support.progress import Advance
 from prepkit.zoo.change.verify import find_faults, verify
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
 from prepkit.zoo.format.paths import inside

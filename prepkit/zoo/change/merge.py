@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
-from prepkit.progress import Advance
+from prepkit.support.progress import Advance
 from prepkit.version import __version__
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.copying import check_target, check_whole, copy_file, copy_shards, verified_manifest

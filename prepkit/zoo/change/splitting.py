@@ -26,8 +26,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import ZooError, listed, nearest
-from prepkit.files import output_error
-from prepkit.lock import changing
+from prepkit.support.files import output_error
+from prepkit.support.lock import changing
 from prepkit.zoo.card.card import README, replace_card
 from prepkit.zoo.format.drawn_split import DRAWN_SPLIT, EARLIER_SPLIT, drawn_split, split_record
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredFile, read_manifest, write_manifest

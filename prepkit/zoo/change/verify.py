@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prepkit.errors import PrepkitError, ZooError
-from prepkit.files import sha256_of_file
-from prepkit.progress import Advance, one_at_a_time
+from prepkit.support.files import sha256_of_file
+from prepkit.support.progress import Advance, one_at_a_time
 from prepkit.zoo.change.cleaning import is_ours
 from prepkit.zoo.change.rerun import Rerun, run_again
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from prepkit.errors import InvalidShape, LayoutMismatch, ZooError, counted
-from prepkit.files import ZOO_MANIFEST, replacing
-from prepkit.json_values import broken_text
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
-from prepkit.reading import (
+from prepkit.support.files import ZOO_MANIFEST, replacing
+from prepkit.support.json_values import broken_text
+from prepkit.support.reading import (
     NOT_A_KEY,
     TEXT,
     Key,
@@ -248,7 +248,7 @@ def checksum(data: object) -> str:
 
 
 def _holder_of(lock: Path) -> str | None:
-    from prepkit.lock import holder_of  # only who finds no zoo needs it
+    from prepkit.support.lock import holder_of  # only who finds no zoo needs it
 
     return holder_of(lock)
 

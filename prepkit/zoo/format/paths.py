@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from prepkit.errors import ZooError
-from prepkit.files import ZOO_LOCK, ZOO_MANIFEST
+from prepkit.support.files import ZOO_LOCK, ZOO_MANIFEST
 
 SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 BESIDE = frozenset((ZOO_MANIFEST, ZOO_LOCK, "README.md", "card.png", ".gitattributes", ".gitignore"))

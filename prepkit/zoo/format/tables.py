@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted, listed
-from prepkit.files import flush, publish, sha256_of_file
-from prepkit.text import is_unicode
+from prepkit.support.files import flush, publish, sha256_of_file
+from prepkit.support.text import is_unicode
 from prepkit.zoo.format.manifest import StoredFile
 
 if TYPE_CHECKING:

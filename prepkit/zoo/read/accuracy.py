@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prepkit.device import bf16_autocast
 from prepkit.families.registry import Architecture, Registry
 from prepkit.running.groups import group_by_architecture
 from prepkit.running.instances import run_instances
+from prepkit.support.device import bf16_autocast
 from prepkit.tasks.task import EVALUATION_BATCH
 from prepkit.zoo.read.zoo import Zoo
 

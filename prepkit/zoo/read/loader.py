@@ -57,7 +57,7 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        from prepkit.device import choose_device
+        from prepkit.support.device import choose_device
 
         self.zoo = zoo
         self.device = choose_device(str(device))

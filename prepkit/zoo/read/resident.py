@@ -29,7 +29,7 @@ class ResidentZoo:
     """
 
     def __init__(self, zoo: Rows, device: str | torch.device) -> None:
-        from prepkit.device import choose_device
+        from prepkit.support.device import choose_device
 
         self.zoo = zoo
         self.device = choose_device(str(device))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prepkit.errors import ZooError
-from prepkit.files import sha256_of_file
+from prepkit.support.files import sha256_of_file
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture, checksum, read_manifest
 from prepkit.zoo.format.paths import inside

@@ -23,10 +23,10 @@ import numpy as np
 
 from prepkit.errors import OutputError, ZooError, counted, listed, nearest
 from prepkit.families.registry import Registry
-from prepkit.files import check_writable, sha256_of_file
 from prepkit.prep.contents import note_contents
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
+from prepkit.support.files import check_writable, sha256_of_file
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of, network_of

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from prepkit.files import flush, system_errors_as_output
+from prepkit.support.files import flush, system_errors_as_output
 from prepkit.zoo.write.staging import SHARDS
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
 from prepkit.prep.layout import Layout, canonical_json
+from prepkit.support.text import is_unicode
 from prepkit.tensors import BITS
-from prepkit.text import is_unicode
 from prepkit.zoo.format.tables import Schema, plain_columns
 from prepkit.zoo.write.journal import Entry
 

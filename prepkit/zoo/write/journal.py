@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prepkit.errors import ZooError
-from prepkit.files import output_error, system_errors_as_output
+from prepkit.support.files import output_error, system_errors_as_output
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture, architecture_from_dict, architecture_to_dict
 
 VERSION = "journal"  # key of the settings, which the first version lacks

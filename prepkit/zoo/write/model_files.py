@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HubAddress
 from prepkit.errors import PrepkitError, ZooError, counted, listed
-from prepkit.progress import Advance
+from prepkit.support.progress import Advance
 from prepkit.version import __version__
 from prepkit.zoo.write.csv_columns import ModelRow
 from prepkit.zoo.write.model_paths import name_of

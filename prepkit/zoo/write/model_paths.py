@@ -16,7 +16,7 @@ from pathlib import Path
 from prepkit.address import HUB_SCHEME, HubAddress
 from prepkit.checkpoint.sharded import INDEX_SUFFIX, PART, model_file
 from prepkit.errors import ZooError, counted, listed
-from prepkit.files import is_zoo
+from prepkit.support.files import is_zoo
 
 MODEL_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 # What trainers write beside the weights.

@@ -9,7 +9,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
-from prepkit.files import system_errors_as_output
+from prepkit.support.files import system_errors_as_output
 
 MAX_OPEN = 64
 

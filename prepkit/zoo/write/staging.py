@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import OutputError, ZooError
-from prepkit.files import flush, output_error, publish, sha256_of_file, system_errors_as_output
+from prepkit.support.files import flush, output_error, publish, sha256_of_file, system_errors_as_output
 from prepkit.zoo.format.manifest import Shard
 from prepkit.zoo.format.shards import Extent, Frame, ShardFormat
 from prepkit.zoo.write.journal import ValuesSum

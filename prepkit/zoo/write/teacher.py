@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 from prepkit.errors import ZooError
-from prepkit.files import sha256_of_file
 from prepkit.prep.file import Origin, PRep, save_prep
+from prepkit.support.files import sha256_of_file
 from prepkit.zoo.format.manifest import Teacher
 from prepkit.zoo.write.instance_rows import Packable
 from prepkit.zoo.write.journal import TeacherEntry

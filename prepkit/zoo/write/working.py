@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import OutputError, ZooError, listed
-from prepkit.files import output_error
+from prepkit.support.files import output_error
 from prepkit.zoo.format.manifest import MANIFEST
 from prepkit.zoo.write.journal import Journal
 from prepkit.zoo.write.settings import check_same

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import OutputError, ZooError
 from prepkit.families.registry import Architecture, Registry
-from prepkit.files import output_error, system_errors_as_output
-from prepkit.lock import take_lock
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
+from prepkit.support.files import output_error, system_errors_as_output
+from prepkit.support.lock import take_lock
 from prepkit.version import __version__
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, write_manifest
 from prepkit.zoo.format.shards import shard_format

@@ -344,7 +344,7 @@ def test_no_matplotlib(call, runs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")])
 def test_nothing_is_left_of_what_was_not_finished(call, runs, tmp_path, monkeypatch, error):
-    from prepkit import table_files as module
+    from prepkit.support import table_files as module
 
     calls = []
 

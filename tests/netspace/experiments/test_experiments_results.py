@@ -38,7 +38,7 @@ from netspace.experiments.running import ExperimentRunner
 from netspace.experiments.subject import Subject
 from netspace.run.run import RunError, State
 from prepkit.figures import new_figure
-from prepkit.files import sha256_of_code
+from prepkit.support.files import sha256_of_code
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from netspace.data import Data
 from netspace.recipe import load_recipe
 from netspace.run.run import new_space
 from netspace.training.objective import Objective
-from prepkit.processes import Ranks
+from prepkit.support.processes import Ranks
 
 
 def main(name: str, zoo_path: str, out: str, changes: str) -> None:

@@ -23,9 +23,9 @@ from netspace.run.run import LOCK, RunError, State
 from netspace.training.logs import NotFinite
 from netspace.training.memory import OutOfMemory, advice, step_bytes
 from netspace.training.trainer import Interrupted
-from prepkit.device import own_device
 from prepkit.errors import DeviceError, ZooLocked
-from prepkit.lock import take_lock
+from prepkit.support.device import own_device
+from prepkit.support.lock import take_lock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("instances_per_second",)

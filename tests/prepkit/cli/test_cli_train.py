@@ -17,7 +17,7 @@ from fake_terminal import Terminal
 from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.families.registry import architecture
-from prepkit.progress import SHARE, ProgressBar
+from prepkit.support.progress import SHARE, ProgressBar
 from prepkit.training.run import train_zoo
 from prepkit.training.spec import spec_names
 from prepkit.zoo.format.manifest import read_manifest
@@ -117,7 +117,7 @@ def test_only_the_command_line_changes_the_process_s_allocator(tmp_path, spec, m
 
 
 def test_lines_come_as_time_goes_by(tmp_path, spec, monkeypatch):
-    monkeypatch.setattr("prepkit.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("prepkit.support.progress.LINE_SECONDS", 0.0)
     lines = prepkit("zoo", "train", spec(), tmp_path / "zoo", *CPU, "--stack", 1).stderr.splitlines()
     shares = [int(found[1]) for line in lines if (found := re.match(r"training: +(\d+)%, \d/4 instances", line))]
     assert len(shares) >= 8

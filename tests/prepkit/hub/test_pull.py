@@ -20,7 +20,7 @@ from prepkit.hub.pull import pull, pull_zoo
 from prepkit.hub.push import push
 from prepkit.hub.selection import RECORD
 from prepkit.hub.target import WORK
-from prepkit.lock import changing
+from prepkit.support.lock import changing
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.splitting import split
 from prepkit.zoo.change.verify import verify
@@ -470,7 +470,7 @@ def test_the_command_fails_with_one_line(hub, source, tmp_path):
 
 
 def test_the_command_tells_how_far_it_is(hub, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("prepkit.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("prepkit.support.progress.LINE_SECONDS", 0.0)
     add(hub, source)
     lines = command("me/zoo", tmp_path / "here").stderr.splitlines()
     assert lines[-1].startswith("pulling: ")

@@ -17,9 +17,9 @@ from store_contract import StoreContract
 from torch.utils.data import DataLoader
 
 from prepkit.api import open_zoo
-from prepkit.cache import cache_folder
 from prepkit.errors import HubError, OutputError, ZooError
 from prepkit.hub import failures, shard_cache, store
+from prepkit.support.cache import cache_folder
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.read.order import Order, grouped
 

@@ -13,7 +13,6 @@ from pushed_zoos import write_zoo
 
 from prepkit.address import HubAddress, parse
 from prepkit.api import create_zoo, open_zoo
-from prepkit.cache import cache_folder
 from prepkit.cli import main
 from prepkit.errors import HubError, ZooError
 from prepkit.hub.checkpoints import fetch_checkpoint
@@ -21,6 +20,7 @@ from prepkit.hub.failures import retried
 from prepkit.hub.pull import pull
 from prepkit.hub.push import push
 from prepkit.hub.shard_cache import SHARDS
+from prepkit.support.cache import cache_folder
 from prepkit.zoo.change.splitting import split
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,8 +13,8 @@ import torch
 from contract import TaskContract
 from PIL import Image
 
-from prepkit.cache import cache_folder
 from prepkit.errors import ZooError
+from prepkit.support.cache import cache_folder
 from prepkit.tasks import hub_images, load_task
 from prepkit.tasks.image_record import split_indices
 from prepkit.tasks.task import DataMissing

@@ -16,7 +16,7 @@ from killed_training import TEXTS, spec
 
 import prepkit
 from prepkit.errors import DeviceError, ZooError
-from prepkit.progress import Progress
+from prepkit.support.progress import Progress
 from prepkit.training import run as running
 from prepkit.training.plan import STRIDE, plan
 from prepkit.training.run import TrainingLog, train_zoo

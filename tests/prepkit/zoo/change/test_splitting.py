@@ -14,8 +14,8 @@ from zoo_samples import NAMES, bytes_of, write_zoo
 
 from prepkit.api import open_zoo
 from prepkit.errors import OutputError, ZooError, ZooLocked
-from prepkit.files import ZOO_LOCK
-from prepkit.lock import changing
+from prepkit.support.files import ZOO_LOCK
+from prepkit.support.lock import changing
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change import splitting
 from prepkit.zoo.change.cleaning import clean

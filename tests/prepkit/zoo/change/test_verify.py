@@ -13,7 +13,7 @@ from PIL import Image
 from prepkit.api import open_zoo
 from prepkit.errors import ZooError
 from prepkit.families.registry import architecture
-from prepkit.files import sha256_of_file
+from prepkit.support.files import sha256_of_file
 from prepkit.tasks import load_task, test_set
 from prepkit.tasks.image_record import split_indices
 from prepkit.tasks.task import DataMissing

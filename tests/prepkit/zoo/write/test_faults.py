@@ -23,7 +23,7 @@ from prepkit.errors import (
     ZooError,
     ZooLocked,
 )
-from prepkit.files import sha256_of_file
+from prepkit.support.files import sha256_of_file
 from prepkit.tensors import same_bits
 from prepkit.zoo.write.writer import ZooWriter
 

@@ -111,7 +111,7 @@ def test_what_was_given_may_change_afterwards(tmp_path):
         writer.add_stack(values, architecture="lenet_like@digits")
         values.zero_()
     assert torch.equal(open_zoo(tmp_path / "zoo").preps(), before)
-    from prepkit.files import sha256_of_file
+    from prepkit.support.files import sha256_of_file
 
     for shard in open_zoo(tmp_path / "zoo").manifest.shards:
         assert sha256_of_file(tmp_path / "zoo" / shard.path) == shard.sha256

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prepkit.files import replacing
+from prepkit.support.files import replacing
 
 
 def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]:

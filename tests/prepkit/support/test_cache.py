@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prepkit.cache import cache_folder
+from prepkit.support.cache import cache_folder
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import OutputError, listed
-from prepkit.files import check_writable, replacing
+from prepkit.support.files import check_writable, replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa

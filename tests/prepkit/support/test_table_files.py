@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from prepkit.errors import OutputError
-from prepkit.table_files import write_table
+from prepkit.support.table_files import write_table
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from prepkit.text import duration, readable_bytes, readable_seconds, short_number, table
+from prepkit.support.text import duration, readable_bytes, readable_seconds, short_number, table
 
 
 def test_a_table_aligns_whole_numbers_to_the_right():

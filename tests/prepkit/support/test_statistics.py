@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from prepkit.statistics import (
+from prepkit.support.statistics import (
     RIDGE_STRENGTHS,
     along_line,
     evenly,

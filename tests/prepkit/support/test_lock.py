@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from prepkit.errors import ZooLocked
-from prepkit.lock import take_lock
+from prepkit.support.lock import take_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from prepkit.lock import take_lock
+from prepkit.support.lock import take_lock
 lock = take_lock(Path(sys.argv[1]), Path("zoo"))
 print("held", flush=True)
 time.sleep(60)

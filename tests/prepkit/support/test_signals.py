@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from prepkit.signals import deferred_signals
+from prepkit.support.signals import deferred_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

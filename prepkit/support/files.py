@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import OutputError, PrepkitError
-from prepkit.progress import Advance
+from prepkit.support.progress import Advance
 
 CHUNK_BYTES = 4 << 20  # hashed between two calls of a progress
 ZOO_MANIFEST = "zoo.json"  # a folder with this file in it is a zoo

@@ -7,8 +7,8 @@ from contextlib import redirect_stderr
 import pytest
 from fake_terminal import Terminal
 
-from prepkit import progress
-from prepkit.progress import SHARE, ProgressBar, ProgressInWords, StatusLine, one_at_a_time
+from prepkit.support import progress
+from prepkit.support.progress import SHARE, ProgressBar, ProgressInWords, StatusLine, one_at_a_time
 
 
 class Clock:

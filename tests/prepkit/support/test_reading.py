@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 
 from prepkit.errors import RegistryError, ZooError
-from prepkit.reading import (
+from prepkit.support.reading import (
     NOT_A_KEY,
     Place,
     between,

@@ -13,9 +13,16 @@ from threading import Barrier, Thread
 
 import pytest
 
-from prepkit import files
 from prepkit.errors import OutputError, VerificationError
-from prepkit.files import check_writable, current_umask, flush, remove_empty_folders, replacing, replacing_folder
+from prepkit.support import files
+from prepkit.support.files import (
+    check_writable,
+    current_umask,
+    flush,
+    remove_empty_folders,
+    replacing,
+    replacing_folder,
+)
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

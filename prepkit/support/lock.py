@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prepkit.errors import OutputError, ZooLocked
-from prepkit.files import ZOO_LOCK, output_error, system_errors_as_output
+from prepkit.support.files import ZOO_LOCK, output_error, system_errors_as_output
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prepkit.markdown import fenced, markdown_table, one_line, write_readme
+from prepkit.support.markdown import fenced, markdown_table, one_line, write_readme
 
 MARK = "<!-- ours -->"
 

@@ -9,7 +9,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from prepkit.text import is_unicode
+from prepkit.support.text import is_unicode
 
 
 def none_for(number: float) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prepkit.json_values import by_dotted_key, json_value
+from prepkit.support.json_values import by_dotted_key, json_value
 
 
 def test_all_that_has_a_form_in_json():

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, Self
 
 from prepkit.errors import counted
-from prepkit.text import readable_bytes, readable_seconds
+from prepkit.support.text import readable_bytes, readable_seconds
 
 Advance = Callable[[int], None]  # is called with how much more is finished
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal

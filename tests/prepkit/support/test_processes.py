@@ -2,7 +2,7 @@
 
 import pytest
 
-from prepkit.processes import ParallelError, Ranks
+from prepkit.support.processes import ParallelError, Ranks
 
 
 def test_what_cannot_be_dealt_evenly_is_refused():

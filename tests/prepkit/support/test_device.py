@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from prepkit import device as device_module
-from prepkit.device import choose_device, hardware
 from prepkit.errors import DeviceError
+from prepkit.support import device as device_module
+from prepkit.support.device import choose_device, hardware
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Small services that every room uses: files, progress, texts, locks, devices."""
