@@ -24,8 +24,8 @@ from benchmarks.timing import interleaved, record, summary
 from netspace.data import Batch
 from netspace.recipe import Recipe, load_recipe
 from netspace.run.run import new_space
+from netspace.training._objective import Objective
 from netspace.training.losses import boundary_pairs, gammas, interpolate, interpolated_class_ids, loss_kd
-from netspace.training.objective import Objective
 from prepkit.support.device import use_tf32
 
 CUDA = torch.device("cuda")

@@ -28,7 +28,7 @@ from benchmarks.timing import interleaved, record, summary
 from netspace import NetSpace
 from netspace.data import Batch
 from netspace.recipe import load_recipe
-from netspace.training.objective import Objective
+from netspace.training._objective import Objective
 from prepkit.cli.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent

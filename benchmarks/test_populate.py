@@ -20,15 +20,15 @@ from benchmarks.baselines import accuracy, train_one_at_a_time
 from benchmarks.timing import interleaved, record, summary
 from prepkit.cli.allocator import keep_freed_memory
 from prepkit.running.instances import runner
-from prepkit.tasks.augmentation import Normalisation
-from prepkit.tasks.image_record import Augmentation
-from prepkit.tasks.image_set import Part
+from prepkit.tasks._augmentation import Normalisation
+from prepkit.tasks._image_record import Augmentation
+from prepkit.tasks._image_set import Part
 from prepkit.tasks.images import Dealt, ImageTask
 from prepkit.tasks.task import Task
-from prepkit.training.engine import choose_engine
-from prepkit.training.plan import plan
+from prepkit.training._engine import choose_engine
+from prepkit.training._plan import plan
+from prepkit.training._units import FinishedUnit, train_unit, units_of
 from prepkit.training.spec import Spec, parse_spec
-from prepkit.training.units import FinishedUnit, train_unit, units_of
 
 CPU = torch.device("cpu")
 SGD = 'optimizer = "sgd"\nlearning_rate = 0.05\nmomentum = 0.9\nweight_decay = 5e-4'

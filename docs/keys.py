@@ -6,9 +6,9 @@ from pathlib import Path
 
 from netspace.recipe import Recipe
 from prepkit.support.reading import reference
-from prepkit.tasks.image_record import ImageRecord
-from prepkit.tasks.shape_record import ShapeRecord
-from prepkit.training.hyperparameters import Training
+from prepkit.tasks._image_record import ImageRecord
+from prepkit.tasks._shape_record import ShapeRecord
+from prepkit.training._hyperparameters import Training
 from prepkit.training.spec import Spec
 
 FILE = Path(__file__).with_suffix(".md")

@@ -34,7 +34,7 @@ def open_zoo(
     """Open a zoo for reading. Its manifest and table are checked now, each shard's header when it is first touched.
 
     path:          a local folder, or hf://user/zoo or hf://user/zoo@revision, whose manifest and table are fetched now,
-                   and each shard when it is first touched, into a cache on the disk (see prepkit.hub.shard_cache)
+                   and each shard when it is first touched, into a cache on the disk (see prepkit.hub._shard_cache)
     width, height: shape that PReps are read in; the zoo's own if both are missing, and the least height that holds
                    every architecture if only a width is given
     trust_code:    whether `network` may import a builder that the zoo names and that is not registered here

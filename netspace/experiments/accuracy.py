@@ -13,7 +13,7 @@ from netspace.space.evaluation import Evaluation, evaluate
 from prepkit.support.statistics import interval, pearson, spearman
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
 
 SPEARMAN, MEAN_DIFFERENCE = 0.95, 0.03  # what is aimed at on the embedded zoos
 COLUMNS = (

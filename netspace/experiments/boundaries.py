@@ -28,7 +28,7 @@ from prepkit.support.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
     from netspace.explore.interpolation import Interpolation
 
 PAIRS, FINER = 8, 4  # FINER steps lead from one multiple of gamma to the next

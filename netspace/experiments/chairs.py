@@ -18,7 +18,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, TRAIN
-from netspace.experiments.closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
+from netspace.experiments._closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
 from netspace.experiments.result import Cell, Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.interpolation import Interpolation, interpolate, weights_between
 from prepkit.errors import counted
@@ -34,7 +34,7 @@ from prepkit.zoo.read.accuracy import items_of
 if TYPE_CHECKING:
     from trimesh import Trimesh
 
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
 
 PAIRS, STEPS, RESOLUTION = 10, 7, 48
 MIDPOINT, ABOVE_WEIGHTS = 0.7, 0.5

@@ -26,7 +26,7 @@ from prepkit.zoo.read.accuracy import recorded_accuracies
 from prepkit.zoo.read.groups import rows_by_architecture
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
 
 THUMBNAILS = 6  # an architecture
 MARKERS = {"train": "o", "validation": "s", "test": "^"}

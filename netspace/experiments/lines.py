@@ -24,7 +24,7 @@ from prepkit.support.statistics import from_straight_line, largest_fall
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
 
 PAIRS, STEPS = 25, 11
 LARGEST_FALL = 0.02  # accuracy: the paper's "grows almost linearly" is read as monotone within 2 points

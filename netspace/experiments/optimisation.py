@@ -21,7 +21,7 @@ from prepkit.errors import counted
 from prepkit.support.statistics import grouped
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
 
 STEPS, LEARNING_RATE, NOISE = 100, 1e-2, 1.5
 POINTS, LEAST = 6, 2  # start points of all architectures together; of each one

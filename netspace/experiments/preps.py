@@ -16,7 +16,7 @@ from prepkit.figures import preps_side_by_side, short_name
 from prepkit.support.statistics import distances, evenly, mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import PredictedSplit, Subject
+    from netspace.experiments._subject import PredictedSplit, Subject
 
 DIFFERENT = 0.5  # of the target's norm: at least this much is read as "significantly different" (Suppl. VII)
 EXAMPLES = 3  # of a single architecture; one of each where there are several

@@ -18,8 +18,8 @@ import torch
 import prepkit
 from netspace.data import task_of
 from netspace.experiments import EXPERIMENTS, UnknownExperiment, experiment_function
+from netspace.experiments._subject import Subject
 from netspace.experiments.result import Result, ResultError
-from netspace.experiments.subject import Subject
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.errors import listed
 from prepkit.support.device import choose_device, hardware

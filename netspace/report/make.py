@@ -18,8 +18,8 @@ from typing import Any
 import prepkit
 from netspace.experiments import experiment_names
 from netspace.experiments.running import ExperimentRunner
+from netspace.report._pages import html_page, markdown_page
 from netspace.report.model import Progress, Report, RunResults, StageProgress, announce, remaining_text
-from netspace.report.pages import html_page, markdown_page
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.errors import PrepkitError
 from prepkit.figures import new_figure, png_of

@@ -32,7 +32,7 @@ from torch.nn.functional import leaky_relu
 
 import prepkit
 from netspace.space import fast
-from netspace.space.start_scale import NEGATIVE_SLOPE, start_scale_and_bias
+from netspace.space._start_scale import NEGATIVE_SLOPE, start_scale_and_bias
 
 LEAST_EMBEDDING = 4**4
 LARGEST_SIDE = 64  # longest side of the embedding's image; larger embeddings have more channels

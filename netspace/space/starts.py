@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import prepkit
+from netspace.space._start_scale import NEGATIVE_SLOPE, InitialisationError
 from netspace.space.network import Encoder, NetSpace
-from netspace.space.start_scale import NEGATIVE_SLOPE, InitialisationError
 
 SCALE_OF_DEVIATION = 0.3  # the decoder's scale at the start, as a share of the deviation between instances
 HALVINGS = 60  # bisections, enough for float64

@@ -25,11 +25,11 @@ from netspace.run.card import write_card
 from netspace.run.run import BEST, LATEST, NETWORK, OPTIMISER, Run, State, check_free
 from netspace.space.network import NetSpace
 from netspace.space.starts import start_from_preps
-from netspace.training.logs import LINE_STEPS, MetricsLog, open_board
+from netspace.training._logs import LINE_STEPS, MetricsLog, open_board
+from netspace.training._objective import Objective
+from netspace.training._run_folder import open_folder, open_zoo_of_recipe
+from netspace.training._validation import Validation
 from netspace.training.memory import OutOfMemory, advice, num_weights
-from netspace.training.objective import Objective
-from netspace.training.run_folder import open_folder, open_zoo_of_recipe
-from netspace.training.validation import Validation
 from prepkit.support.device import is_out_of_memory, own_device, use_tf32
 from prepkit.support.processes import Ranks
 from prepkit.support.progress import Progress

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from prepkit.checkpoint._torch_files import SAVE_WEIGHTS, check_kind_of_zip, read_torch_legacy, read_torch_zip
 from prepkit.checkpoint.opening import CONVERT_DCP, FETCH_AGAIN, explained, opened, quoted
 from prepkit.checkpoint.sharded import is_index, shards_of, unique
-from prepkit.checkpoint.torch_files import SAVE_WEIGHTS, check_kind_of_zip, read_torch_legacy, read_torch_zip
 from prepkit.errors import CheckpointError, UnsafeCheckpoint
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prepkit.checkpoint._torch_files import HOLDS_DTENSORS
 from prepkit.checkpoint.formats import Format, read_content
 from prepkit.checkpoint.opening import opened, quoted
 from prepkit.checkpoint.sharded import check_not_a_part, is_index, model_file, shards_of
-from prepkit.checkpoint.torch_files import HOLDS_DTENSORS
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed, nearest
 from prepkit.tensors import module_versions
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prepkit.fusion.watch import UnfoldableNetwork, own_tensors, storage_key, tensors_in
+from prepkit.fusion._watch import UnfoldableNetwork, own_tensors, storage_key, tensors_in
 
 MARGIN = 100  # a fold may change as much as this many times the network's reaction to rounding
 

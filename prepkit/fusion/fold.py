@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from prepkit.errors import FusionError
+from prepkit.fusion._plan import Faults, Plan, foreign_norms, plan
+from prepkit.fusion._proof import faults_of
+from prepkit.fusion._refusing import cannot_fold, refuse_without_values
+from prepkit.fusion._watch import Refusal as Refusal
+from prepkit.fusion._watch import UnfoldableNetwork as UnfoldableNetwork
+from prepkit.fusion._watch import Watch, watch
 from prepkit.fusion.example import FLOAT32, Example, Inputs, copied_network, number
-from prepkit.fusion.plan import Faults, Plan, foreign_norms, plan
-from prepkit.fusion.proof import faults_of
-from prepkit.fusion.refusing import cannot_fold, refuse_without_values
 from prepkit.fusion.step import Step, applied
-from prepkit.fusion.watch import Refusal as Refusal
-from prepkit.fusion.watch import UnfoldableNetwork as UnfoldableNetwork
-from prepkit.fusion.watch import Watch, watch
 
 KeepUnfoldable = bool | Literal["affine"]
 

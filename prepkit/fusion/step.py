@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
 
+from prepkit.fusion._watch import quoted
 from prepkit.fusion.norm import affine, own_tensor, removed, replaced, scale_and_shift, scale_of
-from prepkit.fusion.watch import quoted
 
 Kind = Literal["into", "ahead", "affine"]
 Values = dict[str, Tensor]

@@ -20,8 +20,8 @@ from huggingface_hub.hf_api import RepoFile
 from prepkit.address import HubAddress, parse
 from prepkit.checkpoint.sharded import is_index, shards_of
 from prepkit.errors import CheckpointError, HubError, PrepkitError, listed, nearest
+from prepkit.hub._failures import explained
 from prepkit.hub.client import api, pinned
-from prepkit.hub.failures import explained
 from prepkit.hub.snapshot import fetch_files, files_of
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from prepkit.address import HubAddress
-from prepkit.hub.failures import is_busy, retried
+from prepkit.hub._failures import is_busy, retried
 from prepkit.version import __version__
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -19,13 +19,13 @@ from tempfile import TemporaryDirectory
 
 from prepkit.address import HubAddress, parse_repository
 from prepkit.errors import HubError, ZooError, listed
+from prepkit.hub._failures import explained
+from prepkit.hub._fetch import MAX_THREADS, Fetcher, HubFile, is_sound, wait_for_all
+from prepkit.hub._partial import fetch_cut
+from prepkit.hub._target import Target, known_zoo
 from prepkit.hub.client import api, pinned
-from prepkit.hub.failures import explained
-from prepkit.hub.fetch import MAX_THREADS, Fetcher, HubFile, is_sound, wait_for_all
-from prepkit.hub.partial import fetch_cut
 from prepkit.hub.progress import Counter, Report
 from prepkit.hub.selection import PullRecord, Selection
-from prepkit.hub.target import Target, known_zoo
 from prepkit.support.text import readable_bytes
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.cutting import Cut, planned_cut

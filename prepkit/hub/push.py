@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from prepkit.errors import ZooError, counted, listed
+from prepkit.hub._readme import picture_for, readme_for
 from prepkit.hub.bundle import Bundle, Upload, repo_name
-from prepkit.hub.readme import picture_for, readme_for
 from prepkit.hub.upload import Push, push_bundle
 from prepkit.support.lock import changing
 from prepkit.support.progress import Advance

@@ -22,8 +22,8 @@ from huggingface_hub.utils.sha import git_hash
 
 from prepkit.address import HubAddress, parse_repository
 from prepkit.errors import HubError, listed
+from prepkit.hub._failures import explained, is_busy, retried
 from prepkit.hub.client import api, hub_cache_folder, pinned, quiet
-from prepkit.hub.failures import explained, is_busy, retried
 from prepkit.support.files import sha256_of_file
 
 MAX_THREADS = 4

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.address import HubAddress, parse_repository
 from prepkit.errors import PrepkitError, ZooError
+from prepkit.hub._failures import explained
+from prepkit.hub._fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
+from prepkit.hub._prefetch import PrefetchBudget, SharedIterator
+from prepkit.hub._shard_cache import alone, bound_of_cache, make_room, mapped
 from prepkit.hub.client import api, pinned
-from prepkit.hub.failures import explained
-from prepkit.hub.fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
-from prepkit.hub.prefetch import PrefetchBudget, SharedIterator
 from prepkit.hub.pull import fetch_manifest
-from prepkit.hub.shard_cache import alone, bound_of_cache, make_room, mapped
 from prepkit.support.cache import cache_folder
 from prepkit.support.files import system_errors_as_output
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest

@@ -23,9 +23,9 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from prepkit.errors import HubError, listed
+from prepkit.hub._failures import explained, is_busy, retried
 from prepkit.hub.bundle import Bundle, RepoType, Upload
 from prepkit.hub.client import api, quiet
-from prepkit.hub.failures import explained, is_busy, retried
 from prepkit.support.progress import Advance
 
 MAIN = "main"

@@ -12,8 +12,8 @@ from huggingface_hub.hf_api import RepoFile
 
 from prepkit.address import HubAddress
 from prepkit.errors import HubError, counted
+from prepkit.hub._failures import explained, is_busy, retried
 from prepkit.hub.client import api
-from prepkit.hub.failures import explained, is_busy, retried
 from prepkit.hub.store import HubStore, open_store
 from prepkit.support.files import sha256_of_file
 from prepkit.support.progress import Advance

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import Architecture
 from prepkit.families.registry import architecture as registered
-from prepkit.running.stacking import StackedNetwork, Unstackable, stack_network
+from prepkit.running._stacking import StackedNetwork, Unstackable, stack_network
 
 # This was measured on two cores (benchmarks/results). Below it, calls cost more than arithmetic, and stacked
 # channels-last convolutions are 1.5 to 6 times as fast; above it, a loop is faster. On an accelerator, instances of any

@@ -2,7 +2,7 @@
 
 A task record is JSON with a `kind`, which says what the rest means:
     images      classify images; see prepkit.tasks.images
-    shapes      signed distances of one shape an instance; see prepkit.tasks.shapes
+    shapes      signed distances of one shape an instance; see prepkit.tasks._shapes
 
 The record of a kind is checked by a light module of its own; its module has `load(record, data) -> Task`.
 """
@@ -66,13 +66,13 @@ def _checked(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def _check_images(record: Mapping[str, Any]) -> None:
-    from prepkit.tasks.image_record import check
+    from prepkit.tasks._image_record import check
 
     check(record)
 
 
 def _check_shapes(record: Mapping[str, Any]) -> None:
-    from prepkit.tasks.shape_record import check
+    from prepkit.tasks._shape_record import check
 
     check(record)
 
@@ -84,7 +84,7 @@ def _load_images(record: Mapping[str, Any], data: Path | None) -> Task:
 
 
 def _load_shapes(record: Mapping[str, Any], data: Path | None) -> Task:
-    from prepkit.tasks.shapes import load
+    from prepkit.tasks._shapes import load
 
     return load(record, data)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prepkit.tasks.sdf import BoxUnion, normalised
+from prepkit.tasks._sdf import BoxUnion, normalised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def chair(number: int, seed: int) -> dict[str, float]:
 
 
 def build(parameters: Mapping[str, float]) -> BoxUnion:
-    """The chair of these parameters, normalised as DeepSDF does; see prepkit.tasks.sdf.normalised."""
+    """The chair of these parameters, normalised as DeepSDF does; see prepkit.tasks._sdf.normalised."""
     boxes = normalised(chair_boxes(parameters))
     return BoxUnion(boxes[:, 0], boxes[:, 1])
 

@@ -8,7 +8,7 @@
      "split": {"seed": 0, "test": "test", "validation": 10000},
      "augmentation": {"crop_padding": 4, "horizontal_flip": True}}
 
-prepkit.tasks.image_record says what each key means, and which ones loading adds.
+prepkit.tasks._image_record says what each key means, and which ones loading adds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed, nearest
-from prepkit.tasks.augmentation import Images, Normalisation, draw
-from prepkit.tasks.image_record import Augmentation, ImageRecord, Split, check, per_channel, split_indices
-from prepkit.tasks.image_set import ImageSet, Part
+from prepkit.tasks._augmentation import Images, Normalisation, draw
+from prepkit.tasks._image_record import Augmentation, ImageRecord, Split, check, per_channel, split_indices
+from prepkit.tasks._image_set import ImageSet, Part
 from prepkit.tasks.task import EVALUATION_BATCH, TaskBatch
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def load(record: Mapping[str, Any], data: Path | None = None) -> ImageTask:
     raises ZooError naming the place in the record that is wrong, or in which the data at hand differ from it
     raises DataMissing with the command that gets the data
     """
-    from prepkit.tasks.image_sources import image_set
+    from prepkit.tasks._image_sources import image_set
 
     asked = check(record)
     found = image_set(asked, data)

@@ -28,18 +28,18 @@ from prepkit.support.device import choose_device
 from prepkit.support.progress import Progress
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
-from prepkit.training.engine import Engine, choose_engine
-from prepkit.training.plan import Job, TrainingPlan, plan
-from prepkit.training.provenance import (
+from prepkit.training._engine import Engine, choose_engine
+from prepkit.training._plan import Job, TrainingPlan, plan
+from prepkit.training._provenance import (
     Provenance,
     check_engine,
     check_same_training,
     read_provenance,
     training_folder,
 )
+from prepkit.training._spool import done_file, load_done, save_done
+from prepkit.training._units import FinishedUnit, Unit, train_unit, units_of
 from prepkit.training.spec import Spec, load_spec
-from prepkit.training.spool import done_file, load_done, save_done
-from prepkit.training.units import FinishedUnit, Unit, train_unit, units_of
 from prepkit.zoo.card.card import README, write_card
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.write.writer import ZooWriter
@@ -237,7 +237,7 @@ def executor(
     """The function that trains units: in this process, one after another, or on the workers of a Ray cluster."""
     advance = training.progress.advance
     if ray is not None:
-        from prepkit.training.ray import on_ray
+        from prepkit.training._ray import on_ray
 
         return lambda units: on_ray(ray, units, task, engine, gpus, advance)
     here = task.to(device)
@@ -248,7 +248,7 @@ def workers_of(ray: str | None, engine: Engine, gpus: float) -> AbstractContextM
     """A connection to the Ray cluster, where there is one; what it lacks is told before anything is written."""
     if ray is None:
         return nullcontext()
-    from prepkit.training.ray import roomy_cluster
+    from prepkit.training._ray import roomy_cluster
 
     return roomy_cluster(ray, engine, gpus)
 

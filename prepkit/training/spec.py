@@ -38,8 +38,8 @@ from prepkit.support.reading import (
     whole,
     wrong,
 )
-from prepkit.training.hyperparameters import Training, TrainingTable, trainings
-from prepkit.training.values import Keep
+from prepkit.training._hyperparameters import Training, TrainingTable, trainings
+from prepkit.training._values import Keep
 
 SUFFIX = ".toml"
 SPLITS = ("train", "validation", "test")

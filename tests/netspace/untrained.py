@@ -6,7 +6,7 @@ import torch
 
 import prepkit
 from netspace.data import task_of
-from netspace.experiments.subject import Subject
+from netspace.experiments._subject import Subject
 from netspace.recipe import load_recipe
 from netspace.run.run import Run, State
 

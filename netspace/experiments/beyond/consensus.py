@@ -27,7 +27,7 @@ from prepkit.support.statistics import spearman
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
 
 NEIGHBOURS = (1, 3, 5, 10)
 DRAWN = 3

@@ -17,7 +17,7 @@ from prepkit.zoo.read.accuracy import ITEM
 from prepkit.zoo.read.overlap import VALUES, contents_of_split, image_digests
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
     from netspace.run.run import Run
 
 SPLITS = (TRAIN, VALIDATION, TEST)

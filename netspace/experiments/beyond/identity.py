@@ -24,7 +24,7 @@ from prepkit.running.likeness import beyond_margins, compare, matching_measures
 from prepkit.support.statistics import mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import PredictedSplit, Subject
+    from netspace.experiments._subject import PredictedSplit, Subject
 
 KEPT = 0.75  # of comparisons; chance is 0.5
 INSTANCES = {TEST: "unseen", TRAIN: "training"}

@@ -29,7 +29,7 @@ from prepkit.tasks.randomness import generator
 from prepkit.zoo.read.accuracy import accuracies_of
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import PredictedSplit, Subject
+    from netspace.experiments._subject import PredictedSplit, Subject
 
 ORDERS = 8  # of each instance's units
 INPUTS = 256  # that outputs are compared on

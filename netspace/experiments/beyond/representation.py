@@ -26,7 +26,7 @@ from prepkit.support.statistics import finite_mean, kendall, library, r2, ridge_
 from prepkit.zoo.read.groups import layer_statistics, rows_by_architecture
 
 if TYPE_CHECKING:
-    from netspace.experiments.subject import Subject
+    from netspace.experiments._subject import Subject
     from netspace.space.network import NetSpace
 
 SPLITS = (TRAIN, VALIDATION, TEST)

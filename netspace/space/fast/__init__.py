@@ -6,7 +6,7 @@ sums over instances stay in float32, and so do the maxima, whose places alone ar
 Shapes: N instances, H x W the PRep, E embedding values; R rows, L places along them, C channels, O outputs, K factors.
 """
 
-from netspace.space.fast.decoder import decode, decodes
-from netspace.space.fast.encoder import encode, encodes
+from netspace.space.fast._decoder import decode, decodes
+from netspace.space.fast._encoder import encode, encodes
 
 __all__ = ["decode", "decodes", "encode", "encodes"]

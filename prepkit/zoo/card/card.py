@@ -259,7 +259,7 @@ def _picture(zoo: Zoo, root: Path) -> Path | None:
 def picture_of(zoo: Zoo) -> bytes | None:
     """Draw card.png, and return its bytes; None for an empty zoo or without matplotlib."""
     from prepkit.figures import PlotsMissing
-    from prepkit.zoo.card.picture import card_figure
+    from prepkit.zoo.card._picture import card_figure
 
     if not len(zoo):
         return None

@@ -20,8 +20,8 @@ from prepkit.errors import ZooError, listed
 from prepkit.support.progress import Advance
 from prepkit.version import __version__
 from prepkit.zoo.card.card import write_card
+from prepkit.zoo.change._merged_table import SourceZoo, merged_table
 from prepkit.zoo.change.copying import check_target, check_whole, copy_file, copy_shards, verified_manifest
-from prepkit.zoo.change.merged_table import SourceZoo, merged_table
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.format.shards import ShardFormat, shard_format
 from prepkit.zoo.format.tables import write_table_at_once

@@ -31,8 +31,8 @@ from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of, network_of
 from prepkit.zoo.format.tables import row_of, rows_at, rows_with
+from prepkit.zoo.read._indices import is_single, number_of, numbers_of
 from prepkit.zoo.read.gather import batch_memory, gather, new_memory
-from prepkit.zoo.read.indices import is_single, number_of, numbers_of
 from prepkit.zoo.read.store import LocalStore, Store
 from prepkit.zoo.read.where import matching_rows
 
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from prepkit.zoo.read.dataset import ZooDataset
-    from prepkit.zoo.read.loader import Loader
-    from prepkit.zoo.read.resident import ResidentZoo
+    from prepkit.zoo.read._dataset import ZooDataset
+    from prepkit.zoo.read._loader import Loader
+    from prepkit.zoo.read._resident import ResidentZoo
 
 
 class Zoo:
@@ -276,14 +276,14 @@ class Zoo:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> Loader:
-        """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read.loader."""
-        from prepkit.zoo.read.loader import Loader
+        """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read._loader."""
+        from prepkit.zoo.read._loader import Loader
 
         return Loader(self, batch_size, shuffle, seed, device, drop_last, rank, world_size)
 
     def dataset(self) -> ZooDataset:
         """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader."""
-        from prepkit.zoo.read.dataset import ZooDataset
+        from prepkit.zoo.read._dataset import ZooDataset
 
         return ZooDataset(self)
 
@@ -292,7 +292,7 @@ class Zoo:
 
         raises ZooError if it does not fit
         """
-        from prepkit.zoo.read.resident import ResidentZoo
+        from prepkit.zoo.read._resident import ResidentZoo
 
         return ResidentZoo(self, device)
 

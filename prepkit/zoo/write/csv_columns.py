@@ -18,10 +18,10 @@ from typing import Any
 from prepkit.address import HubAddress
 from prepkit.errors import ZooError, counted, listed
 from prepkit.zoo.format.tables import OWN_COLUMNS, plain_columns
-from prepkit.zoo.write.cell_types import checked_types, read_as, typed
-from prepkit.zoo.write.joining import joined, row_of_equal_name
+from prepkit.zoo.write._cell_types import checked_types, read_as, typed
+from prepkit.zoo.write._joining import joined, row_of_equal_name
+from prepkit.zoo.write._table_text import FILE, ROLES, read_text
 from prepkit.zoo.write.model_paths import ids_of
-from prepkit.zoo.write.table_text import FILE, ROLES, read_text
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def add_models(
     discarded.
     fetched: gives each model as a file, as long as its context lasts
     """
-    from prepkit.zoo.write.instance_rows import packable
+    from prepkit.zoo.write._instance_rows import packable
 
     has_source = any(isinstance(row.model, HubAddress) for row in rows)
     ids = {row.id for row in rows}
@@ -109,7 +109,7 @@ def read_model(file: Path, key: str | None = None) -> tuple[Checkpoint | PRep, s
     from prepkit.checkpoint.load import load_checkpoint, sha256_of
     from prepkit.packing import check_packable
     from prepkit.prep.file import is_prep_file, load_prep
-    from prepkit.zoo.write.instance_rows import ONLY_FINITE
+    from prepkit.zoo.write._instance_rows import ONLY_FINITE
 
     if is_prep_file(file):
         prep = load_prep(file)

@@ -25,8 +25,8 @@ from prepkit.errors import OutputError, ZooError
 from prepkit.support.files import flush, output_error, publish, sha256_of_file, system_errors_as_output
 from prepkit.zoo.format.manifest import Shard
 from prepkit.zoo.format.shards import Extent, Frame, ShardFormat
-from prepkit.zoo.write.journal import ValuesSum
-from prepkit.zoo.write.open_files import OpenFiles
+from prepkit.zoo.write._journal import ValuesSum
+from prepkit.zoo.write._open_files import OpenFiles
 
 SHARDS = "shards"
 CHUNK_BYTES = 4 << 20

@@ -10,8 +10,8 @@ from typing import Any
 from prepkit.errors import OutputError, ZooError, listed
 from prepkit.support.files import output_error
 from prepkit.zoo.format.manifest import MANIFEST
-from prepkit.zoo.write.journal import Journal
-from prepkit.zoo.write.settings import check_same
+from prepkit.zoo.write._journal import Journal
+from prepkit.zoo.write._settings import check_same
 from prepkit.zoo.write.staging import SHARDS
 
 WRITING = ".writing"

@@ -26,14 +26,14 @@ from prepkit.version import __version__
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, write_manifest
 from prepkit.zoo.format.shards import shard_format
 from prepkit.zoo.format.tables import write_table
-from prepkit.zoo.write.buffers import Buffers
-from prepkit.zoo.write.checks import check_counts, check_json, check_member, checked_dtype, new_entries, stack_size
-from prepkit.zoo.write.contents import Contents
-from prepkit.zoo.write.finishing import members, table_rows
-from prepkit.zoo.write.instance_rows import Packable, packable, packable_stack, packed_pieces
-from prepkit.zoo.write.stages import Stages
+from prepkit.zoo.write._buffers import Buffers
+from prepkit.zoo.write._checks import check_counts, check_json, check_member, checked_dtype, new_entries, stack_size
+from prepkit.zoo.write._contents import Contents
+from prepkit.zoo.write._finishing import members, table_rows
+from prepkit.zoo.write._instance_rows import Packable, packable, packable_stack, packed_pieces
+from prepkit.zoo.write._stages import Stages
+from prepkit.zoo.write._teacher import drop_others, keep_teacher, publish_teacher, take_back
 from prepkit.zoo.write.staging import SHARDS, Stage
-from prepkit.zoo.write.teacher import drop_others, keep_teacher, publish_teacher, take_back
 from prepkit.zoo.write.working import WRITING, open_journal, prepare, remove_litter
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from netspace.experiments import (
     latent_map,
     running,
 )
+from netspace.experiments._subject import Subject
 from netspace.experiments.beyond import hygiene
 from netspace.experiments.result import (
     Claim,
@@ -35,7 +36,6 @@ from netspace.experiments.result import (
     table_of_measures,
 )
 from netspace.experiments.running import ExperimentRunner
-from netspace.experiments.subject import Subject
 from netspace.run.run import RunError, State
 from prepkit.figures import new_figure
 from prepkit.support.files import sha256_of_code

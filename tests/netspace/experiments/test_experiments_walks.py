@@ -15,7 +15,8 @@ from untrained import subject_of
 
 import prepkit
 from netspace.data import task_of
-from netspace.experiments import boundaries, chairs, closeness, lines, optimisation
+from netspace.experiments import _closeness as closeness
+from netspace.experiments import boundaries, chairs, lines, optimisation
 from netspace.experiments.beyond import consensus
 from netspace.experiments.result import Result
 from netspace.explore.sampling import PointError
@@ -25,8 +26,8 @@ from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
 from prepkit.figures import MESH_HEIGHT, MESH_WIDTH, draw_mesh, new_figure
 from prepkit.tasks import distance_grid
+from prepkit.tasks._sdf import normalised
 from prepkit.tasks.chairs import chair, chair_boxes
-from prepkit.tasks.sdf import normalised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ from made_up_experiments import NASTY
 from markupsafe import escape
 
 from netspace.experiments.result import Table, claim
+from netspace.report._pages import ENVIRONMENT, html_page, inline
 from netspace.report.make import report
 from netspace.report.model import RecipeClaim
-from netspace.report.pages import ENVIRONMENT, html_page, inline
 from netspace.report.words import bound, measured, verdict
 
 pytestmark = pytest.mark.usefixtures("one_thread")

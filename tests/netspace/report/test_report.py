@@ -13,8 +13,8 @@ from untrained import untrained_run
 
 from netspace.cli import main
 from netspace.experiments import UnknownExperiment, running
+from netspace.report._variants import spread, variants, without_variants
 from netspace.report.make import ReportError, report, training_picture, training_seconds
-from netspace.report.variants import spread, variants, without_variants
 from netspace.run.run import RunError
 from prepkit.errors import OutputError
 

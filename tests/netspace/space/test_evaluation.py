@@ -11,7 +11,7 @@ from netspace.recipe import load_recipe
 from netspace.run.run import new_space
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
-from netspace.training.validation import Validation
+from netspace.training._validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -146,7 +146,7 @@ def test_several_architectures_count_where_the_class_is_right(ready):
 
 def test_the_best_state_is_kept_and_signals_end_early(tmp_path, small_zoo, monkeypatch):
     given = iter([0.2, 0.5, 0.4, 0.7, 0.9])
-    monkeypatch.setattr("netspace.training.validation.Validation.__call__", lambda self, space: {"score": next(given)})
+    monkeypatch.setattr("netspace.training._validation.Validation.__call__", lambda self, space: {"score": next(given)})
     changes = {**SMALL["chairs_mini"], "training.steps": 5, "training.validate_every": 1, "training.stop_at": 0.65}
     run = netspace.train(load_recipe("chairs_mini", changes), small_zoo("chairs_mini"), tmp_path / "run", device="cpu")
     assert [line["best"] for line in run.metrics() if "best" in line] == [True, True, False, True]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import prepkit
+from netspace.space._start_scale import InitialisationError
 from netspace.space.network import Decoder, NetSpace
-from netspace.space.start_scale import InitialisationError
 from netspace.space.starts import start_from_preps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

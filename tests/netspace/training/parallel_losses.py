@@ -9,7 +9,7 @@ import prepkit
 from netspace.data import Data
 from netspace.recipe import load_recipe
 from netspace.run.run import new_space
-from netspace.training.objective import Objective
+from netspace.training._objective import Objective
 from prepkit.support.processes import Ranks
 
 

@@ -20,7 +20,7 @@ from netspace.cli import main
 from netspace.recipe import load_recipe
 from netspace.run.card import write_card
 from netspace.run.run import LOCK, RunError, State
-from netspace.training.logs import NotFinite
+from netspace.training._logs import NotFinite
 from netspace.training.memory import OutOfMemory, advice, step_bytes
 from netspace.training.trainer import Interrupted
 from prepkit.errors import DeviceError, ZooLocked
@@ -244,7 +244,7 @@ def test_a_run_without_a_state_is_begun_anew(tmp_path, small_zoo, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("netspace.training.objective.Objective.__call__", refuse)
+        patch.setattr("netspace.training._objective.Objective.__call__", refuse)
         with pytest.raises(OutOfMemory):
             netspace.train(recipe_of(name, 2), small_zoo(name), out, device="cpu")
     changed = recipe_of(name, 2, **{"training.recompute": True})  # as the message says
@@ -342,7 +342,7 @@ def test_out_of_memory_says_what_would_fit(tmp_path, small_zoo, monkeypatch):
     def refuse(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("netspace.training.objective.Objective.__call__", refuse)
+    monkeypatch.setattr("netspace.training._objective.Objective.__call__", refuse)
     with pytest.raises(OutOfMemory) as caught:
         netspace.train(recipe, small_zoo(name), tmp_path / "run", device="cpu")
     message = str(caught.value)

@@ -138,7 +138,7 @@ def test_one_json_document_and_nothing_else(tmp_path, spec):
 
 
 def test_instances_that_were_replaced_are_told(tmp_path, spec, monkeypatch):
-    from prepkit.training.stack import Stack
+    from prepkit.training._stack import Stack
 
     train_epoch = Stack._train_epoch
 

@@ -28,10 +28,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.utils import _pytree as pytree
 
+import prepkit.fusion._plan as fusion_plan
+import prepkit.fusion._proof as fusion_proof
 import prepkit.fusion.example as fusion_example
 import prepkit.fusion.fold as fusion
-import prepkit.fusion.plan as fusion_plan
-import prepkit.fusion.proof as fusion_proof
 import prepkit.fusion.step as fusion_step
 from prepkit.errors import FusionError
 from prepkit.fusion.fold import Folded, Fusion, UnfoldableNetwork, fold, fuse_batch_norm

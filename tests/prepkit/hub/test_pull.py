@@ -16,10 +16,10 @@ from pushed_zoos import write_zoo
 from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.errors import HubError, OutputError, WhereError, ZooError, ZooLocked
+from prepkit.hub._target import WORK
 from prepkit.hub.pull import pull, pull_zoo
 from prepkit.hub.push import push
 from prepkit.hub.selection import RECORD
-from prepkit.hub.target import WORK
 from prepkit.support.lock import changing
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.splitting import split

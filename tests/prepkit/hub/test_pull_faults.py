@@ -17,10 +17,13 @@ from pushed_zoos import write_zoo
 
 from prepkit.api import open_zoo
 from prepkit.errors import HubError, OutputError, ZooError, ZooLocked
-from prepkit.hub import failures, fetch, partial, target
+from prepkit.hub import _failures as failures
+from prepkit.hub import _fetch as fetch
+from prepkit.hub import _partial as partial
+from prepkit.hub import _target as target
+from prepkit.hub._target import WORK
 from prepkit.hub.pull import pull, pull_zoo
 from prepkit.hub.selection import RECORD
-from prepkit.hub.target import WORK
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, manifest_bytes, read_manifest

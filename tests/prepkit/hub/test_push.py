@@ -19,7 +19,8 @@ from pushed_zoos import write_zoo
 
 from prepkit.cli import main
 from prepkit.errors import HubError
-from prepkit.hub import failures, upload
+from prepkit.hub import _failures as failures
+from prepkit.hub import upload
 from prepkit.hub.bundle import Bundle, Upload
 from prepkit.hub.client import hub_cache_folder
 from prepkit.hub.push import push

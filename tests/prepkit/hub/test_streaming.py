@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader
 
 from prepkit.api import open_zoo
 from prepkit.errors import HubError, OutputError, ZooError
-from prepkit.hub import failures, shard_cache, store
+from prepkit.hub import _failures as failures
+from prepkit.hub import _shard_cache as shard_cache
+from prepkit.hub import store
 from prepkit.support.cache import cache_folder
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
-from prepkit.zoo.read.order import Order, grouped
+from prepkit.zoo.read._order import Order, grouped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,11 +15,11 @@ from prepkit.address import HubAddress, parse
 from prepkit.api import create_zoo, open_zoo
 from prepkit.cli import main
 from prepkit.errors import HubError, ZooError
+from prepkit.hub._failures import retried
+from prepkit.hub._shard_cache import SHARDS
 from prepkit.hub.checkpoints import fetch_checkpoint
-from prepkit.hub.failures import retried
 from prepkit.hub.pull import pull
 from prepkit.hub.push import push
-from prepkit.hub.shard_cache import SHARDS
 from prepkit.support.cache import cache_folder
 from prepkit.zoo.change.splitting import split
 

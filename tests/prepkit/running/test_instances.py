@@ -10,6 +10,7 @@ import prepkit
 from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import architecture_from_callable
 from prepkit.running import instances
+from prepkit.running._stacking import Unstackable
 from prepkit.running.instances import (
     STACKED_FLOPS_ON_CPU,
     activation_bytes,
@@ -19,7 +20,6 @@ from prepkit.running.instances import (
     runner,
     stacking_pays,
 )
-from prepkit.running.stacking import Unstackable
 
 CPU = torch.device("cpu")
 NAMES = ["lenet_like@digits", "resnet8@digits", "sine_mlp@sdf_small", "resnet8@cifar10"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import prepkit
-from prepkit.running.stacking import StackedNetwork, Unstackable, stack_network
+from prepkit.running._stacking import StackedNetwork, Unstackable, stack_network
 
 SMALL = [
     *prepkit.built_in_registry("digits").class_ids,

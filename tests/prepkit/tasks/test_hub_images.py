@@ -15,8 +15,9 @@ from PIL import Image
 
 from prepkit.errors import ZooError
 from prepkit.support.cache import cache_folder
-from prepkit.tasks import hub_images, load_task
-from prepkit.tasks.image_record import split_indices
+from prepkit.tasks import _hub_images as hub_images
+from prepkit.tasks import load_task
+from prepkit.tasks._image_record import split_indices
 from prepkit.tasks.task import DataMissing
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

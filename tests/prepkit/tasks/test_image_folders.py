@@ -10,7 +10,7 @@ from PIL import Image
 
 from prepkit.errors import ZooError
 from prepkit.tasks import load_task
-from prepkit.tasks.image_record import split_indices
+from prepkit.tasks._image_record import split_indices
 from prepkit.tasks.task import DataMissing
 
 NAMES = ("rose", "tulip", "violet")

@@ -9,10 +9,11 @@ from contract import TaskContract
 from sklearn.datasets import load_digits
 
 from prepkit.errors import ZooError
-from prepkit.tasks import augmentation, check_record, load_task, test_set
-from prepkit.tasks.augmentation import Images, Normalisation, draw
-from prepkit.tasks.image_record import Augmentation, split_indices
-from prepkit.tasks.image_set import Part, fingerprint
+from prepkit.tasks import _augmentation as augmentation
+from prepkit.tasks import check_record, load_task, test_set
+from prepkit.tasks._augmentation import Images, Normalisation, draw
+from prepkit.tasks._image_record import Augmentation, split_indices
+from prepkit.tasks._image_set import Part, fingerprint
 from prepkit.tasks.images import Dealt, ImageTask
 from prepkit.tasks.randomness import generator
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from prepkit.errors import ZooError
+from prepkit.tasks._sdf import FARTHEST, BoxUnion, normalised, sample
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.randomness import generator
-from prepkit.tasks.sdf import FARTHEST, BoxUnion, normalised, sample
 
 # A T of two touching boxes, an L of two overlapping ones, a ring with a hole, a hollow box, and two apart.
 UNIONS = {

@@ -8,11 +8,11 @@ import trimesh
 from skimage.measure import marching_cubes
 
 from prepkit.errors import ZooError
+from prepkit.tasks._mesh import Mesh
+from prepkit.tasks._sdf import BoxUnion, sample
+from prepkit.tasks._shape_files import MESH_SUFFIXES, SDF_SUFFIXES, files_sha256, find_files, read_mesh, read_samples
 from prepkit.tasks.chairs import build, chair
-from prepkit.tasks.mesh import Mesh
 from prepkit.tasks.randomness import generator
-from prepkit.tasks.sdf import BoxUnion, sample
-from prepkit.tasks.shape_files import MESH_SUFFIXES, SDF_SUFFIXES, files_sha256, find_files, read_mesh, read_samples
 from prepkit.tasks.task import DataMissing
 
 

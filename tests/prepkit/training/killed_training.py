@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-import prepkit.training.units as units
+import prepkit.training._units as units
+from prepkit.training._stack import Stack
 from prepkit.training.run import train_zoo
 from prepkit.training.spec import parse_spec
-from prepkit.training.stack import Stack
 
 HEAD = """\
 name = "{name}"

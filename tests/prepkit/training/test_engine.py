@@ -10,9 +10,9 @@ from spec_samples import spec
 from prepkit.errors import ZooError
 from prepkit.families.registry import architecture
 from prepkit.running.instances import activation_bytes
-from prepkit.training import engine
-from prepkit.training.engine import MOST_ON_GPU, STACK_ON_CPU, Engine, choose_engine, stack_size_for
-from prepkit.training.plan import plan
+from prepkit.training import _engine as engine
+from prepkit.training._engine import MOST_ON_GPU, STACK_ON_CPU, Engine, choose_engine, stack_size_for
+from prepkit.training._plan import plan
 from prepkit.training.spec import load_spec
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -8,8 +8,8 @@ import prepkit
 from prepkit.errors import VerificationError
 from prepkit.families.registry import architecture_from_callable
 from prepkit.fusion.fold import UnfoldableNetwork, fold
-from prepkit.training import folding
-from prepkit.training.folding import fold_stack
+from prepkit.training import _folding as folding
+from prepkit.training._folding import fold_stack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

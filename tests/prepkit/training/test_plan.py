@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from spec_samples import spec, trained
 
 from prepkit.errors import ZooError
-from prepkit.training import plan as planning
-from prepkit.training.plan import ATTEMPTS, SEEDS, plan
+from prepkit.training import _plan as planning
+from prepkit.training._plan import ATTEMPTS, SEEDS, plan
+from prepkit.training._values import Range
 from prepkit.training.spec import load_spec
-from prepkit.training.values import Range
 
 SPREAD = 'learning_rate = {low = 1e-4, high = 1e-1, scale = "log"}\nmomentum = {low = 0.8, high = 0.9}'
 

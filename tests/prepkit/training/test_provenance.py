@@ -9,8 +9,8 @@ import torch
 from killed_training import LAST, spec
 
 from prepkit.errors import ZooError
-from prepkit.training.engine import Engine
-from prepkit.training.provenance import Provenance, check_engine, check_same_training, read_provenance, training_folder
+from prepkit.training._engine import Engine
+from prepkit.training._provenance import Provenance, check_engine, check_same_training, read_provenance, training_folder
 
 CPU = torch.device("cpu")
 ENGINE = Engine("cpu", 2, {"lenet_like@digits": 4, "vanilla_cnn@digits": 1})

@@ -20,16 +20,16 @@ from click.testing import CliRunner
 from killed_training import CHAIRS, LAST, spec
 from test_run import Notes, files_of
 
-import prepkit.training.ray as on_cluster
+import prepkit.training._ray as on_cluster
 from prepkit.cli import main
 from prepkit.errors import ZooError
 from prepkit.program import ENVIRONMENT as SETTINGS
 from prepkit.tasks import load_task
-from prepkit.training.engine import Engine, choose_engine
-from prepkit.training.plan import plan
-from prepkit.training.ray import RETRIES, WorkerLost, check_room, on_ray, resources_for
+from prepkit.training._engine import Engine, choose_engine
+from prepkit.training._plan import plan
+from prepkit.training._ray import RETRIES, WorkerLost, check_room, on_ray, resources_for
+from prepkit.training._units import units_of
 from prepkit.training.run import train_zoo
-from prepkit.training.units import units_of
 
 pytestmark = [
     pytest.mark.xdist_group("ray"),  # one cluster serves all
@@ -208,7 +208,7 @@ def test_a_worker_that_is_killed_is_replaced_and_only_its_unit_trained_again(clu
     marker = str(tmp_path / "marker")
 
     def stop_in_the_middle(unit, task, engine):
-        from prepkit.training.units import train_unit
+        from prepkit.training._units import train_unit
 
         if unit.number == 3 and not os.path.exists(marker):
             train = train_unit(

@@ -9,11 +9,11 @@ from torch.nn.functional import cross_entropy
 import prepkit
 from prepkit.fusion.fold import fold
 from prepkit.running.instances import runner
-from prepkit.training.hyperparameters import Training
-from prepkit.training.plan import Job
-from prepkit.training.results import rows_of
-from prepkit.training.stack import Snapshot, Stack, StackSetup
-from prepkit.training.values import Epochs, Range, Schedule
+from prepkit.training._hyperparameters import Training
+from prepkit.training._plan import Job
+from prepkit.training._results import rows_of
+from prepkit.training._stack import Snapshot, Stack, StackSetup
+from prepkit.training._values import Epochs, Range, Schedule
 
 CPU = torch.device("cpu")
 DIGITS = {

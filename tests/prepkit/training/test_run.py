@@ -18,12 +18,12 @@ import prepkit
 from prepkit.errors import DeviceError, ZooError
 from prepkit.support.progress import Progress
 from prepkit.training import run as running
-from prepkit.training.plan import STRIDE, plan
+from prepkit.training._plan import STRIDE, plan
+from prepkit.training._stack import Stack
+from prepkit.training._units import train_unit
+from prepkit.training._values import Epochs
 from prepkit.training.run import TrainingLog, train_zoo
 from prepkit.training.spec import load_spec
-from prepkit.training.stack import Stack
-from prepkit.training.units import train_unit
-from prepkit.training.values import Epochs
 from prepkit.zoo.change.rerun import run_again
 from prepkit.zoo.change.verify import verify
 
@@ -437,7 +437,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(unfinished, monkeypatch):
     for options in ({"stack": 2}, {"threads": 2}):
         with pytest.raises(ZooError, match=r"was begun with stacks of .* 1 and 1 thread, and goes on so"):
             trained(unfinished, TEXTS["last"], **options)
-    monkeypatch.setattr("prepkit.training.provenance.versions", lambda: {"prepkit": "9", "torch": "9"})
+    monkeypatch.setattr("prepkit.training._provenance.versions", lambda: {"prepkit": "9", "torch": "9"})
     with pytest.raises(ZooError, match=r"here is prepkit 9, torch 9\. Install those to go on, or begin anew"):
         trained(unfinished, TEXTS["last"])
     assert files_of(unfinished) == before

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prepkit.training.schedule import factor
-from prepkit.training.values import Schedule
+from prepkit.training._schedule import factor
+from prepkit.training._values import Schedule
 
 SHARES = Schedule("step", at=(0.5, 0.6, 0.7), factor=0.1)
 

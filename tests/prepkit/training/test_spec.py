@@ -10,8 +10,8 @@ from spec_samples import TEXT, changed, spec, trained
 
 from prepkit.errors import ZooError
 from prepkit.training import spec as specs
+from prepkit.training._values import Epochs, Keep, Range, Schedule
 from prepkit.training.spec import load_spec, parse_spec, spec_names
-from prepkit.training.values import Epochs, Keep, Range, Schedule
 
 LENET = "lenet_like@digits"
 RESNET = "resnet8@digits"

@@ -10,9 +10,9 @@ from spec_samples import TEXT, spec, trained
 
 from prepkit.errors import InvalidShape, PrepkitError, RegistryError, ZooError
 from prepkit.training import spec as specs
-from prepkit.training.hyperparameters import KEYS
+from prepkit.training._hyperparameters import KEYS
+from prepkit.training._values import Keep
 from prepkit.training.spec import parse_spec
-from prepkit.training.values import Keep
 
 LENETS = '"lenet_like@digits" = {train = 4, validation = 3, test = 2}'
 

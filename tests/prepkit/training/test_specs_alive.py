@@ -14,13 +14,13 @@ from torch.nn.functional import cross_entropy
 import prepkit
 from prepkit.running.instances import runner
 from prepkit.tasks.task import TaskBatch
-from prepkit.training.engine import stack_size_for
-from prepkit.training.folding import fold_stack
-from prepkit.training.plan import Job
-from prepkit.training.schedule import factor
+from prepkit.training._engine import stack_size_for
+from prepkit.training._folding import fold_stack
+from prepkit.training._plan import Job
+from prepkit.training._schedule import factor
+from prepkit.training._stack import Stack, StackSetup, fresh_tensors
+from prepkit.training._values import CONSTANT, Epochs, Keep
 from prepkit.training.spec import load_spec, spec_names
-from prepkit.training.stack import Stack, StackSetup, fresh_tensors
-from prepkit.training.values import CONSTANT, Epochs, Keep
 
 CPU = torch.device("cpu")
 

@@ -5,12 +5,12 @@ import torch
 from killed_training import spec
 
 from prepkit.errors import ZooError
-from prepkit.training.engine import Engine
-from prepkit.training.plan import plan
-from prepkit.training.results import Rows
-from prepkit.training.spool import done_file, load_done, save_done
-from prepkit.training.stack import Diverged
-from prepkit.training.units import FinishedUnit, units_of
+from prepkit.training._engine import Engine
+from prepkit.training._plan import plan
+from prepkit.training._results import Rows
+from prepkit.training._spool import done_file, load_done, save_done
+from prepkit.training._stack import Diverged
+from prepkit.training._units import FinishedUnit, units_of
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from prepkit.errors import ZooError
 from prepkit.families.registry import Architecture, architecture_from_callable
 from prepkit.running.instances import is_stackable, runner
 from prepkit.tasks.task import TaskBatch
-from prepkit.training.hyperparameters import Training
-from prepkit.training.plan import Job
-from prepkit.training.stack import Diverged, Stack, StackSetup, stacked
-from prepkit.training.values import Epochs, Keep, Range, Schedule
+from prepkit.training._hyperparameters import Training
+from prepkit.training._plan import Job
+from prepkit.training._stack import Diverged, Stack, StackSetup, stacked
+from prepkit.training._values import Epochs, Keep, Range, Schedule
 
 CPU = torch.device("cpu")
 CLASSES = 10

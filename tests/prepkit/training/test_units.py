@@ -11,11 +11,12 @@ from killed_training import BEST, CHAIRS, KILLED, LAST, TRAJECTORY, spec
 
 from prepkit.errors import ZooError
 from prepkit.tasks import load_task
-from prepkit.training import results, units
-from prepkit.training.engine import choose_engine
-from prepkit.training.plan import plan
-from prepkit.training.stack import Stack
-from prepkit.training.units import done_epochs, threads, train_unit, units_of
+from prepkit.training import _results as results
+from prepkit.training import _units as units
+from prepkit.training._engine import choose_engine
+from prepkit.training._plan import plan
+from prepkit.training._stack import Stack
+from prepkit.training._units import done_epochs, threads, train_unit, units_of
 
 CPU = torch.device("cpu")
 

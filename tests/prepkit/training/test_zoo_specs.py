@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from prepkit.families.registry import architecture, built_in_registry
-from prepkit.training.plan import plan
-from prepkit.training.schedule import factor
+from prepkit.training._plan import plan
+from prepkit.training._schedule import factor
+from prepkit.training._values import Keep, Range
 from prepkit.training.spec import load_spec, spec_names
-from prepkit.training.values import Keep, Range
 
 ROOT = Path(__file__).parents[3]
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

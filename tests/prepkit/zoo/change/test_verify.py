@@ -15,7 +15,7 @@ from prepkit.errors import ZooError
 from prepkit.families.registry import architecture
 from prepkit.support.files import sha256_of_file
 from prepkit.tasks import load_task, test_set
-from prepkit.tasks.image_record import split_indices
+from prepkit.tasks._image_record import split_indices
 from prepkit.tasks.task import DataMissing
 from prepkit.zoo.change.rerun import run_again
 from prepkit.zoo.change.verify import verify

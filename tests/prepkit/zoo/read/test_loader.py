@@ -14,9 +14,9 @@ from writer_samples import tensors_of
 
 from prepkit.api import open_zoo
 from prepkit.errors import ZooError
+from prepkit.zoo.read._order import Order, Position
+from prepkit.zoo.read._resident import ResidentZoo
 from prepkit.zoo.read.memory import process_rank
-from prepkit.zoo.read.order import Order, Position
-from prepkit.zoo.read.resident import ResidentZoo
 from prepkit.zoo.write.writer import ZooWriter
 
 NUM_INSTANCES = 37
@@ -256,7 +256,7 @@ def test_errors_of_the_thread_reach_the_caller(zoo, monkeypatch):
 @pytest.mark.parametrize(("available", "populated"), [(1 << 40, True), (1000, False)])
 def test_populates_what_fits(zoo, monkeypatch, available, populated):
     calls = []
-    monkeypatch.setattr("prepkit.zoo.read.loader.available_bytes", lambda: available)
+    monkeypatch.setattr("prepkit.zoo.read._loader.available_bytes", lambda: available)
     monkeypatch.setattr(type(zoo), "populate", lambda self, indices: calls.append(indices))
     assert len(list(zoo.loader(4))) == 10
     assert bool(calls) == populated
@@ -266,7 +266,7 @@ def test_populates_what_fits(zoo, monkeypatch, available, populated):
 
 
 def test_resident_equals_the_zoo(zoo, monkeypatch):
-    monkeypatch.setattr("prepkit.zoo.read.resident.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("prepkit.zoo.read._resident.CHUNK_BYTES", 2000)
     for source in (zoo, zoo.split("train"), zoo.select([])):
         resident = source.to("cpu")
         assert isinstance(resident, ResidentZoo)
@@ -283,7 +283,7 @@ def test_resident_equals_the_zoo(zoo, monkeypatch):
 
 def test_resident_that_does_not_fit_says_sizes(zoo, monkeypatch):
     needed = len(zoo) * zoo.shape.cells * 4
-    monkeypatch.setattr("prepkit.zoo.read.resident.free_bytes", lambda device: needed - 1)
+    monkeypatch.setattr("prepkit.zoo.read._resident.free_bytes", lambda device: needed - 1)
     with pytest.raises(ZooError, match=rf"needs {needed:,} bytes on cpu, where {needed - 1:,} are free; use a subset"):
         zoo.to("cpu")
 

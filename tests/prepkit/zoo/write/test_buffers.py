@@ -11,9 +11,9 @@ import prepkit
 from prepkit.api import open_zoo
 from prepkit.errors import LayoutMismatch
 from prepkit.zoo.change.verify import verify
-from prepkit.zoo.write import buffers as module
-from prepkit.zoo.write import instance_rows as intake
-from prepkit.zoo.write.buffers import Buffers
+from prepkit.zoo.write import _buffers as module
+from prepkit.zoo.write import _instance_rows as intake
+from prepkit.zoo.write._buffers import Buffers
 from prepkit.zoo.write.writer import ZooWriter
 
 

@@ -1,0 +1,83 @@
+"""The engine of a zoo's training: how many instances of an architecture are trained at once, on how many threads.
+
+It is derived from sizes, never from timing, so that zoos are reproducible: the last bits of their numbers depend on
+the sizes of stacks. The zoo records the engine, and whoever resumes its training, here or elsewhere, keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from prepkit.errors import ZooError
+from prepkit.families.registry import Architecture, architecture
+from prepkit.running.instances import activation_bytes, is_stackable, stacking_pays
+from prepkit.training._hyperparameters import Training
+from prepkit.training._plan import TrainingPlan
+from prepkit.training.spec import Spec
+
+STACK_ON_CPU = 32  # Larger stacks are no faster (benchmarks/results), and an interruption costs more of them.
+MOST_ON_GPU = 128
+SHARE_OF_GPU = 0.5  # Share of memory for activations; weights, gradients, workspaces and other users need the rest.
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a zoo is trained.
+
+    device:  kind of the device, "cpu", "cuda" or "mps"
+    threads: number of CPU threads; None on an accelerator
+    stacks:  architecture -> how many instances are trained at once; 1 trains one after another
+    """
+
+    device: str
+    threads: int | None
+    stacks: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Engine:
+        """The engine that `to_dict` wrote."""
+        return cls(data["device"], data["threads"], dict(data["stacks"]))
+
+
+def choose_engine(
+    spec: Spec, plan: TrainingPlan, device: torch.device, stack: int | None = None, threads: int | None = None
+) -> Engine:
+    """The engine for a spec on a device.
+
+    stack:   instances at once for architectures that can be stacked, in place of `stack_size_for`
+    threads: number of CPU threads, in place of torch's own
+    raises ZooError for a number below 1, or a stack above 1 if no architecture can be stacked
+    """
+    for what, asked in (("stack", stack), ("threads", threads)):
+        if asked is not None and (type(asked) is not int or asked < 1):
+            raise ZooError(f"{what}: expected a whole number of at least 1; found {asked!r}.")
+    counts = {architecture(name): len(jobs) for name, jobs in plan.by_architecture.items()}
+    stackable = [known for known in counts if is_stackable(known, folded=False)]
+    if stack is not None and stack > 1 and not stackable:
+        names = ", ".join(known.name for known in counts)
+        raise ZooError(f"stack: none of {names} can be trained {stack} at once; leave it out.")
+    sizes = {}
+    for known, count in counts.items():
+        size = stack if stack is not None else stack_size_for(known, spec.training[known.name], device)
+        sizes[known.name] = min(count, size) if known in stackable else 1
+    return Engine(device.type, (threads or torch.get_num_threads()) if device.type == "cpu" else None, sizes)
+
+
+def stack_size_for(architecture: Architecture, training: Training, device: torch.device) -> int:
+    """How many instances of an architecture are trained at once on a device, unless the user says otherwise."""
+    if not stacking_pays(architecture, training.batch_size, device, folded=False):
+        return 1
+    if device.type != "cuda":
+        return STACK_ON_CPU
+    # The backward pass needs all activations of the forward, and makes about as many again.
+    each = 2 * activation_bytes(architecture, training.batch_size)
+    room = SHARE_OF_GPU * torch.cuda.get_device_properties(device).total_memory
+    return max(1, min(MOST_ON_GPU, int(room / each)))

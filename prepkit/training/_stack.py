@@ -1,0 +1,357 @@
+"""A stack: K instances of one architecture that are trained together, each exactly as it would be alone.
+
+Instances share the calls of kernels and nothing else: each has its own start, data order, augmentation, learning rate,
+schedule, number of epochs, BatchNorm statistics and optimiser state. One that has finished, or whose loss is no longer
+finite, leaves the stack at the end of an epoch, and the rest go on in a smaller stack.
+Shapes: K instances, B samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prepkit.families.registry import Architecture
+from prepkit.running.instances import Runner
+from prepkit.tasks.randomness import stream_seed
+from prepkit.tasks.task import Task, TaskBatch
+from prepkit.training._hyperparameters import Training
+from prepkit.training._optimiser import Adam, Optimiser, Parameters, Rates, Sgd
+from prepkit.training._plan import Job
+from prepkit.training._schedule import factor
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StackSetup:
+    """What all instances of a stack have in common.
+
+    task:            its data are on the device, in the dtype of the weights
+    runner:          the forward of the trained network
+    stack:           largest number of instances that are run at once
+    samples_at_once: samples of a batch that are run at once, their gradients added up; None for all
+    """
+
+    architecture: Architecture
+    training: Training
+    task: Task
+    runner: Runner
+    device: torch.device
+    stack: int = 1
+    samples_at_once: int | None = None
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The tensors of one instance after some of its epochs, on the CPU; `position` is that of its job in the stack."""
+
+    position: int
+    epoch: int
+    tensors: Tensors
+
+    def id_of(self, job: Job) -> str:
+        """The id of the row that the snapshot becomes."""
+        return job.id_at(self.epoch) if job.trajectory else job.run
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """An attempt whose loss or weights were not finite after an epoch."""
+
+    run: str
+    seed: int
+    epoch: int
+
+
+@dataclass
+class BestWeights:
+    """The weights that were best in validation so far, of each instance in the stack."""
+
+    tensors: Tensors
+    accuracy: list[float]
+    loss: list[float]
+    epoch: list[int]
+
+
+class Stack:
+    """K instances in training; a diverged one begins anew with its next seed once the others have finished.
+
+    jobs:    all jobs, with the seeds of their present attempts
+    active:  positions in `jobs` of the instances that are in the stack
+    waiting: positions of those that diverged and will begin anew
+    epoch:   epochs that the instances in the stack have behind them
+    """
+
+    def __init__(self, setup: StackSetup, jobs: Sequence[Job]) -> None:
+        self.setup = setup
+        self.first = tuple(jobs)
+        self.attempts = [0] * len(jobs)
+        self.snapshots: list[Snapshot] = []
+        self.diverged: list[Diverged] = []
+        self.waiting: list[int] = []
+        self._start(range(len(jobs)))
+
+    def _start(self, positions: Sequence[int]) -> None:
+        self.active = list(positions)
+        learning, self.statistics = fresh_tensors(self.setup, [job.seed for job in self.active_jobs])
+        self.parameters = Parameters(learning)
+        self.optimiser = optimiser_of(self.setup.training)
+        self.epoch = 0
+        self.best: BestWeights | None = None
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, with the seeds of their present attempts."""
+        return [job.reseeded(attempt) for job, attempt in zip(self.first, self.attempts, strict=True)]
+
+    @property
+    def active_jobs(self) -> list[Job]:
+        """The jobs of the instances in the stack."""
+        jobs = self.jobs
+        return [jobs[position] for position in self.active]
+
+    @property
+    def tensors(self) -> Tensors:
+        """All tensors `[K, ...]` of the instances in the stack; the training changes them in place."""
+        return {**self.parameters.leaves, **self.statistics}
+
+    def run(self, after_epoch: Callable[[Stack], None] = lambda stack: None) -> None:
+        """Train until every instance has finished; `after_epoch` is called after each epoch.
+
+        raises ZooError if an instance diverges with all of its seeds
+        """
+        with reproducible(self.setup.device):
+            while self.active or self.waiting:
+                if not self.active:
+                    self._start(sorted(self.waiting))
+                    self.waiting = []
+                losses = self._train_epoch()
+                self.epoch += 1
+                self._update_best()
+                self._dismiss(losses)
+                after_epoch(self)
+
+    # One epoch --------------------------------------------------------------------------------------------------
+
+    def _train_epoch(self) -> list[float]:
+        """Train one epoch, and return the sum of the losses of all steps for each instance."""
+        setup, training = self.setup, self.setup.training
+        jobs = self.active_jobs
+        rates = Rates(
+            self.parameters,
+            [job.learning_rate * factor(training.schedule, self.epoch, job.epochs) for job in jobs],
+            [job.weight_decay for job in jobs],
+            [job.momentum for job in jobs],
+        )
+        seeds, items = [job.seed for job in jobs], [job.item for job in jobs]
+        seed_all(stream_seed("network", seeds[0], self.epoch), setup.device)  # Dropout draws from it, in stacks of one
+        tensors = self.tensors
+        total = torch.zeros(len(jobs), dtype=torch.float64, device=setup.device)
+        for batch in setup.task.batches(seeds, items, self.epoch, training.batch_size):
+            self.parameters.gradients.zero_()
+            for inputs, targets, share in parts(batch, setup.samples_at_once):
+                with autocast(training, setup.device):
+                    outputs = setup.runner(tensors, inputs, training=True)
+                losses = setup.task.losses(outputs.to(setup.dtype), targets) * share
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                total += losses.detach()
+            self.optimiser.step(self.parameters, rates)
+        sums: list[float] = total.tolist()
+        return sums
+
+    def _update_best(self) -> None:
+        """With "best_validation", keep the weights of instances that are better than ever before."""
+        if self.setup.training.keep.kind != "best_validation":
+            return
+        items = [job.item for job in self.active_jobs]
+        size = self.setup.samples_at_once or self.setup.training.batch_size
+        scores = self.setup.task.evaluate(self._run, items, "validation", size)
+        accuracy, loss = scores["accuracy"].tolist(), scores["loss"].tolist()
+        if self.best is None:
+            count = len(self.active)
+            tensors = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+            self.best = BestWeights(tensors, [-1.0] * count, [math.inf] * count, [0] * count)
+        best = self.best
+        for index in range(len(self.active)):
+            if (accuracy[index], -loss[index]) > (best.accuracy[index], -best.loss[index]):
+                best.accuracy[index], best.loss[index], best.epoch[index] = accuracy[index], loss[index], self.epoch
+                for name, tensor in self.tensors.items():
+                    best.tensors[name][index] = tensor.detach()[index]
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(self.setup.training, self.setup.device):
+            return self.setup.runner(self.tensors, inputs).to(self.setup.dtype)
+
+    def _dismiss(self, losses: Sequence[float]) -> None:
+        """Take the snapshots that are due, and remove instances that have finished or diverged from the stack."""
+        finite = self._finite_instances()
+        stay = []
+        for index, (position, job) in enumerate(zip(self.active, self.active_jobs, strict=True)):
+            if not (finite[index] and math.isfinite(losses[index])):
+                self.give_up(position, self.epoch)
+                continue
+            if self.epoch in job.kept_epochs:
+                self.snapshots.append(self._snapshot(index, position))
+            if self.epoch < job.epochs:
+                stay.append(index)
+        self.keep(stay)
+
+    def give_up(self, position: int, epoch: int) -> None:
+        """Drop the snapshots of a job's attempt, which diverged, and put the job among those that begin anew."""
+        job = self.jobs[position]
+        self.diverged.append(Diverged(job.run, job.seed, epoch))
+        self.attempts[position] += 1
+        self.waiting.append(position)
+        self.snapshots = [shot for shot in self.snapshots if shot.position != position]
+
+    def _finite_instances(self) -> list[bool]:
+        finite = torch.ones(len(self.active), dtype=torch.bool, device=self.setup.device)
+        for tensor in self.tensors.values():
+            finite &= tensor.detach().isfinite().reshape(len(self.active), -1).all(1)
+        flags: list[bool] = finite.tolist()
+        return flags
+
+    def _snapshot(self, index: int, position: int) -> Snapshot:
+        source, epoch = self.tensors, self.epoch
+        if self.best is not None:
+            source, epoch = self.best.tensors, self.best.epoch[index]
+        tensors = {name: tensor.detach()[index].to("cpu", copy=True) for name, tensor in source.items()}
+        return Snapshot(position, epoch, tensors)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Go on with these instances alone; `kept` are their indices in the stack."""
+        if len(kept) == len(self.active):
+            return
+        self.active = [self.active[index] for index in kept]
+        if not kept:
+            return
+        at = torch.tensor(kept, device=self.setup.device)
+        old = self.parameters
+        self.optimiser.state = {name: old.rows(buffer, kept) for name, buffer in self.optimiser.state.items()}
+        self.parameters = Parameters({name: leaf.detach()[at] for name, leaf in old.leaves.items()})
+        self.statistics = {name: tensor[at] for name, tensor in self.statistics.items()}
+        if self.best is not None:
+            best = self.best
+            tensors = {name: tensor[at] for name, tensor in best.tensors.items()}
+            lists = [[values[index] for index in kept] for values in (best.accuracy, best.loss, best.epoch)]
+            self.best = BestWeights(tensors, *lists)  # type: ignore[arg-type]
+
+    # Between epochs, on the disk --------------------------------------------------------------------------------
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """The state from which `restore` goes on: tensors by name, and what JSON can hold."""
+        tensors = {"values": self.parameters.values}
+        tensors |= {f"optimiser.{name}": buffer for name, buffer in self.optimiser.state.items()}
+        tensors |= {f"statistics.{name}": tensor for name, tensor in self.statistics.items()}
+        if self.best is not None:
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best.tensors.items()}
+        for number, shot in enumerate(self.snapshots):
+            tensors |= {f"snapshot.{number}.{name}": tensor for name, tensor in shot.tensors.items()}
+        best = self.best and {"accuracy": self.best.accuracy, "loss": self.best.loss, "epoch": self.best.epoch}
+        facts = {
+            "epoch": self.epoch,
+            "active": self.active,
+            "steps": self.optimiser.steps,
+            "best": best,
+            "snapshots": [[shot.position, shot.epoch] for shot in self.snapshots],
+            "diverged": [[attempt.run, attempt.seed, attempt.epoch] for attempt in self.diverged],
+            "attempts": self.attempts,
+            "waiting": self.waiting,
+        }
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, facts
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take over the state that `state` gave for a stack of the same jobs."""
+        device = self.setup.device
+
+        def part(prefix: str) -> Tensors:
+            return {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.attempts, self.waiting = list(facts["attempts"]), list(facts["waiting"])
+        self.diverged = [Diverged(*attempt) for attempt in facts["diverged"]]
+        self.snapshots = [
+            Snapshot(position, epoch, {n: t.cpu() for n, t in part(f"snapshot.{number}.").items()})
+            for number, (position, epoch) in enumerate(facts["snapshots"])
+        ]
+        self.active = facts["active"]
+        if not self.active:
+            return
+        self._start(self.active)
+        self.parameters.values.copy_(tensors["values"])
+        self.optimiser.state, self.optimiser.steps = part("optimiser."), facts["steps"]
+        self.statistics = part("statistics.")
+        self.best = None if facts["best"] is None else BestWeights(part("best."), **facts["best"])
+        self.epoch = facts["epoch"]
+
+
+# Parts ------------------------------------------------------------------------------------------------------------
+
+
+def fresh_tensors(setup: StackSetup, seeds: Sequence[int]) -> tuple[Tensors, Tensors]:
+    """The trainable parameters and all other tensors, `[K, *shape]`, of networks that are built from these seeds."""
+    learning: list[Tensors] = []
+    others: list[Tensors] = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in seeds:
+            torch.default_generator.manual_seed(seed)
+            network = setup.architecture.build()
+            parameters = dict(network.named_parameters())
+            learning.append({name: p.detach() for name, p in parameters.items() if p.requires_grad})
+            fixed = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
+            others.append({**fixed, **dict(network.named_buffers())})
+    return tuple(stacked(rows, setup) for rows in (learning, others))  # type: ignore[return-value]
+
+
+def stacked(rows: Sequence[Tensors], setup: StackSetup) -> Tensors:
+    """K tensors of each name as one `[K, *shape]`, on the setup's device and in its dtype; integers keep theirs."""
+    joined = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return {
+        name: tensor.to(setup.device, setup.dtype if tensor.is_floating_point() else None)
+        for name, tensor in joined.items()
+    }
+
+
+def parts(batch: TaskBatch, size: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Divide a batch into parts of `size` samples: inputs, targets, and the part's share of the batch."""
+    count = batch.inputs.shape[1]
+    if size is None or size >= count:
+        yield batch.inputs, batch.targets, 1.0
+        return
+    for inputs, targets in zip(torch.split(batch.inputs, size, 1), torch.split(batch.targets, size, 1), strict=True):
+        yield inputs, targets, inputs.shape[1] / count
+
+
+def optimiser_of(training: Training) -> Optimiser:
+    """The optimiser that a spec names."""
+    if training.optimizer == "sgd":
+        return Sgd(training.nesterov)
+    return Adam(training.betas, training.eps, training.decoupled)
+
+
+def autocast(training: Training, device: torch.device) -> torch.autocast:
+    """The context in which the forward runs: matrix products in bfloat16 where the spec says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
+
+
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed the global generators that layers such as Dropout draw from."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Use kernels that give the same result every time, and leave torch's global generators as they were."""
+    devices = [device] if device.type == "cuda" else []
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with torch.random.fork_rng(devices=devices), flags:
+        yield

@@ -1,0 +1,69 @@
+"""Contents: all that a zoo holds while it is being written. A writer that resumes gathers it from the journal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prepkit.errors import ZooError
+from prepkit.zoo.format.manifest import Shard, StoredArchitecture
+from prepkit.zoo.format.tables import Schema
+from prepkit.zoo.write._journal import Begin, Entry, Line, TeacherEntry, ValuesSum
+
+
+@dataclass
+class Contents:
+    """The facts in the journal, without the rows of the table, which stay on the disk.
+
+    dtype:         the dtype of the PReps; None until the first instance chooses it
+    architectures: those that have instances, by name
+    num_instances: number of instances by architecture
+    splits:        number of instances by split
+    schema:        types of the user's columns
+    published:     published shards by path, when the writer resumed
+    sums:          the last sum of each shard by architecture and number, when the writer resumed
+    """
+
+    dtype: str | None
+    architectures: dict[str, StoredArchitecture] = field(default_factory=dict)
+    num_instances: Counter[str] = field(default_factory=Counter)
+    ids: set[str] = field(default_factory=set)
+    splits: Counter[str] = field(default_factory=Counter)
+    schema: Schema = field(default_factory=Schema)
+    teacher: TeacherEntry | None = None
+    published: dict[str, Shard] = field(default_factory=dict)
+    sums: dict[tuple[str, int], ValuesSum] = field(default_factory=dict)
+
+    def add(self, entries: Iterable[Entry], schema: Schema) -> None:
+        """Take in finished instances, and the schema that holds their columns too."""
+        self.schema = schema
+        for entry in entries:
+            self.ids.add(entry.id)
+            self.num_instances[entry.architecture] += 1
+            if entry.split is not None:
+                self.splits[entry.split] += 1
+
+    def replay(self, lines: Iterable[Line], root: Path) -> None:
+        """Take in the lines of a journal.
+
+        raises ZooError if the zoo was begun with another dtype
+        """
+        for line in lines:
+            if isinstance(line, Shard):
+                self.published[line.path] = line
+            elif isinstance(line, ValuesSum):
+                self.sums[line.architecture, line.shard] = line
+            elif isinstance(line, TeacherEntry):
+                self.teacher = line
+            elif isinstance(line, Entry):
+                self.add([line], self.schema.extended([line.columns], f"instance '{line.id}'"))
+            else:
+                self._begin(line, root)
+
+    def _begin(self, begin: Begin, root: Path) -> None:
+        if self.dtype not in (None, begin.dtype):
+            raise ZooError(f"'{root}' was begun with dtype {begin.dtype}, not {self.dtype}.")
+        self.dtype = begin.dtype
+        self.architectures[begin.stored.name] = begin.stored

@@ -1,0 +1,57 @@
+"""Order the architectures, and make the rows of the table, when a writer closes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from prepkit.families.registry import Registry
+from prepkit.zoo.format.manifest import Shard, StoredArchitecture
+from prepkit.zoo.format.tables import OWN_COLUMNS
+from prepkit.zoo.write._instance_rows import Packable
+from prepkit.zoo.write._journal import Entry
+
+
+def members(
+    stored: Mapping[str, StoredArchitecture], registry: Registry | None, teacher: StoredArchitecture | None, width: int
+) -> list[StoredArchitecture]:
+    """Return all architectures of a zoo in ClassId order, then the teacher's if no instance has it.
+
+    stored:   architectures that have instances, by name
+    registry: gives the ClassIds, and architectures without instances; if missing, ClassIds ascend in packed parameters
+    """
+    known = dict(stored)
+    if registry is not None:
+        order = [member.name for member in registry]
+        for member in registry:
+            known.setdefault(member.name, Packable({}, member.layout, member, fused=True).stored(width))
+    else:
+        order = sorted(known, key=lambda name: (known[name].layout.num_parameters, name))
+    numbered = [replace(known[name], class_id=class_id) for class_id, name in enumerate(order)]
+    if teacher is not None and teacher.name not in order:
+        numbered.append(teacher)
+    return numbered
+
+
+def table_rows(
+    entries: Iterable[Entry],
+    architectures: Iterable[StoredArchitecture],
+    shards: Iterable[Shard],
+    rows_a_shard: Mapping[str, int],
+) -> Iterator[dict[str, Any]]:
+    """Make the table's rows, in the order of the journal.
+
+    rows_a_shard: number of rows in a full shard, by architecture
+    """
+    class_ids = {stored.name: stored.class_id for stored in architectures}
+    first: dict[str, int] = {}
+    for index, shard in enumerate(shards):
+        first.setdefault(shard.architecture, index)
+    counts = dict.fromkeys(class_ids, 0)
+    for entry in entries:
+        name = entry.architecture
+        number, row = divmod(counts[name], rows_a_shard[name])
+        counts[name] += 1
+        own = (entry.id, name, class_ids[name], entry.split, first[name] + number, row)
+        yield {**dict(zip(OWN_COLUMNS, own, strict=True)), **entry.columns}
