@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from threading import Lock
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from prepkit.support.text import readable_bytes, readable_seconds
 Advance = Callable[[int], None]  # is called with how much more is finished
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 DRAWN_SECONDS = 0.1  # between two drawings of a StatusLine on a terminal
+show_progress = ContextVar("show_progress", default=True)  # a command that prints JSON sets False
 SHARE = ""  # the unit of work of which only the share that is done means something
 SHARE_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {unit} [{elapsed}<{remaining}]"
 
@@ -84,7 +86,7 @@ class ProgressBar(ProgressInWords):
 
     name:  the task, such as "pulling"
     unit:  what is counted: a noun, "B" for bytes, or SHARE
-    quiet: whether nothing is shown
+    quiet: whether nothing is shown, as also where show_progress says so
 
     >>> with ProgressBar("packing", "model") as bar:
     ...     bar.begin(total=3)
@@ -93,7 +95,7 @@ class ProgressBar(ProgressInWords):
 
     def __init__(self, name: str, unit: str, *, quiet: bool = False) -> None:
         super().__init__(unit, self._print)
-        self.name, self.quiet = name, quiet
+        self.name, self.quiet = name, quiet or not show_progress.get()
         self._terminal = sys.stderr.isatty()
         self._bar: Any = None
         self._began = self._printed = time.monotonic()

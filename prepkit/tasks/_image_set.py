@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError
+from prepkit.support.progress import ProgressBar
 from prepkit.tasks.task import DataMissing
 
 if TYPE_CHECKING:
@@ -90,13 +91,13 @@ def decode_all(encoded: Iterable[tuple[str, Any]], count: int, name: str) -> np.
     raises ZooError naming the place of an image that cannot be read or is not as large as the first
     """
     import numpy as np
-    from tqdm import tqdm
 
     images: np.ndarray | None = None
     colour = False
-    with ThreadPoolExecutor(DECODING_THREADS, "prepkit-decode") as pool:
-        decoded = _in_chunks(pool, encoded)
-        for number, (place, pixels) in enumerate(tqdm(decoded, f"decode {name}", count, leave=False, disable=None)):
+    pool = ThreadPoolExecutor(DECODING_THREADS, "prepkit-decode")
+    with pool, ProgressBar(f"decoding {name}", "image") as bar:
+        bar.begin(count)
+        for number, (place, pixels) in enumerate(_in_chunks(pool, encoded)):
             if images is None:
                 images = np.empty((count, 3, *pixels.shape[:2]), dtype=np.uint8)
             if pixels.shape[:2] != images.shape[2:]:
@@ -107,6 +108,7 @@ def decode_all(encoded: Iterable[tuple[str, Any]], count: int, name: str) -> np.
                 )
             colour = colour or pixels.ndim == 3
             images[number] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+            bar.advance(1)
     if images is None:
         raise ZooError(f"part '{name}' has no images.")
     return images if colour else images[:, :1].copy()

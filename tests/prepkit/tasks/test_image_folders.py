@@ -1,14 +1,17 @@
 """A user's folder of images: a class a subfolder, decoded once, whatever its path."""
 
 import shutil
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
 import torch
 from contract import TaskContract
+from fake_terminal import Terminal
 from PIL import Image
 
 from prepkit.errors import ZooError
+from prepkit.support.progress import show_progress
 from prepkit.tasks import load_task
 from prepkit.tasks._image_record import split_indices
 from prepkit.tasks.task import DataMissing
@@ -175,3 +178,14 @@ def test_hidden_files_and_notes_are_passed_over(tmp_path):
     (root / "rose" / "Thumbs.db").write_bytes(b"x")
     (root / "rose" / "._000.png").write_bytes(b"x")
     assert load_task(RECORD, root).record == before
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_terminal_shows_how_far_decoding_is_unless_progress_is_hidden(tmp_path, shown):
+    before = show_progress.set(shown)
+    try:
+        with redirect_stderr(Terminal()) as drawn:
+            load_task(RECORD, write(tmp_path / f"{shown}"))
+    finally:
+        show_progress.reset(before)
+    assert ("decoding" in drawn.getvalue()) is shown
