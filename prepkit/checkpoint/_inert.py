@@ -110,7 +110,7 @@ def stand_in_for(name: str, kind: type | None = None) -> type:
 
 def other_kind(error: Exception) -> dict[str, type]:
     """Return a better stand-in if the reader could not fill one, since the user's class is a list or a mapping."""
-    unfilled = re.search(r"Can only (\w+) [^\n]*but got <class '[\w.]*\.inert\.(\S+)'>", str(error))
+    unfilled = re.search(rf"Can only (\w+) [^\n]*but got <class '{re.escape(__name__)}\.(\S+)'>", str(error))
     if unfilled is None:
         return {}
     return {unfilled[2]: stand_in_for(unfilled[2], InertList if unfilled[1] in ("append", "extend") else InertMapping)}

@@ -273,7 +273,7 @@ def test_kill_9_leaves_the_old_file_whole(moment: str, tmp_path: Path) -> None:
     done = python(
         """
         import os, signal, sys
-        from prepkit import files
+        from prepkit.support import files
 
         def die(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -429,7 +429,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(unfinished, monkeypatch):
     other = TEXTS["last"].replace("0.05", "0.06")
     with pytest.raises(ZooError, match="holds the unfinished zoo of another spec"):
         trained(unfinished, other)
-    with pytest.raises(ZooError, match="was begun with neither --instances nor --epochs; go on with the same"):
+    with pytest.raises(ZooError, match="was begun with neither `instances` nor `epochs`; go on with the same"):
         trained(unfinished, TEXTS["last"], epochs=1)
     monkeypatch.setattr(running, "choose_device", lambda name: torch.device("meta" if name == "another" else "cpu"))
     with pytest.raises(ZooError, match="was begun on cpu, and goes on there: meta gives other last bits"):
@@ -447,7 +447,7 @@ def test_sizes_that_were_begun_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "executor", lambda *arguments: stopped)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "zoo", TEXTS["last"], instances=2, epochs=1)
-    with pytest.raises(ZooError, match="was begun with --instances 2 --epochs 1; go on with the same"):
+    with pytest.raises(ZooError, match="was begun with `instances` 2 `epochs` 1; go on with the same"):
         trained(tmp_path / "zoo", TEXTS["last"])
 
 
