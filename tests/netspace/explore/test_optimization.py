@@ -279,7 +279,7 @@ def test_settings_that_cannot_be(multi, settings, message):
 def test_an_embedding_needs_the_shape_it_is_to_fit(shapes):
     run, zoo = shapes
     latents = torch.zeros(2, run.recipe.network.embedding_size)
-    with pytest.raises(PointError, match="which shape it is to fit; give items"):
+    with pytest.raises(PointError, match="which shape it is to fit; give `items`"):
         optimize(run, zoo, latents)
     with pytest.raises(PointError, match="1 item for 2 start points"):
         optimize(run, zoo, latents, items=[3])

@@ -107,7 +107,7 @@ def test_blocks_of_rows_do_not_matter(blocks, monkeypatch):
     encoder = Encoder(256).double()
     preps = torch.randn(3, 7, 90, dtype=torch.float64, requires_grad=True)
     expected = results(encoder.plain, preps, encoder)
-    monkeypatch.setattr(fast.encoder, "BLOCK_VALUES", blocks)
+    monkeypatch.setattr(fast._encoder, "BLOCK_VALUES", blocks)
     assert_same(results(fast_encode(encoder), preps, encoder), expected)
 
 
@@ -293,7 +293,7 @@ def test_one_switch_leads_all_to_the_plain_network(taken, monkeypatch):
         space.decode(space.encode(preps))
         assert taken
         taken.clear()
-        monkeypatch.setattr(fast.products, "enabled", False)
+        monkeypatch.setattr(fast._products, "enabled", False)
         space.decode(space.encode(preps))
     assert taken == []
 
