@@ -15,6 +15,7 @@ import click
 from prepkit.cli.output import print_error, with_flags
 from prepkit.errors import FormerSpelling, PrepkitError
 from prepkit.program import INTERRUPTED, MESSAGE
+from prepkit.support.progress import show_progress
 from prepkit.support.signals import noted_interruption
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,8 +57,12 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with failures(ctx), notes():
-            return super().invoke(ctx)
+        before = show_progress.set(not ctx.meta[JSON_ASKED])  # for bars that the library shows by itself
+        try:
+            with failures(ctx), notes():
+                return super().invoke(ctx)
+        finally:
+            show_progress.reset(before)
 
 
 @contextmanager

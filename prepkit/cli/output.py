@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from prepkit.program import INTERRUPTED
-from prepkit.support.progress import ProgressBar, show_progress
+from prepkit.support.progress import ProgressBar
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMAND = "prepkit.command"  # key of a context's meta under which the command that runs is kept
@@ -94,9 +94,6 @@ def json_option(command: F) -> F:
 
     def output(context: click.Context, parameter: click.Parameter, as_json: bool) -> Output:
         context.meta[COMMAND] = context.command
-        if as_json:  # bars that the library shows by itself, such as while a task decodes images
-            shown = show_progress.set(False)
-            context.call_on_close(lambda: show_progress.reset(shown))
         return Output(as_json)
 
     help_text = "Print one JSON document, on failure too."

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.families.registry import architecture
+from prepkit.support.progress import show_progress
 from prepkit.tasks import test_set
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
@@ -420,3 +421,14 @@ def test_help_names_every_command():
     text = prepkit("zoo", "--help").stdout
     assert all(name in text for name in ("info", "verify", "create", "convert", "merge", "export", "split", "clean"))
     assert "zoo" in prepkit("--help").stdout
+
+
+def test_json_hides_progress_for_its_own_command_alone(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("prepkit.cli.zoo._manifest_of", lambda folder: shown.append(show_progress.get()))
+    monkeypatch.setattr("prepkit.cli.zoo.facts", lambda manifest: {})
+    monkeypatch.setattr("prepkit.cli.zoo.description", lambda manifest: "")
+    for options in ([], ["--json"], ["--json", "--what"]):  # the last one cannot be parsed
+        CliRunner().invoke(main, ["zoo", "info", str(tmp_path), *options])
+        assert show_progress.get()
+    assert shown == [True, False]
