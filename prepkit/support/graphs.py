@@ -1,0 +1,174 @@
+"""A step that a CUDA graph repeats: hundreds of kernels are launched by one call, where Python launched each.
+
+    step = GraphedStep(train_on, device)     # train_on(images, labels) -> tensors
+    for images, labels in batches:
+        losses = step(images, labels)        # holds until the next call; clone what must last longer
+
+The first calls run the function as it is, and they count as steps like any other. Then the function is recorded, which
+runs its Python but nothing on the device, and from there on each call copies its tensors into the recorded inputs and
+repeats what was recorded. On a CPU, and wherever recording fails, every call runs the function itself.
+
+What the function must keep to, so that a repetition is a step:
+- All that changes from step to step is in tensors that are changed in place, such as an optimiser's state (capturable
+  Adam), a learning rate (a tensor, set by `fill_` or `copy_` outside), or the tensors that the call is given.
+- It does not wait for the device: no `.item()`, no `.tolist()`, no tensor made from numbers on the host.
+- It clears the gradients first of all; it may set them to None, as a repetition writes the recorded ones.
+- What its Python does beside that, such as counting steps, is done by the caller.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+WARMUPS = 3  # Libraries choose their kernels in the first calls, which cannot be recorded.
+MOST_GRAPHS = 16
+
+T = TypeVar("T")
+Recorder = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]
+
+
+class RecordingFailed(RuntimeWarning):
+    """A step cannot be recorded as a CUDA graph, and runs without one."""
+
+
+@dataclass
+class _Variant(Generic[T]):
+    """The calls with arguments of one kind: how many there were, and what was recorded for them."""
+
+    calls: int = 0
+    inputs: tuple[Tensor, ...] = ()
+    outputs: T | None = None
+    repeat: Callable[[], None] | None = None
+
+
+class GraphedStep(Generic[T]):
+    """A function that a CUDA graph repeats once it was called some times; see the module for what it must keep to.
+
+    step:     takes tensors on the device, and other arguments, which are hashable; each combination of the tensors'
+              shapes and dtypes with the other arguments has a recording of its own
+    device:   only on a CUDA device anything is recorded
+    warmups:  number of calls of each combination before it is recorded
+    most:     number of combinations that are recorded; calls with others run the function itself
+    recorder: records a call and returns its outputs, and the function that repeats it; for tests
+    Recordings share memory, so the outputs of a call are only good until the next call, whatever its arguments.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., T],
+        device: torch.device,
+        warmups: int = WARMUPS,
+        most: int = MOST_GRAPHS,
+        recorder: Recorder[T] | None = None,
+    ) -> None:
+        self.step, self.warmups, self.most = step, max(1, warmups), most
+        self.failure: str | None = None
+        if recorder is None and device.type == "cuda":
+            recorder = CudaRecorder(device)
+        self._recorder = recorder
+        self._variants: dict[Hashable, _Variant[T]] = {}
+
+    @property
+    def recorded(self) -> int:
+        """How many combinations of arguments are recorded."""
+        return sum(variant.repeat is not None for variant in self._variants.values())
+
+    def __call__(self, *arguments: Any) -> T:
+        """Do one step."""
+        if self._recorder is None or self.failure is not None:
+            return self.step(*arguments)
+        variant = self._variants.setdefault(_kind(arguments), _Variant())
+        variant.calls += 1
+        if variant.repeat is None and (variant.calls <= self.warmups or self.recorded >= self.most):
+            return self._run(arguments)
+        if variant.repeat is None and not self._record(variant, arguments):
+            return self.step(*arguments)
+        given = [argument for argument in arguments if isinstance(argument, Tensor)]
+        for own, tensor in zip(variant.inputs, given, strict=True):
+            if own is not tensor:
+                own.copy_(tensor, non_blocking=True)
+        assert variant.repeat is not None
+        variant.repeat()
+        return variant.outputs  # type: ignore[return-value]  # they are there once it is recorded
+
+    def _run(self, arguments: tuple[Any, ...]) -> T:
+        """Run the function where it will be recorded: libraries keep a workspace for each stream."""
+        aside = getattr(self._recorder, "aside", None)
+        return self.step(*arguments) if aside is None else aside(lambda: self.step(*arguments))
+
+    def _record(self, variant: _Variant[T], arguments: tuple[Any, ...]) -> bool:
+        """Record the function for arguments of this kind; say so and give up all recordings to come if that fails."""
+        assert self._recorder is not None
+        inputs = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
+        try:
+            variant.outputs, variant.repeat = self._recorder(lambda: self.step(*inputs))
+        except RuntimeError as error:  # torch's own errors, out of memory among them, are all of this kind
+            cause = error.__context__ or error  # where the recording was broken off, before it was ended
+            self.failure = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            warnings.warn(
+                f"a step cannot be recorded as a CUDA graph, so it runs without one, which is slower: {self.failure}",
+                RecordingFailed,
+                stacklevel=3,
+            )
+            return False
+        variant.inputs = tuple(argument for argument in inputs if isinstance(argument, Tensor))
+        return True
+
+
+def _kind(arguments: tuple[Any, ...]) -> Hashable:
+    """What a recording depends on: shapes and dtypes of tensors, and all other arguments themselves."""
+    return tuple(
+        (argument.shape, argument.dtype, argument.stride()) if isinstance(argument, Tensor) else argument
+        for argument in arguments
+    )
+
+
+class CudaRecorder:
+    """Records calls as CUDA graphs that share one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def aside(self, call: Callable[[], T]) -> T:
+        """Make a call on the stream on which calls are recorded."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            outputs = call()
+        current.wait_stream(self.stream)
+        return outputs
+
+    def __call__(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Record a call, and return its outputs, which are empty yet, and the function that repeats it."""
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(self.device)
+        try:
+            # "thread_local" lets other threads, such as those that read batches ahead, use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                outputs = call()
+        except BaseException:
+            self._recover(current)
+            raise
+        return outputs, graph.replay
+
+    def _recover(self, current: torch.cuda.Stream) -> None:
+        """Bring torch back from a recording that failed: it leaves stream, allocator and generator in between."""
+        torch.cuda.set_stream(current)
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(index, self.pool)
+        generator = torch.cuda.default_generators[index]
+        with suppress(RuntimeError):
+            fresh = torch.Generator(self.device).manual_seed(generator.initial_seed())
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        with suppress(RuntimeError):
+            torch.cuda.synchronize(self.device)
