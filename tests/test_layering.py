@@ -80,7 +80,6 @@ OPEN_TO_NETSPACE = {
     "prepkit.families.permutations",
     "prepkit.figures",
     "prepkit.support.files",
-    "prepkit.support.graphs",
     "prepkit.hub.bundle",
     "prepkit.hub.snapshot",
     "prepkit.hub.upload",
