@@ -78,6 +78,7 @@ def create_zoo(
     task: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     architecture: Architecture | str | None = None,
     key: str | None = None,
+    prefix: str | None = None,
     dtype: str | None = None,
     keep_batch_norm: bool = False,
     keep_unfoldable: Literal["affine"] | None = None,
@@ -101,6 +102,7 @@ def create_zoo(
     task:         record of the task that the models were trained on, or a JSON file that holds it
     architecture: architecture of all models; each is recognised if missing
     key:          where the state dict is inside the files, such as "ema.model", if several fit
+    prefix:       take only names that begin with this, such as "model.", and leave the others out
     dtype:        dtype of the zoo, which must hold all values exactly; the first model's if missing
     keep_batch_norm: keep BatchNorm with its running statistics instead of folding it
     keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
@@ -135,7 +137,7 @@ def create_zoo(
         write_card(root)  # the command was interrupted between the zoo and its card
         return WrittenZoo(root, read_manifest(root), notes, joined.types)
     about = {"name": name, "license": license, "task": task}
-    packing = Packing(architecture, key, keep_batch_norm, keep_unfoldable)
+    packing = Packing(architecture, key, prefix, keep_batch_norm, keep_unfoldable)
     all_added = False
     try:
         with ZooWriter(path, width=width, format=format, dtype=dtype, resume=resume, **about) as writer:  # type: ignore[arg-type]

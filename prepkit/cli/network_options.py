@@ -1,11 +1,13 @@
-"""`--arch` and `--input`: the network that a checkpoint holds."""
+"""Options that say which network a checkpoint holds, where in the file it is, and what becomes of its BatchNorm."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class InputShape(click.ParamType[tuple[int, ...]]):
@@ -33,34 +34,78 @@ class InputShape(click.ParamType[tuple[int, ...]]):
         return tuple(int(part) for part in parts)
 
 
-def architecture_options(command: F) -> F:
-    """Add `--arch` and `--input`."""
-    command = click.option(
-        "--input",
-        "input_shape",
-        type=InputShape(),
-        metavar="CxHxW",
-        help="Shape of one input of a module:callable, without the batch axis.",
-    )(command)
-    return click.option(
+@dataclass(frozen=True)
+class NetworkOptions:
+    """What the user gave for the options of `network_options`."""
+
+    architecture: str | None
+    input_shape: tuple[int, ...] | None
+    key: str | None
+    prefix: str | None
+    bn: str
+
+    def keywords(self) -> dict[str, Any]:
+        """Return them as keyword arguments of `pack_checkpoint`, `fold_checkpoint` and `create_zoo`; imports torch."""
+        return {
+            "architecture": find_architecture(self.architecture, self.input_shape),
+            "key": self.key,
+            "prefix": self.prefix,
+            "keep_unfoldable": "affine" if self.bn == "affine" else None,
+        }
+
+
+key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
+keep_bn_option = click.option(
+    "--keep-bn", is_flag=True, help="Keep BatchNorm with its running statistics instead of folding it."
+)
+NETWORK_OPTIONS = (
+    click.option(
         "--arch",
         "architecture",
         metavar="NAME|module:callable",
         shell_complete=names(architectures),
         help="The network: a registered name (see `prepkit arch list`) or a Python callable that builds it. "
         "[default: a registered one is recognised]",
-    )(command)
-
-
-key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
-bn_option = click.option(
-    "--bn",
-    type=click.Choice(("fold", "affine")),
-    default="fold",
-    show_default=True,
-    help="A BatchNorm that has no layer to go into is refused (fold) or becomes a scale and a shift of each channel "
-    "(affine).",
+    ),
+    click.option(
+        "--input",
+        "input_shape",
+        type=InputShape(),
+        metavar="CxHxW",
+        help="Shape of one input of a module:callable, without the batch axis.",
+    ),
+    key_option,
+    click.option("--prefix", help="Take only names that begin with this, such as model., without it."),
+    click.option(
+        "--bn",
+        type=click.Choice(("fold", "affine")),
+        default="fold",
+        show_default=True,
+        help="A BatchNorm that has no layer to go into is refused (fold) or becomes a scale and a shift of each "
+        "channel (affine).",
+    ),
 )
+
+
+def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--arch`, `--input`, `--key`, `--prefix` and `--bn`, and hand them to the command as one `network`."""
+
+    @functools.wraps(command)
+    def with_network(
+        *arguments: Any,
+        architecture: str | None,
+        input_shape: tuple[int, ...] | None,
+        key: str | None,
+        prefix: str | None,
+        bn: str,
+        **others: Any,
+    ) -> Any:
+        network = NetworkOptions(architecture, input_shape, key, prefix, bn)
+        return command(*arguments, network=network, **others)
+
+    for option in reversed(NETWORK_OPTIONS):
+        option(with_network)
+    return with_network
 
 
 def find_architecture(name: str | None, input_shape: tuple[int, ...] | None) -> Architecture | None:

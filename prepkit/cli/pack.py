@@ -10,7 +10,7 @@ import click
 
 from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, check_models, model_on_disk
-from prepkit.cli.network_options import DTYPES, architecture_options, bn_option, find_architecture, key_option
+from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.targets import check_target, make_folder_of, prep_targets, stem
 from prepkit.errors import counted, listed
@@ -22,18 +22,14 @@ if TYPE_CHECKING:
     from prepkit.casting import Rounding
     from prepkit.fusion.fold import Fusion
     from prepkit.packing import Packed
-prefix_option = click.option("--prefix", help="Take only names that begin with this, such as model., without it.")
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=Model(), metavar="MODEL...")
 @click.option("--width", default=512, show_default=True, help="Columns of the PRep, a multiple of 8.")
 @click.option("--height", type=int, help="Rows, a multiple of 4. [default: the least that holds all parameters]")
-@architecture_options
-@key_option
-@prefix_option
-@bn_option
-@click.option("--keep-bn", is_flag=True, help="Pack BatchNorm with its running statistics instead of folding it.")
+@network_options
+@keep_bn_option
 @click.option("--dtype", type=click.Choice(DTYPES), help="Cast to this dtype. [default: keep each tensor's dtype]")
 @click.option("--allow-nonfinite", is_flag=True, help="Pack NaN and infinity too.")
 @click.option("--allow-underflow", is_flag=True, help="Let --dtype turn values that are too small for it into 0.")
@@ -44,11 +40,7 @@ def pack(
     models: tuple[Path | HubAddress, ...],
     width: int,
     height: int | None,
-    architecture: str | None,
-    input_shape: tuple[int, ...] | None,
-    key: str | None,
-    prefix: str | None,
-    bn: str,
+    network: NetworkOptions,
     keep_bn: bool,
     dtype: str | None,
     allow_nonfinite: bool,
@@ -70,7 +62,7 @@ def pack(
     PRepShape.least(1, width)
     targets = prep_targets(models, output)
     check_models(models)
-    network = find_architecture(architecture, input_shape)
+    keywords = network.keywords()
     make_folder_of(targets)
     for target in targets:
         check_target(target, models, force)
@@ -87,14 +79,11 @@ def pack(
                     local.file,
                     width=width,
                     height=height,
-                    architecture=network,
-                    key=key,
-                    prefix=prefix,
                     keep_batch_norm=keep_bn,
-                    keep_unfoldable="affine" if bn == "affine" else None,
                     dtype=dtype,
                     allow_nonfinite=allow_nonfinite,
                     allow_underflow=allow_underflow,
+                    **keywords,
                 )
             save_prep(packed.prep, target, overwrite=force)
             documents.append(_document(packed, local.source, target))
@@ -139,20 +128,13 @@ def unpack(prep: Path, output: Path | None, strip_prefix: bool, force: bool, out
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@architecture_options
-@key_option
-@prefix_option
-@bn_option
+@network_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")
 @force_option
 @json_option
 def fuse(
     model: Path,
-    architecture: str | None,
-    input_shape: tuple[int, ...] | None,
-    key: str | None,
-    prefix: str | None,
-    bn: str,
+    network: NetworkOptions,
     output: Path,
     force: bool,
     out: Output,
@@ -166,12 +148,11 @@ def fuse(
     writer_for(output)
     check_target(output, [model], force)
     check_models([model])
-    network = find_architecture(architecture, input_shape)
+    keywords = network.keywords()
 
     from prepkit.packing import fold_checkpoint
 
-    keep = "affine" if bn == "affine" else None
-    tensors, fusion = fold_checkpoint(model, network, key=key, keep_unfoldable=keep)  # type: ignore[arg-type]
+    tensors, fusion = fold_checkpoint(model, **keywords)
     save_state_dict(tensors, output, overwrite=force)
     document = {"output": str(output), **_fusion_document(fusion)}
     out.result(document, f"{model} -> {output}\n  folded        {_fusion_text(fusion)}")

@@ -11,7 +11,7 @@ import click
 from prepkit.cli.common import force_option
 from prepkit.cli.completion import zoo_ids
 from prepkit.cli.models import Model, hub_bars
-from prepkit.cli.network_options import DTYPES, architecture_options, bn_option, find_architecture, key_option
+from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option, with_flags
 from prepkit.cli.zoo_text import (
     cleaning_document,
@@ -142,10 +142,8 @@ def _manifest_of(folder: Path | HubAddress) -> Manifest:
 @click.option("--name", help="Name of the zoo. [default: the folder's name]")
 @click.option("--license", "license_", help="Licence of the zoo, such as mit or cc-by-4.0.")
 @click.option("--task", "task_file", type=click.Path(path_type=Path), help="JSON file: the task of the models.")
-@architecture_options
-@key_option
-@bn_option
-@click.option("--keep-bn", is_flag=True, help="Keep BatchNorm with its running statistics instead of folding it.")
+@network_options
+@keep_bn_option
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the zoo, which must hold all values exactly.")
 @click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
 @json_option
@@ -160,10 +158,7 @@ def create(
     name: str | None,
     license_: str | None,
     task_file: Path | None,
-    architecture: str | None,
-    input_shape: tuple[int, ...] | None,
-    key: str | None,
-    bn: str,
+    network: NetworkOptions,
     keep_bn: bool,
     dtype: str | None,
     resume: bool,
@@ -173,7 +168,7 @@ def create(
 
     BatchNorms are folded. A MODEL is a file, a folder, in which all files of models are taken, or an address on the
     Hub, hf://user/model or hf://user/model@revision/file.safetensors; the column `source` then names the commit of
-    each. Integer buffers are left out, and named.
+    each. Integer buffers, and with --prefix all other names, are left out, and named.
 
     The column `file` of the CSV names models by path, from the CSV's folder or one that holds all models, with or
     without suffix, or by address. A name without folder will do where no other model has it. The columns `id` and
@@ -192,7 +187,7 @@ def create(
     files, notes = expanded((*models, *listed_models))
     if not files:
         raise click.UsageError("name at least one MODEL, or a list of them with --from.")
-    network = find_architecture(architecture, input_shape)
+    keywords = network.keywords()
     with hub_bars(files, out.as_json), out.bar("adding", "model") as bar:
         bar.begin(len(files))
         written = create_zoo(
@@ -205,13 +200,11 @@ def create(
             name=name,
             license=license_,
             task=task_file,
-            architecture=network,
-            key=key,
             dtype=dtype,
             keep_batch_norm=keep_bn,
-            keep_unfoldable="affine" if bn == "affine" else None,
             resume=resume,
             progress=bar.advance,
+            **keywords,
         )
     _print_written(replace(written, notes=(*notes, *written.notes)), out)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SOURCE = "source"  # holds the address of a model of the Hub, with its commit
 SOURCE_SHA256 = "source_sha256"
+PACK_FIRST = "Cast it with `prepkit pack --dtype float32`, and make the zoo of that PRep."
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Packing:
 
     architecture: Architecture | str | None = None
     key: str | None = None
+    prefix: str | None = None
     keep_batch_norm: bool = False
     keep_unfoldable: Literal["affine"] | None = None
 
@@ -57,6 +59,7 @@ def add_models(
     discarded.
     fetched: gives each model as a file, as long as its context lasts
     """
+    from prepkit.prep.file import PRep
     from prepkit.zoo.write._instance_rows import packable
 
     has_source = any(isinstance(row.model, HubAddress) for row in rows)
@@ -67,22 +70,25 @@ def add_models(
             f"'{writer.root}' holds {counted(len(foreign), 'instance')} of none of these models: {listed(foreign)}. "
             "Give the same models as before, and more if you like, or delete the folder."
         )
-    left_out: set[str] = set()
+    buffers: set[str] = set()
+    others: set[str] = set()
     waiting = [row for row in rows if row.id not in writer.finished_ids]
     if progress is not None and len(waiting) < len(rows):
         progress(len(rows) - len(waiting))
     try:
         for row in waiting:
             with fetched(row.model) as local:
-                model, sha256 = read_model(local.file, packing.key)
+                model, sha256 = read_model(local.file, packing.key, packing.prefix)
                 item = packable(
                     model,
                     packing.architecture,
                     f"'{row.id}' ({name_of(row.model)})",
                     packing.keep_unfoldable,
                     keep_batch_norm=packing.keep_batch_norm,
-                    left_out=left_out,
+                    left_out=buffers,
                 )
+                if packing.prefix is not None and not isinstance(model, PRep):
+                    others.update(model.dropped)
                 source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
                 columns: dict[str, Any] = {**row.columns, **source, SOURCE_SHA256: sha256}
                 writer.add(item, id=row.id, split=row.split, **columns)
@@ -95,14 +101,18 @@ def add_models(
         else:
             writer.discard()
         raise
-    if not left_out:
-        return ()
-    return (f"Integer buffers are left out, for which a zoo has no place: {listed(sorted(left_out))}.",)
+    notes = []
+    if others:
+        notes.append(f"Names without the prefix '{packing.prefix}' are left out: {listed(sorted(others))}.")
+    if buffers:
+        notes.append(f"Integer buffers are left out, for which a zoo has no place: {listed(sorted(buffers))}.")
+    return tuple(notes)
 
 
-def read_model(file: Path, key: str | None = None) -> tuple[Checkpoint | PRep, str | None]:
+def read_model(file: Path, key: str | None = None, prefix: str | None = None) -> tuple[Checkpoint | PRep, str | None]:
     """Read a checkpoint or a PRep, and return it with the sha256 of the checkpoint; None for a PRep without it.
 
+    key, prefix: as in `load_checkpoint`; a PRep has neither
     raises CheckpointError, PRepFileError
     """
     from prepkit.casting import check_finite
@@ -114,8 +124,8 @@ def read_model(file: Path, key: str | None = None) -> tuple[Checkpoint | PRep, s
     if is_prep_file(file):
         prep = load_prep(file)
         return prep, prep.origin.source_sha256
-    checkpoint = load_checkpoint(file, key)
-    check_packable(checkpoint, f"'{file}'")
+    checkpoint = load_checkpoint(file, key, prefix)
+    check_packable(checkpoint, f"'{file}'", PACK_FIRST)
     check_finite(checkpoint, f"'{file}'", remedy=ONLY_FINITE)  # before it is folded, and with the name of the file
     return checkpoint, sha256_of(file)
 

@@ -68,3 +68,9 @@ def test_the_library_names_options_only_with_their_command(file):
 def test_every_command_is_known_when_its_messages_are_written():
     for name, command in COMMANDS.items():
         assert "--json" in _options(command), name
+
+
+def test_a_zoo_is_made_with_the_options_of_pack():
+    """All but those of the one file that pack writes, and of values that a zoo never takes."""
+    other = {"--height", "--allow-nonfinite", "--allow-underflow", "-o", "--output", "--force"}
+    assert set(_options(COMMANDS["prepkit pack"])) - other <= set(_options(COMMANDS["prepkit zoo create"]))

@@ -430,6 +430,14 @@ def test_fuse(output: str, model: nn.Module) -> None:
     assert document["error_after_cast"] < 1e-5
 
 
+def test_fuse_takes_the_network_under_a_prefix(model: nn.Module) -> None:
+    save(
+        {**{f"net.{name}": tensor for name, tensor in model.state_dict().items()}, "loss.weight": torch.ones(3)}, "n.pt"
+    )
+    run("fuse", "n.pt", "--prefix", "net.", "-o", "folded.pt")
+    assert_same_function(model, torch.load("folded.pt", weights_only=True))
+
+
 def test_show_draws_a_picture(model: nn.Module) -> None:
     from matplotlib.image import imread
 

@@ -306,3 +306,30 @@ def test_ctrl_c_at_the_end_says_how_to_go_on(tmp_path, models, monkeypatch, plac
     assert "is a finished zoo" in create(tmp_path / "zoo", *models, "--resume", status=2).stderr
     (tmp_path / "zoo" / "README.md").unlink()
     assert "is a finished zoo" in create(tmp_path / "zoo", *models[:2], "--resume", status=2).stderr
+
+
+def test_a_prefix_takes_the_network_that_stands_beside_others(tmp_path):
+    for number in range(2):
+        inside = {f"model.{name}": tensor for name, tensor in tensors_of(number).items()}
+        torch.save({"state_dict": {**inside, "criterion.pos_weight": torch.ones(3)}}, tmp_path / f"m{number}.pt")
+    for name, prefix in (("dotted", "model."), ("plain", "model")):
+        facts = json.loads(create(tmp_path / name, *sorted(tmp_path.glob("*.pt")), "--prefix", prefix, "--json").stdout)
+        assert facts["notes"] == [f"Names without the prefix '{prefix}' are left out: criterion.pos_weight."]
+        zoo = open_zoo(tmp_path / name)
+        assert {slot.name for slot in zoo.layout(0)} == set(tensors_of(0))
+        assert [zoo[i][0].tensors()["0.bias"][0].item() for i in range(2)] == [0.0, 1.0]
+    python = create_zoo(tmp_path / "python", sorted(tmp_path.glob("*.pt")), prefix="model.", name="dotted")
+    assert files_of(python.path) == files_of(tmp_path / "dotted")
+    error = create(tmp_path / "none", tmp_path / "m0.pt", "--prefix", "net", status=2).stderr
+    assert "m0.pt has no names that begin with 'net.'; they begin with criterion., model." in error
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_dtype_that_no_prep_holds_is_cast_by_pack(tmp_path):
+    torch.save({"w": torch.ones(8).to(torch.float8_e4m3fn)}, tmp_path / "small.pt")
+    error = create(tmp_path / "zoo", tmp_path / "small.pt", status=2).stderr
+    assert "Cast it with `prepkit pack --dtype float32`, and make the zoo of that PRep." in error
+    prep = tmp_path / "small.prep.safetensors"
+    pack = ["pack", str(tmp_path / "small.pt"), "--dtype", "float32", "-o", str(prep)]
+    assert CliRunner().invoke(main, pack).exit_code == 0
+    create(tmp_path / "zoo", prep)
