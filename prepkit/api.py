@@ -93,8 +93,8 @@ def create_zoo(
                   hf://user/model@revision/file.safetensors
     table:        CSV file whose column `file` names the models by path, from the table's folder or one that holds all
                   models; `id` and `split` are the zoo's, and all other columns are kept with the instances
-    types:        types of columns, such as {"accuracy": "float", "code": "text"} ("int" and "bool" too); the narrowest
-                  that fits all cells if missing. A float may be written 0,81 or 81%.
+    types:        types of columns, such as {"accuracy": "float", "code": "text"} ("int", "bool", "date", "timestamp"
+                  and "list" too); the narrowest that fits all cells if missing. A float may be written 0,81 or 81%.
     width:        columns of the PReps, a multiple of 8
     format:       format of the shards, "safetensors" or "hdf5"
     name:         the zoo's name; its folder's if missing

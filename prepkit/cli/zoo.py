@@ -133,7 +133,7 @@ def _manifest_of(folder: Path | HubAddress) -> Manifest:
 )
 @click.option("--table", "csv", type=click.Path(path_type=Path), help="CSV with a column `file` and columns to keep.")
 @click.option(
-    "--types", type=ColumnTypes(), help="Types of columns (int, float, bool, text). [default: by their cells]"
+    "--types", type=ColumnTypes(), help="Types of columns, such as day=date,loss=list. [default: by their cells]"
 )
 @click.option("--width", default=512, show_default=True, help="Columns of the PReps, a multiple of 8.")
 @click.option(
@@ -174,9 +174,10 @@ def create(
     without suffix, or by address. A name without folder will do where no other model has it. The columns `id` and
     `split` are those of the zoo; without `id`, models are called by their names, or by the parts of their paths that
     differ: a and b for runs/a/model.pt and runs/b/model.pt. All other columns are kept with the instances, and a note
-    says of which type: whole numbers (int), numbers (float), booleans (true, false) or text, as fits all cells. --types
-    accuracy=float,code=text chooses, and reads 0,81 and 81% as numbers. The column `source_sha256` is filled with the
-    sha256 of each checkpoint.
+    says of which type: whole numbers (int), numbers (float), booleans (bool: true, false), dates (date: 2026-11-27),
+    dates with times (timestamp: 2026-11-27 13:50), lists of numbers (list: [0.9, 0.5]) or text, as fits all cells.
+    --types accuracy=float,code=text chooses, reads 0,81 and 81% as numbers, and lists also as 0.9 0.5. The column
+    `source_sha256` is filled with the sha256 of each checkpoint.
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """

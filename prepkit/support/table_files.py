@@ -5,6 +5,7 @@ write_table(table, "embeddings.csv")
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import OutputError, listed
 from prepkit.support.files import check_writable, replacing
+from prepkit.support.json_values import json_value
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,8 +23,9 @@ def write_table(table: pa.Table, path: str | os.PathLike[str], *, overwrite: boo
     """Write a table whole or not at all; the suffix says the format.
 
     .parquet: the table as it is
-    .csv:     a list of numbers becomes columns `embedding_0`, `embedding_1`, ...
-    .npz:     one array per column, `embedding` as `[N, E]`; missing numbers become NaN, missing texts empty
+    .csv:     lists of a fixed size become columns `embedding_0`, `embedding_1`, ..., other lists JSON
+    .npz:     one array per column, `embedding` as `[N, E]`, lists of no fixed size as JSON; missing numbers become NaN,
+              missing times NaT, and missing texts and lists empty
     raises OutputError for another suffix, an existing file without `overwrite`, or one that cannot be written
     """
     target = Path(path)
@@ -54,7 +57,7 @@ def _write_csv(table: pa.Table, path: Path) -> None:
             values = _array(table[name])
             columns |= {f"{name}_{number}": pa.array(values[:, number]) for number in range(values.shape[1])}
         else:
-            columns[name] = table[name]
+            columns[name] = pa.array(_json(table[name])) if pa.types.is_list(table[name].type) else table[name]
     csv.write_csv(pa.table(columns), path)
 
 
@@ -76,11 +79,17 @@ def _array(column: pa.ChunkedArray) -> Any:
     if pa.types.is_fixed_size_list(column.type):
         values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return values.reshape(len(column), column.type.list_size)
-    if pa.types.is_string(column.type):
-        return np.array([value or "" for value in column.to_pylist()], dtype=np.str_)
-    if column.null_count:
+    if pa.types.is_string(column.type) or pa.types.is_list(column.type):
+        texts = column.to_pylist() if pa.types.is_string(column.type) else _json(column)
+        return np.array([text or "" for text in texts], dtype=np.str_)
+    if column.null_count and not pa.types.is_temporal(column.type):
         return np.array([np.nan if value is None else float(value) for value in column.to_pylist()])
     return column.to_numpy()
+
+
+def _json(column: pa.ChunkedArray) -> list[str | None]:
+    """Return lists as JSON; NaN and infinities as `export --json` writes them."""
+    return [None if value is None else json.dumps(json_value(value, not_finite=str)) for value in column.to_pylist()]
 
 
 WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}

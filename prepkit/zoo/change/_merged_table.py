@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted, listed
+from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.format.manifest import Manifest, StoredArchitecture
-from prepkit.zoo.format.tables import OWN_COLUMNS, read_table
+from prepkit.zoo.format.tables import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,12 +107,15 @@ def _common_fields(zoos: list[SourceZoo], tables: list[pa.Table]) -> list[pa.Fie
 
 def _common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     """Return the type that holds both, or None if there is none."""
-    from pyarrow import float64, types
+    from pyarrow import float64, list_, types
 
     if first == second or types.is_null(second):
         return first
     if types.is_null(first):
         return second
+    if types.is_list(first) and types.is_list(second):
+        items = _common_type(first.value_type, second.value_type)
+        return None if items is None else list_(items)
     numbers = all(types.is_integer(kind) or types.is_floating(kind) for kind in (first, second))
     return float64() if numbers else None
 

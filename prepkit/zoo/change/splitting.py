@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,16 +28,16 @@ from prepkit.errors import ZooError, listed, nearest
 from prepkit.support.files import output_error
 from prepkit.support.lock import changing
 from prepkit.zoo.card.card import README, replace_card
+from prepkit.zoo.format.columns import OWN_COLUMNS, checked_name
 from prepkit.zoo.format.drawn_split import DRAWN_SPLIT, EARLIER_SPLIT, drawn_split, split_record
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredFile, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
-from prepkit.zoo.format.tables import OWN_COLUMNS, ROWS_A_GROUP, publish_table, read_table
+from prepkit.zoo.format.tables import ROWS_A_GROUP, publish_table, read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN = "run"
-NAME = re.compile(r"[A-Za-z0-9_]+")
 DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.8, "validation": 0.1, "test": 0.1})
 
 
@@ -99,6 +98,8 @@ def split(
     >>> split("my-zoo", {"train": 0.9, "test": 0.1}).counts["test"]
     {'resnet8@cifar10': 5}
     """
+    import pyarrow as pa
+
     root = Path(path)
     exact = checked_fractions(fractions)
     read_manifest(root)  # before a lock is put into the folder
@@ -107,6 +108,8 @@ def split(
         _check_unsplit(manifest, root, force)
         table = read_table(inside(root, manifest.table.path, str(root / MANIFEST)), manifest.table)
         column = None if group is False else group_column(table.column_names, group)
+        if column is not None and pa.types.is_nested(table.schema.field(column).type):
+            raise ZooError(f"the column '{column}' holds lists, which name no groups; choose another column.")
         groups = groups_of(table, column)
         splits = assigned(groups, exact, seed, len(table))
         changed, kept = _with_splits(manifest, table, splits, keep_as)
@@ -138,8 +141,8 @@ def _with_splits(
     """
     import pyarrow as pa
 
-    if keep_as is not None and not NAME.fullmatch(keep_as):
-        raise ZooError(f"keep_as={keep_as!r} cannot name a column; use letters, digits and _.")
+    if keep_as is not None:
+        checked_name(EARLIER_SPLIT + keep_as if keep_as else "", f"keep_as={keep_as!r}")
     old = table["split"].to_pylist()
     draw = drawn_split(manifest)
     if old == splits:

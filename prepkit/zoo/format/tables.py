@@ -3,83 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted, listed
 from prepkit.support.files import flush, publish, sha256_of_file
-from prepkit.support.text import is_unicode
+from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.format.manifest import StoredFile
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-# Columns that the zoo itself fills; every other column is the user's.
-OWN_COLUMNS = ("id", "architecture", "class_id", "split", "shard", "row")
 TEXT_COLUMNS = ("id", "architecture", "split")
 REQUIRED_COLUMNS = ("id", "architecture", "shard", "row")  # no value of these may be missing
 ROWS_A_GROUP = 50_000
-MAX_NAME_LENGTH = 200
-EXACT_INTEGERS = 2**53  # a float64 holds all whole numbers up to this; larger ones are of kind "long"
-
-
-def plain_columns(columns: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the user's columns as plain Python values: bool, int, float, text or None.
-
-    raises ZooError for a reserved or illegal name, or another kind of value
-    """
-    return {_checked_name(name, place): plain(value, f"{place}, column '{name}'") for name, value in columns.items()}
-
-
-def plain(value: Any, place: str) -> Any:
-    """Return a value as number, text, boolean or None; arrays and tensors without axes give their only value."""
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        value = value.item()
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if value is not None and type(value) not in (bool, int, float, str):
-        raise ZooError(f"{place}: a {type(value).__name__} cannot stand in the table; give a number, text or boolean.")
-    if type(value) is str and not is_unicode(value):
-        raise ZooError(f"{place}: {value!r} is not Unicode text.")
-    if type(value) is int and not -(2**63) <= value < 2**63:
-        raise ZooError(f"{place}: {value} does not fit 64 bits; give it as text.")
-    return value
-
-
-class Schema:
-    """The types that hold the user's columns without loss, gathered row by row.
-
-    kinds: "bool", "int", "long", "float", "str" or, for a column without values so far, "none"; by column
-    """
-
-    def __init__(self, kinds: Mapping[str, str] | None = None) -> None:
-        self.kinds = dict(kinds or {})
-
-    def extended(self, rows: Iterable[Mapping[str, Any]], place: str) -> Schema:
-        """Return the schema that holds these rows too.
-
-        raises ZooError if a value is of another kind than the values before it
-        """
-        kinds = dict(self.kinds)
-        for columns in rows:
-            for name, value in columns.items():
-                kinds[name] = _joined(kinds.get(name, "none"), value, f"{place}, column '{name}'")
-        return Schema(kinds)
-
-    def arrow(self) -> pa.Schema:
-        """Return the schema of the table, the zoo's own columns first."""
-        import pyarrow as pa
-
-        integers = {"int": pa.int64(), "long": pa.int64()}
-        types = {"bool": pa.bool_(), **integers, "float": pa.float64(), "str": pa.string(), "none": pa.null()}
-        own = [pa.string(), pa.string(), pa.int32(), pa.string(), pa.int32(), pa.int64()]
-        return pa.schema(
-            [*zip(OWN_COLUMNS, own, strict=True), *((name, types[kind]) for name, kind in self.kinds.items())]
-        )
 
 
 def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, root: Path, folder: Path) -> StoredFile:
@@ -233,38 +173,6 @@ def rows_with(column: pa.ChunkedArray, text: str) -> np.ndarray:
     texts = codes.dictionary.to_pylist()
     code = texts.index(text) if text in texts else -1
     return np.flatnonzero(np.from_dlpack(codes.indices) == code)
-
-
-def _joined(known: str, value: Any, place: str) -> str:
-    kind = _kind(value)
-    if "none" in (kind, known):
-        return known if kind == "none" else kind
-    if {kind, known} == {"int", "float"}:
-        return "float"
-    if {kind, known} == {"int", "long"}:
-        return "long"
-    if kind != known:
-        raise ZooError(f"{place}: {value!r} is {kind}, but other rows have {known}.")
-    return kind
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "none"
-    if type(value) is int and abs(value) > EXACT_INTEGERS:
-        return "long"
-    return type(value).__name__
-
-
-def _checked_name(name: str, place: str) -> str:
-    if name in OWN_COLUMNS:
-        raise ZooError(f"{place}: the column '{name}' is filled by the zoo itself; choose another name.")
-    if not name.isprintable() or name != name.strip() or not name or "`" in name or len(name) > MAX_NAME_LENGTH:
-        raise ZooError(
-            f"{place}: {name[:MAX_NAME_LENGTH]!r} cannot name a column; use up to {MAX_NAME_LENGTH} printable "
-            "characters, no backtick, and no space at the ends (conditions name columns)."
-        )
-    return name
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

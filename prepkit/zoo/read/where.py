@@ -3,7 +3,11 @@
     accuracy > 0.8 and architecture == 'resnet8@cifar10'
     0.1 <= lr < 0.5 and split in ('train', 'validation') and not run == 3
     teacher_accuracy is None
+    '2026-11-01' <= day < '2026-12-01' and finished > '2026-11-27 13:50'
     `config.l2` < 1e-3 and `train-acc` > 0.9
+
+Dates and timestamps are compared with text in ISO 8601; where the timestamps of a column have a time zone, one in a
+condition that has none is in UTC. A column of lists can be asked for None only.
 
 A name that is not made of letters, digits and _ stands in backticks, as in pandas; in double quotes it would be text.
 
@@ -21,6 +25,7 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import WhereError, listed, nearest
@@ -165,10 +170,11 @@ class _Parser:
         """Return the expression of one comparison in a chain."""
         if isinstance(op, ast.In | ast.NotIn):
             column = self.column(left)
-            for element in getattr(right, "elts", ()):
+            elements = self.elements(right)
+            for element in elements:
                 self.check_kinds(left, element, node)
             # `isin` would find a missing value in no list, and needs constants of the column's type.
-            is_listed = _combined(operator.or_, [column == constant for constant in self.constants(right)])
+            is_listed = _combined(operator.or_, [column == self.constant(element, left) for element in elements])
             return is_listed if isinstance(op, ast.In) else ~is_listed
         if isinstance(op, ast.Eq | ast.NotEq) and _is_none(left):
             left, right = right, left
@@ -180,11 +186,19 @@ class _Parser:
         if not isinstance(left, ast.Name) and not isinstance(right, ast.Name):
             raise self.error(node, "a comparison needs a column")
         self.check_kinds(left, right, node)
-        return COMPARISONS[type(op)](self.term(left), self.term(right))
+        return COMPARISONS[type(op)](self.term(left, right), self.term(right, left))
 
     def check_kinds(self, left: ast.expr, right: ast.expr, node: ast.expr) -> None:
-        """Raise WhereError if one side is text and the other one is not."""
+        """Raise WhereError if a side is a list, or one side is text or a time and the other one is not."""
         kinds = {self.kind(left), self.kind(right)} - {None}
+        if "list" in kinds:
+            side = left if self.kind(left) == "list" else right
+            raise self.error(
+                node, f"the column {ast.unparse(side)} holds lists; a condition can only ask whether it `is None`"
+            )
+        if self.time_type(left) is not None or self.time_type(right) is not None:
+            self.check_time(left, right, node)
+            return
         if len(kinds) < 2 or "text" not in kinds:
             return
         text, other = (left, right) if self.kind(left) == "text" else (right, left)
@@ -195,24 +209,48 @@ class _Parser:
         text_name = f"the column {ast.unparse(text)}" if is_column else ast.unparse(text)
         raise self.error(node, f"{text_name} is text and {ast.unparse(other)} is not; {remedy}")
 
+    def check_time(self, left: ast.expr, right: ast.expr, node: ast.expr) -> None:
+        """Raise WhereError unless a date or timestamp is compared with another one, or with text that may be one."""
+        column, other = (left, right) if self.time_type(left) is not None else (right, left)
+        is_text = isinstance(other, ast.Constant) and isinstance(other.value, str)
+        if not is_text and self.time_type(other) is None and self.kind(other) is not None:
+            raise self.error(
+                node,
+                f"the column {ast.unparse(column)} holds dates or times and {ast.unparse(other)} is none; compare it "
+                "with text such as '2026-11-27' or '2026-11-27 13:50'",
+            )
+
+    def time_type(self, node: ast.expr) -> pa.DataType | None:
+        """Return the type of a column of dates or timestamps, None for all else."""
+        from pyarrow import types
+
+        type_ = self.type_of(node)
+        return type_ if type_ is not None and (types.is_date(type_) or types.is_timestamp(type_)) else None
+
+    def type_of(self, node: ast.expr) -> pa.DataType | None:
+        """Return the type of a column; None where it is not known, and for constants."""
+        if not isinstance(node, ast.Name) or self.schema is None or node.id not in self.columns:
+            return None
+        return self.schema.field(node.id).type
+
     def kind(self, node: ast.expr) -> str | None:
-        """Return "text" or "other" for a column or a constant; None where it is not known."""
-        import pyarrow as pa
+        """Return "text", "list" or "other" for a column or a constant; None where it is not known."""
+        from pyarrow import types
 
         if isinstance(node, ast.Name):
-            if self.schema is None or node.id not in self.columns:
+            type_ = self.type_of(node)
+            if type_ is None or types.is_null(type_):
                 return None
-            type_ = self.schema.field(node.id).type
-            if pa.types.is_null(type_):
-                return None
-            return "text" if pa.types.is_string(type_) or pa.types.is_large_string(type_) else "other"
+            if types.is_nested(type_):
+                return "list"
+            return "text" if types.is_string(type_) or types.is_large_string(type_) else "other"
         if isinstance(node, ast.UnaryOp):
             return "other"
         return "text" if isinstance(getattr(node, "value", None), str) else "other"
 
-    def term(self, node: ast.expr) -> Any:
-        """Return the expression of a column or a constant."""
-        return self.column(node) if isinstance(node, ast.Name) else self.constant(node)
+    def term(self, node: ast.expr, other: ast.expr) -> Any:
+        """Return the expression of a column or a constant, which is compared with `other`."""
+        return self.column(node) if isinstance(node, ast.Name) else self.constant(node, other)
 
     def column(self, node: ast.expr) -> Any:
         """Return the expression of a column that the table has."""
@@ -225,23 +263,41 @@ class _Parser:
             raise self.error(node, f"there is no column '{node.id}'; there are {listed(self.columns, 20)}.{hint}")
         return pc.field(node.id)
 
-    def constants(self, node: ast.expr) -> list[Any]:
-        """Return the expressions of the constants in a list, tuple or set."""
+    def elements(self, node: ast.expr) -> list[ast.expr]:
+        """Return the constants in a list, tuple or set."""
         if not isinstance(node, ast.List | ast.Tuple | ast.Set) or not node.elts:
             raise self.error(node, "`in` needs a list of constants such as ('train', 'test')")
-        return [self.constant(element) for element in node.elts]
+        return node.elts
 
-    def constant(self, node: ast.expr) -> Any:
-        """Return the expression of a number, a text, True or False."""
+    def constant(self, node: ast.expr, column: ast.expr) -> Any:
+        """Return the expression of a number, a text, True or False, or of a time if it is compared with one."""
         import pyarrow.compute as pc
 
-        value = self.value(node)
+        value: Any = self.value(node)
+        kind = self.time_type(column)
+        if kind is not None:
+            value = self.time(node, kind)
         try:
             return pc.scalar(value)
         except OverflowError:
             raise self.error(node, "the number does not fit 64 bits") from None
         except UnicodeError:
             raise self.error(node, "the text is not valid Unicode") from None
+
+    def time(self, node: ast.expr, kind: pa.DataType) -> date | datetime:
+        """Return the date or timestamp that a text in ISO 8601 says, to be compared with a column of this type."""
+        text = str(self.value(node))
+        try:
+            time = date.fromisoformat(text) if len(text) <= len("2026-11-27") else datetime.fromisoformat(text)
+        except ValueError:
+            raise self.error(node, "it is no date or time; write it as '2026-11-27' or '2026-11-27 13:50'") from None
+        zone = getattr(kind, "tz", None)
+        if zone is None and isinstance(time, datetime) and time.tzinfo is not None:
+            raise self.error(node, "the times of the column have no time zone; leave it out")
+        if zone is None:
+            return time
+        moment = time if isinstance(time, datetime) else datetime(time.year, time.month, time.day)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
     def value(self, node: ast.expr) -> int | float | str:
         """Return the Python value of a constant, with its sign."""

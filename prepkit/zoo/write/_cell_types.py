@@ -1,4 +1,7 @@
-"""Types of a table's columns: int, float, bool or text, the narrowest that fits all cells or the one that is asked for.
+"""Types of a table's columns: the narrowest that fits all cells, or the one that is asked for.
+
+int, float, bool, text, date (2026-11-27), timestamp (2026-11-27 13:50, also with seconds and a time zone) or list
+([0.9, 0.5]).
 
 Nothing is guessed that may be wrong: `0,81` and `82%` are numbers only in a column that is asked to be float (and 0,81
 also between semicolons or tabs, where a comma is the decimal one), and codes such as `007` or `12e5` are text. Each
@@ -9,18 +12,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
 
 from prepkit.errors import ZooError, listed
+from prepkit.zoo.format.columns import ZONED
 
+ASKED = ("int", "float", "bool", "text", "date", "timestamp", "list")
 KINDS: dict[object, str] = {
-    **{kind: kind for kind in ("int", "float", "bool", "text")},
+    **{kind: kind for kind in ASKED},
     "str": "text",
     int: "int",
     float: "float",
     bool: "bool",
     str: "text",
+    date: "date",
+    datetime: "timestamp",
+    list: "list",
 }
 INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # 007 is a name; 18 digits fit 64 bits
 # A float holds whole numbers of up to 15 digits exactly; longer ones stay text. 12e5 may be a code, unlike 1e5.
@@ -33,6 +43,17 @@ ANY_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?")
 THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
 MISSING = ("na", "n/a", "none", "null", "-")  # an empty cell in a column that is asked to be no text
+DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+TIME = DATE.pattern + r"[ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?"
+ZONE = r"(Z|[+-][0-9]{2}:?[0-9]{2})"
+BRACKETED = re.compile(r"\[.*\]|\(.*\)", re.DOTALL)
+NUMPY = re.compile(r"np\.(?:float|int)[0-9]+\(([^()]*)\)")  # how numpy shows a number in a list
+UNMISTAKABLE = {
+    "date": DATE,
+    "timestamp": re.compile(TIME),
+    ZONED: re.compile(TIME + ZONE),
+    "list": re.compile(r"\[.*\]", re.DOTALL),
+}
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
@@ -59,7 +80,8 @@ def checked_types(types: Mapping[str, str | type], columns: Sequence[str], place
         if name not in columns:
             raise ZooError(f"{place}: types= names the column '{name}'; there are {listed(columns, 20)}.")
         if kind not in KINDS:
-            raise ZooError(f"{place}, column '{name}': there is no type {kind!r}; use int, float, bool or text.")
+            known = f"{', '.join(ASKED[:-1])} or {ASKED[-1]}"
+            raise ZooError(f"{place}, column '{name}': there is no type {kind!r}; use {known}.")
     return {name: KINDS[kind] for name, kind in types.items()}
 
 
@@ -78,6 +100,10 @@ def typed(cells: Sequence[str], *, decimal_comma: bool = False, lines: Sequence[
         return _column(cells, "float", float)
     if all(cell.lower() in ("true", "false") for cell in filled):
         return _column(cells, "bool", _boolean)
+    for kind, looks_like in UNMISTAKABLE.items():
+        with suppress(ValueError):
+            if all(map(looks_like.fullmatch, filled)):
+                return _column(cells, kind, READERS[kind])
     commas = [cell for cell in filled if DECIMAL_COMMA.fullmatch(cell)]
     if (
         decimal_comma
@@ -110,7 +136,7 @@ def read_as(kind: str, cells: Sequence[str], lines: Sequence[int], place: str) -
                 f"{place}, line {line}: '{cell}' is no {kind}, as which the column is to be read (types=). Correct the "
                 "cell, or read the column as text."
             ) from None
-    special = next((cell for cell in cells if "%" in cell or "," in cell), None)
+    special = next((cell for cell in cells if "%" in cell or "," in cell), None) if kind != "list" else None
     return Column(values, kind, f"{special} is {READERS[kind](special)}" if special else "")
 
 
@@ -171,4 +197,45 @@ def _int(cell: str) -> int:
     return int(cell)
 
 
-READERS: dict[str, Callable[[str], Any]] = {"int": _int, "float": _float, "bool": _boolean}
+def _date(cell: str) -> date:
+    if not DATE.fullmatch(cell):
+        raise ValueError(cell)
+    return date.fromisoformat(cell)
+
+
+def _timestamp(cell: str) -> datetime:
+    """Read a date with a time; without one it is midnight."""
+    if not re.fullmatch(f"{DATE.pattern}|{TIME}{ZONE}?", cell):
+        raise ValueError(cell)
+    return datetime.fromisoformat(cell)
+
+
+def _list(cell: str) -> list[float | int | None]:
+    """Read numbers in brackets or without, between spaces, semicolons or bars, and in brackets also between commas."""
+    inside = cell[1:-1].strip() if BRACKETED.fullmatch(cell) else cell
+    inside = NUMPY.sub(r"\1", inside)
+    separator = next((mark for mark in ";|," if mark in inside), None)
+    if separator == "," and not BRACKETED.fullmatch(cell):
+        raise ValueError(cell)  # 0,9 may be one number or two
+    return [_number(item.strip()) for item in inside.split(separator)] if inside else []
+
+
+def _number(item: str) -> float | int | None:
+    if item.lower() in MISSING:
+        return None
+    if INTEGER.fullmatch(item):
+        return int(item)
+    if not ANY_FLOAT.fullmatch(item):
+        raise ValueError(item)
+    return float(item)
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "int": _int,
+    "float": _float,
+    "bool": _boolean,
+    "date": _date,
+    "timestamp": _timestamp,
+    ZONED: _timestamp,
+    "list": _list,
+}

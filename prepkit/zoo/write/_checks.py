@@ -10,7 +10,7 @@ from prepkit.errors import ZooError, listed
 from prepkit.prep.layout import Layout, canonical_json
 from prepkit.support.text import is_unicode
 from prepkit.tensors import BITS
-from prepkit.zoo.format.tables import Schema, plain_columns
+from prepkit.zoo.format.columns import Schema, plain_columns
 from prepkit.zoo.write._journal import Entry
 
 if TYPE_CHECKING:

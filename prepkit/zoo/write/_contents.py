@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prepkit.errors import ZooError
+from prepkit.zoo.format.columns import Schema
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture
-from prepkit.zoo.format.tables import Schema
 from prepkit.zoo.write._journal import Begin, Entry, Line, TeacherEntry, ValuesSum
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from prepkit.families.registry import Registry
+from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture
-from prepkit.zoo.format.tables import OWN_COLUMNS
 from prepkit.zoo.write._instance_rows import Packable
 from prepkit.zoo.write._journal import Entry
 

@@ -1,7 +1,8 @@
 """The journal of a zoo that is being written: an append-only file of JSON lines, in which each append ends with a sum.
 
 The first append holds the writer's settings, which a resuming writer must share. Then there are lines of these kinds:
-    {"id": ..., "architecture": ..., "split": ..., "columns": {...}}     an instance is finished
+    {"id": ..., "architecture": ..., "split": ..., "columns": {...}}     an instance is finished; a date among its
+                                                                         columns is {"date": "2026-11-27"}
     {"values": {...}}                                                    the sum of the values in a shard that is open
     {"begin": {...}, "dtype": ...}                                       an architecture's first instance comes next
     {"shard": {...}}                                                     a shard is published
@@ -27,6 +28,7 @@ from typing import Any, NoReturn
 
 from prepkit.errors import ZooError
 from prepkit.support.files import output_error, system_errors_as_output
+from prepkit.zoo.format.columns import tagged, untagged
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture, architecture_from_dict, architecture_to_dict
 
 VERSION = "journal"  # key of the settings, which the first version lacks
@@ -265,7 +267,8 @@ def _sum_line(sum: str) -> bytes:
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
-    text = json.dumps(data, separators=(",", ":")) + "\n"  # a column may hold NaN, which JSON of Python keeps
+    # A column may hold NaN, which JSON of Python keeps.
+    text = json.dumps(data, separators=(",", ":"), default=tagged) + "\n"
     return text.encode()
 
 
@@ -282,7 +285,11 @@ def _read(data: dict[str, Any], width: int, place: str) -> Line:
         return Begin(architecture_from_dict(data["begin"], width, place), data["dtype"])
     if "teacher" in data:
         return TeacherEntry(architecture_from_dict(data["teacher"], width, place), data["sha256"])
-    return Entry(**data)
+    try:
+        columns = {name: untagged(value) for name, value in data.pop("columns").items()}
+    except (ValueError, AttributeError):
+        raise _damaged(place) from None
+    return Entry(**data, columns=columns)
 
 
 def _parsed(line: bytes | str, place: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from prepkit.address import HubAddress
 from prepkit.errors import ZooError, counted, listed
-from prepkit.zoo.format.tables import OWN_COLUMNS, plain_columns
+from prepkit.zoo.format.columns import OWN_COLUMNS, plain_columns
 from prepkit.zoo.write._cell_types import checked_types, read_as, typed
 from prepkit.zoo.write._joining import joined, row_of_equal_name
 from prepkit.zoo.write._table_text import FILE, ROLES, read_text

@@ -146,7 +146,7 @@ class ZooWriter:
         split:        "train", "validation", "test" or another name
         architecture: the network's architecture; it is recognised if missing
         keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
-        columns:      metadata: numbers, text, booleans, None
+        columns:      metadata: numbers, texts, booleans, dates, timestamps, lists (such as training curves), None
         raises ZooError, LayoutMismatch, FusionError, CheckpointError (NaN) before anything is written
         """
         place = f"instance '{id}'" if id is not None else f"instance {len(self)}"

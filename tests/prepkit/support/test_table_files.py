@@ -1,5 +1,7 @@
 """Tables as files: what other programs read from them, and what cannot be written."""
 
+from datetime import UTC, date, datetime
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -64,3 +66,21 @@ def test_what_cannot_be_written(table, tmp_path, name, message):
         write_table(table, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["old.csv"]
     assert (tmp_path / "old.csv").read_text() == "old"
+
+
+def test_lists_and_times(tmp_path):
+    table = pa.table(
+        {
+            "loss": [[0.5, float("nan")], None],
+            "day": [date(2026, 11, 27), None],
+            "at": pa.array([datetime(2026, 11, 27, 13, 50, tzinfo=UTC), None], pa.timestamp("us", "UTC")),
+        }
+    )
+    write_table(table, tmp_path / "t.csv")
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert lines == ['"loss","day","at"', '"[0.5, ""nan""]",2026-11-27,2026-11-27 13:50:00.000000Z', ",,"]
+    write_table(table, tmp_path / "t.npz")
+    with np.load(tmp_path / "t.npz", allow_pickle=False) as found:
+        assert found["loss"].tolist() == ['[0.5, "nan"]', ""]
+        np.testing.assert_array_equal(found["day"], np.array(["2026-11-27", "NaT"], "datetime64[D]"))
+        np.testing.assert_array_equal(found["at"], np.array(["2026-11-27T13:50", "NaT"], "datetime64[us]"))

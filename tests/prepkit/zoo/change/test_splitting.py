@@ -248,8 +248,10 @@ def test_every_split_that_was_replaced_is_kept_once(tmp_path):
 
 def test_names_of_kept_splits(tmp_path):
     root = write_zoo(tmp_path / "zoo", count=40)
-    with pytest.raises(ZooError, match="keep_as='a b' cannot name a column"):
-        split(root, keep_as="a b")
+    with pytest.raises(ZooError, match=r"keep_as='a`b': 'split\.a`b' cannot name a column"):
+        split(root, keep_as="a`b")
+    with pytest.raises(ZooError, match="keep_as='': '' cannot name a column"):
+        split(root, keep_as="")
     split(root, keep_as="paper")
     with pytest.raises(ZooError, match=r"there is a column 'split.paper' already, with another split"):
         split(root, seed=1, keep_as="paper")

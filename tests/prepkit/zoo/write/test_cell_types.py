@@ -106,7 +106,10 @@ def test_types_that_are_asked_for(tmp_path, models):
     [
         ({"x": "float"}, r"types= names the column 'x'; there are accuracy, code"),
         ({"file": "text"}, r"types= names the column 'file'; there are accuracy, code"),
-        ({"code": "number"}, r"column 'code': there is no type 'number'; use int, float, bool or text"),
+        (
+            {"code": "number"},
+            r"column 'code': there is no type 'number'; use int, float, bool, text, date, timestamp or list",
+        ),
         ({"code": "int"}, r"column 'code', line 3: 'b' is no int, .*read the column as text"),
         ({"accuracy": "float"}, r"column 'accuracy': '1,234' may be 1\.234 or 1234; write it so"),
     ],

@@ -4,9 +4,11 @@ import contextlib
 import errno
 import os
 import random
+from datetime import date
 from pathlib import Path
 
 import killed_writer
+import numpy as np
 import pytest
 import torch
 from writer_samples import files_of, tensors_of, trained
@@ -266,7 +268,20 @@ REFUSED = {
     ),
     "reserved column": (lambda w: w.add(tensors_of(1), row=3), ZooError, "'row' is filled by the zoo itself"),
     "illegal column": (lambda w: w.add(tensors_of(1), **{"a`b": 3}), ZooError, "cannot name a column"),
-    "list as value": (lambda w: w.add(tensors_of(1), losses=[1, 2]), ZooError, "a list cannot stand in the table"),
+    "list in a list": (lambda w: w.add(tensors_of(1), losses=[[1], [2]]), ZooError, r"\[0\]: a list cannot stand here"),
+    "list of kinds": (lambda w: w.add(tensors_of(1), losses=[1, "a"]), ZooError, "of one kind, not int and str"),
+    "list of dates": (
+        lambda w: w.add(tensors_of(1), days=[date(2026, 1, 1)]),
+        ZooError,
+        "texts or booleans, not a date",
+    ),
+    "matrix as value": (lambda w: w.add(tensors_of(1), m=torch.ones(2, 2)), ZooError, "a Tensor cannot stand here"),
+    "duration": (lambda w: w.add(tensors_of(1), t=np.timedelta64(5, "ns")), ZooError, "give it as text or a number"),
+    "time of numpy": (
+        lambda w: w.add(tensors_of(1), t=np.datetime64("2026-01-01T00:00:00.000000001")),
+        ZooError,
+        "no date or timestamp to the microsecond",
+    ),
     "huge whole number": (lambda w: w.add(tensors_of(1), seed=1 << 63), ZooError, "does not fit 64 bits"),
     "text for a number": (lambda w: w.add(tensors_of(1), accuracy="high"), ZooError, "is str, but other rows have"),
     "boolean for a number": (lambda w: w.add(tensors_of(1), accuracy=True), ZooError, "is bool, but other rows have"),
