@@ -83,6 +83,7 @@ def create_zoo(
     keep_batch_norm: bool = False,
     keep_unfoldable: Literal["affine"] | None = None,
     resume: bool = False,
+    keep_going: bool = False,
     token: str | None = None,
     progress: Advance | None = None,
 ) -> WrittenZoo:
@@ -107,6 +108,7 @@ def create_zoo(
     keep_batch_norm: keep BatchNorm with its running statistics instead of folding it
     keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
     resume:       go on with a zoo whose writing was interrupted
+    keep_going:   add the other models too before an error is raised whose notes tell of each that failed
     token:        token for the Hub; HF_TOKEN or that of `hf auth login` if missing
     progress:     is called with a number of models each time that many more are in the zoo
     raises what `ZooWriter.add` and `load_checkpoint` raise, ZooError for a wrong table or task, HubError. Models that
@@ -141,7 +143,7 @@ def create_zoo(
     all_added = False
     try:
         with ZooWriter(path, width=width, format=format, dtype=dtype, resume=resume, **about) as writer:  # type: ignore[arg-type]
-            left_out = add_models(writer, joined.rows, packing, partial(local_model, token=token), progress)
+            left_out = add_models(writer, joined.rows, packing, partial(local_model, token=token), progress, keep_going)
             all_added = True
             # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
             writer.provenance = provenance_of_models(len(writer))

@@ -124,12 +124,26 @@ def pack_checkpoint(
             folded=tuple(pair.layer for pair in fusion.folded) if fusion else (),
             prefix=checkpoint.prefix,
             versions={name: version for name, version in versions.items() if version != 1},
+            options=chosen_options(
+                key=key,
+                prefix=prefix,
+                keep_batch_norm=keep_batch_norm,
+                keep_unfoldable=keep_unfoldable,
+                dtype=dtype,
+                allow_nonfinite=allow_nonfinite,
+                allow_underflow=allow_underflow,
+            ),
         ),
         {name: tensor for name, tensor in tensors.items() if name not in layout.names},
     )
     check_round_trip(prep, tensors)
     num_trained = architecture.num_trainable if architecture and fusion else layout.num_parameters
     return Packed(prep, Path(path), checkpoint.format, num_trained, fusion, dtype, rounding, checkpoint.dropped)
+
+
+def chosen_options(**options: Any) -> dict[str, str | bool]:
+    """Return those keyword arguments of `pack_checkpoint` that are not as they are by default."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def prepare(
@@ -158,7 +172,7 @@ def prepare(
         return checkpoint, architecture.layout.with_dtypes_of(checkpoint), None, architecture
     network = _network_with(checkpoint, architecture, place)
     fusion = _folded(network, architecture, place, keep_unfoldable) if must_fold else None
-    with _named(place):
+    with naming(place):
         layout = Layout.of(fusion.network if fusion else network)
     return fusion.network.state_dict() if fusion else checkpoint, layout, fusion, architecture
 
@@ -185,27 +199,6 @@ def fold_checkpoint(
         raise _unknown_with_batch_norm(checkpoint, place, can_keep=False)
     fusion = _folded(_network_with(checkpoint, architecture, place), architecture, place, keep_unfoldable)
     return fusion.network.state_dict(), fusion
-
-
-def describe_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> tuple[dict[str, Any], Layout]:
-    """Return facts about a checkpoint, and the layout in which its tensors would be packed without folding.
-
-    raises CheckpointError, LayoutMismatch
-    """
-    place = f"'{path}'"
-    checkpoint = load_checkpoint(path, key)
-    with _named(place):
-        classified(checkpoint, lambda name, tensor: False)  # a network cannot load sparse tensors
-    _, layout, _, architecture = prepare(checkpoint, None, True, place)
-    return {
-        "format": checkpoint.format,
-        "key": checkpoint.key,
-        "prefix": checkpoint.prefix or None,
-        "architecture": architecture.name if architecture else None,
-        "class_id": default_class_id(architecture.name) if architecture else None,
-        "num_parameters": layout.num_parameters,
-        "batch_norms": len(batch_norms(checkpoint)),
-    }, layout
 
 
 def batch_norms(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -237,7 +230,7 @@ def check_packable(tensors: Mapping[str, Tensor], place: str, remedy: str = "Cas
     remedy: what to do about a dtype that a PRep cannot hold
     """
     for name, tensor in tensors.items():
-        with _named(place):
+        with naming(place):
             check_dense(name, tensor)
         if tensor.is_meta:
             raise LayoutMismatch(f"{place}: '{name}' is on the meta device, so it has no values; save real tensors.")
@@ -248,7 +241,7 @@ def check_packable(tensors: Mapping[str, Tensor], place: str, remedy: str = "Cas
 
 
 @contextmanager
-def _named(place: str) -> Iterator[None]:
+def naming(place: str) -> Iterator[None]:
     """Put the place before the message of a LayoutMismatch, which knows only the tensor."""
     try:
         yield
@@ -273,7 +266,7 @@ def _recognised(
         return architecture, False
     if detect(checkpoint, [architecture]) is None:
         shared = {name: tensor for name, tensor in checkpoint.items() if name in architecture.trainable_shapes}
-        with _named(place):
+        with naming(place):
             classified(shared, lambda name, tensor: True)  # an integer parameter is not missing, but has no slot
         mismatch = explain_mismatch(checkpoint, architecture)
         raise LayoutMismatch(f"{place} is no {architecture.name}: {mismatch}{_another(checkpoint, architecture)}")
@@ -360,7 +353,7 @@ def _folded(
 
 def _natural_layout(tensors: Mapping[str, Tensor], place: str) -> Layout:
     """Return the layout of a state dict whose network is unknown."""
-    with _named(place):
+    with naming(place):
         layout = Layout.of_tensors(tensors)
     if not layout.total:
         raise LayoutMismatch(f"{place}: there is nothing to pack: its tensors hold no values.")

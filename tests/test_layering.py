@@ -161,6 +161,7 @@ LIGHT = (
     "cli",
     "cli.allocator",
     "cli.arch",
+    "cli.batch",
     "cli.common",
     "cli.completion",
     "cli.hub",

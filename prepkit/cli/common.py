@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 
@@ -31,19 +31,25 @@ class Interrupted(PrepkitError):
 
 
 class Failure(click.ClickException):
-    """An error on its way out: its message goes to stderr, and its exit code to the shell."""
+    """An error on its way out: its message goes to stderr, and its exit code to the shell.
 
-    def __init__(self, error: Exception, exit_code: int) -> None:
+    notes: what the library added to the error, such as how much is kept
+    """
+
+    def __init__(self, error: Exception, exit_code: int, notes: Sequence[str] = ()) -> None:
         super().__init__(with_flags(str(error)))
         self.kind = type(error).__name__
+        self.notes = [with_flags(note) for note in notes]
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message; an interruption is not called an error, since the user asked for it."""
+        """Print the message and the notes; an interruption is not called an error, since the user asked for it."""
         if self.exit_code == INTERRUPTED:
             click.echo(self.format_message(), file=file, err=True)
         else:
             super().show(file)
+        for note in self.notes:
+            click.echo(note, file=file, err=True)
 
 
 class Commands(click.Group):
@@ -81,7 +87,6 @@ def failures(ctx: click.Context) -> Iterator[None]:
             failure = _failure(error, interrupted=bool(interruptions))
             if failure is None:
                 raise
-            print_notes(error)
     if ctx.meta[JSON_ASKED]:
         try:
             print_error(getattr(failure, "kind", "UsageError"), failure.format_message())
@@ -94,16 +99,17 @@ def failures(ctx: click.Context) -> Iterator[None]:
 
 def _failure(error: BaseException, interrupted: bool) -> click.ClickException | None:
     """Return what to tell of an error; None for a bug, and for what click deals with."""
+    added = getattr(error, "__notes__", ())
     if isinstance(error, PrepkitError) and (error.exit_code == INTERRUPTED or not interrupted):
-        return Failure(error, error.exit_code)
+        return Failure(error, error.exit_code, added)
     if interrupted or isinstance(error, KeyboardInterrupt):
-        return Failure(Interrupted(MESSAGE), INTERRUPTED)
+        return Failure(Interrupted(MESSAGE), INTERRUPTED, added)
     if isinstance(error, OSError):
         if error.errno == errno.EPIPE:  # `| head` has read enough; click exits quietly
             return None
-        return Failure(_error_of_stdout() or error, 1)
+        return Failure(_error_of_stdout() or error, 1, added)
     if isinstance(error, MemoryError):
-        return Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1)
+        return Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1, added)
     return error if isinstance(error, click.ClickException) else None
 
 
@@ -121,12 +127,6 @@ def notes() -> Iterator[None]:
 
         warnings.showwarning = note
         yield
-
-
-def print_notes(error: BaseException) -> None:
-    """Print what the library added to an error, such as how much is kept."""
-    for note in getattr(error, "__notes__", ()):
-        click.echo(with_flags(note), err=True)
 
 
 def force_option(command: F) -> F:

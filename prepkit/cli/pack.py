@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from prepkit.cli.batch import Batch
 from prepkit.cli.common import force_option
 from prepkit.cli.models import Model, check_models, model_on_disk
 from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.targets import check_target, make_folder_of, prep_targets, stem
-from prepkit.errors import counted, listed
+from prepkit.errors import OutputError, PRepFileError, counted, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 @click.option("--allow-nonfinite", is_flag=True, help="Pack NaN and infinity too.")
 @click.option("--allow-underflow", is_flag=True, help="Let --dtype turn values that are too small for it into 0.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The PRep file, or a folder for several.")
+@click.option(
+    "--keep-going", is_flag=True, help="After a failure pack the other models; skip those that were packed before."
+)
 @force_option
 @json_option
 def pack(
@@ -46,6 +51,7 @@ def pack(
     allow_nonfinite: bool,
     allow_underflow: bool,
     output: Path | None,
+    keep_going: bool,
     force: bool,
     out: Output,
 ) -> None:
@@ -56,41 +62,80 @@ def pack(
     MODEL is a .pt, .pth or .safetensors file, the index of a sharded model or its folder, or an address on the Hub:
     hf://user/model, with @revision and /path/of/a/file where they are needed. The PRep is written to
     <stem>.prep.safetensors in the current folder unless -o names another place.
+
+    With --keep-going, a model that fails does not keep the others from being packed, and the command can be given
+    again: a model is skipped if its PRep is whole, and holds the sha256 of the model's file, the same width and height
+    and the same options. --force packs it again. The exit status tells whether one failed.
     """
     from prepkit.prep.shape import PRepShape
 
     PRepShape.least(1, width)
     targets = prep_targets(models, output)
-    check_models(models)
-    keywords = network.keywords()
+    if not keep_going:
+        check_models(models)
+    options: dict[str, Any] = {
+        **network.keywords(),
+        "keep_batch_norm": keep_bn,
+        "dtype": dtype,
+        "allow_nonfinite": allow_nonfinite,
+        "allow_underflow": allow_underflow,
+    }
     make_folder_of(targets)
-    for target in targets:
-        check_target(target, models, force)
+    if not keep_going:
+        for target in targets:
+            check_target(target, models, force)
 
     from prepkit.packing import pack_checkpoint
     from prepkit.prep.file import save_prep
 
-    documents = []
     with out.bar("packing", "model", quiet=len(models) == 1) as bar:
         bar.begin(len(models))
+        batch = Batch(len(models), keep_going, out, bar)
         for model, target in zip(models, targets, strict=True):
-            with model_on_disk(model, out.as_json) as local:
-                packed = pack_checkpoint(
-                    local.file,
-                    width=width,
-                    height=height,
-                    keep_batch_norm=keep_bn,
-                    dtype=dtype,
-                    allow_nonfinite=allow_nonfinite,
-                    allow_underflow=allow_underflow,
-                    **keywords,
-                )
-            save_prep(packed.prep, target, overwrite=force)
-            documents.append(_document(packed, local.source, target))
-            out.part(_summary(packed, local.source, target))
-            out.notes(_notes(packed.fusion))
-            bar.advance(1)
-    out.end({"packed": documents})
+            with batch.one(model), model_on_disk(model, out.as_json) as local:
+                if keep_going and not force and _is_packed(local.file, target, width, height, options):
+                    batch.skip(local.source, target)
+                    continue
+                check_target(target, models, force)
+                packed = pack_checkpoint(local.file, width=width, height=height, **options)
+                save_prep(packed.prep, target, overwrite=force)
+                batch.add(_document(packed, local.source, target), _summary(packed, local.source, target))
+    batch.end()
+
+
+def _is_packed(source: Path, target: Path, width: int, height: int | None, options: dict[str, Any]) -> bool:
+    """Whether a whole PRep of this file, packed in this way, is there; raises OutputError if another file is."""
+    if not os.path.exists(target):  # Path.exists raises for a name that is too long
+        return False
+    from prepkit.checkpoint.load import sha256_of
+    from prepkit.families.registry import architectures
+    from prepkit.packing import chosen_options
+    from prepkit.prep.file import load_prep
+
+    try:
+        prep = load_prep(target)
+    except PRepFileError as error:
+        raise OutputError(f"{error} It stands where a PRep is to be written; delete it, or give --force.") from None
+    network, before = options["architecture"], dict(prep.origin.options)
+    packed_as = prep.origin.architecture
+    now = chosen_options(**{name: value for name, value in options.items() if name != "architecture"})
+    is_of_network = packed_as == network.name if network else packed_as is None or packed_as in architectures()
+    not_as = f"not as {network.name}" if network else "which is not registered"
+    shape = prep.layout.shape(width, height)
+    differing = {
+        "from another file": prep.origin.source_sha256 != sha256_of(source),
+        f"in the shape {prep.shape}, not {shape}": prep.shape != shape,
+        f"as {packed_as or 'an unknown network'}, {not_as}": not is_of_network,
+        f"with the options {_options_text(before)}, not with {_options_text(now)}": before != now,
+    }
+    how = [text for text, is_so in differing.items() if is_so]
+    if how:
+        raise OutputError(f"'{target}' was packed {how[0]}; use another name, or give --force to replace it.")
+    return True
+
+
+def _options_text(options: Mapping[str, Any]) -> str:
+    return listed([f"{name}={value}" for name, value in options.items()]) or "none"
 
 
 @click.command()

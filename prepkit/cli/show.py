@@ -59,13 +59,36 @@ def inspect(path: Path, key: str | None, out: Output) -> None:
         facts, layout = _facts_of_prep(path)
     else:
         check_models([path])
-
-        from prepkit.packing import describe_checkpoint
-
-        facts, layout = describe_checkpoint(path, key)
+        facts, layout = facts_of_checkpoint(path, key)
     lines = [str(path), *(f"  {name.replace('_', ' '):<15} {_text(value)}" for name, value in facts.items())]
     lines += ["", slot_table(layout), *(f"{alias} is tied to {name}" for alias, name in layout.ties)]
     out.result({"path": str(path), **facts, "layout": layout.to_dict()}, "\n".join(lines))
+
+
+def facts_of_checkpoint(path: Path, key: str | None = None) -> tuple[dict[str, Any], Layout]:
+    """Return facts about a checkpoint, and the layout in which its tensors would be packed without folding.
+
+    raises CheckpointError, LayoutMismatch
+    """
+    from prepkit.checkpoint.load import load_checkpoint
+    from prepkit.families.registry import default_class_id
+    from prepkit.packing import batch_norms, naming, prepare
+    from prepkit.prep.slot import classified
+
+    place = f"'{path}'"
+    checkpoint = load_checkpoint(path, key)
+    with naming(place):
+        classified(checkpoint, lambda name, tensor: False)  # a network cannot load sparse tensors
+    _, layout, _, architecture = prepare(checkpoint, None, True, place)
+    return {
+        "format": checkpoint.format,
+        "key": checkpoint.key,
+        "prefix": checkpoint.prefix or None,
+        "architecture": architecture.name if architecture else None,
+        "class_id": default_class_id(architecture.name) if architecture else None,
+        "num_parameters": layout.num_parameters,
+        "batch_norms": len(batch_norms(checkpoint)),
+    }, layout
 
 
 def _facts_of_prep(path: Path) -> tuple[dict[str, Any], Layout]:
@@ -84,6 +107,7 @@ def _facts_of_prep(path: Path) -> tuple[dict[str, Any], Layout]:
         "folded": list(header.origin.folded),
         "buffers": list(header.buffer_names),
         "source_sha256": header.origin.source_sha256,
+        "options": dict(header.origin.options),
     }, header.layout
 
 
@@ -92,4 +116,6 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={entry}" for name, entry in value.items()) or "-"
     return f"{value:,}" if type(value) is int else str(value)

@@ -146,6 +146,7 @@ def _manifest_of(folder: Path | HubAddress) -> Manifest:
 @keep_bn_option
 @click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the zoo, which must hold all values exactly.")
 @click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
+@click.option("--keep-going", is_flag=True, help="After a failure add the other models, and list the failures.")
 @json_option
 def create(
     folder: Path,
@@ -162,6 +163,7 @@ def create(
     keep_bn: bool,
     dtype: str | None,
     resume: bool,
+    keep_going: bool,
     out: Output,
 ) -> None:
     """Make a zoo of checkpoints and PRep files.
@@ -178,6 +180,9 @@ def create(
     dates with times (timestamp: 2026-11-27 13:50), lists of numbers (list: [0.9, 0.5]) or text, as fits all cells.
     --types accuracy=float,code=text chooses, reads 0,81 and 81% as numbers, and lists also as 0.9 0.5. The column
     `source_sha256` is filled with the sha256 of each checkpoint.
+
+    A zoo is finished when all models are in it. If one fails, the others that were added are kept, and --resume goes on
+    when it is mended, or without it.
 
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
@@ -204,6 +209,7 @@ def create(
             dtype=dtype,
             keep_batch_norm=keep_bn,
             resume=resume,
+            keep_going=keep_going,
             progress=bar.advance,
             **keywords,
         )

@@ -47,6 +47,7 @@ class Origin:
     folded:        names of the layers into which a BatchNorm was folded
     prefix:        text that stood before every name in the checkpoint, such as `module.`, often ""
     versions:      versions of modules that differ from 1, torch's default; empty where the checkpoint notes none
+    options:       keyword arguments of `pack_checkpoint` that chose the values, such as {"key": "ema"}, often none
     """
 
     architecture: str | None = None
@@ -55,6 +56,7 @@ class Origin:
     folded: tuple[str, ...] = ()
     prefix: str = ""
     versions: Mapping[str, int] = field(default_factory=dict, hash=False)
+    options: Mapping[str, str | bool] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -261,23 +263,27 @@ def _metadata(prep: PRep, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "content_sha256": _sha256_of_tensors(tensors),
     }
     described = {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if prep.origin.prefix:  # the two keys are written where they say something, so that other files keep their bytes
+    if prep.origin.prefix:  # these keys are written where they say something, so that other files keep their bytes
         data["prefix"] = prep.origin.prefix
     if prep.origin.versions:
         data["versions"] = dict(prep.origin.versions)
+    if prep.origin.options:
+        data["options"] = dict(prep.origin.options)
     return {**data, "sha256": _sha256_of_header(data, described)}
 
 
 def _origin(data: dict[str, Any], path: object) -> Origin:
     architecture, class_id = data.get("architecture"), data.get("class_id")
     source, folded = data.get("source_sha256"), data.get("folded", [])
-    prefix, versions = data.get("prefix", ""), data.get("versions", {})
+    prefix, versions, options = data.get("prefix", ""), data.get("versions", {}), data.get("options", {})
     if (
         not isinstance(prefix, str)
         or not isinstance(versions, dict)
         or not all(type(version) is int for version in versions.values())
+        or not isinstance(options, dict)
+        or not all(isinstance(option, str | bool) for option in options.values())
     ):
-        raise PRepFileError(f"'{path}': prefix or versions has the wrong type.")
+        raise PRepFileError(f"'{path}': prefix, versions or options has the wrong type.")
     sound = (
         isinstance(architecture, str | None)
         and (class_id is None or type(class_id) is int)
@@ -286,7 +292,7 @@ def _origin(data: dict[str, Any], path: object) -> Origin:
     )
     if not sound:
         raise PRepFileError(f"'{path}': architecture, class_id, source_sha256 or folded has the wrong type.")
-    return Origin(architecture, class_id, source, tuple(map(str, folded)), prefix, versions)
+    return Origin(architecture, class_id, source, tuple(map(str, folded)), prefix, versions, options)
 
 
 def _sha256_of_header(data: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:

@@ -185,6 +185,11 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write '{path}': {error.strerror or error}.")
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or the one that it was made of, says that there is no room left."""
+    return any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in (error, error.__cause__))
+
+
 @contextmanager
 def system_errors_as_output(path: Path) -> Iterator[None]:
     """Turn the system's errors inside into an OutputError that names a path."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any, Self
@@ -142,6 +143,15 @@ class ProgressBar(ProgressInWords):
             self._bar.write(text, file=sys.stderr)
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the bar off the terminal while something else is printed."""
+        if self._bar is None:
+            yield
+        else:
+            with self._bar.external_write_mode():
+                yield
 
     def close(self) -> None:
         """Leave the bar as it is; where lines were printed, the last one tells where the task ended."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_noting: list[list[int]] = []  # the lists of `noted_interruption`, the innermost last
+
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
@@ -39,7 +41,8 @@ def noted_interruption() -> Iterator[list[int]]:
     """Collect each Ctrl-C in a list, beside the KeyboardInterrupt that it raises.
 
     Code in C or C++ that is interrupted while it calls Python, such as torch.save, makes another error of it; the list
-    tells what the error came from. Nothing is noted outside of the main thread, or where Ctrl-C is ignored.
+    tells what the error came from. Where this is used inside itself, each list is told. Nothing is noted outside of the
+    main thread, or where Ctrl-C is ignored.
     """
     received: list[int] = []
     handler = signal.getsignal(signal.SIGINT)
@@ -48,11 +51,14 @@ def noted_interruption() -> Iterator[list[int]]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        for interruptions in _noting:
+            interruptions.append(number)
         raise KeyboardInterrupt
 
+    _noting.append(received)
     signal.signal(signal.SIGINT, note)
     try:
         yield received
     finally:
         signal.signal(signal.SIGINT, handler)
+        _noting.pop()

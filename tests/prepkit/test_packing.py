@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import prepkit
 from prepkit.casting import check_finite
 from prepkit.checkpoint.export import save_state_dict
+from prepkit.cli.show import facts_of_checkpoint
 from prepkit.errors import (
     CheckpointError,
     FusionError,
@@ -31,7 +33,6 @@ from prepkit.errors import (
 from prepkit.families.registry import architecture_from_callable
 from prepkit.packing import (
     check_round_trip,
-    describe_checkpoint,
     fold_checkpoint,
     pack_checkpoint,
 )
@@ -228,7 +229,7 @@ def test_a_cast_is_torchs_cast_of_the_folded_network(dtype: str, tmp_path: Path)
     assert same(cast.prep.values, plain.values.to(getattr(torch, dtype)))
     assert {slot.dtype for slot in cast.prep.layout} == {dtype}
     assert cast.cast == dtype
-    assert cast.prep.origin == plain.origin
+    assert cast.prep.origin == replace(plain.origin, options={"dtype": dtype})
 
 
 def test_a_cast_leaves_integers_alone(tmp_path: Path) -> None:
@@ -594,7 +595,7 @@ def test_what_cannot_be_folded(tmp_path: Path) -> None:
 
 
 def test_describing(tmp_path: Path) -> None:
-    facts, layout = describe_checkpoint(saved({"model": dict(trained().state_dict())}, tmp_path))
+    facts, layout = facts_of_checkpoint(saved({"model": dict(trained().state_dict())}, tmp_path))
     assert facts == {
         "format": "torch zip",
         "key": "model",
@@ -612,7 +613,7 @@ def test_a_description_has_the_order_in_which_it_is_packed(keep: bool, tmp_path:
     path = saved(dict(trained().state_dict()), tmp_path, ".safetensors")
     if not keep:
         path = saved(dict(fold_checkpoint(path)[0]), tmp_path, ".safetensors")
-    assert describe_checkpoint(path)[1] == pack_checkpoint(path, keep_batch_norm=keep).prep.layout
+    assert facts_of_checkpoint(path)[1] == pack_checkpoint(path, keep_batch_norm=keep).prep.layout
 
 
 @pytest.mark.parametrize("function", [pack_checkpoint, fold_checkpoint])

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HubAddress
-from prepkit.errors import PrepkitError, ZooError, counted, listed
+from prepkit.errors import OutputError, PrepkitError, ZooError, counted, listed
 from prepkit.support.progress import Advance
+from prepkit.support.signals import noted_interruption
 from prepkit.version import __version__
 from prepkit.zoo.write.csv_columns import ModelRow
 from prepkit.zoo.write.model_paths import name_of
@@ -52,12 +53,14 @@ def add_models(
     packing: Packing,
     fetched: Callable[[Path | HubAddress], AbstractContextManager[LocalModel]],
     progress: Advance | None,
+    keep_going: bool = False,
 ) -> tuple[str, ...]:
     """Add the models that are not in the zoo yet, and return sentences on what was left out of them.
 
     After a failure a zoo that holds some of them is kept, and the error gets a note that says so; an empty one is
     discarded.
-    fetched: gives each model as a file, as long as its context lasts
+    fetched:    gives each model as a file, as long as its context lasts
+    keep_going: add the other models too before an error is raised that tells of all that failed
     """
     from prepkit.prep.file import PRep
     from prepkit.zoo.write._instance_rows import packable
@@ -72,31 +75,45 @@ def add_models(
         )
     buffers: set[str] = set()
     others: set[str] = set()
+    failures: list[str] = []
     waiting = [row for row in rows if row.id not in writer.finished_ids]
     if progress is not None and len(waiting) < len(rows):
         progress(len(rows) - len(waiting))
+
+    def add(row: ModelRow) -> None:
+        with fetched(row.model) as local:
+            model, sha256 = read_model(local.file, packing.key, packing.prefix)
+            item = packable(
+                model,
+                packing.architecture,
+                f"'{row.id}' ({name_of(row.model)})",
+                packing.keep_unfoldable,
+                keep_batch_norm=packing.keep_batch_norm,
+                left_out=buffers,
+            )
+            if packing.prefix is not None and not isinstance(model, PRep):
+                others.update(model.dropped)
+            source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
+            columns: dict[str, Any] = {**row.columns, **source, SOURCE_SHA256: sha256}
+            writer.add(item, id=row.id, split=row.split, **columns)
+
     try:
-        for row in waiting:
-            with fetched(row.model) as local:
-                model, sha256 = read_model(local.file, packing.key, packing.prefix)
-                item = packable(
-                    model,
-                    packing.architecture,
-                    f"'{row.id}' ({name_of(row.model)})",
-                    packing.keep_unfoldable,
-                    keep_batch_norm=packing.keep_batch_norm,
-                    left_out=buffers,
-                )
-                if packing.prefix is not None and not isinstance(model, PRep):
-                    others.update(model.dropped)
-                source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
-                columns: dict[str, Any] = {**row.columns, **source, SOURCE_SHA256: sha256}
-                writer.add(item, id=row.id, split=row.split, **columns)
-            if progress is not None:
-                progress(1)
+        with noted_interruption() as interruptions:
+            for row in waiting:
+                try:
+                    add(row)
+                except PrepkitError as error:  # an OutputError is of the zoo, not of one model
+                    if not keep_going or interruptions or isinstance(error, OutputError):
+                        raise
+                    failures.append(f"failed: {error}")
+                if progress is not None:
+                    progress(1)
+        if failures:
+            raise _not_finished(failures, len(rows))
     except (PrepkitError, KeyboardInterrupt) as error:
         if len(writer):
-            kept = f"{len(writer)} of {len(rows)} models are kept"
+            are = "is" if len(writer) == 1 else "are"
+            kept = f"{len(writer):,} of {counted(len(rows), 'model')} {are} kept"
             error.add_note(f"{kept}; go on with resume=True, or delete '{writer.root}'.")
         else:
             writer.discard()
@@ -107,6 +124,15 @@ def add_models(
     if buffers:
         notes.append(f"Integer buffers are left out, for which a zoo has no place: {listed(sorted(buffers))}.")
     return tuple(notes)
+
+
+def _not_finished(failures: list[str], total: int) -> ZooError:
+    """Return the error that sums failures up; its notes tell of each."""
+    cannot = f"{len(failures):,} of {counted(total, 'model')} cannot be added, so the zoo is not finished"
+    error = ZooError(f"{cannot}. Mend them, or leave them out of the command.")
+    for failure in failures:
+        error.add_note(failure)
+    return error
 
 
 def read_model(file: Path, key: str | None = None, prefix: str | None = None) -> tuple[Checkpoint | PRep, str | None]:

@@ -148,10 +148,10 @@ def test_an_error_says_what_is_kept_in_the_words_of_its_caller(tmp_path, models)
     with pytest.raises(CheckpointError) as caught:
         create_zoo(tmp_path / "a", models)
     assert caught.value.__notes__ == [
-        f"1 of 3 models are kept; go on with resume=True, or delete '{tmp_path / 'a'}'.",
+        f"1 of 3 models is kept; go on with resume=True, or delete '{tmp_path / 'a'}'.",
     ]
     assert (
-        f"1 of 3 models are kept; go on with --resume, or delete '{tmp_path / 'b'}'."
+        f"1 of 3 models is kept; go on with --resume, or delete '{tmp_path / 'b'}'."
         in create(tmp_path / "b", *models, status=2).stderr
     )
     with pytest.raises(ZooError, match="go on with resume=True, or delete"):
