@@ -76,7 +76,7 @@ class Batch:
         if self.exit_code:
             click.get_current_context().exit(self.exit_code)
 
-    def _keep(self, model: object, error: Exception) -> None:
+    def _keep(self, model: object, error: BaseException) -> None:
         message = with_flags(str(error)) or type(error).__name__
         self.failed.append({"source": str(model), "error": {"kind": type(error).__name__, "message": message}})
         self.exit_code = max(self.exit_code, getattr(error, "exit_code", 1))

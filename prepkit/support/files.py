@@ -187,7 +187,8 @@ def output_error(path: Path, error: OSError) -> OutputError:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or the one that it was made of, says that there is no room left."""
-    return any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in (error, error.__cause__))
+    causes = [system_error(cause) for cause in (error, error.__cause__) if isinstance(cause, Exception)]
+    return any(cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes)
 
 
 @contextmanager

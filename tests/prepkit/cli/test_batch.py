@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import prepkit.packing
@@ -156,9 +157,12 @@ def test_ctrl_c_ends_the_command_and_says_how_to_go_on(monkeypatch, keep_going, 
     assert os.listdir("out") == ["c.prep.safetensors"]
 
 
-def test_a_full_disk_ends_the_command(monkeypatch):
+@pytest.mark.parametrize(
+    "cause", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left (os error 28)")]
+)
+def test_a_full_disk_ends_the_command(monkeypatch, cause):
     def full(*arguments, **keywords):
-        raise OutputError("cannot write 'x': the disk is full.") from OSError(28, "No space left on device")
+        raise OutputError("cannot write 'x': the disk is full.") from cause
 
     monkeypatch.setattr("prepkit.prep.file.save_prep", full)
     result = prepkit_("pack", "a.pt", "c.pt", "-o", "out", "--keep-going", status=2)
