@@ -45,6 +45,11 @@ class Plan:
     refusals: list[Refusal]
     mappable: int
 
+    @property
+    def has_folds(self) -> bool:
+        """Whether any BatchNorm goes into a layer."""
+        return any(step.parts for step in self.steps)
+
 
 def plan(network: nn.Module, original: nn.Module, seen: Watch, faults: Faults, with_maps: bool) -> Plan:
     """Return what the run allows for each BatchNorm.

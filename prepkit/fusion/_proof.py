@@ -51,19 +51,17 @@ def faults_of(
         for step in steps:
             if step.kind == "affine" and seen.calls[step.batch_norm]:
                 _compare_map_in_run(hooks, original, step, example, faults)
-        for step in far:
-            for name in _places(step, steps):
-                _keep_outputs(hooks, original.get_submodule(name), kept.setdefault(name, []))
+        for name in dict.fromkeys(name for step in far for name in places_of(step, steps)):
+            keep_outputs(hooks, original.get_submodule(name), kept.setdefault(name, []))
         with example.explained("A second run of the network"):
-            args, kwargs = example.inputs()
-            error = relative_error(seen.results, tensors_in(original(*args, **kwargs)))
+            error = relative_error(seen.results, tensors_in(example.run(original)))
     if error > example.precision.limit:
         raise UnfoldableNetwork(
             f"Two runs of the network on the same input differ by {error:.1e}: it draws random numbers or keeps state "
             "in eval mode. Nothing can be proved of it; make it deterministic in eval mode."
         )
     if far and not faults:
-        faults.update(_first_far_fault(network, original, steps, far, kept, seen, example))
+        faults.update(first_fault_in_folded(network, steps, kept, seen.results, example))
     return faults
 
 
@@ -235,62 +233,70 @@ def _fault_of_layers(original: nn.Module, step: Step, seen: Watch, example: Exam
 # Folds that reach over other operations -----------------------------------------------------------------------
 
 
-def _places(step: Step, steps: Sequence[Step]) -> list[str]:
-    """Return the modules whose outputs are the same before and after a step that reaches over other operations."""
+def places_of(step: Step, steps: Sequence[Step]) -> list[str]:
+    """Return the modules whose outputs are the same before and after a fold; none if later folds change them all."""
     if step.kind == "into":
-        return [step.batch_norm]
+        later = steps[steps.index(step) + 1 :]
+        return [] if any(other.kind == "into" and _meet(step, other) for other in later) else [step.batch_norm]
     # A layer that takes in a BatchNorm from behind too has its old output only after that BatchNorm.
     last = {part.layer: into.batch_norm for into in steps if into.kind == "into" for part in into.parts}
     return [last.get(part.layer, part.layer) for part in step.parts]
 
 
-def _keep_outputs(hooks: ExitStack, module: nn.Module, kept: list[Tensor]) -> None:
+def _meet(step: Step, other: Step) -> bool:
+    """Return whether two BatchNorms go into one feature of a layer, so that one reads the other's output."""
+    for part in step.parts:
+        for another in other.parts:
+            if part.layer == another.layer:
+                if part.channels is None or another.channels is None:
+                    return True
+                if bool(((part.channels >= 0) & (another.channels >= 0)).any()):
+                    return True
+    return False
+
+
+def keep_outputs(hooks: ExitStack, module: nn.Module, kept: list[Tensor]) -> None:
+    """Append a copy of each output of a module to `kept`, as long as the hooks live."""
+
     def after(module: nn.Module, args: Any, output: Any) -> None:
         kept.append(output.detach().clone())
 
     hooks.enter_context(module.register_forward_hook(after))
 
 
-def _first_far_fault(
+def first_fault_in_folded(
     network: nn.Module,
-    original: nn.Module,
     steps: Sequence[Step],
-    far: Sequence[Step],
     kept: dict[str, list[Tensor]],
-    seen: Watch,
+    results: Sequence[Tensor],
     example: Example,
 ) -> dict[str, str]:
-    """Run the folded network, and return the first of these folds that does not give what the original gave.
+    """Run the folded network, and return the first fold that does not give what the original gave in its place.
 
     Only the first is at fault for sure: what comes later may read its output.
+
+    kept:    outputs of the original's modules on the example, call by call; folds without them are not compared
+    results: what the original returned for the example
     """
     faults: dict[str, str] = {}
-    folded = applied(steps, example.copy_of(network))
+    folded, original = applied(steps, example.copy_of(network)), example.copy_of(network)
+
+    def compared(step: Step, outputs: list[Tensor]) -> Callable[..., None]:
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            error = relative_error(outputs[:1], [output])
+            del outputs[:1]
+            if not faults and not example.allows(error, original, results):
+                layers = " and ".join(quoted(part.layer) for part in step.parts)
+                faults[step.batch_norm] = f"{layers}, folded, give something else in place (relative error {error:.1e})"
+
+        return after
+
     with ExitStack() as hooks:
-        for step in far:
-            for name in _places(step, steps):
-                _compare_with_kept(hooks, folded.get_submodule(name), step, kept[name], original, seen, example, faults)
+        for step in steps:
+            for name in places_of(step, steps) if step.parts else ():
+                if name in kept:
+                    module = folded.get_submodule(name)
+                    hooks.enter_context(module.register_forward_hook(compared(step, [*kept[name]])))
         with example.explained("The folded network"):
-            args, kwargs = example.inputs()
-            folded(*args, **kwargs)
+            example.run(folded)
     return faults
-
-
-def _compare_with_kept(
-    hooks: ExitStack,
-    module: nn.Module,
-    step: Step,
-    kept: list[Tensor],
-    original: nn.Module,
-    seen: Watch,
-    example: Example,
-    faults: dict[str, str],
-) -> None:
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        error = relative_error(kept[:1], [output])
-        del kept[:1]
-        if not faults and not example.allows(error, original, seen.results):
-            layers = " and ".join(quoted(part.layer) for part in step.parts)
-            faults[step.batch_norm] = f"{layers}, folded, give something else in place (relative error {error:.1e})"
-
-    hooks.enter_context(module.register_forward_hook(after))

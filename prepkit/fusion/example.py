@@ -86,6 +86,11 @@ class Example:
         args, kwargs = pytree.tree_map(self._own, (self.args, self.kwargs))
         return args, kwargs
 
+    def run(self, network: nn.Module) -> Any:
+        """Return what a network in the precision returns for the example."""
+        args, kwargs = self.inputs()
+        return network(*args, **kwargs)
+
     def _own(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
@@ -122,8 +127,7 @@ class Example:
     def error(self, network: nn.Module, expected: list[Tensor]) -> float:
         """Return the relative error of a folded network in the precision."""
         with self.explained("The folded network"):
-            args, kwargs = self.inputs()
-            return relative_error(expected, tensors_in(network(*args, **kwargs)))
+            return relative_error(expected, tensors_in(self.run(network)))
 
     @contextmanager
     def explained(self, what: str) -> Iterator[None]:

@@ -6,7 +6,7 @@ In evaluation a BatchNorm is a fixed affine map of each channel, so it can be fo
 A fold is right only if nothing else reads that layer's output, which a list of modules does not tell. So one run of the
 network is watched (watch.py), the folds that it allows are planned (plan.py, reach.py), each fold is compared with the
 original in its place (proof.py), and the folded network is compared as a whole before it is returned. The proof holds
-for the path that the example input takes.
+for the path that the example input takes, and where the network takes another size, for the path there (other_size.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from prepkit.errors import FusionError
+from prepkit.fusion._other_size import faults_at_other_size, run_at_other_size
 from prepkit.fusion._plan import Faults, Plan, foreign_norms, plan
 from prepkit.fusion._proof import faults_of
 from prepkit.fusion._refusing import cannot_fold, refuse_without_values
@@ -79,7 +80,8 @@ class Fusion:
 def fuse_batch_norm(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfoldable = False) -> nn.Module:
     """Return an equivalent network without BatchNorm, in eval mode; arguments and errors as in `fold`.
 
-    The proof holds for the path that the example input takes through the network, and for evaluation only.
+    The proof holds for the path that the example input takes through the network, compared once more at another size
+    of input where the network accepts one, and for evaluation only.
 
     >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
     >>> prepkit.fuse_batch_norm(network, torch.randn(1, 3, 32, 32))
@@ -109,11 +111,10 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfo
     example = Example.of(network, example_input)
     with torch.no_grad(), example.kept_random_state():
         original, seen, example = _watched(network, example)
-        planned = _proved_plan(network, original, seen, example, keep_unfoldable == "affine")
+        planned, before = _proved_plan(network, original, seen, example, keep_unfoldable == "affine")
         if planned.refusals and keep_unfoldable is not True:
             total = len(seen.batch_norms) + len(seen.functional) + len(foreign_norms(original))
             raise cannot_fold(network, planned.refusals, total, planned.mappable)
-        before = example.error(applied(planned.steps, example.copy_of(network)), seen.results)
         if not example.allows(before, original, seen.results):
             raise _another_function(before, f"in {example.precision.name}")
         folded = applied(planned.steps, copied_network(network))
@@ -154,14 +155,27 @@ def _watched_copy(network: nn.Module, example: Example) -> tuple[nn.Module, Watc
     return original, seen
 
 
-def _proved_plan(network: nn.Module, original: nn.Module, seen: Watch, example: Example, with_maps: bool) -> Plan:
-    """Plan until all steps are proved: what the proof finds wrong is planned in another way, or refused."""
+def _proved_plan(
+    network: nn.Module, original: nn.Module, seen: Watch, example: Example, with_maps: bool
+) -> tuple[Plan, float]:
+    """Plan until all steps are proved: what the proof finds wrong is planned in another way, or refused.
+
+    Return the plan, and the relative error of the whole folded network, which may be too large.
+    """
     faults = Faults()
+    other = None
     while True:
         planned = plan(network, original, seen, faults, with_maps)
         wrong = faults_of(network, original, planned.steps, seen, example)
         if not wrong:
-            return planned
+            folded = applied(planned.steps, example.copy_of(network))
+            error = example.error(folded, seen.results)
+            if not planned.has_folds or not example.allows(error, original, seen.results):
+                return planned, error
+            other = other or run_at_other_size(network, example)
+            wrong = {} if other is None else faults_at_other_size(network, folded, planned.steps, seen, other)
+        if not wrong:
+            return planned, error
         layers = set[str]()
         for step in planned.steps:
             if step.batch_norm in wrong and step.kind == "affine":
