@@ -30,6 +30,7 @@ def open_zoo(
     token: str | None = None,
     cache_bytes: int | None = None,
     verify: bool | None = None,
+    mmap: bool | None = None,
 ) -> Zoo:
     """Open a zoo for reading. Its manifest and table are checked now, each shard's header when it is first touched.
 
@@ -42,6 +43,9 @@ def open_zoo(
     cache_bytes:   largest size of that cache; PREPKIT_CACHE_BYTES or 64 GiB if missing
     verify:        whether each shard is compared with its sha256 when it is first touched, which reads it once more;
                    PREPKIT_VERIFY (0 or 1) if missing, else yes for shards in that cache and no for a local folder
+    mmap:          whether shards are mapped into memory (PREPKIT_MMAP, 0 or 1, if missing, else yes); False reads them
+                   from their files each time, for a network disk: there a truncated file raises ZooError, while a
+                   mapped one ends the process (SIGBUS)
     raises ZooError if it is not a whole zoo, HubError if the Hub does not give it
     raises InvalidShape if an architecture does not fit the width and height
 
@@ -56,9 +60,9 @@ def open_zoo(
     if address.startswith(HUB_SCHEME):
         from prepkit.hub.store import open_store
 
-        store: Store = open_store(address, token=token, cache_bytes=cache_bytes, verify=verify)
+        store: Store = open_store(address, token=token, cache_bytes=cache_bytes, verify=verify, mmap=mmap)
     else:
-        store = LocalStore(path, verify=verify)
+        store = LocalStore(path, verify=verify, mmap=mmap)
     shape = store.manifest.shape
     if width is not None or height is not None:
         shape = common_shape(store.manifest, shape.width if width is None else width, height)

@@ -2,13 +2,13 @@
 
     <cache>/<user>--<name>/<commit>/zoo.json, models-....parquet, shards/...
 
-Only shards count and are removed: the least recently used first, and never one that a process has mapped. Who maps a
-shard holds a shared lock on it for as long as the mapping lives; who removes one holds its exclusive lock.
+Only shards count and are removed: the least recently used first, and none that a process uses. Who uses a shard holds a
+shared lock on it, which needs an open file, so it is held on the `MAX_OPEN` shards that were used last; who removes one
+holds its exclusive lock. The system keeps the content of a removed file that is mapped.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from prepkit.errors import ZooError
+from prepkit.zoo.read.shard_values import OpenFile
 
 CACHE_BYTES = "PREPKIT_CACHE_BYTES"
 DEFAULT_BYTES = 64 << 30
@@ -40,15 +41,15 @@ def bound_of_cache(num_bytes: int | None) -> int:
     return bound
 
 
-def mapped(file: Path) -> mmap.mmap:
-    """Map a file copy on write; while the mapping lives, nobody removes the file from the cache.
+def held(file: Path) -> OpenFile:
+    """Open a file; while it is open, nobody removes it from the cache.
 
     raises FileNotFoundError if it was removed before
     """
-    with open(file, "rb") as opened:
-        with suppress(OSError):  # without locks, too, the system keeps the content of a mapped file
-            _share(opened.fileno())  # the mapping keeps the file open, and so the lock
-        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    opened = OpenFile(file)
+    with suppress(OSError):  # without locks, too, the system keeps the content of an open or mapped file
+        _share(opened.descriptor)
+    return opened
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def make_room(folder: Path, bound: int, used: Callable[[Path], float], unmap: Ca
     """Remove the least recently used shards until the rest are within the bound, or all are in use.
 
     used:  returns when this process used a file last, 0 if never
-    unmap: makes this process forget its mapping of a file
+    unmap: makes this process forget the shard in a file
     """
     shards = list(_cached_shards(folder, used))
     excess = sum(shard.bytes for shard in shards) - bound

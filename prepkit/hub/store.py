@@ -14,31 +14,34 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prepkit.address import HubAddress, parse_repository
 from prepkit.errors import PrepkitError, ZooError
 from prepkit.hub._failures import explained
 from prepkit.hub._fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
 from prepkit.hub._prefetch import PrefetchBudget, SharedIterator
-from prepkit.hub._shard_cache import alone, bound_of_cache, make_room, mapped
+from prepkit.hub._shard_cache import alone, bound_of_cache, held, make_room
 from prepkit.hub.client import api, pinned
 from prepkit.hub.pull import fetch_manifest
 from prepkit.support.cache import cache_folder
 from prepkit.support.files import system_errors_as_output
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
-from prepkit.zoo.read.store import MappedShard, Store, verifies
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from prepkit.zoo.read.shard_values import MAX_OPEN, Latest, OpenFile, ShardValues
+from prepkit.zoo.read.store import Store, maps, verifies
 
 PREFETCH_THREADS = 4
 FETCHING = ".fetching"  # folder in which the client works
-MAPPING_ATTEMPTS = 5  # another process may remove a shard before this one has mapped it
+OPENING_ATTEMPTS = 5  # another process may remove a shard before this one has opened it
 
 
 def open_store(
-    address: str, *, token: str | None = None, cache_bytes: int | None = None, verify: bool | None = None
+    address: str,
+    *,
+    token: str | None = None,
+    cache_bytes: int | None = None,
+    verify: bool | None = None,
+    mmap: bool | None = None,
 ) -> HubStore:
     """Open a zoo on the Hub; its manifest and table are fetched unless they are in the cache.
 
@@ -47,7 +50,8 @@ def open_store(
     asked = parse_repository(address)
     with explained(asked.repo_id, "dataset", asked.revision):
         version = pinned(api(token), asked, "dataset")
-    return HubStore(version, cache_folder(), bound_of_cache(cache_bytes), token, verifies(verify, usually=True))
+    checked = verifies(verify, usually=True)
+    return HubStore(version, cache_folder(), bound_of_cache(cache_bytes), token, checked, maps(mmap))
 
 
 def manifest_on_hub(address: HubAddress, *, token: str | None = None) -> Manifest:
@@ -81,10 +85,17 @@ class HubStore(Store):
     cache:       folder of the cache on the disk
     cache_bytes: how many bytes of shards are kept there
     verify:      whether shards that are there already are compared with their sha256 before this process uses them
+    mmap:        whether shards are mapped into memory
     """
 
     def __init__(
-        self, address: HubAddress, cache: Path, cache_bytes: int, token: str | None, verify: bool = True
+        self,
+        address: HubAddress,
+        cache: Path,
+        cache_bytes: int,
+        token: str | None,
+        verify: bool = True,
+        mmap: bool = True,
     ) -> None:
         self.address = address
         self.cache = cache
@@ -93,31 +104,30 @@ class HubStore(Store):
         self._verify = verify
         self._sound: set[int] = set()  # shards whose content this process has compared, or inherited from its parent
         self._folder = _folder_of(address, cache)
-        self._mapped: dict[int, MappedShard] = {}
+        self._locks = Latest[OpenFile](MAX_OPEN)
         self._used: dict[Path, float] = {}
         self._process_state = self._new_process_state()
         with system_errors_as_output(self._folder):
             self._fetch_manifest_and_table()
-        super().__init__(self._folder)
+        super().__init__(self._folder, mmap)
 
-    def values(self, number: int) -> Tensor:
-        """Return the values of a shard, which is fetched if it is not in the cache.
+    def shard(self, number: int) -> ShardValues:
+        """Return a shard, which is fetched if it is not in the cache.
 
         raises HubError if it does not come
         """
-        return self._shard(number).values
-
-    def populate(self, number: int) -> None:
-        """Map all pages of a shard now, after it was fetched."""
-        self._shard(number).populate()
+        self._used[self._place(number)] = time.time()
+        shard = self._shards.get(number) or self._opened(number)
+        self._own.budget.release(number)
+        return shard
 
     def need(self, numbers: Collection[int]) -> None:
-        """Fetch and map these shards, several at the same time."""
-        missing = [number for number in numbers if number not in self._mapped]
+        """Fetch and open these shards, several at the same time."""
+        missing = [number for number in numbers if number not in self._shards]
         if len(missing) > 1 and not all(map(self._is_ready, missing)):
             with self._new_fetcher().pool() as pool:
-                # The futures keep the shards mapped, so that none of them makes room for another.
-                wait_for_all([pool.submit(self._shard, number) for number in missing])
+                # The futures keep the shards in use, so that none of them makes room for another.
+                wait_for_all([pool.submit(self.shard, number) for number in missing])
 
     @contextmanager
     def ahead(self, numbers: Iterable[int]) -> Iterator[None]:
@@ -142,24 +152,17 @@ class HubStore(Store):
                 self._own.fetcher.fetch(HubFile(path, teacher.sha256), self.root / path)
         return self._file_inside(path)
 
-    def _shard(self, number: int) -> MappedShard:
-        self._used[self._place(number)] = time.time()
-        shard = self._mapped.get(number) or self._map(number)
-        self._own.budget.release(number)
-        return shard
-
-    def _map(self, number: int) -> MappedShard:
-        """Map a shard, after it was fetched, and fetch it again if it is gone or damaged by then."""
-        for attempt in range(1, MAPPING_ATTEMPTS + 1):
+    def _opened(self, number: int) -> ShardValues:
+        """Open a shard, after it was fetched, and fetch it again if it is gone or damaged by then."""
+        for attempt in range(1, OPENING_ATTEMPTS + 1):
             self._fetch_shard(self._own.fetcher, number)
             with self._own.lock:
-                if number in self._mapped:
-                    return self._mapped[number]
+                if (shard := self._shards.get(number)) is not None:
+                    return shard
                 try:
-                    file = self._file_inside(self.manifest.shards[number].path)
-                    shard = self._mapped[number] = self._map_shard(number, file, mapped)
+                    shard = self._locked(number, self._file_inside(self.manifest.shards[number].path))
                 except (ZooError, OSError):  # another process removed it, or the disk has damaged it
-                    if attempt == MAPPING_ATTEMPTS:
+                    if attempt == OPENING_ATTEMPTS:
                         raise
                     self._sound.discard(number)
                     with suppress(OSError):
@@ -169,6 +172,16 @@ class HubStore(Store):
                 os.utime(self._place(number))  # so other processes know that it is in use
             return shard
         raise AssertionError
+
+    def _locked(self, number: int, file: Path) -> ShardValues:
+        """Open a shard with a lock on its file, and let the lock go that was used longest ago if there are many."""
+        lock = held(file)
+        shard = self._open_shard(number, file, lock)
+        self._shards.put(number, shard)
+        if self.is_mapped:  # otherwise the shard needs its file, and there are few
+            for other in self._locks.put(number, lock):
+                other.close()
+        return shard
 
     def cached_file(self, number: int) -> Path | None:
         """Return the file of a shard if it is in the cache, sound or not."""
@@ -198,7 +211,7 @@ class HubStore(Store):
         """Keep room in the cache for a shard, beside those that other threads are fetching."""
         with self._own.lock:
             self._own.coming[number] = size
-            make_room(self.cache, self.cache_bytes - sum(self._own.coming.values()), self._used_last, self._unmap)
+            make_room(self.cache, self.cache_bytes - sum(self._own.coming.values()), self._used_last, self._forget)
         try:
             yield
         finally:
@@ -215,16 +228,18 @@ class HubStore(Store):
                 size = self.manifest.shards[number].bytes
                 if not self._is_ready(number) and (self._is_cached(number) or self._own.budget.reserve(number, size)):
                     self._fetch_shard(fetcher, number)
-                    if number in self._mapped:  # it was used while it came
+                    if number in self._shards:  # it was used while it came
                         self._own.budget.release(number)
                 if fetcher.is_stopped:
                     return
 
-    def _unmap(self, file: Path) -> None:
-        """Forget the mapping of a file; tensors of it that are still in use keep it alive."""
+    def _forget(self, file: Path) -> None:
+        """Forget the shard in a file; what is still in use keeps it and its lock alive."""
         with self._own.lock:
-            for number in [number for number in self._mapped if self._place(number) == file]:
-                self._mapped.pop(number)
+            for number in [number for number in list(self._shards) if self._place(number) == file]:
+                self._shards.pop(number, None)
+                self._locks.pop(number, None)
+                self._populated.discard(number)
 
     def _is_cached(self, number: int) -> bool:
         try:
@@ -241,7 +256,7 @@ class HubStore(Store):
         return self._is_ready(number)
 
     def _is_ready(self, number: int) -> bool:
-        """Return whether a shard can be mapped without a look at its content."""
+        """Return whether a shard can be opened without a look at its content."""
         return self._is_cached(number) and (number in self._sound or not self._verify)
 
     def _place(self, number: int) -> Path:
@@ -267,6 +282,7 @@ class HubStore(Store):
             "cache_bytes": self.cache_bytes,
             "token": self._token,
             "verify": self._verify,
+            "mmap": self.is_mapped,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -155,10 +155,11 @@ def _in_memory_of_their_own(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return owned
 
 
-def load_prep(path: str | os.PathLike[str], *, verify: bool = True) -> PRep:
+def load_prep(path: str | os.PathLike[str], *, verify: bool = True, mmap: bool = True) -> PRep:
     """Read a PRep file. Its values are mapped, not copied; writing to them does not change the file.
 
     verify: whether the content is compared with the sha256 in the file (about 1 GB/s); the header always is
+    mmap:   whether values are mapped; False reads them all, for files that another program may truncate
     raises PRepFileError if the file is damaged, foreign or of a newer format
 
     The values are read from the file when they are used, so do not write into the file meanwhile.
@@ -175,6 +176,10 @@ def load_prep(path: str | os.PathLike[str], *, verify: bool = True) -> PRep:
     about = _checked(header, data, path)
     if verify and _sha256_of_file(path, header) != about.content_sha256:
         raise PRepFileError(f"'{path}' is damaged: its content does not match the sha256 it carries. Fetch it again.")
+    if not mmap:
+        tensors = _all_tensors(path)
+        buffers = {name: tensors[BUFFER_PREFIX + name] for name in about.buffer_names}
+        return PRep(tensors[VALUES_KEY], about.layout, about.origin, buffers)
     with safe_open(path, framework="pt") as file:
         buffers = {name: file.get_tensor(BUFFER_PREFIX + name) for name in about.buffer_names}
         return PRep(file.get_tensor(VALUES_KEY), about.layout, about.origin, buffers)
@@ -220,6 +225,19 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Any]]:
     if format != FORMAT:
         raise PRepFileError(f"'{path}' is no PRep file: its format is {format!r}, not {FORMAT!r}.")
     return header, data
+
+
+def _all_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read all tensors of a file whose header was checked, without mapping it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(Path(path).read_bytes())
+    except OSError as error:
+        raise PRepFileError(f"'{path}' cannot be read: {error.strerror}.") from None
+    except SafetensorError as error:
+        raise PRepFileError(f"'{path}' was truncated or damaged while it was read: {error}. Fetch it again.") from None
 
 
 def _is_checkpoint(path: str | os.PathLike[str], kind: str) -> PRepFileError:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from prepkit.errors import ZooError
 from prepkit.support.files import ZOO_LOCK, ZOO_MANIFEST
 
 SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
+SAFE_PATH = re.compile(f"{SAFE_PART.pattern}(/{SAFE_PART.pattern})*")
 BESIDE = frozenset((ZOO_MANIFEST, ZOO_LOCK, "README.md", "card.png", ".gitattributes", ".gitignore"))
 FOREIGN_FOLDERS = frozenset((".git", ".cache"))  # git and the Hub's client make them
 WORKING_FOLDERS = (".writing", ".pulling")  # they are left in a finished zoo only by a kill, or by an interrupted pull
@@ -21,9 +23,7 @@ def check_relative(path: str, place: object) -> str:
 
     raises ZooError for an absolute path, a drive, `..`, a backslash or an odd character
     """
-    parts = PurePosixPath(path).parts
-    absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive or PureWindowsPath(path).root
-    if absolute or not parts or path != "/".join(parts) or not all(SAFE_PART.fullmatch(part) for part in parts):
+    if not SAFE_PATH.fullmatch(path):
         raise ZooError(f"{place}: {path!r} is refused; a zoo names files inside itself, as in shards/name.safetensors.")
     return path
 
@@ -44,16 +44,20 @@ def inside(root: Path, path: str, place: str) -> Path:
     The Hub's cache keeps a snapshot's files as links to `blobs` beside `snapshots`; those are followed.
     raises ZooError for any other link, or if a folder on the way may not be searched
     """
-    file = root
-    for part in PurePosixPath(check_relative(path, place)).parts:
-        file = file / part
+    name = str(root)
+    for part in check_relative(path, place).split("/"):
+        name = os.path.join(name, part)
         try:
-            is_link = file.is_symlink()
+            is_link = stat.S_ISLNK(os.lstat(name).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            break
         except OSError as error:
-            raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
-        if is_link and file.resolve().parent != hub_blobs(root):
-            raise ZooError(f"{place}: {path!r} is a link to '{file.resolve()}'; links are refused, copy the file.")
-    return file
+            raise ZooError(f"{name}: cannot be read: {error.strerror}.") from None
+        if is_link and Path(name).resolve().parent != hub_blobs(root):
+            raise ZooError(
+                f"{place}: {path!r} is a link to '{Path(name).resolve()}'; links are refused, copy the file."
+            )
+    return root / path
 
 
 def unnamed_files(root: Path, named: Collection[str]) -> Iterator[str]:

@@ -7,7 +7,9 @@ appends values while they come, and the reader maps them, without knowing which 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ SAFETENSORS_PREFIX_BYTES = 4096  # the header is padded, so that values begin at
 SAFETENSORS_DTYPES = {name: code for code, name in DTYPE_NAMES.items()}
 HDF5_DTYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # HDF5 has no bfloat16
 DTYPE_ATTRIBUTE = "dtype"
+SYSTEM_ERRORS = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOENT}
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,12 @@ def offset_of_values(file: Path, kind: ShardFormat, extent: Extent) -> int:
     try:
         offset = kind.locate(file, extent)
         size = file.stat().st_size
-    except PermissionError as error:
-        raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
-    except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:  # h5py has such errors for what is in a file, too
+            raise ZooError(f"{file}: not the shard that the manifest describes: {error}") from None
+        more = "; allow more by `ulimit -n`" if error.errno == errno.EMFILE else ""
+        raise ZooError(f"{file}: cannot be read: {os.strerror(error.errno)}{more}.") from None
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ZooError(f"{file}: not the shard that the manifest describes: {error}") from None
     if offset + extent.num_bytes > size:
         raise ZooError(f"{file}: truncated, it has {size:,} bytes and its values end at {offset + extent.num_bytes:,}.")

@@ -51,7 +51,7 @@ class Rows(Protocol):
         """The number of bytes of the files that hold the instances."""
 
     def populate(self, indices: Any = None) -> None:
-        """Map the files of these instances as a whole, now."""
+        """Read the files of these instances as a whole, now."""
 
     def ahead(self, batches: Sequence[np.ndarray]) -> AbstractContextManager[None]:
         """While inside, fetch in the background the remote shards that these batches of indices need, in that order."""

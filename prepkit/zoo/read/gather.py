@@ -1,4 +1,4 @@
-"""Copy rows of mapped shards into one batch `[B, H * W]`: each value is copied once, and padding is written as zeros.
+"""Copy rows of shards into one batch `[B, H * W]`: each value is copied once, and padding is written as zeros.
 
 numpy copies here because torch.index_select splits each batch over all cores. That costs more than it gains for rows
 that the memory bus limits, and it hangs in a forked worker whose parent used torch's threads.
@@ -7,20 +7,19 @@ that the memory bus limits, and it hangs in a forked worker whose parent used to
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prepkit.errors import InvalidShape, ZooError, counted
 from prepkit.tensors import torch_dtype
+from prepkit.zoo.read.shard_values import FileShard, Words
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from prepkit.zoo.read.store import Store
-
-Words = np.ndarray[Any, np.dtype[Any]]
 
 
 def gather(store: Store, instances: np.ndarray, out: Tensor) -> set[int]:
@@ -34,6 +33,9 @@ def gather(store: Store, instances: np.ndarray, out: Tensor) -> set[int]:
     shards, rows = store.shard_of[instances], store.row_of[instances]
     numbers: set[int] = set(shards.tolist())
     store.need(numbers)
+    if not store.is_mapped:
+        _read(store, shards, rows, target)
+        return numbers
     sources = {number: words(store.values(number)) for number in numbers}
     same_size = all(values.shape[1] == target.shape[1] for values in sources.values())
     if same_size and len(sources) == 1:
@@ -81,6 +83,18 @@ def new_memory(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             f"{size[0]:,} PReps of {size[1]} x {size[2]} take {needed}, which memory does not have; "
             "read fewer at a time, or at a smaller width and height."
         ) from None
+
+
+def _read(store: Store, shards: np.ndarray, rows: np.ndarray, target: Words) -> None:
+    """Read rows from the files of their shards, in the order of the files; those that stand side by side at once."""
+    order = np.lexsort((rows, shards))
+    apart = (np.diff(order) != 1) | (np.diff(rows[order]) != 1) | (np.diff(shards[order]) != 0)
+    for run in np.split(order, np.flatnonzero(apart) + 1):
+        if len(run):
+            first = run[0]
+            shard = store.shard(int(shards[first]))
+            assert isinstance(shard, FileShard)
+            shard.read(int(rows[first]), target[first : first + len(run)])
 
 
 def copy_row(values: Words, target: Words) -> None:

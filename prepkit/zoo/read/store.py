@@ -1,16 +1,11 @@
-"""Store: how an open zoo reads its files. LocalStore has all of them in a folder; the Hub has a store of its own.
-
-A mapping is private (copy on write): writing into a tensor that was read changes nothing on the disk.
-"""
+"""Store: how an open zoo reads its files. LocalStore has all of them in a folder; the Hub has a store of its own."""
 
 from __future__ import annotations
 
-import errno
-import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,18 +15,18 @@ import numpy as np
 
 from prepkit.errors import ZooError
 from prepkit.support.files import sha256_of_file
-from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture, checksum, read_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
 from prepkit.zoo.format.tables import read_table, whole_numbers
+from prepkit.zoo.read.shard_values import MAX_OPEN, FileShard, Latest, MappedShard, OpenFile, ShardValues
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
 VERIFY = "PREPKIT_VERIFY"
-POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14 maps all pages at once
+MMAP = "PREPKIT_MMAP"
 
 
 class Store(ABC):
@@ -39,11 +34,16 @@ class Store(ABC):
 
     A subclass brings manifest and table into `root`, and gives the values of shards from wherever they are. Its stores
     can be pickled, and used after a fork.
+
+    is_mapped: whether shards are mapped into memory, or read from their files each time
     raises ZooError if manifest and table cannot be read or do not agree
     """
 
-    def __init__(self, root: Path, manifest: Manifest | None = None) -> None:
+    def __init__(self, root: Path, is_mapped: bool, manifest: Manifest | None = None) -> None:
         self.root = root
+        self.is_mapped = is_mapped
+        self._shards = Latest[ShardValues](None if is_mapped else MAX_OPEN)
+        self._populated: set[int] = set()
         self.manifest: Manifest = manifest or read_manifest(root)
         self._check_files()
         self.table: pa.Table = self._read_table()
@@ -54,15 +54,24 @@ class Store(ABC):
         self._stored = {stored.name: stored for stored in self.manifest.architectures}
 
     @abstractmethod
+    def shard(self, number: int) -> ShardValues:
+        """Return a shard, opened and checked.
+
+        raises ZooError if the file is not the shard that the manifest describes
+        """
+
     def values(self, number: int) -> Tensor:
         """Return the values of a shard: `[rows, height * width]` in the zoo's dtype.
 
         raises ZooError if the file is not the shard that the manifest describes
         """
+        return self.shard(number).values
 
-    @abstractmethod
     def populate(self, number: int) -> None:
-        """Map all pages of a shard now; otherwise a shuffled pass pays for each page when it touches it."""
+        """Read a shard as a whole now, once; otherwise a shuffled pass pays for each page when it touches it."""
+        if number not in self._populated:
+            self.shard(number).populate()
+            self._populated.add(number)
 
     @abstractmethod
     def file(self, path: str) -> Path:
@@ -102,12 +111,20 @@ class Store(ABC):
         shapes = {name: [slot.shape for slot in stored.layout.slots] for name, stored in self._stored.items()}
         return [(shard.architecture, shapes[shard.architecture]) for shard in self.manifest.shards]
 
-    def _map_shard(self, number: int, file: Path, map_file: Callable[[Path], mmap.mmap]) -> MappedShard:
-        """Map the file of a shard after its header was checked against the manifest."""
+    def _open_shard(self, number: int, file: Path, opened: OpenFile | None = None) -> ShardValues:
+        """Open the file of a shard after its header was checked against the manifest.
+
+        opened: the same file, kept open for as long as the shard
+        """
         height = self.architecture_of_shard(number).height
         extent = Extent(self.manifest.shards[number].rows, height, self.manifest.width, self.manifest.dtype)
         offset = offset_of_values(file, self._shard_format, extent)
-        return MappedShard(map_file(file), offset, extent)
+        if self.is_mapped:
+            return MappedShard(file, offset, extent, opened)
+        try:
+            return FileShard(opened or OpenFile(file), offset, extent)
+        except OSError as error:
+            raise ZooError(f"{file}: cannot be read: {error.strerror}.") from error
 
     def _read_table(self) -> pa.Table:
         """Read the table, and begin again if `split` and `clean` replaced it after the manifest was read."""
@@ -137,44 +154,50 @@ class Store(ABC):
 
 
 class LocalStore(Store):
-    """A whole zoo in a folder; shards are mapped when they are first touched.
+    """A whole zoo in a folder; shards are opened when they are first touched.
 
-    Opening checks the manifest, the table, and that every shard is there with its size; mapping a shard checks its
-    header, and its sha256 where that is asked for.
+    Opening the zoo checks the manifest, the table, and that every shard is there with its size; opening a shard checks
+    its header, and its sha256 where that is asked for.
 
     verify: whether a shard is compared with its sha256 when it is first touched; PREPKIT_VERIFY says so if missing
+    mmap:   whether shards are mapped into memory; PREPKIT_MMAP says so if missing
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, verify: bool | None = None, manifest: Manifest | None = None
+        self,
+        root: str | os.PathLike[str],
+        *,
+        verify: bool | None = None,
+        mmap: bool | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
-        super().__init__(Path(root), manifest)
+        super().__init__(Path(root), maps(mmap), manifest)
         self._verify = verifies(verify, usually=False)
-        self._mapped: dict[int, MappedShard] = {}
+        self._compared: set[int] = set()  # shards whose content was compared with its sha256
 
-    def values(self, number: int) -> Tensor:
-        """Return the values of a shard, mapped."""
-        return self._shard(number).values
-
-    def populate(self, number: int) -> None:
-        """Map all pages of a shard now."""
-        self._shard(number).populate()
+    def shard(self, number: int) -> ShardValues:
+        """Return a shard, opened."""
+        shard = self._shards.get(number)
+        if shard is None:
+            shard = self._opened(number)
+            self._shards.put(number, shard)
+        return shard
 
     def file(self, path: str) -> Path:
         """Return the file in the folder."""
         return self._file_inside(path)
 
-    def _shard(self, number: int) -> MappedShard:
-        if number not in self._mapped:
-            shard = self.manifest.shards[number]
-            file = self.file(shard.path)
-            if self._verify and (sha256 := sha256_of_file(file)) != shard.sha256:
+    def _opened(self, number: int) -> ShardValues:
+        shard = self.manifest.shards[number]
+        file = self.file(shard.path)
+        if self._verify and number not in self._compared:
+            if (sha256 := sha256_of_file(file)) != shard.sha256:
                 raise ZooError(
                     f"{file}: damaged, its sha256 is {sha256[:12]}..., the manifest says {shard.sha256[:12]}...; fetch "
                     "it again. `prepkit zoo verify` checks all files."
                 )
-            self._mapped[number] = self._map_shard(number, file, _map_file)
-        return self._mapped[number]
+            self._compared.add(number)
+        return self._open_shard(number, file)
 
     def _check_files(self) -> None:
         """Compare the sizes of the shards with the manifest."""
@@ -197,6 +220,7 @@ class LocalStore(Store):
             "table": self.manifest.table,
             "splits": self.manifest.splits,
             "verify": self._verify,
+            "mmap": self.is_mapped,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -204,30 +228,9 @@ class LocalStore(Store):
         if _sum_of_shards(newest) != state["sha256"]:
             raise ZooError(f"'{state['root']}' was replaced while this process was started; open it anew.")
         manifest = replace(newest, table=state["table"], splits=state["splits"])  # `split` may have put others there
-        self.__init__(state["root"], verify=state["verify"], manifest=manifest)  # type: ignore[misc]
-
-
-class MappedShard:
-    """A shard's file in memory.
-
-    values: `[rows, height * width]`; they keep the mapping alive
-    """
-
-    def __init__(self, mapping: mmap.mmap, offset: int, extent: Extent) -> None:
-        import torch
-
-        self._mapping = mapping
-        self._is_populated = False
-        cells = extent.height * extent.width
-        flat = torch.frombuffer(mapping, dtype=torch_dtype(extent.dtype), count=extent.rows * cells, offset=offset)
-        self.values: Tensor = flat.view(extent.rows, cells)
-
-    def populate(self) -> None:
-        """Map all pages now, once; an older kernel goes on mapping each page when it is touched."""
-        if not self._is_populated:
-            self._is_populated = True
-            with suppress(OSError):
-                self._mapping.madvise(POPULATE_READ)
+        self.__init__(  # type: ignore[misc]
+            state["root"], verify=state["verify"], mmap=state["mmap"], manifest=manifest
+        )
 
 
 def verifies(asked: bool | None, *, usually: bool) -> bool:
@@ -237,11 +240,24 @@ def verifies(asked: bool | None, *, usually: bool) -> bool:
     usually: what holds if that is not set
     raises ZooError if PREPKIT_VERIFY is neither 0 nor 1
     """
+    return _answer(asked, VERIFY, usually, "set it to 1 to compare shards with their sha256, or to 0")
+
+
+def maps(asked: bool | None) -> bool:
+    """Return whether shards are mapped into memory.
+
+    asked: the user's answer; None leaves it to PREPKIT_MMAP, and to yes if that is not set
+    raises ZooError if PREPKIT_MMAP is neither 0 nor 1
+    """
+    return _answer(asked, MMAP, True, "set it to 1 to map shards into memory, or to 0 to read them from their files")
+
+
+def _answer(asked: bool | None, variable: str, usually: bool, remedy: str) -> bool:
     if asked is not None:
         return asked
-    text = os.environ.get(VERIFY, "")
+    text = os.environ.get(variable, "")
     if text not in ("", "0", "1"):
-        raise ZooError(f"{VERIFY} is {text!r}; set it to 1 to compare shards with their sha256, or to 0.")
+        raise ZooError(f"{variable} is {text!r}; {remedy}.")
     return text == "1" if text else usually
 
 
@@ -249,14 +265,3 @@ def _sum_of_shards(manifest: Manifest) -> str:
     """Return a sum of what holds the instances, which changes in place leave as it is."""
     data = manifest.to_dict()
     return checksum({key: data[key] for key in ("architectures", "shards")})
-
-
-def _map_file(file: Path) -> mmap.mmap:
-    try:
-        with open(file, "rb") as opened:
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-    except OSError as error:
-        few = (
-            "; each shard that is read stays open, so allow more by `ulimit -n`" if error.errno == errno.EMFILE else ""
-        )
-        raise ZooError(f"{file}: cannot be read: {error.strerror or error}{few}.") from error

@@ -106,7 +106,7 @@ class Zoo:
         file = self._store.file(record.path)
         if not file.is_file() or sha256_of_file(file) != record.sha256:
             raise ZooError(f"{file}: missing or damaged, it does not match the sha256 in the manifest. Fetch it again.")
-        prep = load_prep(file, verify=False)
+        prep = load_prep(file, verify=False, mmap=self._store.is_mapped)
         return self._network(self.manifest.architecture(record.architecture), prep.tensors())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -308,7 +308,7 @@ class Zoo:
         return numbers
 
     def populate(self, indices: Any = None) -> None:
-        """Map the files of these instances as a whole now; otherwise a shuffled pass pays for each page it touches."""
+        """Read the files of these instances as a whole now; otherwise a shuffled pass pays for each page it touches."""
         for number in np.unique(self._store.shard_of[self._instances_of(indices)]).tolist():
             self._store.populate(number)
 
@@ -333,12 +333,13 @@ class Zoo:
         return common_shape(self.manifest, self.shape.width if width is None else width, height)
 
     def _prep(self, number: int, *, copy: bool = False) -> PRep:
-        """Return an instance's PRep; without `copy`, its values may be those of the mapped file, which all views share.
+        """Return an instance's PRep; without `copy`, its values may be those of a mapped file, which all views share.
 
         A zoo may have a wider dtype than the network, whose values then come back exactly in the network's dtype.
         """
         instance, stored = self._instance(number), self._stored_of(number)
-        flat = self._store.values(int(self._store.shard_of[instance]))[int(self._store.row_of[instance])]
+        flat = self._store.shard(int(self._store.shard_of[instance])).row(int(self._store.row_of[instance]))
+        copy = copy and self._store.is_mapped  # else they were read for this call alone
         values = flat.view(stored.height, self.manifest.width).to(torch_dtype(stored.layout.dtype), copy=copy)
         return PRep(values, stored.layout, Origin(stored.name, stored.class_id))
 

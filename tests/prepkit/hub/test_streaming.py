@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from prepkit.hub import _shard_cache as shard_cache
 from prepkit.hub import store
 from prepkit.support.cache import cache_folder
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
+from prepkit.zoo.read import store as zoo_store
 from prepkit.zoo.read._order import Order, grouped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,6 +76,12 @@ class TestHubStore(StoreContract):
     @pytest.fixture
     def store(self, filled):
         return store.open_store("hf://me/zoo")
+
+
+class TestHubStoreWithoutMapping(TestHubStore):
+    @pytest.fixture
+    def store(self, filled):
+        return store.open_store("hf://me/zoo", mmap=False)
 
 
 # What comes when ----------------------------------------------------------------------------------------------
@@ -636,3 +644,55 @@ def test_what_is_in_the_cache_is_the_zoo(filled, local):
     root = zoo._store.root
     assert read_manifest(root) == local.manifest
     assert torch.equal(open_zoo(root).preps(), local.preps())
+
+
+# Few open files -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_open_files(monkeypatch):
+    monkeypatch.setattr(store, "MAX_OPEN", 2)
+    monkeypatch.setattr(zoo_store, "MAX_OPEN", 2)
+
+
+def open_shards():
+    """How many shards in the cache this process has open."""
+    found = 0
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            found += "/shards/" in os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:  # the one that lists them
+            continue
+    return found
+
+
+def zoo_files(repo):
+    return {file.name for file in cache_folder().glob(f"{repo}/*/shards/*")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("mmap", [True, False])
+def test_few_shards_are_open_at_once(filled, local, two_open_files, mmap):
+    before = open_shards()
+    zoo = open_zoo("hf://me/zoo", mmap=mmap)
+    for _ in range(2):
+        assert torch.equal(zoo.preps(), local.preps())
+        for preps, _, indices in zoo.loader(3, seed=1):
+            assert torch.equal(preps, local.preps(indices))
+    assert open_shards() - before <= 2
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_shard_that_is_open_no_more_may_go_and_come_again(filled, local, two_open_files, mmap):
+    zoo = open_zoo("hf://me/zoo", mmap=mmap)
+    assert torch.equal(zoo.preps(), local.preps())
+    root = local._store.root
+    filled.add("me/other", {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.*")})
+    open_zoo("hf://me/other", cache_bytes=0).preps([5])  # makes room
+    gone = [
+        index for index in range(len(local)) if path_of(local, index).rpartition("/")[2] not in zoo_files("me--zoo")
+    ]
+    assert len({path_of(local, index) for index in gone}) == len(local.manifest.shards) - 2
+    filled.forget()
+    assert torch.equal(zoo.preps(gone[:1]), local.preps(gone[:1]))
+    assert shards_of(filled) == ([] if mmap else [path_of(local, gone[0])])  # the system keeps what is mapped

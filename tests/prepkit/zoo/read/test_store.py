@@ -1,10 +1,8 @@
 """Tests of the contract that both shard formats keep, of stores, and of zoos that must be refused."""
 
-import errno
 import hashlib
 import json
 import math
-import mmap
 import os
 import pickle
 import shutil
@@ -347,6 +345,12 @@ class TestLocalStore(StoreContract):
             pickle.loads(pickled)
 
 
+class TestStoreWithoutMapping(TestLocalStore):
+    @pytest.fixture
+    def store(self, folder):
+        return LocalStore(folder, mmap=False)
+
+
 class TestVerifying:
     @pytest.fixture
     def root(self, tmp_path):
@@ -683,14 +687,3 @@ class TestManifest:
         self.refused(tmp_path / "none", "does not exist")
         self.refused(tmp_path / "file", "not a folder")
         self.refused(tmp_path / "empty", r"is not a zoo: it has no zoo\.json")
-
-
-def test_shards_beyond_the_limit_of_open_files_are_named(tmp_path, monkeypatch):
-    root = write_digits(tmp_path / "zoo")
-
-    def full(*_, **__):
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(mmap, "mmap", full)
-    with pytest.raises(ZooError, match=r"shards/.*: cannot be read: Too many open files; .*`ulimit -n`"):
-        open_zoo(root).preps()
