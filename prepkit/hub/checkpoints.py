@@ -25,7 +25,8 @@ from prepkit.hub.client import api, pinned
 from prepkit.hub.snapshot import fetch_files, files_of
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-INDEX = ".safetensors.index.json"
+INDEXES = (".safetensors.index.json", ".bin.index.json")
+ORDER = (INDEXES[0], SUFFIXES[0], INDEXES[1], *SUFFIXES[1:])  # an earlier kind is preferred
 PREP = ".prep.safetensors"
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 # Trainers keep these files beside the weights; none of them is a network.
@@ -89,7 +90,7 @@ def _only_network(address: HubAddress, files: Iterable[str]) -> str:
     files = sorted(files)
     weights = [path for path in files if _holds_weights(path)]
     at_the_top = [path for path in weights if "/" not in path]
-    for suffix in (INDEX, *SUFFIXES):
+    for suffix in ORDER:
         fitting = [path for path in at_the_top if path.endswith(suffix)]
         usual = [path for name in USUAL_NAMES for path in fitting if path == name + suffix]
         if usual or len(fitting) == 1:
@@ -109,7 +110,7 @@ def _holds_weights(path: str) -> bool:
     name = PurePosixPath(path).name
     if NO_WEIGHTS.fullmatch(name):
         return False
-    return name.endswith(INDEX) or (name.endswith(SUFFIXES) and not SHARD.search(name) and not name.endswith(PREP))
+    return name.endswith(INDEXES) or (name.endswith(SUFFIXES) and not SHARD.search(name) and not name.endswith(PREP))
 
 
 def _no_such_file(address: HubAddress, path: str, known: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from prepkit.errors import HubError, ZooError, listed
 from prepkit.hub._failures import explained
 from prepkit.hub._fetch import MAX_THREADS, Fetcher, HubFile, is_sound, wait_for_all
 from prepkit.hub._partial import fetch_cut
+from prepkit.hub._readme import make_local
 from prepkit.hub._target import Target, known_zoo
 from prepkit.hub.client import api, pinned
 from prepkit.hub.progress import Counter, Report
@@ -124,6 +125,7 @@ def pull_zoo(
                 _fetch_all(fetcher, _missing_files(manifest, root, counter), root, counter)
                 for name in OPTIONAL_FILES:
                     fetcher.fetch_if_there(HubFile(name), root / name)
+                make_local(root, manifest)
                 shutil.copyfile(folder / MANIFEST, work / MANIFEST)
             else:
                 counter.expect(_num_bytes(manifest, cut), len(cut.table))

@@ -4,12 +4,14 @@
     done.commit, done.new_bytes
 
 Only a zoo that verifies and has a licence is pushed. Shards and tables are named after their content, so the files of
-an older version stay where they were, and whoever reads that version goes on reading it.
+an older version stay where they were, and whoever reads that version goes on reading it. The rows of each split go
+along once more, as files for the Hub's viewer.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +22,12 @@ from prepkit.hub.upload import Push, push_bundle
 from prepkit.support.lock import changing
 from prepkit.support.progress import Advance
 from prepkit.zoo.card.card import PICTURE, README, replace_card
+from prepkit.zoo.card.viewer import ViewerSplit, viewer_splits
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.counts import num_bytes_of
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, manifest_bytes, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
+from prepkit.zoo.format.tables import read_table
 
 
 def push(
@@ -73,12 +77,16 @@ def zoo_bundle(
     manifest = _verified_manifest(root, progress)
     if license is not None and manifest.license != license:
         manifest = replace(manifest, license=license) if dry_run else _licensed(root, manifest, license)
-    last = [Upload.of(MANIFEST, manifest_bytes(manifest)), *_card(root, manifest, repo)]
+    viewer = viewer_splits(
+        manifest, read_table(inside(root, manifest.table.path, str(root / MANIFEST)), manifest.table)
+    )
+    copies = [Upload.of(split.path, split.content) for split in viewer if split.content is not None]
+    last = [Upload.of(MANIFEST, manifest_bytes(manifest)), *_card(root, manifest, repo, viewer)]
     return Bundle(
         repo,
         "dataset",
         message=f"{manifest.name}: {counted(manifest.table.rows, 'instance')}",
-        files=(*_named_files(manifest, root), *last),
+        files=(*_named_files(manifest, root), *copies, *last),
         last=frozenset({manifest.table.path, *(file.path for file in last)}),
     )
 
@@ -137,7 +145,7 @@ def _named_files(manifest: Manifest, root: Path) -> list[Upload]:
     return [Upload.of(path, inside(root, path, place).absolute(), sha256) for path, sha256 in named]
 
 
-def _card(root: Path, manifest: Manifest, repo: str) -> list[Upload]:
+def _card(root: Path, manifest: Manifest, repo: str, viewer: Sequence[ViewerSplit]) -> list[Upload]:
     picture = picture_for(root, manifest)
-    readme = Upload.of(README, readme_for(root, manifest, repo, picture is not None))
+    readme = Upload.of(README, readme_for(root, manifest, repo, picture is not None, viewer))
     return [readme] if picture is None else [readme, Upload.of(PICTURE, picture)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from prepkit.support.files import replacing
 from prepkit.support.lock import changing
 from prepkit.support.markdown import fenced, markdown_table, one_line, write_readme
 from prepkit.support.text import readable_bytes
+from prepkit.zoo.card.viewer import ViewerSplit, only_split
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 from prepkit.zoo.format.drawn_split import EARLIER_SPLIT, drawn_split
 from prepkit.zoo.format.manifest import Manifest, read_manifest
@@ -39,9 +40,13 @@ OWN_MEANINGS = {
     "shard": "index of its file in the `shards` of zoo.json",
     "row": "its row in that file",
 }
-VIEWER = (
-    "The table is one file, and the Hub's viewer makes one split of a file: it shows all rows as `train`. The column "
-    "`split` tells the splits."
+ONE_FILE = (
+    "The table is one file, of which `datasets` makes one split, `train`; the column `split` tells the splits. "
+    "`prepkit push` writes each split as a file of its own for the Hub's viewer."
+)
+COPIES = (
+    "The Hub's viewer and `datasets.load_dataset` read each split from a file of its own in the folder `viewer`, which "
+    "holds copies of the table's rows."
 )
 EARLIER = "its split before `zoo split` replaced it"
 MEANINGS_OF_TRAINING = {  # `zoo train` writes these columns; in other zoos they are the user's
@@ -97,19 +102,21 @@ def replace_card(root: Path) -> Card:
     return Card(readme if written else None, picture)
 
 
-def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
+def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None, viewer: Sequence[ViewerSplit] = ()) -> str:
     """Write the text of README.md.
 
-    repo: where the zoo is on the Hub, None for a local folder
+    repo:   where the zoo is on the Hub, None for a local folder
+    viewer: splits that have files of their own there
     """
     manifest = zoo.manifest
-    header = [line for lines in card_header(manifest).values() for line in lines]
+    viewer = viewer or only_split(manifest)
+    header = [line for lines in card_header(manifest, viewer).values() for line in lines]
     sections = [
         ["---", *header, "---", MARK, "", f"# {one_line(manifest.name)}", "", _summary(manifest)],
         [f"![accuracy by architecture, and PReps]({PICTURE})"] if has_picture else [],
         ["## How to load it", "", *_loading(manifest, repo)],
         ["## Architectures", "", *_architectures(manifest)],
-        ["## Splits", "", *_splits(manifest)],
+        ["## Splits", "", *_splits(manifest, viewer)],
         ["## Task and preprocessing", "", *_task(manifest)],
         ["## Training protocol and initialisation", "", *_provenance(manifest)],
         ["## Columns", "", *_columns(zoo)],
@@ -118,8 +125,11 @@ def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None) -> str:
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
-def card_header(manifest: Manifest) -> dict[str, list[str]]:
-    """Return the lines of the YAML that the Hub reads, by key; text is quoted as JSON, which YAML reads too."""
+def card_header(manifest: Manifest, viewer: Sequence[ViewerSplit]) -> dict[str, list[str]]:
+    """Return the lines of the YAML that the Hub reads, by key; text is quoted as JSON, which YAML reads too.
+
+    viewer: splits that have files; if there are none, the zoo's table is one
+    """
     size = next((name for limit, name in SIZES if manifest.table.rows < limit), "10M<n<100M")
     licence, name = licence_of_card(manifest.license)
     header = {
@@ -128,9 +138,16 @@ def card_header(manifest: Manifest) -> dict[str, list[str]]:
         "pretty_name": [f"pretty_name: {_quoted(manifest.name)}"],
         "tags": ["tags:", *(f"- {tag}" for tag in TAGS)],
         "size_categories": ["size_categories:", f"- {size}"],
-        "configs": ["configs:", "- config_name: default", f"  data_files: {_quoted(manifest.table.path)}"],
+        "configs": ["configs:", "- config_name: default", *_data_files(manifest, viewer)],
     }
     return {key: lines for key, lines in header.items() if lines}
+
+
+def _data_files(manifest: Manifest, viewer: Sequence[ViewerSplit]) -> list[str]:
+    if not viewer:
+        return [f"  data_files: {_quoted(manifest.table.path)}"]
+    pairs = ((f"  - split: {_quoted(split.name)}", f"    path: {_quoted(split.path)}") for split in viewer)
+    return ["  data_files:", *(line for pair in pairs for line in pair)]
 
 
 def _summary(manifest: Manifest) -> str:
@@ -175,12 +192,22 @@ def _architectures(manifest: Manifest) -> list[str]:
     return markdown_table(("ClassId", "architecture", "instances", "packed parameters", "PRep", "input"), rows)
 
 
-def _splits(manifest: Manifest) -> list[str]:
+def _splits(manifest: Manifest, viewer: Sequence[ViewerSplit]) -> list[str]:
     if not manifest.splits:
         return ["None."]
     rest = manifest.table.rows - sum(manifest.splits.values())
     rows = [*manifest.splits.items(), *([("(none)", rest)] if rest else [])]
-    return [*markdown_table(("split", "instances"), rows), *_drawing(manifest), "", VIEWER]
+    return [*markdown_table(("split", "instances"), rows), *_drawing(manifest), *_about_files(viewer)]
+
+
+def _about_files(viewer: Sequence[ViewerSplit]) -> list[str]:
+    """Tell which files hold the splits, and which splits have other names there."""
+    if not viewer:
+        return ["", ONE_FILE]
+    renamed = [f"`{split.name}`: {split.split or 'no split'}" for split in viewer if split.name != split.split]
+    names = [f"Splits have other names there: {one_line('; '.join(renamed))}."] if renamed else []
+    copies = [COPIES] if any(split.content for split in viewer) else []
+    return ["", " ".join([*copies, *names])] if copies or names else []
 
 
 def _drawing(manifest: Manifest) -> list[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from prepkit.support.files import output_error
 from prepkit.support.lock import changing
 from prepkit.zoo.format.manifest import Manifest, read_manifest
-from prepkit.zoo.format.paths import WORKING_FOLDERS, unnamed_files
+from prepkit.zoo.format.paths import VIEWER, WORKING_FOLDERS, unnamed_files
 
 OURS = re.compile(
     r"models-[0-9a-f]{12}\.parquet"
+    rf"|{VIEWER}/[^/]+-[0-9a-f]{{12}}\.parquet"
     r"|shards/[^/]+-[0-9]{5}-[0-9a-f]{12}\.[a-z0-9]+"
     r"|teacher-[0-9a-f]+\.prep\.safetensors"
     r"|\.prepkit-[^/]+(/.*)?"

@@ -14,6 +14,7 @@ from prepkit.support.files import ZOO_LOCK, ZOO_MANIFEST
 SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 SAFE_PATH = re.compile(f"{SAFE_PART.pattern}(/{SAFE_PART.pattern})*")
 BESIDE = frozenset((ZOO_MANIFEST, ZOO_LOCK, "README.md", "card.png", ".gitattributes", ".gitignore"))
+VIEWER = "viewer"  # folder of the tables that a push writes for the Hub's viewer
 FOREIGN_FOLDERS = frozenset((".git", ".cache"))  # git and the Hub's client make them
 WORKING_FOLDERS = (".writing", ".pulling")  # they are left in a finished zoo only by a kill, or by an interrupted pull
 
@@ -63,12 +64,18 @@ def inside(root: Path, path: str, place: str) -> Path:
 def unnamed_files(root: Path, named: Collection[str]) -> Iterator[str]:
     """Give the paths of the files in a zoo's folder that belong to nothing.
 
+    Copies of splits for the Hub's viewer belong to the card that names them; a clone of a repository has them.
     named: paths of the files that its manifest names
     """
+    try:
+        card = (root / "README.md").read_bytes()
+    except OSError:
+        card = b""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in FOREIGN_FOLDERS)
         paths = [(Path(folder) / name).relative_to(root).as_posix() for name in sorted(files)]
-        yield from (path for path in paths if path not in named and path not in BESIDE)
+        paths = [path for path in paths if path not in named and path not in BESIDE]
+        yield from (path for path in paths if not (path.startswith(f"{VIEWER}/") and path.encode() in card))
 
 
 def hub_blobs(root: Path) -> Path | None:

@@ -163,8 +163,11 @@ def rows_at(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     return table.take(pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)]))
 
 
-def rows_with(column: pa.ChunkedArray, text: str) -> np.ndarray:
-    """Return the numbers of the rows that hold this text, without pandas, which comparing in pyarrow would import."""
+def rows_with(column: pa.ChunkedArray, text: str | None) -> np.ndarray:
+    """Return the numbers of the rows that hold this text, or that are empty if it is None.
+
+    It works without pandas, which comparing in pyarrow would import.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,6 +1,7 @@
 """Checkpoints on the Hub: the file that an address means, its commit, shards and sum; packing and zoos of them."""
 
 import hashlib
+import io
 import json
 
 import pytest
@@ -71,6 +72,21 @@ def test_a_sharded_model_is_packed_whole(hub, folder):
     assert same(load_prep(folder / "big.prep.safetensors").tensors(), weights(1))
 
 
+def test_a_model_in_parts_of_another_format_is_packed_whole(hub, folder):
+    tensors = weights(1)
+    names = [f"pytorch_model-{part:05d}-of-00002.bin" for part in (1, 2)]
+    where = {name: names[number % 2] for number, name in enumerate(tensors)}
+    parts = {}
+    for part in names:
+        content = io.BytesIO()
+        torch.save({name: tensors[name] for name in tensors if where[name] == part}, content)
+        parts[part] = content.getvalue()
+    index = json.dumps({"metadata": {}, "weight_map": where}).encode()
+    model(hub, "me/big", {**parts, "pytorch_model.bin.index.json": index, "config.json": b"{}"})
+    invoke("pack", "hf://me/big")
+    assert same(load_prep(folder / "big.prep.safetensors").tensors(), tensors)
+
+
 def test_a_file_in_a_folder_of_an_older_version(hub, folder):
     old = model(hub, "me/m", sharded(weights(1), "a/b/"))
     model(hub, "me/m", sharded(weights(2), "a/b/"))
@@ -109,16 +125,18 @@ def test_only_what_is_needed_is_fetched(hub):
         (["other.safetensors", "model.safetensors", "pytorch_model.bin"], "model.safetensors"),
         (["weights.safetensors", "a.pt", "b.pt"], "weights.safetensors"),
         (["pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state_0.pth"], "pytorch_model.bin"),
+        (["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", "x.pt"], "pytorch_model.bin.index.json"),
+        (["model.safetensors", "pytorch_model.bin.index.json"], "model.safetensors"),
+        (["pytorch_model.bin.index.json", "pytorch_model.bin"], "pytorch_model.bin.index.json"),
         (["net.pth", "scheduler.pt", "config.json", "sub/other.pth"], "net.pth"),
         (["one.prep.safetensors", "last.ckpt"], "last.ckpt"),
         (["diffusion_pytorch_model.safetensors", "z.safetensors"], "diffusion_pytorch_model.safetensors"),
     ],
 )
 def test_the_weights_are_found(hub, names, chosen):
-    content = {
-        name: json.dumps({"weight_map": {"w": "model.safetensors"}}).encode() for name in names if "index" in name
-    }
-    model(hub, "me/m", {name: content.get(name, b"x") for name in names})
+    index = json.dumps({"weight_map": {"w": "part"}}).encode()
+    content = {"part": b"x", **{name: index for name in names if "index" in name}}
+    model(hub, "me/m", {name: content.get(name, b"x") for name in (*names, "part")})
     assert fetch_checkpoint("hf://me/m").address.path == chosen
 
 

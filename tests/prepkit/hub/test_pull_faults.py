@@ -149,7 +149,8 @@ def test_a_newer_version_comes_while_an_older_one_is_half_here(filled, source, t
     files = files_of(newer)
     filled.add("me/zoo", files)
     pull("me/zoo", tmp_path / "here")
-    beside = {name: files_of(source)[name] for name in ("README.md", "card.png")}
+    write_card(newer)
+    beside = {"README.md": (newer / "README.md").read_bytes(), "card.png": files_of(source)["card.png"]}
     assert files_of(tmp_path / "here") == {**files, **beside}
 
 

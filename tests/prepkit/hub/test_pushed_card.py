@@ -42,6 +42,10 @@ def pushed(root, repo="me/zoo"):
     return {file.path: file.content if isinstance(file.content, bytes) else file.content.read_bytes() for file in files}
 
 
+def viewer_of(paths):
+    return [path for path in paths if path.startswith("viewer/")]
+
+
 def test_it_tells_how_to_load_the_zoo_from_the_hub_and_the_local_one_stays(zoo):
     before = (zoo / README).read_bytes()
     text = pushed(zoo, "some-lab/a.zoo")[README].decode()
@@ -62,7 +66,12 @@ def test_the_hub_reads_what_it_needs(zoo):
         "pretty_name": "zoo",
         "tags": ["prepkit", "weight-space-learning", "model-zoo", "pytorch"],
         "size_categories": ["n<1K"],
-        "configs": [{"config_name": "default", "data_files": read_manifest(zoo).table.path}],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": path[7:-21], "path": path} for path in viewer_of(pushed(zoo))],
+            }
+        ],
     }
 
 
@@ -80,7 +89,9 @@ def test_all_files_go_and_nothing_else(zoo):
     (zoo / "shards" / "left.safetensors").write_text("of an older version")
     manifest = read_manifest(zoo)
     named = [shard.path for shard in manifest.shards] + [manifest.teacher.path, manifest.table.path]
-    assert list(pushed(zoo)) == [*named, "zoo.json", README, PICTURE]
+    copies = viewer_of(pushed(zoo))
+    assert [path.rpartition("-")[0] for path in copies] == ["viewer/train", "viewer/test"]
+    assert list(pushed(zoo)) == [*named, *copies, "zoo.json", README, PICTURE]
     assert zoo_bundle(zoo, "me/zoo").last == {manifest.table.path, "zoo.json", README, PICTURE}
 
 

@@ -91,7 +91,7 @@ def test_the_card_follows_a_split(zoo):
     split(zoo, {"train": 0.5, "test": 0.5}, force=True)
     assert read_manifest(zoo).table.path in text_of(zoo)
     assert rows_under(text_of(zoo), "Splits")[2:4] == [["test", "10"], ["train", "10"]]
-    assert "it shows all rows as `train`. The column `split` tells the splits." in text_of(zoo)
+    assert "`datasets` makes one split, `train`; the column `split` tells the splits." in text_of(zoo)
 
 
 def test_a_readme_of_the_users_own_is_left_alone(zoo):
