@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn
 
 from benchmarks.timing import interleaved, record, summary
 from prepkit.api import open_zoo
+from prepkit.families.registry import architecture
 from prepkit.zoo.read.zoo import Zoo
 from prepkit.zoo.write.writer import ZooWriter
 
@@ -125,3 +127,28 @@ def test_shuffled_epoch(benchmark: BenchmarkFixture, files: Files, request: pyte
     benchmark.pedantic(ways["safetensors, later pass"], rounds=ROUNDS)
     files.check()
     record(benchmark, "zoo_reading", f"shuffled epoch, {request.node.callspec.id}, base {base}", results)
+
+
+def test_networks(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """A ready network of each instance, against building one and loading the same tensors by hand."""
+    known = architecture("resnet8@cifar10")
+    with ZooWriter(tmp_path / "zoo") as writer:
+        for _ in range(8):
+            writer.add(known.build_folded())
+    zoo = open_zoo(tmp_path / "zoo")
+
+    def by_hand(index: int) -> nn.Module:
+        network = known.build_folded()
+        network.load_state_dict(zoo[index][0].tensors())
+        return network.eval()
+
+    ways = {
+        "build and load by hand": lambda: [by_hand(index) for index in range(8)],
+        "zoo.network(i)": lambda: [zoo.network(index) for index in range(8)],
+    }
+    result = summary(interleaved(ways, rounds=25), "build and load by hand")
+    inputs = known.example_input()
+    for index in range(8):
+        assert torch.equal(zoo.network(index)(inputs), by_hand(index)(inputs))
+    benchmark.pedantic(ways["zoo.network(i)"], rounds=3)
+    record(benchmark, "zoo_reading", f"8 networks of a zoo, ResNet8, threads: {torch.get_num_threads()}", result)

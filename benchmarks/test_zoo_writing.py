@@ -11,15 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn
 
 import prepkit
 from benchmarks.timing import interleaved, record, summary
+from prepkit.families.registry import Architecture
 from prepkit.prep.layout import Layout, Slot
 from prepkit.zoo.change.verify import verify
 
@@ -59,6 +62,41 @@ def write_zoo(values: torch.Tensor, path: Path, kind: str) -> None:
     with prepkit.ZooWriter(path, width=WIDTH, format=kind) as writer:
         for batch in values.split(BATCH):
             writer.add_stack(batch, architecture="resnet8@cifar10", accuracy=[0.5] * len(batch))
+
+
+def with_statistics(architecture: Architecture, seed: int) -> nn.Module:
+    """A network in evaluation whose BatchNorms have statistics as trained ones have them."""
+    torch.manual_seed(seed)
+    network = architecture.build().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.2, 3.0)
+    return network
+
+
+def test_add_with_batch_norm(benchmark: BenchmarkFixture, folder: Path) -> None:
+    """`add` of networks one by one: one is proved, the outputs of the others are compared."""
+    known = prepkit.architecture("resnet8@cifar10")
+    networks = [with_statistics(known, seed) for seed in range(8)]
+    example = known.example_input()
+    with ExitStack() as writers:
+        ours, proving, plain = (writers.enter_context(prepkit.ZooWriter(folder / name)) for name in "abc")
+        ours.add(networks[0])
+        ways = {
+            "add": lambda: [ours.add(network) for network in networks],
+            "a proof for each, add": lambda: [
+                proving.add(prepkit.fuse_batch_norm(network, example), architecture=known) for network in networks
+            ],
+            "add without BatchNorm": lambda: [plain.add(network) for network in folded],
+        }
+        folded = [prepkit.fuse_batch_norm(network, example) for network in networks]
+        with torch.no_grad():
+            result = summary(interleaved(ways, rounds=9), "add")
+        benchmark.pedantic(ways["add"], rounds=1)
+    zoos = [prepkit.open_zoo(folder / name) for name in "abc"]
+    assert torch.equal(zoos[0].preps(range(1, 73)), zoos[1].preps(range(72)))
+    record(benchmark, "zoo_writing", f"add 8 ResNet8 with BatchNorm, threads: {torch.get_num_threads()}", result)
 
 
 def drop_from_cache(path: Path) -> None:

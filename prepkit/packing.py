@@ -26,17 +26,17 @@ from prepkit.errors import (
 )
 from prepkit.families.architecture import Architecture, floating_shapes
 from prepkit.families.detection import detect, explain_mismatch
+from prepkit.families.folding import fold_known, fold_proved
+from prepkit.families.loading import network_with
 from prepkit.families.registry import default_class_id
-from prepkit.fusion.fold import Fusion, UnfoldableNetwork, fold
+from prepkit.fusion.fold import Fusion
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.prep.slot import check_dense, classified
-from prepkit.tensors import BITS, dtype_name, is_float8, module_versions, same_bits, storage_identity, torch_dtype
+from prepkit.tensors import BITS, dtype_name, is_float8, module_versions, same_bits, torch_dtype
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-EXAMPLE_BATCH = 2
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,13 @@ def prepare(
     keep_batch_norm: bool,
     place: str,
     keep_unfoldable: Literal["affine"] | None = None,
+    prove_each: bool = True,
 ) -> tuple[Mapping[str, Tensor], Layout, Fusion | None, Architecture | None]:
     """Recognise the network of a state dict, fold its BatchNorm, and lay its tensors out.
 
-    place: names the state dict in errors
+    place:      names the state dict in errors
+    prove_each: whether each fold is proved and recorded; if not, one network of an architecture is, and the outputs of
+                the others are compared
     returns the tensors to pack, their layout, what was folded, and the architecture
     raises LayoutMismatch, FusionError as `pack_checkpoint` does
     """
@@ -170,11 +173,17 @@ def prepare(
         return checkpoint, layout, None, None
     if is_folded:
         return checkpoint, architecture.layout.with_dtypes_of(checkpoint), None, architecture
-    network = _network_with(checkpoint, architecture, place)
-    fusion = _folded(network, architecture, place, keep_unfoldable) if must_fold else None
+    fusion = None
+    if must_fold and not prove_each:
+        network = fold_known(checkpoint, architecture, place, keep_unfoldable or False)
+    else:
+        network = network_with(checkpoint, architecture, place)
+        if must_fold:
+            fusion = fold_proved(network, architecture, place, keep_unfoldable or False)
+            network = fusion.network
     with naming(place):
-        layout = Layout.of(fusion.network if fusion else network)
-    return fusion.network.state_dict() if fusion else checkpoint, layout, fusion, architecture
+        layout = Layout.of(network)
+    return network.state_dict() if must_fold else checkpoint, layout, fusion, architecture
 
 
 def fold_checkpoint(
@@ -197,7 +206,7 @@ def fold_checkpoint(
         raise FusionError(f"{place} has no BatchNorm to fold; `prepkit pack` takes it as it is.")
     if architecture is None:
         raise _unknown_with_batch_norm(checkpoint, place, can_keep=False)
-    fusion = _folded(_network_with(checkpoint, architecture, place), architecture, place, keep_unfoldable)
+    fusion = fold_proved(network_with(checkpoint, architecture, place), architecture, place, keep_unfoldable or False)
     return fusion.network.state_dict(), fusion
 
 
@@ -296,56 +305,6 @@ def _unknown_with_batch_norm(checkpoint: Mapping[str, Tensor], place: str, can_k
         f"{place} has BatchNorm ({names}), and its architecture is none of the registered ones, so it cannot be "
         f"folded. Name the network (architecture=...){keep_it}."
     )
-
-
-def _network_with(checkpoint: Mapping[str, Tensor], architecture: Architecture, place: str) -> nn.Module:
-    """Return the architecture's network holding the checkpoint's own tensors, not copies cast to its dtype."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):  # the network draws fresh weights, which are replaced below
-        network = architecture.build()
-    try:
-        tensors = _tied(network, checkpoint)
-        network.load_state_dict(tensors, strict=False, assign=True)  # names and shapes were compared before
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise LayoutMismatch(f"{place} does not load into {architecture.name}: {reason}.") from None
-    return network.eval()
-
-
-def _tied(network: nn.Module, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors with one Parameter for all names of a tied tensor; loading keeps such ties.
-
-    A .safetensors file holds a tied tensor once for each name. Only the network tells that they are tied.
-    raises LayoutMismatch if the values of tied names differ
-    """
-    from torch.nn import Parameter
-
-    tensors = dict(checkpoint)
-    first_names: dict[object, str] = {}
-    parameters: dict[object, Parameter] = {}
-    for name, own in network.state_dict(keep_vars=True).items():
-        if not own.is_floating_point():
-            continue
-        first_name = first_names.setdefault(storage_identity(own), name)
-        if first_name != name:
-            if not same_bits(tensors[name], tensors[first_name]):
-                raise LayoutMismatch(f"'{name}' and '{first_name}' are tied in the network, but their values differ")
-            tensors[name] = tensors[first_name]
-        if isinstance(own, Parameter):
-            parameter = Parameter(tensors[name], requires_grad=False)
-            tensors[name] = parameters.setdefault(storage_identity(parameter), parameter)
-    return tensors
-
-
-def _folded(
-    network: nn.Module, architecture: Architecture, place: str, keep_unfoldable: Literal["affine"] | None
-) -> Fusion:
-    """Fold the network's BatchNorm; an error names the place."""
-    try:
-        return fold(network, architecture.example_input(EXAMPLE_BATCH), keep_unfoldable=keep_unfoldable or False)
-    except UnfoldableNetwork as error:
-        raise UnfoldableNetwork(f"{place}: {error}", error.refusals) from error
 
 
 # Laying out and packing ---------------------------------------------------------------------------------------

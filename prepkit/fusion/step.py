@@ -140,11 +140,12 @@ def overflow(step: Step, network: nn.Module) -> str | None:
         if own is None:
             own = own_tensor(module, "weight" if own_tensor(module, "weight") is not None else "running_var")
         dtype = torch.float64 if own is None else own.dtype
+        if values.to(dtype).isfinite().all():
+            continue
         what = f"folding it into {quoted(module_name)}" if step.parts else "making it an affine map"
         if not values.isfinite().all():
             return f"{what} gives values that are not finite"
-        if not values.to(dtype).isfinite().all():
-            return f"{what} gives {values.abs().max():.3g}, beyond {str(dtype)[6:]}"
+        return f"{what} gives {values.abs().max():.3g}, beyond {str(dtype)[6:]}"
     return None
 
 

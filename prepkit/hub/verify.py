@@ -40,7 +40,7 @@ def verify_on_hub(
     manifest, version = store.manifest, store.address
     with explained(version.repo_id, "dataset", version.revision):
         listed = retried(lambda: _listed(version, token), may_pass=is_busy)
-    faults, notes, num_hashed, num_bytes = table_faults(store.table, manifest), [], 0, manifest.table.bytes
+    faults, notes, num_hashed, num_bytes = table_faults(lambda: [store.table], manifest), [], 0, manifest.table.bytes
     for number, shard in enumerate(manifest.shards):
         cached = store.cached_file(number)
         if cached is not None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prepkit.families.folding import fold_stack
 from prepkit.running.instances import Runner, runner
-from prepkit.training._folding import fold_stack
 from prepkit.training._hyperparameters import Training
 from prepkit.training._plan import Job
 from prepkit.training._stack import Snapshot, StackSetup
@@ -39,7 +39,7 @@ def rows_of(setup: StackSetup, jobs: Sequence[Job], snapshots: Sequence[Snapshot
     """The rows of all snapshots, by job and epoch.
 
     jobs: with the seeds of the attempts that succeeded
-    raises UnfoldableNetwork, VerificationError if a BatchNorm cannot be folded
+    raises UnfoldableNetwork if a BatchNorm cannot be folded
     """
     shots = sorted(snapshots, key=lambda shot: (shot.position, shot.epoch))
     size = max(1, setup.stack)

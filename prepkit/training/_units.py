@@ -92,8 +92,7 @@ def train_unit(
     task:    its data are on the device
     folder:  keeps the state of an interrupted training, which goes on from there; without one it begins anew
     advance: is called after each epoch with the work that was done in it
-    raises ZooError if instances diverge whatever their seed or do not fit the memory, UnfoldableNetwork,
-    VerificationError
+    raises ZooError if instances diverge whatever their seed or do not fit the memory, UnfoldableNetwork
     """
     setup = setup_of(unit, task, engine, device)
     stack = Stack(setup, unit.jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from prepkit.zoo.format.manifest import StoredFile
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 TEXT_COLUMNS = ("id", "architecture", "split")
 REQUIRED_COLUMNS = ("id", "architecture", "shard", "row")  # no value of these may be missing
@@ -63,28 +65,57 @@ def read_table(file: Path, stored: StoredFile) -> pa.Table:
     raises ZooError naming the file and what is wrong
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    with _explained(file):
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != stored.sha256:
+            raise ZooError(f"{file}: damaged, its content does not match the sha256 in the manifest. Fetch it again.")
+        # Threads of read_table may free `content` while the interpreter ends, which would abort the process.
+        return _checked(_opened(pa.BufferReader(content), file, stored).read(use_threads=False), file)
+
+
+def table_in_parts(file: Path, stored: StoredFile) -> Iterator[pa.Table]:
+    """Read the table a few rows at a time, and check all but its sha256.
+
+    raises ZooError naming the file and what is wrong
+    """
+    import pyarrow as pa
+
+    with _explained(file), open(file, "rb") as opened:
+        for batch in _opened(opened, file, stored).iter_batches(ROWS_A_GROUP, use_threads=False):
+            yield _checked(pa.Table.from_batches([batch]), file)
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Turn what reading a table raises into a ZooError that names the file."""
+    import pyarrow as pa
 
     try:
-        content = file.read_bytes()
+        yield
     except FileNotFoundError:
         raise ZooError(f"{file}: missing; the zoo is not whole. Fetch it again.") from None
-    except OSError as error:
-        raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
-    if hashlib.sha256(content).hexdigest() != stored.sha256:
-        raise ZooError(f"{file}: damaged, its content does not match the sha256 in the manifest. Fetch it again.")
-    try:
-        opened = pq.ParquetFile(pa.BufferReader(content))
-        _check_schema(opened.schema_arrow, file)
-        if opened.metadata.num_rows != stored.rows:
-            found = counted(opened.metadata.num_rows, "row")
-            raise ZooError(f"{file}: it has {found}, the manifest says {stored.rows:,}.")
-        # Threads of read_table may free `content` while the interpreter ends, which would abort the process.
-        table = opened.read(use_threads=False)
-        for name in table.column_names:
-            _check_values(table[name], f"{file}, column '{name}'", is_required=name in REQUIRED_COLUMNS)
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
         raise ZooError(f"{file}: it is no parquet table ({str(error)[:80]}).") from None
+
+
+def _opened(source: Any, file: Path, stored: StoredFile) -> pq.ParquetFile:
+    import pyarrow.parquet as pq
+
+    opened = pq.ParquetFile(source)
+    _check_schema(opened.schema_arrow, file)
+    if opened.metadata.num_rows != stored.rows:
+        found = counted(opened.metadata.num_rows, "row")
+        raise ZooError(f"{file}: it has {found}, the manifest says {stored.rows:,}.")
+    return opened
+
+
+def _checked(table: pa.Table, file: Path) -> pa.Table:
+    """Return the table, all of whose values are sound."""
+    for name in table.column_names:
+        _check_values(table[name], f"{file}, column '{name}'", is_required=name in REQUIRED_COLUMNS)
     return table
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from prepkit.families.registry import Architecture
+
 VERIFY = "PREPKIT_VERIFY"
 MMAP = "PREPKIT_MMAP"
 
@@ -52,6 +54,7 @@ class Store(ABC):
         self._check_rows()
         self._shard_format = shard_format(self.manifest.shard_format)
         self._stored = {stored.name: stored for stored in self.manifest.architectures}
+        self.architectures: dict[tuple[str, bool], Architecture] = {}  # those built so far, by name and trust in code
 
     @abstractmethod
     def shard(self, number: int) -> ShardValues:

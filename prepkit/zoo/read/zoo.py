@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -29,7 +30,7 @@ from prepkit.prep.layout import Layout, PRepShape
 from prepkit.support.files import check_writable, sha256_of_file
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
-from prepkit.zoo.format.networks import architecture_of, network_of
+from prepkit.zoo.format.networks import architecture_of
 from prepkit.zoo.format.tables import row_of, rows_at, rows_with
 from prepkit.zoo.read._indices import is_single, number_of, numbers_of
 from prepkit.zoo.read.gather import batch_memory, gather, new_memory
@@ -372,7 +373,13 @@ class Zoo:
         return str(self._store.root / MANIFEST)
 
     def _network(self, stored: StoredArchitecture, tensors: Mapping[str, Tensor]) -> nn.Module:
-        return network_of(stored, tensors, self._place, trust_code=self._trust_code)
+        from prepkit.families.loading import network_with_copies
+
+        known, key = self._store.architectures, (stored.name, self._trust_code)
+        if key not in known:
+            trained = replace(stored, name=stored.trained_name)
+            known[key] = architecture_of(trained, self._place, trust_code=self._trust_code)
+        return network_with_copies(tensors, known[key], folded=stored.fused)
 
 
 def local_zoo(root: str | os.PathLike[str]) -> Zoo:

@@ -91,7 +91,7 @@ def packable(
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(tensors, Mapping):
         raise ZooError(f"{place}: expected a network, a state dict or a PRep, found a {type(model).__name__}.")
-    tensors, layout, _, known = prepare(tensors, known, keep_batch_norm, place, keep_unfoldable)
+    tensors, layout, _, known = prepare(tensors, known, keep_batch_norm, place, keep_unfoldable, prove_each=False)
     if known is None and isinstance(model, nn.Module):
         layout = Layout.of(model)  # the network registers them in the order of its layers
     tensors = _without_buffers(tensors, layout, place, left_out)

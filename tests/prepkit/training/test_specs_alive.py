@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import prepkit
+from prepkit.families.folding import fold_stack
 from prepkit.running.instances import runner
 from prepkit.tasks.task import TaskBatch
 from prepkit.training._engine import stack_size_for
-from prepkit.training._folding import fold_stack
 from prepkit.training._plan import Job
 from prepkit.training._schedule import factor
 from prepkit.training._stack import Stack, StackSetup, fresh_tensors

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from PIL import Image
 
 from prepkit.api import open_zoo
 from prepkit.errors import ZooError
-from prepkit.families.registry import architecture
+from prepkit.families.registry import architecture, architecture_from_callable
 from prepkit.support.files import sha256_of_file
 from prepkit.tasks import load_task, test_set
 from prepkit.tasks._image_record import split_indices
@@ -157,7 +158,9 @@ def test_a_manifest_that_agrees_with_itself_but_not_with_the_files_is_found(zoo)
     assert "but the shard has" in faults[0].problem
 
 
-def test_a_table_that_mixes_up_instances_is_found(zoo):
+@pytest.mark.parametrize("rows_at_once", [1, 4, 50_000])
+def test_a_table_that_mixes_up_instances_is_found(zoo, monkeypatch, rows_at_once):
+    monkeypatch.setattr("prepkit.zoo.format.tables.ROWS_A_GROUP", rows_at_once)
     stored = read_manifest(zoo).table
     table = pq.read_table(zoo / stored.path)
 
@@ -178,6 +181,32 @@ def test_a_table_that_mixes_up_instances_is_found(zoo):
     assert faults_with(typed("split", ["test"] * 6))[0][0] == "column split"
     assert "holds" in faults_with(typed("class_id", [1 - (n % 2) for n in range(6)]))[0][1]
     assert faults_with(typed("row", [*rows[:5], None]))
+    assert faults_with(typed("row", [*rows[:5], 7]))[0][0] == "row 5"
+    assert faults_with(typed("shard", [*table["shard"].to_pylist()[:5], -1]))[0][0] == "row 5"
+    assert len(faults_with(typed("row", [-1] * 6))) == 5
+    monkeypatch.setattr("prepkit.zoo.change.verify.hash", lambda id: 7, raising=False)
+    assert faults_with(table) == []
+    assert faults_with(typed("id", ["a", "b", "c", "d", "e", "a"]))[0] == ("column id", "an id stands twice.")
+
+
+@pytest.mark.xdist_group("time and memory")
+def test_memory_hardly_grows_with_the_table(tmp_path):
+    one = architecture_from_callable("torch.nn:Linear", (3,), arguments={"in_features": 3, "out_features": 2})
+
+    def peak(rows):
+        root = tmp_path / str(rows)
+        with ZooWriter(root, width=8) as writer:
+            tensors = {"weight": torch.zeros(rows, 2, 3), "bias": torch.zeros(rows, 2)}
+            writer.add_stack(tensors, architecture=one, split="train")
+        verify(root)  # imports what it needs
+        tracemalloc.start()
+        try:
+            assert verify(root, jobs=1).ok
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(150_000) - peak(50_000) < 100_000 * 25
 
 
 def test_files_that_belong_to_nothing_are_a_note(zoo):

@@ -1,15 +1,15 @@
-"""Folding a stack: each instance as prepkit.fusion.fold folds it alone, and as plain networks say that it must run."""
+"""Folding many networks of an architecture: each as fold does it alone, and as plain networks say that it must run."""
 
 import pytest
 import torch
 from torch import nn
 
 import prepkit
-from prepkit.errors import VerificationError
+from prepkit.families import folding
+from prepkit.families.folding import fold_known, fold_proved, fold_stack
 from prepkit.families.registry import architecture_from_callable
+from prepkit.fusion import again
 from prepkit.fusion.fold import UnfoldableNetwork, fold
-from prepkit.training import _folding as folding
-from prepkit.training._folding import fold_stack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,34 +171,90 @@ def test_folding_changes_neither_its_input_nor_the_random_numbers():
     assert all(torch.equal(row[name], t) for row, old in zip(given, before, strict=True) for name, t in old.items())
 
 
+@pytest.fixture
+def proved(monkeypatch):
+    """The architectures that are folded with a proof, in order; none was before."""
+    monkeypatch.setattr(folding, "_proofs", {})
+    names = []
+
+    def noted(network, architecture, *rest):
+        names.append(architecture.name)
+        return fold_proved(network, architecture, *rest)
+
+    monkeypatch.setattr(folding, "fold_proved", noted)
+    return names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_network_of_an_architecture_is_proved(proved, name):
+    one = known(name)
+    fold_stack(one, rows(networks(one, 3)))
+    fold_stack(one, rows(networks(one, 2, torch.bfloat16)))
+    assert proved == [one.name]
+
+
+def test_what_may_become_of_a_batch_norm_is_proved_apart(proved):
+    one = known("PreActivation")
+    state = networks(one, 1)[0].state_dict()
+    fold_stack(one, [state])
+    with pytest.raises(UnfoldableNetwork, match=r"^here: 1 of 2 BatchNorms cannot be folded"):
+        fold_known(state, one, "here")
+    assert proved == [one.name, one.name]
+
+
+def test_few_proofs_are_kept(proved, monkeypatch):
+    monkeypatch.setattr(folding, "MAX_PROOFS", 2)
+    for name in ("TwoNorms", "Tied", "Constant", "TwoNorms"):
+        fold_stack(known(name), rows(networks(known(name), 2)))
+        assert len(folding._proofs) <= 2
+    assert [name.rpartition(".")[2] for name in proved] == ["TwoNorms", "Tied", "Constant", "TwoNorms"]
+
+
 @pytest.mark.parametrize("wrong_instance", [1, 2])
-def test_an_instance_that_becomes_another_function_is_caught(monkeypatch, wrong_instance):
-    """The first one is folded by prepkit.fusion; the formula for the others is made wrong here, by little, once."""
+def test_an_instance_that_would_become_another_function_gets_a_proof_of_its_own(monkeypatch, proved, wrong_instance):
+    """The first one is proved; the formula for the others is made wrong here, by little, once."""
     one = known("resnet8@digits")
     made = networks(one, 3)
-    real, calls = folding.new_values, []
+    real, calls = again.new_values, []
 
     def wrong(step, network, values):
         calls.append(step)
         new = real(step, network, values)
         norms = sum(isinstance(module, nn.BatchNorm2d) for module in made[0].modules())
-        factor = 1 + 1e-6 if len(calls) == norms * wrong_instance + 3 else 1
+        factor = 1 + 1e-6 if len(calls) == norms * (wrong_instance - 1) + 3 else 1
         return {name: value * factor for name, value in new.items()}
 
-    monkeypatch.setattr(folding, "new_values", wrong)
-    with pytest.raises(VerificationError, match="an instance of resnet8@digits is another function once folded"):
-        fold_stack(one, rows(made))
+    monkeypatch.setattr(again, "new_values", wrong)
+    found = fold_stack(one, rows(made))
+    assert proved == [one.name, one.name]
+    for index, network in enumerate(made):
+        expected = fold(network, one.example_input()).network.state_dict()
+        assert all(torch.equal(tensor[index], expected[name]) for name, tensor in found.items())
+
+
+def test_values_beyond_the_dtype_are_refused_as_for_the_first(proved):
+    one = known("TwoNorms")
+    fine, large = networks(one, 2, torch.float16)
+    large.second.weight.fill_(6e4)
+    fold_known(fine.state_dict(), one, "fine")
+    with pytest.raises(
+        UnfoldableNetwork, match=r"(?s)^large: .*folding it into 'conv' gives .*, beyond float16"
+    ) as later:
+        fold_known(large.state_dict(), one, "large")
+    with pytest.raises(UnfoldableNetwork) as alone:
+        fold(large, one.example_input())
+    assert str(later.value) == f"large: {alone.value}"
 
 
 def test_values_that_are_not_finite_are_caught():
     one = known("lenet_like@digits")
     given = rows(networks(one, 2))
     next(iter(given[1].values())).fill_(torch.nan)
-    with pytest.raises(VerificationError):
+    with pytest.raises(UnfoldableNetwork, match="output on the example input is not finite"):
         fold_stack(one, given)
 
 
-def test_a_network_that_reacts_strongly_is_judged_by_its_reaction():
+def test_a_network_that_reacts_strongly_is_judged_by_its_reaction(monkeypatch):
     """A right fold differs by more than 1e-9 here, since rounding itself does."""
     one = known("Deep")
     made = networks(one, 2)
@@ -217,9 +273,9 @@ def test_a_network_that_reacts_strongly_is_judged_by_its_reaction():
         plain.load_state_dict({name: tensor[index] for name, tensor in found.items()})
         error = (plain(inputs) - network.double()(inputs)).abs().max()
         assert 1e-9 < error < 1e-5
-    wrong = {name: tensor * (1 + 1e-6) for name, tensor in found.items()}
-    with pytest.raises(VerificationError):
-        folding.check(one, given, wrong)
+    real = again.new_values
+    monkeypatch.setattr(again, "new_values", lambda *given: {k: v * (1 + 1e-6) for k, v in real(*given).items()})
+    assert all(torch.equal(tensor, found[name]) for name, tensor in fold_stack(one, given).items())
 
 
 def test_a_network_that_runs_in_float32_only():

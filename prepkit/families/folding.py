@@ -1,0 +1,70 @@
+"""Folding the BatchNorms of many networks of one architecture: the first is proved, the others take the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from prepkit.errors import VerificationError
+from prepkit.families.architecture import Architecture
+from prepkit.families.loading import network_with
+from prepkit.fusion.again import fold_again
+from prepkit.fusion.example import FLOAT32, FLOAT64, Precision
+from prepkit.fusion.fold import Fusion, KeepUnfoldable, UnfoldableNetwork, fold
+from prepkit.fusion.step import Step
+
+EXAMPLE_BATCH = 2
+MAX_PROOFS = 64  # architectures whose steps are kept; the one that was proved first makes room
+
+_Proof = tuple[tuple[Step, ...], Precision]
+_proofs: dict[tuple[Architecture, KeepUnfoldable], _Proof] = {}
+
+
+def fold_known(
+    tensors: Mapping[str, Tensor], architecture: Architecture, place: str, keep_unfoldable: KeepUnfoldable = False
+) -> nn.Module:
+    """Return the network of this architecture with these tensors, without BatchNorm.
+
+    If the steps of an earlier network would change its outputs, it is folded with a proof of its own.
+    tensors, place: as for `network_with`, which raises LayoutMismatch
+    raises UnfoldableNetwork as `fold` does
+    """
+    if proof := _proofs.get((architecture, keep_unfoldable)):
+        network, same = (network_with(tensors, architecture, place) for _ in range(2))
+        with suppress(VerificationError, UnfoldableNetwork):  # the proof says better what is wrong
+            return fold_again(network, same, architecture.example_input(EXAMPLE_BATCH), *proof)
+    network = network_with(tensors, architecture, place)
+    return fold_proved(network, architecture, place, keep_unfoldable).network
+
+
+def fold_stack(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Fold K trained networks into the tensors `[K, *shape]` of the architecture's layout, in the dtypes they had.
+
+    rows: parameters and buffers of each network, on the CPU
+    raises UnfoldableNetwork if a BatchNorm cannot be folded, or if folding changes a function
+    """
+    folded = [fold_known(row, architecture, "the trained network", "affine").state_dict() for row in rows]
+    return {slot.name: torch.stack([state[slot.name] for state in folded]) for slot in architecture.layout}
+
+
+def fold_proved(
+    network: nn.Module, architecture: Architecture, place: str, keep_unfoldable: KeepUnfoldable = False
+) -> Fusion:
+    """Fold a network of this architecture with a proof, and keep the steps, without values, for others.
+
+    place: names the network in errors
+    raises UnfoldableNetwork as `fold` does
+    """
+    try:
+        fusion = fold(network, architecture.example_input(EXAMPLE_BATCH), keep_unfoldable=keep_unfoldable)
+    except UnfoldableNetwork as error:
+        raise UnfoldableNetwork(f"{place}: {error}", error.refusals) from error
+    precision = FLOAT64 if fusion.precision == FLOAT64.name else FLOAT32
+    while len(_proofs) >= MAX_PROOFS:
+        _proofs.pop(next(iter(_proofs)), None)
+    _proofs[architecture, keep_unfoldable] = tuple(replace(step, values={}) for step in fusion.steps), precision
+    return fusion
