@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prepkit.fusion._proof import first_fault_in_folded, keep_outputs, places_of
-from prepkit.fusion._watch import Watch, tensors_in
+from prepkit.fusion._storages import tensors_in
+from prepkit.fusion._watch import Watch
 from prepkit.fusion.example import Example, number, relative_error
 from prepkit.fusion.step import Step
 
@@ -118,7 +119,7 @@ def _results(network: nn.Module, example: Example) -> list[Tensor]:
 
 def _is_parted(step: Step, calls: Counter[str], other_calls: Counter[str]) -> bool:
     """Return whether a BatchNorm and its layers ran as often as each other in one of two runs only."""
-    norm, layers = step.batch_norm, [part.layer for part in step.parts]
+    norm, layers = step.batch_norm, [part.layer for part in step.parts if part.function is None]
     return any(calls[norm] * other_calls[layer] != calls[layer] * other_calls[norm] for layer in layers)
 
 

@@ -44,11 +44,13 @@ class Reader:
     """An operation that reads a tensor, and the innermost module in which it runs.
 
     moves: whether it only moves values about, or averages them, as view, cat and avg_pool2d do
+    view:  what it reads of the tensor's storage; None if it may read more than the tensor that it was given
     """
 
     operation: str
     place: str
     moves: bool = False
+    view: View | None = None
 
     def __str__(self) -> str:
         return f"{self.operation} in {quoted(self.place)}" if self.operation else "the network's return"

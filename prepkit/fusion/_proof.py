@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prepkit.fusion._site import standard_layer
-from prepkit.fusion._watch import UnfoldableNetwork, Watch, own_tensors, quoted, storage_key, tensors_in
+from prepkit.fusion._storages import own_tensors, storage_key, tensors_in
+from prepkit.fusion._watch import UnfoldableNetwork, Watch, quoted
 from prepkit.fusion.example import Example, one_line, relative_error
 from prepkit.fusion.norm import affine, num_channels, scale_and_shift
 from prepkit.fusion.step import Step, applied, replacement, set_parameters, tensor_name
@@ -212,6 +213,8 @@ def _compare_map_in_run(
 def _fault_of_layers(original: nn.Module, step: Step, seen: Watch, example: Example) -> str | None:
     """Return which layer of a step does not compute what torch's class does on random input; None if all do."""
     for part in step.parts:
+        if part.function is not None:
+            continue
         layer: Any = original.get_submodule(part.layer)
         plain = copy.copy(layer)  # shares the parameters
         plain.__class__ = standard_layer(layer)

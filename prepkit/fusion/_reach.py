@@ -11,6 +11,7 @@ and the operations of the watched run are done again on tensors of these numbers
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from prepkit.fusion._output import Output, View
 from prepkit.fusion._site import Site, standard_layer, tampering
+from prepkit.fusion._storages import storage_key
 from prepkit.fusion.norm import num_channels, num_features
 from prepkit.fusion.step import Part
 
@@ -32,29 +34,51 @@ def parts_before(site: Site) -> tuple[Part, ...] | None:
     if site.seen.calls[site.name] != 1 or view is None:
         return None
     before = _before(site, view.output)
-    if before is None or not _only_readers(site, before, {site.name, *(o.module for o in before if o.call is None)}):
+    if before is None or any(output.held for output in before):
         return None
     at = {id(output): output for output in before if output.call is None}
-    run = [output for name in site.seen.layers for output in site.seen.outputs.get(name, [])]
-    layers = [output for output in run if id(output) in at]
+    names = [*site.seen.layers, *site.seen.layer_functions]
+    layers = [output for name in names for output in site.seen.outputs.get(name, []) if id(output) in at]
     if not layers or not all(_can_change(site, output.module) for output in layers):
         return None
-    sizes = [output.view.size[_feature_axis(site.network.get_submodule(output.module), output)] for output in layers]
-    if sizes != [num_features(site.network.get_submodule(output.module)) for output in layers]:
+    axes = [output.axes - _weight(site, output.module).dim() + 1 for output in layers]
+    sizes = [output.view.size[axis] for output, axis in zip(layers, axes, strict=True)]
+    if sizes != [_num_features(site, output.module) for output in layers]:
         return None
+
+    def roots(values: Tensor) -> dict[int, Tensor]:
+        parts = zip(layers, torch.split(values, sizes), axes, strict=True)
+        return {id(output): _along(part, output.view.size, axis) for output, part, axis in parts}
+
     numbers = _numbers(sum(sizes))
-    roots = {
-        id(output): _along(values, output.view.size, _feature_axis(site.network.get_submodule(output.module), output))
-        for output, values in zip(layers, torch.split(numbers, sizes), strict=True)
-    }
-    channels = _channels(_Replay(site, roots, absent=torch.nan).values(view), 1, numbers)
+    channels = _channels(_Replay(site, roots(numbers), absent=torch.nan).values(view), 1, numbers)
     if channels is None or len(channels) != num_channels(site.batch_norm) or bool((channels < 0).any()):
         return None
     features = torch.full((sum(sizes),), -1)
     features[channels] = torch.arange(len(channels))
     if int((features >= 0).sum()) != len(channels):  # two channels come from one feature
         return None
-    return tuple(Part(output.module, part) for output, part in zip(layers, torch.split(features, sizes), strict=True))
+    marked = torch.zeros(sum(sizes), dtype=torch.float64).masked_fill(features >= 0, torch.nan)
+    if _others_read(site, before, _Replay(site, roots(marked), absent=0.0)):
+        return None
+    return tuple(
+        Part(output.module, part, site.seen.layer_functions.get(output.module))
+        for output, part in zip(layers, torch.split(features, sizes), strict=True)
+    )
+
+
+def _others_read(site: Site, before: list[Output], marked: _Replay) -> bool:
+    """Return whether anything but a BatchNorm and what it folds over reads the values that are NaN in `marked`."""
+    places = {site.name, *(output.module for output in before if output.call is None)}
+    for output in before:
+        for reader in output.readers:
+            if reader.moves or reader.place in places:
+                continue
+            if reader.view is None or marked.values(reader.view).isnan().any():
+                return True
+    known = set(before)
+    copies = [move for move in site.seen.moved if move not in known and not known.isdisjoint(move.parents)]
+    return any(bool(marked.values(replace(move.view, output=move)).isnan().any()) for move in copies)
 
 
 def parts_behind(site: Site) -> tuple[Part, ...] | None:
@@ -68,7 +92,7 @@ def parts_behind(site: Site) -> tuple[Part, ...] | None:
         return None  # this is known before all that is made of the output is looked for
     behind, norms = _behind(site, outputs[0])
     layers = [name for name in seen.layers if any(v and v.output in behind for v in seen.inputs.get(name, []))]
-    if not layers or not _only_readers(site, behind, {*layers, *norms}, behind=True):
+    if not layers or not _only_readers(behind, {*layers, *norms}):
         return None
     numbers = _numbers(num_channels(site.batch_norm))
     replay = _Replay(site, {id(outputs[0]): _along(numbers, outputs[0].view.size, 1)}, absent=0.0)
@@ -132,26 +156,32 @@ def _input_of_folded(site: Site, name: str) -> View | None:
     """Return the input of a BatchNorm that ran once and that a step has removed; None if there is no such one."""
     step = site.steps.get(name)
     module = site.network.get_submodule(name)
-    if step is None or step.kind == "affine" or site.seen.calls[name] != 1 or any(True for _ in module.children()):
+    if (
+        step is None
+        or step.kind == "affine"
+        or step.leaves_shift
+        or site.seen.calls[name] != 1
+        or any(True for _ in module.children())
+    ):
         return None
     return site.seen.inputs[name][0]
 
 
-def _only_readers(site: Site, outputs: Iterable[Output], places: set[str], behind: bool = False) -> bool:
-    """Return whether only these modules, and operations that move values among these outputs, read the outputs."""
-    known = set(outputs)
-    if any(output.held for output in known):
+def _only_readers(outputs: Iterable[Output], places: set[str]) -> bool:
+    """Return whether only these modules, and operations that move values, read the outputs."""
+    if any(output.held for output in outputs):
         return False
-    if any(not reader.moves and reader.place not in places for output in known for reader in output.readers):
-        return False
-    return behind or all(move in known for move in site.seen.moved if not known.isdisjoint(move.parents))
+    return all(reader.moves or reader.place in places for output in outputs for reader in output.readers)
 
 
 def _can_change(site: Site, name: str) -> bool:
     """Return whether the parameters of a layer may be changed: it ran once, as torch's layer of its kind, and alone.
 
-    That a subclass computes what torch's class does is left to the proof.
+    That a subclass computes what torch's class does is left to the proof. A function's parameters are its own alone.
     """
+    if function := site.seen.layer_functions.get(name):
+        own = [storage_key(site.network.get_parameter(parameter)) for parameter in function.parameters]
+        return site.seen.calls[name] == 1 and site.seen.other_reads.keys().isdisjoint(own)
     layer: Any = site.network.get_submodule(name)
     bias = layer._parameters.get("bias")
     return (
@@ -171,9 +201,25 @@ def _takes_no_zeros(layer: Any) -> bool:
     return not padded and not isinstance(layer, TransposedConvolution)
 
 
-def _feature_axis(layer: Any, output: Output) -> int:
-    """Return the axis of the features in a layer's output; a convolution's input may lack the batch axis."""
-    return output.axes - 1 if isinstance(layer, nn.Linear) else output.axes - layer.weight.dim() + 1
+def _weight(site: Site, name: str) -> Tensor:
+    """Return the weight of a layer, which goes by its module's name, or by its weight's if it is called as a function.
+
+    The axis of its features is the last but one for each axis of its kernel; the batch axis may be missing.
+    """
+    if name in site.seen.layer_functions:
+        return site.network.get_parameter(name)
+    layer: Any = site.network.get_submodule(name)
+    weight: Tensor = layer.weight
+    return weight
+
+
+def _num_features(site: Site, name: str) -> int:
+    function = site.seen.layer_functions.get(name)
+    return (
+        num_features(site.network.get_submodule(name))
+        if function is None
+        else function.num_features(_weight(site, name))
+    )
 
 
 # Numbers of channels ------------------------------------------------------------------------------------------

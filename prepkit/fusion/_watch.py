@@ -24,8 +24,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prepkit.errors import FusionError
+from prepkit.fusion._functional import Function, function_of, names_of_parameters
 from prepkit.fusion._output import COPIES, METADATA, MOVES, VIEWS, Output, Reader, View
 from prepkit.fusion._output import quoted as quoted
+from prepkit.fusion._storages import leaves, own_tensors, storage_key, tensors_in
 from prepkit.fusion.norm import Convolution, is_norm
 
 
@@ -68,6 +70,8 @@ class Watch:
     arguments:  args and kwargs of each layer's last call, with floating-point tensors on the meta device
     outside:    for each module, a read of its parameters or buffers outside its own calls
     functional: modules in which batch_norm ran without a BatchNorm module
+    layer_functions: layers that were called as functions on parameters, by the name of the weight
+    other_reads: by storage, a read of a parameter or buffer other than as weight or bias of such a function
     results:    copies of the tensors that the network returned
     escape:     the error for an operation on a tensor of the original network, if there was one
     stack:      names of the modules that are running now, the innermost last
@@ -86,6 +90,8 @@ class Watch:
         self.inputs: dict[str, list[View | None]] = {}
         self.moved: list[Output] = []
         self.arguments: dict[str, tuple[Any, Any]] = {}
+        self.layer_functions: dict[str, Function] = {}
+        self.other_reads: dict[int | None, Reader] = {}
         self.outside: dict[str, Reader] = {}
         self.functional: dict[str, None] = {}
         self.results: list[Tensor] = []
@@ -97,6 +103,8 @@ class Watch:
         self.layers = [n for n, module in network.named_modules() if isinstance(module, Convolution | nn.Linear)]
         self.batch_norms = {name for name, module in network.named_modules() if is_norm(module)}
         self.owners = _owners(network)
+        self.parameter_names = names_of_parameters(network)
+        self._applied: set[int | None] = set()  # parameters of the function that is running now
 
     def enter(self, name: str, args: Any, kwargs: Any) -> None:
         """Note that module `name` starts, and where the input of a BatchNorm comes from."""
@@ -118,7 +126,7 @@ class Watch:
             return "it is called with more than one tensor"
         key = storage_key(inputs[0])
         source = self.tracked.get(key)
-        if source is not None and source.call is None:
+        if source is not None and source.call is None and source.module not in self.layer_functions:
             return source
         return self.makers.get(key, "its input is a tensor that no operation of the run made")
 
@@ -146,7 +154,7 @@ class Watch:
 
     def move(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Track what an operation that moves values into new memory made of tracked outputs."""
-        keys = {storage_key(tensor) for tensor in _leaves((args, kwargs))}
+        keys = {storage_key(tensor) for tensor in leaves((args, kwargs))}
         if keys.isdisjoint(self.tracked) or not isinstance(result, Tensor) or storage_key(result) in keys:
             return
 
@@ -157,17 +165,52 @@ class Watch:
         if moved is not None:
             self.moved.append(moved)
 
-    def read(self, operation: str, value: Any, moves: bool = False) -> None:
-        """Note that `operation` reads the tensors in `value`; see Reader for `moves`."""
+    @contextmanager
+    def applying(self, func: Any, args: Any, kwargs: Any) -> Iterator[Callable[[Any], None]]:
+        """While a function runs, note its parameters as read by it; the value is a function that takes its result."""
+        layer = None
+        if self.stack[-1] not in self.layers:
+            layer = function_of(func, args, kwargs, self.parameter_names)
+
+        def track(result: Any) -> None:
+            if layer is not None and isinstance(result, Tensor):
+                self.calls[layer.weight] += 1
+                same = self.layer_functions.setdefault(layer.weight, layer) == layer
+                tracked = self._track(layer.weight, result) if same else None
+                if tracked is not None:
+                    self.outputs.setdefault(layer.weight, []).append(tracked)
+
+        outer = self._applied
+        names = () if layer is None else layer.parameters
+        self._applied = {storage_key(self.network.get_parameter(name)) for name in names}
+        try:
+            yield track
+        finally:
+            self._applied = outer
+
+    def read(self, operation: str, value: Any, moves: bool = False, exact: bool = False) -> None:
+        """Note that `operation` reads the tensors in `value`; see Reader for `moves`.
+
+        exact: whether it cannot read more of their storages than these tensors
+        """
         inside = not self.batch_norms.isdisjoint(self.stack) or "instance_norm" in self.functions
         if "batch_norm" in operation and not inside and not self._only_parameters(value):
             self.functional.setdefault(self.stack[-1])
-        if operation not in METADATA:
-            self._read(map(storage_key, _leaves(value)), Reader(self._operation(operation), self.stack[-1], moves))
+        if operation in METADATA:
+            return
+        reader = Reader(self._operation(operation), self.stack[-1], moves)
+        for tensor in leaves(value):
+            key = storage_key(tensor)
+            if exact and not moves and key in self.tracked:
+                with torch._C.DisableTorchFunction():
+                    view = View.of(tensor, self.tracked[key])
+                self._read([key], dataclasses.replace(reader, view=view))
+            else:
+                self._read([key], reader)
 
     def _only_parameters(self, value: Any) -> bool:
         """Return whether an operation reads parameters, or what was made of them alone, as weight standardisation."""
-        return all(self._is_constant(storage_key(tensor)) for tensor in _leaves(value))
+        return all(self._is_constant(storage_key(tensor)) for tensor in leaves(value))
 
     def _is_constant(self, key: int | None) -> bool:
         return key in self.owners or key in self.constants
@@ -181,15 +224,17 @@ class Watch:
             if key in self.tracked:
                 self.tracked[key].readers.setdefault(reader)
             owners = self.owners.get(key, set())
+            if owners and key not in self._applied:
+                self.other_reads.setdefault(key, reader)
             if not owners.intersection(self.stack):
                 self.outside.update(dict.fromkeys(owners, reader))
 
     def produced(self, operation: str, arguments: Any, value: Any) -> None:
         """Note that `operation` has made the tensors in `value` of `arguments`."""
-        constant = bool(_leaves(arguments)) and self._only_parameters(arguments)
+        constant = bool(leaves(arguments)) and self._only_parameters(arguments)
         maker = Reader(self._operation(operation), self.stack[-1])
         words = f"its input comes from {maker}, not straight from a convolution or Linear layer"
-        keys = {storage_key(tensor) for tensor in _leaves(value)}
+        keys = {storage_key(tensor) for tensor in leaves(value)}
         self.makers.update(dict.fromkeys(keys, words))
         if constant:
             self.constants |= keys
@@ -226,11 +271,13 @@ class _Functions(TorchFunctionMode):
         name = _function_name(func)
         self.watch.functions.append(name)
         try:
-            result = func(*args, **(kwargs or {}))
-            # A function that returns its argument itself (dropout, contiguous) may do nothing. If it does something,
-            # it dispatches an operation, which _Dispatches sees.
-            if not any(result is leaf for leaf in _leaves(args)):
-                self.watch.read(name, (args, kwargs), name in MOVES)
+            with self.watch.applying(func, args, kwargs or {}) as track:
+                result = func(*args, **(kwargs or {}))
+                # A function that returns its argument itself (dropout, contiguous) may do nothing. If it does
+                # something, it dispatches an operation, which _Dispatches sees.
+                if not any(result is leaf for leaf in leaves(args)):
+                    self.watch.read(name, (args, kwargs), name in MOVES, _is_apart(result, (args, kwargs)))
+                track(result)
             return result
         finally:
             self.watch.functions.pop()
@@ -251,7 +298,8 @@ class _Dispatches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.split(".")[0]
         fresh = not func._schema.is_mutable
-        self.watch.read(name, (args, kwargs), fresh and (name in COPIES or name in VIEWS))
+        exact = fresh and all(returned.alias_info is None for returned in func._schema.returns)
+        self.watch.read(name, (args, kwargs), fresh and (name in COPIES or name in VIEWS), exact)
         result = func(*args, **(kwargs or {}))
         self.watch.produced(name, (args, kwargs), result)
         if fresh and name in COPIES:
@@ -269,7 +317,7 @@ def watch(network: nn.Module, args: Any, kwargs: Any, original: nn.Module) -> Wa
     raises UnfoldableNetwork before an operation touches a tensor of `original`
     """
     seen = Watch(network, set(map(storage_key, own_tensors(original))) - {None})
-    seen.makers.update({storage_key(tensor): _INPUT for tensor in _leaves((args, kwargs))})
+    seen.makers.update({storage_key(tensor): _INPUT for tensor in leaves((args, kwargs))})
     with _hooked(network, seen), _Functions(seen), _Dispatches(seen):
         result = network(*args, **kwargs)
     if seen.escape:  # it was raised, but the network caught it
@@ -304,32 +352,6 @@ def _hooks(name: str, seen: Watch) -> tuple[Callable[..., None], Callable[..., N
     return before, after
 
 
-def storage_key(tensor: Tensor) -> int | None:
-    """Return the address of a tensor's storage; None if it has none, as when it is sparse or wrapped by vmap."""
-    try:
-        with torch._C.DisableTorchFunction():
-            return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return None
-
-
-def own_tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Yield every parameter and buffer of a network."""
-    yield from network.parameters()
-    yield from network.buffers()
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists, dicts and dataclasses, in order."""
-    tensors = []
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            tensors.append(leaf)
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            tensors += tensors_in([getattr(leaf, item.name) for item in dataclasses.fields(leaf)])
-    return tensors
-
-
 def _owners(network: nn.Module) -> dict[int | None, set[str]]:
     owners: dict[int | None, set[str]] = {}
     for name, module in network.named_modules():
@@ -343,8 +365,10 @@ def _alive(output: Output) -> bool:
     return not output.storage.expired()  # type: ignore[no-untyped-call]
 
 
-def _leaves(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+def _is_apart(result: Any, arguments: Any) -> bool:
+    """Return whether a function has given tensors that lie in other storages than those it read."""
+    given = {storage_key(tensor) for tensor in leaves(result)}
+    return bool(given) and given.isdisjoint(storage_key(tensor) for tensor in leaves(arguments))
 
 
 def _without_values(leaf: Any) -> Any:

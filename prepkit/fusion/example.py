@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prepkit.fusion._watch import UnfoldableNetwork, own_tensors, storage_key, tensors_in
+from prepkit.fusion._storages import own_tensors, storage_key, tensors_in
+from prepkit.fusion._watch import UnfoldableNetwork
 
 MARGIN = 100  # a fold may change as much as this many times the network's reaction to rounding
 

@@ -56,18 +56,23 @@ def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 class ChannelAffine(nn.Module):
-    """A frozen BatchNorm: `weight * x + bias` for each channel, which is axis 1; modules after it run as they did."""
+    """A frozen BatchNorm: `weight * x + bias` for each channel, which is axis 1; modules after it run as they did.
 
-    def __init__(self, weight: Tensor, bias: Tensor, after: dict[str, nn.Module] | None = None) -> None:
+    weight: None if a layer has taken it in, so that only the bias is left
+    """
+
+    def __init__(self, weight: Tensor | None, bias: Tensor, after: dict[str, nn.Module] | None = None) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
         for name, module in (after or {}).items():
             self.add_module(name, module)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the map of `[N, channels, ...]`, followed by the modules that the BatchNorm applied after it."""
         shape = [-1] + [1] * (inputs.dim() - 2)
-        outputs = inputs * self.weight.reshape(shape) + self.bias.reshape(shape)
+        outputs = inputs if self.weight is None else inputs * self.weight.reshape(shape)
+        outputs = outputs + self.bias.reshape(shape)
         for module in self.children():
             outputs = module(outputs)
         return outputs
@@ -79,18 +84,19 @@ def removed(norm: nn.Module) -> nn.Module:
     return (nn.Sequential(OrderedDict(children)) if children else nn.Identity()).eval()
 
 
-def affine(norm: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> nn.Module:
+def affine(norm: nn.Module, weight: Tensor | None, bias: Tensor) -> nn.Module:
     """Return the affine map that stands in place of a BatchNorm, in its dtype and on its device.
 
-    weight, bias: values `[channels]`; left without meaning if missing
+    weight, bias: values `[channels]`; without weight, it is a shift
     """
     like: Any = own_tensor(norm, "running_var")
     own = own_tensor(norm, "weight")
-    weight, bias = (torch.ones_like(like) if v is None else torch.empty_like(like).copy_(v) for v in (weight, bias))
-    made = ChannelAffine(weight, bias, dict(norm.named_children()))
+    scale = None if weight is None else torch.empty_like(like).copy_(weight)
+    made = ChannelAffine(scale, torch.empty_like(like).copy_(bias), dict(norm.named_children()))
     learns = isinstance(own, nn.Parameter) and own.requires_grad
-    made.weight.requires_grad_(learns)
-    made.bias.requires_grad_(learns)
+    for parameter in (made.weight, made.bias):
+        if parameter is not None:
+            parameter.requires_grad_(learns)
     return made.eval()
 
 
@@ -105,8 +111,9 @@ def replaced(network: nn.Module, norm: nn.Module, replacement: nn.Module) -> nn.
 def without_batch_norm(network: nn.Module, names: Collection[str]) -> nn.Module:
     """Change a network to the one whose tensors have these names, as `prepkit.fusion.fold` once did.
 
-    A BatchNorm with weight and bias but no statistics among the names becomes an affine map, one with none of them is
-    removed, and layers get the biases that they lack. No values are computed: they are to be loaded.
+    A BatchNorm with weight and bias but no statistics among the names becomes an affine map, one with a bias alone a
+    shift, one with none of them is removed, and layers get the biases that they lack. No values are computed: they are
+    to be loaded.
     """
     modules = list(network.named_modules())
     for name, module in modules:
@@ -115,8 +122,10 @@ def without_batch_norm(network: nn.Module, names: Collection[str]) -> nn.Module:
             if module.bias is None and f"{prefix}bias" in names:
                 module.bias = nn.Parameter(module.weight.new_zeros(num_features(module)))
         elif is_norm(module) and f"{prefix}running_var" not in names:
-            stays = f"{prefix}weight" in names and f"{prefix}bias" in names
-            network = replaced(network, module, affine(module) if stays else removed(module))
+            like: Any = own_tensor(module, "running_var")
+            ones = torch.ones_like(like) if f"{prefix}weight" in names else None
+            stays = affine(module, ones, torch.zeros_like(like)) if f"{prefix}bias" in names else removed(module)
+            network = replaced(network, module, stays)
     return network
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
 
+from prepkit.fusion._functional import Function
 from prepkit.fusion._watch import quoted
 from prepkit.fusion.norm import affine, own_tensor, removed, replaced, scale_and_shift, scale_of
 
@@ -25,12 +26,21 @@ Values = dict[str, Tensor]
 class Part:
     """A layer that takes in channels of a BatchNorm.
 
+    layer:    name of its module; of its weight if it is called as a function
     channels: for each feature of the layer's output, or channel of its input, the BatchNorm's channel, -1 for none;
               None if they are the same
+    function: what the layer is if it is called as a function
     """
 
     layer: str
     channels: Tensor | None = None
+    function: Function | None = None
+
+    def tensor_name(self, kind: str) -> str | None:
+        """Return the full name of the layer's weight or bias; None for the bias of a function that adds none."""
+        if self.function is None:
+            return tensor_name(self.layer, kind)
+        return self.function.weight if kind == "weight" else self.function.bias
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,11 @@ class Step:
         return self.parts[0].layer
 
     @property
+    def leaves_shift(self) -> bool:
+        """Whether the shift stays in the BatchNorm's place, since a function that takes the scale adds no bias."""
+        return any(part.tensor_name("bias") is None for part in self.parts)
+
+    @property
     def is_direct(self) -> bool:
         """Whether the BatchNorm reads one layer's output as it is."""
         return self.kind == "into" and self.parts[0].channels is None
@@ -76,27 +91,56 @@ def new_values(step: Step, network: nn.Module, values: Mapping[str, Tensor]) -> 
         return {tensor_name(step.batch_norm, "weight"): scale, tensor_name(step.batch_norm, "bias"): shift}
     new: Values = {}
     for part in step.parts:
-        layer: Any = network.get_submodule(part.layer)
-        weight_name, bias_name = tensor_name(part.layer, "weight"), tensor_name(part.layer, "bias")
-        weight = values.get(weight_name, layer.weight).double()
-        bias = values.get(bias_name, layer.bias)
-        bias = None if bias is None else bias.double()
+        weight, bias = (_double(_tensor(network, part, kind, values)) for kind in ("weight", "bias"))
+        assert weight is not None
         if step.kind == "ahead":
-            new[weight_name], new[bias_name] = _taken_in(layer, weight, bias, *_picked(norm, part.channels))
+            layer = network.get_submodule(part.layer)
+            weight, bias = _taken_in(layer, weight, bias, *_picked(norm, part.channels))
         elif part.channels is None:
-            new[weight_name], new[bias_name] = folded_parameters(layer, weight, bias, norm)
+            weight, bias = folded_parameters(network.get_submodule(part.layer), weight, bias, norm)
         else:
             scale, shift = _picked(norm, part.channels)
-            new[weight_name] = _scaled(layer, weight, scale)
-            new[bias_name] = shift if bias is None else bias * scale + shift
+            groups = _transposed_groups(network, part)
+            weight = _scaled(weight, scale, groups)
+            bias = None if bias is None else bias * scale
+            if not step.leaves_shift:
+                bias = shift if bias is None else bias + shift
+        for kind, value in (("weight", weight), ("bias", bias)):
+            if value is not None and (name := part.tensor_name(kind)) is not None:
+                new[name] = value
+    if step.leaves_shift:
+        new[tensor_name(step.batch_norm, "bias")] = scale_and_shift(norm)[1]
     return new
+
+
+def _tensor(network: nn.Module, part: Part, kind: str, values: Mapping[str, Tensor]) -> Tensor | None:
+    """Return weight or bias of a layer, as earlier steps left it; None if it has none."""
+    name = part.tensor_name(kind)
+    if name is None or name in values:
+        return values.get(name or "")
+    module, _, own = name.rpartition(".")
+    tensor: Tensor | None = getattr(network.get_submodule(module), own)
+    return tensor
+
+
+def _double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double()
+
+
+def _transposed_groups(network: nn.Module, part: Part) -> int | None:
+    """Return the number of groups of a transposed convolution; None for any other layer."""
+    if part.function is not None:
+        return part.function.transposed
+    layer: Any = network.get_submodule(part.layer)
+    return layer.groups if isinstance(layer, TransposedConvolution) else None
 
 
 def folded_parameters(layer: Any, weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
     """Return the layer's weight and bias `[features]` with the BatchNorm folded into them (Supplementary VI)."""
     scale, mean, beta = scale_of(norm), norm.running_mean.double(), own_tensor(norm, "bias")
     centred = -mean if bias is None else bias - mean
-    return _scaled(layer, weight, scale), centred * scale + (0.0 if beta is None else beta.double())
+    groups = layer.groups if isinstance(layer, TransposedConvolution) else None
+    return _scaled(weight, scale, groups), centred * scale + (0.0 if beta is None else beta.double())
 
 
 def _picked(norm: nn.Module, channels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -109,13 +153,16 @@ def _picked(norm: nn.Module, channels: Tensor | None) -> tuple[Tensor, Tensor]:
     return scale[channels].masked_fill(absent, 1.0), shift[channels].masked_fill(absent, 0.0)
 
 
-def _scaled(layer: Any, weight: Tensor, scale: Tensor) -> Tensor:
-    """Multiply `weight` by `scale` `[features]` along its output axis."""
+def _scaled(weight: Tensor, scale: Tensor, groups: int | None) -> Tensor:
+    """Multiply `weight` by `scale` `[features]` along its output axis.
+
+    groups: number of groups of a transposed convolution; None for any other layer
+    """
     space = [1] * (weight.dim() - 2)
-    if not isinstance(layer, TransposedConvolution):
+    if groups is None:
         return weight * scale.reshape(-1, 1, *space)
     # A transposed weight is [inputs, features / groups, ...], and group g of the inputs makes group g of the features.
-    grouped = weight.reshape(layer.groups, -1, *weight.shape[1:]) * scale.reshape(layer.groups, 1, -1, *space)
+    grouped = weight.reshape(groups, -1, *weight.shape[1:]) * scale.reshape(groups, 1, -1, *space)
     return grouped.reshape(weight.shape)
 
 
@@ -153,8 +200,12 @@ def applied(steps: Sequence[Step], network: nn.Module) -> nn.Module:
     """Do steps in a network, and return it; only a network that is a BatchNorm itself becomes another module."""
     for step in steps:
         for part in step.parts:
-            weight, bias = (step.values[tensor_name(part.layer, kind)] for kind in ("weight", "bias"))
-            set_parameters(network.get_submodule(part.layer), weight, bias)
+            weight, bias = (step.values.get(part.tensor_name(kind) or "") for kind in ("weight", "bias"))
+            assert weight is not None
+            if part.function is None:
+                set_parameters(network.get_submodule(part.layer), weight, bias)
+            else:
+                _set_of_function(network, part.function, weight, bias)
         norm = network.get_submodule(step.batch_norm)
         network = replaced(network, norm, replacement(step, norm))
     return network
@@ -162,16 +213,28 @@ def applied(steps: Sequence[Step], network: nn.Module) -> nn.Module:
 
 def replacement(step: Step, norm: nn.Module) -> nn.Module:
     """Return what stands in place of the step's BatchNorm."""
-    if step.kind != "affine":
+    if step.kind != "affine" and not step.leaves_shift:
         return removed(norm)
-    return affine(norm, *(step.values[tensor_name(step.batch_norm, kind)] for kind in ("weight", "bias")))
+    weight = step.values.get(tensor_name(step.batch_norm, "weight"))
+    return affine(norm, weight, step.values[tensor_name(step.batch_norm, "bias")])
 
 
-def set_parameters(layer: Any, weight: Tensor, bias: Tensor) -> None:
+def set_parameters(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
     """Give a layer new parameters with the same dtype, device and strides; layers tied to the old ones keep them."""
     old, old_bias = layer.weight, layer.bias
-    template = old.new_empty(bias.shape) if old_bias is None else torch.empty_like(old_bias)
-    bias_learns = old.requires_grad if old_bias is None else old_bias.requires_grad
-    weight_values = torch.empty_like(old).copy_(weight.to(old.dtype))  # mps has no float64
-    layer.weight = nn.Parameter(weight_values, requires_grad=old.requires_grad)
-    layer.bias = nn.Parameter(template.copy_(bias.to(template.dtype)), requires_grad=bias_learns)
+    layer.weight = _parameter_like(old, weight)
+    if bias is not None:
+        layer.bias = _parameter_like(old.new_empty(bias.shape) if old_bias is None else old_bias, bias)
+        layer.bias.requires_grad_((old if old_bias is None else old_bias).requires_grad)
+
+
+def _set_of_function(network: nn.Module, function: Function, weight: Tensor, bias: Tensor | None) -> None:
+    for name, values in ((function.weight, weight), (function.bias, bias)):
+        if name is not None and values is not None:
+            module, _, own = name.rpartition(".")
+            setattr(network.get_submodule(module), own, _parameter_like(network.get_parameter(name), values))
+
+
+def _parameter_like(old: Tensor, values: Tensor) -> nn.Parameter:
+    """Return values as a parameter with the dtype, device and strides of another tensor; mps has no float64."""
+    return nn.Parameter(torch.empty_like(old).copy_(values.to(old.dtype)), requires_grad=old.requires_grad)
