@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -67,7 +67,7 @@ def plan(network: nn.Module, original: nn.Module, seen: Watch, faults: Faults, w
         beside = next(name for name in idle if name not in in_heads)
         left |= dict.fromkeys(seen.sources, f"the run never called {quoted(beside)}, which may share its layer")
     else:
-        left |= _fold(draft, faults)
+        left |= _fold(draft, faults, seen.sources)
     refusals = [Refusal(f"F.batch_norm in {quoted(place)}", FUNCTIONAL) for place in seen.functional]
     mappable = 0
     for name in [name for name in [*seen.sources, *idle] if name in left]:
@@ -102,12 +102,16 @@ class _Draft:
     seen: Watch
     steps: dict[str, Step] = field(default_factory=dict)
     values: Values = field(default_factory=dict)
+    busy: Set[str] = frozenset()  # layers that may not change
 
     def site(self, name: str) -> Site:
         return Site(name, self.original, self.seen, self.steps)
 
     def take(self, kind: Kind, name: str, parts: tuple[Part, ...], why: str = "") -> str | None:
-        """Plan a step; return why the network's dtypes cannot hold it, None if they can."""
+        """Plan a step; return why it cannot be done, as where the network's dtypes cannot hold it; None if it can."""
+        for part in parts:
+            if part.layer in self.busy:
+                return f"it would go into {quoted(part.layer)}, which also runs in evaluation"
         step = Step(name, kind, parts, {}, why)
         step = Step(name, kind, parts, new_values(step, self.original, self.values), why)
         reason = overflow(step, self.network)
@@ -117,10 +121,23 @@ class _Draft:
         return reason
 
 
-def _fold(draft: _Draft, faults: Faults) -> dict[str, str]:
-    """Plan all folds into layers; return the BatchNorms that are left, with reasons, in the order of the run."""
+def plan_heads(
+    network: nn.Module, original: nn.Module, seen: Watch, faults: Faults, heads: Collection[str], busy: Set[str]
+) -> tuple[dict[str, Step], dict[str, str]]:
+    """Return folds of the BatchNorms of heads in a run on the path of training, and those that are left, with reasons.
+
+    busy: layers that run in evaluation, and so may not change
+    """
+    # A function's parameters may be read in evaluation by another name, so that functions take nothing in.
+    draft = _Draft(network, original, seen, busy={*busy, *seen.layer_functions})
+    left = _fold(draft, faults, [name for name in seen.sources if name in heads])
+    return draft.steps, left
+
+
+def _fold(draft: _Draft, faults: Faults, names: Iterable[str]) -> dict[str, str]:
+    """Plan folds of BatchNorms into layers; return those that are left, with reasons, in the order of the run."""
     left: dict[str, str] = {}
-    for name in draft.seen.sources:
+    for name in names:
         site = draft.site(name)
         reason = faults.folds.get(name) or _own_reason(site)
         if reason is None:

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd as Dropout
 from torch.utils import _pytree as pytree
 
 from prepkit.fusion._storages import own_tensors, storage_key, tensors_in
 from prepkit.fusion._watch import UnfoldableNetwork
+from prepkit.fusion.norm import is_norm
 
 MARGIN = 100  # a fold may change as much as this many times the network's reaction to rounding
 
@@ -63,13 +65,15 @@ FLOAT32 = Precision(torch.float32, torch.complex64, 1e-4, 1e-6, 1e-2)  # for net
 class Example:
     """The arguments of the network's runs, their device, and the precision.
 
-    device: the network's own, but the CPU in place of mps
+    device:      the network's own, but the CPU in place of mps
+    in_training: whether copies take the path of training; BatchNorms and dropouts still do what they do in evaluation
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     device: torch.device | None
     precision: Precision = FLOAT64
+    in_training: bool = False
 
     @staticmethod
     def of(network: nn.Module, value: Inputs) -> Example:
@@ -89,8 +93,16 @@ class Example:
 
     def run(self, network: nn.Module) -> Any:
         """Return what a network in the precision returns for the example."""
-        args, kwargs = self.inputs()
-        return network(*args, **kwargs)
+        return self._run(network, self.inputs())
+
+    def _run(self, network: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+        self.seed()
+        return network(*inputs[0], **inputs[1])
+
+    def seed(self) -> None:
+        """On the path of training, make the next run draw the same random numbers as every other."""
+        if self.in_training:
+            torch.manual_seed(0)
 
     def _own(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -105,6 +117,9 @@ class Example:
         if any(tensor.device.type == "mps" for tensor in own_tensors(copied)):
             copied.cpu()
         copied._apply(self.precision.cast)  # type: ignore[no-untyped-call]
+        if self.in_training:
+            for module in copied.modules():
+                module.training = not is_norm(module) and not isinstance(module, Dropout)
         return copied
 
     def allows(self, error: float, network: nn.Module, results: Sequence[Tensor]) -> bool:
@@ -122,8 +137,7 @@ class Example:
         def shaken(leaf: Any) -> Any:
             return self.precision.shaken(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
-        args, kwargs = pytree.tree_map(shaken, self.inputs())
-        return relative_error(results, tensors_in(network(*args, **kwargs)))
+        return relative_error(results, tensors_in(self._run(network, pytree.tree_map(shaken, self.inputs()))))
 
     def error(self, network: nn.Module, expected: list[Tensor]) -> float:
         """Return the relative error of a folded network in the precision."""

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from prepkit.errors import FusionError
+from prepkit.fusion._heads import with_heads_folded
 from prepkit.fusion._other_size import faults_at_other_size, run_at_other_size
 from prepkit.fusion._plan import Faults, Plan, foreign_norms, plan
 from prepkit.fusion._proof import faults_of
@@ -117,6 +118,7 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfo
             raise cannot_fold(network, planned.refusals, total, planned.mappable)
         if not example.allows(before, original, seen.results):
             raise _another_function(before, f"in {example.precision.name}")
+        planned = with_heads_folded(network, planned, seen, example)
         folded = applied(planned.steps, copied_network(network))
         after = example.error(example.copy_of(folded), seen.results)
         if not math.isfinite(after):

@@ -257,14 +257,13 @@ class WithHead(nn.Module):
         return x + self.aux(x) if self.training else x
 
 
-def test_a_head_that_runs_in_training_only_is_set_aside_and_named():
+def test_a_head_that_runs_in_training_only_folds_into_its_own_layer():
     network = randomised(WithHead())
     result = fold(network, IMAGES)
-    assert [pair.batch_norm for pair in result.folded] == ["norm"]
-    assert [(item.batch_norm, item.reason) for item in result.affine] == [
-        ("aux.1", "the run on the example input never called it")
-    ]
+    assert [(pair.layer, pair.batch_norm) for pair in result.folded] == [("conv", "norm"), ("aux.0", "aux.1")]
+    assert (result.affine, result.kept) == ((), ())
     assert norms_left(result.network) == []
+    assert list(result.network.state_dict()) == ["conv.weight", "conv.bias", "aux.0.weight", "aux.0.bias"]
     assert error(network, result.network, IMAGES) < 1e-6
     assert error(network.aux, result.network.aux, torch.randn(2, 5, 3, 3)) < 1e-6
 
