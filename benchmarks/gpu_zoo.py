@@ -42,7 +42,8 @@ from prepkit.training._engine import Engine
 from prepkit.training._hyperparameters import Training
 from prepkit.training._optimiser import Adam, Optimiser, Parameters, Rates, Sgd
 from prepkit.training._plan import Job
-from prepkit.training._stack import Stack, StackSetup, fresh_tensors, reproducible
+from prepkit.training._stack import Stack, fresh_tensors, reproducible
+from prepkit.training._step import StackSetup
 from prepkit.training._values import Epochs, Range
 
 Figures = dict[str, Any]
@@ -260,8 +261,9 @@ class Case:
         learning, self.statistics = fresh_tensors(setup, range(count))
         self.parameters = Parameters(learning)
         self.optimiser: Optimiser = Sgd() if training is SGD else Adam()
-        rates = [1e-3] * count
-        self.rates = Rates(self.parameters, rates, [5e-4] * count, [0.9] * count)
+        self.rates = Rates(self.parameters, [5e-4] * count, [0.9] * count, in_place=device.type == "cuda")
+        self.rates.set_learning_rates([1e-3] * count)
+        self.optimiser.count_step(self.parameters)  # once is enough: Adam divides by constants then
         draws = torch.Generator().manual_seed(1)
         shape = (count, batch, *architecture.input_shape)
         self.inputs = torch.randn(shape, generator=draws).to(device, dtype)

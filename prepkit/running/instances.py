@@ -74,7 +74,12 @@ class Runner:
         if isinstance(network, StackedNetwork):
             return network.call(tensors, inputs, shared, self.channels_last)
         count = next(iter(tensors.values())).shape[0]
-        rows = {name: tensor.unbind(0) for name, tensor in tensors.items() if name not in self._aliases}
+        # One instance is no copy of a row, nor is its gradient.
+        rows = {
+            name: tensor.unbind(0) if count > 1 else (tensor.squeeze(0),)
+            for name, tensor in tensors.items()
+            if name not in self._aliases
+        }
         dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
         constants = {name: buffer.to(dtype) for name, buffer in self._constants.items()}
         given = self._laid_out(inputs) if shared else inputs
@@ -83,7 +88,7 @@ class Runner:
             given = given if shared else self._laid_out(inputs[index])
             own = {name: row[index] for name, row in rows.items()}
             outputs.append(functional_call(network, {**constants, **own}, (given,)))
-        return torch.stack(outputs)
+        return torch.stack(outputs) if count > 1 else outputs[0].unsqueeze(0)
 
     def _laid_out(self, inputs: Tensor) -> Tensor:
         images = self.channels_last and inputs.dim() == 4

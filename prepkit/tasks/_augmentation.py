@@ -26,18 +26,24 @@ class Normalisation:
     mean: Sequence[float]
     std: Sequence[float]
 
-    def apply(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Normalise pixels `[..., C, H, W]` uint8 into a dtype; the arithmetic is in float32 at least."""
+    def constants(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The factors and the terms `[C, 1, 1]`, in float32 at least.
+
+        They are made once for all batches: each time, a GPU would have to wait for the host, and the host for it.
+        """
         import torch
 
         exact = torch.promote_types(dtype, torch.float32)
         products = [1 / (self.levels * std) for std in self.std]
         sums = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        by_channel = (
-            torch.tensor(values, dtype=exact, device=pixels.device).view(-1, 1, 1) for values in (products, sums)
-        )
-        scale, shift = by_channel
-        return pixels.to(exact).mul_(scale).add_(shift).to(dtype)
+        scale, shift = (torch.tensor(each, dtype=exact, device=device).view(-1, 1, 1) for each in (products, sums))
+        return scale, shift
+
+
+def normalised(pixels: Tensor, constants: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """Normalise pixels `[..., C, H, W]` uint8 into a dtype; the arithmetic is in that of the constants."""
+    scale, shift = constants
+    return pixels.to(scale.dtype).mul_(scale).add_(shift).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,13 @@ class Images:
 
         _, channels, height, width = images.shape
         self.padding = padding
-        self.normalisation = normalisation
         self.dtype = dtype
+        self._constants = normalisation.constants(dtype, device)
         # Zeros are put around the raw image, before normalisation, as a random crop of a picture file does.
         pixels = torch.nn.functional.pad(images.to(device), [padding] * 4)
         self.kept_normalised = pixels.numel() * dtype.itemsize <= MAX_NORMALISED_BYTES
         if self.kept_normalised:
-            pixels = normalisation.apply(pixels, dtype)
+            pixels = normalised(pixels, self._constants, dtype)
         self._row = width + 2 * padding
         self._plane = self._row * (height + 2 * padding)
         self._image = self._plane * channels
@@ -116,5 +122,5 @@ class Images:
         if flips is not None:
             windows = torch.where(flips.reshape(-1, 1, 1, 1), windows.flip(-1), windows)
         if not self.kept_normalised:
-            windows = self.normalisation.apply(windows, self.dtype)
+            windows = normalised(windows, self._constants, self.dtype)
         return windows.view(*starts.shape, *windows.shape[1:])

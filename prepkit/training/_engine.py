@@ -25,6 +25,21 @@ SHARE_OF_GPU = 0.5  # Share of memory for activations; weights, gradients, works
 
 
 @dataclass(frozen=True)
+class Way:
+    """How the instances of a stack share a GPU in a step.
+
+    at_once: instances that run at once, as one network; packs of so many run one after another. None runs all.
+    streams: number of streams among which the packs are dealt, so that they run side by side
+    """
+
+    at_once: int | None = None
+    streams: int = 1
+
+
+ALL_AT_ONCE = Way()
+
+
+@dataclass(frozen=True)
 class Engine:
     """How a zoo is trained.
 

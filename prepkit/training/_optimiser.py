@@ -1,8 +1,9 @@
 """SGD and Adam over a whole stack: the parameters of K instances in one buffer, each with its own hyper-parameters.
 
     parameters = Parameters(tensors)          # leaves [K, *shape] that look into one buffer
-    optimiser = Sgd(parameters, ...)
-    loss.backward(); optimiser.step(rates)
+    optimiser.count_step(parameters)
+    ...                                       # add the gradients to parameters.gradients
+    optimiser.step(parameters, rates)         # a CUDA graph may repeat this
 
 The updates are those of torch.optim.SGD, Adam and AdamW, element by element, so that a stack equals its instances
 trained alone. They are written out here because torch.optim has one learning rate a tensor, not one an instance, and
@@ -22,7 +23,7 @@ from torch import Tensor
 class Parameters:
     """All parameters of K instances in one buffer `[N]`, tensor after tensor, and their gradients in another.
 
-    leaves: by name `[K, *shape]`, views of the buffer whose `.grad` are views of `gradients`
+    leaves: by name `[K, *shape]`, views of the buffer
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -31,9 +32,6 @@ class Parameters:
         self.gradients = torch.zeros_like(self.values)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.leaves = self.tensors(self.values)
-        for leaf, gradient in zip(self.leaves.values(), self.tensors(self.gradients).values(), strict=True):
-            leaf.requires_grad_()
-            leaf.grad = gradient
 
     def tensors(self, flat: Tensor) -> dict[str, Tensor]:
         """Views `[K, *shape]` of a buffer that is laid out as this one's values are."""
@@ -48,8 +46,10 @@ class Parameters:
 
     def by_value(self, numbers: Sequence[float]) -> Tensor | float:
         """Spread one number per instance over its values, `[N]`; equal numbers give one plain number."""
-        if len(set(numbers)) == 1:
-            return numbers[0]
+        return numbers[0] if len(set(numbers)) == 1 else self.spread(numbers)
+
+    def spread(self, numbers: Sequence[float]) -> Tensor:
+        """Spread one number per instance over its values, `[N]`."""
         each = torch.tensor(numbers, dtype=self.values.dtype, device=self.values.device)
         return torch.cat([each.repeat_interleave(torch.Size(shape[1:]).numel()) for shape in self.shapes.values()])
 
@@ -64,27 +64,42 @@ class Optimiser(Protocol):
     state: dict[str, Tensor]
     steps: int
 
+    def count_step(self, parameters: Parameters) -> None:
+        """Count a step that begins, and set what depends on its number; no graph repeats this."""
+        ...
+
     def step(self, parameters: Parameters, rates: Rates) -> None:
         """Update the values from their gradients."""
         ...
 
 
 class Rates:
-    """The hyper-parameters of one epoch.
+    """The hyper-parameters of a stack's instances: one number each, a plain one where all are equal.
 
-    learning_rate, weight_decay, momentum: K numbers, one per instance
+    weight_decay, momentum: K numbers, one per instance
+    in_place:               whether the learning rate is a tensor that stays where it is, as a CUDA graph needs it
     """
+
+    learning_rate: Tensor | float
 
     def __init__(
         self,
         parameters: Parameters,
-        learning_rate: Sequence[float],
         weight_decay: Sequence[float],
         momentum: Sequence[float],
+        in_place: bool = False,
     ) -> None:
-        self.learning_rate = parameters.by_value(learning_rate)
+        self.parameters = parameters
         self.weight_decay = parameters.by_value(weight_decay)
         self.momentum = parameters.by_value(momentum)
+        self._in_place = torch.zeros_like(parameters.values) if in_place else None
+
+    def set_learning_rates(self, numbers: Sequence[float]) -> None:
+        """Take other learning rates, one per instance."""
+        if self._in_place is None:
+            self.learning_rate = self.parameters.by_value(numbers)
+        else:
+            self.learning_rate = self._in_place.copy_(self.parameters.spread(numbers))
 
 
 class Sgd:
@@ -94,6 +109,10 @@ class Sgd:
         self.nesterov = nesterov
         self.state: dict[str, Tensor] = {}
         self.steps = 0
+
+    def count_step(self, parameters: Parameters) -> None:
+        """Count a step."""
+        self.steps += 1
 
     @torch.no_grad()
     def step(self, parameters: Parameters, rates: Rates) -> None:
@@ -105,7 +124,6 @@ class Sgd:
         if self.nesterov:
             velocity = gradients + velocity * rates.momentum
         descend(parameters.values, velocity, rates.learning_rate)
-        self.steps += 1
 
 
 class Adam:
@@ -115,6 +133,16 @@ class Adam:
         self.betas, self.eps, self.decoupled = betas, eps, decoupled
         self.state: dict[str, Tensor] = {}
         self.steps = 0
+        self._corrections: tuple[Tensor, Tensor] | None = None
+
+    def count_step(self, parameters: Parameters) -> None:
+        """Count a step, and set by what its averages are divided."""
+        self.steps += 1
+        first, second = self.betas
+        if self._corrections is None:
+            self._corrections = parameters.values.new_empty(()), parameters.values.new_empty(())
+        self._corrections[0].fill_(1 - first**self.steps)
+        self._corrections[1].fill_((1 - second**self.steps) ** 0.5)
 
     @torch.no_grad()
     def step(self, parameters: Parameters, rates: Rates) -> None:
@@ -127,12 +155,13 @@ class Adam:
             gradients = with_decay(parameters, rates.weight_decay)
         if not self.state:
             self.state = {"mean": torch.zeros_like(values), "square": torch.zeros_like(values)}
-        self.steps += 1
+        if self._corrections is None:
+            raise ValueError("count_step comes before step")
         first, second = self.betas
         mean = self.state["mean"].lerp_(gradients, 1 - first)
         square = self.state["square"].mul_(second).addcmul_(gradients, gradients, value=1 - second)
-        root = (square.sqrt() / (1 - second**self.steps) ** 0.5).add_(self.eps)
-        descend(values, mean / (1 - first**self.steps) / root, rates.learning_rate)
+        root = (square.sqrt() / self._corrections[1]).add_(self.eps)
+        descend(values, mean / self._corrections[0] / root, rates.learning_rate)
 
 
 def with_decay(parameters: Parameters, weight_decay: Tensor | float) -> Tensor:

@@ -16,7 +16,8 @@ from prepkit.families.folding import fold_stack
 from prepkit.running.instances import Runner, runner
 from prepkit.training._hyperparameters import Training
 from prepkit.training._plan import Job
-from prepkit.training._stack import Snapshot, StackSetup
+from prepkit.training._stack import Snapshot
+from prepkit.training._step import StackSetup
 
 SPLITS = ("train", "validation", "test")  # splits of the task's data
 

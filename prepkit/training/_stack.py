@@ -17,36 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prepkit.families.registry import Architecture
-from prepkit.running.instances import Runner
 from prepkit.tasks.randomness import stream_seed
-from prepkit.tasks.task import Task, TaskBatch
 from prepkit.training._hyperparameters import Training
-from prepkit.training._optimiser import Adam, Optimiser, Parameters, Rates, Sgd
+from prepkit.training._optimiser import Adam, Optimiser, Parameters, Sgd
 from prepkit.training._plan import Job
 from prepkit.training._schedule import factor
-
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class StackSetup:
-    """What all instances of a stack have in common.
-
-    task:            its data are on the device, in the dtype of the weights
-    runner:          the forward of the trained network
-    stack:           largest number of instances that are run at once
-    samples_at_once: samples of a batch that are run at once, their gradients added up; None for all
-    """
-
-    architecture: Architecture
-    training: Training
-    task: Task
-    runner: Runner
-    device: torch.device
-    stack: int = 1
-    samples_at_once: int | None = None
-    dtype: torch.dtype = torch.float32
+from prepkit.training._step import StackSetup, StackStep, Tensors, autocast
 
 
 @dataclass(frozen=True)
@@ -104,6 +80,7 @@ class Stack:
         learning, self.statistics = fresh_tensors(self.setup, [job.seed for job in self.active_jobs])
         self.parameters = Parameters(learning)
         self.optimiser = optimiser_of(self.setup.training)
+        self._step: StackStep | None = None
         self.epoch = 0
         self.best: BestWeights | None = None
 
@@ -145,25 +122,13 @@ class Stack:
         """Train one epoch, and return the sum of the losses of all steps for each instance."""
         setup, training = self.setup, self.setup.training
         jobs = self.active_jobs
-        rates = Rates(
-            self.parameters,
-            [job.learning_rate * factor(training.schedule, self.epoch, job.epochs) for job in jobs],
-            [job.weight_decay for job in jobs],
-            [job.momentum for job in jobs],
-        )
+        step = self._step = self._step or StackStep(setup, self.parameters, self.statistics, self.optimiser, jobs)
+        step.begin_epoch([job.learning_rate * factor(training.schedule, self.epoch, job.epochs) for job in jobs])
         seeds, items = [job.seed for job in jobs], [job.item for job in jobs]
         seed_all(stream_seed("network", seeds[0], self.epoch), setup.device)  # Dropout draws from it, in stacks of one
-        tensors = self.tensors
         total = torch.zeros(len(jobs), dtype=torch.float64, device=setup.device)
         for batch in setup.task.batches(seeds, items, self.epoch, training.batch_size):
-            self.parameters.gradients.zero_()
-            for inputs, targets, share in parts(batch, setup.samples_at_once):
-                with autocast(training, setup.device):
-                    outputs = setup.runner(tensors, inputs, training=True)
-                losses = setup.task.losses(outputs.to(setup.dtype), targets) * share
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-                total += losses.detach()
-            self.optimiser.step(self.parameters, rates)
+            total += step(batch)
         sums: list[float] = total.tolist()
         return sums
 
@@ -231,6 +196,7 @@ class Stack:
         if len(kept) == len(self.active):
             return
         self.active = [self.active[index] for index in kept]
+        self._step = None  # It works on the tensors of all; this also frees what its graph holds.
         if not kept:
             return
         at = torch.tensor(kept, device=self.setup.device)
@@ -319,26 +285,11 @@ def stacked(rows: Sequence[Tensors], setup: StackSetup) -> Tensors:
     }
 
 
-def parts(batch: TaskBatch, size: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Divide a batch into parts of `size` samples: inputs, targets, and the part's share of the batch."""
-    count = batch.inputs.shape[1]
-    if size is None or size >= count:
-        yield batch.inputs, batch.targets, 1.0
-        return
-    for inputs, targets in zip(torch.split(batch.inputs, size, 1), torch.split(batch.targets, size, 1), strict=True):
-        yield inputs, targets, inputs.shape[1] / count
-
-
 def optimiser_of(training: Training) -> Optimiser:
     """The optimiser that a spec names."""
     if training.optimizer == "sgd":
         return Sgd(training.nesterov)
     return Adam(training.betas, training.eps, training.decoupled)
-
-
-def autocast(training: Training, device: torch.device) -> torch.autocast:
-    """The context in which the forward runs: matrix products in bfloat16 where the spec says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
 
 
 def seed_all(seed: int, device: torch.device) -> None:

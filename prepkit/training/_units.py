@@ -26,7 +26,8 @@ from prepkit.training._engine import Engine
 from prepkit.training._hyperparameters import Training
 from prepkit.training._plan import Job, TrainingPlan
 from prepkit.training._results import Rows, rows_of
-from prepkit.training._stack import Diverged, Stack, StackSetup
+from prepkit.training._stack import Diverged, Stack
+from prepkit.training._step import StackSetup
 from prepkit.training.spec import Spec
 
 # Measured for sine MLPs: 2 to 5 MiB are equally good, and all of 20,000 points at once are half as fast.

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from prepkit.errors import ZooError
 from prepkit.tasks import _augmentation as augmentation
 from prepkit.tasks import check_record, load_task, test_set
-from prepkit.tasks._augmentation import Images, Normalisation, draw
+from prepkit.tasks._augmentation import Images, Normalisation, draw, normalised
 from prepkit.tasks._image_record import Augmentation, split_indices
 from prepkit.tasks._image_set import Part, fingerprint
 from prepkit.tasks.images import Dealt, ImageTask
@@ -137,7 +137,8 @@ def test_large_sets_stay_bytes_and_small_ones_are_normalised_once():
 
 def test_black_and_white_become_what_mean_and_std_say():
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
-    found = Normalisation(255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).apply(pixels, torch.float64)
+    normalisation = Normalisation(255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    found = normalised(pixels, normalisation.constants(torch.float64, pixels.device), torch.float64)
     expected = [[-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225], [0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]]
     torch.testing.assert_close(found[:, :, 0, 0], torch.tensor(expected, dtype=torch.float64))
     assert torch.equal(pixels.flatten(), torch.tensor([0] * 3 + [255] * 3, dtype=torch.uint8))

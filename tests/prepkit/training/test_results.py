@@ -12,7 +12,8 @@ from prepkit.running.instances import runner
 from prepkit.training._hyperparameters import Training
 from prepkit.training._plan import Job
 from prepkit.training._results import rows_of
-from prepkit.training._stack import Snapshot, Stack, StackSetup
+from prepkit.training._stack import Snapshot, Stack
+from prepkit.training._step import StackSetup
 from prepkit.training._values import Epochs, Range, Schedule
 
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from prepkit.tasks.task import TaskBatch
 from prepkit.training._engine import stack_size_for
 from prepkit.training._plan import Job
 from prepkit.training._schedule import factor
-from prepkit.training._stack import Stack, StackSetup, fresh_tensors
+from prepkit.training._stack import Stack, fresh_tensors
+from prepkit.training._step import StackSetup
 from prepkit.training._values import CONSTANT, Epochs, Keep
 from prepkit.training.spec import load_spec, spec_names
 

@@ -18,7 +18,8 @@ from prepkit.running.instances import is_stackable, runner
 from prepkit.tasks.task import TaskBatch
 from prepkit.training._hyperparameters import Training
 from prepkit.training._plan import Job
-from prepkit.training._stack import Diverged, Stack, StackSetup, stacked
+from prepkit.training._stack import Diverged, Stack, stacked
+from prepkit.training._step import StackSetup
 from prepkit.training._values import Epochs, Keep, Range, Schedule
 
 CPU = torch.device("cpu")
