@@ -52,8 +52,9 @@ def open_zoo(
     >>> zoo = open_zoo("my-zoo")
     >>> zoo.preps([0, 1, 2]).shape    # [3, H, W]
     """
+    from prepkit.zoo.read.shapes import common_shape
     from prepkit.zoo.read.store import LocalStore, Store
-    from prepkit.zoo.read.zoo import Zoo, common_shape
+    from prepkit.zoo.read.zoo import Zoo
 
     address = os.fspath(path)
     check_served(address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,15 @@ def module_versions(state: object) -> dict[str, int]:
         return {}
     versions = {name: entry.get("version") for name, entry in metadata.items() if isinstance(entry, Mapping)}
     return {name: version for name, version in versions.items() if type(name) is str and type(version) is int}
+
+
+def with_versions(tensors: dict[str, Tensor], versions: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return tensors as a state dict that notes versions of modules, which are read when it is loaded."""
+    if not versions:
+        return tensors
+    state = OrderedDict(tensors)
+    state._metadata = {name: {"version": version} for name, version in versions.items()}  # type: ignore[attr-defined]
+    return state
 
 
 def modules_of(names: Iterable[str]) -> list[str]:

@@ -344,6 +344,11 @@ def carried_by_all(names: list[str], prefix: str, steps: Iterable[str]) -> str:
     return ""
 
 
+def versions_of(state: Mapping[str, Tensor]) -> Mapping[str, int]:
+    """Return the versions of modules that a checkpoint or a network's state dict notes; empty where it does not."""
+    return state.versions if isinstance(state, Checkpoint) else module_versions(state)
+
+
 def without_prefix(versions: Mapping[str, int], prefix: str) -> dict[str, int]:
     """Return the versions of the modules under a prefix, named as the tensors are without it."""
     return {name[len(prefix) :]: version for name, version in versions.items() if f"{name}.".startswith(prefix)}

@@ -327,17 +327,19 @@ def clean(folder: Path, dry_run: bool, out: Output) -> None:
 @folder_or_address
 @click.argument("id_", metavar="ID", shell_complete=zoo_ids)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")
+@click.option("--strip-prefix", is_flag=True, help="Leave out a prefix of all names such as `module.`.")
 @force_option
 @json_option
-def export(folder: Path | HubAddress, id_: str, output: Path, force: bool, out: Output) -> None:
+def export(folder: Path | HubAddress, id_: str, output: Path, strip_prefix: bool, force: bool, out: Output) -> None:
     """Write one instance as a plain state dict.
 
-    torch.load or safetensors reads it without prepkit. DIR may be an address on the Hub, hf://user/zoo.
+    torch.load or safetensors reads it without prepkit. The names are those of the checkpoint that `zoo create` read.
+    DIR may be an address on the Hub, hf://user/zoo.
     """
     from prepkit.api import open_zoo
 
     opened = open_zoo(str(folder))
-    tensors = opened.export(id_, output, overwrite=force)
+    tensors = opened.export(id_, output, prefix=not strip_prefix, overwrite=force)
     row = opened.metadata(opened.index(id_))
     out.result(
         {"output": str(output), "tensors": len(tensors), "metadata": json_value(row, not_finite=str)},

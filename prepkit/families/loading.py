@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from prepkit.checkpoint.load import versions_of
 from prepkit.errors import LayoutMismatch
 from prepkit.families.architecture import Architecture
-from prepkit.tensors import same_bits, storage_identity
+from prepkit.tensors import same_bits, storage_identity, with_versions
 
 
 def network_with(tensors: Mapping[str, Tensor], architecture: Architecture, place: str) -> nn.Module:
@@ -32,7 +33,8 @@ def network_with(tensors: Mapping[str, Tensor], architecture: Architecture, plac
     template = _template(architecture, False)
     try:
         given = _tied(tensors, template)
-        return _loaded(given, architecture, folded=False, strict=False)  # names and shapes were compared before
+        # Names and shapes were compared before.
+        return _loaded(given, versions_of(tensors), architecture, folded=False, strict=False)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise LayoutMismatch(f"{place} does not load into {architecture.name}: {reason}.") from None
@@ -50,14 +52,17 @@ def network_with_copies(tensors: Mapping[str, Tensor], architecture: Architectur
         copied = Parameter(tensor.clone()) if name in parameters else tensor.clone()
         copies.setdefault(storage_identity(tensor), copied)
     given = {name: copies[storage_identity(tensor)] for name, tensor in tensors.items()}
-    return _loaded(given, architecture, folded, strict=folded)
+    return _loaded(given, versions_of(tensors), architecture, folded, strict=folded)
 
 
-def _loaded(given: Mapping[str, Tensor], architecture: Architecture, folded: bool, strict: bool) -> nn.Module:
+def _loaded(
+    given: dict[str, Tensor], versions: Mapping[str, int], architecture: Architecture, folded: bool, strict: bool
+) -> nn.Module:
+    """Load tensors into a new network, with the versions that modules may ask for."""
     network = _template(architecture, folded).network(given)
     if network is None:
         network = _built(architecture, folded)
-    network.load_state_dict(given, strict=strict, assign=True)
+    network.load_state_dict(with_versions(given, versions), strict=strict, assign=True)
     return network.eval()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, Verifica
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.support.files import is_zoo, replacing
 from prepkit.support.json_values import broken_text
-from prepkit.tensors import dtype_name, modules_of
+from prepkit.tensors import dtype_name, modules_of, with_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,11 +95,8 @@ class PRep:
         named = {start + name: tensor for name, tensor in self.tensors().items()}
         if not self.origin.versions:
             return named
-        state = OrderedDict(named)
         noted = {(start + name).removesuffix("."): version for name, version in self.origin.versions.items()}
-        versions = dict.fromkeys(modules_of(named), 1) | noted
-        state._metadata = {name: {"version": version} for name, version in versions.items()}  # type: ignore[attr-defined]
-        return state
+        return with_versions(named, dict.fromkeys(modules_of(named), 1) | noted)
 
 
 @dataclass(frozen=True)

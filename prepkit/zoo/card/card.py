@@ -23,6 +23,7 @@ from prepkit.zoo.card.viewer import ViewerSplit, only_split
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 from prepkit.zoo.format.drawn_split import EARLIER_SPLIT, drawn_split
 from prepkit.zoo.format.manifest import Manifest, read_manifest
+from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS
 
 if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
@@ -65,8 +66,10 @@ MEANINGS_OF_TRAINING = {  # `zoo train` writes these columns; in other zoos they
     "loss": "loss on the test data",
 }
 MEANINGS_OF_SOURCES = {  # `zoo create` fills these columns
-    "source": "address on the Hub of the checkpoint, with its commit",
-    "source_sha256": "sha256 of the checkpoint's file",
+    SOURCE: "address on the Hub of the checkpoint, with its commit",
+    SOURCE_SHA256: "sha256 of the checkpoint's file",
+    PREFIX: "text before every name in the checkpoint; `zoo export` puts it back",
+    VERSIONS: "versions of modules in the checkpoint that are not 1; `zoo export` notes them",
 }
 MEANINGS = {"zoo train": MEANINGS_OF_TRAINING, "zoo create": MEANINGS_OF_SOURCES}
 

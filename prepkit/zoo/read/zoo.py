@@ -31,9 +31,11 @@ from prepkit.support.files import check_writable, sha256_of_file
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of
+from prepkit.zoo.format.sources import names_at
 from prepkit.zoo.format.tables import row_of, rows_at, rows_with
 from prepkit.zoo.read._indices import is_single, number_of, numbers_of
 from prepkit.zoo.read.gather import batch_memory, gather, new_memory
+from prepkit.zoo.read.shapes import common_shape
 from prepkit.zoo.read.store import LocalStore, Store
 from prepkit.zoo.read.where import matching_rows
 
@@ -208,12 +210,15 @@ class Zoo:
         raises ZooError if the zoo knows only its layout, RegistryError if its builder is not trusted
         """
         number = self._number(key)
-        return self._network(self._stored_of(number), self._prep(number).tensors())
+        return self._network(self._stored_of(number), self._prep(number).state_dict(prefix=False))
 
-    def export(self, key: int | str, output: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Tensor]:
+    def export(
+        self, key: int | str, output: str | os.PathLike[str], *, prefix: bool = True, overwrite: bool = False
+    ) -> dict[str, Tensor]:
         """Write one instance as a plain state dict, which torch or safetensors read without prepkit, and return it.
 
         output: MODEL.pt or MODEL.safetensors, outside the zoo
+        prefix: put a prefix of all names back that `zoo create` took off, such as `module.`
         raises IndexError, ZooError for an unknown id, OutputError if the file cannot be written
         """
         from prepkit.checkpoint.export import save_state_dict, writer_for
@@ -223,7 +228,7 @@ class Zoo:
         if file.resolve().is_relative_to(self._store.root.resolve()):
             raise OutputError(f"'{output}' lies in the zoo '{self._store.root}'; name a file outside it.")
         check_writable(file, overwrite=overwrite)
-        tensors = self._prep(self._number(key), copy=True).tensors()
+        tensors = self._prep(self._number(key), copy=True).state_dict(prefix=prefix)
         save_state_dict(tensors, file, overwrite=overwrite)
         return tensors
 
@@ -342,7 +347,8 @@ class Zoo:
         flat = self._store.shard(int(self._store.shard_of[instance])).row(int(self._store.row_of[instance]))
         copy = copy and self._store.is_mapped  # else they were read for this call alone
         values = flat.view(stored.height, self.manifest.width).to(torch_dtype(stored.layout.dtype), copy=copy)
-        return PRep(values, stored.layout, Origin(stored.name, stored.class_id))
+        prefix, versions = names_at(self.table, number, f"'{self.name}', instance {number}")
+        return PRep(values, stored.layout, Origin(stored.name, stored.class_id, prefix=prefix, versions=versions))
 
     def _stored_of(self, number: int) -> StoredArchitecture:
         return self._store.architecture_of_shard(int(self._store.shard_of[self._instance(number)]))
@@ -389,14 +395,3 @@ def local_zoo(root: str | os.PathLike[str]) -> Zoo:
     """
     store = LocalStore(root)
     return Zoo(store, None, store.manifest.shape)
-
-
-def common_shape(manifest: Manifest, width: int, height: int | None) -> PRepShape:
-    """Return the least shape of this width that holds every architecture with a ClassId, or the height given.
-
-    raises InvalidShape if one does not fit
-    """
-    layouts = [stored.layout for stored in manifest.architectures if stored.class_id is not None]
-    if not layouts:
-        return PRepShape(height or 4, width)
-    return max(layouts, key=lambda layout: layout.total).shape(width, height)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from prepkit.casting import check_finite
+from prepkit.checkpoint.load import versions_of
 from prepkit.errors import LayoutMismatch, ZooError, listed
 from prepkit.families.detection import detect
 from prepkit.families.registry import Architecture, architectures
@@ -36,13 +37,15 @@ PIECE_BYTES = 2 << 20  # of a stack are packed at once, which is little enough t
 class Packable:
     """One network, or N networks of one architecture, ready to be packed at any width.
 
-    tensors: by name; those of N networks have a leading axis
+    tensors:  by name; those of N networks have a leading axis
+    versions: versions of modules that differ from 1, torch's default, as far as they were noted
     """
 
     tensors: Mapping[str, Tensor]
     layout: Layout
     architecture: Architecture | None
     fused: bool
+    versions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -94,8 +97,9 @@ def packable(
     tensors, layout, _, known = prepare(tensors, known, keep_batch_norm, place, keep_unfoldable, prove_each=False)
     if known is None and isinstance(model, nn.Module):
         layout = Layout.of(model)  # the network registers them in the order of its layers
+    versions = _versions(versions_of(tensors), tensors, layout)
     tensors = _without_buffers(tensors, layout, place, left_out)
-    return Packable(tensors, layout, known, fused=not (keep_batch_norm and batch_norms(tensors)))
+    return Packable(tensors, layout, known, not (keep_batch_norm and batch_norms(tensors)), versions)
 
 
 def packable_stack(stack: Mapping[str, Tensor] | Tensor, architecture: Architecture | str | None) -> Packable:
@@ -222,16 +226,26 @@ def has_finite_sum(values: Tensor) -> bool:
 
 def _of_prep(prep: PRep, architecture: Architecture | None, place: str, left_out: set[str] | None) -> Packable:
     tensors = prep.layout.unpack(prep.values)
+    versions = _versions(prep.origin.versions, prep.buffers, prep.layout)
     _without_buffers(prep.buffers, prep.layout, place, left_out)
     if batch_norms(tensors):
-        return Packable(tensors, prep.layout, architecture or _named(prep), fused=False)
+        return Packable(tensors, prep.layout, architecture or _named(prep), False, versions)
     detection = detect(tensors, None if architecture is None else [architecture])
     if architecture is not None and detection is None:
         raise LayoutMismatch(f"{place}: the PRep's layout is not that of {architecture.name}.")
     if detection is None:
-        return Packable(tensors, prep.layout, None, fused=True)
+        return Packable(tensors, prep.layout, None, True, versions)
     known = detection.architecture
-    return Packable(tensors, known.layout.with_dtypes_of(tensors), known, fused=True)
+    return Packable(tensors, known.layout.with_dtypes_of(tensors), known, True, versions)
+
+
+def _versions(noted: Mapping[str, int], tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
+    """Return the versions that the zoo keeps: not of a module that has lost a buffer, such as BatchNorm its counter.
+
+    A BatchNorm of version 2 would miss the counter when it loads; one of version 1 begins a new one.
+    """
+    robbed = {name.rpartition(".")[0] for name in tensors if name not in layout.names}
+    return {name: version for name, version in noted.items() if version != 1 and name not in robbed}
 
 
 def _named(prep: PRep) -> Architecture | None:

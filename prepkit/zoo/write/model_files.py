@@ -14,6 +14,7 @@ from prepkit.errors import OutputError, PrepkitError, ZooError, counted, listed
 from prepkit.support.progress import Advance
 from prepkit.support.signals import noted_interruption
 from prepkit.version import __version__
+from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS, names_columns
 from prepkit.zoo.write.csv_columns import ModelRow
 from prepkit.zoo.write.model_paths import name_of
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from prepkit.prep.file import PRep
     from prepkit.zoo.write.writer import ZooWriter
 
-SOURCE = "source"  # holds the address of a model of the Hub, with its commit
-SOURCE_SHA256 = "source_sha256"
 PACK_FIRST = "Cast it with `prepkit pack --dtype float32`, and make the zoo of that PRep."
 
 
@@ -94,7 +93,9 @@ def add_models(
             if packing.prefix is not None and not isinstance(model, PRep):
                 others.update(model.dropped)
             source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
-            columns: dict[str, Any] = {**row.columns, **source, SOURCE_SHA256: sha256}
+            start = model.origin.prefix if isinstance(model, PRep) else model.prefix
+            names = names_columns(start, item.versions)
+            columns: dict[str, Any] = {**row.columns, **source, SOURCE_SHA256: sha256, **names}
             writer.add(item, id=row.id, split=row.split, **columns)
 
     try:
@@ -160,7 +161,7 @@ def check_columns(rows: Iterable[ModelRow], table: Path | None) -> None:
     """Raise ZooError if the user's table fills a column that is filled from the models."""
     rows = list(rows)
     has_source = any(isinstance(row.model, HubAddress) for row in rows)
-    for name in (SOURCE, SOURCE_SHA256) if has_source else (SOURCE_SHA256,):
+    for name in (*((SOURCE,) if has_source else ()), SOURCE_SHA256, PREFIX, VERSIONS):
         if any(name in row.columns for row in rows):
             raise ZooError(f"{table}: the column '{name}' is filled from the models themselves; rename it.")
 
