@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.casting import Rounding, cast, check_finite
-from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of
+from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of, versions_of
 from prepkit.errors import (
     CheckpointError,
     FusionError,
@@ -29,6 +29,7 @@ from prepkit.families.detection import detect, explain_mismatch
 from prepkit.families.folding import fold_known, fold_proved
 from prepkit.families.loading import network_with
 from prepkit.families.registry import default_class_id
+from prepkit.families.renaming import under_own_names
 from prepkit.fusion.fold import Fusion
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape
@@ -48,6 +49,7 @@ class Packed:
     cast:        the dtype that was asked for; None where each tensor kept its own
     rounding:    what the cast changed; None without one
     left_out:    names in the checkpoint that were not packed
+    renamed:     names in the checkpoint for which the network has others, under which it loads and keeps them
     """
 
     prep: PRep
@@ -58,6 +60,7 @@ class Packed:
     cast: str | None
     rounding: Rounding | None = None
     left_out: tuple[str, ...] = ()
+    renamed: tuple[str, ...] = ()
 
 
 def pack_checkpoint(
@@ -109,7 +112,9 @@ def pack_checkpoint(
     tensors, layout, fusion, architecture = prepare(
         checkpoint, architecture, keep_batch_norm, f"'{path}'", keep_unfoldable
     )
-    versions = module_versions(tensors) if fusion else checkpoint.versions
+    own_names = {*tensors, *(architecture.trainable_shapes if architecture else ())}
+    renamed = tuple(name for name in floating_shapes(checkpoint) if name not in own_names)
+    versions = module_versions(tensors) if fusion or renamed else checkpoint.versions
     rounding = None
     if dtype is not None:
         tensors, rounding = cast(tensors, dtype, f"'{path}'", allow_nonfinite, allow_underflow)
@@ -138,7 +143,9 @@ def pack_checkpoint(
     )
     check_round_trip(prep, tensors)
     num_trained = architecture.num_trainable if architecture and fusion else layout.num_parameters
-    return Packed(prep, Path(path), checkpoint.format, num_trained, fusion, dtype, rounding, checkpoint.dropped)
+    return Packed(
+        prep, Path(path), checkpoint.format, num_trained, fusion, dtype, rounding, checkpoint.dropped, renamed
+    )
 
 
 def chosen_options(**options: Any) -> dict[str, str | bool]:
@@ -164,7 +171,7 @@ def prepare(
     """
     if keep_unfoldable not in (None, "affine"):
         raise FusionError(f'keep_unfoldable is {keep_unfoldable!r}; give "affine" or None.')
-    architecture, is_folded = _recognised(checkpoint, architecture, place)
+    checkpoint, architecture, is_folded = _recognised(checkpoint, architecture, place)
     must_fold = bool(batch_norms(checkpoint)) and not is_folded and not keep_batch_norm
     if architecture is None:
         layout = _natural_layout(checkpoint, place)
@@ -200,8 +207,7 @@ def fold_checkpoint(
     raises CheckpointError, LayoutMismatch; FusionError if there is nothing to fold or it cannot be folded
     """
     place = f"'{path}'"
-    checkpoint = _read(path, key, prefix)
-    architecture, is_folded = _recognised(checkpoint, architecture, place)
+    checkpoint, architecture, is_folded = _recognised(_read(path, key, prefix), architecture, place)
     if is_folded or not batch_norms(checkpoint):
         raise FusionError(f"{place} has no BatchNorm to fold; `prepkit pack` takes it as it is.")
     if architecture is None:
@@ -263,23 +269,25 @@ def naming(place: str) -> Iterator[None]:
 
 def _recognised(
     checkpoint: Mapping[str, Tensor], architecture: Architecture | None, place: str
-) -> tuple[Architecture | None, bool]:
-    """Return the architecture of a checkpoint, and whether the checkpoint is its folded form.
+) -> tuple[Mapping[str, Tensor], Architecture | None, bool]:
+    """Return a checkpoint under its network's names, its architecture, and whether the checkpoint is its folded form.
 
     raises LayoutMismatch if the architecture that was asked for has other names or shapes
     """
     if architecture is None:
         detection = detect(checkpoint)
-        return (detection.architecture, detection.folded) if detection else (None, False)
+        return (checkpoint, detection.architecture, detection.folded) if detection else (checkpoint, None, False)
     if floating_shapes(checkpoint) == architecture.trainable_shapes:
-        return architecture, False
+        return checkpoint, architecture, False
     if detect(checkpoint, [architecture]) is None:
+        if (renamed := under_own_names(checkpoint, architecture, versions_of(checkpoint))) is not None:
+            return renamed, architecture, False
         shared = {name: tensor for name, tensor in checkpoint.items() if name in architecture.trainable_shapes}
         with naming(place):
             classified(shared, lambda name, tensor: True)  # an integer parameter is not missing, but has no slot
         mismatch = explain_mismatch(checkpoint, architecture)
         raise LayoutMismatch(f"{place} is no {architecture.name}: {mismatch}{_another(checkpoint, architecture)}")
-    return architecture, True
+    return checkpoint, architecture, True
 
 
 def _another(checkpoint: Mapping[str, Tensor], architecture: Architecture) -> str:

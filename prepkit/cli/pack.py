@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +219,7 @@ def _document(packed: Packed, source: str, target: Path) -> dict[str, Any]:
         "dtype": prep.layout.dtype,
         "fill": prep.layout.total / prep.shape.cells,
         "layout_sha256": prep.layout.sha256,
+        "renamed": list(packed.renamed),
         **(_fusion_document(packed.fusion) if packed.fusion else {"folded": [], "affine": [], "notes": []}),
     }
 
@@ -258,6 +259,10 @@ def _rounding_text(rounding: Rounding) -> str:
     )
 
 
+def _renamed_text(names: Sequence[str]) -> str:
+    return f"{counted(len(names), 'name')} of the checkpoint ({listed(names, 3)}), as the network loads them"
+
+
 def _buffers_text(buffers: Mapping[str, Tensor]) -> str:
     """Describe the integers, which a matrix of floats cannot hold; the file keeps them as they are."""
     names = listed(buffers, 3)
@@ -282,6 +287,7 @@ def _summary(packed: Packed, source: str, target: Path) -> str:
         *([f"  cast          to {packed.cast}: {_rounding_text(packed.rounding)}"] if packed.rounding else []),
         *([f"  beside it     {_buffers_text(prep.buffers)}"] if prep.buffers else []),
         *([f"  names         without '{origin.prefix}', which unpack puts back"] if origin.prefix else []),
+        *([f"  renamed       {_renamed_text(packed.renamed)}"] if packed.renamed else []),
         *([f"  left out      {listed(packed.left_out)}"] if packed.left_out else []),
         f"  round trip    exact: {come_back} bit for bit{in_dtype}",
     ]

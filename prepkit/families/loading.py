@@ -20,7 +20,8 @@ from torch.nn import Parameter
 from prepkit.checkpoint.load import versions_of
 from prepkit.errors import LayoutMismatch
 from prepkit.families.architecture import Architecture
-from prepkit.tensors import same_bits, storage_identity, with_versions
+from prepkit.fusion.example import one_line
+from prepkit.tensors import module_versions, same_bits, storage_identity, with_versions
 
 
 def network_with(tensors: Mapping[str, Tensor], architecture: Architecture, place: str) -> nn.Module:
@@ -38,6 +39,8 @@ def network_with(tensors: Mapping[str, Tensor], architecture: Architecture, plac
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise LayoutMismatch(f"{place} does not load into {architecture.name}: {reason}.") from None
+    except Exception as error:  # modules may load in code of their own
+        raise LayoutMismatch(f"{place} does not load into {architecture.name}: {one_line(error)}.") from error
 
 
 def network_with_copies(tensors: Mapping[str, Tensor], architecture: Architecture, *, folded: bool) -> nn.Module:
@@ -58,11 +61,12 @@ def network_with_copies(tensors: Mapping[str, Tensor], architecture: Architectur
 def _loaded(
     given: dict[str, Tensor], versions: Mapping[str, int], architecture: Architecture, folded: bool, strict: bool
 ) -> nn.Module:
-    """Load tensors into a new network, with the versions that modules may ask for."""
-    network = _template(architecture, folded).network(given)
+    """Load tensors into a new network, with the versions that modules may ask for, or as they are today."""
+    template = _template(architecture, folded)
+    network = template.network(given)
     if network is None:
         network = _built(architecture, folded)
-    network.load_state_dict(with_versions(given, versions), strict=strict, assign=True)
+    network.load_state_dict(with_versions(given, versions or template.versions), strict=strict, assign=True)
     return network.eval()
 
 
@@ -102,6 +106,7 @@ class _Template:
     parameters:  for those that are parameters, whether they learn
     first_names: for each name in its state dict, the first name of the same tensor
     others:      all other tensors: each network gets copies
+    versions:    version of each module
     content:     the network without tensors; None if it cannot be pickled
     """
 
@@ -109,6 +114,7 @@ class _Template:
     parameters: Mapping[str, bool]
     first_names: Mapping[str, str]
     others: tuple[Tensor, ...]
+    versions: Mapping[str, int]
     content: bytes | None
 
     def network(self, given: Mapping[str, Tensor]) -> nn.Module | None:
@@ -138,6 +144,7 @@ def _template(architecture: Architecture, folded: bool) -> _Template:
         parameters={name: t.requires_grad for name, t in floating.items() if isinstance(t, Parameter)},
         first_names={name: first_names.setdefault(storage_identity(tensor), name) for name, tensor in state.items()},
         others=others,
+        versions=module_versions(state),
         content=content,
     )
 

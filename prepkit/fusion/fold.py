@@ -12,6 +12,8 @@ for the path that the example input takes, and where the network takes another s
 from __future__ import annotations
 
 import math
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -110,7 +112,7 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfo
         raise FusionError(f'keep_unfoldable is {keep_unfoldable!r}; give True, False or "affine".')
     refuse_without_values(network)
     example = Example.of(network, example_input)
-    with torch.no_grad(), example.kept_random_state():
+    with torch.no_grad(), example.kept_random_state(), _without_compiler():
         original, seen, example = _watched(network, example)
         planned, before = _proved_plan(network, original, seen, example, keep_unfoldable == "affine")
         if planned.refusals and keep_unfoldable is not True:
@@ -133,6 +135,12 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfo
         tuple(planned.steps),
         example.precision.name,
     )
+
+
+def _without_compiler() -> AbstractContextManager[object]:
+    """Return a context in which compiled modules run as they were written, so that their operations can be watched."""
+    compiler_is_loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiler_is_loaded else nullcontext()
 
 
 def _watched(network: nn.Module, example: Example) -> tuple[nn.Module, Watch, Example]:
