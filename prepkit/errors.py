@@ -21,7 +21,6 @@ Every message says what was asked, what was found and what to do.
 
 from __future__ import annotations
 
-import string
 from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import islice
@@ -123,7 +122,7 @@ def nearest(asked: str, choices: Iterable[str]) -> str:
 
 def _likely(asked: str, names: list[str]) -> list[str]:
     """Return those of many names that one slip makes of what was asked, else some that begin or end as it does."""
-    letters = sorted({*asked, *string.ascii_lowercase, *string.digits, *"-_./@"})
+    letters = sorted({*asked, *"abcdefghijklmnopqrstuvwxyz0123456789-_./@"})
     cuts = [(asked[:at], asked[at:]) for at in range(len(asked) + 1)]
     slips = {head + tail[1:] for head, tail in cuts} | {head + tail[1:2] + tail[:1] + tail[2:] for head, tail in cuts}
     slips |= {head + letter + rest for head, tail in cuts for letter in letters for rest in (tail, tail[1:])}

@@ -12,7 +12,6 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -260,6 +259,8 @@ def check_claims(name: str, entries: list[EntryPoint]) -> None:
 
 def unknown(what: str, asked: str, choices: Iterable[str]) -> str:
     """Return the message for a failed look-up. A name without a dataset is compared with names without theirs."""
+    import difflib
+
     names = list(choices)
     message = f"unknown {what} '{asked}'. Registered: {listed(names)}."
     if "@" in asked:

@@ -1,14 +1,14 @@
-"""Files and folders that are written whole or not at all, and checksums of files."""
+"""Files and folders that are written whole or not at all, and checksums of files.
+
+Commands that need no torch import this, so what only some functions need is imported in them.
+"""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,7 +37,7 @@ def replacing(target: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     path = Path(target)
     check_writable(path, overwrite=overwrite)
     # Its name does not hold the target's, which may be as long as the system allows. Two threads may write one target.
-    temporary = path.with_name(f".prepkit-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".prepkit-{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         yield temporary
         publish(temporary, path)
@@ -86,8 +86,10 @@ def replacing_folder(target: Path, *, mark: str, overwrite: bool = False) -> Ite
     mark: file in a folder that may be replaced with `overwrite`; a folder with other contents is the user's
     raises OutputError if something else is there, or it cannot be written
     """
+    import shutil
+
     check_folder_writable(target, mark=mark, overwrite=overwrite)
-    name = f".prepkit-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f".prepkit-{os.getpid()}-{os.urandom(4).hex()}"
     temporary, old = target.with_name(f"{name}.tmp"), target.with_name(f"{name}.old")
     try:
         temporary.mkdir()
@@ -207,6 +209,8 @@ def sha256_of_file(path: str | os.PathLike[str], progress: Advance | None = None
 
     progress: is called with a number of bytes each time that many more were hashed
     """
+    import hashlib
+
     with open(path, "rb", buffering=0) as file:
         if progress is None:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -219,6 +223,7 @@ def sha256_of_file(path: str | os.PathLike[str], progress: Advance | None = None
 
 def sha256_of_code(packages: Iterable[Path], libraries: Iterable[str]) -> str:
     """Return the sha256 of all Python files in these folders, with their names, and of the libraries' versions."""
+    import hashlib
     from importlib.metadata import PackageNotFoundError, version
 
     total = hashlib.sha256()

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import date, time, timedelta
-from decimal import Decimal
 from typing import Any
 
 from prepkit.support.text import is_unicode
@@ -39,10 +38,12 @@ def json_value(value: Any, place: str = "value", *, not_finite: Callable[[float]
         return json_value(value.tolist(), place, not_finite=not_finite)
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, timedelta | Decimal):
-        return str(value)
     if isinstance(value, bytes):
         return value.hex()
+    from decimal import Decimal  # it takes a millisecond, which a command that prints help need not wait
+
+    if isinstance(value, timedelta | Decimal):
+        return str(value)
     raise TypeError(f"{place}: a {type(value).__name__} has no form in JSON.")
 
 
