@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import prepkit
 from prepkit.errors import FormerSpelling, listed, nearest
 from prepkit.support.reading import Place, between, keys_of, number, parse_toml, read, read_file, whole
+from prepkit.support.text import Brief
 
 SUFFIX = ".toml"
 FORMER_TABLES = {"optimiser": "optimizer"}  # former spellings, which are still read, and the present ones
@@ -131,8 +132,8 @@ class TrainingSettings:
     seed: Annotated[int, whole(0, 2**62), "seed of the start, of the order of instances, and of the samples"] = 0
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, repr=False)
+class Recipe(Brief):
     """All that a training depends on, except the zoo and the device."""
 
     name: Annotated[str, "name of the recipe"]

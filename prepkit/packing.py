@@ -34,14 +34,15 @@ from prepkit.fusion.fold import Fusion
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.prep.slot import check_dense, classified
+from prepkit.support.text import Brief
 from prepkit.tensors import BITS, dtype_name, is_float8, module_versions, same_bits, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Packed:
+@dataclass(frozen=True, repr=False)
+class Packed(Brief):
     """A packed checkpoint, and how it was made.
 
     num_trained: number of values in the parameters before folding

@@ -30,6 +30,7 @@ from prepkit.errors import counted
 from prepkit.running.groups import distance_grids
 from prepkit.support.progress import Advance
 from prepkit.support.statistics import from_straight_line, largest_fall
+from prepkit.support.text import Brief
 from prepkit.tasks.distance_grid import has_surface, volumes
 from prepkit.zoo.read.accuracy import accuracies_of, chunks, has_items
 
@@ -45,8 +46,8 @@ GRID = 32  # grid points along an axis, enough for volumes
 Asked = str | Sequence[str] | Tensor
 
 
-@dataclass(frozen=True)
-class Interpolation:
+@dataclass(frozen=True, repr=False)
+class Interpolation(Brief):
     """The instances along the lines of P pairs.
 
     table:   `pair`, `first`, `second`, `line` ("embedding" or "weights"), `step`, `gamma`; `class_id` and

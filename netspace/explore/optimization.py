@@ -31,6 +31,7 @@ from netspace.training import losses
 from prepkit.errors import counted, listed
 from prepkit.support.progress import Advance
 from prepkit.support.statistics import grouped
+from prepkit.support.text import Brief
 from prepkit.tasks.randomness import generator
 from prepkit.zoo.read.accuracy import POINTS_AT_ONCE as SIGNALS_AT_ONCE
 from prepkit.zoo.read.accuracy import accuracies_of, items_of
@@ -47,8 +48,8 @@ POINTS_AT_ONCE = 16  # start points whose activations are in memory together
 VALIDATION, TEST = "validation", "test"
 
 
-@dataclass(frozen=True)
-class Optimisation:
+@dataclass(frozen=True, repr=False)
+class Optimisation(Brief):
     """The result of optimising from N start points.
 
     table:     one row for each start point: `start`, `asked_class_id`, `asked_architecture`; the predicted

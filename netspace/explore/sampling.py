@@ -27,6 +27,7 @@ from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.errors import nearest
+from prepkit.support.text import Brief
 from prepkit.tasks.randomness import generator
 
 if TYPE_CHECKING:
@@ -130,8 +131,8 @@ def random_instances(zoo: prepkit.Zoo, each: int, seed: int = 0) -> list[str]:
 # Sampling -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Samples:
+@dataclass(frozen=True, repr=False)
+class Samples(Brief):
     """Instances on the lines between boundary instances: all gammas of the first pair, then of the second, ...
 
     first, second: ids of the ends of the P pairs

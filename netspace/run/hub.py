@@ -10,30 +10,20 @@ metrics, evaluations and figures, and the card. The state that training goes on 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from netspace.run.card import README, card_text
 from netspace.run.run import BEST, CHECKPOINTS, FIGURES, METRICS, RECORD, Run, RunError
 from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.upload import Push, push_bundle
-from prepkit.support.progress import Advance
 
 
-def push_run(
-    run: Run,
-    repo: str,
-    *,
-    license: str | None = None,
-    private: bool = False,
-    dry_run: bool = False,
-    token: str | None = None,
-    progress: Advance | None = None,
-) -> Push:
+def push_run(run: Run, repo: str, *, license: str | None = None, **options: Any) -> Push:
     """Make the best NetSpace of a run the newest version of a model repository, which is created if there is none.
 
-    The arguments after `license` are those of `prepkit.hub.upload.push_bundle`, and so is what it raises.
+    options: arguments of `prepkit.hub.upload.push_bundle`, which says what it raises
     """
-    bundle = run_bundle(run, repo, license)
-    return push_bundle(bundle, private=private, dry_run=dry_run, token=token, progress=progress)
+    return push_bundle(run_bundle(run, repo, license), **options)
 
 
 def run_bundle(run: Run, repo: str, license: str | None = None) -> Bundle:

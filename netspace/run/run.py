@@ -90,6 +90,9 @@ class Run:
         except (TypeError, KeyError, AttributeError, IndexError) as error:
             raise RunError(f"{file}, registry: damaged ({error!r}).") from None
 
+    def __repr__(self) -> str:
+        return f"<Run '{self.path}' of the recipe {self.recipe.name}>"
+
     @classmethod
     def create(
         cls, path: str | os.PathLike[str], recipe: Recipe, zoo: prepkit.Zoo, zoo_path: str | os.PathLike[str]

@@ -26,6 +26,7 @@ from prepkit.running.groups import run_by_class_id
 from prepkit.support.device import bf16_autocast
 from prepkit.support.progress import Advance
 from prepkit.support.statistics import grouped
+from prepkit.support.text import Brief
 from prepkit.zoo.read.accuracy import POINTS_AT_ONCE, accuracies_of, chunks, has_items, items_of, zoo_accuracies
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ CLOSE = 1e-2  # an output this near to the target's counts as right (supplementa
 NEAR = 0.1  # points this near to the surface count as near; DeepSDF cuts its targets at this distance
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Brief):
     """The result of `evaluate`.
 
     table: one row an instance of the zoo, in its order: `id`, `architecture`, `class_id`, `predicted_architecture`,

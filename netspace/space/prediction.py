@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 import prepkit
 from prepkit.running.groups import run_by_class_id
+from prepkit.support.text import Brief
 
 if TYPE_CHECKING:
     from netspace.space.network import NetSpace
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Brief):
     """Instances that a NetSpace predicted.
 
     preps:     `[N, H, W]`

@@ -17,6 +17,7 @@ from prepkit.families.importing import load_builder, load_plugin, plugins_named,
 from prepkit.families.table import FAMILIES
 from prepkit.prep.layout import Layout, canonical_json
 from prepkit.support.reading import Place, read
+from prepkit.support.text import Brief
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,8 +37,8 @@ class Known:
     layout: Layout | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Architecture:
+@dataclass(frozen=True, eq=False, repr=False)
+class Architecture(Brief):
     """The structure of a network without values.
 
     name:             unique, such as `resnet8@cifar10`

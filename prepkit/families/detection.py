@@ -17,13 +17,14 @@ from prepkit.families.importing import plugins
 from prepkit.families.registry import architecture, built_in
 from prepkit.families.table import TABLE
 from prepkit.prep.slot import is_running_statistic
+from prepkit.support.text import Brief
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Detection:
+@dataclass(frozen=True, repr=False)
+class Detection(Brief):
     """The architecture that a state dict belongs to, and in which form.
 
     folded: whether it is the form that is packed, without BatchNorm; a network without BatchNorm has only this form

@@ -34,7 +34,7 @@ ENTRIES = {"architectures": Key(list_of(reader_of(dict)))}  # keys of a registry
 CLASS_ID = {"class_id": Key(or_null(whole()))}
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Registry:
     """An ordered set of architectures, in which the position of each is its ClassId.
 
@@ -68,6 +68,9 @@ class Registry:
             members = tuple(sorted(members, key=lambda member: class_ids[member.name]))
         object.__setattr__(self, "architectures", members)
         object.__setattr__(self, "others", others)
+
+    def __repr__(self) -> str:
+        return f"<Registry: {listed([member.name for member in self.architectures], 3)}>"
 
     @cached_property
     def class_ids(self) -> dict[str, int]:

@@ -31,6 +31,7 @@ from prepkit.fusion._watch import UnfoldableNetwork as UnfoldableNetwork
 from prepkit.fusion._watch import Watch, watch
 from prepkit.fusion.example import FLOAT32, Example, Inputs, copied_network, number
 from prepkit.fusion.step import Step, applied
+from prepkit.support.text import Brief
 
 KeepUnfoldable = bool | Literal["affine"]
 
@@ -43,8 +44,8 @@ class Folded:
     batch_norm: str
 
 
-@dataclass(frozen=True)
-class Fusion:
+@dataclass(frozen=True, repr=False)
+class Fusion(Brief):
     """A folded network and its record.
 
     network:           an equivalent copy in eval mode, in the original's dtypes and on its device

@@ -27,7 +27,7 @@ from prepkit.hub._target import Target, known_zoo
 from prepkit.hub.client import api, pinned
 from prepkit.hub.progress import Counter, Report
 from prepkit.hub.selection import PullRecord, Selection
-from prepkit.support.text import readable_bytes
+from prepkit.support.text import Brief, readable_bytes
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.cutting import Cut, planned_cut
 from prepkit.zoo.format.counts import num_bytes_of
@@ -38,8 +38,8 @@ from prepkit.zoo.format.tables import read_table
 OPTIONAL_FILES = ("README.md", "card.png")  # fetched if the repository has them, though no zoo needs them
 
 
-@dataclass(frozen=True)
-class Pulled:
+@dataclass(frozen=True, repr=False)
+class Pulled(Brief):
     """Result of a pull.
 
     record:    repository, commit, and which instances were asked for

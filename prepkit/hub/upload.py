@@ -27,6 +27,7 @@ from prepkit.hub._failures import explained, is_busy, retried
 from prepkit.hub.bundle import Bundle, RepoType, Upload
 from prepkit.hub.client import api, quiet
 from prepkit.support.progress import Advance
+from prepkit.support.text import Brief
 
 MAIN = "main"
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts it into every repository
@@ -45,8 +46,8 @@ class PushedFile:
     there: bool
 
 
-@dataclass(frozen=True)
-class Push:
+@dataclass(frozen=True, repr=False)
+class Push(Brief):
     """Result of a push, or of its dry run.
 
     url:     address of the repository's page

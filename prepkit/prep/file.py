@@ -23,6 +23,7 @@ from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, Verifica
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
 from prepkit.support.files import is_zoo, replacing
 from prepkit.support.json_values import broken_text
+from prepkit.support.text import Brief
 from prepkit.tensors import dtype_name, modules_of, with_versions
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ BUFFER_PREFIX = "buffer."
 CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Origin:
+@dataclass(frozen=True, repr=False)
+class Origin(Brief):
     """Where a PRep comes from.
 
     architecture:  name of the network; None if it is unknown
@@ -99,8 +100,8 @@ class PRep:
         return with_versions(named, dict.fromkeys(modules_of(named), 1) | noted)
 
 
-@dataclass(frozen=True)
-class PRepHeader:
+@dataclass(frozen=True, repr=False)
+class PRepHeader(Brief):
     """What a PRep file says of its content; it is read without torch and without the values.
 
     content_sha256: sha256 of all tensors' bytes, in the order of their names

@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from pathlib import PurePath
 from typing import Any
+
+LINE = 120  # letters in the text of an object
+VALUE = 50  # letters in the text of one of its values
+
+
+class Brief:
+    """Shows a dataclass, declared with `repr=False`, on one line: a large value by its type and size, not as it is."""
+
+    def __repr__(self) -> str:
+        fields = [field.name for field in dataclasses.fields(self) if field.repr]  # type: ignore[arg-type]
+        text, close = f"{type(self).__name__}(", ")"
+        for number, name in enumerate(fields):
+            part = f"{', ' if number else ''}{name}={brief(getattr(self, name))}"
+            if len(text) + len(part) > LINE - len(", ...)"):
+                close = ", ...)" if number else "...)"
+                break
+            text += part
+        return text + close
+
+
+def brief(value: Any) -> str:
+    """Return a short text of a value: `3`, `'a.pt'`, `Tensor[3, 12, 512]`, `tuple of 20`, `<Manifest my-zoo>`."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and type(value).__module__.partition(".")[0] in ("torch", "numpy", "pyarrow"):
+        return f"{type(value).__name__}{list(shape)}"
+    if isinstance(value, str | PurePath):
+        text = str(value)
+        return repr(text if len(text) <= VALUE else f"{text[: VALUE - 3]}...")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping | Sequence | Set) and type(value).__module__ == "builtins":
+        plain = len(value) <= 6 and all(isinstance(entry, str | int | float | None) for entry in value)
+        text = repr(value) if plain and not isinstance(value, Mapping) else ""
+        return text if text and len(text) <= VALUE else f"{type(value).__name__} of {len(value):,}"
+    text = repr(value)
+    is_short = len(text) <= VALUE and "\n" not in text and " object at 0x" not in text
+    name = getattr(value, "name", None)
+    return text if is_short else f"<{type(value).__name__}{f' {name}' if isinstance(name, str) else ''}>"
 
 
 def table(rows: Sequence[tuple[Any, ...]], header: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ from prepkit.errors import ZooError, listed, nearest
 from prepkit.tasks._shape_record import check as check
 from prepkit.tasks._shape_sources import SOURCES, PointSource
 from prepkit.tasks.randomness import generator
-from prepkit.tasks.task import TaskBatch
+from prepkit.tasks.task import TaskBatch, task_text
 
 if TYPE_CHECKING:
     from typing import Self
@@ -61,6 +61,9 @@ class ShapeTask:
         self.device, self._dtype = torch.device(device), dtype
         self._slots: OrderedDict[int, int] = OrderedDict()  # item -> row of _rows
         self._rows = torch.empty(0, sum(self.splits.values()), 4, device=self.device)
+
+    def __repr__(self) -> str:
+        return task_text(self)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """The same task with its points on a device and its batches in a dtype, float32 if missing."""

@@ -22,7 +22,7 @@ from prepkit.errors import ZooError, listed, nearest
 from prepkit.tasks._augmentation import Images, Normalisation, draw
 from prepkit.tasks._image_record import Augmentation, ImageRecord, Split, check, per_channel, split_indices
 from prepkit.tasks._image_set import ImageSet, Part
-from prepkit.tasks.task import EVALUATION_BATCH, TaskBatch
+from prepkit.tasks.task import EVALUATION_BATCH, TaskBatch, task_text
 
 if TYPE_CHECKING:
     from typing import Self
@@ -117,6 +117,9 @@ class ImageTask:
         self._normalisation = normalisation
         self._augmentation = augmentation
         self._held: dict[str, tuple[Images, Tensor]] = {}  # splits that were used so far, on the device
+
+    def __repr__(self) -> str:
+        return task_text(self)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """The same task with its data on a device and its batches in a floating-point dtype, float32 if missing."""

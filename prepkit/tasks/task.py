@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prepkit.errors import PrepkitError
+from prepkit.support.text import Brief
 
 if TYPE_CHECKING:
     from typing import Self
@@ -26,8 +27,8 @@ class DataMissing(PrepkitError):
     exit_code = 1
 
 
-@dataclass(frozen=True)
-class TaskBatch:
+@dataclass(frozen=True, repr=False)
+class TaskBatch(Brief):
     """The samples of one step for every instance of a stack, on the task's device.
 
     inputs:  `[K, B, *input_shape]` floating point, normalised and augmented
@@ -36,6 +37,12 @@ class TaskBatch:
 
     inputs: Tensor
     targets: Tensor
+
+
+def task_text(task: Task) -> str:
+    """Return the text by which a task is shown: its class, its data set and its numbers of samples."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in task.splits.items())
+    return f"<{type(task).__name__} of {task.record.get('dataset')}: {counts}>"
 
 
 class Task(Protocol):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from prepkit.errors import ZooError, listed
 from prepkit.support.reading import TABLE, Place, between, given, keys_of, require, unknown, whole
+from prepkit.support.text import Brief
 from prepkit.training._values import (
     ABOVE_0,
     BETAS,
@@ -29,8 +30,8 @@ from prepkit.training._values import (
 )
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, repr=False)
+class Training(Brief):
     """How the instances of an architecture are trained. Ranges are drawn from for each instance."""
 
     optimizer: Annotated[Literal["sgd", "adam"], "sgd, or adam, which is AdamW with `decoupled`"]

@@ -26,6 +26,7 @@ from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Registry, architecture
 from prepkit.support.device import choose_device
 from prepkit.support.progress import Progress
+from prepkit.support.text import Brief
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
 from prepkit.training._engine import Engine, choose_engine
@@ -47,8 +48,8 @@ from prepkit.zoo.write.writer import ZooWriter
 Executor = Callable[[list[Unit]], Iterator[FinishedUnit]]
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass(frozen=True, repr=False)
+class Trained(Brief):
     """What `train_zoo` did.
 
     instances: number of instances in the zoo

@@ -38,6 +38,7 @@ from prepkit.support.reading import (
     whole,
     wrong,
 )
+from prepkit.support.text import Brief
 from prepkit.training._hyperparameters import Training, TrainingTable, trainings
 from prepkit.training._values import Keep
 
@@ -100,16 +101,16 @@ INSTANCES = Reader('instances such as "lenet_like@digits" = {train = 60, test = 
 TASK = Reader("a table with the task's kind", _task)
 
 
-@dataclass(frozen=True)
-class Teacher:
+@dataclass(frozen=True, repr=False)
+class Teacher(Brief):
     """One network that is kept beside the instances, and how it is trained."""
 
     architecture: str
     training: Training
 
 
-@dataclass(frozen=True)
-class Spec:
+@dataclass(frozen=True, repr=False)
+class Spec(Brief):
     """What a zoo is to hold.
 
     text:  the TOML that the spec was read from

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from prepkit.support.files import output_error
 from prepkit.support.lock import changing
+from prepkit.support.text import Brief
 from prepkit.zoo.format.manifest import Manifest, read_manifest
 from prepkit.zoo.format.paths import VIEWER, WORKING_FOLDERS, unnamed_files
 
@@ -35,8 +36,8 @@ class UnneededFile:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Cleaning:
+@dataclass(frozen=True, repr=False)
+class Cleaning(Brief):
     """Result of cleaning a zoo.
 
     removed: files that were removed, or would be

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prepkit.errors import ZooError, listed, nearest
 from prepkit.support.files import output_error
 from prepkit.support.lock import changing
+from prepkit.support.text import Brief
 from prepkit.zoo.card.card import README, replace_card
 from prepkit.zoo.format.columns import OWN_COLUMNS, checked_name
 from prepkit.zoo.format.drawn_split import DRAWN_SPLIT, EARLIER_SPLIT, drawn_split, split_record
@@ -41,8 +42,8 @@ RUN = "run"
 DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.8, "validation": 0.1, "test": 0.1})
 
 
-@dataclass(frozen=True)
-class ZooSplit:
+@dataclass(frozen=True, repr=False)
+class ZooSplit(Brief):
     """The splits that a zoo was given.
 
     table:  path of the new table in the zoo

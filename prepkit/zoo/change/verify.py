@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from prepkit.errors import PrepkitError, ZooError
 from prepkit.support.files import sha256_of_file
 from prepkit.support.progress import Advance, one_at_a_time
+from prepkit.support.text import Brief
 from prepkit.zoo.change.cleaning import is_ours
 from prepkit.zoo.change.rerun import Rerun, run_again
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
@@ -40,8 +41,8 @@ class Fault:
         return f"{self.file} ({self.place}): {self.problem}"
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Brief):
     """The result of verifying a zoo.
 
     path:      the zoo's folder

@@ -35,6 +35,7 @@ from prepkit.support.reading import (
     whole,
     wrong,
 )
+from prepkit.support.text import Brief
 from prepkit.tensors import BITS
 from prepkit.zoo.format.paths import WORKING_FOLDERS, check_part, check_relative
 
@@ -65,8 +66,8 @@ COUNTS = checked(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredArchitecture:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StoredArchitecture(Brief):
     """An architecture as a zoo stores it."""
 
     IGNORES_UNKNOWN: ClassVar[bool] = True
@@ -90,8 +91,8 @@ class StoredArchitecture:
         return self.name if self.fused else self.name.removesuffix(KEPT_BATCH_NORM)
 
 
-@dataclass(frozen=True)
-class StoredFile:
+@dataclass(frozen=True, repr=False)
+class StoredFile(Brief):
     """A file of the zoo."""
 
     IGNORES_UNKNOWN: ClassVar[bool] = True
@@ -102,7 +103,7 @@ class StoredFile:
     sha256: Annotated[str, SHA256, "sha256 of its content"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Shard(StoredFile):
     """A file with the PReps `[rows, height_of_architecture, width]` of one architecture."""
 
@@ -120,8 +121,8 @@ class Teacher:
     sha256: Annotated[str, SHA256, "sha256 of its content"]
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, repr=False)
+class Manifest(Brief):
     """The content of zoo.json, without its own checksum."""
 
     IGNORES_UNKNOWN: ClassVar[bool] = True

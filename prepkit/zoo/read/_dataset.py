@@ -24,6 +24,9 @@ class ZooDataset(Dataset[Item]):
     def __init__(self, zoo: Rows) -> None:
         self.zoo = zoo
 
+    def __repr__(self) -> str:
+        return f"<ZooDataset of {self.zoo!r}>"
+
     def __len__(self) -> int:
         return len(self.zoo)
 

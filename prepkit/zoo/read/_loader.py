@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prepkit.errors import counted
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.read._order import Order, Position
 from prepkit.zoo.read.memory import available_bytes, process_rank
@@ -65,6 +66,9 @@ class Loader:
         self.order = Order(len(zoo), batch_size, shuffle, seed, drop_last, *parts, zoo.shard_numbers)
         self._position = Position(self.order)
         self._buffers: list[Buffer] = []  # left by an iterator that has ended, for the next one
+
+    def __repr__(self) -> str:
+        return f"<Loader of {self.zoo!r}: {counted(len(self), 'batch', 'batches')} an epoch>"
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""

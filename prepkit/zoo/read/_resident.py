@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.prep.contents import Contents, contents_of, note_contents
 from prepkit.zoo.read._order import Order, Position
 from prepkit.zoo.read.memory import free_bytes, process_rank
@@ -35,6 +35,9 @@ class ResidentZoo:
         self.device = choose_device(str(device))
         self._values = self._loaded()
         self._class_ids = zoo.class_ids().to(self.device)
+
+    def __repr__(self) -> str:
+        return f"<ResidentZoo on {self.device} of {self.zoo!r}>"
 
     def __len__(self) -> int:
         return len(self.zoo)
@@ -106,6 +109,9 @@ class ResidentLoader:
         self.resident = resident
         self.order = order
         self._position = Position(order)
+
+    def __repr__(self) -> str:
+        return f"<ResidentLoader of {counted(len(self), 'batch', 'batches')} an epoch>"
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""

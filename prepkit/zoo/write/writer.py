@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from prepkit.errors import OutputError, ZooError
+from prepkit.errors import OutputError, ZooError, counted
 from prepkit.families.registry import Architecture, Registry
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
@@ -128,6 +128,9 @@ class ZooWriter:
 
     def __len__(self) -> int:
         return len(self._contents.ids)
+
+    def __repr__(self) -> str:
+        return f"<ZooWriter of '{self.root}': {counted(len(self), 'instance')}>"
 
     def add(
         self,

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prepkit.support.text import Brief
 from prepkit.zoo.format.manifest import Manifest
 
 
-@dataclass(frozen=True)
-class WrittenZoo:
+@dataclass(frozen=True, repr=False)
+class WrittenZoo(Brief):
     """A zoo that was written, finished and whole.
 
     path:     its folder
