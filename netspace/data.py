@@ -101,6 +101,16 @@ def task_of(zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) ->
     return prepkit.load_task(zoo.task, data).to(device)
 
 
+def ready_teacher(teacher: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+    """Move a teacher to a device in the form that is run: on a GPU, its layers are cast once, not in each step."""
+    teacher = teacher.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+    if device.type == "cuda" and recipe.training.precision == "bfloat16":
+        for layer in teacher.modules():  # a BatchNorm keeps its statistics in float32
+            if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+                layer.to(torch.bfloat16)
+    return teacher
+
+
 class Data:
     """Batches for the training of a recipe. The whole training split, the samples and the teacher are on the device.
 
@@ -118,9 +128,8 @@ class Data:
         self.class_ids: list[int] = self.train.class_ids().tolist()
         self.items = items_of(self.train)
         self.signals = recipe.setting == "sdf"
-        self.teacher: nn.Module | None = zoo.teacher if recipe.has_classes else None
-        if self.teacher is not None:
-            self.teacher = self.teacher.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+        teacher = zoo.teacher if recipe.has_classes else None
+        self.teacher = None if teacher is None else ready_teacher(teacher, recipe, device)
         if self.signals:
             self.task.prepare(sorted(set(self.items)))  # keep all shapes on the device, or they would be rebuilt often
         self.order = order_of(recipe, self.class_ids)

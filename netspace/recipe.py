@@ -119,6 +119,9 @@ class TrainingSettings:
         Literal["float32", "bfloat16"],
         "float32 (TF32 on a GPU), or bfloat16 for convolutions, with weights and losses in float32",
     ] = "float32"
+    deterministic: Annotated[
+        bool, "on a GPU, use convolutions that give the same bits at every run, and are slower; a CPU's always do"
+    ] = False
     recompute: Annotated[
         bool,
         "forget the decoder's activations, compute them again in the backward pass, and run predicted instances one by "

@@ -174,6 +174,11 @@ class Decoder(nn.Module):
             convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
             cells_NHW = fast.decode(self.image.view(latent_NE), convolutions, self.height, self.width, self.columns)
             return cells_NHW * self.scale + self.bias
+        if fast.decodes_channels_last(latent_NE, self, self.conv1.out_channels):
+            convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
+            image_NCSS = self.image.view(latent_NE)
+            cells_NHW = fast.decode_channels_last(image_NCSS, convolutions, self.height, self.width, self.columns)
+            return cells_NHW * self.scale + self.bias
         return self.plain(latent_NE)
 
     def plain(self, latent_NE: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ Nothing waits for the device, except for the predicted ClassIds, which choose th
 the host while teacher and decoder work.
 """
 
-# ruff: noqa: N803, N806 - names of tensors end in their axes
+# ruff: noqa: N803, N806, N815 - names of tensors end in their axes
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from netspace.space.network import NetSpace
 from netspace.training import losses
 from prepkit.running.groups import ArchitectureGroup, group_by_architecture, run_by_class_id
 from prepkit.running.instance_losses import LossesOf, groups_to_run, instance_losses
-from prepkit.support.device import HostCopy, bf16_autocast
+from prepkit.support.device import HostCopy, bf16_autocast, constant
 from prepkit.support.processes import Ranks
 
 
@@ -40,6 +41,22 @@ class Losses:
 
     total: Tensor
     parts: dict[str, Tensor]
+
+
+class Embedded(NamedTuple):
+    """Embeddings `[M, E]`, the logits `[M, A]` of their ClassIds, and the predicted ClassIds `[M]`."""
+
+    latent_ME: Tensor
+    logits_MA: Tensor
+    class_ids_M: Tensor
+
+
+class Predicted(NamedTuple):
+    """Predicted PReps `[M, H, W]`, and what they are compared with: the teacher's and the targets' outputs."""
+
+    preps_MHW: Tensor
+    t_star_BC: Tensor
+    t_nBC: Tensor | None
 
 
 class Objective:
@@ -76,8 +93,7 @@ class Objective:
         if self.recipe.loss.weights:
             total = losses.loss_weights(predicted_nHW, preps_nHW).sum() / count
             return Losses(total, {"loss": total.detach()})
-        with torch.no_grad(), self._instance_autocast():
-            targets = run_by_class_id(self.registry, class_ids, preps_nHW, inputs)
+        targets = self._targets(class_ids, preps_nHW, inputs)
 
         def losses_of(group: ArchitectureGroup, preps_kHW: Tensor) -> dict[str, Tensor]:
             if self.signals:
@@ -92,30 +108,42 @@ class Objective:
 
     def _several_architectures(self, batch: Batch) -> Losses:
         """The final loss (after Eq. 12): Eq. 5 and 6 summed over instances, and Eq. 11 over pairs and gammas."""
-        y_B, settings = batch.labels, self.recipe.loss
-        if y_B is None or self.teacher is None:
-            raise ZooMismatch("several architectures are trained on labels and with a teacher; this zoo has none.")
-        own = self.ranks.block(len(batch.preps))
-        pairs = losses.boundary_pairs(batch.class_ids, len(self.recipe.architectures)) if settings.interpolation else []
-        gammas = tuple(self.ranks.share(self.gammas)) if pairs else ()
-        c_t_n = torch.tensor(batch.class_ids[own], device=batch.preps.device)  # made before the device is busy
+        embedded = self.embed(batch.preps, batch.class_ids)
+        class_ids_M = HostCopy(embedded.class_ids_M)
+        predicted = self.predict(embedded, batch.preps, batch.inputs, batch.class_ids)
+        return self.judge(embedded.logits_MA, predicted, batch, class_ids_M.wait())
 
-        # Embeddings of the n targets, then of the P G points between boundary instances, and their ClassIds.
+    def embed(self, preps_NHW: Tensor, class_ids: tuple[int, ...]) -> Embedded:
+        """Encode the n targets, interpolate to the P G points between boundary instances, and predict ClassIds."""
+        pairs, gammas = self._points(class_ids)
         with self._autocast():
-            latent_nE = self.space.encode(batch.preps[own])
+            latent_nE = self.space.encode(preps_NHW[self.ranks.block(len(preps_NHW))])
             latent_NE = self.ranks.gather(latent_nE)
             latent_PGE = losses.interpolate_embeddings(latent_NE, pairs, gammas)
             latent_ME = torch.cat([latent_nE, latent_PGE.flatten(0, 1)])
+            if pairs and self.ranks.size > 1:
+                latent_ME = latent_ME + 0 * latent_NE.sum()  # every process takes part in the backward of `gather`
             logits_MA = self.space.classify(latent_ME)
-        class_ids_M = HostCopy(logits_MA.detach().argmax(1))
+        return Embedded(latent_ME, logits_MA, logits_MA.detach().argmax(1))
 
-        # What the predicted instances shall put out, and the instances themselves.
+    def predict(self, embedded: Embedded, preps_NHW: Tensor, inputs: Tensor, class_ids: tuple[int, ...]) -> Predicted:
+        """Decode the embeddings, and run what the predicted instances are compared with: nothing here asks ClassIds."""
+        if self.teacher is None:
+            raise ZooMismatch("several architectures are trained with a teacher; this zoo has none.")
+        own, t_nBC = self.ranks.block(len(preps_NHW)), None
         with torch.no_grad(), self._autocast():
-            t_star_BC = self.teacher(_channels_last(batch.inputs))
-            t_nBC = None
-            if settings.identity:
-                t_nBC = run_by_class_id(self.registry, batch.class_ids[own], batch.preps[own], batch.inputs)
-        preps_MHW = self._decode(latent_ME)
+            t_star_BC = self.teacher(_channels_last(inputs))
+        if self.recipe.loss.identity:
+            t_nBC = self._targets(class_ids[own], preps_NHW[own], inputs)
+        return Predicted(self._decode(embedded.latent_ME), t_star_BC, t_nBC)
+
+    def judge(self, logits_MA: Tensor, predicted: Predicted, batch: Batch, class_ids_M: Sequence[int]) -> Losses:
+        """Run each predicted instance as the architecture of its predicted ClassId, and compute all losses."""
+        y_B, settings, own = batch.labels, self.recipe.loss, self.ranks.block(len(batch.preps))
+        if y_B is None:
+            raise ZooMismatch("several architectures are trained on labels; this zoo's task has none.")
+        pairs, gammas = self._points(batch.class_ids)
+        t_star_BC, t_nBC = predicted.t_star_BC, predicted.t_nBC
 
         def losses_of(group: ArchitectureGroup, preps_kHW: Tensor) -> dict[str, Tensor]:
             p_kBC = self._run(group, preps_kHW, batch.inputs)
@@ -124,10 +152,11 @@ class Objective:
                 terms["loss_identity"] = settings.identity * self._identity(group, p_kBC, t_nBC)
             return terms
 
-        loss_M, terms_M = self._instance_losses(class_ids_M.wait(), batch.inputs, preps_MHW, losses_of)
+        loss_M, terms_M = self._instance_losses(class_ids_M, batch.inputs, predicted.preps_MHW, losses_of)
 
         # The losses of the n instances and of the P G points.
-        count, points = len(latent_nE), (len(pairs), len(gammas))
+        count, points = len(batch.class_ids[own]), (len(pairs), len(gammas))
+        c_t_n = constant(batch.class_ids[own], torch.int64, logits_MA.device)
         loss_class_n = losses.loss_class(logits_MA[:count], c_t_n)
         loss_gamma_PG = loss_M[count:].view(points)  # L_kd^gamma (Eq. 10)
         if gammas:
@@ -137,10 +166,14 @@ class Objective:
         parts = {"loss_kd": terms_M["loss_kd"][:count], "loss_class": loss_class_n, "loss_gamma": loss_gamma_PG}
         if settings.identity:
             parts["loss_identity"] = terms_M["loss_identity"][:count]
-        sums = {"loss": total.detach()} | {name: part.detach().sum() for name, part in parts.items()}
-        if pairs and self.ranks.size > 1:
-            total = total + 0 * latent_NE.sum()  # every process takes part in the backward of `gather`
-        return Losses(total, sums)
+        return Losses(total, {"loss": total.detach()} | {name: part.detach().sum() for name, part in parts.items()})
+
+    def _points(self, class_ids: Sequence[int]) -> tuple[list[tuple[int, int]], tuple[float, ...]]:
+        """The P pairs of boundary instances, and this process's G gammas; both may be empty."""
+        pairs = (
+            losses.boundary_pairs(class_ids, len(self.recipe.architectures)) if self.recipe.loss.interpolation else []
+        )
+        return pairs, tuple(self.ranks.share(self.gammas)) if pairs else ()
 
     def _identity(self, group: ArchitectureGroup, p_kBC: Tensor, t_nBC: Tensor) -> Tensor:
         """Eq. 1 against the targets' own outputs, `[k]`; 0 for instances between the boundaries, which have none."""
@@ -161,7 +194,12 @@ class Objective:
 
         if not self.recipe.training.recompute:
             return decode(latent_ME)
-        return torch.cat([checkpoint(decode, row_1E, use_reentrant=False) for row_1E in torch.split(latent_ME, 1)])
+        return torch.cat(
+            [
+                checkpoint(decode, row_1E, use_reentrant=False, preserve_rng_state=False)
+                for row_1E in torch.split(latent_ME, 1)
+            ]
+        )
 
     def _instance_losses(
         self, class_ids: Sequence[int], inputs: Tensor, preps_MHW: Tensor, losses_of: LossesOf
@@ -170,20 +208,33 @@ class Objective:
         groups = group_by_architecture(self.registry, class_ids)
         return instance_losses(groups_to_run(groups, inputs, self.recipe.training.recompute), preps_MHW, losses_of)
 
+    def _targets(self, class_ids: tuple[int, ...], preps_nHW: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs `[n, B, ...]` of target instances."""
+        with torch.no_grad(), self._instance_autocast():
+            return run_by_class_id(self.registry, class_ids, self._cast(preps_nHW), inputs)
+
     def _run(self, group: ArchitectureGroup, preps_kHW: Tensor, inputs: Tensor) -> Tensor:
         """Outputs `[k, B, ...]` of the instances of a group."""
         with self._instance_autocast():
-            return prepkit.run_instances(group.architecture, preps_kHW, inputs)
+            return prepkit.run_instances(group.architecture, self._cast(preps_kHW), inputs)
+
+    def _cast(self, preps_kHW: Tensor) -> Tensor:
+        """Cast PReps once to what a GPU multiplies, which would cast each of their tensors."""
+        return preps_kHW.bfloat16() if preps_kHW.is_cuda and self._instances_in_bf16 else preps_kHW
 
     def _autocast(self) -> AbstractContextManager[object]:
         """The recipe's precision."""
         device = next(self.space.parameters()).device
         return bf16_autocast(device, self.recipe.training.precision == "bfloat16")
 
+    @property
+    def _instances_in_bf16(self) -> bool:
+        """Whether instances run in bfloat16: not for signals, as sin(30 x) has no digits to spare."""
+        return self.recipe.training.precision == "bfloat16" and not self.signals
+
     def _instance_autocast(self) -> AbstractContextManager[object]:
-        """The recipe's precision, but float32 for signals: sin(30 x) has no digits to spare."""
-        device = next(self.space.parameters()).device
-        return bf16_autocast(device, self.recipe.training.precision == "bfloat16" and not self.signals)
+        """The precision of instances."""
+        return bf16_autocast(next(self.space.parameters()).device, self._instances_in_bf16)
 
 
 def _channels_last(inputs: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 import prepkit
+from prepkit.support.device import constant
 
 TEMPERATURE = 4.0  # T, supplementary IV
 ALPHA = 0.9  # section IV
@@ -189,9 +190,7 @@ def loss_class_gamma(c_p_PGA: Tensor, factors: Sequence[float]) -> Tensor:
     returns `[P, G]`
     raises LossError for a factor that leads to no ClassId
     """
-    c_t_G = torch.zeros(len(factors), dtype=torch.int64, device=c_p_PGA.device)
-    for position, class_id in enumerate(interpolated_class_ids(factors, c_p_PGA.shape[-1])):
-        c_t_G[position] = class_id  # the host does not wait while a single number is copied
+    c_t_G = constant(interpolated_class_ids(factors, c_p_PGA.shape[-1]), torch.int64, c_p_PGA.device)
     return _cross_entropy(c_p_PGA, c_t_G)
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import prepkit
 from netspace.data import Data
@@ -28,9 +27,11 @@ from netspace.space.starts import start_from_preps
 from netspace.training._logs import LINE_STEPS, MetricsLog, open_board
 from netspace.training._objective import Objective
 from netspace.training._run_folder import open_folder, open_zoo_of_recipe
+from netspace.training._step import Step, adam
 from netspace.training._validation import Validation
 from netspace.training.memory import OutOfMemory, advice, num_weights
-from prepkit.support.device import is_out_of_memory, own_device, use_tf32
+from prepkit.support.background import Background
+from prepkit.support.device import gpu_kernels, is_out_of_memory, own_device
 from prepkit.support.processes import Ranks
 from prepkit.support.progress import Progress
 from prepkit.support.signals import deferred_signals
@@ -72,9 +73,10 @@ def train(
         if ranks.first and not resume:
             check_free(Path(out))
         opened = open_zoo_of_recipe(recipe, zoo, trust_code)
-        training = Training(recipe, opened, chosen, ranks, data, progress or Progress())
-        run, lock = open_folder(Path(out), recipe, opened, zoo, resume, ranks)
-        training.go(run)
+        with gpu_kernels(chosen, recipe.training.deterministic):
+            training = Training(recipe, opened, chosen, ranks, data, progress or Progress())
+            run, lock = open_folder(Path(out), recipe, opened, zoo, resume, ranks)
+            training.go(run)
         ranks.agree(None)  # the other processes wait here until all is written
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -99,14 +101,11 @@ class Training:
         data: Path | None,
         progress: Progress,
     ) -> None:
-        use_tf32(device)
         ranks.block(recipe.batch.instances)  # raises ParallelError before the data are loaded
         self.recipe, self.device, self.ranks = recipe, device, ranks
         self.progress = progress if ranks.first else Progress()
         self.data = Data(recipe, zoo, device, data)
         self.validation = Validation(recipe, zoo, self.data)
-        # Losses of one architecture are means, which are averaged over accumulated batches; other losses are sums.
-        self.batch_weight = 1.0 if recipe.has_classes else 1.0 / recipe.batch.accumulate
 
     def go(self, run: Run) -> None:
         """Train from the run's latest state, or from the start, to the recipe's last step."""
@@ -114,30 +113,18 @@ class Training:
         space, optimiser, state = self._start(run)
         start, best = (0, None) if state is None else (state.step, state.facts["best"])
         objective = Objective(space, recipe, self.data.registry, self.data.teacher, ranks)
-        parameters = [parameter for parameter in space.parameters() if parameter.requires_grad]
+        take_step = Step(objective, optimiser, ranks, self.device)
         log = self._open_log(run, state)
         self.progress.begin(last, start, f"{last - start:,} left")
         batches = self.data.batches(start * recipe.batch.accumulate)
         steps = range(0) if self._is_enough(best) else range(start + 1, last + 1)
         try:
-            with deferred_signals() as signals:
+            with deferred_signals() as signals, Background() as self.writing:
                 for step in steps:
                     rate = recipe.optimizer.rate(step - 1, last)
-                    parts: dict[str, torch.Tensor] = {}
-                    indices: tuple[int, ...] = ()
-                    for _ in range(recipe.batch.accumulate):
-                        batch = next(batches)
-                        losses = objective(batch)
-                        torch.autograd.backward(losses.total * self.batch_weight)
-                        indices += batch.indices
-                        parts = {name: part + parts.get(name, 0.0) for name, part in losses.parts.items()}
-                    ranks.add_gradients(parameters)
-                    parts = {name: part * self.batch_weight for name, part in parts.items()}
-                    parts["gradient_norm"] = self._clip(parameters)
-                    optimiser.param_groups[0]["lr"] = rate
-                    optimiser.step()
-                    optimiser.zero_grad(set_to_none=True)
-                    log.step(step, parts, indices, rate)
+                    own = list(islice(batches, recipe.batch.accumulate))
+                    parts = take_step(own, rate)
+                    log.step(step, parts, [index for batch in own for index in batch.indices], rate)
 
                     interrupted = self._is_interrupted(signals, step)
                     if step == last or step % recipe.training.validate_every == 0:
@@ -167,13 +154,6 @@ class Training:
             return bool(signals)
         return step % LINE_STEPS == 0 and self.ranks.any(bool(signals), self.device)
 
-    def _clip(self, parameters: list[nn.Parameter]) -> torch.Tensor:
-        """Clip the gradients as the recipe says; returns the norm that all gradients together had before."""
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if self.recipe.optimizer.clip is not None:
-            clip_grads_with_norm_(parameters, self.recipe.optimizer.clip, norm)
-        return norm
-
     def _validate(self, space: NetSpace, log: MetricsLog, step: int) -> dict[str, float]:
         scores: dict[str, float] = {}
         if self.ranks.first:
@@ -197,9 +177,8 @@ class Training:
         if state is None and from_preps and self.ranks.size > 1:
             for tensor in space.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
-        fused = self.device.type in ("cpu", "cuda")
         trained = [parameter for parameter in space.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.Adam(trained, lr=self.recipe.optimizer.learning_rate, fused=fused)
+        optimiser = adam(trained, self.recipe.optimizer.learning_rate, self.device)
         if state is not None:
             _restore(optimiser, space, state)
         return space, optimiser, state
@@ -238,15 +217,25 @@ class Training:
         if not self.ranks.first:
             return
         network = space.state_dict()
-        if scores is not None:
-            run.save(BEST, State(step, network, {"scores": dict(scores)}))
         tensors = {NETWORK + name: value for name, value in network.items()}
         for name, parameter in space.named_parameters():
             for moment, value in (optimiser.state[parameter] if parameter.requires_grad else {}).items():
                 if moment != "step":
                     tensors[f"{OPTIMISER}{moment}.{name}"] = value
-        run.save(LATEST, State(step, tensors, {"best": best, "pending": {"names": log.names, "rows": pending}}))
-        write_card(run)
+        tensors = {name: value.detach().cpu() for name, value in tensors.items()}
+        state = State(step, tensors, {"best": best, "pending": {"names": log.names, "rows": pending}})
+        if self.device.type == "cpu":
+            write_states(run, state, scores)
+        else:  # the tensors are copies, so the next steps need not wait for the disk
+            self.writing.call(write_states, run, state, scores)
+
+
+def write_states(run: Run, state: State, scores: Mapping[str, float] | None) -> None:
+    """Write a state as the latest and, if it has scores, the network as the best one."""
+    if scores is not None:
+        run.save(BEST, State(state.step, state.part(NETWORK), {"scores": dict(scores)}))
+    run.save(LATEST, state)
+    write_card(run)
 
 
 def _restore(optimiser: torch.optim.Adam, space: NetSpace, state: State) -> None:

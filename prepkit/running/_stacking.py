@@ -24,6 +24,10 @@ from torch.nn import functional as F
 
 from prepkit.errors import PrepkitError, counted
 
+# Measured on an H200: a GPU's matrix units want 64 channels and more, and grouped convolutions of few channels leave
+# them idle. Packs of four ResNet8 (16 to 64 channels) in dense convolutions trained 1.6 times as fast as in groups.
+PACK = 4  # largest number of instances whose convolutions become a dense one
+DENSE_CHANNELS = 512  # largest number of channels of a dense convolution, whose work grows with their square
 LIMIT = 1e-9  # relative error in float64; a layer that mixes instances is off by far more
 TRIAL_INSTANCES, TRIAL_BATCH = 2, 3  # with two samples BatchNorm maps every value to +1 or -1
 
@@ -54,9 +58,23 @@ class StackedConvolution(nn.Module):
         shared = features.shape[1] == self.channels
         if shared and self.groups > 1:
             features, shared = _repeated(features, count), False
-        groups = self.groups if shared else self.groups * count
         bias = None if self.bias is None else self.bias.flatten()
+        if not shared and self.is_dense(features):
+            return self.convolve(features, self._block_diagonal(), bias, **self.arguments)
+        groups = self.groups if shared else self.groups * count
         return self.convolve(features, self.weight.flatten(0, 1), bias, groups=groups, **self.arguments)
+
+    def is_dense(self, features: Tensor) -> bool:
+        """Whether one convolution without groups is faster although most of its weights are 0, as on a GPU."""
+        count, channels = self.weight.shape[0], max(self.weight.shape[1:3])
+        return features.is_cuda and self.groups == 1 and 1 < count <= PACK and count * channels <= DENSE_CHANNELS
+
+    def _block_diagonal(self) -> Tensor:
+        """The weights `[K * outputs, K * channels, ...]` of a convolution without groups, 0 between instances."""
+        count, outputs, channels, *kernel = self.weight.shape
+        own = torch.eye(count, dtype=self.weight.dtype, device=self.weight.device)
+        own = own.view(count, 1, count, *[1] * (len(kernel) + 1))
+        return (self.weight.unsqueeze(2) * own).reshape(count * outputs, count * channels, *kernel)
 
 
 class StackedLinear(nn.Module):

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prepkit.running.groups import ArchitectureGroup
-from prepkit.running.instances import stacking_pays
+from prepkit.running.instances import pack_size, stacking_pays
 
 LossesOf = Callable[[ArchitectureGroup, Tensor], Mapping[str, Tensor]]
 
@@ -36,10 +36,11 @@ def groups_to_run(groups: Sequence[ArchitectureGroup], inputs: Tensor, single: b
     result = []
     for group in groups:
         batch = inputs.shape[-len(group.architecture.input_shape) - 1]
+        size = 1
         if not single and stacking_pays(group.architecture, batch, inputs.device):
-            result.append(group)
-        else:
-            result.extend(ArchitectureGroup(group.architecture, (position,)) for position in group.positions)
+            size = pack_size(group.architecture, inputs.device)
+        for first in range(0, len(group.positions), size):
+            result.append(ArchitectureGroup(group.architecture, group.positions[first : first + size]))
     return result
 
 

@@ -10,6 +10,7 @@ Shapes: K instances, B inputs, H x W the PRep.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import Architecture
 from prepkit.families.registry import architecture as registered
-from prepkit.running._stacking import StackedNetwork, Unstackable, stack_network
+from prepkit.running._stacking import PACK, StackedNetwork, Unstackable, stack_network
 
 # This was measured on two cores (benchmarks/results). Below it, calls cost more than arithmetic, and stacked
 # channels-last convolutions are 1.5 to 6 times as fast; above it, a loop is faster. On an accelerator, instances of any
@@ -178,6 +179,11 @@ def stacking_pays(architecture: Architecture, batch: int, device: torch.device, 
     return small and is_stackable(architecture, folded)
 
 
+def pack_size(architecture: Architecture, device: torch.device) -> int:
+    """How many instances run at once at most: on a GPU as many as fill a dense convolution, elsewhere any number."""
+    return sys.maxsize if device.type != "cuda" or is_linear(architecture) else PACK
+
+
 def run_instances(architecture: Architecture | str, preps: Tensor, inputs: Tensor) -> Tensor:
     """Return the outputs `[K, B, ...]` of K instances in evaluation, differentiable in PReps and inputs.
 
@@ -215,4 +221,13 @@ def run_instances(architecture: Architecture | str, preps: Tensor, inputs: Tenso
         raise LayoutMismatch("there are no PReps to run: found [0, H, W].")
     tied = {alias: tensors[name] for alias, name in architecture.layout.ties}
     pays = stacking_pays(architecture, inputs.shape[-axes - 1], preps.device)
-    return runner(architecture, True, pays, preps.device)({**tensors, **tied}, inputs).to(preps.dtype)
+    run, size = runner(architecture, True, pays, preps.device), pack_size(architecture, preps.device)
+    tensors |= tied
+    if len(preps) <= size:
+        return run(tensors, inputs).to(preps.dtype)
+    outputs = []
+    for first in range(0, len(preps), size):
+        pack = slice(first, first + size)
+        own = inputs[pack] if inputs.dim() == axes + 2 else inputs
+        outputs.append(run({name: tensor[pack] for name, tensor in tensors.items()}, own))
+    return torch.cat(outputs).to(preps.dtype)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -57,16 +59,38 @@ def bf16_autocast(device: torch.device, wanted: bool) -> AbstractContextManager[
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 
-def use_tf32(device: torch.device) -> None:
-    """Let float32 matrix products and convolutions on a GPU use TF32, as the paper's PyTorch did."""
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+@contextmanager
+def gpu_kernels(device: torch.device, deterministic: bool = False) -> Iterator[None]:
+    """Choose a GPU's kernels until the block ends; on other devices, nothing changes.
+
+    float32 matrix products and convolutions use TF32, as the paper's PyTorch did.
+    deterministic: whether convolutions use kernels that give the same bits at every run
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=deterministic, allow_tf32=True):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of torch says that memory was refused."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@lru_cache(maxsize=1024)
+def constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a tensor on a device, the same one at every call, so that only the first waits for a copy.
+
+    Callers must not change it.
+    """
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 class HostCopy:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -110,16 +110,22 @@ class GraphedStep(Generic[T]):
         try:
             variant.outputs, variant.repeat = self._recorder(lambda: self.step(*inputs))
         except RuntimeError as error:  # torch's own errors, out of memory among them, are all of this kind
-            cause = error.__context__ or error  # where the recording was broken off, before it was ended
-            self.failure = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-            warnings.warn(
-                f"a step cannot be recorded as a CUDA graph, so it runs without one, which is slower: {self.failure}",
-                RecordingFailed,
-                stacklevel=3,
-            )
+            self.failure = _say_failure(error)
             return False
         variant.inputs = tuple(argument for argument in inputs if isinstance(argument, Tensor))
         return True
+
+
+def _say_failure(error: RuntimeError) -> str:
+    """Warn that a recording failed, and return why."""
+    cause = error.__context__ or error  # where the recording was broken off, before it was ended
+    failure = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    warnings.warn(
+        f"a step cannot be recorded as a CUDA graph, so it runs without one, which is slower: {failure}",
+        RecordingFailed,
+        stacklevel=4,
+    )
+    return failure
 
 
 def _kind(arguments: tuple[Any, ...]) -> Hashable:
@@ -128,6 +134,128 @@ def _kind(arguments: tuple[Any, ...]) -> Hashable:
         (argument.shape, argument.dtype, argument.stride()) if isinstance(argument, Tensor) else argument
         for argument in arguments
     )
+
+
+@dataclass
+class _Chain:
+    """What was recorded for arguments of one kind: forward, backward, and a judging for each choice."""
+
+    calls: int = 0
+    inputs: tuple[Any, ...] = ()
+    outputs: tuple[Any, ...] = ()
+    gradients: tuple[Tensor, ...] = ()
+    forward: Callable[[], None] | None = None
+    backward: Callable[[], None] | None = None
+    judged: dict[Hashable, _Variant[Any]] = field(default_factory=dict)
+
+
+class GraphedChain(Generic[T]):
+    """A differentiated function in whose middle the host has to know what the first half computed.
+
+    forward:  takes the arguments (tensors on the device, and hashable ones) and returns a tuple, some tensors of which
+              need gradients
+    choose:   waits for the device and returns what the host has to know of these outputs, hashable
+    judge:    takes the outputs, the choice and the arguments, and returns the gradients of those outputs that need
+              them, in their order, and its results; it must not use the outputs' history
+    backward: takes the outputs, their gradients, and whether their history is needed again; it adds to gradients
+    device, warmups, most, recorder: see GraphedStep
+    Forward and backward are recorded once for each kind of arguments, the judging for each choice too.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., tuple[Any, ...]],
+        choose: Callable[[Any], Hashable],
+        judge: Callable[..., tuple[tuple[Tensor, ...], T]],
+        backward: Callable[[Any, tuple[Tensor, ...], bool], None],
+        device: torch.device,
+        warmups: int = WARMUPS,
+        most: int = MOST_GRAPHS,
+    ) -> None:
+        self.forward, self.choose, self.judge, self.backward = forward, choose, judge, backward
+        self.warmups, self.most = max(1, warmups), most
+        self.failure: str | None = None
+        on_gpu = device.type == "cuda"
+        self._recorder = CudaRecorder(device) if on_gpu else None
+        # Judgings are recorded after backward but run before it: in one pool, it would write over their results.
+        self._judging = CudaRecorder(device) if on_gpu else None
+        self._chains: dict[Hashable, _Chain] = {}
+
+    @property
+    def recorded(self) -> int:
+        """How many graphs are recorded."""
+        chains = self._chains.values()
+        judged = sum(variant.repeat is not None for chain in chains for variant in chain.judged.values())
+        return judged + 2 * sum(chain.backward is not None for chain in chains)
+
+    def __call__(self, *arguments: Any) -> T:
+        """Compute the results, and add to the gradients."""
+        recorder = self._recorder
+        if recorder is None or self.failure is not None:
+            return self._run(arguments)
+        chain = self._chains.setdefault(_kind(arguments), _Chain())
+        chain.calls += 1
+        if chain.backward is None and (chain.calls <= self.warmups or self.recorded >= self.most):
+            return recorder.aside(lambda: self._run(arguments))
+        if chain.backward is None and not self._record(chain, arguments, recorder):
+            return self._run(arguments)
+        for own, given in zip(chain.inputs, arguments, strict=True):
+            if isinstance(own, Tensor) and own is not given:
+                own.copy_(given, non_blocking=True)
+        assert chain.forward is not None
+        assert chain.backward is not None
+        chain.forward()
+        results = self._judge(chain, self.choose(chain.outputs))
+        chain.backward()
+        return results
+
+    def _run(self, arguments: tuple[Any, ...]) -> T:
+        """Run all three functions as they are."""
+        outputs = self.forward(*arguments)
+        gradients, results = self.judge(outputs, self.choose(outputs), *arguments)
+        self.backward(outputs, gradients, False)
+        return results
+
+    def _record(self, chain: _Chain, arguments: tuple[Any, ...], recorder: CudaRecorder) -> bool:
+        """Record forward and backward; between the two, nothing may change what backward reads."""
+        inputs = tuple(argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments)
+        try:
+            outputs, forward = recorder(lambda: self.forward(*inputs))
+            gradients = tuple(
+                torch.zeros_like(output) for output in outputs if isinstance(output, Tensor) and output.requires_grad
+            )
+            # The history is kept, for what it holds must not become the memory of recordings that come later.
+            _, backward = recorder(lambda: self.backward(outputs, gradients, True))
+        except RuntimeError as error:
+            self.failure = _say_failure(error)
+            return False
+        chain.inputs, chain.outputs, chain.gradients = inputs, outputs, gradients
+        chain.forward, chain.backward = forward, backward
+        return True
+
+    def _judge(self, chain: _Chain, choice: Hashable) -> T:
+        """Judge the outputs, by a recording if there is one, and leave the gradients where backward reads them."""
+
+        def judge() -> T:
+            gradients, results = self.judge(chain.outputs, choice, *chain.inputs)
+            for own, gradient in zip(chain.gradients, gradients, strict=True):
+                own.copy_(gradient)
+            return results
+
+        recorder = self._judging
+        assert recorder is not None
+        variant = chain.judged.setdefault(choice, _Variant())
+        variant.calls += 1
+        if variant.repeat is None:
+            if variant.calls <= self.warmups or self.recorded >= self.most or self.failure is not None:
+                return recorder.aside(judge)
+            try:
+                variant.outputs, variant.repeat = recorder(judge)
+            except RuntimeError as error:
+                self.failure = _say_failure(error)
+                return judge()
+        variant.repeat()
+        return variant.outputs  # type: ignore[return-value]  # they are there once it is recorded
 
 
 class CudaRecorder:

@@ -28,7 +28,8 @@ TAPS = {1: ((0, -1), (0, 0), (0, 1)), 2: ((1, -1), (0, 0), (1, 0))}
 
 def decodes(latent_NE: Tensor, decoder: nn.Module, width: int, columns: int) -> bool:
     """Whether `decode` pays for PReps of this width and does what the plain network would."""
-    return columns >= MANY_COLUMNS and width >= WIDE and applies(latent_NE, *decoder.parameters())
+    on_cpu = latent_NE.device.type == "cpu"
+    return on_cpu and columns >= MANY_COLUMNS and width >= WIDE and applies(latent_NE, *decoder.parameters())
 
 
 def decode(images_NCSS: Tensor, convolutions: Sequence[nn.Conv2d], height: int, width: int, columns: int) -> Tensor:
@@ -36,7 +37,7 @@ def decode(images_NCSS: Tensor, convolutions: Sequence[nn.Conv2d], height: int, 
     tensors = [tensor for convolution in convolutions for tensor in convolution.parameters()]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images_NCSS, *tensors))
     layers = _layers(tensors, height, width, columns, dtype_of_products(images_NCSS))
-    with no_autocast():
+    with no_autocast(images_NCSS):
         cells_NHW: Tensor = _Decode.apply(images_NCSS, *tensors, layers, keep)  # type: ignore[no-untyped-call]
     return cells_NHW
 
@@ -251,7 +252,7 @@ class _Decode(torch.autograd.Function):
         wants = [weight or bias for weight, bias in zip(wanted[::2], wanted[1::2], strict=True)]
         depth = 0 if to_images else wants.index(True)  # the lowest layer that gradients must reach
         g_images_NCSS = torch.zeros_like(images_NCSS)
-        with no_autocast():
+        with no_autocast(images_NCSS):
             for number, image_CSS in enumerate(images_NCSS):
                 g_image_CSS = g_images_NCSS[number] if to_images else None
                 third_planes, fourth_planes = kept[2 * number : 2 * number + 2]

@@ -23,7 +23,7 @@ from netspace.space._start_scale import NEGATIVE_SLOPE
 from netspace.space.fast._products import ALIGNED, applies, dtype_of_products, factors, no_autocast
 
 WIDE = 256  # width below which the plain network is as fast or faster (measured on one core)
-BLOCK_VALUES = 2**20  # values of an intermediate tensor: a few MiB, which stay in the cache
+BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**28}  # values of an intermediate tensor; on a CPU they stay in the cache
 FEW_PLACES = 64  # a maximum over up to so many places is found directly
 
 
@@ -36,7 +36,7 @@ def encode(preps_NHW: Tensor, convolutions: Sequence[nn.Conv2d]) -> Tensor:
     """`[N, H, W]` -> embeddings `[N, E]`, by the encoder's four convolutions."""
     first, second, third, fourth = convolutions
     dtype = dtype_of_products(preps_NHW)
-    with no_autocast():
+    with no_autocast(preps_NHW):
         rows_NHC: Tensor = _RowMaxima.apply(  # type: ignore[no-untyped-call]
             preps_NHW, first.weight, first.bias, second.weight, second.bias, dtype
         )
@@ -96,7 +96,7 @@ class _RowMaxima(torch.autograd.Function):
         w1_4O, w2_C3O = _with_bias(w1, b1), w2[:, :, 0].transpose(1, 2).contiguous()
         values_RC, places_RC = _find_maxima(padded_RW, widths, w1_4O, w2_C3O, b2, dtype)
         if dtype != w1.dtype:  # these values were rounded, so they are computed again at the same places
-            for block in _blocks(len(padded_RW), w2_C3O.numel()):
+            for block in _blocks(padded_RW, w2_C3O.numel()):
                 _, _, features_CR3O = _behind(padded_RW[block], places_RC[block], widths, w1_4O)
                 values_CR1 = torch.bmm(features_CR3O.flatten(2), w2_C3O.view(len(b2), -1, 1))
                 torch.add(values_CR1.squeeze(2).t(), b2, out=values_RC[block])
@@ -110,13 +110,13 @@ class _RowMaxima(torch.autograd.Function):
         preps_NHW, w1, b1, w2, places_RC, rows_RC = ctx.saved_tensors
         widths = _Widths(preps_NHW.shape[2])
         to_preps, to_w1, to_b1, to_w2 = ctx.needs_input_grad[:4]
-        with no_autocast():
+        with no_autocast(preps_NHW):
             gradient_RC = _through_leaky_relu(gradient_NHC.reshape(rows_RC.shape), rows_RC)
             padded_RW = widths.pad_rows(preps_NHW.reshape(-1, widths.given))
             w1_4O, w2_C3O = _with_bias(w1, b1), w2[:, :, 0].transpose(1, 2).contiguous()
             g1_4O, g2_C3O = torch.zeros_like(w1_4O), torch.zeros_like(w2_C3O)
             g_RW = torch.zeros_like(padded_RW) if to_preps else None
-            for block in _blocks(len(padded_RW), w2_C3O.numel()):
+            for block in _blocks(padded_RW, w2_C3O.numel()):
                 indices_CR7, taps_CR34, features_CR3O = _behind(padded_RW[block], places_RC[block], widths, w1_4O)
                 g_CR = gradient_RC[block].t().contiguous()
                 if to_w2:
@@ -144,10 +144,10 @@ def _find_maxima(
     channels, outputs = w1_4O.shape[1], widths.second + 1
     w1_KO, w2_3OC = factors(w1_4O, dtype, (0, 0, 1)), w2_C3O.permute(1, 2, 0).to(dtype)
     pair, third = w2_3OC[:2].flatten(0, 1), w2_3OC[2].contiguous()
-    inside_L1 = widths.are_places(torch.arange(widths.padded)).to(padded_RW.dtype).unsqueeze(1)
+    inside_L1 = widths.are_places(torch.arange(widths.padded, device=padded_RW.device)).to(padded_RW.dtype).unsqueeze(1)
     values_RC = padded_RW.new_empty(len(padded_RW), len(b2))
-    places_RC = torch.empty(values_RC.shape, dtype=torch.int64)
-    blocks = list(_blocks(len(padded_RW), widths.padded * channels))
+    places_RC = torch.empty_like(values_RC, dtype=torch.int64)
+    blocks = list(_blocks(padded_RW, widths.padded * channels))
     most = len(padded_RW[blocks[0]])
     # Products read past the last row, times 0, so what stands there must be finite.
     all_features = padded_RW.new_zeros(most * widths.padded + ALIGNED, channels, dtype=dtype)
@@ -187,7 +187,7 @@ def _first_maxima(sums_RLC: Tensor) -> tuple[Tensor, Tensor]:
     if whole < length:
         pieces.append(sums_RLC[:, whole:].amax(1, keepdim=True))
     values_RC, piece_RC = torch.cat(pieces, dim=1).max(dim=1)
-    inside_RLC = piece_RC.unsqueeze(1) * size + torch.arange(size).unsqueeze(1)
+    inside_RLC = piece_RC.unsqueeze(1) * size + torch.arange(size, device=sums_RLC.device).unsqueeze(1)
     first_RC = sums_RLC.gather(1, inside_RLC.clamp_(max=length - 1)).max(dim=1).indices
     return values_RC, piece_RC * size + first_RC
 
@@ -200,18 +200,19 @@ def _behind(padded_RW: Tensor, places_RC: Tensor, widths: _Widths, w1_4O: Tensor
             zeros where there is no place
     """
     places_CR1 = places_RC.t().unsqueeze(2)
-    indices_CR7 = 4 * places_CR1 + torch.arange(7)
+    steps_7 = torch.arange(7, device=places_RC.device)
+    indices_CR7 = 4 * places_CR1 + steps_7
     values_CR7 = padded_RW.gather(1, indices_CR7.transpose(0, 1).flatten(1)).view(len(padded_RW), -1, 7)
-    inside_CR31 = widths.are_places(2 * places_CR1 + torch.arange(3)).to(padded_RW.dtype).unsqueeze(3)
+    inside_CR31 = widths.are_places(2 * places_CR1 + steps_7[:3]).to(padded_RW.dtype).unsqueeze(3)
     taps_CR33 = values_CR7.transpose(0, 1).unfold(2, 3, 2)
     taps_CR34 = torch.cat([taps_CR33 * inside_CR31, inside_CR31], dim=3)
     return indices_CR7, taps_CR34, leaky_relu_(taps_CR34 @ w1_4O, NEGATIVE_SLOPE)
 
 
-def _blocks(rows: int, values_a_row: int) -> Iterator[slice]:
+def _blocks(rows_RW: Tensor, values_a_row: int) -> Iterator[slice]:
     """Yield blocks of rows that hold about BLOCK_VALUES values each."""
-    step = max(1, BLOCK_VALUES // values_a_row)
-    return (slice(start, start + step) for start in range(0, rows, step))
+    step = max(1, BLOCK_VALUES[rows_RW.device.type] // values_a_row)
+    return (slice(start, start + step) for start in range(0, len(rows_RW), step))
 
 
 def _through_leaky_relu(gradient: Tensor, output: Tensor) -> Tensor:

@@ -12,24 +12,26 @@ enabled = True  # the one switch: False makes encoder and decoder run the plain 
 
 
 def applies(*tensors: Tensor) -> bool:
-    """Whether the fast functions are switched on and can take these tensors: on a CPU, all float32 or all float64."""
-    dtype = tensors[0].dtype
+    """Whether the fast functions are switched on and can take these tensors: on one device, all float32 or float64."""
+    dtype, device = tensors[0].dtype, tensors[0].device.type
     if not enabled or dtype not in (torch.float32, torch.float64) or not len(tensors[0]):
         return False
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+    if device not in ("cpu", "cuda"):
         return False
-    return all(tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in tensors)
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.bfloat16:
+        return False
+    return all(tensor.device.type == device and tensor.dtype == dtype for tensor in tensors)
 
 
 def dtype_of_products(tensor: Tensor) -> torch.dtype:
     """The dtype that a tensor is multiplied in: bfloat16 for float32 under autocast, else its own."""
-    autocast = torch.is_autocast_enabled("cpu") and tensor.dtype == torch.float32
+    autocast = torch.is_autocast_enabled(tensor.device.type) and tensor.dtype == torch.float32
     return torch.bfloat16 if autocast else tensor.dtype
 
 
-def no_autocast() -> torch.autocast:
-    """Switch autocast off: in here every tensor already has the dtype that it is multiplied in."""
-    return torch.autocast("cpu", enabled=False)
+def no_autocast(tensor: Tensor) -> torch.autocast:
+    """Switch autocast off on a tensor's device: in here every tensor has the dtype that it is multiplied in."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def factors(values_KX: Tensor, dtype: torch.dtype, parts: tuple[int, ...]) -> Tensor:

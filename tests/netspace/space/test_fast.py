@@ -107,7 +107,7 @@ def test_blocks_of_rows_do_not_matter(blocks, monkeypatch):
     encoder = Encoder(256).double()
     preps = torch.randn(3, 7, 90, dtype=torch.float64, requires_grad=True)
     expected = results(encoder.plain, preps, encoder)
-    monkeypatch.setattr(fast._encoder, "BLOCK_VALUES", blocks)
+    monkeypatch.setitem(fast._encoder.BLOCK_VALUES, "cpu", blocks)
     assert_same(results(fast_encode(encoder), preps, encoder), expected)
 
 
@@ -311,3 +311,18 @@ def test_modules_keep_their_names():
     names = [name for name, _ in NetSpace(height=4, width=8, embedding_size=256).named_parameters()]
     assert names[:2] == ["encoder.conv1.weight", "encoder.conv1.bias"]
     assert all(isinstance(layer, nn.Conv2d) for layer in Encoder(256).children())
+
+
+@pytest.mark.parametrize(("height", "width", "size", "columns"), [(8, 128, 256, 64), (12, 2048, 4096, 1024)])
+def test_a_gpus_decoder_computes_what_the_plain_one_does(height, width, size, columns):
+    """It runs on any device; only where it is faster it is chosen."""
+    decoder = Decoder(height, width, size, columns).double()
+    convolutions = (decoder.conv1, decoder.conv2, decoder.conv3, decoder.conv4)
+    latent = torch.randn(3, size, dtype=torch.float64, requires_grad=True)
+
+    def decode(latent_NE):
+        cells = fast.decode_channels_last(decoder.image.view(latent_NE), convolutions, height, width, columns)
+        return cells * decoder.scale + decoder.bias
+
+    assert_same(results(decode, latent, decoder), results(decoder.plain, latent, decoder))
+    assert not fast.decodes_channels_last(latent, decoder, decoder.conv1.out_channels)  # not on a CPU

@@ -344,6 +344,19 @@ def test_what_is_kept_does_not_depend_on_the_mode_that_the_first_caller_was_in(m
     assert torch.autograd.grad(outputs.square().sum(), preps)[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_packs_of_instances_run_one_after_another(shared, at_once, monkeypatch):
+    monkeypatch.setattr(instances, "pack_size", lambda *args: 2)
+    check(known("resnet8@digits"), shared, count=5)
+
+
+def test_a_gpu_runs_convolutions_in_packs_and_linear_layers_all_at_once():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert instances.pack_size(known("resnet8@digits"), cuda) == 4
+    assert instances.pack_size(known("sine_mlp@sdf_small"), cuda) > 10**6
+    assert instances.pack_size(known("resnet8@digits"), cpu) > 10**6
+
+
 def test_an_accelerator_stacks_whatever_can_be():
     assert stacking_pays(known("resnet8@cifar10"), 100_000, torch.device("cuda"))
     assert not stacking_pays(known("Normed"), 1, torch.device("cuda"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import prepkit
-from prepkit.running._stacking import StackedNetwork, Unstackable, stack_network
+from prepkit.running._stacking import StackedConvolution, StackedNetwork, Unstackable, stack_network
 
 SMALL = [
     *prepkit.built_in_registry("digits").class_ids,
@@ -115,6 +115,16 @@ def test_a_built_in_network_equals_its_instances(name, folded):
     known = prepkit.architecture(name)
     network = known.build_folded() if folded else known.build()
     check_all(network, known.input_shape, channels_last=folded)
+
+
+@pytest.mark.parametrize("name", ["lenet_like@digits", "resnet8@digits", "vanilla_cnn@cifar10"])
+def test_dense_convolutions_equal_the_instances(name, monkeypatch):
+    """A GPU runs a few instances by convolutions without groups, whose weights are 0 between instances."""
+    asked = []
+    monkeypatch.setattr(StackedConvolution, "is_dense", lambda self, features: asked.append(self) or self.groups == 1)
+    known = prepkit.architecture(name)
+    check_all(known.build(), known.input_shape)
+    assert asked
 
 
 @pytest.mark.parametrize("name", MEDIUM)

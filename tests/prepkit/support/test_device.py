@@ -5,7 +5,7 @@ import torch
 
 from prepkit.errors import DeviceError
 from prepkit.support import device as device_module
-from prepkit.support.device import choose_device, hardware
+from prepkit.support.device import choose_device, constant, gpu_kernels, hardware
 
 
 @pytest.fixture
@@ -63,3 +63,33 @@ def test_one_core_is_one_core(monkeypatch):
     assert hardware(torch.device("cpu")).endswith(", 1 core")
     monkeypatch.setattr(device_module.os, "sched_getaffinity", lambda of: {0, 1}, raising=False)
     assert hardware(torch.device("cpu")).endswith(", 2 cores")
+
+
+def test_a_constant_is_made_once():
+    numbers = (1, 0, 2)
+    with torch.inference_mode():
+        made = constant(numbers, torch.int64, torch.device("cpu"))
+    assert made.tolist() == [1, 0, 2]
+    assert made.dtype == torch.int64
+    assert not made.is_inference()  # whoever asks first, others may differentiate
+    assert constant(numbers, torch.int64, torch.device("cpu")) is made
+    assert constant(numbers, torch.float32, torch.device("cpu")).dtype == torch.float32
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_gpus_kernels_are_chosen_until_the_end_of_the_block(deterministic):
+    def flags():
+        cudnn = torch.backends.cudnn
+        return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+
+    def fails():
+        with gpu_kernels(torch.device("cuda"), deterministic):
+            assert flags() == (True, True, deterministic, False)
+            raise KeyError
+
+    before = flags()
+    with pytest.raises(KeyError):
+        fails()
+    assert flags() == before
+    with gpu_kernels(torch.device("cpu"), True):
+        assert flags() == before
