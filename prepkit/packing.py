@@ -183,15 +183,16 @@ def prepare(
         return checkpoint, architecture.layout.with_dtypes_of(checkpoint), None, architecture
     fusion = None
     if must_fold and not prove_each:
-        network = fold_known(checkpoint, architecture, place, keep_unfoldable or False)
+        fusion = fold_known(checkpoint, architecture, place, keep_unfoldable or False)
     else:
         network = network_with(checkpoint, architecture, place)
         if must_fold:
             fusion = fold_proved(network, architecture, place, keep_unfoldable or False)
-            network = fusion.network
+    if fusion is not None:
+        network = fusion.network
     with naming(place):
         layout = Layout.of(network)
-    return network.state_dict() if must_fold else checkpoint, layout, fusion, architecture
+    return network.state_dict() if fusion else checkpoint, layout, fusion, architecture
 
 
 def fold_checkpoint(

@@ -14,7 +14,7 @@ from prepkit.families.architecture import Architecture
 from prepkit.families.loading import network_with
 from prepkit.fusion.again import fold_again
 from prepkit.fusion.example import FLOAT32, FLOAT64, Precision
-from prepkit.fusion.fold import Fusion, KeepUnfoldable, UnfoldableNetwork, fold
+from prepkit.fusion.fold import Fusion, KeepUnfoldable, UnfoldableNetwork, fold, fusion_of
 from prepkit.fusion.step import Step
 
 EXAMPLE_BATCH = 2
@@ -26,8 +26,8 @@ _proofs: dict[tuple[Architecture, KeepUnfoldable], _Proof] = {}
 
 def fold_known(
     tensors: Mapping[str, Tensor], architecture: Architecture, place: str, keep_unfoldable: KeepUnfoldable = False
-) -> nn.Module:
-    """Return the network of this architecture with these tensors, without BatchNorm.
+) -> Fusion:
+    """Fold the network of this architecture with these tensors.
 
     If the steps of an earlier network would change its outputs, it is folded with a proof of its own.
     tensors, place: as for `network_with`, which raises LayoutMismatch
@@ -36,18 +36,27 @@ def fold_known(
     if proof := _proofs.get((architecture, keep_unfoldable)):
         network, same = (network_with(tensors, architecture, place) for _ in range(2))
         with suppress(VerificationError, UnfoldableNetwork):  # the proof says better what is wrong
-            return fold_again(network, same, architecture.example_input(EXAMPLE_BATCH), *proof)
+            steps, precision = proof
+            example = architecture.example_input(EXAMPLE_BATCH)
+            folded, before, after = fold_again(network, same, example, steps, precision)
+            return fusion_of(folded, steps, before, after, precision)
     network = network_with(tensors, architecture, place)
-    return fold_proved(network, architecture, place, keep_unfoldable).network
+    return fold_proved(network, architecture, place, keep_unfoldable)
 
 
-def fold_stack(architecture: Architecture, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def fold_stack(
+    architecture: Architecture, rows: Sequence[Mapping[str, Tensor]], costs: list[float] | None = None
+) -> dict[str, Tensor]:
     """Fold K trained networks into the tensors `[K, *shape]` of the architecture's layout, in the dtypes they had.
 
-    rows: parameters and buffers of each network, on the CPU
+    rows:  parameters and buffers of each network, on the CPU
+    costs: gets `Fusion.cost_of_cast` of each network
     raises UnfoldableNetwork if a BatchNorm cannot be folded, or if folding changes a function
     """
-    folded = [fold_known(row, architecture, "the trained network", "affine").state_dict() for row in rows]
+    fusions = [fold_known(row, architecture, "the trained network", "affine") for row in rows]
+    if costs is not None:
+        costs += [fusion.cost_of_cast for fusion in fusions]
+    folded = [fusion.network.state_dict() for fusion in fusions]
     return {slot.name: torch.stack([state[slot.name] for state in folded]) for slot in architecture.layout}
 
 

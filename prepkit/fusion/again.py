@@ -20,8 +20,10 @@ from prepkit.fusion.step import Step, Values, applied, new_values, overflow
 
 def fold_again(
     network: nn.Module, same: nn.Module, example_input: Inputs, steps: Sequence[Step], precision: Precision
-) -> nn.Module:
+) -> tuple[nn.Module, float, float]:
     """Do these steps in a network in eval mode, and return it if it gives the same outputs as before.
+
+    The relative errors of its outputs come with it: in the precision, and once values are rounded to their own dtypes.
 
     same:             the network once more, with parameters of its own; both are changed
     steps, precision: those of a fold of another network; the steps' values are not used
@@ -36,10 +38,15 @@ def fold_again(
         args, kwargs = example.inputs()
         with example.explained("The network"):
             expected = [tensor.clone() for tensor in tensors_in(same(*args, **kwargs))]
-        error = example.error(applied(own, same), expected)
+        wide = applied(own, same)
+        error = example.error(wide, expected)
         if error > precision.limit:  # a network that makes much of rounding is judged by `fold`
             raise VerificationError(f"relative error {error:.1e} between the outputs before and after folding.")
-        return applied(own, network)
+        folded = applied(own, network)
+        state = folded.state_dict()
+        for name, tensor in wide.state_dict().items():
+            tensor.copy_(state[name])
+        return folded, error, example.error(wide, expected)
 
 
 def _with_values(steps: Sequence[Step], network: nn.Module) -> list[Step]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,7 +21,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from prepkit.errors import FusionError
+from prepkit.errors import FusionError, counted
 from prepkit.fusion._heads import with_heads_folded
 from prepkit.fusion._other_size import faults_at_other_size, run_at_other_size
 from prepkit.fusion._plan import Faults, Plan, foreign_norms, plan
@@ -29,7 +30,7 @@ from prepkit.fusion._refusing import cannot_fold, refuse_without_values
 from prepkit.fusion._watch import Refusal as Refusal
 from prepkit.fusion._watch import UnfoldableNetwork as UnfoldableNetwork
 from prepkit.fusion._watch import Watch, watch
-from prepkit.fusion.example import FLOAT32, Example, Inputs, copied_network, number
+from prepkit.fusion.example import FLOAT32, Example, Inputs, Precision, copied_network, number
 from prepkit.fusion.step import Step, applied
 from prepkit.support.text import Brief
 
@@ -68,17 +69,47 @@ class Fusion(Brief):
     precision: str = "float64"
 
     @property
+    def cost_of_cast(self) -> float:
+        """How far rounding the folded values to their dtypes changes the outputs; 0 where it is no more than usual."""
+        return self.error_after_cast if self.error_after_cast > self._coarsest.eps**0.5 else 0.0
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about the fold; empty if there is nothing unusual."""
-        dtypes = [tensor.dtype for tensor in self.network.state_dict().values() if tensor.is_floating_point()]
-        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
-        if self.error_after_cast <= torch.finfo(coarsest).eps ** 0.5:
+        if not self.cost_of_cast:
             return ()
         return (
-            f"rounding the folded values to {str(coarsest).removeprefix('torch.')} changes the outputs by "
-            f"{self.error_after_cast:.1%}, since this network reacts strongly to rounding. Measure its accuracy, cast "
-            "the checkpoint to float64 before folding, or pack it with its BatchNorm (keep_batch_norm=True).",
+            f"rounding the folded values to {self._coarsest.dtype} changes the outputs by {self.cost_of_cast:.1%}, "
+            f"since this network reacts strongly to rounding. {REMEDY}",
         )
+
+    @property
+    def _coarsest(self) -> torch.finfo:
+        dtypes = {tensor.dtype for tensor in self.network.state_dict().values() if tensor.is_floating_point()}
+        return max(map(torch.finfo, dtypes or {torch.float64}), key=lambda info: info.eps)
+
+
+REMEDY = (
+    "Measure its accuracy, cast the checkpoint to float64 before folding, or pack it with its BatchNorm "
+    "(keep_batch_norm=True)."
+)
+
+
+def note_on_costs(costs: Mapping[str, float], what: str, remedy: str = REMEDY) -> tuple[str, ...]:
+    """Return a sentence on networks of which rounding the folded values changes the outputs; none if there is none.
+
+    costs: for each name, `Fusion.cost_of_cast` where it is not 0
+    what:  what the names name, such as "model"
+    """
+    if not costs:
+        return ()
+    largest = max(costs, key=costs.__getitem__)
+    alone = len(costs) == 1
+    return (
+        f"rounding the folded values changes the outputs of {counted(len(costs), what)} by "
+        f"{'' if alone else 'up to '}{costs[largest]:.1%} ({largest}), since "
+        f"{'it reacts' if alone else 'they react'} strongly to rounding. {remedy}",
+    )
 
 
 def fuse_batch_norm(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfoldable = False) -> nn.Module:
@@ -126,15 +157,21 @@ def fold(network: nn.Module, example_input: Inputs, *, keep_unfoldable: KeepUnfo
         after = example.error(example.copy_of(folded), seen.results)
         if not math.isfinite(after):
             raise _another_function(after, "after the cast to its own dtypes")
+    fusion = fusion_of(folded, planned.steps, before, after, example.precision)
+    return replace(fusion, kept=tuple(planned.refusals))
+
+
+def fusion_of(folded: nn.Module, steps: Sequence[Step], before: float, after: float, precision: Precision) -> Fusion:
+    """Return the record of a folded network in which all BatchNorms of the steps are gone."""
     return Fusion(
         folded,
-        tuple(Folded(part.layer, step.batch_norm) for step in planned.steps for part in step.parts),
-        tuple(planned.refusals),
+        tuple(Folded(part.layer, step.batch_norm) for step in steps for part in step.parts),
+        (),
         before,
         after,
-        tuple(Refusal(step.batch_norm, step.reason) for step in planned.steps if step.kind == "affine"),
-        tuple(planned.steps),
-        example.precision.name,
+        tuple(Refusal(step.batch_norm, step.reason) for step in steps if step.kind == "affine"),
+        tuple(steps),
+        precision.name,
     )
 
 

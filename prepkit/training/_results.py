@@ -6,7 +6,7 @@ Shapes: R rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ class Rows:
 
     tensors: `[R, *shape]` by name: the packed networks, on the CPU
     columns: R values for each column
+    costs:   for ids of which rounding the folded values changes the outputs more than usual: how far
     """
 
     ids: list[str]
     splits: list[str | None]
     tensors: dict[str, Tensor]
     columns: dict[str, list[Any]]
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 def rows_of(setup: StackSetup, jobs: Sequence[Job], snapshots: Sequence[Snapshot]) -> Rows:
@@ -44,17 +46,21 @@ def rows_of(setup: StackSetup, jobs: Sequence[Job], snapshots: Sequence[Snapshot
     """
     shots = sorted(snapshots, key=lambda shot: (shot.position, shot.epoch))
     size = max(1, setup.stack)
-    parts = [_tensors_and_columns(setup, jobs, shots[start : start + size]) for start in range(0, len(shots), size)]
+    costs: list[float] = []
+    starts = range(0, len(shots), size)
+    parts = [_tensors_and_columns(setup, jobs, shots[start : start + size], costs) for start in starts]
     tensors = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
     columns = {name: [value for part in parts for value in part[1][name]] for name in parts[0][1]}
     due = [(jobs[shot.position], shot) for shot in shots]
-    return Rows([shot.id_of(job) for job, shot in due], [job.split for job, _ in due], tensors, columns)
+    ids = [shot.id_of(job) for job, shot in due]
+    costly = {name: cost for name, cost in zip(ids, costs, strict=True) if cost}
+    return Rows(ids, [job.split for job, _ in due], tensors, columns, costly)
 
 
 def _tensors_and_columns(
-    setup: StackSetup, jobs: Sequence[Job], shots: Sequence[Snapshot]
+    setup: StackSetup, jobs: Sequence[Job], shots: Sequence[Snapshot], costs: list[float]
 ) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
-    folded = fold_stack(setup.architecture, [shot.tensors for shot in shots])
+    folded = fold_stack(setup.architecture, [shot.tensors for shot in shots], costs)
     columns = _hyper_parameters(setup.training, jobs, shots)
     items = [jobs[shot.position].item for shot in shots]
     if setup.task.record.get("kind") != "images":  # All instances share the images.

@@ -24,6 +24,7 @@ import torch
 
 from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Registry, architecture
+from prepkit.fusion.fold import note_on_costs
 from prepkit.support.device import choose_device
 from prepkit.support.progress import Progress
 from prepkit.support.text import Brief
@@ -170,6 +171,8 @@ class ZooTraining:
             self.log.add({"diverged": asdict(attempt)})
             place = f"with seed {attempt.seed} after epoch {attempt.epoch}"
             self.progress.say(f"note: {attempt.run} diverged {place}: replaced.")
+        for note in note_on_costs(rows.costs, "instance", remedy="The table has the scores of the rounded networks."):
+            self.progress.say(f"note: {note}")
         if unit == self.teacher:
             self.log.add({"teacher": {name: values[0] for name, values in rows.columns.items() if name != "run"}})
             self.writer.set_teacher({name: tensor[0] for name, tensor in rows.tensors.items()}, unit.architecture)

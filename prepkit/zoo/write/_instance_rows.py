@@ -78,10 +78,12 @@ def packable(
     *,
     keep_batch_norm: bool = False,
     left_out: set[str] | None = None,
+    costs: dict[str, float] | None = None,
 ) -> Packable:
     """Recognise one network, and fold its BatchNorm; `keep_unfoldable` and `keep_batch_norm` as in `pack_checkpoint`.
 
     left_out: gets the names of integer buffers, which a zoo has no place for; if missing, they are refused
+    costs:    gets, under `place`, how far rounding the folded values changes the outputs, if that is more than usual
     raises LayoutMismatch, FusionError, ZooError
     """
     from torch import nn
@@ -94,7 +96,9 @@ def packable(
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(tensors, Mapping):
         raise ZooError(f"{place}: expected a network, a state dict or a PRep, found a {type(model).__name__}.")
-    tensors, layout, _, known = prepare(tensors, known, keep_batch_norm, place, keep_unfoldable, prove_each=False)
+    tensors, layout, fusion, known = prepare(tensors, known, keep_batch_norm, place, keep_unfoldable, prove_each=False)
+    if fusion and fusion.cost_of_cast and costs is not None:
+        costs[place] = fusion.cost_of_cast
     if known is None and isinstance(model, nn.Module):
         layout = Layout.of(model)  # the network registers them in the order of its layers
     versions = _versions(versions_of(tensors), tensors, layout)

@@ -54,13 +54,14 @@ def add_models(
     progress: Advance | None,
     keep_going: bool = False,
 ) -> tuple[str, ...]:
-    """Add the models that are not in the zoo yet, and return sentences on what was left out of them.
+    """Add the models that are not in the zoo yet, and return sentences on what was left out of them or is unusual.
 
     After a failure a zoo that holds some of them is kept, and the error gets a note that says so; an empty one is
     discarded.
     fetched:    gives each model as a file, as long as its context lasts
     keep_going: add the other models too before an error is raised that tells of all that failed
     """
+    from prepkit.fusion.fold import note_on_costs
     from prepkit.prep.file import PRep
     from prepkit.zoo.write._instance_rows import packable
 
@@ -74,6 +75,7 @@ def add_models(
         )
     buffers: set[str] = set()
     others: set[str] = set()
+    costs: dict[str, float] = {}
     failures: list[str] = []
     waiting = [row for row in rows if row.id not in writer.finished_ids]
     if progress is not None and len(waiting) < len(rows):
@@ -89,6 +91,7 @@ def add_models(
                 packing.keep_unfoldable,
                 keep_batch_norm=packing.keep_batch_norm,
                 left_out=buffers,
+                costs=costs,
             )
             if packing.prefix is not None and not isinstance(model, PRep):
                 others.update(model.dropped)
@@ -124,7 +127,7 @@ def add_models(
         notes.append(f"Names without the prefix '{packing.prefix}' are left out: {listed(sorted(others))}.")
     if buffers:
         notes.append(f"Integer buffers are left out, for which a zoo has no place: {listed(sorted(buffers))}.")
-    return tuple(notes)
+    return (*notes, *note_on_costs(costs, "model"))
 
 
 def _not_finished(failures: list[str], total: int) -> ZooError:
