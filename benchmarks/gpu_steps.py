@@ -26,6 +26,7 @@ from netspace.run.run import new_space
 from netspace.training._objective import Objective
 from netspace.training._step import Step, adam
 from netspace.training.losses import boundary_pairs, gammas, interpolate_embeddings, interpolated_class_ids, loss_kd
+from prepkit.fusion.fold import fold
 from prepkit.support.device import bf16_autocast
 from prepkit.support.graphs import CudaRecorder
 from prepkit.support.processes import Ranks
@@ -84,23 +85,28 @@ class RandomData(Data):
 
     def __init__(self, recipe: Recipe, class_ids: tuple[int, ...], device: torch.device, count: int) -> None:
         network = recipe.network
-        shape = prepkit.PRepShape(network.height, network.width)
+        prep_shape = prepkit.PRepShape(network.height, network.width)
         self.recipe, self.device = recipe, device
         self.signals = recipe.setting == "sdf"
-        known = [prepkit.architecture(name) for name in recipe.architectures]
-        self.registry = prepkit.Registry(known, class_ids={one.name: place for place, one in enumerate(known)})
+        members = [prepkit.architecture(name) for name in recipe.architectures]
+        self.registry = prepkit.Registry(members, class_ids={one.name: place for place, one in enumerate(members)})
         preps = []
         for class_id in class_ids:
             architecture = self.registry.by_class_id(class_id)
-            preps.append(architecture.layout.pack(architecture.build_folded().state_dict(), shape))
+            preps.append(architecture.layout.pack(architecture.build_folded().state_dict(), prep_shape))
         self.preps_NHW = torch.stack(preps).detach().to(device)
         self.class_ids, self.items = list(class_ids), list(range(len(class_ids)))
-        self.task = random_points(count, device) if self.signals else random_images(known[0].input_shape, count, device)
+        self.task = (
+            random_points(count, device) if self.signals else random_images(members[0].input_shape, count, device)
+        )
         self.teacher = None
         if recipe.has_classes:
-            self.teacher_architecture = prepkit.built_in_registry(recipe.architectures[0].partition("@")[2]).teacher
-            teacher = self.teacher_architecture.build().eval().to(device)
-            self.teacher = teacher.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+            known = prepkit.built_in_registry(recipe.architectures[0].partition("@")[2]).teacher
+            assert known is not None
+            with_batch_norm = known.build().eval()
+            folded = fold(with_batch_norm, known.example_input(2)).network
+            self.teacher = ready_teacher(folded, recipe, device)  # a zoo's teacher is folded
+            self.plain_teacher = with_batch_norm.to(device).requires_grad_(False)
         self.order = (
             AtRandom(len(class_ids), recipe.batch.instances, 0, (0,), (len(class_ids) - 1,), 1.0)
             if recipe.has_classes
@@ -137,9 +143,6 @@ class Case:
         self.batches = self.data.batches(0)
         self.space = new_space(recipe).to(device)
         self.plain_optimiser = torch.optim.Adam(self.space.parameters(), lr=1e-4)
-        if recipe.has_classes:
-            teacher = self.data.teacher_architecture.build_folded().eval().to(device)
-            self.plain_teacher, self.data.teacher = self.data.teacher, ready_teacher(teacher, recipe, device)
         objective = Objective(self.space, recipe, self.registry, self.data.teacher)
         trained = [parameter for parameter in self.space.parameters() if parameter.requires_grad]
         self.step = Step(objective, adam(trained, 1e-4, device), Ranks(), device)
@@ -179,7 +182,7 @@ class Case:
         asked = ([*batch.class_ids], [*(interpolated_class_ids(factors, count) * len(pairs))])
         assert batch.labels is not None
         with torch.no_grad():
-            taught = [self.plain_teacher(batch.inputs) for _ in range(3)]  # for each target, and for the points between
+            taught = [self.data.plain_teacher(batch.inputs) for _ in range(3)]  # for targets and points between
         for part, (embeddings, class_ids) in enumerate(zip((latents, between), asked, strict=True)):
             preps, logits = self.space.decoder.plain(embeddings), self.space.classify(embeddings)
             loss = loss + cross_entropy(logits, torch.tensor(class_ids, device=self.device), reduction="sum")

@@ -17,9 +17,9 @@ def test_plain_steps_and_ours_compute_the_same(setting):
     plain, ours = (Case(setting, CPU, True, "float32") for _ in range(2))
     expected = [float(plain.plain()) for _ in range(2)]
     found = [float(ours.ours()["loss"].detach()) for _ in range(2)]
-    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
     assert found[1] == pytest.approx(expected[1], rel=1e-3)  # Adam's first update is the sign of each gradient
-    assert abs(expected[1] - expected[0]) > 3e-3 * expected[0] or setting == "multi"
+    assert expected[1] != pytest.approx(expected[0], rel=1e-4)
 
 
 def run(tmp_path, capfd, parts, settings):
