@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+QUANTISED = "belongs to a quantised layer, which holds no plain tensors; take the network as it was before quantising"
 BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}  # dtypes that a PRep can have
 
 
@@ -33,6 +34,27 @@ def torch_dtype(name: str) -> torch.dtype:
 def is_float8(tensor: Tensor) -> bool:
     """Whether a tensor is in one of torch's 8-bit floating-point dtypes."""
     return tensor.is_floating_point() and tensor.element_size() == 1
+
+
+def as_tensor(value: object, name: str) -> Tensor:
+    """Return a tensor as it is, and an array of numpy as a tensor that shares its memory where torch can do that.
+
+    name: names the value in errors
+    raises LayoutMismatch for anything else
+    """
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, np.ndarray):
+        what = f", and {QUANTISED}" if "_packed_params" in name else ", not a tensor; leave it out"
+        raise LayoutMismatch(f"'{name}' is a {type(value).__name__}{what}.")
+    native = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).reshape(value.shape)
+    try:
+        return torch.from_numpy(native) if native.flags.writeable else torch.tensor(native)
+    except TypeError:
+        raise LayoutMismatch(f"'{name}' is an array of {value.dtype}, which no tensor can hold.") from None
 
 
 def storage_identity(tensor: Tensor) -> object:

@@ -168,6 +168,8 @@ def refused(path: Path, error: Exception, names: list[str]) -> CheckpointError:
     """
     if any(name.startswith("torch.distributed.tensor.") for name in names):
         return CheckpointError(f"{path} {HOLDS_DTENSORS}.")
+    if "torch.nn.parameter.UninitializedParameter" in names:
+        return CheckpointError(f"{path} holds lazy layers without values; run the network once, then save it again.")
     if names:
         return UnsafeCheckpoint(
             f"{path} holds more than tensors: reading it would import and call {listed(names)}, so it was not read. "

@@ -21,7 +21,7 @@ from prepkit.checkpoint.formats import Format, read_content
 from prepkit.checkpoint.opening import opened, quoted
 from prepkit.checkpoint.sharded import check_not_a_part, is_index, model_file, shards_of
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed, nearest
-from prepkit.tensors import module_versions
+from prepkit.tensors import QUANTISED, module_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -268,6 +268,8 @@ def check_entries(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
     if spread:
         raise CheckpointError(f"{where}: {HOLDS_DTENSORS}.")
     foreign = [f"{name!r} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
+    if foreign and any("_packed_params" in name for name in state):
+        raise CheckpointError(f"{where}: {foreign[0]} {QUANTISED}.")
     if foreign:
         raise CheckpointError(
             f"{where}: among the tensors stand {listed(foreign)}, which are none; save the tensors alone: "

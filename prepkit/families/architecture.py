@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prepkit.errors import RegistryError
+from prepkit.errors import LayoutMismatch, RegistryError
 from prepkit.families.importing import load_builder, load_plugin, plugins_named, reason
 from prepkit.families.table import FAMILIES
 from prepkit.prep.layout import Layout, canonical_json
@@ -158,7 +158,10 @@ class Architecture(Brief):
     @cached_property
     def layout(self) -> Layout:
         """The layout of the packed network, in which BatchNorm is folded."""
-        return self.known.layout or Layout.of(self._spare_network(folded=True))
+        try:
+            return self.known.layout or Layout.of(self._spare_network(folded=True))
+        except LayoutMismatch as error:
+            raise LayoutMismatch(f"'{self.name}': {error}") from None
 
     @cached_property
     def num_parameters(self) -> int:

@@ -16,7 +16,7 @@ from prepkit.families.architecture import Architecture, Shapes, floating_shapes
 from prepkit.families.importing import plugins
 from prepkit.families.registry import architecture, built_in
 from prepkit.families.table import TABLE
-from prepkit.prep.slot import is_running_statistic
+from prepkit.prep.slot import as_tensors, is_running_statistic
 from prepkit.support.text import Brief
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def detect(tensors: Mapping[str, Tensor], candidates: Iterable[Architecture] | N
     """Return the architecture whose names and shapes these are, in any order and dtype; integer buffers do not count.
 
     candidates: architectures to compare; if missing, the built-in ones, then those of plug-ins, which are imported
-    raises RegistryError if several match, or if a plug-in that had to be looked at is broken
+    raises LayoutMismatch for values that are no tensors; RegistryError if several match, or if a plug-in that had to
+    be looked at is broken
 
     Only names and shapes are compared: a network of the same shapes with another activation looks the same.
 
@@ -46,7 +47,7 @@ def detect(tensors: Mapping[str, Tensor], candidates: Iterable[Architecture] | N
     >>> detection.architecture.name, detection.folded
     ('resnet8@digits', False)
     """
-    shapes = floating_shapes(tensors)
+    shapes = floating_shapes(as_tensors(tensors))
     if candidates is not None:
         return the_match(shapes, candidates)
     return the_match(shapes, likely(shapes)) or the_match(shapes, (architecture(entry.name) for entry in plugins()))

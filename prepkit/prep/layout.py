@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import InvalidShape, LayoutMismatch, counted, listed
 from prepkit.prep.contents import contents_of
 from prepkit.prep.shape import PRepShape as PRepShape
-from prepkit.prep.slot import Kind, classified, is_pair_of_names, is_running_statistic, slot_from_dict
+from prepkit.prep.slot import Kind, as_tensors, classified, is_pair_of_names, is_running_statistic, slot_from_dict
 from prepkit.prep.slot import Slot as Slot
 from prepkit.prep.slot import natural_key as natural_key
 from prepkit.support.json_values import canonical_json as canonical_json
@@ -218,7 +218,7 @@ class Layout:
 
         if isinstance(shape, tuple | list):
             shape = PRepShape(*shape)
-        values, batch = self._checked(tensors)
+        values, batch = self._checked(as_tensors(tensors))
         height, width = self._resolved(shape, out, batch)
         if batch:
             pieces = [value.reshape(*batch, size) for value, size in zip(values, self._sizes, strict=True)]

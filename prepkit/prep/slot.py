@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import LayoutMismatch, listed
 from prepkit.support.text import is_unicode
-from prepkit.tensors import BITS, dtype_name
+from prepkit.tensors import BITS, as_tensor, dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,18 +88,39 @@ def classified(tensors: Mapping[str, Tensor], is_parameter: Callable[[str, Tenso
     return kinds
 
 
+def as_tensors(values: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Return named tensors; arrays of numpy among them become tensors.
+
+    raises LayoutMismatch for values that are no tensors, or tensors without a shape
+    """
+    import torch
+
+    if {torch.Tensor, torch.nn.Parameter}.issuperset(map(type, values.values())):  # this is fast, and nearly always so
+        return values
+    tensors = {name: as_tensor(value, str(name)) for name, value in values.items()}
+    for name, tensor in tensors.items():
+        _check_shaped(name, tensor)
+    return tensors
+
+
 def check_dense(name: str, tensor: object) -> None:
     """Raise LayoutMismatch unless this is a dense tensor of real numbers whose shape is known."""
     import torch
-    from torch.nn.parameter import is_lazy
 
     if not isinstance(tensor, torch.Tensor):
-        raise LayoutMismatch(f"'{name}' is a {type(tensor).__name__}, not a tensor; leave it out.")
-    if is_lazy(tensor):
-        raise LayoutMismatch(f"'{name}' is not initialised yet; run the network once on an input.")
+        as_tensor(tensor, name)
+        raise LayoutMismatch(f"'{name}' is an array; make a tensor of it with torch.from_numpy.")
+    _check_shaped(name, tensor)
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
         what = "quantised" if tensor.is_quantized else "complex" if tensor.is_complex() else "sparse"
         raise LayoutMismatch(f"'{name}' is {what} ({dtype_name(tensor.dtype)}); a PRep holds dense {listed(BITS)}.")
+
+
+def _check_shaped(name: str, tensor: Tensor) -> None:
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        raise LayoutMismatch(f"'{name}' is not initialised yet; run the network once on an input.")
 
 
 def is_integer_buffer(name: str, tensor: Tensor) -> bool:

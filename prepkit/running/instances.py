@@ -25,6 +25,7 @@ from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import Architecture
 from prepkit.families.registry import architecture as registered
 from prepkit.running._stacking import PACK, StackedNetwork, Unstackable, stack_network
+from prepkit.tensors import as_tensor
 
 # This was measured on two cores (benchmarks/results). Below it, calls cost more than arithmetic, and stacked
 # channels-last convolutions are 1.5 to 6 times as fast; above it, a loop is faster. On an accelerator, instances of any
@@ -204,6 +205,7 @@ def run_instances(architecture: Architecture | str, preps: Tensor, inputs: Tenso
     """
     if isinstance(architecture, str):
         architecture = registered(architecture)
+    preps, inputs = as_tensor(preps, "preps"), as_tensor(inputs, "inputs")
     if inputs.is_floating_point():
         inputs = inputs.to(preps.dtype)
     axes = len(architecture.input_shape)

@@ -31,6 +31,7 @@ from prepkit.support.text import Brief
 from prepkit.tasks import load_task
 from prepkit.tasks.task import Task
 from prepkit.training._engine import Engine, choose_engine
+from prepkit.training._fit import check_fit
 from prepkit.training._plan import Job, TrainingPlan, plan
 from prepkit.training._provenance import (
     Provenance,
@@ -270,21 +271,3 @@ def registry_of(spec: Spec) -> Registry:
     teacher = spec.teacher
     others = [] if teacher is None or teacher.architecture in class_ids else [architecture(teacher.architecture)]
     return Registry(map(architecture, spec.architectures), others, class_ids)
-
-
-def check_fit(spec: Spec, task: Task) -> None:
-    """Raise ZooError unless every network takes the task's inputs and gives an output for each of its classes."""
-    names = [*spec.architectures, *([spec.teacher.architecture] if spec.teacher else [])]
-    for name in names:
-        known = architecture(name)
-        if known.input_shape != task.input_shape:
-            asked, given = ("x".join(map(str, shape)) for shape in (known.input_shape, task.input_shape))
-            raise ZooError(
-                f"{spec.name}, architectures: {name} takes inputs of {asked}, but those of the task are {given}."
-            )
-        with torch.random.fork_rng(devices=[]), torch.inference_mode():
-            outputs = known.build().eval()(known.example_input(1)).shape[-1]
-        if outputs != task.num_outputs:
-            raise ZooError(
-                f"{spec.name}, architectures: {name} has {outputs} outputs, but the task needs {task.num_outputs}."
-            )

@@ -16,11 +16,12 @@ from prepkit.errors import LayoutMismatch, ZooError, listed
 from prepkit.families.detection import detect
 from prepkit.families.registry import Architecture, architectures
 from prepkit.families.registry import architecture as looked_up
-from prepkit.packing import batch_norms, no_memory, prepare
+from prepkit.packing import batch_norms, naming, no_memory, prepare
 from prepkit.prep.file import PRep
 from prepkit.prep.layout import Layout
 from prepkit.prep.shape import WIDTH_MULTIPLE, PRepShape
-from prepkit.tensors import BITS, same_values, torch_dtype
+from prepkit.prep.slot import as_tensors
+from prepkit.tensors import BITS, as_tensor, same_values, torch_dtype
 from prepkit.zoo.format.manifest import KEPT_BATCH_NORM, StoredArchitecture
 from prepkit.zoo.read.gather import words
 from prepkit.zoo.write._buffers import Buffers, Piece
@@ -96,6 +97,8 @@ def packable(
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(tensors, Mapping):
         raise ZooError(f"{place}: expected a network, a state dict or a PRep, found a {type(model).__name__}.")
+    with naming(place):
+        tensors = as_tensors(tensors)
     tensors, layout, fusion, known = prepare(tensors, known, keep_batch_norm, place, keep_unfoldable, prove_each=False)
     if fusion and fusion.cost_of_cast and costs is not None:
         costs[place] = fusion.cost_of_cast
@@ -111,17 +114,16 @@ def packable_stack(stack: Mapping[str, Tensor] | Tensor, architecture: Architect
 
     raises LayoutMismatch if names or shapes differ from the architecture's packed form
     """
-    from torch import Tensor
-
     known = looked_up(architecture) if isinstance(architecture, str) else architecture
     if known is None:
         raise ZooError("a stack needs its architecture.")
-    layout = known.layout
-    tensors = layout.unpack(stack) if isinstance(stack, Tensor) else stack
+    layout, place = known.layout, f"stack of {known.name}"
+    with naming(place):
+        tensors = as_tensors(stack) if isinstance(stack, Mapping) else layout.unpack(as_tensor(stack, "stack"))
     missing = [slot.name for slot in layout if slot.name not in tensors]
     if missing:
         bn = " Fold BatchNorm first, or use `add` for each network." if batch_norms(tensors) else ""
-        raise LayoutMismatch(f"stack of {known.name}: {known.name} needs {listed(missing)}.{bn}")
+        raise LayoutMismatch(f"{place}: {known.name} needs {listed(missing)}.{bn}")
     return Packable(tensors, layout.with_dtypes_of(tensors), known, fused=True)
 
 
