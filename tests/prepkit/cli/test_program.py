@@ -60,7 +60,9 @@ def test_a_program_makes_settings_and_keeps_those_of_the_user(program, tmp_path)
     assert json.loads(done.stderr) == ENVIRONMENT
     assert done.stdout.startswith(f"{program}, version ")
     done = python(tmp_path, ["-m", program, "--version"], PRINT_SETTINGS, OMP_WAIT_POLICY="ACTIVE")
-    assert json.loads(done.stderr) == {**ENVIRONMENT, "OMP_WAIT_POLICY": "ACTIVE"}
+    assert json.loads(done.stderr) == {**ENVIRONMENT, "OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": None}
+    done = python(tmp_path, ["-m", program, "--version"], PRINT_SETTINGS, GOMP_SPINCOUNT="7")
+    assert json.loads(done.stderr) == {**ENVIRONMENT, "GOMP_SPINCOUNT": "7"}
 
 
 def test_the_library_makes_no_settings(tmp_path):
