@@ -60,12 +60,15 @@ def zoo_ids(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 def _ids(folder: object) -> list[str]:
     from prepkit.zoo.format.manifest import read_manifest
+    from prepkit.zoo.format.sizes import check_sizes
     from prepkit.zoo.format.tables import read_table
 
     if not isinstance(folder, str | Path):
         return []
     try:
-        table = read_manifest(folder).table
+        manifest = read_manifest(folder)
+        check_sizes(Path(folder), manifest)
+        table = manifest.table
         return [str(name) for name in read_table(Path(folder) / table.path, table)["id"].to_pylist()]
     except (PrepkitError, OSError):
         return []

@@ -23,6 +23,7 @@ from prepkit.hub._failures import explained
 from prepkit.hub._fetch import MAX_THREADS, Fetcher, HubFile, is_sound, wait_for_all
 from prepkit.hub._partial import fetch_cut
 from prepkit.hub._readme import make_local
+from prepkit.hub._sizes import check_rows_on_hub
 from prepkit.hub._target import Target, known_zoo
 from prepkit.hub.client import api, pinned
 from prepkit.hub.progress import Counter, Report
@@ -229,6 +230,7 @@ def _planned_cut(
     if selection.is_whole:
         return None
     stored = manifest.table
+    check_rows_on_hub(address, manifest, token)
     Fetcher(address, folder, token=token).fetch(HubFile(stored.path, stored.sha256, stored.bytes), folder / stored.path)
     rows = selection.chosen(manifest, read_table(folder / stored.path, stored))
     return planned_cut(manifest, rows, f"{address}/{stored.path}")

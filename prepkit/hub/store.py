@@ -22,6 +22,7 @@ from prepkit.hub._failures import explained
 from prepkit.hub._fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
 from prepkit.hub._prefetch import PrefetchBudget, SharedIterator
 from prepkit.hub._shard_cache import alone, bound_of_cache, held, make_room
+from prepkit.hub._sizes import check_rows_on_hub
 from prepkit.hub.client import api, pinned
 from prepkit.hub.pull import fetch_manifest
 from prepkit.support.cache import cache_folder
@@ -190,8 +191,10 @@ class HubStore(Store):
     def _fetch_manifest_and_table(self) -> None:
         """Fetch the manifest and the table, unless they are in the cache."""
         with alone(self._folder / MANIFEST):
-            table = _cached_manifest(self._own.fetcher, self._folder).table
+            manifest = _cached_manifest(self._own.fetcher, self._folder)
+            table = manifest.table
             if not is_sound(self._folder / table.path, table.sha256, table.bytes):
+                check_rows_on_hub(self.address, manifest, self._token)
                 self._own.fetcher.fetch(HubFile(table.path, table.sha256, table.bytes), self._folder / table.path)
 
     def _fetch_shard(self, fetcher: Fetcher, number: int) -> None:

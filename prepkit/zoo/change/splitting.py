@@ -33,6 +33,7 @@ from prepkit.zoo.format.columns import OWN_COLUMNS, checked_name
 from prepkit.zoo.format.drawn_split import DRAWN_SPLIT, EARLIER_SPLIT, drawn_split, split_record
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredFile, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
+from prepkit.zoo.format.sizes import check_sizes
 from prepkit.zoo.format.tables import ROWS_A_GROUP, publish_table, read_table
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def split(
     with changing(root):
         manifest = read_manifest(root)
         _check_unsplit(manifest, root, force)
+        check_sizes(root, manifest)
         table = read_table(inside(root, manifest.table.path, str(root / MANIFEST)), manifest.table)
         column = None if group is False else group_column(table.column_names, group)
         if column is not None and pa.types.is_nested(table.schema.field(column).type):

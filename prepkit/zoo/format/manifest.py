@@ -158,6 +158,12 @@ class Manifest(Brief):
         """Return the stored architecture of this name."""
         return next(stored for stored in self.architectures if stored.name == name)
 
+    @property
+    def bytes_of_rows(self) -> list[int]:
+        """How many bytes the values in the rows of each shard take."""
+        heights = {stored.name: stored.height for stored in self.architectures}
+        return [shard.rows * heights[shard.architecture] * self.width * BITS[self.dtype] // 8 for shard in self.shards]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-able form, with the sha256 of the canonical JSON of all other keys."""
         data: dict[str, Any] = {
@@ -343,9 +349,7 @@ def _check_rows(manifest: Manifest, place: Place) -> None:
 
     Reading a table takes memory for each row, even if a small file says that all of them are equal.
     """
-    heights = {stored.name: stored.height for stored in manifest.architectures}
-    for index, shard in enumerate(manifest.shards):
-        needed = shard.rows * heights[shard.architecture] * manifest.width * BITS[manifest.dtype] // 8
+    for index, (shard, needed) in enumerate(zip(manifest.shards, manifest.bytes_of_rows, strict=True)):
         if needed > shard.bytes:
             raise ZooError(
                 f"{place['shards'][index]['rows']}: {shard.rows:,} rows take {counted(needed, 'byte')}, but the shard "

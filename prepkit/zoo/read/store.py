@@ -18,6 +18,7 @@ from prepkit.support.files import sha256_of_file
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture, checksum, read_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
+from prepkit.zoo.format.sizes import check_sizes
 from prepkit.zoo.format.tables import read_table, whole_numbers
 from prepkit.zoo.read.shard_values import MAX_OPEN, FileShard, Latest, MappedShard, OpenFile, ShardValues
 
@@ -204,16 +205,7 @@ class LocalStore(Store):
 
     def _check_files(self) -> None:
         """Compare the sizes of the shards with the manifest."""
-        for shard in self.manifest.shards:
-            file = self.file(shard.path)
-            try:
-                size = file.stat().st_size
-            except FileNotFoundError:
-                raise ZooError(f"{file}: missing; the zoo is not whole. Fetch it again.") from None
-            except OSError as error:
-                raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
-            if size != shard.bytes:
-                raise ZooError(f"{file}: it has {size:,} bytes, the manifest says {shard.bytes:,}; fetch it again.")
+        check_sizes(self.root, self.manifest)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return which zoo it is; another process opens it anew, with the table that it has here."""
