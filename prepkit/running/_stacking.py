@@ -40,7 +40,11 @@ class StackedConvolution(nn.Module):
     """K convolutions as one.
 
     Inputs are `[B, K * C, ...]`, or `[B, C, ...]` shared by all instances; outputs are `[B, K * outputs, ...]`.
+    dense: whether it is one convolution without groups, whose kernel is 0 between instances; None where that is faster.
+           It multiplies by zeros, so the infinite numbers of one instance make those of all others NaN.
     """
+
+    dense: bool | None = None
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
@@ -56,9 +60,9 @@ class StackedConvolution(nn.Module):
         """Convolve the features of each instance."""
         count = self.weight.shape[0]
         shared = features.shape[1] == self.channels
+        bias = None if self.bias is None else self.bias.flatten()
         if shared and self.groups > 1:
             features, shared = _repeated(features, count), False
-        bias = None if self.bias is None else self.bias.flatten()
         if not shared and self.is_dense(features):
             return self.convolve(features, self._block_diagonal(), bias, **self.arguments)
         groups = self.groups if shared else self.groups * count
@@ -67,7 +71,9 @@ class StackedConvolution(nn.Module):
     def is_dense(self, features: Tensor) -> bool:
         """Whether one convolution without groups is faster although most of its weights are 0, as on a GPU."""
         count, channels = self.weight.shape[0], max(self.weight.shape[1:3])
-        return features.is_cuda and self.groups == 1 and 1 < count <= PACK and count * channels <= DENSE_CHANNELS
+        if self.groups > 1 or count == 1 or self.dense is not None:
+            return bool(self.dense) and self.groups == 1
+        return features.is_cuda and count <= PACK and count * channels <= DENSE_CHANNELS
 
     def _block_diagonal(self) -> Tensor:
         """The weights `[K * outputs, K * channels, ...]` of a convolution without groups, 0 between instances."""
@@ -148,9 +154,12 @@ class StackedNetwork(nn.Module):
     instances_first: whether the network inside gets `[K, B, C]`, which suits linear layers alone, or `[B, K * C, ...]`
     """
 
-    def __init__(self, network: nn.Module, instances_first: bool) -> None:
+    def __init__(self, network: nn.Module, instances_first: bool, dense: bool | None = None) -> None:
         super().__init__()
         self.network = _exchanged(copy.deepcopy(network), {})
+        for module in self.network.modules():
+            if isinstance(module, StackedConvolution):
+                module.dense = dense
         self.instances_first = instances_first
 
     def forward(self, inputs: Tensor, shared: bool, channels_last: bool = False) -> Tensor:
@@ -181,15 +190,16 @@ class StackedNetwork(nn.Module):
         return outputs
 
 
-def stack_network(network: nn.Module, input_shape: tuple[int, ...]) -> StackedNetwork:
+def stack_network(network: nn.Module, input_shape: tuple[int, ...], dense: bool | None = None) -> StackedNetwork:
     """Return a network that runs K instances of `network` at once, proved equal to running them one after another.
 
+    dense: whether convolutions have no groups (StackedConvolution)
     raises Unstackable with the reason
     """
     reasons = []
     for instances_first in (True, False) if len(input_shape) == 1 else (False,):
         try:
-            stacked = StackedNetwork(network, instances_first).to(_device(network))
+            stacked = StackedNetwork(network, instances_first, dense).to(_device(network))
             _prove(network, stacked, input_shape)
             return stacked
         except Unstackable as reason:

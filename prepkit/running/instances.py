@@ -98,11 +98,14 @@ class Runner:
 
 
 @lru_cache(maxsize=64)
-def runner(architecture: Architecture, folded: bool, stacked: bool, device: torch.device) -> Runner:
+def runner(
+    architecture: Architecture, folded: bool, stacked: bool, device: torch.device, dense: bool | None = None
+) -> Runner:
     """Return the forward of many instances.
 
     folded:  whether the network is the one without BatchNorm, whose tensors PReps hold, or the one that is trained
     stacked: whether instances run at once or one after another
+    dense:   whether convolutions of instances that run at once have no groups; None where that is faster
     raises Unstackable if they cannot run at once; RegistryError, FusionError if the network cannot be built
     """
     # The result is cached for all callers, so it and its proof must not depend on the first caller's mode.
@@ -111,7 +114,7 @@ def runner(architecture: Architecture, folded: bool, stacked: bool, device: torc
             network = architecture.build_folded() if folded else architecture.build()
         network = network.requires_grad_(False)
         if stacked:
-            network = stack_network(network, architecture.input_shape)
+            network = stack_network(network, architecture.input_shape, dense)
     return Runner(network.to(device), len(architecture.input_shape))
 
 

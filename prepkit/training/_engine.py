@@ -1,13 +1,14 @@
 """The engine of a zoo's training: how many instances of an architecture are trained at once, on how many threads.
 
-It is derived from sizes, never from timing, so that zoos are reproducible: the last bits of their numbers depend on
-the sizes of stacks. The zoo records the engine, and whoever resumes its training, here or elsewhere, keeps it.
+The last bits of a zoo's numbers depend on it. So the sizes of stacks are derived from sizes alone; only the way in
+which a stack shares a GPU is found by timing (prepkit.training._trial). The zoo records the engine, and whoever resumes
+its training, here or elsewhere, keeps it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -30,10 +31,16 @@ class Way:
 
     at_once: instances that run at once, as one network; packs of so many run one after another. None runs all.
     streams: number of streams among which the packs are dealt, so that they run side by side
+    dense:   whether convolutions of a pack are one without groups (prepkit.running._stacking.StackedConvolution)
     """
 
     at_once: int | None = None
     streams: int = 1
+    dense: bool = False
+
+    def __str__(self) -> str:
+        packs = "all at once" if self.at_once is None else f"{self.at_once} at once"
+        return ", ".join([packs, *["dense"] * self.dense, *[f"on {self.streams} streams"] * (self.streams > 1)])
 
 
 ALL_AT_ONCE = Way()
@@ -46,20 +53,30 @@ class Engine:
     device:  kind of the device, "cpu", "cuda" or "mps"
     threads: number of CPU threads; None on an accelerator
     stacks:  architecture -> how many instances are trained at once; 1 trains one after another
+    ways:    architecture -> how they share the device, where it is not all at once
     """
 
     device: str
     threads: int | None
     stacks: Mapping[str, int]
+    ways: Mapping[str, Way] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return asdict(self)
+        data = asdict(self)
+        if not self.ways:
+            del data["ways"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Engine:
         """The engine that `to_dict` wrote."""
-        return cls(data["device"], data["threads"], dict(data["stacks"]))
+        ways = {name: Way(**way) for name, way in data.get("ways", {}).items()}
+        return cls(data["device"], data["threads"], dict(data["stacks"]), ways)
+
+    def way_of(self, name: str) -> Way:
+        """How the instances of an architecture share the device."""
+        return self.ways.get(name, ALL_AT_ONCE)
 
 
 def choose_engine(

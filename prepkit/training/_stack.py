@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prepkit.tasks.randomness import stream_seed
+from prepkit.training._engine import ALL_AT_ONCE
 from prepkit.training._hyperparameters import Training
 from prepkit.training._optimiser import Adam, Optimiser, Parameters, Sgd
 from prepkit.training._plan import Job
@@ -119,10 +121,34 @@ class Stack:
     # One epoch --------------------------------------------------------------------------------------------------
 
     def _train_epoch(self) -> list[float]:
-        """Train one epoch, and return the sum of the losses of all steps for each instance."""
-        setup, training = self.setup, self.setup.training
-        jobs = self.active_jobs
-        step = self._step = self._step or StackStep(setup, self.parameters, self.statistics, self.optimiser, jobs)
+        """Train one epoch, and return the sum of the losses of all steps for each instance.
+
+        Where instances share dense convolutions, one that diverges spoils the numbers of the others. Then the epoch is
+        trained again without, so that no instance ever depends on another.
+        """
+        setup = self.setup
+        self._step = self._step or self._step_by(setup)
+        if not setup.way.dense:
+            return self._train_by(self._step)
+        before = [tensor.clone() for tensor in self._changing()]
+        steps = self.optimiser.steps
+        losses = self._train_by(self._step)
+        if all(map(math.isfinite, losses)) and all(self._finite_instances()):
+            return losses
+        for tensor, values in zip_longest(self._changing(), before):
+            tensor.zero_() if values is None else tensor.copy_(values)  # an optimiser's first state is 0
+        self.optimiser.steps = steps
+        return self._train_by(self._step_by(replace(setup, way=ALL_AT_ONCE)))
+
+    def _step_by(self, setup: StackSetup) -> StackStep:
+        return StackStep(setup, self.parameters, self.statistics, self.optimiser, self.active_jobs)
+
+    def _changing(self) -> list[Tensor]:
+        """All tensors that a step changes; those of the optimiser come last."""
+        return [self.parameters.values, *self.statistics.values(), *self.optimiser.state.values()]
+
+    def _train_by(self, step: StackStep) -> list[float]:
+        setup, training, jobs = self.setup, self.setup.training, self.active_jobs
         step.begin_epoch([job.learning_rate * factor(training.schedule, self.epoch, job.epochs) for job in jobs])
         seeds, items = [job.seed for job in jobs], [job.item for job in jobs]
         seed_all(stream_seed("network", seeds[0], self.epoch), setup.device)  # Dropout draws from it, in stacks of one

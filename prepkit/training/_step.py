@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prepkit.families.registry import Architecture
-from prepkit.running.instances import Runner
+from prepkit.running.instances import Runner, runner
 from prepkit.support.graphs import GraphedStep, Recorder
 from prepkit.tasks.task import Task, TaskBatch
 from prepkit.training._engine import ALL_AT_ONCE, Way
@@ -73,6 +73,7 @@ class StackStep:
             Pack.of(parameters, statistics, slice(first, min(first + size, count))) for first in range(0, count, size)
         ]
         self._streams = Streams(setup.device, min(setup.way.streams, len(self._packs)))
+        self._forward = forward_of(setup)
 
     def begin_epoch(self, learning_rates: Sequence[float]) -> None:
         """Take a learning rate for each instance."""
@@ -99,7 +100,7 @@ class StackStep:
         total: Tensor | None = None
         for part, expected, share in parts(inputs, targets, setup.samples_at_once):
             with autocast(setup.training, setup.device):
-                outputs = setup.runner({**pack.leaves, **pack.statistics}, part, training=True)
+                outputs = self._forward({**pack.leaves, **pack.statistics}, part, training=True)
             losses = setup.task.losses(outputs.to(setup.dtype), expected) * share
             found = torch.autograd.grad(losses.sum(), list(pack.leaves.values()), allow_unused=True)
             used = [(own, new) for own, new in zip(pack.gradients, found, strict=True) if new is not None]
@@ -155,6 +156,15 @@ class Streams:
             return
         with torch.cuda.stream(self.streams[number % len(self.streams)]):
             yield
+
+
+def forward_of(setup: StackSetup) -> Runner:
+    """The forward of a pack; `setup.runner` itself unless the way asks for another."""
+    if setup.way.at_once == 1:
+        return runner(setup.architecture, False, False, setup.device)
+    if setup.way.dense and setup.runner.stacked:
+        return runner(setup.architecture, False, True, setup.device, dense=True)
+    return setup.runner
 
 
 def parts(inputs: Tensor, targets: Tensor, size: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:

@@ -22,7 +22,7 @@ from prepkit.families.registry import Architecture, architecture
 from prepkit.running.instances import activation_bytes, forward_flops, is_linear, runner
 from prepkit.support.files import replacing
 from prepkit.tasks.task import Task
-from prepkit.training._engine import Engine
+from prepkit.training._engine import ALL_AT_ONCE, Engine
 from prepkit.training._hyperparameters import Training
 from prepkit.training._plan import Job, TrainingPlan
 from prepkit.training._results import Rows, rows_of
@@ -147,7 +147,8 @@ def setup_of(unit: Unit, task: Task, engine: Engine, device: torch.device) -> St
     size = min(len(unit.jobs), engine.stacks.get(architecture.name, 1))
     run = runner(architecture, False, size > 1, device)
     samples = samples_at_once(architecture, size, device)
-    return StackSetup(architecture, unit.training, task, run, device, size, samples)
+    way = engine.way_of(architecture.name) if size > 1 else ALL_AT_ONCE
+    return StackSetup(architecture, unit.training, task, run, device, size, samples, way=way)
 
 
 def samples_at_once(architecture: Architecture, stack: int, device: torch.device) -> int | None:

@@ -41,6 +41,7 @@ from prepkit.training._provenance import (
     training_folder,
 )
 from prepkit.training._spool import done_file, load_done, save_done
+from prepkit.training._trial import with_ways
 from prepkit.training._units import FinishedUnit, Unit, train_unit, units_of
 from prepkit.training.spec import Spec, load_spec
 from prepkit.zoo.card.card import README, write_card
@@ -112,6 +113,8 @@ def train_zoo(
     if provenance is not None:
         check_engine(provenance, engine, stack, threads, root)
         engine = provenance.engine
+    elif where.type == "cuda" and ray is None:
+        engine = with_ways(engine, loaded, jobs, task.to(where), where, (progress or Progress()).say)
     provenance = provenance or Provenance.of(loaded, engine, where)
     with (
         workers_of(ray, engine, gpus),

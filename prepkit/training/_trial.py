@@ -1,0 +1,116 @@
+"""Finding out by timing in which way the stacks of a zoo share a GPU.
+
+Which way is fastest depends on architecture, precision and device: on an H200, packs of four ResNet8 with dense
+convolutions on four streams take 1.6 times as many steps a second in bfloat16 as all 32 in groups, 14 times as many as
+the loop that everybody writes (benchmarks/results).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+
+from prepkit.families.registry import architecture
+from prepkit.running._stacking import Unstackable
+from prepkit.running.instances import is_linear
+from prepkit.tasks.task import Task, TaskBatch
+from prepkit.training._engine import ALL_AT_ONCE, Engine, Way
+from prepkit.training._plan import Job, TrainingPlan
+from prepkit.training._stack import Stack, reproducible
+from prepkit.training._step import WARMUPS, StackStep
+from prepkit.training._units import Unit, setup_of
+from prepkit.training.spec import Spec
+
+LEAST_STEPS = 2_000  # A trial takes a few seconds, which fewer steps do not earn back.
+ROUNDS, STEPS = 3, 8
+CONVOLUTIONS = (ALL_AT_ONCE, Way(4, 4, dense=True), Way(4, 8, dense=True), Way(8, 4, dense=True), Way(1, 8))
+LINEAR = (ALL_AT_ONCE, Way(8, 2))
+
+Timed = Callable[[Callable[[], object]], float]
+
+
+def with_ways(
+    engine: Engine,
+    spec: Spec,
+    plan: TrainingPlan,
+    task: Task,
+    device: torch.device,
+    say: Callable[[str], None] = lambda text: None,
+    timed: Timed | None = None,
+) -> Engine:
+    """The engine with the fastest way for each architecture whose training is long enough to make a trial worth it.
+
+    task:  its data are on the device
+    say:   is given a line about each trial
+    timed: gives the seconds of a call; for tests
+    """
+    ways = {}
+    for name, size in engine.stacks.items():
+        jobs, training = plan.by_architecture[name], spec.training[name]
+        stacks = -(-len(jobs) // size)
+        steps = stacks * max(job.epochs for job in jobs) * task.num_batches(training.batch_size)
+        if size == 1 or steps < LEAST_STEPS:
+            continue
+        known = architecture(name)
+        candidates = LINEAR if is_linear(known) else CONVOLUTIONS
+        smaller = (way for way in candidates if way.at_once is None or way.at_once < size)
+        seconds = trial(Unit(0, known, jobs[:size], training), smaller, engine, task, device, timed)
+        if not seconds:
+            continue
+        best = min(seconds, key=lambda way: seconds[way])
+        if best != ALL_AT_ONCE:
+            ways[name] = best
+        rates = "; ".join(f"{way} {1 / each:.1f}" for way, each in seconds.items())
+        say(f"note: {size} {name} are trained {best}. Steps a second in a trial: {rates}.")
+    return replace(engine, ways=ways)
+
+
+def trial(
+    unit: Unit, ways: Iterable[Way], engine: Engine, task: Task, device: torch.device, timed: Timed | None = None
+) -> dict[Way, float]:
+    """Seconds of a step of a unit in each way; without those that do not fit the memory or cannot be run."""
+    batch = first_batch(unit.jobs, task, unit.training.batch_size)
+    seconds = {}
+    for way in ways:
+        own = replace(engine, ways={unit.architecture.name: way})
+        try:
+            seconds[way] = seconds_of_a_step(Stack(setup_of(unit, task, own, device), unit.jobs), batch, timed)
+        except (torch.OutOfMemoryError, Unstackable):
+            continue
+        finally:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return seconds
+
+
+def first_batch(jobs: tuple[Job, ...], task: Task, batch_size: int) -> TaskBatch:
+    """A batch for all instances, out of the data of the first: data sets of their own may take long to make."""
+    return next(iter(task.batches([job.seed for job in jobs], [jobs[0].item] * len(jobs), 0, batch_size)))
+
+
+def seconds_of_a_step(stack: Stack, batch: TaskBatch, timed: Timed | None = None) -> float:
+    """The median time of a step, once it is recorded."""
+    setup, jobs = stack.setup, stack.active_jobs
+    with reproducible(setup.device):
+        step = StackStep(setup, stack.parameters, stack.statistics, stack.optimiser, jobs)
+        step.begin_epoch([job.learning_rate for job in jobs])
+
+        def steps(count: int = STEPS) -> None:
+            for _ in range(count):
+                step(batch)
+            if setup.device.type == "cuda":
+                torch.cuda.synchronize(setup.device)
+
+        steps(WARMUPS + 1)
+        return statistics.median((timed or clocked)(steps) for _ in range(ROUNDS)) / STEPS
+
+
+def clocked(call: Callable[[], object]) -> float:
+    """The seconds that a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
