@@ -113,8 +113,8 @@ def train_zoo(
     if provenance is not None:
         check_engine(provenance, engine, stack, threads, root)
         engine = provenance.engine
-    elif where.type == "cuda" and ray is None:
-        engine = with_ways(engine, loaded, jobs, task.to(where), where, (progress or Progress()).say)
+    elif ray is None:
+        engine = tried(engine, loaded, jobs, task, where, progress or Progress())
     provenance = provenance or Provenance.of(loaded, engine, where)
     with (
         workers_of(ray, engine, gpus),
@@ -135,6 +135,13 @@ def train_zoo(
         training.train(executor(task, engine, where, training, ray, gpus), task)
     write_card(root)
     return Trained(root, len(writer), len(training.log.diverged), engine)
+
+
+def tried(
+    engine: Engine, spec: Spec, jobs: TrainingPlan, task: Task, device: torch.device, progress: Progress
+) -> Engine:
+    """The engine with ways to share a GPU that were found by timing; unchanged on another device."""
+    return with_ways(engine, spec, jobs, task.to(device), device, progress.say) if device.type == "cuda" else engine
 
 
 class ZooTraining:

@@ -99,3 +99,38 @@ def test_a_step_that_cannot_be_recorded_is_run(monkeypatch):
     monkeypatch.setattr(stack_module, "StackStep", StackStep)
     for ours, expected in zip(found.snapshots, trained(setup, all_jobs).snapshots, strict=True):
         assert worst(ours.tensors, expected.tensors) < 1e-12
+
+
+# Dense packs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [Way(2, 2, dense=True), Way(3, dense=True)])
+def test_dense_packs_are_the_same_as_groups(way):
+    own, all_jobs = TRAININGS["nesterov"], jobs("resnet8@digits", 3, epochs=(3, 1, 2))
+    dense = trained(replace(setting("resnet8@digits", own), way=way), all_jobs)
+    for found, expected in zip(
+        dense.snapshots, trained(setting("resnet8@digits", own), all_jobs).snapshots, strict=True
+    ):
+        assert worst(found.tensors, expected.tensors) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_instance_that_diverges_spoils_no_other_of_its_dense_pack(epoch, kind):
+    """Its images are infinite in one step of an epoch, and 0 times infinity is no number in its neighbours."""
+
+    class Poisoned(Noise):
+        def batch(self, seed, at, step):
+            images, labels = super().batch(seed, at, step)
+            return (images * torch.inf if (seed, at, step) == (41, epoch, 2) else images), labels
+
+    own, all_jobs = TRAININGS[kind], jobs("resnet8@digits", 3, epochs=(2,))
+    rate = 0.1 if kind == "adam" else 1.0
+    all_jobs = [replace(job, learning_rate=rate * job.learning_rate) for job in all_jobs]
+    dense = trained(replace(setting("resnet8@digits", own, task=Poisoned), way=Way(3, dense=True)), all_jobs)
+    assert [(attempt.run, attempt.epoch) for attempt in dense.diverged] == [("run-00001", epoch + 1)]
+    grouped = trained(setting("resnet8@digits", own, task=Poisoned), all_jobs)
+    assert dense.diverged == grouped.diverged
+    for found, expected in zip(dense.snapshots, grouped.snapshots, strict=True):
+        assert (found.position, found.epoch) == (expected.position, expected.epoch)
+        assert worst(found.tensors, expected.tensors) < 1e-9

@@ -1,0 +1,131 @@
+"""Which way of sharing a GPU is chosen by timing, with a clock of the test's own; recorded, and kept when resumed."""
+
+import json
+
+import pytest
+import torch
+from killed_training import CHAIRS, spec
+
+from prepkit.tasks import load_task
+from prepkit.training import _trial as trial_module
+from prepkit.training import run as run_module
+from prepkit.training._engine import ALL_AT_ONCE, Engine, Way, choose_engine
+from prepkit.training._plan import plan
+from prepkit.training._provenance import read_provenance
+from prepkit.training._trial import CONVOLUTIONS, LINEAR, trial, with_ways
+from prepkit.training._units import units_of
+from prepkit.training.run import train_zoo
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def setting(text=None, stack=3):
+    own = spec() if text is None else spec(text)
+    jobs = plan(own)
+    return own, jobs, load_task(own.task), choose_engine(own, jobs, CPU, stack, 1)
+
+
+def clock(*seconds):
+    """Tells these seconds, for each trial as often as it is asked."""
+    left = [each for each in seconds for _ in range(trial_module.ROUNDS)]
+
+    def timed(steps):
+        steps(1)
+        return left.pop(0)
+
+    return timed
+
+
+@pytest.fixture
+def worth_it(monkeypatch):
+    monkeypatch.setattr(trial_module, "LEAST_STEPS", 1)
+
+
+def test_the_fastest_way_is_taken_and_told(worth_it):
+    own, jobs, task, engine = setting(stack=6)
+    told = []
+    tried = [way for way in CONVOLUTIONS if way.at_once is None or way.at_once < min(engine.stacks.values())]
+    times = [8.0] * len(tried)
+    times[1] = 4.0
+    found = with_ways(engine, own, jobs, task, CPU, told.append, clock(*times * len(engine.stacks)))
+    assert found.ways == dict.fromkeys(engine.stacks, tried[1])
+    assert found.stacks == engine.stacks
+    assert len(told) == len(engine.stacks)
+    for line, (name, size) in zip(told, engine.stacks.items(), strict=True):
+        assert line.startswith(
+            f"note: {size} {name} are trained {tried[1]}. Steps a second in a trial: all at once 1.0;"
+        )
+
+
+def test_nothing_is_recorded_where_all_at_once_is_fastest(worth_it):
+    own, jobs, task, engine = setting(CHAIRS)
+    found = with_ways(engine, own, jobs, task, CPU, timed=clock(1.0))
+    assert found == engine
+    assert "ways" not in found.to_dict()
+
+
+def test_a_short_training_is_not_tried():
+    own, jobs, task, engine = setting()
+
+    def timed(steps):
+        raise AssertionError("it was tried")
+
+    assert with_ways(engine, own, jobs, task, CPU, timed=timed) == engine
+
+
+def test_a_way_that_does_not_fit_the_memory_is_left_out(monkeypatch):
+    own, jobs, task, engine = setting()
+    unit = units_of(own, jobs, engine)[0]
+    seconds_of = trial_module.seconds_of_a_step
+
+    def short_of_memory(stack, batch, timed):
+        if stack.setup.way == ALL_AT_ONCE:
+            raise torch.OutOfMemoryError
+        return seconds_of(stack, batch, timed)
+
+    monkeypatch.setattr(trial_module, "seconds_of_a_step", short_of_memory)
+    ways = (ALL_AT_ONCE, Way(2, dense=True), Way(1, 2))
+    assert list(trial(unit, ways, engine, task, CPU)) == [*ways[1:]]
+
+
+def test_ways_are_recorded_and_read():
+    own = Engine("cuda", None, {"a": 8, "b": 4}, {"a": Way(4, 2, dense=True)})
+    record = json.loads(json.dumps(own.to_dict()))
+    assert record["ways"] == {"a": {"at_once": 4, "streams": 2, "dense": True}}
+    assert Engine.from_dict(record) == own
+    assert (own.way_of("a"), own.way_of("b")) == (Way(4, 2, dense=True), ALL_AT_ONCE)
+    assert [str(way) for way in (ALL_AT_ONCE, Way(4, 2, dense=True), *LINEAR[1:])] == [
+        "all at once",
+        "4 at once, dense, on 2 streams",
+        "8 at once, on 2 streams",
+    ]
+
+
+def test_a_resumed_training_keeps_the_way_and_tries_none(tmp_path, monkeypatch):
+    """The first training ends as soon as its record is written; the second, on the same device, finds it."""
+
+    class Ended(Exception):
+        pass
+
+    def chosen(engine, *others):
+        return Engine(engine.device, engine.threads, engine.stacks, {"lenet_like@digits": Way(2, dense=True)})
+
+    def end(self, execute, task):
+        raise Ended
+
+    own = spec()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "tried", chosen)
+        patch.setattr(run_module.ZooTraining, "train", end)
+        with pytest.raises(Ended):
+            train_zoo(own, tmp_path / "zoo", device="cpu")
+    begun = read_provenance(tmp_path / "zoo").engine
+    assert begun.ways == {"lenet_like@digits": Way(2, dense=True)}
+
+    def never(*arguments):
+        raise AssertionError("a way was tried again")
+
+    monkeypatch.setattr(run_module, "tried", never)
+    assert train_zoo(own, tmp_path / "zoo").engine == begun
