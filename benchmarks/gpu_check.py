@@ -376,7 +376,7 @@ def part_zoo(sheet: Sheet) -> None:
     """(b), (d) and (e) for the training of zoos."""
     from benchmarks import gpu_zoo
 
-    for name in ("zoo_waits", "zoo_many_against_one", "zoo_resumed", "zoo_speed", "zoo_epoch"):
+    for name in ("zoo_waits", "zoo_many_against_one", "zoo_resumed", "zoo_epoch", "zoo_trials", "zoo_speed"):
         sheet.case(name, lambda name=name: getattr(gpu_zoo, name)(sheet.device, sheet.tiny))  # type: ignore[misc]
 
 
@@ -388,7 +388,7 @@ PARTS: dict[str, tuple[Callable[[Sheet], None], int]] = {  # name: what to run, 
     "curve": (part_curve, 70),
     "whole": (part_whole, 90),
     "tests": (part_tests, 90),
-    "zoo": (part_zoo, 130),
+    "zoo": (part_zoo, 200),
 }
 
 

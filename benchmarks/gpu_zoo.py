@@ -29,7 +29,7 @@ from torch.nn import functional as F
 import prepkit
 from prepkit.families.registry import Architecture
 from prepkit.running._stacking import StackedConvolution, StackedNetwork
-from prepkit.running.instances import runner
+from prepkit.running.instances import is_linear, runner
 from prepkit.support.graphs import GraphedStep
 from prepkit.tasks import load_task
 from prepkit.tasks._augmentation import Normalisation
@@ -37,6 +37,8 @@ from prepkit.tasks._image_record import Augmentation
 from prepkit.tasks._image_set import Part
 from prepkit.tasks.images import Dealt, ImageTask
 from prepkit.tasks.task import Task
+from prepkit.training import _engine as sharing
+from prepkit.training import _trial as trials
 from prepkit.training import _units as units
 from prepkit.training._engine import Engine
 from prepkit.training._hyperparameters import Training
@@ -50,6 +52,7 @@ Figures = dict[str, Any]
 Tensors = dict[str, Tensor]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DENSE = sharing.Way(4, 4, dense=True)
 SGD = Training("sgd", Range(0.05, 0.05), batch_size=128, epochs=Epochs((2,)), momentum=Range(0.9, 0.9))
 ADAM = Training("adam", Range(1e-4, 1e-4), batch_size=128, epochs=Epochs((2,)))
 
@@ -107,11 +110,17 @@ def jobs_of(name: str, count: int, epochs: int) -> tuple[Job, ...]:
 
 
 def stack_of(
-    name: str, task: Task, jobs: Sequence[Job], training: Training, device: torch.device, dtype: torch.dtype
+    name: str,
+    task: Task,
+    jobs: Sequence[Job],
+    training: Training,
+    device: torch.device,
+    dtype: torch.dtype,
+    way: sharing.Way = sharing.ALL_AT_ONCE,
 ) -> Stack:
     known = prepkit.architecture(name)
-    run = runner(known, False, len(jobs) > 1, device)
-    return Stack(StackSetup(known, training, task, run, device, len(jobs), None, dtype), jobs)
+    run = runner(known, False, len(jobs) > 1, device, dense=False)
+    return Stack(StackSetup(known, training, task, run, device, len(jobs), None, dtype, way), jobs)
 
 
 # (b) Waits of a step ----------------------------------------------------------------------------------------------
@@ -166,19 +175,6 @@ def waits(device: torch.device, places: Counter[str]) -> Iterator[None]:
 Forward = Callable[[Tensors, Tensor], Tensor]
 
 
-class DenseConvolution(StackedConvolution):
-    """K convolutions as one without groups, whose weights are 0 between instances: few large products."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        count, outputs, channels, *kernel = self.weight.shape
-        weight = self.weight.flatten(0, 1)
-        if features.shape[1] != self.channels:
-            own = torch.eye(count, dtype=weight.dtype, device=weight.device).view(count, 1, count, 1, 1, 1)
-            weight = (self.weight.unsqueeze(2) * own).reshape(count * outputs, count * channels, *kernel)
-        bias = None if self.bias is None else self.bias.flatten()
-        return self.convolve(features, weight, bias, groups=1, **self.arguments)
-
-
 class ProductConvolution(StackedConvolution):
     """K convolutions as one batched matrix product of weights and unfolded features."""
 
@@ -210,19 +206,18 @@ def forward_of(architecture: Architecture, engine: str, device: torch.device) ->
     if engine == "alone":
         own = runner(architecture, False, False, device)
         return lambda tensors, inputs: own(tensors, inputs, training=True)
-    stacked = runner(architecture, False, True, device).network
-    assert isinstance(stacked, StackedNetwork)
     if engine == "vmap":
-        network = architecture.build().requires_grad_(False).train().to(device)
+        alone = architecture.build().requires_grad_(False).train().to(device)
 
         def single(tensors: Tensors, inputs: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(network, tensors, (inputs,))
+            outputs: Tensor = functional_call(alone, tensors, (inputs,))
             return outputs
 
         return torch.vmap(single)
     kind, layout = engine.split(" ")
-    kinds = {"grouped": StackedConvolution, "dense": DenseConvolution, "bmm": ProductConvolution}
-    network = exchanged(stacked, kinds[kind])
+    network = runner(architecture, False, True, device, dense=kind == "dense").network
+    assert isinstance(network, StackedNetwork)
+    network = exchanged(network, ProductConvolution) if kind == "bmm" else network
     return lambda tensors, inputs: network.train().call(tensors, inputs, False, layout == "nhwc")
 
 
@@ -435,36 +430,33 @@ def wait(device: torch.device) -> None:
 
 def image_ways(count: int) -> list[Way]:
     """Ways of ResNet8, the telling ones first."""
-    few = min(4, count)
+    few, more = min(4, count), min(8, count)
     ways = [
         Way("plain", 1, graph=False),
+        Way("dense nhwc", few, 4),
+        Way("dense nhwc", few, 4, free=True),
+        Way("dense nhwc", few, 8),
+        Way("dense nchw", few, 4),
+        Way("dense nhwc", more, 4),
+        Way("dense nhwc", min(2, count), 8),
+        Way("alone", 1, 8),
         Way("grouped nhwc", count, graph=False),
         Way("grouped nhwc", count),
-        Way("grouped nchw", count),
-        Way("alone", 1),
-        Way("alone", 1, 4),
-        Way("dense nhwc", few),
-        Way("dense nhwc", few, 4),
+        Way("grouped nhwc", count, free=True),
         Way("grouped nhwc", few, 4),
+        Way("grouped nchw", count),
         Way("plain", 1),
         Way("bmm nchw", few),
         Way("bmm nchw", count),
         Way("vmap", count),
-        Way("alone", 1, 8),
-        Way("dense nchw", few, 4),
-        Way("grouped nchw", few, 4),
     ]
-    both = [replace(way, bf16=bf16) for way in ways for bf16 in (False, True) if not (bf16 and way.engine == "vmap")]
-    eager = [replace(way, graph=False, bf16=True) for way in (Way("alone", 1), Way("grouped nchw", count))]
-    eager += [Way("dense nhwc", few, graph=False, bf16=True)]
-    free = [replace(way, free=True, bf16=bf16) for way in (ways[2], ways[5], ways[7]) for bf16 in (True, False)]
-    return [*both[:16], *free, *both[16:], *eager]
+    return [replace(way, bf16=bf16) for way in ways for bf16 in (True, False) if not (bf16 and way.engine == "vmap")]
 
 
 def deep_ways(count: int) -> list[Way]:
     """Ways of ResNet32, of which one step takes four times as many kernels."""
     few = min(4, count)
-    ways = [Way("plain", 1, graph=False), Way("grouped nhwc", count), Way("alone", 1, 4), Way("dense nhwc", few, 4)]
+    ways = [Way("dense nhwc", few, 4), Way("plain", 1, graph=False), Way("grouped nhwc", count), Way("alone", 1, 8)]
     return [replace(way, bf16=bf16) for way in ways for bf16 in (True, False)]
 
 
@@ -511,36 +503,64 @@ def zoo_epoch(device: torch.device, tiny: bool) -> Figures:
     """Steps a second of `zoo train` itself, batches included, and of its batches alone: K = 32 ResNet8@cifar10."""
     count, batch, steps = (2, 4, 2) if tiny else (32, 128, 32)
     figures: Figures = {}
-    for precision in ("float32", "bfloat16"):
-        release(device)
-        task = image_task(device, batch * steps)
-        jobs = jobs_of("resnet8@cifar10", count, 9)
-        training = replace(SGD, batch_size=batch, precision=precision)
-        stack = stack_of("resnet8@cifar10", task, jobs, training, device, torch.float32)
-        rates = []
-        with reproducible(device):
-            for number in range(2 if tiny else 4):
-                wait(device)
-                began = time.perf_counter()
-                stack._train_epoch()
-                wait(device)
-                if number:
-                    rates.append(steps / (time.perf_counter() - began))
-                stack.epoch += 1
-        rate = statistics.median(rates)
-        figures[precision] = {
-            "steps a second": round(rate, 2),
-            "spread": [round(min(rates), 2), round(max(rates), 2)],
-            "instance-steps a second": round(rate * count, 1),
-        }
-        if device.type == "cuda":
-            figures[precision]["peak MiB"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
-        began = time.perf_counter()
-        for made in task.batches([job.seed for job in jobs], [job.item for job in jobs], 7, batch):
-            assert made.inputs.shape[:2] == (count, batch)
-        wait(device)
-        figures[precision]["batches a second, alone"] = round(steps / (time.perf_counter() - began), 1)
-        say(f"zoo train, {precision}: {figures[precision]}")
+    for way in (DENSE, sharing.ALL_AT_ONCE):
+        for precision in ("bfloat16", "float32"):
+            release(device)
+            task = image_task(device, batch * steps)
+            jobs = jobs_of("resnet8@cifar10", count, 9)
+            training = replace(SGD, batch_size=batch, precision=precision)
+            stack = stack_of("resnet8@cifar10", task, jobs, training, device, torch.float32, way)
+            rates = []
+            with reproducible(device):
+                for number in range(2 if tiny else 4):
+                    wait(device)
+                    began = time.perf_counter()
+                    stack._train_epoch()
+                    wait(device)
+                    if number:
+                        rates.append(steps / (time.perf_counter() - began))
+                    stack.epoch += 1
+            rate = statistics.median(rates)
+            found: Figures = {
+                "steps a second": round(rate, 2),
+                "spread": [round(min(rates), 2), round(max(rates), 2)],
+                "instance-steps a second": round(rate * count, 1),
+            }
+            if device.type == "cuda":
+                found["peak MiB"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+            began = time.perf_counter()
+            for made in task.batches([job.seed for job in jobs], [job.item for job in jobs], 7, batch):
+                assert made.inputs.shape[:2] == (count, batch)
+            wait(device)
+            found["batches a second, alone"] = round(steps / (time.perf_counter() - began), 1)
+            figures[f"{way}, {precision}"] = found
+            say(f"zoo train, {way}, {precision}: {found}")
+    return figures
+
+
+def zoo_trials(device: torch.device, tiny: bool) -> Figures:
+    """Steps a second of all ways that `zoo train` tries, for ResNet8, ResNet32 and sine MLPs."""
+    images, shapes = image_task(device, 8 if tiny else 4096), shape_task(device, 512 if tiny else 65_536, 2)
+    few = replace(SGD, batch_size=4 if tiny else 128)
+    points = replace(ADAM, batch_size=16 if tiny else 20_000)
+    sdf = "sine_mlp@sdf_small" if tiny else "sine_mlp@sdf"
+    cases = [
+        ("resnet8@cifar10", 2 if tiny else 32, images, few),
+        (sdf, 2 if tiny else 32, shapes, points),
+        ("lenet_like@cifar10" if tiny else "resnet32@cifar10", 2 if tiny else 16, images, few),
+    ]
+    figures: Figures = {}
+    for name, count, task, training in cases:
+        known = prepkit.architecture(name)
+        for precision in ("bfloat16", "float32"):
+            release(device)
+            unit = units.Unit(0, known, jobs_of(name, count, 9), replace(training, precision=precision))
+            engine = Engine(device.type, None, {name: count})
+            ways = trials.LINEAR if is_linear(known) else trials.CONVOLUTIONS
+            seconds = trials.trial(unit, ways[: 2 if tiny else None], engine, task, device)
+            found = {str(way): round(1 / each, 2) for way, each in seconds.items()}
+            figures[f"{name}, K = {count}, {precision}"] = found
+            say(f"trial, {name}, K = {count}, {precision}: {found}")
     return figures
 
 
@@ -556,19 +576,20 @@ def zoo_resumed(device: torch.device, tiny: bool) -> Figures:
     name = "resnet8@cifar10"
     count, batch, images = (2, 4, 8) if tiny else (8, 128, 1024)
     figures: Figures = {}
-    for precision in ("float32", "bfloat16"):
+    for precision, way in (("float32", DENSE), ("bfloat16", DENSE), ("bfloat16", sharing.ALL_AT_ONCE)):
         training = replace(SGD, batch_size=batch, precision=precision)
         task = image_task(device, images)
         unit = units.Unit(0, prepkit.architecture(name), jobs_of(name, count, 3), training)
-        engine = Engine(device.type, 1 if device.type == "cpu" else None, {name: count})
+        threads = 1 if device.type == "cpu" else None
+        engine = Engine(device.type, threads, {name: count}, {} if way == sharing.ALL_AT_ONCE else {name: way})
         whole = [units.train_unit(unit, task, engine, device) for _ in range(2)]
         with tempfile.TemporaryDirectory() as folder:
             resumed = killed_and_resumed(unit, task, engine, device, Path(folder))
-        figures[precision] = {
+        figures[f"{precision}, {way}"] = {
             "repeated": differences(whole[0].rows.tensors, whole[1].rows.tensors),
             "resumed": differences(whole[0].rows.tensors, resumed.rows.tensors),
         }
-        say(f"resumed, {precision}: {figures[precision]}")
+        say(f"resumed, {precision}, {way}: {figures[f'{precision}, {way}']}")
     assert all(not worst for found in figures.values() for worst in found.values()), figures
     return figures
 
@@ -604,19 +625,17 @@ def zoo_many_against_one(device: torch.device, tiny: bool) -> Figures:
     """The largest relative difference in float64 between instances of a stack and the same ones trained alone."""
     figures: Figures = {}
     count, batch, images = (2, 4, 12) if tiny else (8, 32, 128)
-    for name, task, training in (
-        ("resnet8@cifar10", image_task(device, images, torch.float64), SGD),
-        ("resnet8@cifar10", image_task(device, images, torch.float64), ADAM),
-    ):
+    name, task = "resnet8@cifar10", image_task(device, images, torch.float64)
+    for training, way in ((SGD, sharing.ALL_AT_ONCE), (ADAM, sharing.ALL_AT_ONCE), (ADAM, DENSE)):
         own = replace(training, batch_size=batch)
         jobs = jobs_of(name, count, 1)
-        many = snapshots(stack_of(name, task, jobs, own, device, torch.float64))
+        many = snapshots(stack_of(name, task, jobs, own, device, torch.float64, way))
         worst = 0.0
         for job, found in zip(jobs, many, strict=True):
             (alone,) = snapshots(stack_of(name, task, [job], own, device, torch.float64))
             worst = max(worst, differences(alone, found, count_batches=False))
-        figures[f"{name}, {training.optimizer}"] = worst
-        say(f"{count} against one in float64, {name}, {training.optimizer}: {worst:.1e}")
+        figures[f"{name}, {training.optimizer}, {way}"] = worst
+        say(f"{count} against one in float64, {name}, {training.optimizer}, {way}: {worst:.1e}")
         assert worst < 1e-8, worst
     return figures
 
@@ -641,6 +660,7 @@ CHECKS: dict[str, Callable[[torch.device, bool], Figures]] = {
     "zoo many against one": zoo_many_against_one,
     "zoo resumed": zoo_resumed,
     "zoo epoch": zoo_epoch,
+    "zoo trials": zoo_trials,
     "zoo speed": zoo_speed,
 }
 

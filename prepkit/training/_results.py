@@ -84,7 +84,8 @@ def evaluation_columns(setup: StackSetup, folded: dict[str, Tensor], items: Sequ
 
 
 def _runner(setup: StackSetup) -> Runner:
-    return runner(setup.architecture, True, setup.runner.stacked, setup.device)
+    # Without dense convolutions, where an infinite output of one instance would spoil those of others.
+    return runner(setup.architecture, True, setup.runner.stacked, setup.device, dense=False)
 
 
 def _hyper_parameters(training: Training, jobs: Sequence[Job], shots: Sequence[Snapshot]) -> dict[str, list[Any]]:

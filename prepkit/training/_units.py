@@ -145,7 +145,7 @@ def setup_of(unit: Unit, task: Task, engine: Engine, device: torch.device) -> St
     """What the instances of a unit have in common."""
     architecture = unit.architecture
     size = min(len(unit.jobs), engine.stacks.get(architecture.name, 1))
-    run = runner(architecture, False, size > 1, device)
+    run = runner(architecture, False, size > 1, device, dense=False)
     samples = samples_at_once(architecture, size, device)
     way = engine.way_of(architecture.name) if size > 1 else ALL_AT_ONCE
     return StackSetup(architecture, unit.training, task, run, device, size, samples, way=way)
