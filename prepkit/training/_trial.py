@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import torch
 
+from prepkit.errors import PrepkitError
 from prepkit.families.registry import architecture
-from prepkit.running._stacking import Unstackable
 from prepkit.running.instances import is_linear
 from prepkit.tasks.task import Task, TaskBatch
 from prepkit.training._engine import ALL_AT_ONCE, Engine, Way
@@ -79,7 +79,7 @@ def trial(
         own = replace(engine, ways={unit.architecture.name: way})
         try:
             seconds[way] = seconds_of_a_step(Stack(setup_of(unit, task, own, device), unit.jobs), batch, timed)
-        except (torch.OutOfMemoryError, Unstackable):
+        except (torch.OutOfMemoryError, PrepkitError):  # it does not fit, or cannot be run so
             continue
         finally:
             if device.type == "cuda":
