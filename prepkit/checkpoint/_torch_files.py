@@ -173,12 +173,22 @@ def refused(path: Path, error: Exception, names: list[str]) -> CheckpointError:
     if names:
         return UnsafeCheckpoint(
             f"{path} holds more than tensors: reading it would import and call {listed(names)}, so it was not read. "
-            f"Instead, {SAVE_WEIGHTS}."
+            f"Instead, {SAVE_WEIGHTS}. {where_trusted(path)}"
         )
     fault, remedy = "is truncated or damaged", FETCH_AGAIN
     if "Unsupported operand" in str(error):
         fault, remedy = "is damaged or was saved with a pickle_protocol other than 2", SAVE_WEIGHTS
     return CheckpointError(f"{path} {fault} ({reason(error)}); {remedy}.")
+
+
+def where_trusted(path: Path) -> str:
+    """Say how to take the weights out of a pickled network, which runs what is in the file."""
+    load = f"m = torch.load({str(path)!r}, 'cpu', weights_only=False)"
+    return (
+        "If you have the file alone and trust it, run "
+        f"`import torch; {load}; torch.save(m.state_dict(), 'weights.pt')` where its classes can be imported, and pass "
+        "weights.pt; in a dict, the network may be m['model']."
+    )
 
 
 def unsafe_globals(path: Path, error: Exception) -> list[str]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepkit.checkpoint._torch_files import HOLDS_DTENSORS
+from prepkit.checkpoint._inert import Inert
+from prepkit.checkpoint._torch_files import HOLDS_DTENSORS, where_trusted
 from prepkit.checkpoint.formats import Format, read_content
 from prepkit.checkpoint.opening import opened, quoted
 from prepkit.checkpoint.sharded import check_not_a_part, is_index, model_file, shards_of
@@ -185,8 +186,9 @@ def no_state_dict(path: Path, value: object, key: str) -> CheckpointError:
             f"{path} holds no state dict under a usual key, but {sizes(others)}; choose one with key='NAME'."
         )
     where = f"{path}, key '{key}'," if key else f"{path}"
+    trusting = f" {where_trusted(path)}" if isinstance(value, Inert) else ""
     return CheckpointError(
-        f"{where} holds no named tensors but {described(value)}; save torch.save(model.state_dict(), path)."
+        f"{where} holds no named tensors but {described(value)}; save torch.save(model.state_dict(), path).{trusting}"
     )
 
 

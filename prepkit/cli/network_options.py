@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,12 +35,31 @@ class InputShape(click.ParamType[tuple[int, ...]]):
         return tuple(int(part) for part in parts)
 
 
+class Argument(click.ParamType[tuple[str, Any]]):
+    """`width=16` -> ("width", 16): an argument of a builder."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Parse an argument, or fail with an example."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        if not equals or not name.isidentifier():
+            self.fail(f"{value!r} is no argument such as width=16.", param, ctx)
+        try:
+            return name, json.loads(text)
+        except ValueError:
+            return name, text
+
+
 @dataclass(frozen=True)
 class NetworkOptions:
     """What the user gave for the options of `network_options`."""
 
     architecture: str | None
     input_shape: tuple[int, ...] | None
+    arguments: dict[str, Any]
     key: str | None
     prefix: str | None
     bn: str
@@ -47,7 +67,7 @@ class NetworkOptions:
     def keywords(self) -> dict[str, Any]:
         """Return them as keyword arguments of `pack_checkpoint`, `fold_checkpoint` and `create_zoo`; imports torch."""
         return {
-            "architecture": find_architecture(self.architecture, self.input_shape),
+            "architecture": find_architecture(self.architecture, self.input_shape, self.arguments),
             "key": self.key,
             "prefix": self.prefix,
             "keep_unfoldable": "affine" if self.bn == "affine" else None,
@@ -74,6 +94,14 @@ NETWORK_OPTIONS = (
         metavar="CxHxW",
         help="Shape of one input of a module:callable, without the batch axis.",
     ),
+    click.option(
+        "--arch-arg",
+        "builder_arguments",
+        type=Argument(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Argument of a module:callable, such as width=16; JSON, or else a text. May be given several times.",
+    ),
     key_option,
     click.option("--prefix", help="Take only names that begin with this, such as model., without it."),
     click.option(
@@ -88,19 +116,20 @@ NETWORK_OPTIONS = (
 
 
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--arch`, `--input`, `--key`, `--prefix` and `--bn`, and hand them to the command as one `network`."""
+    """Add the options about the network, and hand them to the command as one `network`."""
 
     @functools.wraps(command)
     def with_network(
         *arguments: Any,
         architecture: str | None,
         input_shape: tuple[int, ...] | None,
+        builder_arguments: tuple[tuple[str, Any], ...],
         key: str | None,
         prefix: str | None,
         bn: str,
         **others: Any,
     ) -> Any:
-        network = NetworkOptions(architecture, input_shape, key, prefix, bn)
+        network = NetworkOptions(architecture, input_shape, dict(builder_arguments), key, prefix, bn)
         return command(*arguments, network=network, **others)
 
     for option in reversed(NETWORK_OPTIONS):
@@ -108,19 +137,22 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_network
 
 
-def find_architecture(name: str | None, input_shape: tuple[int, ...] | None) -> Architecture | None:
-    """Return the Architecture that `--arch` and `--input` name, or None if neither was given."""
+def find_architecture(
+    name: str | None, input_shape: tuple[int, ...] | None, arguments: dict[str, Any]
+) -> Architecture | None:
+    """Return the Architecture that `--arch`, `--input` and `--arch-arg` name, or None if none was given."""
+    given = "--input" if input_shape is not None else "--arch-arg" if arguments else None
     if name is None:
-        if input_shape is not None:
-            raise click.UsageError("--input goes with --arch module:callable.")
+        if given:
+            raise click.UsageError(f"{given} goes with --arch module:callable.")
         return None
     from prepkit.families import registry
 
     if ":" not in name:
-        if input_shape is not None:
-            raise click.UsageError(f"--input goes with --arch module:callable; '{name}' has its own.")
+        if given:
+            raise click.UsageError(f"{given} goes with --arch module:callable; '{name}' has its own.")
         return registry.architecture(name)
     if input_shape is None:
         raise click.UsageError(f"--arch {name} also needs --input, the shape of one input such as 3x32x32.")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, since the callable may lie in the user's folder
-    return registry.architecture_from_callable(name, input_shape)
+    return registry.architecture_from_callable(name, input_shape, arguments=arguments)

@@ -25,6 +25,7 @@ FLAGS = {
     "keep_batch_norm=True": "--keep-bn",
     "allow_nonfinite=True": "--allow-nonfinite",
     "allow_underflow=True": "--allow-underflow",
+    "arguments={...}": "--arch-arg NAME=VALUE",
     "architecture=...": "--arch NAME, or --arch module:callable --input CxHxW",
     "key='NAME'": "--key NAME",
     "prefix='": "--prefix '",

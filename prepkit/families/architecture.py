@@ -102,7 +102,8 @@ class Architecture(Brief):
             return without_batch_norm(self.build().eval(), self.known.layout.names)
         from prepkit.fusion.fold import fold
 
-        folded: nn.Module = fold(self.build().eval(), self.example_input(), keep_unfoldable="affine").network
+        network = self.build().eval()
+        folded: nn.Module = fold(network, self.example_for(network), keep_unfoldable="affine").network
         return folded
 
     def _network(self, arguments: Mapping[str, Any]) -> nn.Module:
@@ -116,7 +117,9 @@ class Architecture(Brief):
         try:
             network = builder(**copy.deepcopy(dict(arguments)))
         except (Exception, SystemExit) as error:
-            raise RegistryError(f"'{self.builder}' failed to build '{self.name}': {reason(error)}.") from error
+            needs = isinstance(error, TypeError) and "argument" in str(error)
+            remedy = " Give what it needs with arguments={...}." if needs else ""
+            raise RegistryError(f"'{self.builder}' failed to build '{self.name}': {reason(error)}.{remedy}") from error
         if not isinstance(network, nn.Module):
             raise RegistryError(
                 f"'{self.builder}' returned an object of type {type(network).__name__}, not a torch.nn.Module."
@@ -152,6 +155,26 @@ class Architecture(Brief):
         import torch
 
         return torch.randn(batch, *self.input_shape, generator=torch.Generator().manual_seed(seed))
+
+    def example_for(self, network: nn.Module) -> Tensor | tuple[Any, ...] | dict[str, Any]:
+        """Return the inputs that a network names in `example_input_array`, as Lightning's do; else those drawn.
+
+        A network with several inputs, with token ids, or for another batch than two needs its own.
+        raises RegistryError if the attribute holds no tensor, tuple, list or dict
+        """
+        from torch import Tensor
+
+        own = getattr(network, "example_input_array", None)
+        if own is None:
+            return self.example_input()
+        if isinstance(own, list):
+            return tuple(own)
+        if not isinstance(own, Tensor | tuple | dict):
+            raise RegistryError(
+                f"'{self.name}': its example_input_array is of type {type(own).__name__}; give a tensor, a tuple of "
+                "positional arguments or a dict of keyword arguments."
+            )
+        return own
 
     # Facts ----------------------------------------------------------------------------------------------------
 

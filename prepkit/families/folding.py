@@ -13,11 +13,14 @@ from prepkit.errors import VerificationError
 from prepkit.families.architecture import Architecture
 from prepkit.families.loading import network_with
 from prepkit.fusion.again import fold_again
-from prepkit.fusion.example import FLOAT32, FLOAT64, Precision
+from prepkit.fusion.example import FLOAT32, FLOAT64, PASS_ANOTHER, Precision
 from prepkit.fusion.fold import Fusion, KeepUnfoldable, UnfoldableNetwork, fold, fusion_of
 from prepkit.fusion.step import Step
 
-EXAMPLE_BATCH = 2
+EXAMPLE_OF_ITS_OWN = (
+    "have the builder set `network.example_input_array` to inputs that it runs on in eval mode: a tensor, or a tuple "
+    "or dict of all arguments, with token ids as integers."
+)
 MAX_PROOFS = 64  # architectures whose steps are kept; the one that was proved first makes room
 
 _Proof = tuple[tuple[Step, ...], Precision]
@@ -37,7 +40,7 @@ def fold_known(
         network, same = (network_with(tensors, architecture, place) for _ in range(2))
         with suppress(VerificationError, UnfoldableNetwork):  # the proof says better what is wrong
             steps, precision = proof
-            example = architecture.example_input(EXAMPLE_BATCH)
+            example = architecture.example_for(network)
             folded, before, after = fold_again(network, same, example, steps, precision)
             return fusion_of(folded, steps, before, after, precision)
     network = network_with(tensors, architecture, place)
@@ -69,9 +72,12 @@ def fold_proved(
     raises UnfoldableNetwork as `fold` does
     """
     try:
-        fusion = fold(network, architecture.example_input(EXAMPLE_BATCH), keep_unfoldable=keep_unfoldable)
+        fusion = fold(network, architecture.example_for(network), keep_unfoldable=keep_unfoldable)
     except UnfoldableNetwork as error:
-        raise UnfoldableNetwork(f"{place}: {error}", error.refusals) from error
+        message = str(error)
+        if message.endswith(PASS_ANOTHER):
+            message = message.removesuffix(PASS_ANOTHER) + EXAMPLE_OF_ITS_OWN
+        raise UnfoldableNetwork(f"{place}: {message}", error.refusals) from error
     precision = FLOAT64 if fusion.precision == FLOAT64.name else FLOAT32
     while len(_proofs) >= MAX_PROOFS:
         _proofs.pop(next(iter(_proofs)), None)

@@ -20,6 +20,7 @@ from prepkit.fusion.norm import is_norm
 
 MARGIN = 100  # a fold may change as much as this many times the network's reaction to rounding
 
+PASS_ANOTHER = "pass an input that the network runs on in eval mode."
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
@@ -154,7 +155,7 @@ class Example:
         except Exception as error:
             shapes = ", ".join(f"{list(t.shape)} {str(t.dtype)[6:]}" for t in tensors_in((self.args, self.kwargs)))
             cause = f"{what} fails on the example input {shapes or 'without tensors'}: {one_line(error)}"
-            raise UnfoldableNetwork(f"{cause}; pass an input that the network runs on in eval mode.") from error
+            raise UnfoldableNetwork(f"{cause}; {PASS_ANOTHER}") from error
 
     def kept_random_state(self) -> Any:
         """Return a context that restores torch's random state, since networks may draw numbers in eval mode too."""
