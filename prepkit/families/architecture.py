@@ -264,7 +264,14 @@ class Architecture(Brief):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Architecture):
             return NotImplemented
-        return self is other or (self.name == other.name and self.to_dict() == other.to_dict())
+        if self is other or not self._is_built_as(other):
+            return self is other
+        return self.known == other.known or self.to_dict() == other.to_dict()
+
+    def _is_built_as(self, other: Architecture) -> bool:
+        """Return whether name and builder are the same, which is known without building, let alone folding."""
+        mine, others = ((each.name, each.family, each.input_shape, each.config) for each in (self, other))
+        return mine == others
 
     def __hash__(self) -> int:
         return hash(self.name)

@@ -166,6 +166,7 @@ def test_pack_as_json(model: nn.Module) -> None:
         "dtype": "float32",
         "fill": 5_058 / (80 * 64),
         "layout_sha256": prepkit.architecture("resnet8@digits").layout.sha256,
+        "renamed": [],
     }
 
 

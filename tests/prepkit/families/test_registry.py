@@ -581,7 +581,8 @@ def test_batch_norm_of_a_foreign_network_is_folded(nets):
         (
             "{nets}:needs",
             "'{nets}:needs' failed to build '{nets}.needs': "
-            "TypeError: needs() missing 1 required positional argument: 'argument'.",
+            "TypeError: needs() missing 1 required positional argument: 'argument'. "
+            "Give what it needs with arguments={{...}}.",
         ),
         ("{nets}:dictionary", "'{nets}:dictionary' returned an object of type dict, not a torch.nn.Module."),
         ("{nets}:network", "'{nets}:network' is a network already; name the function or class that builds it."),
