@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prepkit.errors import CheckpointError
+from prepkit.errors import CheckpointError, counted
 from prepkit.tensors import storage_identity, torch_dtype
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def _rounding(tensor: Tensor, dtype: torch.dtype, place: str, allow_underflow: b
         largest = max(largest, float(change.max()))
     if num_zeroed and not allow_underflow:
         raise CheckpointError(
-            f"{place} holds {num_zeroed:,} of {tensor.numel():,} values, such as {smallest:.1e}, that the cast to "
-            f"{str(dtype).removeprefix('torch.')} turns into 0; use a dtype with a wider range, or pass "
+            f"{place} holds {num_zeroed:,} of {counted(tensor.numel(), 'value')}, such as {smallest:.1e}, that the "
+            f"cast to {str(dtype).removeprefix('torch.')} turns into 0; use a dtype with a wider range, or pass "
             "allow_underflow=True if zeros will do."
         )
     return Rounding(tensor.numel(), num_changed, largest, num_zeroed)
@@ -115,6 +115,7 @@ def check_finite(
             continue
         num_nan, num_infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
         raise CheckpointError(
-            f"{place}: '{name}' holds {num_nan:,} NaN and {num_infinite:,} infinite of {tensor.numel():,} values"
+            f"{place}: '{name}' holds {num_nan:,} NaN and {num_infinite:,} infinite of "
+            f"{counted(tensor.numel(), 'value')}"
             f"{after}; {remedy}."
         )

@@ -22,6 +22,7 @@ from prepkit.errors import (
     LayoutMismatch,
     RegistryError,
     VerificationError,
+    counted,
     listed,
 )
 from prepkit.families.architecture import Architecture, floating_shapes
@@ -347,7 +348,9 @@ def _empty(layout: Layout, width: int, height: int | None) -> Tensor:
 def no_memory(shape: PRepShape, dtype: str, smaller: str) -> InvalidShape:
     """Return the error for a PRep that does not fit into memory; `smaller` is what should be smaller."""
     size = shape.cells * BITS[dtype] // 8
-    return InvalidShape(f"there is no memory for a PRep of {shape} {dtype} ({size:,} bytes); use a smaller {smaller}.")
+    return InvalidShape(
+        f"there is no memory for a PRep of {shape} {dtype} ({counted(size, 'byte')}); use a smaller {smaller}."
+    )
 
 
 def check_round_trip(prep: PRep, tensors: Mapping[str, Tensor]) -> None:

@@ -134,7 +134,7 @@ def gammas(num_architectures: int) -> tuple[float, ...]:
     raises LossError for fewer than 2 architectures
     """
     if num_architectures < 2:
-        raise LossError(f"{num_architectures} architectures have no boundaries to interpolate between; use at least 2.")
+        raise LossError(f"boundaries to interpolate between need 2 architectures at least, found {num_architectures}.")
     return tuple(i / (num_architectures - 1) for i in range(1, num_architectures - 1))
 
 

@@ -14,7 +14,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from prepkit.checkpoint._inert import Inert, is_harmless, other_kind, stand_in_for
 from prepkit.checkpoint.opening import FETCH_AGAIN, explained, opened, quoted, reason
-from prepkit.errors import CheckpointError, UnsafeCheckpoint, listed
+from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed
 
 LOCAL_HEADER_BYTES = 30 + 2 * 0xFFFF  # the most that stands between a zip member's offset and its content
 SAVE_WEIGHTS = "save the tensors alone where the network is defined: torch.save(model.state_dict(), path)"
@@ -98,7 +98,9 @@ def check_members(path: Path, members: list[ZipInfo]) -> None:
             raise UnsafeCheckpoint(f"{path}: members {quoted(culprits)} are {fault}; {SAVE_AGAIN}.")
     claimed, actual = sum(member.file_size for member in members), path.stat().st_size
     if claimed > actual:
-        raise UnsafeCheckpoint(f"{path} claims {claimed} bytes of content in {actual} bytes of file; {SAVE_AGAIN}.")
+        raise UnsafeCheckpoint(
+            f"{path} claims {counted(claimed, 'byte')} of content in {counted(actual, 'byte')} of file; {SAVE_AGAIN}."
+        )
 
 
 def lies_in(folder: str, member: str) -> bool:

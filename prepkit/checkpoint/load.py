@@ -294,11 +294,13 @@ def check_memory(path: Path, state: Mapping[str, Tensor], data_bytes: int) -> No
         storages[storage.data_ptr()] = storage.nbytes()
         if needed > storage.nbytes():
             raise UnsafeCheckpoint(
-                f"{path}: {name!r} of shape {list(tensor.shape)} takes {needed} bytes but only {storage.nbytes()} are "
-                "stored (an expanded tensor); save it as tensor.contiguous()."
+                f"{path}: {name!r} of shape {list(tensor.shape)} takes {counted(needed, 'byte')} but only "
+                f"{storage.nbytes():,} are stored (an expanded tensor); save it as tensor.contiguous()."
             )
     if sum(storages.values()) > data_bytes:
-        raise UnsafeCheckpoint(f"{path} claims {sum(storages.values())} bytes of tensors but stores {data_bytes}.")
+        raise UnsafeCheckpoint(
+            f"{path} claims {counted(sum(storages.values()), 'byte')} of tensors but stores {data_bytes}."
+        )
 
 
 # Names

@@ -102,7 +102,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 def _read_text(file: IO[bytes], size: int) -> tuple[int, bytes]:
     length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER_BYTES or 8 + length > size:
-        raise HeaderError(f"its first 8 bytes give no header of a file of {size:,} bytes; it may be truncated")
+        raise HeaderError(f"its first 8 bytes give no header of a file of {counted(size, 'byte')}; it may be truncated")
     return 8 + length, file.read(length)
 
 
@@ -137,4 +137,4 @@ def _check_cover(tensors: dict[str, StoredTensor], data_offset: int, size: int) 
             raise HeaderError("its tensors overlap or leave holes")
         end += tensor.num_bytes
     if end != size:
-        raise HeaderError(f"it has {size:,} bytes where its header describes {end:,}; it may be truncated")
+        raise HeaderError(f"it has {counted(size, 'byte')} where its header describes {end:,}; it may be truncated")

@@ -13,7 +13,7 @@ from prepkit.cli.models import check_models
 from prepkit.cli.network_options import key_option
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.targets import check_target, stem
-from prepkit.errors import OutputError
+from prepkit.errors import OutputError, counted
 
 if TYPE_CHECKING:
     from prepkit.prep.layout import Layout
@@ -39,7 +39,7 @@ def show(prep: Path, output: Path | None, force: bool, out: Output) -> None:
 
     loaded = load_prep(prep)
     name = loaded.origin.architecture or "unknown architecture"
-    title = f"{prep.name}: {name}, {loaded.layout.total:,} values in {loaded.shape}"
+    title = f"{prep.name}: {name}, {counted(loaded.layout.total, 'value')} in {loaded.shape}"
     draw_prep(loaded, target, title=title, overwrite=force)
     out.result({"output": str(target)}, f"{prep} -> {target}")
 

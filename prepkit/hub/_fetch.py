@@ -20,7 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from prepkit.address import HubAddress
-from prepkit.errors import HubError
+from prepkit.errors import HubError, counted
 from prepkit.hub._failures import ATTEMPTS, explained, is_cut_short, is_passing, retried
 from prepkit.hub.client import api, hub_cache_folder
 from prepkit.support.files import current_umask, flush, output_error, sha256_of_file
@@ -180,7 +180,7 @@ class Fetcher:
         """Raise Damaged, and remove what came, if it is not what the zoo says."""
         size, damage = source.stat().st_size, ""
         if file.size is not None and size != file.size:
-            damage = f"it has {size:,} bytes, its zoo says {file.size:,}"
+            damage = f"it has {counted(size, 'byte')}, its zoo says {file.size:,}"
         elif file.sha256 is not None and (sha256 := sha256_of_file(source)) != file.sha256:
             damage = f"its sha256 is {sha256[:12]}..., its zoo says {file.sha256[:12]}..."
         if damage:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from prepkit.errors import WhereError, ZooError, listed, nearest
+from prepkit.errors import WhereError, ZooError, counted, listed, nearest
 from prepkit.support.files import replacing
 from prepkit.zoo.read.where import parse_where
 
@@ -75,7 +75,7 @@ class Selection:
             except pa.ArrowException as error:
                 raise WhereError(f"condition {self.where!r}: {str(error).splitlines()[0]}") from None
         if not len(rows):
-            raise ZooError(f"none of the {len(table):,} instances of '{manifest.name}' matches: {self}.")
+            raise ZooError(f"none of the {counted(len(table), 'instance')} of '{manifest.name}' matches: {self}.")
         return rows
 
 

@@ -81,7 +81,7 @@ def _problem(store: HubStore, number: int, remote: RepoFile | None) -> str | Non
     if remote is None:
         return "the repository does not have it."
     if remote.size != shard.bytes:
-        return f"it has {remote.size:,} bytes, the manifest says {shard.bytes:,}."
+        return f"it has {counted(remote.size, 'byte')}, the manifest says {shard.bytes:,}."
     if remote.lfs is not None and remote.lfs.sha256 != shard.sha256:
         return f"its sha256 is {remote.lfs.sha256[:12]}..., not {shard.sha256[:12]}..."
     if remote.lfs is None:

@@ -319,7 +319,7 @@ class Layout:
         batch = flat.shape[:-1]
         tail = flat.shape[-1] - self.total
         if tail < 0:
-            raise LayoutMismatch(f"a PRep of {list(prep.shape)} is too small for {self.total:,} values.")
+            raise LayoutMismatch(f"a PRep of {list(prep.shape)} is too small for {counted(self.total, 'value')}.")
         parts = flat.split_with_sizes([*self._sizes, tail], -1)
         shapes = [(*batch, *shape) for shape in self._shapes] if batch else self._shapes
         # `map` stops at the last shape, before the tail; without a loop in Python it takes half the time.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.support.progress import ProgressBar
 from prepkit.tasks.task import DataMissing
 
@@ -79,7 +79,9 @@ def count_classes(parts: Mapping[str, Part], class_names: tuple[str, ...] | None
         low, high = int(part.labels.min()), int(part.labels.max())
         if low < 0 or high >= classes:
             hint = " Its labels are withheld: judge on another part." if low == high == -1 else ""
-            raise ZooError(f"part '{name}' has labels {low} to {high}, but there are {classes} classes.{hint}")
+            raise ZooError(
+                f"part '{name}' has labels {low} to {high}, but there are {counted(classes, 'class', 'classes')}.{hint}"
+            )
     return classes
 
 

@@ -103,7 +103,9 @@ def _files(
     """The files, and the facts about them for the record; raises ZooError if the record has other facts."""
     folder, files = shape_files.find_files(data, suffixes, record.dataset)
     if record.count is not None and record.count != len(files):
-        raise ZooError(f"task, count: {record.count} shapes, but {folder} holds {len(files)} files.")
+        raise ZooError(
+            f"task, count: {counted(record.count, 'shape')}, but {folder} holds {counted(len(files), 'file')}."
+        )
     sha256 = shape_files.files_sha256(folder, files)
     if record.sha256 is not None and record.sha256 != sha256:
         found = f"but the files in {folder} have {sha256[:12]}...; name the folder that the zoo was made from."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.families.importing import reason
 from prepkit.families.registry import architecture
 from prepkit.tasks.task import Task
@@ -29,7 +29,8 @@ def check_fit(spec: Spec, task: Task) -> None:
             network = known.build().eval()
             outputs = _outputs(network, known.example_input(1), f"{place}, run on one input,")
             if outputs.shape[-1] != task.num_outputs:
-                raise ZooError(f"{place} has {outputs.shape[-1]} outputs, but the task needs {task.num_outputs}.")
+                number = counted(outputs.shape[-1], "output")
+                raise ZooError(f"{place} has {number}, but the task needs {task.num_outputs}.")
             for training in trainings:
                 size, batch, remedy = _least_batch(task, training.batch_size)
                 what = f"{place}, in training on {batch},"

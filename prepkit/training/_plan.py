@@ -204,10 +204,11 @@ def check_counts(spec: Spec, counts: Mapping[str, int]) -> None:
     for name, count in counts.items():
         if count > most:
             raise ZooError(
-                f"{spec.name}: {count:,} instances of {name} are more than there are seeds for; use {most:,}."
+                f"{spec.name}: {counted(count, 'instance')} of {name} are more than there are seeds for; use {most:,}."
             )
     shapes, total = spec.task.get("count"), sum(counts.values())
     if spec.task.get("kind") == "shapes" and shapes is not None and total > shapes:
         raise ZooError(
-            f"{spec.name}: {total:,} instances, but the task has {counted(shapes, 'shape')}; each fits one of its own."
+            f"{spec.name}: {counted(total, 'instance')}, but the task has {counted(shapes, 'shape')}; each fits one of "
+            "its own."
         )

@@ -15,7 +15,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any
 
-from prepkit.errors import InvalidShape, PrepkitError, RegistryError, ZooError, listed, nearest
+from prepkit.errors import InvalidShape, PrepkitError, RegistryError, ZooError, counted, listed, nearest
 from prepkit.families.registry import Architecture, architecture
 from prepkit.prep.shape import PRepShape
 from prepkit.support.reading import (
@@ -280,7 +280,7 @@ def check_shape(names: tuple[str, ...], width: int, height: int | None, place: P
         if shape is not None and needed.height > shape.height:
             raise InvalidShape(
                 f"{place['height']}: {architecture(name).num_parameters:,} parameters of {name} do not fit a PRep of "
-                f"{shape} ({shape.cells:,} values); use height >= {needed.height}."
+                f"{shape} ({counted(shape.cells, 'value')}); use height >= {needed.height}."
             )
 
 

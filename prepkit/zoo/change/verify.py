@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepkit.errors import PrepkitError, ZooError
+from prepkit.errors import PrepkitError, ZooError, counted
 from prepkit.support.files import sha256_of_file
 from prepkit.support.progress import Advance, one_at_a_time
 from prepkit.support.text import Brief
@@ -158,7 +158,9 @@ def _check_file(root: Path, manifest: Manifest, item: _ExpectedFile, progress: A
         size = file.stat().st_size
         if item.bytes is not None and size != item.bytes:
             problem = "truncated" if size < item.bytes else "too long"
-            raise ZooError(f"{problem}: it has {size:,} bytes, the manifest says {item.bytes:,}. Fetch it again.")
+            raise ZooError(
+                f"{problem}: it has {counted(size, 'byte')}, the manifest says {item.bytes:,}. Fetch it again."
+            )
         sha256, count = sha256_of_file(file, progress), size
         header = _header_problem(file, manifest, item)
         if sha256 != item.sha256:

@@ -352,8 +352,8 @@ def _check_rows(manifest: Manifest, place: Place) -> None:
     for index, (shard, needed) in enumerate(zip(manifest.shards, manifest.bytes_of_rows, strict=True)):
         if needed > shard.bytes:
             raise ZooError(
-                f"{place['shards'][index]['rows']}: {shard.rows:,} rows take {counted(needed, 'byte')}, but the shard "
-                f"has {shard.bytes:,}."
+                f"{place['shards'][index]['rows']}: {counted(shard.rows, 'row')} would take {counted(needed, 'byte')}, "
+                f"but the shard has {shard.bytes:,}."
             )
     stored = sum(shard.rows for shard in manifest.shards)
     if manifest.table.rows != stored:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prepkit.checkpoint.safetensors_header import DTYPE_NAMES, HeaderError, read_header
-from prepkit.errors import ZooError, listed, nearest
+from prepkit.errors import ZooError, counted, listed, nearest
 from prepkit.tensors import BITS
 
 VALUES = "prep"
@@ -101,7 +101,9 @@ def offset_of_values(file: Path, kind: ShardFormat, extent: Extent) -> int:
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ZooError(f"{file}: not the shard that the manifest describes: {error}") from None
     if offset + extent.num_bytes > size:
-        raise ZooError(f"{file}: truncated, it has {size:,} bytes and its values end at {offset + extent.num_bytes:,}.")
+        raise ZooError(
+            f"{file}: truncated, it has {counted(size, 'byte')} and its values end at {offset + extent.num_bytes:,}."
+        )
     return offset
 
 

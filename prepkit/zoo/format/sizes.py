@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.zoo.format.manifest import MANIFEST, Manifest
 from prepkit.zoo.format.paths import inside
 
@@ -26,4 +26,5 @@ def check_sizes(root: Path, manifest: Manifest) -> None:
         except OSError as error:
             raise ZooError(f"{file}: cannot be read: {error.strerror}.") from None
         if size != shard.bytes:
-            raise ZooError(f"{file}: it has {size:,} bytes, the manifest says {shard.bytes:,}; fetch it again.")
+            found = counted(size, "byte")
+            raise ZooError(f"{file}: it has {found}, the manifest says {shard.bytes:,}; fetch it again.")

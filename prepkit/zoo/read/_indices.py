@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from prepkit.errors import counted
+
 
 def numbers_of(indices: Any, length: int) -> np.ndarray:
     """Return indices as int64 numbers from 0 to length - 1.
@@ -28,7 +30,7 @@ def numbers_of(indices: Any, length: int) -> np.ndarray:
     positive = np.where(numbers < 0, numbers + length, numbers)
     is_wrong = (positive < 0) | (positive >= length)
     if is_wrong.any():
-        raise IndexError(f"index {int(numbers[is_wrong.argmax()])} of {length:,} instances.")
+        raise IndexError(f"index {int(numbers[is_wrong.argmax()])} of {counted(length, 'instance')}.")
     return positive
 
 

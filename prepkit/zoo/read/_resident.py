@@ -80,7 +80,7 @@ class ResidentZoo:
         size = (len(zoo), zoo.shape.height, zoo.shape.width)
         dtype = torch_dtype(zoo.manifest.dtype)
         needed, free = len(zoo) * zoo.shape.cells * dtype.itemsize, free_bytes(self.device)
-        too_large = f"'{zoo.name}' needs {needed:,} bytes on {self.device}"
+        too_large = f"'{zoo.name}' needs {counted(needed, 'byte')} on {self.device}"
         remedy = "use a subset, or zoo.loader(device=...), which reads from the files."
         if free is not None and needed > free:
             raise ZooError(f"{too_large}, where {free:,} are free; {remedy}")

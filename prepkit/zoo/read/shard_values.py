@@ -18,7 +18,7 @@ from weakref import finalize
 
 import numpy as np
 
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.shards import Extent
 
@@ -155,7 +155,7 @@ class FileShard:
                     size = os.fstat(self._opened.descriptor).st_size
                     raise ZooError(
                         f"{self.file}, row {(place - self.offset) // self.extent.row_bytes}: truncated while the zoo "
-                        f"is open, it has {size:,} bytes and its values end at "
+                        f"is open, it has {counted(size, 'byte')} and its values end at "
                         f"{self.offset + self.extent.num_bytes:,}; fetch it again."
                     )
                 left, place = left[count:], place + count

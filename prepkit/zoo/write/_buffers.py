@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import TYPE_CHECKING
 
+from prepkit.errors import counted
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -82,4 +84,4 @@ class Buffers:
         try:
             return torch.empty(num_bytes, dtype=torch.uint8)
         except (RuntimeError, TypeError):  # there is no memory, or 64 bits cannot count the bytes
-            raise MemoryError(f"there is no memory for {num_bytes:,} bytes.") from None
+            raise MemoryError(f"there is no memory for {counted(num_bytes, 'byte')}.") from None

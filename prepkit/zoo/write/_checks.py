@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import ZooError, listed
+from prepkit.errors import ZooError, counted, listed
 from prepkit.prep.layout import Layout, canonical_json
 from prepkit.support.text import is_unicode
 from prepkit.tensors import BITS
@@ -80,7 +80,7 @@ def check_counts(lists: Mapping[str, Sequence[Any]], count: int, place: str) -> 
     """Raise ZooError naming the lists that do not have one value for each of `count` instances."""
     wrong = [f"{name}: {len(values)}" for name, values in lists.items() if len(values) != count]
     if wrong:
-        raise ZooError(f"{place}: there are {count} instances, but {listed(wrong)} values.")
+        raise ZooError(f"{place}: there are {counted(count, 'instance')}, but {listed(wrong)} values.")
 
 
 def check_member(

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prepkit.errors import OutputError, ZooError
+from prepkit.errors import OutputError, ZooError, counted
 from prepkit.support.files import flush, output_error, publish, sha256_of_file, system_errors_as_output
 from prepkit.zoo.format.manifest import Shard
 from prepkit.zoo.format.shards import Extent, Frame, ShardFormat
@@ -222,8 +222,8 @@ class Stage:
             return self.kind.frame(extent)
         except (OSError, RuntimeError) as error:  # h5py raises both
             raise OutputError(
-                f"cannot write '{self.part(0)}': {error}. A shard takes {extent.num_bytes:,} bytes; free some room, or "
-                "give a smaller shard_bytes if there is a limit of a file's size (`ulimit -f`)."
+                f"cannot write '{self.part(0)}': {error}. A shard takes {counted(extent.num_bytes, 'byte')}; free some "
+                "room, or give a smaller shard_bytes if there is a limit of a file's size (`ulimit -f`)."
             ) from error
 
     def _publish(self, part: Path, number: int, extent: Extent, hashed: Future[str]) -> Shard:

@@ -314,7 +314,7 @@ def test_large_logits_stay_finite():
             "labels of [2] do not go with logits of [2, 3, 4]",
         ),
         (lambda: losses.interpolated_class_ids([2.0], 4), "which none of 4 architectures has; use gammas(4)."),
-        (lambda: losses.gammas(1), "1 architectures have no boundaries"),
+        (lambda: losses.gammas(1), "boundaries to interpolate between need 2 architectures at least, found 1"),
         (
             lambda: losses.boundary_pairs([0, 4], 4),
             "ClassId 4 is in the batch, but 4 architectures have ClassIds 0 to 3",

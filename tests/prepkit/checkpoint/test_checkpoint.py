@@ -622,7 +622,7 @@ def test_an_expanded_tensor_is_refused(tmp_path: Path) -> None:
         SAVERS[stored]({**weights(), "huge": torch.zeros(1).expand(1_000_000_000)}, path)
         assert path.stat().st_size < 10_000
         assert torch.load(path, weights_only=True)["huge"].numel() == 1_000_000_000
-        assert "'huge' of shape [1000000000] takes 4000000000 bytes but only 4 are stored" in unsafe(path)
+        assert "'huge' of shape [1000000000] takes 4,000,000,000 bytes but only 4 are stored" in unsafe(path)
 
 
 def rewritten(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
@@ -642,7 +642,7 @@ def test_storages_larger_than_the_file_are_refused(tmp_path: Path) -> None:
     assert torch.load(longer, weights_only=True, mmap=True)["a"].untyped_storage().nbytes() == 44
     assert "claims 44 bytes of tensors but stores 40" in unsafe(longer)
     made = b"\x80\x02}X\x01\x00\x00\x00actorch\nFloatTensor\nJ\xff\xff\xff\x0f\x85Rs."
-    assert "claims 1073741820 bytes of tensors" in unsafe(
+    assert "claims 1,073,741,820 bytes of tensors" in unsafe(
         rewritten(path, lambda name, content: made if name == "data.pkl" else content)
     )
 

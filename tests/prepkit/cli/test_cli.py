@@ -747,7 +747,7 @@ MISTAKES = {
     "too large": Mistake(
         lambda: ("pack", save({"w": torch.tensor([1e5])}), "--dtype", "float16"),
         "CheckpointError",
-        ("'w' holds 0 NaN and 1 infinite of 1 values after the cast to float16",),
+        ("'w' holds 0 NaN and 1 infinite of 1 value after the cast to float16",),
     ),
     "nothing": Mistake(lambda: ("pack", save({})), "CheckpointError", ("holds no named tensors but an empty dict",)),
     "no floats": Mistake(

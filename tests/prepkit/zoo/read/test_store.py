@@ -479,7 +479,7 @@ class TestManifest:
             data["shards"][0]["rows"] = data["table"]["rows"] = 1 << 40
 
         rewrite_manifest(root, change)
-        self.refused(root, r"zoo\.json, shards\[0\]\.rows: .* take 140,737,488,355,328 bytes, but the shard has")
+        self.refused(root, r"zoo\.json, shards\[0\]\.rows: .* would take 140,737,488,355,328 bytes, but the shard has")
         rewrite_manifest(root, lambda data: data["shards"][0].update(bytes=1 << 59))
         (root / read_manifest(root).table.path).write_bytes(b"not read before the sizes of the shards are known")
         self.refused(root, r"safetensors: it has .* bytes, the manifest says 576,460,752,303,423,488")
@@ -611,7 +611,7 @@ class TestManifest:
         monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("the table was read"))
         self.refused(root, f"{MODELS}: it has 1,000,000 rows, the manifest says 3")
         rewrite_manifest(root, lambda data: (data["shards"][0].update(rows=10**6), data["table"].update(rows=10**6)))
-        self.refused(root, r"zoo\.json, shards\[0\]\.rows: 1,000,000 rows take 128,000,000 bytes")
+        self.refused(root, r"zoo\.json, shards\[0\]\.rows: 1,000,000 rows would take 128,000,000 bytes")
 
     def test_columns_of_other_kinds_are_read_and_exported(self, root, tmp_path):
         from datetime import UTC, datetime, time
