@@ -53,7 +53,8 @@ class Training(Brief):
         Keep, KEEP, "weights that are stored: the last, the best in validation, or those after every so many epochs"
     ] = LAST
     precision: Annotated[
-        Literal["float32", "bfloat16"], "precision of the forward pass; weights and loss are float32"
+        Literal["float32", "bfloat16"],
+        "precision of the forward pass, whose float32 is TF32 on a GPU; weights and loss are float32",
     ] = "float32"
 
     def with_epochs(self, most: int) -> Training:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prepkit.support.device import gpu_kernels
 from prepkit.tasks.randomness import stream_seed
 from prepkit.training._engine import ALL_AT_ONCE
 from prepkit.training._hyperparameters import Training
@@ -329,6 +330,5 @@ def seed_all(seed: int, device: torch.device) -> None:
 def reproducible(device: torch.device) -> Iterator[None]:
     """Use kernels that give the same result every time, and leave torch's global generators as they were."""
     devices = [device] if device.type == "cuda" else []
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with torch.random.fork_rng(devices=devices), flags:
+    with torch.random.fork_rng(devices=devices), gpu_kernels(device, deterministic=True):
         yield
