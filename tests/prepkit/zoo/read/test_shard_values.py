@@ -17,7 +17,8 @@ from writer_samples import tensors_of, trained, write_digits
 
 from prepkit.api import open_zoo
 from prepkit.cli import main
-from prepkit.errors import ZooError
+from prepkit.errors import PRepFileError, ZooError
+from prepkit.prep.file import _all_tensors
 from prepkit.tensors import same_bits
 from prepkit.zoo.format.manifest import MANIFEST, checksum, read_manifest
 from prepkit.zoo.read import shard_values, store
@@ -195,13 +196,24 @@ def test_a_system_without_reads_at_a_place(source, monkeypatch):
     assert torch.equal(open_zoo(source, mmap=False).preps(), open_zoo(source).preps())
 
 
-def test_the_teacher_is_not_mapped_either(root):
-    zoo = open_zoo(root, mmap=False)
-    file = root / zoo.manifest.teacher.path
-    content = file.read_bytes()
-    assert zoo.teacher is not None
-    file.write_bytes(content[:-100])
-    with pytest.raises(ZooError, match="missing or damaged"):
+def test_the_teacher_is_not_mapped_either(root, monkeypatch):
+    expected = open_zoo(root).teacher.state_dict()
+    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: pytest.fail("the teacher was mapped"))
+    found = open_zoo(root, mmap=False).teacher.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_a_teacher_that_is_damaged_after_its_sum_was_compared(root, monkeypatch, damage):
+    file = root / read_manifest(root).teacher.path
+    whole = _all_tensors
+
+    def damaged(path):
+        os.truncate(file, file.stat().st_size - 100) if damage == "truncated" else file.unlink()
+        return whole(path)
+
+    monkeypatch.setattr("prepkit.prep.file._all_tensors", damaged)
+    with pytest.raises(PRepFileError, match=rf"{file.name}' (was truncated or damaged while|cannot be read: No such)"):
         _ = open_zoo(root, mmap=False).teacher
 
 
