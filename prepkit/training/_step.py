@@ -63,17 +63,13 @@ class StackStep:
         jobs: Sequence[Job],
         recorder: Recorder[Tensor] | None = None,
     ) -> None:
-        self.setup, self.parameters, self.statistics, self.optimiser = setup, parameters, statistics, optimiser
         graphed = recorder is not None or setup.device.type == "cuda"
         decay, momentum = [job.weight_decay for job in jobs], [job.momentum for job in jobs]
+        self.parameters, self.optimiser = parameters, optimiser
         self.rates = Rates(parameters, decay, momentum, in_place=graphed)
-        self._step = GraphedStep(self._run, setup.device, WARMUPS, recorder=recorder)
-        count, size = len(jobs), setup.way.at_once or len(jobs)
-        self._packs = [
-            Pack.of(parameters, statistics, slice(first, min(first + size, count))) for first in range(0, count, size)
-        ]
-        self._streams = Streams(setup.device, min(setup.way.streams, len(self._packs)))
-        self._forward = forward_of(setup)
+        # What is recorded does not know this object: without a circle, a graph's memory is freed with it at once.
+        own = Operations(setup, parameters, statistics, optimiser, self.rates, len(jobs))
+        self._step = GraphedStep(own.step, setup.device, WARMUPS, recorder=recorder)
 
     def begin_epoch(self, learning_rates: Sequence[float]) -> None:
         """Take a learning rate for each instance."""
@@ -84,7 +80,29 @@ class StackStep:
         self.optimiser.count_step(self.parameters)
         return self._step(batch.inputs, batch.targets)
 
-    def _run(self, inputs: Tensor, targets: Tensor) -> Tensor:
+
+class Operations:
+    """All that the device does in a step; a CUDA graph may repeat it."""
+
+    def __init__(
+        self,
+        setup: StackSetup,
+        parameters: Parameters,
+        statistics: Tensors,
+        optimiser: Optimiser,
+        rates: Rates,
+        count: int,
+    ) -> None:
+        self.setup, self.parameters, self.optimiser, self.rates = setup, parameters, optimiser, rates
+        size = setup.way.at_once or count
+        self._packs = [
+            Pack.of(parameters, statistics, slice(first, min(first + size, count))) for first in range(0, count, size)
+        ]
+        self._streams = Streams(setup.device, min(setup.way.streams, len(self._packs)))
+        self._forward = forward_of(setup)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Update all instances by a batch, and return their losses `[K]`."""
         self.parameters.gradients.zero_()
         losses = []
         with self._streams.forked():

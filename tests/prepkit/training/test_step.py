@@ -1,5 +1,7 @@
 """The step of a stack: recorded or run, all at once or in packs, it is the same; and it never waits for the host."""
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -134,3 +136,20 @@ def test_an_instance_that_diverges_spoils_no_other_of_its_dense_pack(epoch, kind
     for found, expected in zip(dense.snapshots, grouped.snapshots, strict=True):
         assert (found.position, found.epoch) == (expected.position, expected.epoch)
         assert worst(found.tensors, expected.tensors) < 1e-9
+
+
+def test_a_step_that_is_dropped_is_freed_at_once():
+    """Or the memory of its graph would stay until Python looks for circles."""
+    all_jobs = jobs("lenet_like@digits", 2)
+    setup = setting("lenet_like@digits", TRAININGS["adam"])
+    stack = Stack(setup, all_jobs)
+    step = StackStep(setup, stack.parameters, stack.statistics, stack.optimiser, all_jobs)
+    step.begin_epoch([0.1, 0.1])
+    step(next(setup.task.batches([1, 2], [0, 1], 0, 8)))
+    recorded = weakref.ref(step._step)
+    gc.disable()
+    try:
+        del step
+        assert recorded() is None
+    finally:
+        gc.enable()
