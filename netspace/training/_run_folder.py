@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import BaseFileLock
 
 import prepkit
 from netspace.data import check_architectures
@@ -34,7 +34,7 @@ def open_zoo_of_recipe(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: 
 
 def open_folder(
     out: Path, recipe: Recipe, zoo: prepkit.Zoo, zoo_path: str | os.PathLike[str], resume: bool, ranks: Ranks
-) -> tuple[Run, FileLock | None]:
+) -> tuple[Run, BaseFileLock | None]:
     """Begin a run's folder or go on with it; returns the run and, in the first process, a lock on the folder."""
     lock = None
     if ranks.first:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import BaseFileLock
 
 import prepkit
 from netspace.data import Data
@@ -67,7 +67,7 @@ def train(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     ranks = Ranks.join(chosen)
-    lock: FileLock | None = None
+    lock: BaseFileLock | None = None
     try:
         num_weights(recipe)  # raises for sizes that no network can have, before anything is read or written
         if ranks.first and not resume:

@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from prepkit.errors import ZooError
+from prepkit.support.lock import lacks_locks
 from prepkit.zoo.read.shard_values import OpenFile
 
 CACHE_BYTES = "PREPKIT_CACHE_BYTES"
@@ -57,8 +58,9 @@ def alone(file: Path) -> Iterator[None]:
     """Let one thread of one process at a time fetch a file; others wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file.parent.parent / f".{file.name}.lock")
-    with suppress(OSError):  # a file system without locks
-        lock.acquire()
+    if not lacks_locks(file.parent.parent):  # else a killed process might keep others waiting for ever
+        with suppress(OSError):  # a file system whose locks do not work
+            lock.acquire()
     try:
         yield
     finally:

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from prepkit.support.files import flush, system_errors_as_output
+from prepkit.support.lock import lock_on
 from prepkit.zoo.write.staging import SHARDS
 
 
@@ -63,8 +64,8 @@ def remove_dead(path: Path) -> None:
             Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _lock_of(folder: Path) -> FileLock:
-    return FileLock(folder.with_suffix(".lock"), thread_local=False)
+def _lock_of(folder: Path) -> BaseFileLock:
+    return lock_on(folder.with_suffix(".lock"))
 
 
 def _prefix(path: Path) -> str:

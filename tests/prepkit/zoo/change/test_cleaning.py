@@ -1,13 +1,18 @@
 """Tests of clean: it removes what prepkit left behind, nothing that the zoo needs, and nothing that is the user's."""
 
+import contextlib
+
 import pytest
+import torch
 from zoo_samples import bytes_of, write_zoo
 
+from prepkit.api import open_zoo
 from prepkit.errors import OutputError, ZooError
 from prepkit.zoo.change.cleaning import clean
 from prepkit.zoo.change.splitting import split
 from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest
+from prepkit.zoo.write.writer import ZooWriter
 
 
 def test_what_is_left_behind_is_removed(tmp_path):
@@ -67,3 +72,27 @@ def test_a_file_that_cannot_be_removed(tmp_path, monkeypatch):
         with pytest.raises(OutputError, match="Permission denied"):
             clean(root)
     assert len(clean(root).removed) == 1
+
+
+def test_shards_that_a_cut_journal_has_forgotten_are_removed(tmp_path):
+    """The resumed writer goes on with another architecture, so it never meets the shards of the first one."""
+    root, settings = tmp_path / "zoo", {"shard_bytes": 1, "width": 64}
+    with contextlib.suppress(KeyboardInterrupt), ZooWriter(root, **settings) as writer:
+        for number in range(3):
+            writer.add({"w": torch.full((3, 5), number + 0.5)}, id=f"m{number}")
+        raise KeyboardInterrupt
+    journal = root / ".writing" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:2]))  # the settings and their sum
+    left = {file.name for file in (root / "shards").iterdir()}
+    assert len(left) >= 2
+    with ZooWriter(root, resume=True, **settings) as writer:
+        assert writer.finished_ids == set()
+        writer.add({"v": torch.ones(4)}, id="other")
+    notes = verify(root).notes
+    assert {note.partition(":")[0] for note in notes} == {f"shards/{name}" for name in left}
+    assert all(note.endswith("`prepkit zoo clean` removes it.") for note in notes)
+    assert {file.path for file in clean(root).removed} == {f"shards/{name}" for name in left}
+    assert verify(root).ok
+    assert verify(root).notes == ()
+    assert open_zoo(root)["other"][0].tensors()["v"].tolist() == [1.0] * 4
