@@ -22,9 +22,9 @@ from torch import nn
 
 import prepkit
 from benchmarks.timing import interleaved, record, summary
+from prepkit.api import verify
 from prepkit.families.registry import Architecture
 from prepkit.prep.layout import Layout, Slot
-from prepkit.zoo.change.verify import verify
 
 ROWS, HEIGHT, WIDTH = 2_000, 8, 10_000
 BATCH = 100

@@ -1,5 +1,6 @@
 from prepkit.api import create_zoo as create_zoo
 from prepkit.api import open_zoo as open_zoo
+from prepkit.api import verify as verify
 from prepkit.checkpoint.export import save_state_dict as save_state_dict
 from prepkit.checkpoint.load import Checkpoint as Checkpoint
 from prepkit.checkpoint.load import load_checkpoint as load_checkpoint
@@ -45,6 +46,5 @@ from prepkit.version import __version__ as __version__
 from prepkit.zoo.change.convert import convert as convert
 from prepkit.zoo.change.merge import merge as merge
 from prepkit.zoo.change.splitting import split as split
-from prepkit.zoo.change.verify import verify as verify
 from prepkit.zoo.read.zoo import Zoo as Zoo
 from prepkit.zoo.write.writer import ZooWriter as ZooWriter

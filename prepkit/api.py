@@ -1,4 +1,4 @@
-"""open_zoo and create_zoo, which take zoos and models from the disk or from the Hub."""
+"""open_zoo, create_zoo and verify, which take zoos and models from the disk or from the Hub."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
-from prepkit.errors import PrepkitError
+from prepkit.errors import PrepkitError, ZooError
 from prepkit.support.files import is_zoo
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
     from prepkit.support.progress import Advance
+    from prepkit.zoo.change.verify import Verification
     from prepkit.zoo.read.zoo import Zoo
     from prepkit.zoo.write.model_files import LocalModel
     from prepkit.zoo.write.written import WrittenZoo
@@ -56,18 +57,56 @@ def open_zoo(
     from prepkit.zoo.read.store import LocalStore, Store
     from prepkit.zoo.read.zoo import Zoo
 
-    address = os.fspath(path)
-    check_served(address)
-    if address.startswith(HUB_SCHEME):
+    address = _zoo_address(path)
+    if isinstance(address, HubAddress):
         from prepkit.hub.store import open_store
 
-        store: Store = open_store(address, token=token, cache_bytes=cache_bytes, verify=verify, mmap=mmap)
+        store: Store = open_store(str(address), token=token, cache_bytes=cache_bytes, verify=verify, mmap=mmap)
     else:
-        store = LocalStore(path, verify=verify, mmap=mmap)
+        store = LocalStore(address, verify=verify, mmap=mmap)
     shape = store.manifest.shape
     if width is not None or height is not None:
         shape = common_shape(store.manifest, shape.width if width is None else width, height)
     return Zoo(store, None, shape, trust_code=trust_code)
+
+
+def verify(
+    path: str | os.PathLike[str] | HubAddress,
+    *,
+    jobs: int | None = None,
+    rerun: int = 0,
+    data: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    progress: Advance | None = None,
+) -> Verification:
+    """Compare every file of a zoo with its manifest, in parallel and in constant memory, but for 9 bytes a row.
+
+    Of a zoo on the Hub, shards in the cache are hashed, damaged ones are removed from it, and the sums that the Hub
+    lists are compared with the manifest; shards are not fetched for it.
+
+    path:     a local folder, or hf://user/zoo or hf://user/zoo@revision
+    jobs:     number of threads that read and hash a local zoo; up to 8 if missing
+    rerun:    number of instances, spread evenly over the zoo, that are also run on the test data of the zoo's task
+    data:     folder of the task's data, for `rerun`
+    token:    token for the Hub; HF_TOKEN or that of `hf auth login` if missing
+    progress: called with a number of bytes each time that many more were compared
+    raises ZooError if it is no zoo at all, or instances cannot be run again; HubError if the Hub does not give it
+
+    >>> verify("my-zoo").ok
+    True
+    """
+    if data is not None and not rerun:
+        raise ZooError("data is the folder for running instances again; give rerun=N too.")
+    address = _zoo_address(path)
+    if isinstance(address, Path):
+        from prepkit.zoo.change.verify import verify_folder
+
+        return verify_folder(address, jobs=jobs, rerun=rerun, data=data, progress=progress)
+    if jobs is not None:
+        raise ZooError(f"jobs is the number of threads that hash a local zoo; leave it out for '{address}'.")
+    from prepkit.hub.verify import verify_on_hub
+
+    return verify_on_hub(address, rerun=rerun, data=data, token=token, progress=progress)
 
 
 def create_zoo(
@@ -164,6 +203,17 @@ def create_zoo(
 def _ids_in(root: Path) -> set[str]:
     """Return the ids in a finished zoo."""
     return set(open_zoo(root).table["id"].to_pylist())
+
+
+def _zoo_address(path: object) -> Path | HubAddress:
+    """Return the folder of a zoo, or its address on the Hub.
+
+    raises ZooError for what is no path, HubError for an address that cannot be read
+    """
+    if not isinstance(path, str | os.PathLike | HubAddress):
+        kind = type(path).__name__
+        raise ZooError(f"path: expected the folder of a zoo or hf://user/zoo; found a {kind}.")
+    return model_address(path)
 
 
 def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddress:

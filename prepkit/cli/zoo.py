@@ -93,20 +93,13 @@ def verify(folder: Path | HubAddress, jobs: int | None, reruns: int | None, data
     """
     if data is not None and reruns is None:
         raise click.UsageError("--data goes with --rerun N.")
-    from prepkit.zoo.change.verify import verify as verify_zoo
+    if jobs is not None and not isinstance(folder, Path):
+        raise click.UsageError("--jobs goes with a local zoo.")
+    from prepkit.api import verify as verify_zoo
 
-    if isinstance(folder, Path):
-        with out.bar("verifying", "B") as bar:
-            bar.begin(_bytes_in(folder))
-            result = verify_zoo(folder, jobs=jobs, rerun=reruns or 0, data=data, progress=bar.advance)
-    else:
-        if jobs is not None:
-            raise click.UsageError("--jobs goes with a local zoo.")
-        from prepkit.hub.verify import verify_on_hub
-
-        with out.bar("verifying", "B") as bar:
-            bar.begin(num_bytes_of(_manifest_of(folder)))
-            result = verify_on_hub(folder, rerun=reruns or 0, data=data, progress=bar.advance)
+    with out.bar("verifying", "B") as bar:
+        bar.begin(_bytes_in(folder) if isinstance(folder, Path) else num_bytes_of(_manifest_of(folder)))
+        result = verify_zoo(folder, jobs=jobs, rerun=reruns or 0, data=data, progress=bar.advance)
     out.result(verification(result), verification_text(result))
     if not result.ok:
         click.get_current_context().exit(1)

@@ -23,7 +23,7 @@ from prepkit.support.lock import changing
 from prepkit.support.progress import Advance
 from prepkit.zoo.card.card import PICTURE, README, replace_card
 from prepkit.zoo.card.viewer import ViewerSplit, viewer_splits
-from prepkit.zoo.change.verify import verify
+from prepkit.zoo.change.verify import verify_folder
 from prepkit.zoo.format.counts import num_bytes_of
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, manifest_bytes, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
@@ -110,7 +110,7 @@ def _check_licence(manifest: Manifest, given: str | None, root: Path) -> None:
 def _verified_manifest(root: Path, progress: Advance | None) -> Manifest:
     """Return the manifest of a zoo that verifies."""
     manifest = read_manifest(root)
-    result = verify(root, progress=progress)
+    result = verify_folder(root, progress=progress)
     if not result.ok:
         raise ZooError(
             f"'{root}' does not verify, so nothing was pushed: {listed(result.faults, 3)} "

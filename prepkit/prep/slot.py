@@ -100,7 +100,7 @@ def as_tensors(values: Mapping[str, Any]) -> Mapping[str, Tensor]:
     tensors = {name: as_tensor(value, str(name)) for name, value in values.items()}
     for name, tensor in tensors.items():
         _check_shaped(name, tensor)
-    return tensors
+    return values if all(tensors[name] is value for name, value in values.items()) else tensors  # it may know more
 
 
 def check_dense(name: str, tensor: object) -> None:

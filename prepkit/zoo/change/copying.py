@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from prepkit.errors import OutputError, VerificationError, ZooError, counted, listed
 from prepkit.support.files import publish
 from prepkit.support.progress import Advance
-from prepkit.zoo.change.verify import find_faults, verify
+from prepkit.zoo.change.verify import find_faults, verify_folder
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.shards import Extent, ShardFormat, offset_of_values, shard_format
@@ -73,7 +73,7 @@ def verified_manifest(source: str | os.PathLike[str]) -> Manifest:
 
     raises ZooError naming the first faults
     """
-    faults = verify(source).faults
+    faults = verify_folder(Path(source)).faults
     if faults:
         raise ZooError(f"'{source}' has {counted(len(faults), 'fault')}: {listed(faults, 2)}")
     return read_manifest(source)

@@ -78,28 +78,15 @@ class _ExpectedFile:
     shard: Shard | None = None
 
 
-def verify(
-    path: str | os.PathLike[str],
+def verify_folder(
+    root: Path,
     *,
     jobs: int | None = None,
     rerun: int = 0,
     data: str | os.PathLike[str] | None = None,
     progress: Advance | None = None,
 ) -> Verification:
-    """Compare every file of a zoo with its manifest, in parallel and in constant memory, but for 9 bytes a row.
-
-    jobs:     number of threads that read and hash; up to 8 if missing
-    rerun:    number of instances, spread evenly over the zoo, that are also run on the test data of the zoo's task
-    data:     folder of the task's data, for `rerun`
-    progress: called with a number of bytes each time that many more were hashed
-    raises ZooError if the folder is no zoo at all, or instances cannot be run again
-
-    >>> verify("my-zoo").ok
-    True
-    """
-    if data is not None and not rerun:
-        raise ZooError("data is the folder for running instances again; give rerun=N too.")
-    root = Path(path)
+    """Verify a zoo in a folder; arguments and errors as for `prepkit.verify`."""
     try:
         manifest = read_manifest(root)
     except ZooError as error:

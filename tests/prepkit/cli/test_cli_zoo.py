@@ -12,12 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.cli import main
 from prepkit.families.registry import architecture
 from prepkit.support.progress import show_progress
 from prepkit.tasks import test_set
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
 from prepkit.zoo.write._cell_types import typed
 from prepkit.zoo.write.writer import ZooWriter

@@ -10,12 +10,11 @@ from click.testing import CliRunner
 from pushed_zoos import network
 from safetensors.torch import save
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.cli import main
 from prepkit.errors import CheckpointError, HubError
 from prepkit.hub.checkpoints import fetch_checkpoint
 from prepkit.prep.file import load_prep
-from prepkit.zoo.change.verify import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LENET = "lenet_like@digits"

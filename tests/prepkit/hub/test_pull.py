@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from pushed_zoos import write_zoo
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.cli import main
 from prepkit.errors import HubError, OutputError, WhereError, ZooError, ZooLocked
 from prepkit.hub._target import WORK
@@ -23,7 +23,6 @@ from prepkit.hub.selection import RECORD
 from prepkit.support.lock import changing
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.splitting import split
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
 from prepkit.zoo.format.tables import write_table_at_once
 

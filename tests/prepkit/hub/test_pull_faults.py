@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import constants
 from pushed_zoos import write_zoo
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import HubError, OutputError, ZooError, ZooLocked
 from prepkit.hub import _failures as failures
 from prepkit.hub import _fetch as fetch
@@ -25,7 +25,6 @@ from prepkit.hub._target import WORK
 from prepkit.hub.pull import pull, pull_zoo
 from prepkit.hub.selection import RECORD
 from prepkit.zoo.card.card import write_card
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, manifest_bytes, read_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,11 +7,11 @@ import huggingface_hub
 import pytest
 from pushed_zoos import write_zoo
 
+from prepkit.api import verify
 from prepkit.errors import ZooError
 from prepkit.hub.push import zoo_bundle
 from prepkit.licence import HUB_LICENCES, licence_of_card
 from prepkit.zoo.card.card import MARK, PICTURE, README, write_card
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,14 +8,13 @@ import pytest
 import torch
 from pushed_zoos import network, write_zoo
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.hub.pull import pull
 from prepkit.hub.push import push
 from prepkit.hub.snapshot import fetch_folder
 from prepkit.zoo.card.card import MARK, README, write_card
 from prepkit.zoo.change.cleaning import clean
 from prepkit.zoo.change.splitting import split
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest
 from prepkit.zoo.write.writer import ZooWriter
 

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from pushed_zoos import write_zoo
 
+import prepkit as prepkit_package
 from prepkit.address import HubAddress, parse
 from prepkit.api import create_zoo, open_zoo
 from prepkit.cli import main
@@ -73,6 +74,38 @@ def test_a_sound_zoo_is_verified_without_its_shards(filled, source):
         f"0 shards of {number} hashed in the cache; the sums that the Hub lists were compared for all."
     ]
     assert set(filled.served()) == {"zoo.json", zoo.manifest.table.path}
+
+
+@pytest.mark.parametrize("address", ["hf://me/zoo", HubAddress("me/zoo")], ids=type)
+def test_python_verifies_as_the_command_does(filled, source, address):
+    sizes = []
+    found = prepkit_package.verify(address, progress=sizes.append)
+    assert (found.ok, found.faults, found.instances) == (True, (), 6)
+    assert found.path == f"hf://me/zoo@{filled.head('me/zoo')}"
+    assert not any(path.startswith("shards/") for path in filled.served())
+    assert sum(sizes) == open_zoo(source).num_bytes
+    filled.add("me/zoo", {"shards/" + next((source / "shards").iterdir()).name: b"other"})
+    assert [fault.place for fault in prepkit_package.verify("hf://me/zoo").faults] == ["shards[0]"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"path": "hf://me/zoo", "jobs": 2}, "jobs is the number of threads that hash a local zoo; leave it out"),
+        ({"path": "hf://me/zoo", "data": "x"}, "data is the folder for running instances again; give rerun=N too"),
+        ({"path": {"zoo": 1}}, "path: expected the folder of a zoo or hf://user/zoo; found a dict"),
+        ({"path": "hf://me/none"}, "me/none"),
+        ({"path": "s3://me/zoo"}, "'s3://me/zoo' cannot be read"),
+    ],
+)
+def test_what_python_cannot_verify_is_refused(filled, given, message):
+    with pytest.raises(prepkit_package.PrepkitError, match=message):
+        prepkit_package.verify(**given)
+
+
+def test_what_is_no_path_is_no_zoo():
+    with pytest.raises(ZooError, match="path: expected the folder of a zoo or hf://user/zoo; found a NoneType"):
+        open_zoo(None)
 
 
 def test_a_flipped_bit_in_the_cache_is_told_and_removed(filled, source):

@@ -15,6 +15,7 @@ import torch
 from killed_training import TEXTS, spec
 
 import prepkit
+from prepkit.api import verify
 from prepkit.errors import DeviceError, ZooError
 from prepkit.support.progress import Progress
 from prepkit.training import run as running
@@ -25,7 +26,6 @@ from prepkit.training._values import Epochs
 from prepkit.training.run import TrainingLog, train_zoo
 from prepkit.training.spec import load_spec
 from prepkit.zoo.change.rerun import run_again
-from prepkit.zoo.change.verify import verify
 
 
 def files_of(root):

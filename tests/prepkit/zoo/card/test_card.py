@@ -8,11 +8,10 @@ import pytest
 from zoo_samples import bytes_of, write_zoo
 
 import prepkit
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import ZooError
 from prepkit.zoo.card.card import MARK, PICTURE, README, write_card
 from prepkit.zoo.change.splitting import split
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest
 
 PROVENANCE = {"spec": "[train]\nlr = 0.1\n", "initialisation": "kaiming uniform", "versions": {"torch": "2.13"}}

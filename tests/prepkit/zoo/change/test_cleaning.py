@@ -6,11 +6,10 @@ import pytest
 import torch
 from zoo_samples import bytes_of, write_zoo
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, ZooError
 from prepkit.zoo.change.cleaning import clean
 from prepkit.zoo.change.splitting import split
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest
 from prepkit.zoo.write.writer import ZooWriter
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from zoo_samples import NAMES, bytes_of, registry, write_zoo
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, PrepkitError, VerificationError, ZooError
 from prepkit.tensors import same_bits
 from prepkit.zoo.change import convert as module
 from prepkit.zoo.change import copying
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest, write_manifest
 from prepkit.zoo.write.writer import ZooWriter
 

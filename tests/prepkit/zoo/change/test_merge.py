@@ -7,13 +7,12 @@ import pytest
 import torch
 from zoo_samples import NAMES, TASK, bytes_of, network, registry, write_zoo
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, VerificationError, ZooError
 from prepkit.families.registry import architecture
 from prepkit.tensors import same_bits
 from prepkit.zoo.change import copying
 from prepkit.zoo.change import merge as merging
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
 from prepkit.zoo.write.writer import ZooWriter
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo_samples import NAMES, bytes_of, write_zoo
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, ZooError, ZooLocked
 from prepkit.support.files import ZOO_LOCK
 from prepkit.support.lock import changing
@@ -21,7 +21,6 @@ from prepkit.zoo.change import splitting
 from prepkit.zoo.change.cleaning import clean
 from prepkit.zoo.change.merge import merge
 from prepkit.zoo.change.splitting import assigned, checked_fractions, groups_of
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import read_manifest
 from prepkit.zoo.read import store
 

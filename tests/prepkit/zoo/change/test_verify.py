@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import ZooError
 from prepkit.families.registry import architecture, architecture_from_callable
 from prepkit.support.files import sha256_of_file
@@ -19,7 +19,6 @@ from prepkit.tasks import load_task, test_set
 from prepkit.tasks._image_record import split_indices
 from prepkit.tasks.task import DataMissing
 from prepkit.zoo.change.rerun import run_again
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, checksum, read_manifest
 from prepkit.zoo.write.writer import ZooWriter
 

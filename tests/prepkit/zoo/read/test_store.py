@@ -22,10 +22,9 @@ from store_contract import StoreContract
 from writer_samples import files_of, tensors_of, trained, write_digits
 
 import prepkit
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import ZooError
 from prepkit.tensors import same_bits
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.format.manifest import MANIFEST, checksum, read_manifest
 from prepkit.zoo.read.store import LocalStore
 from prepkit.zoo.write.writer import ZooWriter

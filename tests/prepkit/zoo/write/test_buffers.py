@@ -8,9 +8,8 @@ import torch
 from writer_samples import tensors_of
 
 import prepkit
-from prepkit.api import open_zoo
+from prepkit.api import open_zoo, verify
 from prepkit.errors import LayoutMismatch
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.write import _buffers as module
 from prepkit.zoo.write import _instance_rows as intake
 from prepkit.zoo.write._buffers import Buffers

@@ -10,8 +10,8 @@ import killed_writer
 import pytest
 from writer_samples import files_of
 
+from prepkit.api import verify
 from prepkit.errors import OutputError
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.write.building import building, locked_folder
 
 

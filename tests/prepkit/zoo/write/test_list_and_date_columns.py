@@ -12,12 +12,11 @@ import torch
 from click.testing import CliRunner
 from writer_samples import files_of, tensors_of
 
-from prepkit.api import create_zoo, open_zoo
+from prepkit.api import create_zoo, open_zoo, verify
 from prepkit.cli import main
 from prepkit.errors import WhereError, ZooError
 from prepkit.zoo.change.merge import merge
 from prepkit.zoo.change.splitting import split
-from prepkit.zoo.change.verify import verify
 from prepkit.zoo.write._cell_types import typed
 from prepkit.zoo.write.writer import ZooWriter
 
