@@ -12,7 +12,7 @@ from prepkit.cli.output import with_flags
 ROOT = Path(__file__).parent.parent
 PROGRAM = ("cli", "program.py", "__main__.py")  # they are the command line
 OPTION = re.compile(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*")
-OTHERS = {"--nproc-per-node", "--revision", "--set"}  # of torchrun, of `hf download`, and of recipes' own keys
+OTHERS = {"--nproc-per-node", "--revision"}  # of torchrun, and of `hf download`
 
 
 def texts(source: str) -> Iterator[tuple[int, str]]:

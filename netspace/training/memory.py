@@ -66,10 +66,10 @@ def advice(recipe: Recipe, registry: prepkit.Registry, device: torch.device) -> 
         choices["training.recompute=true"] = replace(recipe, training=replace(training, recompute=True))
     if len(choices) == 2:
         both = replace(training, precision="bfloat16", recompute=True)
-        choices[" --set ".join(choices)] = replace(recipe, training=both)
+        choices[" with ".join(choices)] = replace(recipe, training=both)
     if batch.instances % 4 == 0 or (batch.instances % 2 == 0 and not recipe.has_classes):
         smaller = replace(batch, instances=batch.instances // 2, accumulate=2 * batch.accumulate)
-        name = f"batch.instances={smaller.instances} --set batch.accumulate={smaller.accumulate}"
+        name = f"batch.instances={smaller.instances} with batch.accumulate={smaller.accumulate}"
         choices[name] = replace(recipe, batch=smaller)
 
     def needed(changed: Recipe) -> str:
@@ -77,6 +77,7 @@ def advice(recipe: Recipe, registry: prepkit.Registry, device: torch.device) -> 
 
     free = free_bytes(device)
     room = "" if free is None else f", and {readable_bytes(free)} of {device} are free now"
-    remedies = [f"--set {name} would take {needed(changed)}" for name, changed in choices.items()]
-    remedy = "; ".join(remedies) or "use a smaller batch.samples"
-    return f"A step of '{recipe.name}' takes {needed(recipe)}{room}; {remedy}."
+    remedies = [f"{name} would take {needed(changed)}" for name, changed in choices.items()]
+    remedy = "; ".join(remedies) or "a smaller batch.samples would take less"
+    step = f"A step of '{recipe.name}' takes {needed(recipe)}{room}; {remedy}."
+    return f"{step} Change it by load_recipe(name, {{key: value}})."

@@ -39,6 +39,7 @@ FLAGS = {
     "revision=": "--revision ",
     "types=": "--types",
     "ZooWriter(dtype=...)": "--dtype",
+    "load_recipe(name, {key: value})": "--set KEY=VALUE",
     "data=": "--data ",
     "`items`": "--item",
     **{f"`{name}`": f"--{name}" for name in ("device", "epochs", "gamma", "gpus", "instances", "ray", "stack")},

@@ -23,6 +23,7 @@ from netspace.run.run import LOCK, RunError, State
 from netspace.training._logs import NotFinite
 from netspace.training.memory import OutOfMemory, advice, step_bytes
 from netspace.training.trainer import Interrupted
+from prepkit.cli.output import with_flags
 from prepkit.errors import DeviceError, ZooLocked
 from prepkit.support.device import own_device
 from prepkit.support.lock import take_lock
@@ -347,9 +348,11 @@ def test_out_of_memory_says_what_would_fit(tmp_path, small_zoo, monkeypatch):
         netspace.train(recipe, small_zoo(name), tmp_path / "run", device="cpu")
     message = str(caught.value)
     assert "A step of 'digits_single' takes about" in message
-    assert "--set training.precision=bfloat16 would take" in message
-    assert "--set training.recompute=true would take" in message
-    assert "--set batch.instances=2 --set batch.accumulate=2 would take" in message
+    assert "; training.precision=bfloat16 would take" in message
+    assert "; training.recompute=true would take" in message
+    assert "; batch.instances=2 with batch.accumulate=2 would take" in message
+    assert message.endswith(" Change it by load_recipe(name, {key: value}).")
+    assert with_flags(message).endswith(" Change it by --set KEY=VALUE.")
     registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
     sizes = {"batch.instances": 4, "training.precision": "float32"}
 
