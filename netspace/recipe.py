@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import prepkit
-from prepkit.errors import FormerSpelling, listed, nearest
+from prepkit.errors import FormerSpelling, expect, listed, nearest
 from prepkit.support.reading import Place, between, keys_of, number, parse_toml, read, read_file, whole
 from prepkit.support.text import Brief
 
@@ -177,6 +177,8 @@ def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
     changes: values by dotted key, such as {"training.steps": 100}, in place of the file's
     raises RecipeError with the place of what is wrong; warns, with FormerSpelling, of former spellings
     """
+    expect(name, (str, Path), "name", "the name of a built-in recipe, or the path of a .toml file")
+    expect(changes, (Mapping, type(None)), "changes", 'values by key, such as {"training.steps": 100}')
     place = Place(str(name), error=RecipeError)
     if isinstance(name, str) and name in recipe_names():
         content = resources.files("netspace.recipes").joinpath(name + SUFFIX).read_text(encoding="utf-8")

@@ -34,6 +34,15 @@ class PrepkitError(Exception):
     exit_code = 2
 
 
+def expect(value: object, kind: type | tuple[type, ...], name: str, words: str) -> None:
+    """Raise PrepkitError if an argument is of another kind than its function takes.
+
+    name, words: the argument, and what it may be
+    """
+    if not isinstance(value, kind):
+        raise PrepkitError(f"{name}: expected {words}; found {'None' if value is None else type(value).__name__}.")
+
+
 class InvalidShape(PrepkitError, ValueError):
     """A PRep's width or height is illegal, or too small for the parameters."""
 

@@ -10,6 +10,7 @@ Shapes: N instances, H x W the PRep, E embedding values.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch
+from netspace.run.run import run_and_zoo
 from netspace.space.evaluation import PREPS_AT_ONCE
 from netspace.space.network import NetSpace
 from prepkit.support.progress import Advance
@@ -54,8 +56,8 @@ def encode(
 
 
 def embed(
-    run: Run,
-    zoo: prepkit.Zoo,
+    run: Run | str | os.PathLike[str],
+    zoo: prepkit.Zoo | str | os.PathLike[str],
     split: str | None = None,
     *,
     space: NetSpace | None = None,
@@ -72,6 +74,7 @@ def embed(
     """
     import pyarrow as pa
 
+    run, zoo = run_and_zoo(run, zoo)
     chosen = zoo if split is None else zoo.split(split)
     if not len(chosen):
         raise ZooMismatch(f"zoo '{zoo.name}': no instances to embed.")

@@ -12,6 +12,7 @@ Shapes: P pairs, S steps, M = P S points, E embedding values, H x W the PRep.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.explore.sampling import PointError, Points, check_samples, points_of, resolve_task
+from netspace.run.run import run_and_zoo
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
@@ -125,8 +127,8 @@ class Interpolation(Brief):
 
 
 def interpolate(
-    run: Run,
-    zoo: prepkit.Zoo,
+    run: Run | str | os.PathLike[str],
+    zoo: prepkit.Zoo | str | os.PathLike[str],
     first: Asked,
     second: Asked,
     steps: int = 11,
@@ -150,6 +152,7 @@ def interpolate(
     Weights are interpolated between the instances' own PReps, where both have the same architecture.
     raises PointError for less than 2 steps or points that are not there, ZooError for unknown ids
     """
+    run, zoo = run_and_zoo(run, zoo)
     if steps < 2:
         raise PointError(f"{counted(steps, 'step')}: a line has at least its 2 ends.")
     space = run.space() if space is None else space

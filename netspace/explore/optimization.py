@@ -13,6 +13,7 @@ Shapes: N start points, E embedding values, B samples, C classes, A architecture
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 import prepkit
 from netspace.data import ZooMismatch
 from netspace.explore.sampling import PointError, Points, check_samples, class_ids_of, points_of, resolve_task
+from netspace.run.run import run_and_zoo
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
@@ -95,8 +97,8 @@ class Optimisation(Brief):
 
 
 def optimize(
-    run: Run,
-    zoo: prepkit.Zoo,
+    run: Run | str | os.PathLike[str],
+    zoo: prepkit.Zoo | str | os.PathLike[str],
     start: str | Sequence[str] | Tensor,
     *,
     steps: int = STEPS,
@@ -128,6 +130,7 @@ def optimize(
     samples, training samples are used.
     raises PointError for settings that make no sense, ZooMismatch without a teacher, ZooError for unknown ids
     """
+    run, zoo = run_and_zoo(run, zoo)
     _check_numbers(steps, learning_rate, validate_every, noise, batch_size)
     space = run.space() if space is None else space
     teacher = _teacher(run, zoo, next(space.parameters()).device)

@@ -12,7 +12,8 @@ Shapes: N points, P pairs, G interpolation factors, E embedding values, H x W th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,11 @@ from torch import Tensor
 import prepkit
 from netspace.data import TRAIN, task_of
 from netspace.explore.embedding import encode
+from netspace.run.run import run_and_zoo
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
-from prepkit.errors import nearest
+from prepkit.errors import expect, nearest
 from prepkit.support.text import Brief
 from prepkit.tasks.randomness import generator
 
@@ -73,6 +75,7 @@ def points_of(space: NetSpace, zoo: prepkit.Zoo, asked: str | Sequence[str] | Te
         if not latent_NE.isfinite().all():
             raise PointError("the embeddings hold values that are not finite; give others.")
         return Points(tuple(f"embedding {number}" for number in range(len(latent_NE))), latent_NE, None)
+    expect(asked, Iterable, "points", "ids of instances, or embeddings [E] or [N, E]")
     ids = (asked,) if isinstance(asked, str) else tuple(asked)
     if not ids:
         raise PointError("no instance was named; give at least one id.")
@@ -149,8 +152,8 @@ class Samples(Brief):
 
 
 def sample(
-    run: Run,
-    zoo: prepkit.Zoo,
+    run: Run | str | os.PathLike[str],
+    zoo: prepkit.Zoo | str | os.PathLike[str],
     gammas: Sequence[float] | None = None,
     *,
     pairs: int = 1,
@@ -165,6 +168,7 @@ def sample(
     space:  the run's NetSpace if it is loaded already; else that of the best validation is loaded, on the CPU
     raises PointError in the single-architecture setting, for gammas outside of 0 .. 1, and for too many pairs
     """
+    run, zoo = run_and_zoo(run, zoo)
     if not run.recipe.has_classes:
         raise PointError(
             f"the run '{run.path}' knows one architecture, {run.recipe.architectures[0]}: there are no boundaries to "
@@ -184,8 +188,8 @@ def sample(
 
 
 def sample_class_id(
-    run: Run,
-    zoo: prepkit.Zoo,
+    run: Run | str | os.PathLike[str],
+    zoo: prepkit.Zoo | str | os.PathLike[str],
     class_id: int,
     *,
     tries: int = 64,
@@ -198,6 +202,7 @@ def sample_class_id(
     tries: largest number of lines between boundary instances that are searched
     raises PointError for a ClassId that the run does not have, or one that none of the lines predicts
     """
+    run, zoo = run_and_zoo(run, zoo)
     count = len(run.recipe.architectures)
     if not 0 <= class_id < count or not run.recipe.has_classes:
         known = ", ".join(f"{number} {name}" for number, name in enumerate(run.recipe.architectures))
@@ -230,7 +235,11 @@ def sample_class_id(
 
 def resolve_task(zoo: prepkit.Zoo, space: NetSpace, task: Any, data: Path | None) -> Any:
     """Return the task that was given; without one, load the zoo's with its data on the space's device."""
-    return task_of(zoo, next(space.parameters()).device, data) if task is None else task
+    if task is None:
+        return task_of(zoo, next(space.parameters()).device, data)
+    if not hasattr(task, "splits"):
+        expect(task, (), "task", "a task with its data, which prepkit.load_task(zoo.task) gives")
+    return task
 
 
 def check_samples(task: Any, split: str) -> str:

@@ -38,7 +38,7 @@ from netspace.data import ZooMismatch
 from netspace.recipe import Recipe, recipe_of
 from netspace.space.network import NetSpace
 from prepkit.address import HUB_SCHEME
-from prepkit.errors import listed
+from prepkit.errors import expect, listed
 from prepkit.support.files import replacing, sha256_of_file, write_json
 from prepkit.version import __version__
 
@@ -79,6 +79,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, trust_code: bool = False) -> None:
+        expect(path, (str, os.PathLike), "path", "the folder of a run, or hf://user/name")
         self.path = _local_folder(path)
         self.record = _record(self.path)
         file = self.path / RECORD
@@ -258,6 +259,21 @@ def open_run(path: str | os.PathLike[str], *, trust_code: bool = False) -> Run:
     raises RunError if it is no run
     """
     return Run(path, trust_code=trust_code)
+
+
+def run_and_zoo(
+    run: Run | str | os.PathLike[str], zoo: prepkit.Zoo | str | os.PathLike[str]
+) -> tuple[Run, prepkit.Zoo]:
+    """Return a run and a zoo, each of which may be given by its path; the zoo is then read at the run's shape.
+
+    raises PrepkitError for anything else, and what opening them raises
+    """
+    expect(run, (Run, str, os.PathLike), "run", "a Run, or the folder of one")
+    expect(zoo, (prepkit.Zoo, str, os.PathLike), "zoo", "a Zoo, or the folder of one")
+    run = run if isinstance(run, Run) else open_run(run)
+    if not isinstance(zoo, prepkit.Zoo):
+        zoo = prepkit.open_zoo(zoo, width=run.recipe.network.width, height=run.recipe.network.height)
+    return run, zoo
 
 
 def check_free(root: Path) -> None:

@@ -21,7 +21,9 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch
+from netspace.space.network import NetSpace
 from netspace.space.prediction import predict
+from prepkit.errors import expect
 from prepkit.running.groups import run_by_class_id
 from prepkit.support.device import bf16_autocast
 from prepkit.support.progress import Advance
@@ -32,7 +34,6 @@ from prepkit.zoo.read.accuracy import POINTS_AT_ONCE, accuracies_of, chunks, has
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from netspace.space.network import NetSpace
 
 PREPS_AT_ONCE = 8  # PReps encoded and decoded together, since the first layers put out more than all others
 CLOSE = 1e-2  # an output this near to the target's counts as right (supplementary V)
@@ -100,6 +101,9 @@ def evaluate(
     """
     import pyarrow as pa
 
+    expect(space, NetSpace, "space", "a NetSpace, which netspace.load(run) gives")
+    expect(registry, prepkit.Registry, "registry", "the registry of a run")
+    expect(zoo, prepkit.Zoo, "zoo", "a Zoo, which prepkit.open_zoo gives")
     if not len(zoo):
         raise ZooMismatch(f"zoo '{zoo.name}': no instances to evaluate.")
     device = next(space.parameters()).device

@@ -13,17 +13,15 @@ Shapes: N instances, H x W the PRep, B inputs, E embedding values, A architectur
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 import prepkit
+from netspace.space.network import NetSpace
+from prepkit.errors import expect
 from prepkit.running.groups import run_by_class_id
 from prepkit.support.text import Brief
-
-if TYPE_CHECKING:
-    from netspace.space.network import NetSpace
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,6 +72,9 @@ def predict(space: NetSpace, latent_NE: Tensor, registry: prepkit.Registry) -> P
 
     registry: has the ClassIds that the space was trained on
     """
+    expect(space, NetSpace, "space", "a NetSpace, which netspace.load(run) gives")
+    expect(latent_NE, Tensor, "latent_NE", "embeddings [N, E]")
+    expect(registry, prepkit.Registry, "registry", "the registry of a run")
     logits_NA = None if space.num_architectures is None else space.classify(latent_NE)
     class_ids = (0,) * len(latent_NE) if logits_NA is None else tuple(logits_NA.argmax(1).tolist())
     return Prediction(space.decode(latent_NE), class_ids, logits_NA, registry)

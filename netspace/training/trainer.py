@@ -19,7 +19,7 @@ from filelock import BaseFileLock
 
 import prepkit
 from netspace.data import Data
-from netspace.recipe import Recipe
+from netspace.recipe import Recipe, load_recipe
 from netspace.run.card import write_card
 from netspace.run.run import BEST, LATEST, NETWORK, OPTIMISER, Run, State, check_free
 from netspace.space.network import NetSpace
@@ -30,6 +30,7 @@ from netspace.training._run_folder import open_folder, open_zoo_of_recipe
 from netspace.training._step import Step, adam
 from netspace.training._validation import Validation
 from netspace.training.memory import OutOfMemory, advice, num_weights
+from prepkit.errors import expect
 from prepkit.support.background import Background
 from prepkit.support.device import gpu_kernels, is_out_of_memory, own_device
 from prepkit.support.processes import Ranks
@@ -44,25 +45,30 @@ class Interrupted(prepkit.PrepkitError):
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     zoo: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
     device: str = "auto",
-    data: Path | None = None,
+    data: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     trust_code: bool = False,
 ) -> Run:
     """Train a NetSpace on a zoo and keep it in a run's folder.
 
-    recipe: the settings; with `resume` they are those of the run, and only the number of steps may differ
+    recipe: the settings, or what `load_recipe` takes; with `resume` they are those of the run, and only the number of
+            steps may differ
     zoo:    folder of the zoo
     out:    folder of the run: new, empty, or the one to go on with
     device: "auto", "cpu", "cuda", "cuda:1" or "mps"
     data:   folder of the task's data, for tasks that need one
     raises ZooMismatch, RunError, RecipeError, DeviceError, NotFinite, OutOfMemory, Interrupted
     """
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    expect(recipe, Recipe, "recipe", "a Recipe, the name of a built-in one, or the path of a .toml file")
+    expect(zoo, (str, os.PathLike), "zoo", "the folder of a zoo, or hf://user/zoo")
+    expect(out, (str, os.PathLike), "out", "the folder of the run")
     chosen = own_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -74,7 +80,9 @@ def train(
             check_free(Path(out))
         opened = open_zoo_of_recipe(recipe, zoo, trust_code)
         with gpu_kernels(chosen, recipe.training.deterministic):
-            training = Training(recipe, opened, chosen, ranks, data, progress or Progress())
+            training = Training(
+                recipe, opened, chosen, ranks, None if data is None else Path(data), progress or Progress()
+            )
             run, lock = open_folder(Path(out), recipe, opened, zoo, resume, ranks)
             training.go(run)
         ranks.agree(None)  # the other processes wait here until all is written
