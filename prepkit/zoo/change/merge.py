@@ -232,7 +232,10 @@ def _check_prefix(zoos: list[SourceZoo], prefix: bool) -> None:
     names = [zoo.manifest.name for zoo in zoos]
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if prefix and repeated:
-        raise ZooError(f"two zoos are named {listed(map(repr, repeated))}, so their names cannot tell their ids apart.")
+        raise ZooError(
+            f"two zoos are named {listed(map(repr, repeated))}, so their names cannot tell their ids apart. If the ids "
+            "differ, merge them without prefix=True."
+        )
 
 
 def _split_counts(table: pa.Table) -> dict[str, int]:
