@@ -29,7 +29,7 @@ from torch.nn import functional as F
 import prepkit
 from prepkit.families.registry import Architecture
 from prepkit.running._stacking import StackedConvolution, StackedNetwork
-from prepkit.running.instances import is_linear, runner
+from prepkit.running.instances import runner
 from prepkit.support.graphs import GraphedStep
 from prepkit.tasks import load_task
 from prepkit.tasks._augmentation import Normalisation
@@ -556,8 +556,7 @@ def zoo_trials(device: torch.device, tiny: bool) -> Figures:
             release(device)
             unit = units.Unit(0, known, jobs_of(name, count, 9), replace(training, precision=precision))
             engine = Engine(device.type, None, {name: count})
-            ways = trials.LINEAR if is_linear(known) else trials.CONVOLUTIONS
-            seconds = trials.trial(unit, ways[: 2 if tiny else None], engine, task, device)
+            seconds = trials.trial(unit, trials.WAYS[: 2 if tiny else None], engine, task, device)
             found = {str(way): round(1 / each, 2) for way, each in seconds.items()}
             figures[f"{name}, K = {count}, {precision}"] = found
             say(f"trial, {name}, K = {count}, {precision}: {found}")

@@ -82,11 +82,16 @@ class ShapeTask:
             raise ZooError(f"batch_size: a step needs at least one point, found {batch_size}.")
         streams = [generator("points", seed, epoch) for seed in seeds]
         half = self.checked.points.pool // 2
-        side = (torch.arange(batch_size) >= batch_size // 2) * half  # [B]: the pool's second half is outside
+        # [B]: the pool's second half is outside
+        side = ((torch.arange(batch_size) >= batch_size // 2) * half).to(self.device)
+        # A copy out of pinned memory lets the host draw on while the device computes; out of other memory it waits.
+        pinned = self.device.type == "cuda"
         for _ in range(self.checked.steps_per_epoch):
             first = torch.tensor(self.prepare(items))[:, None] * self._rows.shape[1]  # [K, 1]
-            draws = torch.stack([torch.randint(half, (batch_size,), generator=stream) for stream in streams])
-            places = (first + side + draws).to(self.device, non_blocking=True)
+            draws = torch.empty(len(streams), batch_size, dtype=torch.int64, pin_memory=pinned)
+            for row, stream in zip(draws, streams, strict=True):
+                torch.randint(half, (batch_size,), generator=stream, out=row)
+            places = draws.to(self.device, non_blocking=True) + side + first.to(self.device, non_blocking=True)
             points = self._rows.view(-1, 4)[places].to(self._dtype)
             yield TaskBatch(points[..., :3], points[..., 3:])
 

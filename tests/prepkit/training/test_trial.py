@@ -12,7 +12,7 @@ from prepkit.training import run as run_module
 from prepkit.training._engine import ALL_AT_ONCE, Engine, Way, choose_engine
 from prepkit.training._plan import plan
 from prepkit.training._provenance import read_provenance
-from prepkit.training._trial import CONVOLUTIONS, LINEAR, trial, with_ways
+from prepkit.training._trial import WAYS, trial, with_ways
 from prepkit.training._units import units_of
 from prepkit.training.run import train_zoo
 
@@ -46,7 +46,7 @@ def worth_it(monkeypatch):
 def test_the_fastest_way_is_taken_and_told(worth_it):
     own, jobs, task, engine = setting(stack=6)
     told = []
-    tried = [way for way in CONVOLUTIONS if way.at_once is None or way.at_once < min(engine.stacks.values())]
+    tried = [way for way in WAYS if way.at_once is None or way.at_once < min(engine.stacks.values())]
     times = [8.0] * len(tried)
     times[1] = 4.0
     found = with_ways(engine, own, jobs, task, CPU, told.append, clock(*times * len(engine.stacks)))
@@ -60,19 +60,25 @@ def test_the_fastest_way_is_taken_and_told(worth_it):
 
 
 def test_nothing_is_recorded_where_all_at_once_is_fastest(worth_it):
-    own, jobs, task, engine = setting(CHAIRS)
-    found = with_ways(engine, own, jobs, task, CPU, timed=clock(1.0))
+    own, jobs, task, engine = setting()
+    times = [float(number) for number, _ in enumerate(WAYS, 1)]
+    found = with_ways(engine, own, jobs, task, CPU, timed=clock(*times * len(engine.stacks)))
     assert found == engine
     assert "ways" not in found.to_dict()
 
 
+def never(*arguments):
+    raise AssertionError("it was tried")
+
+
 def test_a_short_training_is_not_tried():
     own, jobs, task, engine = setting()
+    assert with_ways(engine, own, jobs, task, CPU, timed=never) == engine
 
-    def timed(steps):
-        raise AssertionError("it was tried")
 
-    assert with_ways(engine, own, jobs, task, CPU, timed=timed) == engine
+def test_linear_layers_alone_are_not_tried(worth_it):
+    own, jobs, task, engine = setting(CHAIRS)
+    assert with_ways(engine, own, jobs, task, CPU, timed=never) == engine
 
 
 def test_a_way_that_does_not_fit_the_memory_is_left_out(monkeypatch):
@@ -96,7 +102,7 @@ def test_ways_are_recorded_and_read():
     assert record["ways"] == {"a": {"at_once": 4, "streams": 2, "dense": True}}
     assert Engine.from_dict(record) == own
     assert (own.way_of("a"), own.way_of("b")) == (Way(4, 2, dense=True), ALL_AT_ONCE)
-    assert [str(way) for way in (ALL_AT_ONCE, Way(4, 2, dense=True), *LINEAR[1:])] == [
+    assert [str(way) for way in (ALL_AT_ONCE, Way(4, 2, dense=True), Way(8, 2))] == [
         "all at once",
         "4 at once, dense, on 2 streams",
         "8 at once, on 2 streams",
@@ -123,9 +129,6 @@ def test_a_resumed_training_keeps_the_way_and_tries_none(tmp_path, monkeypatch):
             train_zoo(own, tmp_path / "zoo", device="cpu")
     begun = read_provenance(tmp_path / "zoo").engine
     assert begun.ways == {"lenet_like@digits": Way(2, dense=True)}
-
-    def never(*arguments):
-        raise AssertionError("a way was tried again")
 
     monkeypatch.setattr(run_module, "tried", never)
     assert train_zoo(own, tmp_path / "zoo").engine == begun
