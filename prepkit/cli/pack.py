@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, 
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.targets import check_target, make_folder_of, prep_targets, stem
 from prepkit.errors import OutputError, PRepFileError, counted, listed
+from prepkit.tensors import BITS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from prepkit.casting import Rounding
     from prepkit.fusion.fold import Fusion
     from prepkit.packing import Packed
+    from prepkit.prep.layout import Layout
 
 
 @click.command()
@@ -220,7 +223,8 @@ def _document(packed: Packed, source: str, target: Path) -> dict[str, Any]:
         "fill": prep.layout.total / prep.shape.cells,
         "layout_sha256": prep.layout.sha256,
         "renamed": list(packed.renamed),
-        **(_fusion_document(packed.fusion) if packed.fusion else {"folded": [], "affine": [], "notes": []}),
+        **(_fusion_document(packed.fusion) if packed.fusion else {"folded": [], "affine": []}),
+        "notes": [*_notes(packed.fusion), *_wide_notes(prep.layout)],
     }
 
 
@@ -247,6 +251,23 @@ def _fusion_text(fusion: Fusion) -> str:
         f"outputs equal within {fusion.error_before_cast:.1e} in {fusion.precision}, "
         f"{fusion.error_after_cast:.1e} after the cast back"
     )
+
+
+def _wide_notes(layout: Layout) -> list[str]:
+    """Say that few values keep a PRep in a wider dtype than most of them have, and so make its file larger."""
+    bits = BITS[layout.dtype]
+    narrow: Counter[str] = Counter()
+    for slot in layout:
+        if BITS[slot.dtype] < bits:
+            narrow[slot.dtype] += slot.size
+    if not narrow or narrow.total() < layout.total / 2:
+        return []
+    dtype, count = narrow.most_common(1)[0]
+    wide = listed((f"'{slot.name}'" for slot in layout if slot.dtype != dtype), 3)
+    return [
+        f"the PRep is in {layout.dtype}, to hold {wide} exactly; {count / layout.total:.1%} of its values are {dtype}, "
+        f"and --dtype {dtype} would store all in {BITS[dtype] / bits:.0%} of the bytes."
+    ]
 
 
 def _rounding_text(rounding: Rounding) -> str:

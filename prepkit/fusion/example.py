@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 from prepkit.fusion._storages import own_tensors, storage_key, tensors_in
 from prepkit.fusion._watch import UnfoldableNetwork
 from prepkit.fusion.norm import is_norm
+from prepkit.support.device import is_out_of_memory
+from prepkit.support.text import readable_bytes
 
 MARGIN = 100  # a fold may change as much as this many times the network's reaction to rounding
 
@@ -153,6 +155,8 @@ class Example:
         except UnfoldableNetwork:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise _no_memory() from error
             shapes = ", ".join(f"{list(t.shape)} {str(t.dtype)[6:]}" for t in tensors_in((self.args, self.kwargs)))
             cause = f"{what} fails on the example input {shapes or 'without tensors'}: {one_line(error)}"
             raise UnfoldableNetwork(f"{cause}; {PASS_ANOTHER}") from error
@@ -199,11 +203,23 @@ def copied_network(network: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(network, cached)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise _no_memory(network) from error
         raise UnfoldableNetwork(f"The network cannot be deep-copied: {one_line(error)}") from error
     if _identities(copied) & _identities(network):
         raise UnfoldableNetwork("The network cannot be deep-copied: its copy shares modules or tensors with it.")
     copied.eval()  # do not use its result: a network may override `train` without returning itself
     return copied
+
+
+def _no_memory(network: nn.Module | None = None) -> UnfoldableNetwork:
+    """Return the error for a network whose copies or runs do not fit the memory."""
+    values = sum(tensor.numel() for tensor in own_tensors(network)) if network else 0
+    size = f", {readable_bytes(8 * values)} each" if values else ""
+    return UnfoldableNetwork(
+        f"There is no memory to prove the fold, which runs copies of the network in float64{size}. Fold it where there "
+        "is more memory, or keep the BatchNorms: pack_checkpoint(keep_batch_norm=True)."
+    )
 
 
 def _identities(network: nn.Module) -> set[tuple[str, int | None]]:

@@ -78,9 +78,9 @@ def gpu_kernels(device: torch.device, deterministic: bool = False) -> Iterator[N
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that memory was refused."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch or Python says that memory was refused."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @lru_cache(maxsize=1024)

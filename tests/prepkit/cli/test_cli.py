@@ -191,6 +191,25 @@ def test_a_dtype_is_cast_to_after_folding(dtype: str, model: nn.Module) -> None:
     assert_same_function(model, tensors, {"float64": 1e-5, "float16": 3e-2, "bfloat16": 2e-1}[dtype])
 
 
+NOTE_ON_WIDTH = (
+    "the PRep is in float32, to hold 'norm' exactly; 95.2% of its values are bfloat16, and --dtype bfloat16 would "
+    "store all in 50% of the bytes."
+)
+
+
+def test_few_values_that_make_the_file_large_are_told() -> None:
+    mixed = {"weight": torch.randn(20, 10).bfloat16(), "norm": torch.randn(10)}
+    torch.save(mixed, "mixed.pt")
+    assert run("pack", "mixed.pt").stderr == f"note: {NOTE_ON_WIDTH}\n"
+    (document,) = json.loads(run("pack", "mixed.pt", "--force", "--json").stdout)["packed"]
+    assert document["notes"] == [NOTE_ON_WIDTH]
+    assert run("pack", "mixed.pt", "--force", "--dtype", "bfloat16").stderr == ""
+    torch.save({"weight": torch.randn(10), "norm": torch.randn(20, 10).bfloat16()[:, :1]}, "even.pt")
+    torch.save({"weight": mixed["weight"].float(), "norm": mixed["norm"].bfloat16()}, "wide.pt")
+    for file in ("even.pt", "wide.pt"):
+        assert ("note:" in run("pack", file).stderr) == (file == "even.pt")
+
+
 def test_batch_norm_may_be_kept(model: nn.Module) -> None:
     result = run("pack", "model.pt", "--keep-bn")
     assert "folded" not in result.stdout

@@ -79,6 +79,25 @@ def infinite() -> Net:
     return network
 
 
+class NoMemory(nn.Module):
+    """A module of which neither a copy nor a run fits the memory."""
+
+    def __init__(self, error: Exception, *, copies: bool) -> None:
+        super().__init__()
+        self.error, self.copies = error, copies
+
+    def __deepcopy__(self, memo: Any) -> NoMemory:
+        if not self.copies:
+            raise self.error
+        return NoMemory(self.error, copies=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        raise self.error
+
+
+REFUSED = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+NO_MEMORY = r"^There is no memory to prove the fold, which runs copies of the network in float64"
+
 WHOLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "lazy": (
         lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()),
@@ -99,6 +118,15 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"Two runs of the network on the same input differ by .*random numbers or keeps state",
     ),
     "state": (lambda: net(counting), r"Two runs .* differ"),
+    "no memory for a copy": (
+        lambda: nn.Sequential(conv(), norm(), NoMemory(REFUSED, copies=False)),
+        NO_MEMORY + r", [0-9.]+ KiB each\. .*keep_batch_norm=True",
+    ),
+    "no memory for a copy, Python": (
+        lambda: nn.Sequential(conv(), norm(), NoMemory(MemoryError(), copies=False)),
+        NO_MEMORY,
+    ),
+    "no memory for a run": (lambda: nn.Sequential(conv(), norm(), NoMemory(REFUSED, copies=True)), NO_MEMORY + r"\."),
     "not finite": (infinite, r"output on the example input is not finite"),
 }
 
