@@ -118,6 +118,10 @@ class FormerSpelling(FutureWarning):
     """A file names a key or a value as it was once spelled. It is read all the same; the command line prints a note."""
 
 
+class RecordingFailed(RuntimeWarning):
+    """A step cannot be recorded as a CUDA graph, and runs without one; the command line prints a note."""
+
+
 def nearest(asked: str, choices: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` with the choice closest to what was asked, or an empty string if none is close."""
     import difflib

@@ -27,15 +27,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from prepkit.errors import RecordingFailed
+
 WARMUPS = 3  # Libraries choose their kernels in the first calls, which cannot be recorded.
 MOST_GRAPHS = 16
 
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]
-
-
-class RecordingFailed(RuntimeWarning):
-    """A step cannot be recorded as a CUDA graph, and runs without one."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from torch.nn.functional import conv2d, leaky_relu, linear
 
 import prepkit
 from prepkit.cli import main
-from prepkit.errors import OutputError
+from prepkit.cli.common import notes
+from prepkit.errors import OutputError, RecordingFailed
 from prepkit.prep.layout import Layout
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -1150,3 +1152,11 @@ def test_messages_name_flags_at_the_command_line_and_keywords_in_python(folder: 
     assert "or --force to replace it" in error_of(run("pack", "good.pt", "-o", prep, code=2))
     with pytest.raises(OutputError, match="or overwrite=True to replace it"):
         prepkit.save_prep(prepkit.load_prep(prep), prep)
+
+
+@pytest.mark.filterwarnings("default::prepkit.errors.RecordingFailed")
+def test_a_step_that_runs_without_a_graph_is_a_note(capsys):
+    for _ in range(2):
+        with notes():
+            warnings.warn("a step cannot be recorded as a CUDA graph", RecordingFailed, stacklevel=1)
+    assert capsys.readouterr().err.splitlines()[0] == "note: a step cannot be recorded as a CUDA graph"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prepkit.support.graphs import GraphedStep, RecordingFailed
+from prepkit.errors import RecordingFailed
+from prepkit.support.graphs import GraphedStep
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

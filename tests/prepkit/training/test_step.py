@@ -11,7 +11,7 @@ from random_images import random_images
 from test_stack import CPU, TRAININGS, Noise, jobs, setting, trained, worst
 from traced_graphs import HostTraffic, TracedRecorder
 
-from prepkit.support.graphs import RecordingFailed
+from prepkit.errors import RecordingFailed
 from prepkit.training import _stack as stack_module
 from prepkit.training._engine import Way
 from prepkit.training._stack import Stack
