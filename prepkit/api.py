@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
-from prepkit.errors import PrepkitError, ZooError
-from prepkit.support.files import is_zoo
+from prepkit.errors import ZooError
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
     from prepkit.support.progress import Advance
     from prepkit.zoo.change.verify import Verification
     from prepkit.zoo.read.zoo import Zoo
+    from prepkit.zoo.write.adding import Source
     from prepkit.zoo.write.model_files import LocalModel
     from prepkit.zoo.write.written import WrittenZoo
 
@@ -113,8 +113,10 @@ def create_zoo(
     path: str | os.PathLike[str],
     models: Iterable[str | os.PathLike[str] | HubAddress],
     *,
-    table: str | os.PathLike[str] | None = None,
+    table: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     types: Mapping[str, str | type] | None = None,
+    pattern: str | None = None,
+    on: Mapping[str, str] | None = None,
     width: int = 512,
     format: str = "safetensors",
     name: str | None = None,
@@ -128,6 +130,7 @@ def create_zoo(
     keep_unfoldable: Literal["affine"] | None = None,
     resume: bool = False,
     keep_going: bool = False,
+    drop_nan: bool = False,
     token: str | None = None,
     progress: Advance | None = None,
 ) -> WrittenZoo:
@@ -136,10 +139,14 @@ def create_zoo(
     path:         the zoo's folder, missing or empty
     models:       files, folders of them, or models of the Hub such as hf://user/model or
                   hf://user/model@revision/file.safetensors
-    table:        CSV file whose column `file` names the models by path, from the table's folder or one that holds all
-                  models; `id` and `split` are the zoo's, and all other columns are kept with the instances
+    table:        CSV, TSV, JSON or JSONL file whose column `file` names the models by path, from the table's folder or
+                  one that holds all models; `id` and `split` are the zoo's, and all other columns are kept with the
+                  instances. With a pattern also several tables, and tables with columns for its fields.
     types:        types of columns, such as {"accuracy": "float", "code": "text"} ("int", "bool", "date", "timestamp"
                   and "list" too); the narrowest that fits all cells if missing. A float may be written 0,81 or 81%.
+    pattern:      path of each model below a folder, "{run}/checkpoint_{epoch:int}/checkpoints", whose fields become
+                  columns and ids; a table "{run}/result.json" is then one for each run
+    on:           columns of tables for fields that have other names there, {"epoch": "training_iteration"}
     width:        columns of the PReps, a multiple of 8
     format:       format of the shards, "safetensors" or "hdf5"
     name:         the zoo's name; its folder's if missing
@@ -153,6 +160,7 @@ def create_zoo(
     keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
     resume:       go on with a zoo whose writing was interrupted
     keep_going:   add the other models too before an error is raised whose notes tell of each that failed
+    drop_nan:     leave out models that hold NaN or infinity, and count them
     token:        token for the Hub; HF_TOKEN or that of `hf auth login` if missing
     progress:     is called with a number of models each time that many more are in the zoo
     raises what `ZooWriter.add` and `load_checkpoint` raise, ZooError for a wrong table or task, HubError. Models that
@@ -161,48 +169,61 @@ def create_zoo(
     >>> create_zoo("my-zoo", ["run0.pt", "run1.pt"], table="runs.csv").manifest.table.rows
     2
     """
-    from prepkit.zoo.write.csv_columns import rows_of_models
-    from prepkit.zoo.write.model_files import check_columns, read_task
-    from prepkit.zoo.write.model_paths import expanded
+    from prepkit.zoo.write.model_files import read_task
 
     task = read_task(Path(task)) if isinstance(task, str | os.PathLike) else task
-    csv = None if table is None else Path(table)
-    files, notes = expanded(map(model_address, models))
-    joined = rows_of_models(files, csv, types)
-    check_columns(joined.rows, csv)
+    source = source_of_models(
+        models, table=table, types=types, pattern=pattern, on=on, key=key, prefix=prefix, token=token
+    )
 
-    from prepkit.zoo.card.card import README, write_card
-    from prepkit.zoo.format.manifest import read_manifest
-    from prepkit.zoo.write.model_files import Packing, add_models, provenance_of_models
-    from prepkit.zoo.write.writer import ZooWriter
-    from prepkit.zoo.write.written import WrittenZoo
+    from prepkit.zoo.importers.making import make_zoo
+    from prepkit.zoo.write.adding import Packing
 
-    root = Path(path)
-    notes = (*notes, *joined.notes)
-    if resume and is_zoo(root) and not (root / README).exists() and _ids_in(root) == {row.id for row in joined.rows}:
-        write_card(root)  # the command was interrupted between the zoo and its card
-        return WrittenZoo(root, read_manifest(root), notes, joined.types)
-    about = {"name": name, "license": license, "task": task}
-    packing = Packing(architecture, key, prefix, keep_batch_norm, keep_unfoldable)
-    all_added = False
-    try:
-        with ZooWriter(path, width=width, format=format, dtype=dtype, resume=resume, **about) as writer:  # type: ignore[arg-type]
-            left_out = add_models(writer, joined.rows, packing, partial(local_model, token=token), progress, keep_going)
-            all_added = True
-            # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
-            writer.provenance = provenance_of_models(len(writer))
-        write_card(root)
-    except (PrepkitError, KeyboardInterrupt) as error:
-        if all_added:
-            kept = f"'{root}' is finished but for its card" if is_zoo(root) else "All models are kept"
-            error.add_note(f"{kept}; go on with resume=True, or delete '{root}'.")
-        raise
-    return WrittenZoo(root, read_manifest(root), (*notes, *left_out), joined.types)
+    return make_zoo(
+        path,
+        source,
+        Packing(architecture, keep_batch_norm, keep_unfoldable),
+        command="zoo create",
+        resume=resume,
+        keep_going=keep_going,
+        drop_nan=drop_nan,
+        progress=progress,
+        width=width,
+        format=format,
+        dtype=dtype,
+        name=name,
+        license=license,
+        task=task,
+    )
 
 
-def _ids_in(root: Path) -> set[str]:
-    """Return the ids in a finished zoo."""
-    return set(open_zoo(root).table["id"].to_pylist())
+def source_of_models(
+    models: Iterable[str | os.PathLike[str] | HubAddress],
+    *,
+    table: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    types: Mapping[str, str | type] | None = None,
+    pattern: str | None = None,
+    on: Mapping[str, str] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+    token: str | None = None,
+) -> Source:
+    """Find the models that `create_zoo` makes a zoo of, with what their paths and tables say.
+
+    raises ZooError before any model is read
+    """
+    from prepkit.zoo.importers.tree import source_of
+
+    return source_of(
+        [model_address(model) for model in models],
+        pattern=pattern,
+        table=table,
+        on=on,
+        types=types,
+        key=key,
+        prefix=prefix,
+        fetched=partial(local_model, token=token),
+    )
 
 
 def _zoo_address(path: object) -> Path | HubAddress:

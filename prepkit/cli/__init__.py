@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from prepkit.cli import arch, hub, pack, show, train, zoo
+from prepkit.cli import arch, hub, importing, pack, show, train, zoo
 from prepkit.cli.common import EXIT_STATUS, Commands
 
 
@@ -27,5 +27,5 @@ def main() -> None:
 
 for command in (pack.pack, pack.unpack, pack.fuse, show.show, show.inspect, arch.arch, zoo.zoo, hub.pull, hub.push):
     main.add_command(command)
-for command in (train.train, train.specs):
+for command in (importing.create, importing.import_, train.train, train.specs):
     zoo.zoo.add_command(command)

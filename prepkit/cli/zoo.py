@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
 from prepkit.cli.common import force_option
 from prepkit.cli.completion import zoo_ids
-from prepkit.cli.models import Model, hub_bars
-from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, network_options
-from prepkit.cli.output import Output, json_option, with_flags
+from prepkit.cli.models import Model
+from prepkit.cli.output import Output, json_option
 from prepkit.cli.zoo_text import (
     cleaning_document,
     cleaning_text,
     description,
     facts,
+    print_written,
     split_text,
     verification,
     verification_text,
@@ -29,22 +28,6 @@ from prepkit.zoo.format.counts import num_bytes_of
 if TYPE_CHECKING:
     from prepkit.address import HubAddress
     from prepkit.zoo.format.manifest import Manifest
-    from prepkit.zoo.write.written import WrittenZoo
-
-
-class ColumnTypes(click.ParamType[dict[str, str]]):
-    """`accuracy=float,code=text` -> {"accuracy": "float", "code": "text"}."""
-
-    name = "COLUMN=TYPE,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
-        """Parse pairs, or fail with an example; the table says later whether its columns have these types."""
-        if isinstance(value, dict):
-            return value
-        pairs = [part.rpartition("=") for part in str(value).split(",")]
-        if not all(name and kind for name, _, kind in pairs):
-            self.fail(f"{value!r} does not name types such as accuracy=float,code=text.", param, ctx)
-        return {name.strip(): kind.strip() for name, _, kind in pairs}
 
 
 FORMATS = click.Choice(("safetensors", "hdf5"))
@@ -119,97 +102,6 @@ def _manifest_of(folder: Path | HubAddress) -> Manifest:
 
 
 @zoo.command()
-@folder
-@click.argument("models", nargs=-1, type=Model(), metavar="MODEL...")
-@click.option(
-    "--from", "list_", type=click.File("rb"), help="File that lists models, one a line; - for standard input."
-)
-@click.option("--table", "csv", type=click.Path(path_type=Path), help="CSV with a column `file` and columns to keep.")
-@click.option(
-    "--types", type=ColumnTypes(), help="Types of columns, such as day=date,loss=list. [default: by their cells]"
-)
-@click.option("--width", default=512, show_default=True, help="Columns of the PReps, a multiple of 8.")
-@click.option(
-    "--format", "format_", type=FORMATS, default="safetensors", show_default=True, help="Format of the shards."
-)
-@click.option("--name", help="Name of the zoo. [default: the folder's name]")
-@click.option("--license", "license_", help="Licence of the zoo, such as mit or cc-by-4.0.")
-@click.option("--task", "task_file", type=click.Path(path_type=Path), help="JSON file: the task of the models.")
-@network_options
-@keep_bn_option
-@click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the zoo, which must hold all values exactly.")
-@click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
-@click.option("--keep-going", is_flag=True, help="After a failure add the other models, and list the failures.")
-@json_option
-def create(
-    folder: Path,
-    models: tuple[Path | HubAddress, ...],
-    list_: BinaryIO | None,
-    csv: Path | None,
-    types: dict[str, str] | None,
-    width: int,
-    format_: str,
-    name: str | None,
-    license_: str | None,
-    task_file: Path | None,
-    network: NetworkOptions,
-    keep_bn: bool,
-    dtype: str | None,
-    resume: bool,
-    keep_going: bool,
-    out: Output,
-) -> None:
-    """Make a zoo of checkpoints and PRep files.
-
-    BatchNorms are folded. A MODEL is a file, a folder, in which all files of models are taken, or an address on the
-    Hub, hf://user/model or hf://user/model@revision/file.safetensors; the column `source` then names the commit of
-    each. Integer buffers, and with --prefix all other names, are left out, and named.
-
-    The column `file` of the CSV names models by path, from the CSV's folder or one that holds all models, with or
-    without suffix, or by address. A name without folder will do where no other model has it. The columns `id` and
-    `split` are those of the zoo; without `id`, models are called by their names, or by the parts of their paths that
-    differ: a and b for runs/a/model.pt and runs/b/model.pt. All other columns are kept with the instances, and a note
-    says of which type: whole numbers (int), numbers (float), booleans (bool: true, false), dates (date: 2026-11-27),
-    dates with times (timestamp: 2026-11-27 13:50), lists of numbers (list: [0.9, 0.5]) or text, as fits all cells.
-    --types accuracy=float,code=text chooses, reads 0,81 and 81% as numbers, and lists also as 0.9 0.5. The column
-    `source_sha256` is filled with the sha256 of each checkpoint.
-
-    A zoo is finished when all models are in it. If one fails, the others that were added are kept, and --resume goes on
-    when it is mended, or without it.
-
-    The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
-    """
-    from prepkit.api import create_zoo, model_address
-    from prepkit.zoo.write.model_paths import expanded, paths_in
-
-    listed_models = map(model_address, paths_in(list_.read())) if list_ else ()
-    files, notes = expanded((*models, *listed_models))
-    if not files:
-        raise click.UsageError("name at least one MODEL, or a list of them with --from.")
-    keywords = network.keywords()
-    with hub_bars(files, out.as_json), out.bar("adding", "model") as bar:
-        bar.begin(len(files))
-        written = create_zoo(
-            folder,
-            files,
-            table=csv,
-            types=types,
-            width=width,
-            format=format_,
-            name=name,
-            license=license_,
-            task=task_file,
-            dtype=dtype,
-            keep_batch_norm=keep_bn,
-            resume=resume,
-            keep_going=keep_going,
-            progress=bar.advance,
-            **keywords,
-        )
-    _print_written(replace(written, notes=(*notes, *written.notes)), out)
-
-
-@zoo.command()
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("target", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--format", "format_", type=FORMATS, required=True, help="Format of the new zoo's shards.")
@@ -224,7 +116,7 @@ def convert(source: Path, target: Path, format_: str, out: Output) -> None:
     with out.bar("converting", "B") as bar:
         bar.begin(_bytes_in(source))
         written = convert_zoo(source, target, format_, progress=bar.advance)
-    _print_written(written, out)
+    print_written(written, out)
 
 
 @zoo.command()
@@ -255,7 +147,7 @@ def merge(
         written = merge_zoos(
             target, sources, name=name, license=license_, format=format_, prefix=prefix, progress=bar.advance
         )
-    _print_written(written, out)
+    print_written(written, out)
 
 
 @zoo.command()
@@ -346,15 +238,3 @@ def export(folder: Path | HubAddress, id_: str, output: Path, strip_prefix: bool
 def _bytes_in(folder: Path) -> int:
     """Sum the sizes of all files in a folder; 0 if there is none."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _print_written(written: WrittenZoo, out: Output) -> None:
-    document = {
-        "output": str(written.path),
-        **facts(written.manifest),
-        "notes": [with_flags(note) for note in written.notes],
-        "types": {name: with_flags(text) for name, text in written.types.items()},
-    }
-    out.notes([f"column {name}: {text}" for name, text in written.types.items()])
-    out.notes(written.notes)
-    out.result(document, description(written.manifest))

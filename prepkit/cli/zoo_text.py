@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prepkit.cli.output import with_flags
 from prepkit.errors import counted
 from prepkit.support.json_values import json_value
 from prepkit.support.text import readable_bytes, table
@@ -14,10 +15,12 @@ from prepkit.zoo.format.counts import counts_of, num_bytes_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from prepkit.cli.output import Output
     from prepkit.zoo.change.cleaning import Cleaning
     from prepkit.zoo.change.splitting import ZooSplit
     from prepkit.zoo.change.verify import Verification
     from prepkit.zoo.format.manifest import Manifest
+    from prepkit.zoo.write.written import WrittenZoo
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
@@ -136,3 +139,16 @@ def _task(task: Mapping[str, Any] | None) -> str:
         return "not recorded"
     text = json.dumps(task, sort_keys=True, ensure_ascii=False)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def print_written(written: WrittenZoo, out: Output) -> None:
+    """Print the zoo that a command wrote, with what is to be said about it."""
+    document = {
+        "output": str(written.path),
+        **facts(written.manifest),
+        "notes": [with_flags(note) for note in written.notes],
+        "types": {name: with_flags(text) for name, text in written.types.items()},
+    }
+    out.notes([f"column {name}: {text}" for name, text in written.types.items()])
+    out.notes(written.notes)
+    out.result(document, description(written.manifest))

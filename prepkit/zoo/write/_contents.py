@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prepkit.errors import ZooError
-from prepkit.zoo.format.columns import Schema
+from prepkit.zoo.format.columns import Schema, plain_columns
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture
 from prepkit.zoo.write._journal import Begin, Entry, Line, TeacherEntry, ValuesSum
 
@@ -35,6 +36,14 @@ class Contents:
     teacher: TeacherEntry | None = None
     published: dict[str, Shard] = field(default_factory=dict)
     sums: dict[tuple[str, int], ValuesSum] = field(default_factory=dict)
+
+    def can_hold(self, columns: Mapping[str, Any]) -> bool:
+        """Return whether the table can hold these values, beside those that are in it."""
+        try:
+            self.schema.extended([plain_columns(columns, "")], "")
+        except ZooError:
+            return False
+        return True
 
     def add(self, entries: Iterable[Entry], schema: Schema) -> None:
         """Take in finished instances, and the schema that holds their columns too."""

@@ -36,15 +36,11 @@ class TableText:
     notes: tuple[str, ...] = ()
 
 
-def read_text(path: Path) -> TableText:
-    """Read a CSV file.
+def read_text(path: Path, content: bytes) -> TableText:
+    """Read the content of a CSV file.
 
     raises ZooError naming the line that is wrong
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ZooError(f"{path}: cannot be read: {error.strerror}.") from None
     text, encoding = _decoded(path, content)
     first, _, rest = text.partition("\n")
     skipped, delimiter = 0, _delimiter(first)
@@ -82,13 +78,14 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
 
 
 def _delimiter(first_line: str) -> str:
-    """Return the delimiter that makes `file` a cell of the first line; a comma if none does."""
+    """Return the delimiter that makes `file` a cell of the first line, or else the most cells; a comma if none does."""
     found = [
         (len(cells), delimiter)
         for delimiter in DELIMITERS
         if FILE in (cells := [cell.strip().strip('"').lower() for cell in first_line.split(delimiter)])
     ]
-    return max(found, key=lambda pair: pair[0])[1] if found else ","
+    found = found or [(first_line.count(delimiter), delimiter) for delimiter in DELIMITERS]
+    return max(found, key=lambda pair: pair[0])[1]
 
 
 def _role(name: str, header: list[str]) -> str:

@@ -1,10 +1,10 @@
-"""Read metadata of models from a CSV file, and join them to the models by path.
+"""Read metadata of models from a table, and join them to the models by path.
 
     file,id,split,accuracy
     run0_epoch9.pt,run0-9,train,0.91
     run1_epoch9,run1-9,test,
 
-`file` is a model's path, with or without its suffix, or its address on the Hub; `joining` says which model it names.
+`file` is a model's path, with or without its suffix, or its address on the Hub; `paths_join` says which model it names.
 `id` and `split` may be missing. All other columns are the user's; `cell_types` says what becomes of their cells.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 from prepkit.address import HubAddress
 from prepkit.errors import ZooError, counted, listed
 from prepkit.zoo.format.columns import OWN_COLUMNS, plain_columns
-from prepkit.zoo.write._cell_types import checked_types, read_as, typed
-from prepkit.zoo.write._joining import joined, row_of_equal_name
-from prepkit.zoo.write._table_text import FILE, ROLES, read_text
+from prepkit.zoo.write._table_text import FILE, ROLES
 from prepkit.zoo.write.model_paths import ids_of
+from prepkit.zoo.write.paths_join import joined, row_of_equal_name
+from prepkit.zoo.write.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -121,51 +121,31 @@ class CsvTable:
 
 
 def read_csv(path: Path, types: Mapping[str, str | type] | None = None) -> CsvTable:
-    """Read the lines of a CSV file, with typed cells.
+    """Read the lines of a table, each of which names a model in a column `file`, with typed cells.
 
     types: types of columns; the narrowest that fits all cells if missing
     raises ZooError naming the line that is wrong
     """
-    text = read_text(path)
-    _check_header(path, text.header)
-    users = [name for name in text.header if name not in ROLES]
-    asked = checked_types(types or {}, users, str(path))
-    numbers = [number for number, _ in text.lines]
-    columns: dict[str, list[Any]] = {}
-    described = {}
-    for place, name in enumerate(text.header):
-        cells = [line[place] for _, line in text.lines]
-        if name in ROLES:
-            columns[name] = [cell or None for cell in cells]
-            continue
-        if name in asked:
-            column = read_as(asked[name], cells, numbers, f"{path}, column '{name}'")
-        else:
-            column = typed(cells, decimal_comma=text.delimiter in ";\t", lines=numbers)
-        columns[name], described[name] = column.values, str(column)
-    lines = []
-    for index, number in enumerate(numbers):
-        row = {name: values[index] for name, values in columns.items()}
-        file = row.pop(FILE)
-        if file is None:
-            raise ZooError(f"{path}, line {number}: {FILE} is missing.")
-        lines.append(TableLine(number, file, row))
-    return CsvTable(lines, described, text.notes)
-
-
-def _check_header(path: Path, header: list[str]) -> None:
-    if FILE not in header:
+    table = read_table(path, types)
+    if FILE not in table.columns:
         raise ZooError(
-            f"{path}: there is no column '{FILE}', which names each row's model; there are {listed(header)}."
+            f"{path}: there is no column '{FILE}', which names each row's model; there are {listed(table.columns)}."
         )
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise ZooError(f"{path}: the columns {listed(repeated)} stand twice.")
-    users = [name for name in header if name not in ROLES]
-    reserved = [name for name in users if name in OWN_COLUMNS]
+    reserved = [name for name in table.columns if name in OWN_COLUMNS and name not in ROLES]
     if reserved:
         raise ZooError(f"{path}: the zoo fills the columns {listed(reserved)} itself; rename them.")
-    plain_columns(dict.fromkeys(users), str(path))
+    plain_columns(dict.fromkeys(name for name in table.columns if name not in ROLES), str(path))  # checks the names
+    lines = []
+    for number, row in zip(table.numbers, table.rows, strict=True):
+        cells = dict(row)
+        file = cells.pop(FILE, None)
+        if file is None:
+            raise ZooError(f"{path}, line {number}: {FILE} is missing.")
+        for role in ("id", "split"):
+            if cells.get(role) is not None:
+                cells[role] = str(cells[role])
+        lines.append(TableLine(number, str(file), cells))
+    return CsvTable(lines, table.types, table.notes)
 
 
 def _row(model: Path | HubAddress, id_: str, line: TableLine) -> ModelRow:

@@ -1,30 +1,21 @@
-"""Files that `create_zoo` reads: a model at a time, and the task that all models were trained on."""
+"""Models in files: a file of weights or a PRep at a time, and the task that all models were trained on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from prepkit.address import HubAddress
-from prepkit.errors import OutputError, PrepkitError, ZooError, counted, listed
-from prepkit.support.progress import Advance
-from prepkit.support.signals import noted_interruption
+from prepkit.errors import ZooError, listed
 from prepkit.version import __version__
-from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS, names_columns
-from prepkit.zoo.write.csv_columns import ModelRow
+from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS
+from prepkit.zoo.write.adding import Model, Source
+from prepkit.zoo.write.csv_columns import ModelRow, ModelRows
 from prepkit.zoo.write.model_paths import name_of
-
-if TYPE_CHECKING:
-    from prepkit.checkpoint.load import Checkpoint
-    from prepkit.families.registry import Architecture
-    from prepkit.prep.file import PRep
-    from prepkit.zoo.write.writer import ZooWriter
-
-PACK_FIRST = "Cast it with `prepkit pack --dtype float32`, and make the zoo of that PRep."
 
 
 @dataclass(frozen=True)
@@ -35,129 +26,69 @@ class LocalModel:
     source: str
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How models are read and packed: the arguments of these names of `create_zoo`."""
+class FileSource(Source):
+    """The models of some rows, each of which is a file.
 
-    architecture: Architecture | str | None = None
-    key: str | None = None
-    prefix: str | None = None
-    keep_batch_norm: bool = False
-    keep_unfoldable: Literal["affine"] | None = None
-
-
-def add_models(
-    writer: ZooWriter,
-    rows: list[ModelRow],
-    packing: Packing,
-    fetched: Callable[[Path | HubAddress], AbstractContextManager[LocalModel]],
-    progress: Advance | None,
-    keep_going: bool = False,
-) -> tuple[str, ...]:
-    """Add the models that are not in the zoo yet, and return sentences on what was left out of them or is unusual.
-
-    After a failure a zoo that holds some of them is kept, and the error gets a note that says so; an empty one is
-    discarded.
-    fetched:    gives each model as a file, as long as its context lasts
-    keep_going: add the other models too before an error is raised that tells of all that failed
+    fetched:     gives each model as a file, as long as its context lasts
+    key, prefix: as in `load_checkpoint`
     """
-    from prepkit.fusion.fold import note_on_costs
-    from prepkit.prep.file import PRep
-    from prepkit.zoo.write._instance_rows import packable
 
-    has_source = any(isinstance(row.model, HubAddress) for row in rows)
-    ids = {row.id for row in rows}
-    foreign = sorted(writer.finished_ids - ids)
-    if foreign:
-        raise ZooError(
-            f"'{writer.root}' holds {counted(len(foreign), 'instance')} of none of these models: {listed(foreign)}. "
-            "Give the same models as before, and more if you like, or delete the folder."
-        )
-    buffers: set[str] = set()
-    others: set[str] = set()
-    costs: dict[str, float] = {}
-    failures: list[str] = []
-    waiting = [row for row in rows if row.id not in writer.finished_ids]
-    if progress is not None and len(waiting) < len(rows):
-        progress(len(rows) - len(waiting))
+    def __init__(
+        self,
+        models: ModelRows,
+        fetched: Callable[[Path | HubAddress], AbstractContextManager[LocalModel]],
+        key: str | None = None,
+        prefix: str | None = None,
+    ) -> None:
+        self.rows, self.types, self._notes = models.rows, models.types, models.notes
+        self.ids = [row.id for row in self.rows]
+        self._has_source = any(isinstance(row.model, HubAddress) for row in self.rows)
+        self._fetched, self._key, self._prefix = fetched, key, prefix
+        self._without_prefix: set[str] = set()
 
-    def add(row: ModelRow) -> None:
-        with fetched(row.model) as local:
-            model, sha256 = read_model(local.file, packing.key, packing.prefix)
-            item = packable(
-                model,
-                packing.architecture,
-                f"'{row.id}' ({name_of(row.model)})",
-                packing.keep_unfoldable,
-                keep_batch_norm=packing.keep_batch_norm,
-                left_out=buffers,
-                costs=costs,
-            )
-            if packing.prefix is not None and not isinstance(model, PRep):
-                others.update(model.dropped)
-            source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if has_source else {}
-            start = model.origin.prefix if isinstance(model, PRep) else model.prefix
-            names = names_columns(start, item.versions)
-            columns: dict[str, Any] = {**row.columns, **source, SOURCE_SHA256: sha256, **names}
-            writer.add(item, id=row.id, split=row.split, **columns)
+    def name(self, index: int) -> str:
+        """Return the id and the file of a model."""
+        return f"'{self.ids[index]}' ({name_of(self.rows[index].model)})"
 
-    try:
-        with noted_interruption() as interruptions:
-            for row in waiting:
-                try:
-                    add(row)
-                except PrepkitError as error:  # an OutputError is of the zoo, not of one model
-                    if not keep_going or interruptions or isinstance(error, OutputError):
-                        raise
-                    failures.append(f"failed: {error}")
-                if progress is not None:
-                    progress(1)
-        if failures:
-            raise _not_finished(failures, len(rows))
-    except (PrepkitError, KeyboardInterrupt) as error:
-        if len(writer):
-            are = "is" if len(writer) == 1 else "are"
-            kept = f"{len(writer):,} of {counted(len(rows), 'model')} {are} kept"
-            error.add_note(f"{kept}; go on with resume=True, or delete '{writer.root}'.")
-        else:
-            writer.discard()
-        raise
-    notes = []
-    if others:
-        notes.append(f"Names without the prefix '{packing.prefix}' are left out: {listed(sorted(others))}.")
-    if buffers:
-        notes.append(f"Integer buffers are left out, for which a zoo has no place: {listed(sorted(buffers))}.")
-    return (*notes, *note_on_costs(costs, "model"))
+    def read(self, index: int) -> Model:
+        """Read a model's file, with what its row says."""
+        row = self.rows[index]
+        with self._fetched(row.model) as local:
+            model, without_prefix = read_model(local.file, self._key, self._prefix, f"'{local.source}'")
+            source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if self._has_source else {}
+        self._without_prefix.update(without_prefix)
+        return replace(model, split=row.split, columns={**row.columns, **source, **model.columns})
+
+    def notes(self) -> Sequence[str]:
+        """Return sentences on the rows, and on the names that the prefix left out."""
+        return *self._notes, *note_on_prefix(self._prefix, self._without_prefix)
 
 
-def _not_finished(failures: list[str], total: int) -> ZooError:
-    """Return the error that sums failures up; its notes tell of each."""
-    cannot = f"{len(failures):,} of {counted(total, 'model')} cannot be added, so the zoo is not finished"
-    error = ZooError(f"{cannot}. Mend them, or leave them out of the command.")
-    for failure in failures:
-        error.add_note(failure)
-    return error
-
-
-def read_model(file: Path, key: str | None = None, prefix: str | None = None) -> tuple[Checkpoint | PRep, str | None]:
-    """Read a checkpoint or a PRep, and return it with the sha256 of the checkpoint; None for a PRep without it.
+def read_model(
+    file: Path, key: str | None = None, prefix: str | None = None, place: str = ""
+) -> tuple[Model, tuple[str, ...]]:
+    """Read a file of weights or a PRep, with the sha256 of the weights' file and what the file says beside them.
 
     key, prefix: as in `load_checkpoint`; a PRep has neither
+    place:       what errors call the file, if not by its path
+    returns the model, and the names that do not begin with the prefix
     raises CheckpointError, PRepFileError
     """
-    from prepkit.casting import check_finite
     from prepkit.checkpoint.load import load_checkpoint, sha256_of
-    from prepkit.packing import check_packable
     from prepkit.prep.file import is_prep_file, load_prep
-    from prepkit.zoo.write._instance_rows import ONLY_FINITE
 
+    place = place or f"'{file}'"
     if is_prep_file(file):
         prep = load_prep(file)
-        return prep, prep.origin.source_sha256
+        return Model(prep, place, {SOURCE_SHA256: prep.origin.source_sha256}), ()
     checkpoint = load_checkpoint(file, key, prefix)
-    check_packable(checkpoint, f"'{file}'", PACK_FIRST)
-    check_finite(checkpoint, f"'{file}'", remedy=ONLY_FINITE)  # before it is folded, and with the name of the file
-    return checkpoint, sha256_of(file)
+    without_prefix = () if prefix is None else checkpoint.dropped
+    return Model(checkpoint, place, {SOURCE_SHA256: sha256_of(file)}), without_prefix
+
+
+def note_on_prefix(prefix: str | None, without: set[str]) -> list[str]:
+    """Return a sentence on the names that do not begin with the prefix, if there are any."""
+    return [f"Names without the prefix '{prefix}' are left out: {listed(sorted(without))}."] if without else []
 
 
 def check_columns(rows: Iterable[ModelRow], table: Path | None) -> None:
@@ -169,13 +100,13 @@ def check_columns(rows: Iterable[ModelRow], table: Path | None) -> None:
             raise ZooError(f"{table}: the column '{name}' is filled from the models themselves; rename it.")
 
 
-def provenance_of_models(count: int) -> dict[str, Any]:
+def provenance_of_models(command: str, count: int) -> dict[str, Any]:
     """Describe how a zoo was made of files, without paths and times, so that the same files give the same bytes."""
     import safetensors
     import torch
 
     versions = {"prepkit": __version__, "torch": str(torch.__version__), "safetensors": safetensors.__version__}
-    return {"command": "zoo create", "sources": count, "versions": versions}
+    return {"command": command, "sources": count, "versions": versions}
 
 
 def read_task(path: Path) -> dict[str, Any]:

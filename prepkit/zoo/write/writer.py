@@ -126,6 +126,10 @@ class ZooWriter:
         """The ids of all instances that are in the zoo."""
         return frozenset(self._contents.ids)
 
+    def can_hold(self, columns: Mapping[str, Any]) -> bool:
+        """Return whether the table can hold these values, beside those that are in it."""
+        return self._contents.can_hold(columns)
+
     def __len__(self) -> int:
         return len(self._contents.ids)
 

@@ -18,7 +18,7 @@ from prepkit.families.registry import architecture
 from prepkit.support.progress import show_progress
 from prepkit.tasks import test_set
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
-from prepkit.zoo.write._cell_types import typed
+from prepkit.zoo.write.cell_types import typed
 from prepkit.zoo.write.writer import ZooWriter
 
 TASK = {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 100}}

@@ -11,7 +11,7 @@ from writer_samples import tensors_of
 from prepkit.api import create_zoo, open_zoo
 from prepkit.cli import main
 from prepkit.errors import WhereError, ZooError
-from prepkit.zoo.write._cell_types import typed
+from prepkit.zoo.write.cell_types import typed
 from prepkit.zoo.write.csv_columns import read_csv
 
 

@@ -17,7 +17,7 @@ from prepkit.cli import main
 from prepkit.errors import WhereError, ZooError
 from prepkit.zoo.change.merge import merge
 from prepkit.zoo.change.splitting import split
-from prepkit.zoo.write._cell_types import typed
+from prepkit.zoo.write.cell_types import typed
 from prepkit.zoo.write.writer import ZooWriter
 
 DAY = dt.date(2026, 11, 27)

@@ -1,0 +1,294 @@
+"""`prepkit zoo create` and `prepkit zoo import KIND`: zoos made of models that are there already."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from prepkit.cli.models import Model, hub_bars
+from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, network_options
+from prepkit.cli.output import Output, json_option
+from prepkit.cli.zoo_text import print_written
+
+if TYPE_CHECKING:
+    from prepkit.address import HubAddress
+    from prepkit.zoo.write.adding import Source
+
+FORMATS = click.Choice(("safetensors", "hdf5"))
+
+
+class Pairs(click.ParamType[dict[str, str]]):
+    """`accuracy=float,code=text` -> {"accuracy": "float", "code": "text"}.
+
+    example: pairs, for an error
+    """
+
+    def __init__(self, name: str, example: str) -> None:
+        self.name, self.example = name, example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        """Parse pairs, or fail with an example; the table says later whether its columns have these types."""
+        if isinstance(value, dict):
+            return value
+        pairs = [part.rpartition("=") for part in str(value).split(",")]
+        if not all(name and kind for name, _, kind in pairs):
+            self.fail(f"{value!r} does not name {self.example}.", param, ctx)
+        return {name.strip(): kind.strip() for name, _, kind in pairs}
+
+
+@dataclass(frozen=True)
+class Making:
+    """What the user gave for the options of `making_options`."""
+
+    about: dict[str, Any]
+    keep_going: bool
+    drop_nan: bool
+
+    def write(
+        self,
+        folder: Path,
+        source: Source,
+        packing: dict[str, Any],
+        out: Output,
+        *,
+        command: str,
+        resume: bool = True,
+        how_to_go_on: str | None = None,
+    ) -> None:
+        """Write the models of a source as a zoo, with a bar, and print what was written.
+
+        packing: arguments of Packing
+        """
+        from prepkit.zoo.importers.kinds import HOW_TO_GO_ON
+        from prepkit.zoo.importers.making import make_zoo
+        from prepkit.zoo.write.adding import Packing
+        from prepkit.zoo.write.model_files import read_task
+
+        task = self.about["task"]
+        with out.bar("adding", "model") as bar:
+            bar.begin(len(source.ids))
+            written = make_zoo(
+                folder,
+                source,
+                Packing(**packing),
+                command=command,
+                resume=resume,
+                keep_going=self.keep_going,
+                drop_nan=self.drop_nan,
+                progress=bar.advance,
+                how_to_go_on=how_to_go_on or HOW_TO_GO_ON,
+                **{**self.about, "task": None if task is None else read_task(task)},
+            )
+        print_written(written, out)
+
+
+MAKING_OPTIONS = (
+    click.option("--width", default=512, show_default=True, help="Columns of the PReps, a multiple of 8."),
+    click.option("--format", type=FORMATS, default="safetensors", show_default=True, help="Format of the shards."),
+    click.option("--name", help="Name of the zoo. [default: the folder's name]"),
+    click.option("--license", help="Licence of the zoo, such as mit or cc-by-4.0."),
+    click.option("--task", type=click.Path(path_type=Path), help="JSON file: the task of the models."),
+    click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the zoo, which must hold all values exactly."),
+    click.option("--keep-going", is_flag=True, help="After a failure add the other models, and list the failures."),
+    click.option("--drop-nan", is_flag=True, help="Leave out models that hold NaN or infinity, and count them."),
+)
+TREE_OPTIONS = (
+    click.option(
+        "--from", "list_", type=click.File("rb"), help="File that lists models, one a line; - for standard input."
+    ),
+    click.option(
+        "--pattern",
+        metavar="PATH",
+        help="Path of each model below a folder, whose fields become columns: {run}/checkpoint_{epoch:int}/weights.pt.",
+    ),
+    click.option(
+        "--table",
+        "tables",
+        multiple=True,
+        metavar="FILE",
+        help="CSV, TSV, JSON or JSONL with columns to keep; {run}/result.json is one for each run. Repeatable.",
+    ),
+    click.option(
+        "--on",
+        type=Pairs("FIELD=COLUMN,...", "fields and columns such as epoch=training_iteration"),
+        help="Columns of the tables for fields of the pattern that are called otherwise there.",
+    ),
+    click.option(
+        "--types",
+        type=Pairs("COLUMN=TYPE,...", "types such as accuracy=float,code=text"),
+        help="Types of columns, such as day=date,loss=list. [default: by their cells]",
+    ),
+)
+
+
+def making_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every command has that makes a zoo of models, and hand them over as one `making`."""
+
+    @functools.wraps(command)
+    def with_making(
+        *arguments: Any,
+        width: int,
+        format: str,
+        name: str | None,
+        license: str | None,
+        task: Path | None,
+        dtype: str | None,
+        keep_going: bool,
+        drop_nan: bool,
+        **others: Any,
+    ) -> Any:
+        about = {"width": width, "format": format, "name": name, "license": license, "task": task, "dtype": dtype}
+        return command(*arguments, making=Making(about, keep_going, drop_nan), **others)
+
+    for option in reversed(MAKING_OPTIONS):
+        option(with_making)
+    return with_making
+
+
+def tree_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which files there are, and which tables belong to them."""
+    for option in reversed(TREE_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("models", nargs=-1, type=Model(), metavar="MODEL...")
+@tree_options
+@making_options
+@network_options
+@keep_bn_option
+@click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
+@json_option
+def create(
+    folder: Path,
+    models: tuple[Path | HubAddress, ...],
+    list_: BinaryIO | None,
+    pattern: str | None,
+    tables: tuple[str, ...],
+    on: dict[str, str] | None,
+    types: dict[str, str] | None,
+    making: Making,
+    network: NetworkOptions,
+    keep_bn: bool,
+    resume: bool,
+    out: Output,
+) -> None:
+    """Make a zoo of checkpoints and PRep files.
+
+    BatchNorms are folded. A MODEL is a file, a folder, in which all files of models are taken, or an address on the
+    Hub, hf://user/model or hf://user/model@revision/file.safetensors; the column `source` then names the commit of
+    each. Integer buffers, and with --prefix all other names, are left out, and named.
+
+    The column `file` of the table names models by path, from the table's folder or one that holds all models, with or
+    without suffix, or by address. A name without folder will do where no other model has it. The columns `id` and
+    `split` are those of the zoo; without `id`, models are called by their names, or by the parts of their paths that
+    differ: a and b for runs/a/model.pt and runs/b/model.pt. All other columns are kept with the instances, and a note
+    says of which type: whole numbers (int), numbers (float), booleans (bool: true, false), dates (date: 2026-11-27),
+    dates with times (timestamp: 2026-11-27 13:50), lists of numbers (list: [0.9, 0.5]) or text, as fits all cells.
+    --types accuracy=float,code=text chooses, reads 0,81 and 81% as numbers, and lists also as 0.9 0.5. The column
+    `source_sha256` is filled with the sha256 of each checkpoint.
+
+    With --pattern "{run}/checkpoint_{epoch:int}/weights.pt" the files in folders are those that fit, and `run` and
+    `epoch` become columns and the id, run/epoch; `prepkit zoo import tree --help` says how tables are joined to them.
+
+    A zoo is finished when all models are in it. If one fails, the others that were added are kept, and --resume goes on
+    when it is mended, or without it.
+
+    The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
+    """
+    from prepkit.api import model_address, source_of_models
+    from prepkit.zoo.write.model_paths import paths_in
+
+    named = [*models, *(map(model_address, paths_in(list_.read())) if list_ else ())]
+    if not named:
+        raise click.UsageError("name at least one MODEL, or a list of them with --from.")
+    packing = _packing(network, keep_bn)
+    with hub_bars(named, out.as_json):
+        source = source_of_models(
+            named,
+            pattern=pattern,
+            table=tables,
+            on=on,
+            types=types,
+            key=network.key,
+            prefix=network.prefix,
+        )
+        go_on = "go on with --resume"
+        making.write(folder, source, packing, out, command="zoo create", resume=resume, how_to_go_on=go_on)
+
+
+@click.group("import")
+def import_() -> None:
+    """Make a zoo of one that stands on the disk in another layout.
+
+    The same command goes on after an interruption, or when a file that failed was mended.
+    """
+
+
+@import_.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@tree_options
+@making_options
+@network_options
+@keep_bn_option
+@json_option
+def tree(
+    source: Path,
+    folder: Path,
+    list_: BinaryIO | None,
+    pattern: str | None,
+    tables: tuple[str, ...],
+    on: dict[str, str] | None,
+    types: dict[str, str] | None,
+    making: Making,
+    network: NetworkOptions,
+    keep_bn: bool,
+    out: Output,
+) -> None:
+    """Import any tree of files, by a pattern of their paths.
+
+    \b
+    prepkit zoo import tree runs zoo --pattern "{run}/checkpoint_{epoch:int}/checkpoints" \\
+        --table "{run}/result.json" --on epoch=training_iteration --table "{run}/params.json"
+
+    {run} is any text in one part of a path, {epoch:int} a whole number, {lr:float} a number, and * what is no column.
+    Fields become columns, and the id is made of them: run_3/50. A field {split} is the split. With --from, the models
+    are those of the list, whose last parts fit the pattern. Without --pattern all files of models in SRC are taken, and
+    a table names them by path, as in `prepkit zoo create`.
+
+    A table belongs to all models, or, if its name has fields, to those of one run, below SRC. Its rows are found by the
+    columns that are called as the fields are (--on epoch=step for another name), never by their place, or by a column
+    `file` with paths. In JSONL and in tables of runs the last row of a key wins. A JSON object of a run is one row, and
+    objects inside it become columns with dotted names. Notes count files without a row and rows without a file.
+
+    What a file says beside its tensors becomes columns too, with dotted names; a note names what cannot be one.
+    """
+    from prepkit.zoo.importers.kinds import found_by
+    from prepkit.zoo.write.model_paths import paths_in
+
+    options = {
+        "pattern": pattern,
+        "files": paths_in(list_.read()) if list_ else None,
+        "table": tables,
+        "on": on,
+        "types": types,
+        "key": network.key,
+        "prefix": network.prefix,
+    }
+    packing = _packing(network, keep_bn)
+    making.write(folder, found_by("tree", source, options), packing, out, command="zoo import tree")
+
+
+def _packing(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
+    """Return how networks are packed: arguments of Packing."""
+    keywords = network.keywords()
+    names = ("architecture", "keep_unfoldable")
+    return {**{name: keywords[name] for name in names}, "keep_batch_norm": keep_bn}

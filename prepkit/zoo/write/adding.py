@@ -1,0 +1,255 @@
+"""Add the models that an importer found to a zoo, one after the other, in constant memory.
+
+A Source says which models there are (`ids`) and reads one of them when it is asked (`read`). What comes out is a Model:
+tensors, what the source itself knows of it (`columns`), and what its file says beside the tensors (`said`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from prepkit.casting import check_finite
+from prepkit.checkpoint.load import Checkpoint
+from prepkit.errors import CheckpointError, OutputError, PrepkitError, ZooError, counted, listed
+from prepkit.fusion.fold import note_on_costs
+from prepkit.packing import check_packable
+from prepkit.prep.file import PRep
+from prepkit.support.progress import Advance
+from prepkit.support.signals import noted_interruption
+from prepkit.zoo.format.columns import OWN_COLUMNS
+from prepkit.zoo.format.sources import names_columns
+from prepkit.zoo.write._instance_rows import ONLY_FINITE, has_finite_sum, packable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prepkit.families.registry import Architecture
+    from prepkit.zoo.write.writer import ZooWriter
+
+PACK_FIRST = "Cast it with `prepkit pack --dtype float32`, and make the zoo of that PRep."
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How models are packed: the arguments of these names of `create_zoo`."""
+
+    architecture: Architecture | str | None = None
+    keep_batch_norm: bool = False
+    keep_unfoldable: Literal["affine"] | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model as a source read it.
+
+    tensors: a state dict, a Checkpoint or a PRep
+    place:   the file or the part of one, for errors
+    columns: what the source knows of the model
+    said:    what the model's own file says beside its tensors; a value that the table cannot hold is left out and told
+    unkept:  names of what stands in the file beside the tensors and is no value of a table
+    architecture: the one to pack it as; that of Packing if missing
+    """
+
+    tensors: Mapping[str, Tensor] | PRep
+    place: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, Any] = field(default_factory=dict)
+    unkept: Sequence[str] = ()
+    split: str | None = None
+    architecture: Architecture | str | None = None
+
+
+class Source(ABC):
+    """Models that an importer found.
+
+    ids:    id of each model, all of them different
+    types:  what each column of the user's tables became, for the notes
+    options: how the models were looked for, which a resumed import must share; part of the zoo's provenance
+    record: what the importer knows of all models, such as how to run them; it goes into the zoo's provenance
+    """
+
+    ids: Sequence[str]
+    types: Mapping[str, str] = {}
+    options: Mapping[str, Any] = {}
+    record: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def read(self, index: int) -> Model:
+        """Read one model.
+
+        raises PrepkitError naming its file
+        """
+
+    def name(self, index: int) -> str:
+        """Return what a message calls a model."""
+        return f"'{self.ids[index]}'"
+
+    def notes(self) -> Sequence[str]:
+        """Return sentences on what was found, after all models were read."""
+        return ()
+
+
+class _Heard:
+    """Gathers over all models what is to be told of them at the end."""
+
+    def __init__(self) -> None:
+        self.buffers: set[str] = set()
+        self.costs: dict[str, float] = {}
+        self.not_finite: list[str] = []
+        self.unkept: Counter[str] = Counter()
+        self.unlike: Counter[str] = Counter()  # columns whose value is of another kind than those before
+        self.twice: Counter[str] = Counter()  # columns that a table and the file fill, with different values
+        self.renamed: dict[str, str] = {}
+
+    def notes(self) -> Iterator[str]:
+        """Return a sentence for each kind of thing that was left out or is unusual."""
+        if self.buffers:
+            yield f"Integer buffers are left out, for which a zoo has no place: {listed(sorted(self.buffers))}."
+        if self.not_finite:
+            models = counted(len(self.not_finite), "model")
+            hold = "holds" if len(self.not_finite) == 1 else "hold"
+            yield f"{models} that {hold} NaN or infinity left out: {listed(self.not_finite)}."
+        if self.renamed:
+            pairs = listed(f"{name} is {column}" for name, column in self.renamed.items())
+            yield f"What files say under names of the zoo's own columns has other names: {pairs}."
+        if self.unkept:
+            yield f"Left in the files, since a table has no place for it: {_with_counts(self.unkept)}."
+        if self.unlike:
+            yield f"Values of another kind than those before, left in the files: {_with_counts(self.unlike)}."
+        if self.twice:
+            yield f"The table, not the file, is kept where they differ: {_with_counts(self.twice)}."
+        yield from note_on_costs(self.costs, "model")
+
+
+def add_models(
+    writer: ZooWriter,
+    source: Source,
+    packing: Packing,
+    progress: Advance | None,
+    *,
+    keep_going: bool = False,
+    drop_nan: bool = False,
+    how_to_go_on: str = "go on with resume=True",
+) -> tuple[str, ...]:
+    """Add the models that are not in the zoo yet, and return sentences on what was left out of them or is unusual.
+
+    After a failure a zoo that holds some of them is kept, and the error gets a note that says so; an empty one is
+    discarded.
+    keep_going: add the other models too before an error is raised that tells of all that failed
+    drop_nan:   leave out models that hold NaN or infinity, and count them
+    """
+    foreign = sorted(writer.finished_ids.difference(source.ids))
+    if foreign:
+        raise ZooError(
+            f"'{writer.root}' holds {counted(len(foreign), 'instance')} of none of these models: {listed(foreign)}. "
+            "Give the same models as before, and more if you like, or delete the folder."
+        )
+    heard = _Heard()
+    failures: list[str] = []
+    waiting = [index for index, id_ in enumerate(source.ids) if id_ not in writer.finished_ids]
+    if progress is not None and len(waiting) < len(source.ids):
+        progress(len(source.ids) - len(waiting))
+    with _telling_what_is_kept(writer, len(source.ids), how_to_go_on), noted_interruption() as interruptions:
+        for index in waiting:
+            try:
+                _add(writer, source, index, packing, heard, drop_nan)
+            except PrepkitError as error:  # an OutputError is of the zoo, not of one model
+                if not keep_going or interruptions or isinstance(error, OutputError):
+                    raise
+                failures.append(f"failed: {error}")
+            if progress is not None:
+                progress(1)
+        if failures:
+            raise _not_finished(failures, len(source.ids))
+        if source.ids and not len(writer):
+            raise ZooError(f"No model is left: {counted(len(source.ids), 'model')}, and all hold NaN or infinity.")
+    return (*source.notes(), *heard.notes())
+
+
+def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard: _Heard, drop_nan: bool) -> None:
+    id_ = source.ids[index]
+    model = source.read(index)
+    if not isinstance(model.tensors, PRep):
+        check_packable(model.tensors, model.place, PACK_FIRST)
+        if not all(map(_is_finite, model.tensors.values())):
+            try:  # before it is folded, and with the name of the file
+                check_finite(model.tensors, model.place, remedy=ONLY_FINITE)
+            except CheckpointError:
+                if not drop_nan:
+                    raise
+                heard.not_finite.append(id_)
+                return
+    item = packable(
+        model.tensors,
+        model.architecture or packing.architecture,
+        source.name(index),
+        packing.keep_unfoldable,
+        keep_batch_norm=packing.keep_batch_norm,
+        left_out=heard.buffers,
+        costs=heard.costs,
+    )
+    prefix = ""
+    if isinstance(model.tensors, PRep):
+        prefix = model.tensors.origin.prefix
+    elif isinstance(model.tensors, Checkpoint):
+        prefix = model.tensors.prefix
+    columns = {**model.columns, **names_columns(prefix, item.versions)}
+    said = _fitting(writer, columns, model, heard)
+    writer.add(item, id=id_, split=model.split, **columns, **said)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are surely finite; a sum that overflows says no too."""
+    return not tensor.is_floating_point() or not tensor.numel() or has_finite_sum(tensor)
+
+
+def _fitting(writer: ZooWriter, columns: Mapping[str, Any], model: Model, heard: _Heard) -> dict[str, Any]:
+    """Return those values of a model's file that the table can hold, by column; the others are counted."""
+    heard.unkept.update(model.unkept)
+    fitting = {}
+    for name, value in model.said.items():
+        column = name
+        if name in OWN_COLUMNS:
+            column = heard.renamed[name] = f"file.{name}"
+        if column in columns:
+            heard.twice[column] += columns[column] != value
+        else:
+            fitting[column] = value
+    if writer.can_hold(fitting):
+        return fitting
+    unlike = [name for name, value in fitting.items() if not writer.can_hold({name: value})]
+    heard.unlike.update(unlike)
+    return {name: value for name, value in fitting.items() if name not in unlike}
+
+
+def _with_counts(counts: Counter[str]) -> str:
+    return listed(f"{name} ({counted(count, 'model')})" for name, count in counts.items() if count)
+
+
+@contextmanager
+def _telling_what_is_kept(writer: ZooWriter, total: int, how_to_go_on: str) -> Iterator[None]:
+    """Say in a note of an error how much of the zoo is kept; discard a zoo that holds nothing."""
+    try:
+        yield
+    except (PrepkitError, KeyboardInterrupt) as error:
+        if len(writer):
+            are = "is" if len(writer) == 1 else "are"
+            kept = f"{len(writer):,} of {counted(total, 'model')} {are} kept"
+            error.add_note(f"{kept}; {how_to_go_on}, or delete '{writer.root}'.")
+        else:
+            writer.discard()
+        raise
+
+
+def _not_finished(failures: list[str], total: int) -> ZooError:
+    """Return the error that sums failures up; its notes tell of each."""
+    cannot = f"{len(failures):,} of {counted(total, 'model')} cannot be added, so the zoo is not finished"
+    error = ZooError(f"{cannot}. Mend them, or leave them out of the command.")
+    for failure in failures:
+        error.add_note(failure)
+    return error
