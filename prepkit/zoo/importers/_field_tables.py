@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +68,24 @@ class TableForAll(JoinedTable):
     ) -> None:
         super().__init__(str(path))
         self.table = read_table(path, types, strict=False)
+        candidates: Iterable[int]
         by_path = FILE in self.table.columns and not set(on.values()) & {*self.table.columns}
         if by_path:
             names = [str(row.get(FILE)) for row in self.table.rows]
             join = joined([Path(file) for file in files], names, path, self.table.numbers)
             self.numbers, self._notes = join.rows, [*self.table.notes, *join.notes]
-            self._left_out = {FILE}
+            self._left_out, candidates = {FILE}, range(len(names))
         else:
             fields = key_fields(self.table, pattern, on, self.name, ())
             rows, twice = rows_by_key(self.table, fields, pattern, self.name)
             self._notes = [*self.table.notes, *note_on_twice(twice, self.name)]
             self.numbers = [rows.get(key_of_fields(fit, fields)) for fit in fits]
-            self._left_out = {column for name, column in fields.items() if name == column}
+            self._left_out, candidates = {column for name, column in fields.items() if name == column}, rows.values()
         if fits and not any(number is not None for number in self.numbers):
             raise ZooError(f"{path}: no row is of any of {counted(len(fits), 'file')}{_example(self, fits)}.")
         used = Counter(number for number in self.numbers if number is not None)
         self.is_one_to_one = max(used.values(), default=0) == 1
-        self._unused = [number for number in range(len(self.table.rows)) if number not in used]
+        self._unused = sorted(set(candidates) - used.keys())
 
     def row(self, index: int, fit: Fit) -> Mapping[str, Any] | None:
         """Return the values of a model's row."""

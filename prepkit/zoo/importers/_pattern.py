@@ -89,16 +89,14 @@ class PathPattern:
         match = self._greedy.fullmatch(tail)
         if match is None:
             return None
-        texts = match.groupdict()
+        texts = self._texts(match)
         other = self._lazy.fullmatch(tail)
-        if other is not None and other.groupdict() != texts:
-            ways = [", ".join(f"{name} '{text}'" for name, text in way.items()) for way in (other.groupdict(), texts)]
+        if other is not None and self._texts(other) != texts:
+            ways = [", ".join(f"{name} '{text}'" for name, text in way.items()) for way in (self._texts(other), texts)]
             raise ZooError(
                 f"'{tail}' fits '{self.text}' in several ways: {ways[0]}, or {ways[1]}. Give the fields types such as "
                 "{epoch:int}, or put more text between them."
             )
-        names = dict(zip(self._groups, self.kinds, strict=True))
-        texts = {names[group]: text for group, text in texts.items()}
         return Fit(root, texts, {name: READERS[kind](texts[name]) for name, kind in self.kinds.items()})
 
     def path_of(self, texts: Mapping[str, str]) -> str:
@@ -111,6 +109,9 @@ class PathPattern:
             what = f"the field {listed(missing)}, which the pattern of the files has not" if missing else "a `*`"
             raise ZooError(f"table '{self.text}': it has {what}; use fields of the files alone, or none.")
         return FIELD.sub(lambda match: texts[match[1].partition(":")[0]], self.text)
+
+    def _texts(self, match: re.Match[str]) -> dict[str, str]:
+        return {name: match[group] for name, group in zip(self.kinds, self._groups, strict=True)}
 
     def _split(self, path: str) -> tuple[str, str]:
         parts = slashed(path).split("/")

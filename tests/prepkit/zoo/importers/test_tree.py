@@ -1,0 +1,437 @@
+"""`prepkit zoo import tree` and import_zoo("tree"): patterns, tables, lists, resuming, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import prepkit
+from prepkit.cli import main
+from prepkit.errors import CheckpointError, ZooError
+from prepkit.zoo.importers._pattern import PathPattern
+
+PATTERN = "{run}/checkpoint_{epoch:int}/checkpoints"
+ON = {"epoch": "training_iteration"}
+
+
+def tensors(value):
+    return {"a.weight": torch.full((4, 3), float(value)), "a.bias": torch.zeros(4)}
+
+
+def command(*arguments, status=0, stdin=None):
+    result = CliRunner().invoke(main, ["zoo", *map(str, arguments)], input=stdin)
+    assert result.exit_code == status, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def save(file, value):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors(value), file)
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs of ray with three checkpoints each; the value of all weights is 100 * run + epoch."""
+    for run in (0, 1):
+        for epoch in (0, 5, 10):
+            save(tmp_path / f"runs/r{run}/checkpoint_{epoch:06d}/checkpoints", 100 * run + epoch)
+        rows = [{"training_iteration": epoch, "acc": 100 * run + epoch} for epoch in range(11)]
+        (tmp_path / f"runs/r{run}/result.json").write_text(lines(*rows))
+        (tmp_path / f"runs/r{run}/params.json").write_text(
+            json.dumps({"model::nlin": "relu", "optim": {"lr": run / 8}})
+        )
+    return tmp_path / "runs"
+
+
+def table(zoo):
+    """The rows of a zoo by id, without the zoo's own columns; each row's weights are checked to be its own."""
+    opened = prepkit.open_zoo(zoo)
+    own = ("id", "architecture", "class_id", "split", "shard", "row", "source_sha256")
+    rows = {}
+    for index, row in enumerate(opened.table.to_pylist()):
+        rows[row["id"]] = {name: value for name, value in row.items() if name not in own}
+        rows[row["id"]]["weight"] = float(opened.preps([index]).max())
+    return rows
+
+
+def test_fields_become_columns_and_rows_are_found_by_their_values(runs, tmp_path):
+    tables = ["{run}/result.json", "{run}/params.json"]
+    written = prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, table=tables, on=ON)
+    rows = table(tmp_path / "zoo")
+    assert list(rows) == ["r0/0", "r0/5", "r0/10", "r1/0", "r1/5", "r1/10"]
+    for run in (0, 1):
+        for epoch in (0, 5, 10):
+            value = 100 * run + epoch
+            assert rows[f"r{run}/{epoch}"] == {
+                "run": f"r{run}",
+                "epoch": epoch,
+                "training_iteration": epoch,
+                "acc": value,
+                "model::nlin": "relu",
+                "optim.lr": run / 8,
+                "weight": value,
+            }
+    (note,) = written.notes
+    assert note.startswith("16 rows of {run}/result.json without a file:")
+    provenance = prepkit.open_zoo(tmp_path / "zoo").manifest.provenance
+    assert provenance["command"] == "zoo import tree"
+    assert provenance["options"] == {"pattern": PATTERN, "tables": tables, "on": ON}
+
+
+def test_the_last_line_of_a_key_wins_and_nan_is_read(runs, tmp_path):
+    rows = [{"epoch": epoch, "acc": 0.0} for epoch in range(11)]
+    rows += [{"epoch": 5, "acc": 0.75}, {"epoch": 6, "acc": 0.5}, {"epoch": 10, "acc": float("nan")}]
+    (runs / "r0/result.json").write_text(lines(*rows) + '{"epoch": 11, "ac')
+    (runs / "r1/result.json").write_text(lines({"epoch": 10, "acc": 0.25}))
+    output = command("import", "tree", runs, tmp_path / "zoo", "--pattern", PATTERN, "--table", "{run}/result.json")
+    rows = table(tmp_path / "zoo")
+    assert [rows[id_]["acc"] for id_ in ("r0/0", "r0/5", "r1/0", "r1/10")] == [0.0, 0.75, None, 0.25]
+    assert rows["r0/10"]["acc"] != rows["r0/10"]["acc"]
+    assert "3 rows of {run}/result.json are followed by a later one of the same key" in output.stderr
+    assert "2 files without a row in {run}/result.json" in output.stderr
+    assert "8 rows of {run}/result.json without a file" in output.stderr
+    assert "r0/result.json is cut short, and left out" in output.stderr
+
+
+def test_a_table_is_never_joined_by_its_lines(runs, tmp_path):
+    message = command(
+        "import", "tree", runs, tmp_path / "zoo", "--pattern", PATTERN, "--table", "{run}/result.json", status=2
+    ).stderr
+    assert (
+        "r0/result.json: no column 'epoch' tells which row is of which epoch; there are training_iteration" in message
+    )
+    assert not (tmp_path / "zoo").exists()
+
+
+CSV = "run;epoch;split;loss\nr0;0;train;0,5\nr0;5;train;1,5\nr1;10;test;2,5\nr7;0;test;3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("excel.csv", b"\xef\xbb\xbf" + CSV.encode()),
+        ("tabs.tsv", CSV.replace(";", "\t").replace(",", ".").encode("utf-16")),
+        (
+            "list.json",
+            json.dumps(
+                [
+                    {"run": "r0", "epoch": 0, "split": "train", "loss": 0.5},
+                    {"run": "r0", "epoch": 5, "split": "train", "loss": 1.5},
+                    {"run": "r1", "epoch": 10, "split": "test", "loss": 2.5},
+                    {"run": "r7", "epoch": 0, "split": "test", "loss": 3.0},
+                ]
+            ).encode(),
+        ),
+        (
+            "columns.json",
+            json.dumps(
+                {
+                    "run": ["r0", "r0", "r1", "r7"],
+                    "epoch": [0, 5, 10, 0],
+                    "split": ["train", "train", "test", "test"],
+                    "loss": [0.5, 1.5, 2.5, 3.0],
+                }
+            ).encode(),
+        ),
+        (
+            "lines.jsonl",
+            lines(
+                {"run": "r0", "epoch": 0, "split": "train", "loss": 7},
+                {"run": "r0", "epoch": 0, "split": "train", "loss": 0.5},
+                {"run": "r0", "epoch": 5, "split": "train", "loss": 1.5},
+                {"run": "r1", "epoch": 10, "split": "test", "loss": 2.5},
+                {"run": "r7", "epoch": 0, "split": "test", "loss": 3.0},
+            ).encode(),
+        ),
+        (
+            "files.json",
+            json.dumps(
+                {
+                    "r0/checkpoint_000000/checkpoints": {"split": "train", "loss": 0.5},
+                    "r0/checkpoint_000005/checkpoints": {"split": "train", "loss": 1.5},
+                    "r1/checkpoint_000010/checkpoints": {"split": "test", "loss": 2.5},
+                    "r7/checkpoint_000000/checkpoints": {"split": "test", "loss": 3.0},
+                }
+            ).encode(),
+        ),
+    ],
+)
+def test_one_table_for_all_of_any_kind(runs, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    written = prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, table=tmp_path / name)
+    rows = table(tmp_path / "zoo")
+    assert {id_: row["loss"] for id_, row in rows.items() if row["loss"] is not None} == {
+        "r0/0": 0.5,
+        "r0/5": 1.5,
+        "r1/10": 2.5,
+    }
+    assert written.manifest.splits == {"test": 1, "train": 2}
+    assert any(note.startswith("3 files without a row in") and "r0/000010" in note for note in written.notes)
+    assert any(note.startswith("1 row of") and "without a file: lines " in note for note in written.notes)
+
+
+def test_a_row_of_a_run_is_that_of_all_its_models_and_ids_may_come_from_a_table(runs, tmp_path):
+    (tmp_path / "runs.csv").write_text("run,seed,id\nr0,7,x\nr1,8,y\n")
+    prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, table=tmp_path / "runs.csv")
+    rows = table(tmp_path / "zoo")
+    assert {id_: row["seed"] for id_, row in rows.items()} == {
+        **{f"r0/{epoch}": 7 for epoch in (0, 5, 10)},
+        **{f"r1/{epoch}": 8 for epoch in (0, 5, 10)},
+    }
+    assert rows["r1/5"]["runs.id"] == "y"  # the id of a run is not that of a model
+    last = "{run}/checkpoint_000010/checkpoints"
+    prepkit.import_zoo("tree", runs, tmp_path / "last", pattern=last, table=tmp_path / "runs.csv")
+    assert list(table(tmp_path / "last")) == ["x", "y"]
+
+
+def test_types_of_tables_of_runs_are_those_of_all_runs(runs, tmp_path):
+    (runs / "r0/progress.csv").write_text("epoch,note,acc\n0,1,1\n5,2,0.5\n10,3,0.25\n")
+    (runs / "r1/progress.csv").write_text("epoch,note,acc\n0,a,1\n5,,2\n10,b,3\n")
+    written = prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, table="{run}/progress.csv")
+    rows = table(tmp_path / "zoo")
+    assert [row["note"] for row in rows.values()] == ["1", "2", "3", "a", None, "b"]
+    assert [row["acc"] for row in rows.values()] == [1.0, 0.5, 0.25, 1.0, 2.0, 3.0]
+    assert written.types == {"epoch": "int", "note": "text", "acc": "float"}
+
+
+@pytest.mark.parametrize("how", ["-", "file", "zero bytes"])
+def test_a_list_names_the_models(runs, tmp_path, how):
+    names = ["r1/checkpoint_000005/checkpoints", "r0/checkpoint_000010/checkpoints", "r1/checkpoint_000005/checkpoints"]
+    listed = ("\0" if how == "zero bytes" else "\n").join(names)
+    (tmp_path / "list").write_text(listed)
+    from_ = "-" if how == "-" else tmp_path / "list"
+    output = command(
+        "import", "tree", runs, tmp_path / "zoo", "--from", from_, "--pattern", PATTERN, stdin=listed
+    ).stderr
+    assert {id_: row["weight"] for id_, row in table(tmp_path / "zoo").items()} == {"r1/5": 105, "r0/10": 10}
+    assert "1 file named more than once; each is taken once." in output
+
+
+def test_create_takes_patterns_of_folders_and_files(runs, tmp_path):
+    command("create", tmp_path / "zoo", runs, "--pattern", PATTERN, "--table", "{run}/params.json")
+    assert table(tmp_path / "zoo")["r1/5"] == {
+        "run": "r1",
+        "epoch": 5,
+        "model::nlin": "relu",
+        "optim.lr": 1 / 8,
+        "weight": 105,
+    }
+    command("create", tmp_path / "some", runs / "r0/checkpoint_000005/checkpoints", "--pattern", PATTERN)
+    assert list(table(tmp_path / "some")) == ["r0/5"]
+
+
+def test_without_a_pattern_a_tree_is_what_create_takes(tmp_path):
+    save(tmp_path / "src/a/model.pt", 1)
+    save(tmp_path / "src/b/model.pt", 2)
+    (tmp_path / "t.json").write_text(json.dumps({"a/model.pt": {"acc": 1}, "b/model.pt": {"acc": 2}}))
+    prepkit.import_zoo("tree", tmp_path / "src", tmp_path / "zoo", table=tmp_path / "t.json")
+    assert table(tmp_path / "zoo") == {"a": {"acc": 1, "weight": 1}, "b": {"acc": 2, "weight": 2}}
+
+
+def test_ids_stay_when_more_models_are_there(runs, tmp_path):
+    prepkit.import_zoo("tree", runs, tmp_path / "one", pattern=PATTERN)
+    save(runs / "r0/checkpoint_000007/checkpoints", 7)
+    save(runs / "a/checkpoint_000007/checkpoints", 8)
+    prepkit.import_zoo("tree", runs, tmp_path / "two", pattern=PATTERN)
+    assert set(table(tmp_path / "two")) == {*table(tmp_path / "one"), "r0/7", "a/7"}
+
+
+# Bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_two_files_with_the_same_fields_are_told_before_anything_is_written(runs, tmp_path):
+    save(runs / "r0/checkpoint_5/checkpoints", 1)
+    with pytest.raises(ZooError, match=r"1 pair of files has the same fields: .*checkpoint_000005/.*checkpoint_5/"):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN)
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_a_tree_half_downloaded(runs, tmp_path):
+    (runs / "r0/checkpoint_000005/checkpoints").unlink()
+    broken = runs / "r1/checkpoint_000005/checkpoints"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"r1/checkpoint_000005/checkpoints is a truncated or damaged") as caught:
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN)
+    kept = f"3 of 5 models are kept; the same command goes on, or delete '{tmp_path / 'zoo'}'."
+    assert caught.value.__notes__ == [kept]
+    broken.write_bytes(whole)
+    written = prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN)
+    assert {id_: row["weight"] for id_, row in table(tmp_path / "zoo").items()} == {
+        "r0/0": 0,
+        "r0/10": 10,
+        "r1/0": 100,
+        "r1/5": 105,
+        "r1/10": 110,
+    }
+    assert written.notes == (f"1 folder that holds no file 'checkpoints': {runs}/r0/checkpoint_000005.",)
+
+
+def test_going_on_needs_the_same_pattern_and_tables(runs, tmp_path):
+    (runs / "r1/checkpoint_000005/checkpoints").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, table="{run}/params.json")
+    with pytest.raises(ZooError, match=r"begun with other settings: provenance.options.tables"):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN)
+
+
+@pytest.mark.parametrize("way", ["python", "command"])
+def test_nan_is_refused_or_dropped_and_counted(runs, tmp_path, way):
+    save(runs / "r0/checkpoint_000005/checkpoints", float("nan"))
+    with pytest.raises(CheckpointError, match=r"r0/checkpoint_000005/checkpoints': 'a.weight' holds 12 NaN"):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN)
+    if way == "python":
+        notes = prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, drop_nan=True).notes
+    else:
+        notes = command("import", "tree", runs, tmp_path / "zoo", "--pattern", PATTERN, "--drop-nan").stderr
+    assert "1 model that holds NaN or infinity left out: r0/5." in "".join(notes)
+    assert list(table(tmp_path / "zoo")) == ["r0/0", "r0/10", "r1/0", "r1/5", "r1/10"]
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(runs, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    torch.save({"state_dict": tensors(1), "x": Evil()}, runs / "r0/checkpoint_000005/checkpoints")
+    with pytest.raises(prepkit.CheckpointError, match=r"r0/checkpoint_000005/checkpoints holds more than tensors"):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"pattern": "{run}/ckpt_{epoch:int}/x"},
+            r"no folder in 2 folders of .* fits 'ckpt_\{epoch:int\}'.*there is",
+        ),
+        ({"pattern": "{run}/{run}/x"}, "the field 'run' stands twice"),
+        ({"pattern": "{run:number}/x"}, "there is no type 'number' of a field; use int, float, text"),
+        ({"pattern": "{run/x"}, "a brace has no partner"),
+        ({"pattern": "{row}/x"}, "the zoo fills the column 'row' itself"),
+        ({"pattern": "{a}_{b}/{epoch}/*"}, "no folder in"),
+        ({"pattern": PATTERN, "table": "{job}/t.csv"}, "has the field job, which the pattern of the files has not"),
+        ({"pattern": PATTERN, "table": "gone.csv"}, "gone.csv: cannot be read: No such file"),
+        ({"pattern": PATTERN, "on": {"step": "epoch"}}, "names the field step; .* has run, epoch"),
+        ({"pattern": PATTERN, "files": ["gone"]}, "1 of 1 model is no file: gone"),
+        ({"pattern": PATTERN, "types": {"acc": "float"}}, "types= names the column 'acc'; there are none"),
+        ({"on": {"epoch": "x"}}, "on= goes with a pattern="),
+        ({"patern": "x"}, "has no option patern; it has pattern, files, table"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything_is_written(runs, tmp_path, options, message):
+    with pytest.raises(ZooError, match=message):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", **options)
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_an_archive_or_nothing_in_place_of_the_folder(tmp_path):
+    (tmp_path / "runs.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(ZooError, match=r"runs.tar.gz' is a file; unpack an archive first, and name the folder"):
+        prepkit.import_zoo("tree", tmp_path / "runs.tar.gz", tmp_path / "zoo", pattern=PATTERN)
+    with pytest.raises(ZooError, match=r"'.*gone' is not there"):
+        prepkit.import_zoo("tree", tmp_path / "gone", tmp_path / "zoo", pattern=PATTERN)
+    with pytest.raises(ZooError, match=r"there is no importer 'treee'; there are .* Did you mean 'tree'"):
+        prepkit.import_zoo("treee", tmp_path, tmp_path / "zoo")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"epoch": 0}\n{"epoch": 5\n{"epoch": 10}\n', "result.json, line 2: not JSON"),
+        ('{"epoch": 0}\n[1]\n', "result.json, line 2: holds a list; a row is an object"),
+        ("[1, 2]", "result.json, item 1: holds a int"),
+        ('{"epoch": 0', "result.json, line 1: not JSON"),
+        ("epoch,acc\n0,1,2\n", "result.json, line 2: 3 cells, but the first line names 2 columns"),
+    ],
+)
+def test_a_damaged_table_is_told_with_its_line(runs, tmp_path, content, message):
+    (runs / "r0/result.json").write_text(content)
+    with pytest.raises(ZooError, match=message):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, table="{run}/result.json")
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_rows_of_one_key_that_differ_in_a_csv_are_refused(runs, tmp_path):
+    (tmp_path / "t.csv").write_text("run,epoch,acc\nr0,5,1\nr0,5,2\n")
+    with pytest.raises(ZooError, match="lines 2 and 3: two rows of run r0, epoch 5 differ; keep one of them"):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, table=tmp_path / "t.csv")
+
+
+def test_a_table_of_which_no_row_fits_is_refused(runs, tmp_path):
+    (tmp_path / "t.csv").write_text("run,acc\nrun0,1\n")
+    with pytest.raises(ZooError, match=r"no row is of any of 6 files; the first file has run 'r0'.*run 'run0'"):
+        prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN, table=tmp_path / "t.csv")
+
+
+# Killed, and run again ----------------------------------------------------------------------------------------
+
+
+def test_killed_and_run_again(tmp_path):
+    for number in range(300):
+        save(tmp_path / f"src/net_{number:03d}.pt", number)
+    arguments = ["import", "tree", tmp_path / "src", tmp_path / "zoo", "--pattern", "net_{number:int}.pt"]
+    process = subprocess.Popen([sys.executable, "-m", "prepkit", "zoo", *map(str, arguments)])
+    journal = tmp_path / "zoo/.writing/journal.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_bytes().count(b'"id"') > 20) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 20 < journal.read_bytes().count(b'"id"') < 300
+    command(*arguments)
+    whole = {name.name: name.read_bytes() for name in (tmp_path / "zoo/shards").iterdir()}
+    command("import", "tree", tmp_path / "src", tmp_path / "other", *arguments[4:])
+    assert whole == {name.name: name.read_bytes() for name in (tmp_path / "other/shards").iterdir()}
+    assert {id_: row["weight"] for id_, row in table(tmp_path / "zoo").items()} == {str(n): n for n in range(300)}
+
+
+# Patterns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fields"),
+    [
+        ("{run}/checkpoint_{epoch:int}/checkpoints", "/x/a b/checkpoint_000005/checkpoints", {"run": "a b", "epoch": 5}),  # noqa: E501
+        ("{run}/checkpoint_{epoch:int}/checkpoints", "/x/a/checkpoint_five/checkpoints", None),
+        ("mnist_png_{part}_{label:int}_{index:int}/*/model_final.pth", "mnist_png_test_7_12/c/model_final.pth",
+         {"part": "test", "label": 7, "index": 12}),
+        ("lr={lr:float}.pt", "lr=1e-3.pt", {"lr": 0.001}),
+        ("lr={lr:float}.pt", "lr=-.5.pt", {"lr": -0.5}),
+        ("{split}/model_{i:int}.pth", "train\\model_3.pth", {"split": "train", "i": 3}),
+        ("net.pt", "a/net.pt", {}),
+        ("{a}.pt", "b.ptx", None),
+        ("{n:int}.pt", "9" * 19 + ".pt", None),
+    ],
+)  # fmt: skip
+def test_patterns(pattern, path, fields):
+    fit = PathPattern.parse(pattern).fit(path)
+    assert (None if fit is None else fit.fields) == fields
+
+
+@pytest.mark.parametrize(("pattern", "path"), [("{a}_{b}.pt", "x_y_z.pt"), ("{a}{b:int}.pt", "run12.pt")])
+def test_a_path_that_fits_in_several_ways_is_refused(pattern, path):
+    with pytest.raises(ZooError, match="in several ways: a '"):
+        PathPattern.parse(pattern).fit(path)
+
+
+def test_a_walk_along_a_pattern_looks_into_no_other_folders(runs, tmp_path, monkeypatch):
+    save(runs / "r0/other/deep/checkpoints", 1)
+    looked: list[str] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(str(path)) or real(path))
+    prepkit.import_zoo("tree", runs, tmp_path / "zoo", pattern=PATTERN)
+    assert any(path.endswith("runs/r0") for path in looked)
+    assert not any("other" in path for path in looked)
