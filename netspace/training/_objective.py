@@ -211,12 +211,12 @@ class Objective:
     def _targets(self, class_ids: tuple[int, ...], preps_nHW: Tensor, inputs: Tensor) -> Tensor:
         """Outputs `[n, B, ...]` of target instances."""
         with torch.no_grad(), self._instance_autocast():
-            return run_by_class_id(self.registry, class_ids, self._cast(preps_nHW), inputs)
+            return run_by_class_id(self.registry, class_ids, self._cast(preps_nHW), inputs, dense=True)
 
     def _run(self, group: ArchitectureGroup, preps_kHW: Tensor, inputs: Tensor) -> Tensor:
         """Outputs `[k, B, ...]` of the instances of a group."""
         with self._instance_autocast():
-            return prepkit.run_instances(group.architecture, self._cast(preps_kHW), inputs)
+            return prepkit.run_instances(group.architecture, self._cast(preps_kHW), inputs, dense=True)
 
     def _cast(self, preps_kHW: Tensor) -> Tensor:
         """Cast PReps once to what a GPU multiplies, which would cast each of their tensors."""

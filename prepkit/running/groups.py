@@ -47,17 +47,20 @@ def group_by_architecture(registry: Registry, class_ids: Sequence[int]) -> list[
     return [ArchitectureGroup(registry.by_class_id(class_id), tuple(rows)) for class_id, rows in positions.items()]
 
 
-def run_by_class_id(registry: Registry, class_ids: Sequence[int], preps: Tensor, inputs: Tensor) -> Tensor:
+def run_by_class_id(
+    registry: Registry, class_ids: Sequence[int], preps: Tensor, inputs: Tensor, dense: bool = False
+) -> Tensor:
     """Return the outputs `[N, B, ...]` of instances of several architectures, with one run for each architecture.
 
     preps:  `[N, H, W]`; the outputs are differentiable in them
     inputs: `[B, *input_shape]` shared by all, or `[N, B, *input_shape]`
+    dense:  see run_instances
     """
     shared = inputs.dim() == len(registry.by_class_id(class_ids[0]).input_shape) + 1
     rows: list[Tensor] = [preps] * len(class_ids)  # these are placeholders, and all are replaced
     for group in group_by_architecture(registry, class_ids):
         group_inputs = inputs if shared else group.select(inputs)
-        outputs = run_instances(group.architecture, group.select(preps), group_inputs)
+        outputs = run_instances(group.architecture, group.select(preps), group_inputs, dense=dense)
         if len(group.positions) == len(rows):
             return outputs
         for position, row in zip(group.positions, outputs.unbind(0), strict=True):

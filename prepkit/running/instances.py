@@ -188,13 +188,15 @@ def pack_size(architecture: Architecture, device: torch.device) -> int:
     return sys.maxsize if device.type != "cuda" or is_linear(architecture) else PACK
 
 
-def run_instances(architecture: Architecture | str, preps: Tensor, inputs: Tensor) -> Tensor:
+def run_instances(architecture: Architecture | str, preps: Tensor, inputs: Tensor, *, dense: bool = False) -> Tensor:
     """Return the outputs `[K, B, ...]` of K instances in evaluation, differentiable in PReps and inputs.
 
     architecture: an architecture, or the name of a registered one
     preps:        `[K, H, W]`, PReps of this architecture without BatchNorm
     inputs:       `[B, *input_shape]` shared by all, or `[K, B, *input_shape]`; on the PReps' device. Floating-point
                   ones are converted to the PReps' dtype.
+    dense:        run four convolutions at once as one without groups where a GPU is faster so; an instance whose
+                  values are not finite then spoils the outputs of the other three
     returns outputs in the dtype of the PReps, also under autocast
     raises LayoutMismatch if PReps or inputs have another shape
 
@@ -226,7 +228,8 @@ def run_instances(architecture: Architecture | str, preps: Tensor, inputs: Tenso
         raise LayoutMismatch("there are no PReps to run: found [0, H, W].")
     tied = {alias: tensors[name] for alias, name in architecture.layout.ties}
     pays = stacking_pays(architecture, inputs.shape[-axes - 1], preps.device)
-    run, size = runner(architecture, True, pays, preps.device), pack_size(architecture, preps.device)
+    run = runner(architecture, True, pays, preps.device, dense=None if dense else False)
+    size = pack_size(architecture, preps.device) if dense else len(preps)
     tensors |= tied
     if len(preps) <= size:
         return run(tensors, inputs).to(preps.dtype)

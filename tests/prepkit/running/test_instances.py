@@ -10,7 +10,7 @@ import prepkit
 from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import architecture_from_callable
 from prepkit.running import instances
-from prepkit.running._stacking import Unstackable
+from prepkit.running._stacking import StackedConvolution, Unstackable
 from prepkit.running.instances import (
     STACKED_FLOPS_ON_CPU,
     activation_bytes,
@@ -164,10 +164,10 @@ def at_once(monkeypatch):
     monkeypatch.setattr(instances, "stacking_pays", lambda *args, **kwargs: True)
 
 
-def check(architecture, shared, count=3, batch=4, **sizes):
+def check(architecture, shared, count=3, batch=4, dense=False, **sizes):
     preps = some_preps(architecture, count, **sizes).requires_grad_()
     inputs = some_inputs(architecture, *([batch] if shared else [count, batch])).requires_grad_()
-    outputs = prepkit.run_instances(architecture, preps, inputs)
+    outputs = prepkit.run_instances(architecture, preps, inputs, dense=dense)
     weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     (outputs * weights).sum().backward()
     each = inputs.detach().expand(count, *inputs.shape) if shared else inputs.detach()
@@ -347,7 +347,21 @@ def test_what_is_kept_does_not_depend_on_the_mode_that_the_first_caller_was_in(m
 @pytest.mark.parametrize("shared", [True, False])
 def test_packs_of_instances_run_one_after_another(shared, at_once, monkeypatch):
     monkeypatch.setattr(instances, "pack_size", lambda *args: 2)
-    check(known("resnet8@digits"), shared, count=5)
+    check(known("resnet8@digits"), shared, count=5, dense=True)
+
+
+def test_an_instance_that_is_not_finite_spoils_no_other(at_once, monkeypatch):
+    """Zeros between the instances of a dense convolution would turn its infinite values into NaN everywhere."""
+    monkeypatch.setattr(StackedConvolution, "is_dense", lambda self, features: self.dense is not False)
+    architecture = known("resnet8@digits")
+    preps, images = some_preps(architecture, 3), some_inputs(architecture, 2)
+    expected = prepkit.run_instances(architecture, preps, images)
+    preps[1] = float("inf")
+    found = prepkit.run_instances(architecture, preps, images)
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
+    assert not found[1].isfinite().any()
+    spoilt = prepkit.run_instances(architecture, preps, images, dense=True)
+    assert not spoilt[0].isfinite().any()  # so the test would see it
 
 
 def test_a_gpu_runs_convolutions_in_packs_and_linear_layers_all_at_once():
@@ -367,7 +381,7 @@ def test_the_rule_decides_how_instances_run(monkeypatch):
     made = []
     real = instances.runner
     assert [instances.is_stackable(known(name), True) for name in ("resnet8@digits", "Normed")] == [True, False]
-    monkeypatch.setattr(instances, "runner", lambda *args: made.append(args[2]) or real(*args))
+    monkeypatch.setattr(instances, "runner", lambda *args, **options: made.append(args[2]) or real(*args, **options))
     for name, batch in (("resnet8@digits", 4), ("resnet8@cifar10", 7), ("Normed", 4)):
         one = known(name)
         run_instances(one, some_preps(one, 2), some_inputs(one, batch))
