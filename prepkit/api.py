@@ -86,8 +86,9 @@ def verify(
 
     path:     a local folder, or hf://user/zoo or hf://user/zoo@revision
     jobs:     number of threads that read and hash a local zoo; up to 8 if missing
-    rerun:    number of instances, spread evenly over the zoo, that are also run on the test data of the zoo's task
-    data:     folder of the task's data, for `rerun`
+    rerun:    number of instances, spread evenly over the zoo, that are also run on the test data of the zoo's task, or
+              on the pictures that they are; an imported zoo notes in zoo.json that its function is verified then
+    data:     folder of the task's data or of the pictures, for `rerun`
     token:    token for the Hub; HF_TOKEN or that of `hf auth login` if missing
     progress: called with a number of bytes each time that many more were compared
     raises ZooError if it is no zoo at all, or instances cannot be run again; HubError if the Hub does not give it

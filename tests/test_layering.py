@@ -159,6 +159,7 @@ LIGHT = (
     "zoo",
     "zoo.format",
     "zoo.format.counts",
+    "zoo.format.function",
     "zoo.format.manifest",
     "zoo.format.paths",
     "cli",

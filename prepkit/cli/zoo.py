@@ -62,14 +62,20 @@ def info(folder: Path | HubAddress, out: Output) -> None:
 @folder_or_address
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Threads that read and hash. [default: up to 8]")
 @click.option("--rerun", "reruns", type=click.IntRange(min=1), metavar="N", help="Also run N instances on test data.")
-@click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the task's data, for --rerun.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Folder of the task's data or pictures, for --rerun.",
+)
 @json_option
 def verify(folder: Path | HubAddress, jobs: int | None, reruns: int | None, data: Path | None, out: Output) -> None:
     """Check that every file is what the manifest says.
 
     Every file is compared with its sha256, and the table and all headers with the manifest. --rerun N also runs N
-    instances on the test data of the zoo's task, if it is on this machine, and compares the accuracy with the table.
-    The exit status is 1 if there is a fault.
+    instances on the test data of the zoo's task, if it is on this machine, and compares the accuracy with the table, or
+    the PSNR where instances are pictures. A zoo that was imported is `function: unverified` until then, and notes what
+    was compared and the largest difference. The exit status is 1 if there is a fault.
 
     DIR may be an address on the Hub, hf://user/zoo. Then shards in the cache are hashed, damaged ones are removed from
     it, and the sums that the Hub lists are compared with the manifest; shards are not fetched for it.

@@ -50,6 +50,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         "task": manifest.task,
         "teacher": None if manifest.teacher is None else manifest.teacher.architecture,
         "license": manifest.license,
+        "function": None if manifest.function is None else manifest.function.to_dict(),
         "created_by": manifest.created_by,
     }
 
@@ -70,6 +71,7 @@ def description(manifest: Manifest) -> str:
         f"  splits   {splits}",
         f"  task     {_task(manifest.task)}",
         f"  licence  {manifest.license or 'none given'}",
+        *([] if manifest.function is None else [f"  function {manifest.function}"]),
         "",
         table(rows, ("ClassId", "architecture", "instances", "parameters", "height")),
     ]
@@ -87,6 +89,7 @@ def verification(result: Verification) -> dict[str, Any]:
         "faults": [dict(vars(fault)) for fault in result.faults],
         "notes": list(result.notes),
         "reruns": [json_value(vars(run), not_finite=str) for run in result.reruns],
+        "function": None if result.function is None else result.function.to_dict(),
     }
 
 
@@ -100,9 +103,12 @@ def verification_text(result: Verification) -> str:
     if result.reruns:
         agreeing = sum(run.agrees for run in result.reruns)
         number = counted(len(result.reruns), "instance")
-        lines.append(f"  rerun  {agreeing} of {number} have the accuracy that is stored")
+        verb = "has" if len(result.reruns) == 1 else "have"
+        lines.append(f"  rerun  {agreeing} of {number} {verb} the {result.reruns[0].measure} that is stored")
     wrong = [run for run in result.reruns if not run.agrees]
-    lines += [f"  fault  {run.id}: accuracy {run.found:.4f}, stored {run.stored}" for run in wrong]
+    lines += [f"  fault  {run.id}: {run.measure} {run.found:.4f}, stored {run.stored}" for run in wrong]
+    if result.function is not None:
+        lines.append(f"  function {result.function}")
     return "\n".join(lines)
 
 

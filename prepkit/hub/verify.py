@@ -65,6 +65,7 @@ def verify_on_hub(
         bytes=num_bytes,
         faults=tuple(faults),
         notes=tuple(notes),
+        function=manifest.function,
         reruns=run_again(Zoo(store, None, manifest.shape), rerun, data) if rerun and not faults else (),
     )
 

@@ -137,10 +137,10 @@ def as_channels(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _in_chunks(pool: ThreadPoolExecutor, encoded: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
     left = iter(encoded)
     while chunk := list(islice(left, CHUNK)):
-        yield from pool.map(lambda item: (item[0], _decode(*item)), chunk)
+        yield from pool.map(lambda item: (item[0], decoded(*item)), chunk)
 
 
-def _decode(place: str, encoded: Any) -> np.ndarray:
+def decoded(place: str, encoded: Any) -> np.ndarray:
     """Decode a gray image into `[H, W]` uint8, a coloured one into `[H, W, 3]`."""
     import numpy as np
 

@@ -121,6 +121,7 @@ def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None, viewer: Sequ
         ["## Architectures", "", *_architectures(manifest)],
         ["## Splits", "", *_splits(manifest, viewer)],
         ["## Task and preprocessing", "", *_task(manifest)],
+        ["## Function", "", *_function(manifest)] if manifest.function is not None else [],
         ["## Training protocol and initialisation", "", *_provenance(manifest)],
         ["## Columns", "", *_columns(zoo)],
         ["## Licence", "", one_line(manifest.license or "none was given.")],
@@ -228,6 +229,21 @@ def _task(manifest: Manifest) -> list[str]:
     if manifest.task is None:
         return ["Not recorded."]
     return _facts(manifest.task)
+
+
+def _function(manifest: Manifest) -> list[str]:
+    """Tell how the instances of an imported zoo are run, and whether running them proved it."""
+    function = manifest.function
+    if function is None:
+        return []
+    lines = [f"`function: {function.status}`"]
+    if function.verified is None:
+        lines[0] += ": none was run yet; `prepkit zoo verify DIR --rerun N --data FOLDER` does it."
+    else:
+        lines[0] += f": running instances found what is stored; {function.verified}."
+    if function.how_to_run:
+        lines += ["", "How to run them:", "", *_facts(function.how_to_run)]
+    return lines
 
 
 def _provenance(manifest: Manifest) -> list[str]:

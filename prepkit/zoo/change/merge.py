@@ -22,6 +22,7 @@ from prepkit.version import __version__
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change._merged_table import SourceZoo, merged_table
 from prepkit.zoo.change.copying import check_target, check_whole, copy_file, copy_shards, verified_manifest
+from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.format.shards import ShardFormat, shard_format
 from prepkit.zoo.format.tables import write_table_at_once
@@ -112,6 +113,7 @@ def plan_merge(zoos: list[SourceZoo], license: str | None, prefix: bool) -> Merg
         teacher=None if teacher is None else teacher[1],
         provenance={"merged": [_origin(zoo) for zoo in zoos]},
         created_by=f"prepkit {__version__}",
+        function=_function(zoos, notes),
         unknown=_unknown(zoos, notes),
     )
     table = merged_table(zoos, architectures, prefix, notes)
@@ -215,6 +217,18 @@ def _unknown(zoos: list[SourceZoo], notes: list[str]) -> dict[str, Any]:
     if lost:
         notes.append(f"the manifests' keys {listed(lost)} are unknown to this version and differ; they are left out.")
     return kept
+
+
+def _function(zoos: list[SourceZoo], notes: list[str]) -> Function | None:
+    """Return how the instances of all zoos are run; what was verified of one zoo is not of another."""
+    functions = [zoo.manifest.function for zoo in zoos]
+    if not any(functions):
+        return None
+    ways = [None if function is None else function.how_to_run for function in functions]
+    if any(way != ways[0] for way in ways):
+        notes.append("The zoos say differently how their instances are run, so the new one says nothing of it.")
+        return Function()
+    return Function(ways[0])
 
 
 def _origin(zoo: SourceZoo) -> dict[str, Any]:

@@ -7,18 +7,21 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepkit.errors import PrepkitError, ZooError, counted
+from prepkit.errors import OutputError, PrepkitError, ZooError, counted
 from prepkit.support.files import sha256_of_file
+from prepkit.support.lock import changing
 from prepkit.support.progress import Advance, one_at_a_time
 from prepkit.support.text import Brief
+from prepkit.zoo.card.card import README, replace_card
 from prepkit.zoo.change.cleaning import is_ours
-from prepkit.zoo.change.rerun import Rerun, run_again
-from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest
+from prepkit.zoo.change.rerun import Rerun, proven, run_again
+from prepkit.zoo.format.function import Function
+from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside, unnamed_files
 from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
 
@@ -51,6 +54,7 @@ class Verification(Brief):
     bytes:     number of bytes that were hashed
     notes:     sentences on what is no fault but good to know, such as files that belong to nothing
     reruns:    instances that were run again; none where there are faults
+    function:  what zoo.json says of the function of an imported zoo, after the reruns; else None
     """
 
     path: str
@@ -60,6 +64,7 @@ class Verification(Brief):
     faults: tuple[Fault, ...]
     notes: tuple[str, ...] = ()
     reruns: tuple[Rerun, ...] = ()
+    function: Function | None = None
 
     @property
     def ok(self) -> bool:
@@ -95,14 +100,17 @@ def verify_folder(
         return Verification(str(root), 0, 1, 0, (_fault(root, MANIFEST, "manifest", error),))
     expected = list(_expected(manifest))
     faults, num_bytes = find_faults(root, manifest, jobs, progress)
+    reruns = _reruns(root, rerun, data) if rerun and not faults else ()
+    function, note = _kept_function(root, manifest, reruns)
     return Verification(
         path=str(root),
         instances=manifest.table.rows,
         files=len(expected) + 1,
         bytes=num_bytes,
         faults=tuple(faults),
-        notes=_notes(root, manifest),
-        reruns=_reruns(root, rerun, data) if rerun and not faults else (),
+        notes=(*_notes(root, manifest), *note),
+        reruns=reruns,
+        function=function,
     )
 
 
@@ -126,6 +134,28 @@ def _reruns(root: Path, count: int, data: str | os.PathLike[str] | None) -> tupl
     from prepkit.zoo.read.zoo import local_zoo
 
     return run_again(local_zoo(root), count, data)
+
+
+def _kept_function(
+    root: Path, manifest: Manifest, reruns: tuple[Rerun, ...]
+) -> tuple[Function | None, tuple[str, ...]]:
+    """Write what reruns say of an imported zoo's function into its zoo.json and its card, and return it.
+
+    Also returns a sentence for a zoo that cannot be written.
+    """
+    if manifest.function is None or not reruns:
+        return manifest.function, ()
+    function = proven(manifest.function, reruns)
+    try:
+        with changing(root):
+            latest = read_manifest(root)
+            if latest.function != function:
+                write_manifest(replace(latest, function=function), root, overwrite=True)
+                if (root / README).exists():
+                    replace_card(root)
+    except OutputError as error:
+        return manifest.function, (f"The zoo cannot keep that its function is {function.status}: {error}",)
+    return function, ()
 
 
 def _expected(manifest: Manifest) -> Iterator[_ExpectedFile]:

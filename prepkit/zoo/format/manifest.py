@@ -37,6 +37,7 @@ from prepkit.support.reading import (
 )
 from prepkit.support.text import Brief
 from prepkit.tensors import BITS
+from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.paths import WORKING_FOLDERS, check_part, check_relative
 
 FORMAT = "prepkit-zoo/1"
@@ -141,6 +142,7 @@ class Manifest(Brief):
     license: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created_by: str = ""
+    function: Function | None = None
     unknown: Annotated[Mapping[str, Any], NOT_A_KEY] = field(default_factory=dict)
 
     @property
@@ -183,6 +185,7 @@ class Manifest(Brief):
             "license": self.license,
             "provenance": dict(self.provenance),
             "created_by": self.created_by,
+            **({} if self.function is None else {"function": self.function.to_dict()}),
         }
         data["sha256"] = checksum(data)
         return data

@@ -18,12 +18,15 @@ from prepkit.errors import PrepkitError
 from prepkit.support.files import is_zoo
 from prepkit.support.progress import Advance
 from prepkit.zoo.card import card
+from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import read_manifest
 from prepkit.zoo.read.zoo import local_zoo
 from prepkit.zoo.write.adding import Packing, Source, add_models
 from prepkit.zoo.write.model_files import provenance_of_models
 from prepkit.zoo.write.writer import ZooWriter
 from prepkit.zoo.write.written import WrittenZoo
+
+IMPORT = "zoo import "  # commands that begin so take what others trained, whose function running has to prove
 
 
 def make_zoo(
@@ -69,6 +72,8 @@ def make_zoo(
             )
             all_added = True
             # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
+            if command.startswith(IMPORT):
+                writer.function = Function(source.how_to_run)
             writer.provenance = {**begun_with, **provenance_of_models(command, len(writer)), **source.record}
         card.write_card(root)
     except (PrepkitError, KeyboardInterrupt) as error:

@@ -70,13 +70,15 @@ class Source(ABC):
     ids:    id of each model, all of them different
     types:  what each column of the user's tables became, for the notes
     options: how the models were looked for, which a resumed import must share; part of the zoo's provenance
-    record: what the importer knows of all models, such as how to run them; it goes into the zoo's provenance
+    record: what the importer knows of all models; it goes into the zoo's provenance
+    how_to_run: how they are run, with the keys of HowToRun (`prepkit.zoo.format.function`); None if it is unknown
     """
 
     ids: Sequence[str]
     types: Mapping[str, str] = {}
     options: Mapping[str, Any] = {}
     record: Mapping[str, Any] = {}
+    how_to_run: Mapping[str, Any] | None = None
 
     @abstractmethod
     def read(self, index: int) -> Model:

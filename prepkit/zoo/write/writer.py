@@ -23,6 +23,7 @@ from prepkit.prep.shape import PRepShape
 from prepkit.support.files import output_error, system_errors_as_output
 from prepkit.support.lock import take_lock
 from prepkit.version import __version__
+from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, write_manifest
 from prepkit.zoo.format.shards import shard_format
 from prepkit.zoo.format.tables import write_table
@@ -57,6 +58,7 @@ class ZooWriter:
     license:      licence of the zoo, an identifier such as "mit"
     provenance:   how the zoo was made, JSON-able; the same input gives the same bytes if there are no times in it. It
                   becomes the attribute `provenance`, a dict that the caller may change until `close` writes it
+    function:     (an attribute only) how the instances are run; an importer sets it before `close`
     shard_bytes:  a shard holds at most this many bytes of values, but at least one instance
     resume:       go on with an unfinished zoo, given all other arguments as before; `finished_ids` and
                   `has_teacher` tell what it holds
@@ -88,6 +90,7 @@ class ZooWriter:
         self.name = name or self.root.resolve().name
         self.registry = registry
         self.provenance = dict(provenance or {})
+        self.function: Function | None = None
         self._about = {"task": task, "license": license}
         self._format = shard_format(format)
         self._contents = Contents(checked_dtype(dtype))
@@ -307,6 +310,7 @@ class ZooWriter:
             teacher=publish_teacher(contents.teacher, self.root, self._folder),
             created_by=f"prepkit {__version__}",
             provenance=self.provenance,
+            function=self.function,
             **self._about,  # type: ignore[arg-type]
         )
         self._journal.check_own()
