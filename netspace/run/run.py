@@ -136,10 +136,10 @@ class Run:
             )
         network = self.recipe.network
         zoo = prepkit.open_zoo(path or recorded["path"], width=network.width, height=network.height)
-        if _identity(zoo)["sha256"] != recorded["sha256"]:
+        if (sha256 := zoo.manifest.to_dict()["sha256"]) != recorded["sha256"]:
             raise ZooMismatch(
                 f"the run '{self.path}' was trained on zoo '{recorded['name']}' with sha256 {recorded['sha256'][:12]}; "
-                f"'{path or recorded['path']}' has {_identity(zoo)['sha256'][:12]}. Give the zoo it was trained on."
+                f"'{path or recorded['path']}' has {sha256[:12]}. Give the zoo it was trained on."
             )
         return zoo
 
@@ -330,7 +330,8 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 
 def _identity(zoo: prepkit.Zoo) -> dict[str, Any]:
-    return {"name": zoo.name, "sha256": zoo.manifest.to_dict()["sha256"]}
+    splits = {name: zoo.split(name).sha256 for name in zoo.manifest.splits}
+    return {"name": zoo.name, "sha256": zoo.manifest.to_dict()["sha256"], "splits": splits}
 
 
 def _record(root: Path) -> dict[str, Any]:

@@ -48,14 +48,23 @@ def zoo() -> None:
 
 @zoo.command()
 @folder_or_address
+@click.option("--splits", "with_sums", is_flag=True, help="Also show the sha256 of each split's ids.")
 @json_option
-def info(folder: Path | HubAddress, out: Output) -> None:
+def info(folder: Path | HubAddress, with_sums: bool, out: Output) -> None:
     """Describe a zoo: networks, splits, size, task, licence.
 
     DIR may be an address on the Hub, hf://user/zoo or hf://user/zoo@revision, of which only zoo.json is fetched.
+    --splits also reads the table. The sha256 of a split is that of its ids, sorted and each followed by a line feed; it
+    is `zoo.split(NAME).sha256` too.
     """
     manifest = _manifest_of(folder)
-    out.result(facts(manifest), description(manifest))
+    sums = None
+    if with_sums:
+        from prepkit.api import open_zoo
+
+        opened = open_zoo(str(folder))
+        sums = {name: opened.split(name).sha256 for name in manifest.splits}
+    out.result(facts(manifest, sums), description(manifest, sums))
 
 
 @zoo.command()

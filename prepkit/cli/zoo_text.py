@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from prepkit.zoo.write.written import WrittenZoo
 
 
-def facts(manifest: Manifest) -> dict[str, Any]:
-    """Return the document of `prepkit zoo info`."""
+def facts(manifest: Manifest, sums: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the document of `prepkit zoo info`.
+
+    sums: sha256 of each split's ids, if they are known
+    """
     counts = counts_of(manifest)
     return {
         "name": manifest.name,
@@ -47,6 +50,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
             for stored in manifest.architectures
         ],
         "splits": dict(manifest.splits),
+        **({} if sums is None else {"splits_sha256": dict(sums)}),
         "task": manifest.task,
         "teacher": None if manifest.teacher is None else manifest.teacher.architecture,
         "license": manifest.license,
@@ -55,8 +59,8 @@ def facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def description(manifest: Manifest) -> str:
-    """Return the text of `prepkit zoo info`."""
+def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> str:
+    """Return the text of `prepkit zoo info`; `sums` as for `facts`."""
     counts = counts_of(manifest)
     shards = counted(len(manifest.shards), f"{manifest.shard_format} shard")
     size = f"{readable_bytes(num_bytes_of(manifest))} in {shards}"
@@ -72,6 +76,7 @@ def description(manifest: Manifest) -> str:
         f"  task     {_task(manifest.task)}",
         f"  licence  {manifest.license or 'none given'}",
         *([] if manifest.function is None else [f"  function {manifest.function}"]),
+        *(f"  sha256   {sum_} of the ids of {name}" for name, sum_ in (sums or {}).items()),
         "",
         table(rows, ("ClassId", "architecture", "instances", "parameters", "height")),
     ]

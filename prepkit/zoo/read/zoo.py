@@ -29,6 +29,7 @@ from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.support.files import check_writable, sha256_of_file
 from prepkit.tensors import torch_dtype
+from prepkit.zoo.format.ids import sha256_of_ids
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of
 from prepkit.zoo.format.sources import names_at
@@ -81,6 +82,11 @@ class Zoo:
     def table(self) -> pa.Table:
         """The table, one row an instance: id, architecture, class_id, split, shard, row, and the user's columns."""
         return self._store.table if self._instances is None else rows_at(self._store.table, self._instances)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The sha256 of the ids, which names a split: `zoo.split("train").sha256`; see `prepkit.zoo.format.ids`."""
+        return sha256_of_ids(self.table["id"].to_pylist())
 
     @cached_property
     def registry(self) -> Registry:
@@ -305,7 +311,7 @@ class Zoo:
     @property
     def num_bytes(self) -> int:
         """The number of bytes of the files that hold instances of this zoo or view."""
-        return sum(self.manifest.shards[number].bytes for number in self._shards.tolist())
+        return sum(self.manifest.shards[number].bytes for number in np.unique(self.shard_numbers).tolist())
 
     @property
     def shard_numbers(self) -> np.ndarray:
@@ -328,10 +334,6 @@ class Zoo:
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {id: index for index, id in enumerate(self.table["id"].to_pylist())}
-
-    @cached_property
-    def _shards(self) -> np.ndarray:
-        return np.unique(self.shard_numbers)
 
     def _shape(self, width: int | None, height: int | None) -> PRepShape:
         if width is None and height is None:

@@ -396,6 +396,8 @@ def test_the_folder_explains_itself(tmp_path, small_zoo):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["recipe"] == json.loads(json.dumps(run.recipe.to_dict()))
     assert record["zoo"]["sha256"] == prepkit.open_zoo(small_zoo(name)).manifest.to_dict()["sha256"]
+    train = prepkit.open_zoo(small_zoo(name)).split("train")
+    assert record["zoo"]["splits"]["train"] == train.sha256
     assert record["versions"]["torch"] == torch.__version__
     assert run.registry.class_ids == {"resnet8@digits": 0}
     assert Path(record["zoo"]["path"]) == small_zoo(name)

@@ -1,5 +1,6 @@
 """`prepkit zoo` end to end: what it prints, what it writes, what it refuses, and with which exit status."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -290,6 +291,16 @@ def test_info_as_json(zoo):
         (1, "resnet8@digits", 2),
     ]
     assert "has no zoo.json" in as_json("zoo", "info", zoo.parent, status=2)["error"]["message"]
+
+
+def test_info_shows_the_sums_of_the_splits_when_asked(zoo):
+    ids = [row["id"] for row in open_zoo(zoo).table.to_pylist() if row["split"] == "train"]
+    expected = hashlib.sha256("".join(f"{id}\n" for id in sorted(ids)).encode()).hexdigest()
+    assert "splits_sha256" not in as_json("zoo", "info", zoo)
+    sums = as_json("zoo", "info", zoo, "--splits")["splits_sha256"]
+    assert sums.keys() == {"test", "train"}
+    assert sums["train"] == expected != sums["test"]
+    assert f"{expected} of the ids of train" in prepkit("zoo", "info", zoo, "--splits").stdout
 
 
 def test_verify_says_what_is_wrong_and_exits_with_1(zoo):

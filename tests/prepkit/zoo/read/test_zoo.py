@@ -247,6 +247,17 @@ def test_memory_that_is_written_anew_is_unpacked_as_what_it_holds_now(zoo):
 # Views ----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_split_has_a_sum_that_others_can_compute(zoo, tmp_path):
+    train = zoo.split("train")
+    ids = tmp_path / "ids.txt"
+    ids.write_text("".join(f"{id}\n" for id in train.table["id"].to_pylist()))
+    command = 'LC_ALL=C sort "$0" | sha256sum'
+    done = subprocess.run(["sh", "-c", command, ids], capture_output=True, text=True, check=True)
+    assert train.sha256 == done.stdout.split()[0]
+    assert train.select(slice(None, None, -1)).sha256 == train.sha256
+    assert len({train.sha256, train[1:].sha256, zoo.split("test").sha256, zoo.sha256}) == 4
+
+
 def test_views_of_views(zoo):
     train = zoo.split("train")
     good = train.where("accuracy >= 0.2 and architecture in ('resnet8@digits', 'vanilla_cnn@digits')")
