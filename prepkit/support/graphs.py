@@ -31,6 +31,7 @@ from prepkit.errors import RecordingFailed
 
 WARMUPS = 3  # Libraries choose their kernels in the first calls, which cannot be recorded.
 MOST_GRAPHS = 16
+MOST_CHOICES = 8
 
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]
@@ -97,9 +98,8 @@ class GraphedStep(Generic[T]):
         return variant.outputs  # type: ignore[return-value]  # they are there once it is recorded
 
     def _run(self, arguments: tuple[Any, ...]) -> T:
-        """Run the function where it will be recorded: libraries keep a workspace for each stream."""
-        aside = getattr(self._recorder, "aside", None)
-        return self.step(*arguments) if aside is None else aside(lambda: self.step(*arguments))
+        """Run the function where it will be recorded."""
+        return _aside(self._recorder, lambda: self.step(*arguments))
 
     def _record(self, variant: _Variant[T], arguments: tuple[Any, ...]) -> bool:
         """Record the function for arguments of this kind; say so and give up all recordings to come if that fails."""
@@ -112,6 +112,12 @@ class GraphedStep(Generic[T]):
             return False
         variant.inputs = tuple(argument for argument in inputs if isinstance(argument, Tensor))
         return True
+
+
+def _aside(recorder: Any, call: Callable[[], T]) -> T:
+    """Make a call where it will be recorded: libraries keep a workspace for each stream."""
+    aside = getattr(recorder, "aside", None)
+    return call() if aside is None else aside(call)
 
 
 def _say_failure(error: RuntimeError) -> str:
@@ -156,7 +162,10 @@ class GraphedChain(Generic[T]):
     judge:    takes the outputs, the choice and the arguments, and returns the gradients of those outputs that need
               them, in their order, and its results; it must not use the outputs' history
     backward: takes the outputs, their gradients, and whether their history is needed again; it adds to gradients
-    device, warmups, most, recorder: see GraphedStep
+    device, warmups, most: see GraphedStep
+    choices:   number of choices whose judging is recorded for each kind of arguments; the one that was asked for
+               longest ago gives way to another
+    recorders: the recorders of forward and backward, and of judgings; for tests
     Forward and backward are recorded once for each kind of arguments, the judging for each choice too.
     """
 
@@ -169,32 +178,32 @@ class GraphedChain(Generic[T]):
         device: torch.device,
         warmups: int = WARMUPS,
         most: int = MOST_GRAPHS,
+        choices: int = MOST_CHOICES,
+        recorders: tuple[Recorder[Any], Recorder[Any]] | None = None,
     ) -> None:
         self.forward, self.choose, self.judge, self.backward = forward, choose, judge, backward
-        self.warmups, self.most = max(1, warmups), most
+        self.warmups, self.most, self.choices = max(1, warmups), most, choices
         self.failure: str | None = None
-        on_gpu = device.type == "cuda"
-        self._recorder = CudaRecorder(device) if on_gpu else None
-        # Judgings are recorded after backward but run before it: in one pool, it would write over their results.
-        self._judging = CudaRecorder(device) if on_gpu else None
+        if recorders is None and device.type == "cuda":
+            # Judgings are recorded after backward but run before it: in one pool, it would write over their results.
+            recorders = CudaRecorder(device), CudaRecorder(device)
+        self._recorders = recorders
         self._chains: dict[Hashable, _Chain] = {}
 
     @property
     def recorded(self) -> int:
-        """How many graphs are recorded."""
-        chains = self._chains.values()
-        judged = sum(variant.repeat is not None for chain in chains for variant in chain.judged.values())
-        return judged + 2 * sum(chain.backward is not None for chain in chains)
+        """How many kinds of arguments are recorded."""
+        return sum(chain.backward is not None for chain in self._chains.values())
 
     def __call__(self, *arguments: Any) -> T:
         """Compute the results, and add to the gradients."""
-        recorder = self._recorder
-        if recorder is None or self.failure is not None:
+        if self._recorders is None or self.failure is not None:
             return self._run(arguments)
+        recorder, judging = self._recorders
         chain = self._chains.setdefault(_kind(arguments), _Chain())
         chain.calls += 1
         if chain.backward is None and (chain.calls <= self.warmups or self.recorded >= self.most):
-            return recorder.aside(lambda: self._run(arguments))
+            return _aside(recorder, lambda: self._run(arguments))
         if chain.backward is None and not self._record(chain, arguments, recorder):
             return self._run(arguments)
         for own, given in zip(chain.inputs, arguments, strict=True):
@@ -203,7 +212,7 @@ class GraphedChain(Generic[T]):
         assert chain.forward is not None
         assert chain.backward is not None
         chain.forward()
-        results = self._judge(chain, self.choose(chain.outputs))
+        results = self._judge(chain, self.choose(chain.outputs), judging)
         chain.backward()
         return results
 
@@ -214,7 +223,7 @@ class GraphedChain(Generic[T]):
         self.backward(outputs, gradients, False)
         return results
 
-    def _record(self, chain: _Chain, arguments: tuple[Any, ...], recorder: CudaRecorder) -> bool:
+    def _record(self, chain: _Chain, arguments: tuple[Any, ...], recorder: Recorder[Any]) -> bool:
         """Record forward and backward; between the two, nothing may change what backward reads."""
         inputs = tuple(argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments)
         try:
@@ -231,7 +240,7 @@ class GraphedChain(Generic[T]):
         chain.forward, chain.backward = forward, backward
         return True
 
-    def _judge(self, chain: _Chain, choice: Hashable) -> T:
+    def _judge(self, chain: _Chain, choice: Hashable, recorder: Recorder[Any]) -> T:
         """Judge the outputs, by a recording if there is one, and leave the gradients where backward reads them."""
 
         def judge() -> T:
@@ -240,13 +249,15 @@ class GraphedChain(Generic[T]):
                 own.copy_(gradient)
             return results
 
-        recorder = self._judging
-        assert recorder is not None
-        variant = chain.judged.setdefault(choice, _Variant())
+        variant = chain.judged.pop(choice, _Variant())
+        chain.judged[choice] = variant  # the last one is the one that was asked for last
         variant.calls += 1
         if variant.repeat is None:
-            if variant.calls <= self.warmups or self.recorded >= self.most or self.failure is not None:
-                return recorder.aside(judge)
+            if variant.calls <= self.warmups or self.failure is not None:
+                return _aside(recorder, judge)
+            recorded = [known for known, each in chain.judged.items() if each.repeat is not None]
+            for known in recorded[: len(recorded) + 1 - self.choices]:
+                del chain.judged[known]
             try:
                 variant.outputs, variant.repeat = recorder(judge)
             except RuntimeError as error:

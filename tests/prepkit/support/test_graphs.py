@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prepkit.errors import RecordingFailed
-from prepkit.support.graphs import GraphedStep
+from prepkit.support.graphs import GraphedChain, GraphedStep
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -160,3 +160,93 @@ def test_a_step_that_waits_for_the_gpu_goes_on_unrecorded():
     for _ in range(3):
         works(torch.ones((), device="cuda"))
     assert (works.recorded, float(state)) == (1, 8.0)
+
+
+# Chains -----------------------------------------------------------------------------------------------------------
+
+
+class Parts:
+    """A chain that multiplies a number by 10, lets the host read it, and adds the judgement to a total."""
+
+    def __init__(self, **options) -> None:
+        self.recorded: list[str] = []
+        self.total = 0.0
+        recorders = (self.recorder("forward or backward"), self.recorder("judge"))
+        self.chain = GraphedChain(
+            self.forward, self.choose, self.judge, self.backward, CPU, recorders=recorders, **options
+        )
+
+    def recorder(self, name):
+        def record(call):
+            self.recorded.append(name)
+            before = self.total
+            outputs = call()
+            self.total = before
+
+            def repeat():
+                again = call()
+                for old, new in zip(outputs or (), again or (), strict=True):
+                    old.copy_(new)
+
+            return outputs, repeat
+
+        return record
+
+    def forward(self, number):
+        return (number * 10,)
+
+    def choose(self, outputs):
+        return int(outputs[0]) % 100
+
+    def judge(self, outputs, choice, number):
+        return (), (outputs[0] + choice,)
+
+    def backward(self, outputs, gradients, again):
+        self.total += float(outputs[0])
+
+    def __call__(self, number):
+        (result,) = self.chain(torch.tensor(float(number)))
+        return float(result)
+
+
+def test_a_chain_judges_by_what_the_host_reads():
+    parts = Parts(warmups=2)
+    numbers = [1, 2, 1, 2, 1, 1, 1, 2, 3]
+    assert [parts(number) for number in numbers] == [number * 20.0 for number in numbers]
+    assert parts.total == 10 * sum(numbers)
+    assert parts.recorded == ["forward or backward"] * 2 + ["judge"]  # 1 was judged three times since
+
+
+def test_judgings_that_were_asked_for_longest_ago_give_way():
+    parts = Parts(warmups=1, choices=2)
+    for number in [1, 1, 1, 2, 2, 1, 3, 3]:  # recorded: 1, 2, then 3 in place of 2
+        assert parts(number) == number * 20
+    before = parts.recorded.count("judge")
+    assert before == 3
+    assert parts(1) == 20.0
+    assert parts.recorded.count("judge") == before
+    parts(2)
+    parts(2)
+    assert parts.recorded.count("judge") == before + 1
+
+
+def test_only_some_kinds_of_arguments_are_recorded():
+    parts = Parts(warmups=1, most=1)
+    for shape in ((), (1,)):
+        for _ in range(3):
+            parts.chain(torch.ones(shape))
+    assert parts.chain.recorded == 1
+
+
+def test_a_chain_that_cannot_be_recorded_says_so_once_and_runs():
+    parts = Parts(warmups=1)
+
+    def fails(call):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    parts.chain._recorders = fails, fails
+    assert parts(1) == 20
+    with pytest.warns(RecordingFailed, match="operation not permitted"):
+        assert parts(2) == 40
+    assert parts(3) == 60
+    assert parts.total == 60
