@@ -51,6 +51,7 @@ class Packed(Brief):
     cast:        the dtype that was asked for; None where each tensor kept its own
     rounding:    what the cast changed; None without one
     left_out:    names in the checkpoint that were not packed
+    stays:       names of what stands in the file beside the state dict, such as "epoch" and "optimizer"
     renamed:     names in the checkpoint for which the network has others, under which it loads and keeps them
     """
 
@@ -63,6 +64,7 @@ class Packed(Brief):
     rounding: Rounding | None = None
     left_out: tuple[str, ...] = ()
     renamed: tuple[str, ...] = ()
+    stays: tuple[str, ...] = ()
 
 
 def pack_checkpoint(
@@ -146,7 +148,16 @@ def pack_checkpoint(
     check_round_trip(prep, tensors)
     num_trained = architecture.num_trainable if architecture and fusion else layout.num_parameters
     return Packed(
-        prep, Path(path), checkpoint.format, num_trained, fusion, dtype, rounding, checkpoint.dropped, renamed
+        prep,
+        Path(path),
+        checkpoint.format,
+        num_trained,
+        fusion,
+        dtype,
+        rounding,
+        checkpoint.dropped,
+        renamed,
+        stays=tuple(dict.fromkeys((*checkpoint.said, *checkpoint.others))),
     )
 
 

@@ -1,7 +1,7 @@
 """Inert stand-ins for what training scripts save beside the weights, such as `args=Namespace(...)`.
 
 Nothing of the file is imported or called: torch's restricted reader gets a class of ours for each name, which takes any
-arguments and state and does nothing with them. A state dict must hold none of them; see `check_entries`.
+arguments and state, keeps them, and does nothing else. A state dict must hold none of them; see `check_entries`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import sys
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
+from typing import Any
 
 # Names of the standard library that hold data. All others may run something, so a file that has one is refused, though
 # a stand-in would run nothing: such a file was made to do harm, or is a whole network.
@@ -57,17 +58,26 @@ CODE = ("torch", "functools", "operator", "importlib", "dill", "cloudpickle", "j
 
 
 class Inert:
-    """Takes whatever a pickle gives it, and does nothing."""
+    """Takes whatever a pickle gives it, and does nothing with it but keep it.
 
-    def __new__(cls, *_: object, **__: object) -> Inert:
+    arguments, state: what the pickle gave
+    """
+
+    arguments: tuple[Any, ...] = ()
+    state: object = None
+
+    def __new__(cls, *arguments: object, **_: object) -> Inert:
         """Make an object whatever the arguments."""
-        return object.__new__(cls)
+        made = object.__new__(cls)
+        made.arguments = arguments
+        return made
 
     def __init__(self, *_: object, **__: object) -> None:
-        """Keep nothing."""
+        """Run nothing."""
 
     def __setstate__(self, state: object) -> None:
-        """Keep nothing."""
+        """Keep the state."""
+        self.state = state
 
 
 def is_harmless(name: str) -> bool:

@@ -4,7 +4,7 @@
     checkpoint["fc.weight"].shape                  # a checkpoint is a read-only mapping of names to tensors
     checkpoint.key, checkpoint.prefix              # such as ('state_dict', 'module.'), unwrapped and stripped
 
-Only the state dict is read. The state of the optimizer, the epoch and the like stay in the file.
+`said` holds what the file says beside its tensors; the state of the optimizer and the like stay in the file.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from prepkit.checkpoint._beside import beside
 from prepkit.checkpoint._inert import Inert
 from prepkit.checkpoint._torch_files import HOLDS_DTENSORS, where_trusted
 from prepkit.checkpoint.formats import Format, read_content
@@ -53,6 +54,9 @@ class Checkpoint(Mapping[str, "Tensor"]):
     prefix:  text that was stripped from the start of every name, often ""
     dropped: full names that were left out: the counter of an AveragedModel, or those without the prefix asked for
     versions: version of each module as its state dict notes it, which some modules ask for; empty where it does not
+    said:    what the file says beside the state dict, by dotted name: {"epoch": 3, "config.lr": 0.1}; of a safetensors
+             file the texts in its header
+    others:  dotted names of all else in the file, such as the state of the optimizer
     """
 
     path: Path
@@ -62,6 +66,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
     dropped: tuple[str, ...]
     _tensors: dict[str, Tensor] = field(repr=False)
     versions: Mapping[str, int] = field(default_factory=dict, repr=False)
+    said: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    others: tuple[str, ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -104,7 +110,9 @@ def load_checkpoint(path: str | os.PathLike[str], key: str | None = None, prefix
         prefix, dropped = chosen(path, state, prefix)
     tensors = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name not in dropped}
     versions = without_prefix(module_versions(state), prefix)
-    return Checkpoint(path, content.format, found_key or None, prefix, dropped, tensors, versions)
+    said, others = beside(content.value, found_key)
+    said |= {name: text for name, text in content.metadata.items() if name != "format" and name not in state}
+    return Checkpoint(path, content.format, found_key or None, prefix, dropped, tensors, versions, said, others)
 
 
 def check_no_shard(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -223,6 +223,7 @@ def _document(packed: Packed, source: str, target: Path) -> dict[str, Any]:
         "fill": prep.layout.total / prep.shape.cells,
         "layout_sha256": prep.layout.sha256,
         "renamed": list(packed.renamed),
+        "stays": list(packed.stays),
         **(_fusion_document(packed.fusion) if packed.fusion else {"folded": [], "affine": []}),
         "notes": [*_notes(packed.fusion), *_wide_notes(prep.layout)],
     }
@@ -310,6 +311,7 @@ def _summary(packed: Packed, source: str, target: Path) -> str:
         *([f"  names         without '{origin.prefix}', which unpack puts back"] if origin.prefix else []),
         *([f"  renamed       {_renamed_text(packed.renamed)}"] if packed.renamed else []),
         *([f"  left out      {listed(packed.left_out)}"] if packed.left_out else []),
+        *([f"  stays behind  {listed(packed.stays)}, which a PRep has no place for"] if packed.stays else []),
         f"  round trip    exact: {come_back} bit for bit{in_dtype}",
     ]
     return "\n".join(lines)

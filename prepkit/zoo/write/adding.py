@@ -21,7 +21,7 @@ from prepkit.packing import check_packable
 from prepkit.prep.file import PRep
 from prepkit.support.progress import Advance
 from prepkit.support.signals import noted_interruption
-from prepkit.zoo.format.columns import OWN_COLUMNS
+from prepkit.zoo.format.columns import OWN_COLUMNS, plain_columns
 from prepkit.zoo.format.sources import names_columns
 from prepkit.zoo.write._instance_rows import ONLY_FINITE, has_finite_sum, packable
 
@@ -220,8 +220,11 @@ def _fitting(writer: ZooWriter, columns: Mapping[str, Any], model: Model, heard:
             column = heard.renamed[name] = f"file.{name}"
         if column in columns:
             heard.twice[column] += columns[column] != value
-        else:
-            fitting[column] = value
+            continue
+        try:
+            fitting.update(plain_columns({column: value}, ""))
+        except ZooError:
+            heard.unkept[name] += 1
     if writer.can_hold(fitting):
         return fitting
     unlike = [name for name, value in fitting.items() if not writer.can_hold({name: value})]

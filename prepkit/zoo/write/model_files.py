@@ -83,7 +83,8 @@ def read_model(
         return Model(prep, place, {SOURCE_SHA256: prep.origin.source_sha256}), ()
     checkpoint = load_checkpoint(file, key, prefix)
     without_prefix = () if prefix is None else checkpoint.dropped
-    return Model(checkpoint, place, {SOURCE_SHA256: sha256_of(file)}), without_prefix
+    columns = {SOURCE_SHA256: sha256_of(file)}
+    return Model(checkpoint, place, columns, checkpoint.said, checkpoint.others), without_prefix
 
 
 def note_on_prefix(prefix: str | None, without: set[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """`prepkit zoo import tree` and import_zoo("tree"): patterns, tables, lists, resuming, bad input."""
 
+import argparse
 import json
 import os
 import signal
@@ -245,6 +246,46 @@ def test_ids_stay_when_more_models_are_there(runs, tmp_path):
     save(runs / "a/checkpoint_000007/checkpoints", 8)
     prepkit.import_zoo("tree", runs, tmp_path / "two", pattern=PATTERN)
     assert set(table(tmp_path / "two")) == {*table(tmp_path / "one"), "r0/7", "a/7"}
+
+
+def test_what_files_say_becomes_columns(tmp_path):
+    for number, (best, act) in enumerate([(0, "relu"), (0.5, "relu"), (0.25, 7)]):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        saved = {
+            "model": tensors(number),
+            "optimizer": {"state": {}, "param_groups": []},
+            "epoch": number,
+            "best_acc": best,
+            "config": argparse.Namespace(act=act, sizes=[1, 2]),
+            "row": 5,
+            "seed": 9,
+        }
+        torch.save(saved, tmp_path / f"src/net_{number}.pt")
+    (tmp_path / "t.csv").write_text("i,seed\n0,9\n1,8\n2,9\n")
+    written = prepkit.import_zoo(
+        "tree", tmp_path / "src", tmp_path / "zoo", pattern="net_{i:int}.pt", table=tmp_path / "t.csv"
+    )
+    expected = {"config.sizes": [1, 2], "file.row": 5, "weight": 2.0, "i": 2, "seed": 9, "epoch": 2, "best_acc": 0.25}
+    rows = table(tmp_path / "zoo")
+    assert rows["2"] == {**expected, "config.act": None}
+    assert rows["1"]["config.act"] == "relu"
+    assert rows["1"]["seed"] == 8
+    assert written.notes == (
+        "What files say under names of the zoo's own columns has other names: row is file.row.",
+        "Left in the files, since a table has no place for it: optimizer (3 models).",
+        "Values of another kind than those before, left in the files: config.act (1 model).",
+        "The table, not the file, is kept where they differ: seed (1 model).",
+    )
+    output = command("create", tmp_path / "again", tmp_path / "src").stderr
+    assert "Left in the files, since a table has no place for it: optimizer (3 models)." in output
+    assert table(tmp_path / "again")["net_1"]["best_acc"] == 0.5
+
+
+def test_pack_tells_what_it_leaves_behind(tmp_path):
+    torch.save({"model": tensors(1), "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "m.pt")
+    result = CliRunner().invoke(main, ["pack", str(tmp_path / "m.pt"), "-o", str(tmp_path / "m.prep.safetensors")])
+    assert "stays behind  epoch, optimizer, which a PRep has no place for" in result.stdout
+    assert prepkit.pack_checkpoint(tmp_path / "m.pt").stays == ("epoch", "optimizer")
 
 
 # Bad input ----------------------------------------------------------------------------------------------------
