@@ -82,6 +82,7 @@ def test_pack_as_json(model: nn.Module) -> None:
         "fill": 5_058 / (80 * 64),
         "layout_sha256": prepkit.architecture("resnet8@digits").layout.sha256,
         "renamed": [],
+        "stays": [],
     }
 
 
