@@ -135,6 +135,7 @@ LIGHT = (
     "checkpoint",
     "checkpoint.formats",
     "checkpoint.opening",
+    "checkpoint._beside",
     "checkpoint._inert",
     "checkpoint.sharded",
     "checkpoint._torch_files",
