@@ -38,6 +38,8 @@ FLAGS = {
     "license=": "--license",
     "revision=": "--revision ",
     "types=": "--types",
+    "`on`": "--on",
+    "`pattern`": "--pattern",
     "ZooWriter(dtype=...)": "--dtype",
     "load_recipe(name, {key: value})": "--set KEY=VALUE",
     "data=": "--data ",

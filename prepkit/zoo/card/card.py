@@ -263,11 +263,10 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
 
 
 def _columns(zoo: Zoo) -> list[str]:
-    command = (zoo.manifest.provenance or {}).get("command")
+    command = str((zoo.manifest.provenance or {}).get("command"))
+    like = "zoo create" if command.startswith("zoo import ") else command
     earlier = [name for name in zoo.table.column_names if name.startswith(EARLIER_SPLIT)]
-    meanings = (
-        OWN_MEANINGS | dict.fromkeys(earlier, EARLIER) | (MEANINGS.get(command, {}) if isinstance(command, str) else {})
-    )
+    meanings = OWN_MEANINGS | dict.fromkeys(earlier, EARLIER) | MEANINGS.get(like, {})
     rows = [
         (
             field.name,

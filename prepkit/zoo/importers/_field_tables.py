@@ -270,7 +270,7 @@ def key_fields(
         name = (missing or needed)[0]
         raise ZooError(
             f"{place}: no column '{on.get(name, name)}' tells which row is of which {name}; there are "
-            f"{listed(table.columns, 12)}. Name the column of a field with on={{'{name}': 'COLUMN'}}."
+            f"{listed(table.columns, 12)}. Say which column it is with `on`, such as {name}=COLUMN."
         )
     return fields
 

@@ -77,11 +77,10 @@ def source_of(
     if pattern is not None:
         local = [path for path in paths if isinstance(path, Path)]
         if len(local) < len(paths):
-            raise ZooError("pattern= goes with files and folders; a model of the Hub has no fields in its path.")
+            raise ZooError("`pattern` goes with files and folders; a model of the Hub has no fields in its path.")
         return TreeSource(local, pattern, [os.fspath(name) for name in tables], on or {}, types or {}, key, prefix)
     if on or len(tables) > 1:
-        what = "on=" if on else "several tables"
-        raise ZooError(f'{what} goes with a pattern=, such as "{{run}}/model_{{epoch:int}}.pt".')
+        raise ZooError("`on` and several tables go with a `pattern`, such as {run}/model_{epoch:int}.pt.")
     csv = Path(tables[0]) if tables else None
     models, notes = expanded(paths)
     rows = rows_of_models(models, csv, types)
@@ -114,7 +113,7 @@ class TreeSource(Source):
         unknown = [name for name in on if name not in self.pattern.kinds]
         if unknown:
             raise ZooError(
-                f"on= names the field {listed(unknown)}; '{self.pattern.text}' has {listed(self.pattern.kinds)}."
+                f"`on` names the field {listed(unknown)}; '{self.pattern.text}' has {listed(self.pattern.kinds)}."
             )
         self._key, self._prefix = key, prefix
         self.options = {

@@ -87,6 +87,9 @@ def test_fields_become_columns_and_rows_are_found_by_their_values(runs, tmp_path
     assert note.startswith("16 rows of {run}/result.json without a file:")
     provenance = prepkit.open_zoo(tmp_path / "zoo").manifest.provenance
     assert provenance["command"] == "zoo import tree"
+    card = (tmp_path / "zoo/README.md").read_text()
+    assert "sha256 of the checkpoint's file" in card
+    assert '- options: `{"on": {"epoch": "training_iteration"}, "pattern": ' in card
     assert provenance["options"] == {"pattern": PATTERN, "tables": tables, "on": ON}
 
 
@@ -365,10 +368,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(runs, tmp_path
         ({"pattern": "{a}_{b}/{epoch}/*"}, "no folder in"),
         ({"pattern": PATTERN, "table": "{job}/t.csv"}, "has the field job, which the pattern of the files has not"),
         ({"pattern": PATTERN, "table": "gone.csv"}, "gone.csv: cannot be read: No such file"),
-        ({"pattern": PATTERN, "on": {"step": "epoch"}}, "names the field step; .* has run, epoch"),
+        ({"pattern": PATTERN, "on": {"step": "epoch"}}, "`on` names the field step; .* has run, epoch"),
         ({"pattern": PATTERN, "files": ["gone"]}, "1 of 1 model is no file: gone"),
         ({"pattern": PATTERN, "types": {"acc": "float"}}, "types= names the column 'acc'; there are none"),
-        ({"on": {"epoch": "x"}}, "on= goes with a pattern="),
+        ({"on": {"epoch": "x"}}, "`on` and several tables go with a `pattern`"),
         ({"patern": "x"}, "has no option patern; it has pattern, files, table"),
     ],
 )
