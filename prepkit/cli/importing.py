@@ -287,6 +287,52 @@ def tree(
     making.write(folder, found_by("tree", source, options), packing, out, command="zoo import tree")
 
 
+@import_.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@tree_options
+@making_options
+@json_option
+def peft(
+    source: Path,
+    folder: Path,
+    list_: BinaryIO | None,
+    pattern: str | None,
+    tables: tuple[str, ...],
+    on: dict[str, str] | None,
+    types: dict[str, str] | None,
+    making: Making,
+    out: Output,
+) -> None:
+    """Import LoRA adapters that PEFT saved.
+
+    \b
+    prepkit zoo import peft adapters zoo --pattern "{task}/seed_{seed:int}" --table scores.csv
+
+    An adapter is a folder with adapter_config.json and adapter_model.safetensors; all in SRC are taken, and called by
+    their paths. Models that --pattern, --from and the column `file` of a table name are such folders. Tables are joined
+    as in `prepkit zoo import tree`.
+
+    Tensors are kept as they are, beside modules that were saved whole. The columns base_model, task_type, r,
+    lora_alpha and use_rslora come from each config, and adapter_config is its text. In Python, zoo.adapters() gives
+    pairs (A, B) by module, products dW = s B A, their canonical form, and the files again.
+
+    Adapters that are more than such pairs (DoRA, biases), or whose ranks are not those of the config, are refused.
+    Adapters of several dtypes need --dtype float32.
+    """
+    from prepkit.zoo.importers.kinds import found_by
+    from prepkit.zoo.write.model_paths import paths_in
+
+    options = {
+        "pattern": pattern,
+        "files": paths_in(list_.read()) if list_ else None,
+        "table": tables,
+        "on": on,
+        "types": types,
+    }
+    making.write(folder, found_by("peft", source, options), {}, out, command="zoo import peft")
+
+
 def _packing(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
     """Return how networks are packed: arguments of Packing."""
     keywords = network.keywords()

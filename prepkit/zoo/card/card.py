@@ -22,6 +22,7 @@ from prepkit.support.text import readable_bytes
 from prepkit.zoo.card.viewer import ViewerSplit, only_split
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
 from prepkit.zoo.format.drawn_split import EARLIER_SPLIT, drawn_split
+from prepkit.zoo.format.lora import ADAPTER_CONFIG
 from prepkit.zoo.format.manifest import Manifest, read_manifest
 from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS
 
@@ -71,7 +72,19 @@ MEANINGS_OF_SOURCES = {  # `zoo create` fills these columns
     PREFIX: "text before every name in the checkpoint; `zoo export` puts it back",
     VERSIONS: "versions of modules in the checkpoint that are not 1; `zoo export` notes them",
 }
-MEANINGS = {"zoo train": MEANINGS_OF_TRAINING, "zoo create": MEANINGS_OF_SOURCES}
+MEANINGS_OF_ADAPTERS = {  # `zoo import peft` fills these columns
+    ADAPTER_CONFIG: "text of the adapter's adapter_config.json",
+    "base_model": "model that the adapter was trained on",
+    "task_type": "kind of task, such as CAUSAL_LM",
+    "r": "rank of all modules for which the config has no other",
+    "lora_alpha": "alpha of the scale, alpha / r, of all modules for which the config has no other",
+    "use_rslora": "whether the scale is alpha / sqrt(r)",
+}
+MEANINGS = {
+    "zoo train": MEANINGS_OF_TRAINING,
+    "zoo create": MEANINGS_OF_SOURCES,
+    "zoo import peft": MEANINGS_OF_SOURCES | MEANINGS_OF_ADAPTERS,
+}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KINDS = {  # kind: the module with its `found`
     "tree": "prepkit.zoo.importers.tree",
+    "peft": "prepkit.zoo.importers.peft",
 }
 HOW_TO_GO_ON = "the same command goes on"
 

@@ -51,10 +51,9 @@ def found(
     key, prefix: as in `load_checkpoint`
     raises ZooError for a pattern that nothing fits, two files with the same fields, a table without such columns
     """
-    given = None if files is None else _in_folder(folder, files)
-    if given is None and not folder.is_dir():
-        kind = "a file; unpack an archive first, and name the folder" if folder.exists() else "not there"
-        raise ZooError(f"'{folder}' is {kind}.")
+    given = None if files is None else in_folder(folder, files)
+    if given is None:
+        check_folder(folder)
     return source_of(given or [folder], pattern=pattern, table=table, on=on, types=types, key=key, prefix=prefix)
 
 
@@ -142,7 +141,7 @@ class TreeSource(Source):
 
     def read(self, index: int) -> Model:
         """Read a model's file, with its fields and its rows in the tables."""
-        model, without_prefix = read_model(Path(self.files[index]), self._key, self._prefix)
+        model, without_prefix = self.read_file(Path(self.files[index]))
         self._without_prefix.update(without_prefix)
         columns: dict[str, Any] = dict(self.fits[index].fields)
         for table in self.tables:
@@ -155,6 +154,10 @@ class TreeSource(Source):
         split = columns.pop("split", None)
         split = None if split is None else str(split)
         return replace(model, columns={**columns, **model.columns}, split=split)
+
+    def read_file(self, file: Path) -> tuple[Model, tuple[str, ...]]:
+        """Read a model's file as `read_model` does; other kinds of files have readers of their own."""
+        return read_model(file, self._key, self._prefix)
 
     def notes(self) -> Sequence[str]:
         """Return sentences on files, tables and rows that were left out."""
@@ -223,7 +226,14 @@ def _described(table: JoinedTable) -> Mapping[str, str]:
     return table.described if isinstance(table, TablesOfRuns) else {}
 
 
-def _in_folder(folder: Path, files: Paths) -> list[Path]:
+def check_folder(folder: Path) -> None:
+    """Raise ZooError if a folder to import from is missing or a file."""
+    if not folder.is_dir():
+        kind = "a file; unpack an archive first, and name the folder" if folder.exists() else "not there"
+        raise ZooError(f"'{folder}' is {kind}.")
+
+
+def in_folder(folder: Path, files: Paths) -> list[Path]:
     """Return the paths of a list, which start from the folder, or from the current one where the first is there."""
     paths = [Path(file) for file in files]
     if not paths:

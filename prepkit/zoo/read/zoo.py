@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from prepkit.errors import OutputError, ZooError, counted, listed, nearest
+from prepkit.errors import ZooError, counted, listed, nearest
 from prepkit.families.registry import Registry
 from prepkit.prep.contents import note_contents
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
-from prepkit.support.files import check_writable, sha256_of_file
+from prepkit.support.files import sha256_of_file
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.ids import sha256_of_ids
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from prepkit.zoo.read._dataset import ZooDataset
     from prepkit.zoo.read._loader import Loader
     from prepkit.zoo.read._resident import ResidentZoo
+    from prepkit.zoo.read.adapters import Adapters
 
 
 class Zoo:
@@ -227,16 +228,16 @@ class Zoo:
         prefix: put a prefix of all names back that `zoo create` took off, such as `module.`
         raises IndexError, ZooError for an unknown id, OutputError if the file cannot be written
         """
-        from prepkit.checkpoint.export import save_state_dict, writer_for
+        from prepkit.zoo.read._exporting import export
 
-        file = Path(output)
-        writer_for(file)
-        if file.resolve().is_relative_to(self._store.root.resolve()):
-            raise OutputError(f"'{output}' lies in the zoo '{self._store.root}'; name a file outside it.")
-        check_writable(file, overwrite=overwrite)
-        tensors = self._prep(self._number(key), copy=True).state_dict(prefix=prefix)
-        save_state_dict(tensors, file, overwrite=overwrite)
-        return tensors
+        root, read = self._store.root, lambda: self._prep(self._number(key), copy=True).state_dict(prefix=prefix)
+        return export(Path(output), read, root, overwrite=overwrite)
+
+    def adapters(self) -> Adapters:
+        """Return the LoRA adapters of a zoo that `zoo import peft` made; see prepkit.zoo.read.adapters."""
+        from prepkit.zoo.read.adapters import Adapters
+
+        return Adapters(self)
 
     def class_ids(self, indices: Any = None) -> Tensor:
         """Return the ClassIds `[B]`, int64."""

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,19 +48,24 @@ class ModelRows:
 
 
 def rows_of_models(
-    models: Iterable[Path | HubAddress], table: Path | None, types: Mapping[str, str | type] | None = None
+    models: Iterable[Path | HubAddress],
+    table: Path | None,
+    types: Mapping[str, str | type] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> ModelRows:
     """Return a row for each model.
 
     types: types of the table's columns; the narrowest that fits all cells if missing
+    ids:   id of each model that the table gives none; if missing, models are files and called by their paths
     raises ZooError for a model without a file or a row, two rows or ids of one name, a damaged CSV
     """
     models = list(models)
-    absent = [str(model) for model in models if isinstance(model, Path) and not model.is_file()]
-    if absent:
-        are = "is no file" if len(absent) == 1 else "are no files"
-        raise ZooError(f"{len(absent):,} of {counted(len(models), 'model')} {are}: {listed(absent)}.")
-    ids = ids_of(models)
+    if ids is None:
+        absent = [str(model) for model in models if isinstance(model, Path) and not model.is_file()]
+        if absent:
+            are = "is no file" if len(absent) == 1 else "are no files"
+            raise ZooError(f"{len(absent):,} of {counted(len(models), 'model')} {are}: {listed(absent)}.")
+        ids = ids_of(models)
     if table is None:
         if types:
             raise ZooError("types= is for the columns of a table, and there is no table.")

@@ -54,10 +54,14 @@ class FileSource(Source):
         """Read a model's file, with what its row says."""
         row = self.rows[index]
         with self._fetched(row.model) as local:
-            model, without_prefix = read_model(local.file, self._key, self._prefix, f"'{local.source}'")
+            model, without_prefix = self.read_file(local.file, f"'{local.source}'")
             source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if self._has_source else {}
         self._without_prefix.update(without_prefix)
         return replace(model, split=row.split, columns={**row.columns, **source, **model.columns})
+
+    def read_file(self, file: Path, place: str) -> tuple[Model, tuple[str, ...]]:
+        """Read a model's file as `read_model` does; other kinds of files have readers of their own."""
+        return read_model(file, self._key, self._prefix, place)
 
     def notes(self) -> Sequence[str]:
         """Return sentences on the rows, and on the names that the prefix left out."""

@@ -1,0 +1,188 @@
+"""LoRA adapters as PEFT saves them: folders with adapter_config.json and adapter_model.safetensors.
+
+    prepkit zoo import peft adapters zoo --pattern "{task}/seed_{seed:int}"
+
+All adapters below a folder are found, also those of a trainer's checkpoints. The zoo keeps the tensors as they are and
+the text of each config, so `zoo.adapters()` gives pairs, products and the files again (`prepkit.zoo.read.adapters`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from prepkit.checkpoint.load import load_checkpoint, sha256_of
+from prepkit.errors import ZooError, counted, listed
+from prepkit.prep.slot import natural_key
+from prepkit.support.files import is_zoo
+from prepkit.zoo.format.lora import ADAPTER_CONFIG, CONFIG, WEIGHTS, LoraConfig, pairs_in
+from prepkit.zoo.format.sources import SOURCE_SHA256
+from prepkit.zoo.importers._pattern import PathPattern
+from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder
+from prepkit.zoo.write.adding import Model, Source
+from prepkit.zoo.write.csv_columns import ModelRows, rows_of_models
+from prepkit.zoo.write.model_files import FileSource, LocalModel, check_columns
+
+OLD_WEIGHTS = "adapter_model.bin"  # what PEFT wrote before safetensors
+PARTS = (CONFIG, WEIGHTS, OLD_WEIGHTS)
+RECORD = {"adapters": "LoRA adapters of PEFT: dW = s B A"}
+
+
+def found(
+    folder: Path,
+    *,
+    pattern: str | None = None,
+    files: Paths | None = None,
+    table: Tables = None,
+    on: Mapping[str, str] | None = None,
+    types: Types | None = None,
+) -> Source:
+    """Find the adapters in a folder.
+
+    pattern:   path of an adapter's folder below the folder, such as "{task}/seed_{seed:int}"
+    files:     the folders of the adapters, from the folder or the current one; all that there are if missing
+    table, on: as the importer of trees takes them; the column `file` names the folder of an adapter
+    types:     types of the columns of text tables, as in `create_zoo`
+    raises ZooError if there is no adapter, or none that fits the pattern
+    """
+    check_folder(folder)
+    folders = _adapters_in(folder) if files is None else list(dict.fromkeys(map(_folder_of, in_folder(folder, files))))
+    tables = [] if table is None else [table] if isinstance(table, str | os.PathLike) else list(table)
+    if pattern is not None:
+        return _with_fields(folder, folders, pattern, [os.fspath(name) for name in tables], on or {}, types or {})
+    if on or len(tables) > 1:
+        what = "on=" if on else "several tables"
+        raise ZooError(f'{what} goes with a pattern=, such as "{{task}}/seed_{{seed:int}}".')
+    csv = Path(tables[0]) if tables else None
+    rows = rows_of_models(folders, csv, types, [_id_of(adapter, folder) for adapter in folders])
+    check_columns(rows.rows, csv)
+    if any(ADAPTER_CONFIG in row.columns for row in rows.rows):
+        raise ZooError(f"{csv}: the column '{ADAPTER_CONFIG}' is filled from the adapters themselves; rename it.")
+    return _AdaptersByPath(rows)
+
+
+class _AdaptersByPath(FileSource):
+    """Adapters that are called by their paths; a row of a table names the folder of one."""
+
+    record = RECORD
+
+    def __init__(self, rows: ModelRows) -> None:
+        super().__init__(rows, lambda path: nullcontext(LocalModel(Path(str(path)), str(path))))
+
+    def read_file(self, file: Path, place: str) -> tuple[Model, tuple[str, ...]]:
+        """Read the adapter in a folder."""
+        return read_adapter(file), ()
+
+
+class _AdaptersByFields(TreeSource):
+    """Adapters whose paths fit a pattern."""
+
+    record = RECORD
+
+    def __init__(
+        self,
+        configs: Sequence[Path],
+        pattern: PathPattern,
+        tables: Sequence[str],
+        on: Mapping[str, str],
+        types: Types,
+        left_out: Sequence[str],
+    ) -> None:
+        super().__init__(configs, pattern.text, tables, on, types, None, None)
+        self._left_out = left_out
+
+    def notes(self) -> Sequence[str]:
+        """Return sentences on adapters, tables and rows that were left out."""
+        return *self._left_out, *super().notes()
+
+    def read_file(self, file: Path) -> tuple[Model, tuple[str, ...]]:
+        """Read the adapter of a config."""
+        return read_adapter(file.parent), ()
+
+
+def read_adapter(folder: Path) -> Model:
+    """Read the adapter in a folder, without running anything.
+
+    raises ZooError if a part is missing, or the adapter is not one of pairs (A, B) alone; CheckpointError
+    """
+    config_file = folder / CONFIG
+    weights = folder / WEIGHTS
+    if not weights.is_file() and (folder / OLD_WEIGHTS).is_file():
+        weights = folder / OLD_WEIGHTS
+    for file, other in ((config_file, weights), (weights, config_file)):
+        if not file.is_file():
+            raise ZooError(f"'{file}' is missing, though '{other.name}' is there. Fetch it, or leave the folder out.")
+    try:
+        text = config_file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ZooError(f"{config_file}: cannot be read: {reason}.") from None
+    config = LoraConfig.parse(text, str(config_file))
+    tensors = load_checkpoint(weights, prefix="")
+    whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if whole:
+        raise ZooError(f"{weights}: {listed(whole)}: a zoo has no place for whole numbers; leave this adapter out.")
+    pairs_in({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, str(weights))
+    return Model(
+        tensors,
+        f"'{weights}'",
+        columns={SOURCE_SHA256: sha256_of(weights), ADAPTER_CONFIG: text},
+        said={
+            "base_model": config.base_model,
+            "task_type": config.task_type,
+            "r": config.values["r"],
+            "lora_alpha": float(config.values["lora_alpha"]),
+            "use_rslora": bool(config.values.get("use_rslora")),
+        },
+    )
+
+
+def _adapters_in(folder: Path) -> list[Path]:
+    """Return all folders, this one or below it, that hold any part of an adapter, in natural order."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        if is_zoo(Path(place)) or ".writing" in folders:  # perhaps the zoo that is being made
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(part in names for part in PARTS):
+            found.append(Path(place))
+    if not found:
+        raise ZooError(f"'{folder}' holds no adapter: no folder in it has an {CONFIG} or an {WEIGHTS}.")
+    return sorted(found, key=lambda path: natural_key(path.as_posix()))
+
+
+def _folder_of(path: Path) -> Path:
+    return path.parent if path.name in PARTS else path
+
+
+def _id_of(adapter: Path, folder: Path) -> str:
+    """Return the path below the folder, which stays the same when others join it; the folder's own name for itself."""
+    if adapter.is_relative_to(folder) and adapter != folder:
+        return adapter.relative_to(folder).as_posix()
+    return adapter.resolve().name if adapter == folder else adapter.as_posix()
+
+
+def _with_fields(
+    folder: Path, folders: Sequence[Path], pattern: str, tables: Sequence[str], on: Mapping[str, str], types: Types
+) -> Source:
+    """Return the adapters whose whole paths below the folder fit a pattern; the last parts of other paths may."""
+    whole = PathPattern.parse(f"{pattern.strip('/')}/{CONFIG}")
+    fitting: list[Path] = []
+    others: list[str] = []
+    for path in folders:
+        is_below = path.is_relative_to(folder)
+        fit = whole.fit(((path.relative_to(folder) if is_below else path) / CONFIG).as_posix())
+        if fit is not None and not (is_below and fit.root):
+            fitting.append(path / CONFIG)
+        else:
+            others.append(str(path))
+    if not fitting:
+        fits = "does not fit" if len(folders) == 1 else "do not fit"
+        raise ZooError(
+            f"{counted(len(folders), 'adapter')} in '{folder}' {fits} the pattern '{pattern}': {listed(others, 3)}."
+        )
+    left_out = [f"{counted(len(others), 'adapter')} left out, which the pattern does not fit: {listed(others)}."]
+    return _AdaptersByFields(fitting, whole, tables, on, types, left_out if others else [])
