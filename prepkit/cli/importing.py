@@ -338,3 +338,41 @@ def _packing(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
     keywords = network.keywords()
     names = ("architecture", "keep_unfoldable")
     return {**{name: keywords[name] for name in names}, "keep_batch_norm": keep_bn}
+
+
+@import_.command("small-cnn-zoo")
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@click.option("--step", "steps", type=int, multiple=True, help="Checkpoints to take. Repeatable. [default: all]")
+@click.option("--activation", metavar="NAME", help="Take only the networks with this one, relu or tanh.")
+@click.option("--splits", type=click.Choice(("paper", "strict")), help="How to split. [default: not at all]")
+@click.option("--order", type=click.Path(path_type=Path), metavar="FILE", help="CSV file with the order of the rows.")
+@making_options
+@json_option
+def small_cnn_zoo(
+    source: Path,
+    folder: Path,
+    steps: tuple[int, ...],
+    activation: str | None,
+    splits: str | None,
+    order: Path | None,
+    making: Making,
+    out: Output,
+) -> None:
+    """Import a Small CNN Zoo (Unterthiner et al.): weights.npy, metrics.csv.gz and layout.csv in SRC.
+
+    The matrix is read a row at a time. Tensors get PyTorch's order of axes and names, `convs.0.weight`; networks are
+    rebuilt, with stride 2, no padding and the activation of each row. The table becomes columns, of which modeldir is
+    called run and test_accuracy accuracy; ids are run/step.
+
+    --splits paper --order FILE takes the last step and splits it as NFN does, ScaleGMN too with --activation relu: the
+    second half of the order is for testing, the first is shuffled by random.Random(0), four fifths for training. FILE
+    is the CSV file of a permutation that NFN publishes. The stray 0 at its start counts as a row, as it does there; a
+    note says what it changes. --splits strict keeps the first of rows with equal weights, and all steps of a run in one
+    split: half for testing, four tenths for training, one tenth for validation.
+    """
+    from prepkit.zoo.importers.kinds import found_by
+
+    options = {"steps": steps or None, "activation": activation, "splits": splits, "order": order}
+    models = found_by("small-cnn-zoo", source, options)
+    making.write(folder, models, {}, out, command="zoo import small-cnn-zoo")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from prepkit.errors import LayoutMismatch, RegistryError
 from prepkit.families.importing import load_builder, load_plugin, plugins_named, reason
-from prepkit.families.table import FAMILIES
+from prepkit.families.table import FAMILIES, OF_IMPORTED_ZOOS
 from prepkit.prep.layout import Layout, canonical_json
 from prepkit.support.reading import Place, read
 from prepkit.support.text import Brief
@@ -22,7 +22,7 @@ from prepkit.support.text import Brief
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-BUILT_IN_BUILDERS = frozenset(family.builder for family in FAMILIES.values())
+BUILT_IN_BUILDERS = frozenset((*(family.builder for family in FAMILIES.values()), *OF_IMPORTED_ZOOS))
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")  # names are part of the file names of zoos
 
 Shapes = dict[str, tuple[int, ...]]

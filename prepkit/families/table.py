@@ -52,6 +52,9 @@ FAMILIES = {
     "sine_mlp": Family("prepkit.families.sine_mlp:SineMLP", {}),
 }
 
+# Builders of networks that others trained, which `prepkit zoo import` rebuilds.
+OF_IMPORTED_ZOOS = ("prepkit.families.small_cnn:SmallCNN",)
+
 # Each dataset has the shape of one input and the number of outputs.
 DATASETS: dict[str, tuple[tuple[int, ...], int]] = {
     "cifar10": ((3, 32, 32), 10),

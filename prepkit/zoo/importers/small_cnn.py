@@ -1,0 +1,257 @@
+"""The Small CNN Zoo (Unterthiner et al.): one matrix with a model a row, a table, and the layout of a row.
+
+    weights.npy       [N, 4970], floating-point numbers: N checkpoints of the same small CNN
+    metrics.csv.gz    N lines in the same order: the hyper-parameters, the run (modeldir), the step and the metrics
+    layout.csv        see `_flat_layout`
+
+The matrix is read a row at a time, so memory does not grow with it. Tensors become those of PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prepkit.errors import ZooError, counted, listed, nearest
+from prepkit.families.registry import Architecture
+from prepkit.families.small_cnn import ACTIVATIONS
+from prepkit.packing import chosen_options
+from prepkit.zoo.format.columns import OWN_COLUMNS
+from prepkit.zoo.importers._flat_layout import FlatLayout, read_layout
+from prepkit.zoo.importers._matrix import Matrix
+from prepkit.zoo.importers._paper_split import paper_splits, read_order, strict_splits
+from prepkit.zoo.write.adding import Model, Source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WEIGHTS, LAYOUT, METRICS = "weights.npy", "layout.csv", ("metrics.csv.gz", "metrics.csv")
+ACTIVATION, DATASET, RUN, STEP, ACCURACY = "config.activation", "config.dataset", "modeldir", "step", "test_accuracy"
+NAMES = {RUN: "run", ACCURACY: "accuracy"}  # of columns that all zoos call so
+SPLITS = ("paper", "strict")
+SIZES = {"mnist": 28, "fashion_mnist": 28}  # height and width of the pictures; others have OTHER_SIZE
+OTHER_SIZE = 32
+HOW_TO_RUN = {
+    "measure": "accuracy",
+    "activation": ACTIVATION,
+    "order": "convolution and activation, three times; the mean over height and width; a linear layer",
+    "stride": "2",
+    "padding": "none",
+}
+
+
+def found(
+    folder: Path,
+    *,
+    steps: int | Collection[int] | None = None,
+    activation: str | None = None,
+    splits: str | None = None,
+    order: str | os.PathLike[str] | None = None,
+) -> Source:
+    """Find the models in a folder of the Small CNN Zoo.
+
+    steps:      checkpoints to take, by their step (0, 1, 2, 3, 20, 40, 60, 80 and 86); all if missing
+    activation: take only the networks with this one, "relu" or "tanh"
+    splits:     "paper", which takes the last step only, or "strict"; see `_paper_split`. None if missing
+    order:      the CSV file that orders the rows, for "paper"
+    raises ZooError for a file that is missing, not whole, or does not fit the others
+    """
+    if not folder.is_dir():
+        kind = "a file; unpack an archive first, and name the folder" if folder.exists() else "not there"
+        raise ZooError(f"'{folder}' is {kind}.")
+    missing = [name for name in (WEIGHTS, LAYOUT) if not (folder / name).is_file()]
+    metrics = next((folder / name for name in METRICS if (folder / name).is_file()), None)
+    if missing or metrics is None:
+        absent = listed([*missing, *([] if metrics else [METRICS[0]])])
+        raise ZooError(f"'{folder}' lacks {absent}; a Small CNN Zoo has {WEIGHTS}, {METRICS[0]} and {LAYOUT}.")
+    if splits is not None and splits not in SPLITS:
+        raise ZooError(f"splits= is {listed(SPLITS)}, not {splits!r}.{nearest(splits, SPLITS)}")
+    if (splits == "paper") != (order is not None):
+        raise ZooError("splits 'paper' and order, the CSV file that orders the rows, go together.")
+    matrix, layout = Matrix(folder / WEIGHTS), read_layout(folder / LAYOUT)
+    if layout.size != matrix.columns:
+        raise ZooError(
+            f"{folder / LAYOUT}: ends at {layout.size:,}, but a row of {WEIGHTS} has {matrix.columns:,} values."
+        )
+    table = _read_metrics(metrics)
+    if len(table) != matrix.rows:
+        raise ZooError(
+            f"{metrics}: has {counted(len(table), 'row')}, but {WEIGHTS} has {matrix.rows:,}; so nothing tells which "
+            "row is of which model. Fetch both again."
+        )
+    wanted = {steps} if isinstance(steps, int) else None if steps is None else set(steps)
+    return SmallCNNSource(matrix, layout, table, metrics, wanted, activation, splits, order)
+
+
+class SmallCNNSource(Source):
+    """Rows of the matrix, with their rows in the table.
+
+    rows: number of each model's row
+    """
+
+    how_to_run = HOW_TO_RUN
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        layout: FlatLayout,
+        table: pa.Table,
+        metrics: Path,
+        steps: set[int] | None,
+        activation: str | None,
+        splits: str | None,
+        order: str | os.PathLike[str] | None,
+    ) -> None:
+        self._matrix, self._layout, self._table, self._metrics = matrix, layout, table, metrics
+        self._notes = [
+            f"Columns of {metrics.name} have other names: {listed(f'{a} is {b}' for a, b in NAMES.items())}."
+        ]
+        self._architectures: dict[tuple[str, str], Architecture] = {}
+        self.options = chosen_options(
+            steps=None if steps is None else sorted(steps), activation=activation, splits=splits
+        )
+        if order is not None:
+            self.options["order"] = Path(order).name
+        runs, of_step = table[RUN].to_pylist(), table[STEP].to_pylist()
+        last = max(of_step)
+        unknown = sorted((steps or set()) - set(of_step))
+        if unknown:
+            raise ZooError(
+                f"{metrics}: no row is of step {listed(unknown)}; there are {listed(sorted(set(of_step)), 12)}."
+            )
+        if splits == "paper":
+            if steps not in (None, {last}):
+                raise ZooError(f"splits 'paper' is of the last step, {last}; leave steps out.")
+            steps = {last}
+        rows = [row for row, step in enumerate(of_step) if steps is None or step in steps]
+        self._split: dict[int, str] = {}
+        if order is not None:
+            self._split, notes = paper_splits(read_order(Path(order), matrix.rows), rows)
+            self._notes += notes
+        if activation is not None:
+            rows = self._of_activation(rows, activation)
+        rows = self._without_copies(rows, leave_out=splits == "strict")
+        if splits == "strict":
+            of_run = strict_splits(runs[row] for row in rows)
+            self._split = {row: of_run[runs[row]] for row in rows}
+        self.rows = rows
+        self.ids = self._ids(runs, of_step)
+
+    def name(self, index: int) -> str:
+        """Return the id of a model, and its row."""
+        return f"'{self.ids[index]}' ({self._place(index)})"
+
+    def read(self, index: int) -> Model:
+        """Read a model's row of the matrix and of the table."""
+        row = self.rows[index]
+        columns = self._table.slice(row, 1).to_pylist()[0]
+        architecture = self._architecture(columns, row)
+        named = {_column(name): value for name, value in columns.items()}
+        tensors = self._layout.tensors(self._matrix.row(row))
+        return Model(tensors, self._place(index), named, split=self._split.get(row), architecture=architecture)
+
+    def notes(self) -> Sequence[str]:
+        """Return sentences on columns and on rows that stand twice."""
+        return self._notes
+
+    def _place(self, index: int) -> str:
+        return f"{self._matrix.file}, row {self.rows[index]}"
+
+    def _of_activation(self, rows: list[int], activation: str) -> list[int]:
+        own = self._table[ACTIVATION].to_pylist()
+        kept = [row for row in rows if own[row] == activation]
+        if not kept:
+            known = listed(sorted(set(map(str, own))))
+            raise ZooError(f"{self._metrics}: no row has {ACTIVATION} '{activation}'; there are {known}.")
+        return kept
+
+    def _without_copies(self, rows: list[int], leave_out: bool) -> list[int]:
+        """Tell how many rows have the weights of an earlier one, and leave them out if asked."""
+        digests = self._matrix.digests(rows)
+        first: dict[bytes, int] = {}
+        copies = {row for row, digest in zip(rows, digests, strict=True) if first.setdefault(digest, row) != row}
+        if copies:
+            fate, rows_of = "left out" if leave_out else "kept", f"{counted(len(copies), 'row')} of {WEIGHTS}"
+            self._notes.append(f"{rows_of} with the weights of an earlier row, {fate}: {listed(sorted(copies))}.")
+        return [row for row in rows if row not in copies] if leave_out else rows
+
+    def _ids(self, runs: Sequence[str], of_step: Sequence[int]) -> list[str]:
+        """Return run/step for each row, without the folders that all runs share; a row that has it too ends in #2."""
+        parts = {run: run.rstrip("/").split("/") for run in set(runs)}
+        first, last = min(parts.values()), max(parts.values())  # what these two share, all share that lie between
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first[:-1], last[:-1], strict=False)))
+        short = {run: "/".join(names[shared:]) for run, names in parts.items()}
+        counts: dict[str, int] = {}
+        ids, again = [], []
+        for row in self.rows:
+            id_ = f"{short[runs[row]]}/{of_step[row]}"
+            counts[id_] = counts.get(id_, 0) + 1
+            if counts[id_] > 1:
+                id_ = f"{id_}#{counts[id_]}"
+                again.append(id_)
+            ids.append(id_)
+        if again:
+            have = "has" if len(again) == 1 else "have"
+            self._notes.append(
+                f"{counted(len(again), 'row')} {have} the run and step of an earlier row, so their ids have a number: "
+                f"{listed(again)}."
+            )
+        return ids
+
+    def _architecture(self, columns: dict[str, Any], row: int) -> Architecture:
+        key = str(columns[ACTIVATION]), str(columns.get(DATASET))
+        if key not in self._architectures:
+            activation, dataset = key
+            if activation not in ACTIVATIONS:
+                raise ZooError(
+                    f"{self._metrics}, line {row + 2}: no {ACTIVATION} '{activation}' is known; there are "
+                    f"{listed(ACTIVATIONS)}."
+                )
+            arguments = {**self._layout.arguments, "activation": activation}
+            channels = arguments["channels"]
+            size = SIZES.get(dataset, OTHER_SIZE)
+            widths = "-".join(map(str, channels[1:]))
+            at = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in dataset)[:40]
+            self._architectures[key] = Architecture(
+                f"small_cnn_{widths}_{activation}@{at}",
+                "small_cnn",
+                (channels[0], size, size),
+                "prepkit.families.small_cnn:SmallCNN",
+                arguments,
+                {},
+            )
+        return self._architectures[key]
+
+
+def _column(name: str) -> str:
+    """Return the name that a column of the table has in the zoo's table."""
+    return f"metrics.{name}" if name in OWN_COLUMNS else NAMES.get(name, name)
+
+
+def _read_metrics(file: Path) -> pa.Table:
+    """Read the table, which takes little memory as a table of arrow.
+
+    raises ZooError if it is not whole, or lacks a column
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    try:
+        # Numbers of a text column stay as they are; threads of pyarrow could abort a process at its end.
+        table = csv.read_csv(file, read_options=csv.ReadOptions(use_threads=False))
+    except (OSError, EOFError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ZooError(f"{file}: not a whole CSV file ({reason[:200]}); fetch it again.") from None
+    table = table.select([name for name in table.column_names if name])  # pandas writes its index without a name
+    missing = [name for name in (ACTIVATION, RUN, STEP, ACCURACY) if name not in table.column_names]
+    if missing:
+        raise ZooError(f"{file}: no column {listed(missing)}; there are {listed(table.column_names, 30)}.")
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ZooError(f"{file}: columns stand twice: {listed(table.column_names, 30)}.")
+    if not pa.types.is_integer(table.schema.field(STEP).type) or table[STEP].null_count or table[RUN].null_count:
+        raise ZooError(f"{file}: each row needs a {RUN}, and a {STEP} that is a whole number.")
+    place = table.column_names.index(RUN)
+    return table.set_column(place, RUN, table[RUN].cast(pa.string()))
