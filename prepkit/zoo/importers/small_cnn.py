@@ -68,9 +68,9 @@ def found(
         absent = listed([*missing, *([] if metrics else [METRICS[0]])])
         raise ZooError(f"'{folder}' lacks {absent}; a Small CNN Zoo has {WEIGHTS}, {METRICS[0]} and {LAYOUT}.")
     if splits is not None and splits not in SPLITS:
-        raise ZooError(f"splits= is {listed(SPLITS)}, not {splits!r}.{nearest(splits, SPLITS)}")
+        raise ZooError(f"`splits` is paper or strict, not {splits!r}.{nearest(splits, SPLITS)}")
     if (splits == "paper") != (order is not None):
-        raise ZooError("splits 'paper' and order, the CSV file that orders the rows, go together.")
+        raise ZooError("`splits` paper and `order`, the CSV file that orders the rows, go together.")
     matrix, layout = Matrix(folder / WEIGHTS), read_layout(folder / LAYOUT)
     if layout.size != matrix.columns:
         raise ZooError(
@@ -124,7 +124,7 @@ class SmallCNNSource(Source):
             )
         if splits == "paper":
             if steps not in (None, {last}):
-                raise ZooError(f"splits 'paper' is of the last step, {last}; leave steps out.")
+                raise ZooError(f"`splits` paper is of the last step, {last}; leave out `steps`.")
             steps = {last}
         rows = [row for row, step in enumerate(of_step) if steps is None or step in steps]
         self._split: dict[int, str] = {}

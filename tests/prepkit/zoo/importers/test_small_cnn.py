@@ -190,9 +190,8 @@ def test_a_stray_row_of_the_last_step_moves_the_split_and_is_told(tmp_path):
     splits, notes = paper_splits(order, [0, 1, 2, 3])
     assert splits[0] in ("train", "validation")  # it stands first; its second place is in the second half
     assert {row: splits[row] for row in (1, 2)} == {1: "test", 2: "test"}
-    assert notes == [
-        f"Row 0 stands twice in the order, for {splits[0]} and for test; it is in the zoo once, for {splits[0]}."
-    ]
+    assert len(notes) == 1
+    assert f"Row 0 stands twice in the order, for {splits[0]} and for test" in notes[0]
     assert paper_splits(order, [1, 2])[1] == []
 
 
@@ -340,10 +339,10 @@ def test_the_order_has_to_name_each_row_once(small, tmp_path):
         imported(small, tmp_path, splits="paper")
     with pytest.raises(ZooError, match=r"go together"):
         imported(small, tmp_path, order=order)
-    with pytest.raises(ZooError, match=r"splits= is paper, strict, not 'papers'\. Did you mean 'paper'"):
+    with pytest.raises(ZooError, match=r"`splits` is paper or strict, not 'papers'\. Did you mean 'paper'"):
         imported(small, tmp_path, splits="papers")
     order.write_text("\n".join(map(str, range(30))))
-    with pytest.raises(ZooError, match=r"of the last step, 86; leave steps out"):
+    with pytest.raises(ZooError, match=r"of the last step, 86; leave out `steps`"):
         imported(small, tmp_path, splits="paper", order=order, steps=0)
 
 
