@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from prepkit.zoo.write.written import WrittenZoo
 
 KINDS = {  # kind: the module with its `found`
-    "small-cnn-zoo": "prepkit.zoo.importers.small_cnn",
     "tree": "prepkit.zoo.importers.tree",
     "peft": "prepkit.zoo.importers.peft",
+    "small-cnn-zoo": "prepkit.zoo.importers.small_cnn",
 }
 HOW_TO_GO_ON = "the same command goes on"
 

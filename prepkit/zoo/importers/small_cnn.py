@@ -9,7 +9,10 @@ The matrix is read a row at a time, so memory does not grow with it. Tensors bec
 
 from __future__ import annotations
 
+import csv
+import gzip
 import os
+import zlib
 from collections.abc import Collection, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -24,6 +27,7 @@ from prepkit.zoo.importers._flat_layout import FlatLayout, read_layout
 from prepkit.zoo.importers._matrix import Matrix
 from prepkit.zoo.importers._paper_split import paper_splits, read_order, strict_splits
 from prepkit.zoo.write.adding import Model, Source
+from prepkit.zoo.write.cell_types import Column, typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,14 +80,16 @@ def found(
         raise ZooError(
             f"{folder / LAYOUT}: ends at {layout.size:,}, but a row of {WEIGHTS} has {matrix.columns:,} values."
         )
-    table = _read_metrics(metrics)
+    table, types = _read_metrics(metrics)
     if len(table) != matrix.rows:
         raise ZooError(
             f"{metrics}: has {counted(len(table), 'row')}, but {WEIGHTS} has {matrix.rows:,}; so nothing tells which "
             "row is of which model. Fetch both again."
         )
     wanted = {steps} if isinstance(steps, int) else None if steps is None else set(steps)
-    return SmallCNNSource(matrix, layout, table, metrics, wanted, activation, splits, order)
+    source = SmallCNNSource(matrix, layout, table, metrics, wanted, activation, splits, order)
+    source.types = types
+    return source
 
 
 class SmallCNNSource(Source):
@@ -231,27 +237,56 @@ def _column(name: str) -> str:
     return f"metrics.{name}" if name in OWN_COLUMNS else NAMES.get(name, name)
 
 
-def _read_metrics(file: Path) -> pa.Table:
-    """Read the table, which takes little memory as a table of arrow.
+def _read_metrics(file: Path) -> tuple[pa.Table, dict[str, str]]:
+    """Read the table, which takes little memory as a table of Arrow, and what each of its columns became.
 
-    raises ZooError if it is not whole, or lacks a column
+    Arrow's own reader is not used, since it leaves a thread behind that may abort the process at its end.
+    raises ZooError naming the line that is wrong, or if a column is missing
     """
     import pyarrow as pa
-    from pyarrow import csv
 
-    try:
-        # Numbers of a text column stay as they are; threads of pyarrow could abort a process at its end.
-        table = csv.read_csv(file, read_options=csv.ReadOptions(use_threads=False))
-    except (OSError, EOFError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ZooError(f"{file}: not a whole CSV file ({reason[:200]}); fetch it again.") from None
-    table = table.select([name for name in table.column_names if name])  # pandas writes its index without a name
-    missing = [name for name in (ACTIVATION, RUN, STEP, ACCURACY) if name not in table.column_names]
+    header, cells, numbers = _read_cells(file)
+    missing = [name for name in (ACTIVATION, RUN, STEP, ACCURACY) if name not in header]
     if missing:
-        raise ZooError(f"{file}: no column {listed(missing)}; there are {listed(table.column_names, 30)}.")
-    if len(set(table.column_names)) < len(table.column_names):
-        raise ZooError(f"{file}: columns stand twice: {listed(table.column_names, 30)}.")
-    if not pa.types.is_integer(table.schema.field(STEP).type) or table[STEP].null_count or table[RUN].null_count:
-        raise ZooError(f"{file}: each row needs a {RUN}, and a {STEP} that is a whole number.")
-    place = table.column_names.index(RUN)
-    return table.set_column(place, RUN, table[RUN].cast(pa.string()))
+        raise ZooError(f"{file}: no column {listed(missing)}; there are {listed(header, 30)}.")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise ZooError(f"{file}: the columns {listed(repeated)} stand twice.")
+    arrays, types = {}, {}
+    for name in header:
+        texts = cells.pop(0)
+        if not name:  # pandas writes its index so
+            continue
+        column = Column(texts, "text") if name in (RUN, ACTIVATION, DATASET) else typed(texts, lines=numbers)
+        wrong = next((line for line, text in zip(numbers, texts, strict=True) if not text), None)
+        if (name == STEP and column.kind != "int") or (name in (STEP, RUN) and wrong):
+            at = f", line {wrong}" if wrong else ""
+            raise ZooError(f"{file}{at}: each row needs a {RUN}, and a {STEP} that is a whole number.")
+        arrays[name], types[_column(name)] = pa.array(column.values), str(column)
+    return pa.table(arrays), types
+
+
+def _read_cells(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the header, the texts of each column and the number of each row's line."""
+    opener = gzip.open if file.suffix == ".gz" else open
+    numbers: list[int] = []
+    known: dict[str, str] = {}  # most columns hold few texts, each of which is kept once
+    try:
+        with opener(file, "rt", encoding="utf-8-sig", newline="") as opened:
+            reader = csv.reader(opened, strict=True)
+            header = next(reader, [])
+            columns: list[list[str]] = [[] for _ in header]
+            for cells in filter(None, reader):
+                if len(cells) != len(header):
+                    have = counted(len(cells), "cell")
+                    raise ZooError(
+                        f"{file}, line {reader.line_num}: {have}, but the first line names "
+                        f"{counted(len(header), 'column')}."
+                    )
+                numbers.append(reader.line_num)
+                for column, cell in zip(columns, cells, strict=True):
+                    column.append(known.setdefault(cell, cell))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ZooError(f"{file}: not a whole CSV file ({reason[:200]}); fetch it again.") from None
+    return header, columns, numbers
