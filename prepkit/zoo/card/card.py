@@ -277,7 +277,7 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
 
 def _columns(zoo: Zoo) -> list[str]:
     command = str((zoo.manifest.provenance or {}).get("command"))
-    like = "zoo create" if command.startswith("zoo import ") else command
+    like = "zoo create" if command.startswith("zoo import ") and command not in MEANINGS else command
     earlier = [name for name in zoo.table.column_names if name.startswith(EARLIER_SPLIT)]
     meanings = OWN_MEANINGS | dict.fromkeys(earlier, EARLIER) | MEANINGS.get(like, {})
     rows = [

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prepkit.checkpoint.export import save_state_dict
 from prepkit.errors import OutputError, ZooError
 from prepkit.prep.file import PRep
-from prepkit.support.files import check_writable, replacing
+from prepkit.support.files import check_writable, replacing, system_errors_as_output
 from prepkit.support.text import Brief
 from prepkit.zoo.format.lora import ADAPTER_CONFIG, CONFIG, WEIGHTS, LoraConfig, PairNames, pairs_in
 
@@ -144,15 +144,14 @@ class Adapter(Brief):
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write adapter_model.safetensors and the adapter_config.json that it came with, which PEFT loads.
 
+        folder: is made if it is missing, as are those above it
         raises OutputError if one of them exists and `overwrite` is false, or cannot be written
         """
         root = Path(folder)
         if root.exists() and not root.is_dir():
             raise OutputError(f"cannot write '{root}': it is a file; name a folder.")
-        is_new = not root.exists()
-        if is_new:
-            check_writable(root, overwrite=False)
-            root.mkdir()
+        with system_errors_as_output(root):
+            root.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS, CONFIG):
             check_writable(root / name, overwrite=overwrite)
         save_state_dict(self.state_dict(), root / WEIGHTS, overwrite=overwrite)

@@ -106,19 +106,19 @@ def test_products_are_those_of_the_files_also_after_writing_back(tmp_path, confi
     for module, found in adapter.products().items():
         assert distance(found.numpy(), product(tensors, module, scales[module])) < 1e-6
 
-    adapter.save(tmp_path / "same")
-    same = load_file(tmp_path / "same/adapter_model.safetensors")
+    adapter.save(tmp_path / "all/same")
+    same = load_file(tmp_path / "all/same/adapter_model.safetensors")
     assert same.keys() == tensors.keys()
     assert all(same[key].tobytes() == tensors[key].tobytes() for key in tensors)
-    adapter.canonical().save(tmp_path / "canonical")
-    written = load_file(tmp_path / "canonical/adapter_model.safetensors")
+    adapter.canonical().save(tmp_path / "all/canonical")
+    written = load_file(tmp_path / "all/canonical/adapter_model.safetensors")
     assert {key: (value.shape, value.dtype) for key, value in written.items()} == {
         key: (value.shape, value.dtype) for key, value in tensors.items()
     }
     for module, scale in scales.items():
         assert distance(product(written, module, scale), product(tensors, module, scale)) < 1e-6
     original = (tmp_path / "src/run/adapter_config.json").read_bytes()
-    for folder in ("same", "canonical"):
+    for folder in ("all/same", "all/canonical"):
         assert (tmp_path / folder / "adapter_config.json").read_bytes() == original
 
 
