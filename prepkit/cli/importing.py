@@ -333,6 +333,62 @@ def peft(
     making.write(folder, found_by("peft", source, options), {}, out, command="zoo import peft")
 
 
+@import_.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the pictures.")
+@click.option("--picture", metavar="PATH", help="Path of each picture below it, such as {label}/{index}.png.")
+@click.option("--convention", metavar="NAME", help="dws, nfn or implicit-zoo. [default: what running decides]")
+@tree_options
+@making_options
+@json_option
+def siren(
+    source: Path,
+    folder: Path,
+    data: Path | None,
+    picture: str | None,
+    convention: str | None,
+    list_: BinaryIO | None,
+    pattern: str | None,
+    tables: tuple[str, ...],
+    on: dict[str, str] | None,
+    types: dict[str, str] | None,
+    making: Making,
+    out: Output,
+) -> None:
+    """Import SIRENs that draw pictures: of DWSNets, nfn or Implicit-Zoo.
+
+    \b
+    SRC is the folder that holds
+      mnist_png_SPLIT_LABEL_INDEX/checkpoints/model_final.pth    DWSNets, MNIST
+      SPLIT/model_INDEX.pth                                      DWSNets, Fashion-MNIST
+      PREFIX_LABELs/netINDEX.pth                                 nfn
+      ckpts/LABEL/INDEX_SEED.ckpt and 0_50000.json               Implicit-Zoo
+    or models by --pattern, --from and --table as in `prepkit zoo import tree`.
+
+    The three differ in what is added to the output, in which coordinate comes first and in how pixels were normalised.
+    With --data, running some models on their pictures decides, and each model whose PSNR nothing stores is measured.
+    Pictures are SPLIT/LABEL/INDEX.png, SPLIT/INDEX.png, INDEX.png and LABEL/INDEX.png below it, or as --picture says,
+    with the digits of the model's path. Without --data the names of tensors are taken, and a note says so.
+
+    The zoo notes how its networks are run; `prepkit zoo verify DST --rerun N --data PATH` proves it.
+    """
+    from prepkit.zoo.importers.kinds import found_by
+    from prepkit.zoo.write.model_paths import paths_in
+
+    options = {
+        "data": data,
+        "picture": picture,
+        "convention": convention,
+        "pattern": pattern,
+        "files": paths_in(list_.read()) if list_ else None,
+        "table": tables,
+        "on": on,
+        "types": types,
+    }
+    making.write(folder, found_by("siren", source, options), {}, out, command="zoo import siren")
+
+
 def _packing(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
     """Return how networks are packed: arguments of Packing."""
     keywords = network.keywords()

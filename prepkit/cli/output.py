@@ -43,6 +43,8 @@ FLAGS = {
     "`order`": "--order",
     "`splits`": "--splits",
     "`steps`": "--step",
+    "`picture`": "--picture",
+    "`convention`": "--convention",
     "ZooWriter(dtype=...)": "--dtype",
     "load_recipe(name, {key: value})": "--set KEY=VALUE",
     "data=": "--data ",

@@ -53,7 +53,8 @@ FAMILIES = {
 }
 
 # Builders of networks that others trained, which `prepkit zoo import` rebuilds.
-OF_IMPORTED_ZOOS = ("prepkit.families.small_cnn:SmallCNN",)
+SIREN = "prepkit.families.siren:Siren"
+OF_IMPORTED_ZOOS = ("prepkit.families.small_cnn:SmallCNN", SIREN)
 
 # Each dataset has the shape of one input and the number of outputs.
 DATASETS: dict[str, tuple[tuple[int, ...], int]] = {

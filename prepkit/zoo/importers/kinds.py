@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prepkit.zoo.write.written import WrittenZoo
 
 KINDS = {  # kind: the module with its `found`
+    "siren": "prepkit.zoo.importers.siren",
     "tree": "prepkit.zoo.importers.tree",
     "peft": "prepkit.zoo.importers.peft",
     "small-cnn-zoo": "prepkit.zoo.importers.small_cnn",

@@ -72,12 +72,12 @@ def source_of(
 
     fetched: gives a model of the Hub as a file, as long as its context lasts
     """
-    tables = [] if table is None else [table] if isinstance(table, str | os.PathLike) else list(table)
+    tables = listed_tables(table)
     if pattern is not None:
         local = [path for path in paths if isinstance(path, Path)]
         if len(local) < len(paths):
             raise ZooError("`pattern` goes with files and folders; a model of the Hub has no fields in its path.")
-        return TreeSource(local, pattern, [os.fspath(name) for name in tables], on or {}, types or {}, key, prefix)
+        return TreeSource(local, pattern, tables, on or {}, types or {}, key, prefix)
     if on or len(tables) > 1:
         raise ZooError("`on` and several tables go with a `pattern`, such as {run}/model_{epoch:int}.pt.")
     csv = Path(tables[0]) if tables else None
@@ -231,6 +231,12 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         kind = "a file; unpack an archive first, and name the folder" if folder.exists() else "not there"
         raise ZooError(f"'{folder}' is {kind}.")
+
+
+def listed_tables(table: Tables) -> list[str]:
+    """Return the tables that the user named: none, one or several."""
+    tables = [] if table is None else [table] if isinstance(table, str | os.PathLike) else table
+    return [os.fspath(name) for name in tables]
 
 
 def in_folder(folder: Path, files: Paths) -> list[Path]:
