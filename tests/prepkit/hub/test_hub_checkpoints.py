@@ -318,7 +318,7 @@ def test_a_model_that_cannot_be_fetched_keeps_the_others_and_the_zoo_goes_on(hub
     model(hub, "a/one", {"model.safetensors": save(weights(1))})
     models = ("hf://a/one", "hf://b/two")
     told = invoke("zoo", "create", "wild", *models, status=1).stderr
-    assert "1 of 2 models are kept; go on with --resume" in told
+    assert "1 of 2 models is kept; go on with --resume" in told
     assert "the Hub has no model repository 'b/two'" in told
     commit = model(hub, "b/two", {"model.safetensors": save(weights(2))})
     hub.forget()
