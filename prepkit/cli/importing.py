@@ -151,10 +151,27 @@ def making_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tree_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which files there are, and which tables belong to them."""
+    """Add the options that say which files there are and which tables belong to them, and hand them over as `files`."""
+
+    @functools.wraps(command)
+    def with_files(
+        *arguments: Any,
+        list_: BinaryIO | None,
+        pattern: str | None,
+        tables: tuple[str, ...],
+        on: dict[str, str] | None,
+        types: dict[str, str] | None,
+        **others: Any,
+    ) -> Any:
+        from prepkit.zoo.write.model_paths import paths_in
+
+        listed = paths_in(list_.read()) if list_ else None
+        files = {"files": listed, "pattern": pattern, "table": tables, "on": on, "types": types}
+        return command(*arguments, files=files, **others)
+
     for option in reversed(TREE_OPTIONS):
-        command = option(command)
-    return command
+        option(with_files)
+    return with_files
 
 
 @click.command()
@@ -169,11 +186,7 @@ def tree_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def create(
     folder: Path,
     models: tuple[Path | HubAddress, ...],
-    list_: BinaryIO | None,
-    pattern: str | None,
-    tables: tuple[str, ...],
-    on: dict[str, str] | None,
-    types: dict[str, str] | None,
+    files: dict[str, Any],
     making: Making,
     network: NetworkOptions,
     keep_bn: bool,
@@ -204,22 +217,13 @@ def create(
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
     from prepkit.api import model_address, source_of_models
-    from prepkit.zoo.write.model_paths import paths_in
 
-    named = [*models, *(map(model_address, paths_in(list_.read())) if list_ else ())]
+    named = [*models, *map(model_address, files.pop("files") or ())]
     if not named:
         raise click.UsageError("name at least one MODEL, or a list of them with --from.")
     packing = _packing(network, keep_bn)
     with hub_bars(named, out.as_json):
-        source = source_of_models(
-            named,
-            pattern=pattern,
-            table=tables,
-            on=on,
-            types=types,
-            key=network.key,
-            prefix=network.prefix,
-        )
+        source = source_of_models(named, **files, key=network.key, prefix=network.prefix)
         go_on = "go on with --resume"
         making.write(folder, source, packing, out, command="zoo create", resume=resume, how_to_go_on=go_on)
 
@@ -243,11 +247,7 @@ def import_() -> None:
 def tree(
     source: Path,
     folder: Path,
-    list_: BinaryIO | None,
-    pattern: str | None,
-    tables: tuple[str, ...],
-    on: dict[str, str] | None,
-    types: dict[str, str] | None,
+    files: dict[str, Any],
     making: Making,
     network: NetworkOptions,
     keep_bn: bool,
@@ -272,17 +272,8 @@ def tree(
     What a file says beside its tensors becomes columns too, with dotted names; a note names what cannot be one.
     """
     from prepkit.zoo.importers.kinds import found_by
-    from prepkit.zoo.write.model_paths import paths_in
 
-    options = {
-        "pattern": pattern,
-        "files": paths_in(list_.read()) if list_ else None,
-        "table": tables,
-        "on": on,
-        "types": types,
-        "key": network.key,
-        "prefix": network.prefix,
-    }
+    options = {**files, "key": network.key, "prefix": network.prefix}
     packing = _packing(network, keep_bn)
     making.write(folder, found_by("tree", source, options), packing, out, command="zoo import tree")
 
@@ -296,11 +287,7 @@ def tree(
 def peft(
     source: Path,
     folder: Path,
-    list_: BinaryIO | None,
-    pattern: str | None,
-    tables: tuple[str, ...],
-    on: dict[str, str] | None,
-    types: dict[str, str] | None,
+    files: dict[str, Any],
     making: Making,
     out: Output,
 ) -> None:
@@ -321,16 +308,8 @@ def peft(
     Adapters of several dtypes need --dtype float32.
     """
     from prepkit.zoo.importers.kinds import found_by
-    from prepkit.zoo.write.model_paths import paths_in
 
-    options = {
-        "pattern": pattern,
-        "files": paths_in(list_.read()) if list_ else None,
-        "table": tables,
-        "on": on,
-        "types": types,
-    }
-    making.write(folder, found_by("peft", source, options), {}, out, command="zoo import peft")
+    making.write(folder, found_by("peft", source, files), {}, out, command="zoo import peft")
 
 
 @import_.command()
@@ -348,11 +327,7 @@ def siren(
     data: Path | None,
     picture: str | None,
     convention: str | None,
-    list_: BinaryIO | None,
-    pattern: str | None,
-    tables: tuple[str, ...],
-    on: dict[str, str] | None,
-    types: dict[str, str] | None,
+    files: dict[str, Any],
     making: Making,
     out: Output,
 ) -> None:
@@ -374,18 +349,8 @@ def siren(
     The zoo notes how its networks are run; `prepkit zoo verify DST --rerun N --data PATH` proves it.
     """
     from prepkit.zoo.importers.kinds import found_by
-    from prepkit.zoo.write.model_paths import paths_in
 
-    options = {
-        "data": data,
-        "picture": picture,
-        "convention": convention,
-        "pattern": pattern,
-        "files": paths_in(list_.read()) if list_ else None,
-        "table": tables,
-        "on": on,
-        "types": types,
-    }
+    options = {**files, "data": data, "picture": picture, "convention": convention}
     making.write(folder, found_by("siren", source, options), {}, out, command="zoo import siren")
 
 
