@@ -216,7 +216,7 @@ def _entries(
 
 def _nothing_fits(root: Path, pattern: PathPattern, folders: list[str], number: int) -> ZooError:
     """Return the error for a pattern that nothing fits: which part of it, and what is there instead."""
-    names = [name for folder in folders[:20] for name in os.listdir(root / folder)]
+    names = {name for folder in folders[:20] for name in os.listdir(root / folder)}
     there = f"there is {listed(sorted(names), 4)}" if names else "nothing is there"
     kind = "file" if number == len(pattern.parts) - 1 else "folder"
     where = f"in {counted(len(folders), 'folder')} of '{root}'" if folders != [""] else f"in '{root}'"
