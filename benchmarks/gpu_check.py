@@ -165,7 +165,7 @@ def part_tests(sheet: Sheet) -> None:
         for device in (torch.device("cpu"), sheet.device):
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             case = Case(setting, device, True, precision, tf32=False)
-            objective = case.eager_step.objective
+            objective = case.eager_step.operations.objective
             losses = objective(case.next_batch())
             losses.total.backward()
             flat = [parameter.grad.flatten().double().cpu() for parameter in case.space.parameters()]

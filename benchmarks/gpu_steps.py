@@ -215,7 +215,7 @@ class Case:
 def sections(setting: str, device: torch.device, tiny: bool) -> dict[str, Any]:
     """Milliseconds of each section of a step, each recorded alone and repeated; encoding and decoding with backward."""
     case = Case(setting, device, tiny, "float32" if device.type == "cpu" else "bfloat16")
-    objective, batch, space = case.step.objective, case.next_batch(), case.space
+    objective, batch, space = case.step.operations.objective, case.next_batch(), case.space
     preps, class_ids = batch.preps, batch.class_ids
     encoder, decoder = list(space.encoder.parameters()), list(space.decoder.parameters())
     with torch.no_grad(), objective._autocast():

@@ -6,6 +6,7 @@ it would have seen. Shapes: N instances of a batch, H x W the PRep, B samples.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,6 +104,7 @@ def task_of(zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) ->
 
 def ready_teacher(teacher: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     """Move a teacher to a device in the form that is run: on a GPU, its layers are cast once, not in each step."""
+    teacher = copy.deepcopy(teacher)  # the zoo's own one stays as it is
     teacher = teacher.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
     if device.type == "cuda" and recipe.training.precision == "bfloat16":
         for layer in teacher.modules():  # a BatchNorm keeps its statistics in float32

@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         return self.plain(preps_NHW)
 
     def plain(self, preps_NHW: Tensor) -> Tensor:
-        """Compute the same as `forward`, as the paper writes it; on a CPU `forward` may use netspace/space/fast."""
+        """Compute the same as `forward`, as the paper writes it; `forward` may use netspace/space/fast."""
         features = leaky_relu(self.conv4(self.row_features(preps_NHW)), NEGATIVE_SLOPE)
         latent_NE: Tensor = features.max(dim=2).values.squeeze(2)
         return latent_NE
@@ -182,7 +182,7 @@ class Decoder(nn.Module):
         return self.plain(latent_NE)
 
     def plain(self, latent_NE: Tensor) -> Tensor:
-        """Compute the same as `forward`, as the paper writes it; on a CPU `forward` may use netspace/space/fast."""
+        """Compute the same as `forward`, as the paper writes it; `forward` may use netspace/space/fast."""
         count, height, width = len(latent_NE), self.height, self.width
         features = leaky_relu(self.conv1(self.image.view(latent_NE)), NEGATIVE_SLOPE)
         features = features.reshape(count, 128, height, self.columns)

@@ -156,7 +156,7 @@ class Objective:
 
         # The losses of the n instances and of the P G points.
         count, points = len(batch.class_ids[own]), (len(pairs), len(gammas))
-        c_t_n = constant(batch.class_ids[own], torch.int64, logits_MA.device)
+        c_t_n = torch.cat([constant((c_t,), torch.int64, logits_MA.device) for c_t in batch.class_ids[own]])
         loss_class_n = losses.loss_class(logits_MA[:count], c_t_n)
         loss_gamma_PG = loss_M[count:].view(points)  # L_kd^gamma (Eq. 10)
         if gammas:

@@ -8,7 +8,7 @@ functions run as they are. Shapes: see _objective.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,58 +35,79 @@ class Outputs(NamedTuple):
     t_nBC: Tensor | None
 
 
-def adam(parameters: Sequence[nn.Parameter], learning_rate: float, device: torch.device) -> torch.optim.Adam:
-    """Adam whose update can be recorded on a GPU, where its learning rate is a tensor."""
-    on_gpu = device.type == "cuda"
-    rate = torch.tensor(learning_rate, device=device) if on_gpu else learning_rate
-    return torch.optim.Adam(parameters, lr=rate, fused=device.type in ("cpu", "cuda"), capturable=on_gpu)
+def adam(
+    parameters: Sequence[nn.Parameter], learning_rate: float, device: torch.device, graphed: bool = True
+) -> torch.optim.Adam:
+    """Adam whose update can be recorded on a GPU, where its learning rate is a tensor.
+
+    graphed: whether it will be recorded
+    """
+    graphed = graphed and device.type == "cuda"
+    rate = torch.tensor(learning_rate, device=device) if graphed else learning_rate
+    optimizer = torch.optim.Adam(parameters, lr=rate, fused=device.type in ("cpu", "cuda"), capturable=graphed)
+    optimizer._warned_capturable_if_run_uncaptured = True  # its first steps are run
+    return optimizer
 
 
 class Step:
-    """Takes steps: `step(batches, rate)` returns the losses' parts and `gradient_norm`, good until the next step."""
+    """Takes steps: `step(batches, rate)` returns the losses' parts and `gradient_norm`, which a later step changes."""
 
     def __init__(self, objective: Objective, optimizer: torch.optim.Adam, ranks: Ranks, device: torch.device) -> None:
-        recipe: Recipe = objective.recipe
-        self.objective, self.optimizer, self.ranks, self.clip = objective, optimizer, ranks, recipe.optimizer.clip
-        self.parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
-        # Losses of one architecture are means, which are averaged over accumulated batches; other losses are sums.
-        self.batch_weight = 1.0 if recipe.has_classes else 1.0 / recipe.batch.accumulate
-        self.on_gpu = device.type == "cuda"
+        # What is recorded does not know this object: without a circle, a graph's memory is freed with it at once.
+        own = Operations(objective, optimizer, device)
+        self.operations, self.ranks = own, ranks
         graphed = device if ranks.size == 1 else torch.device("cpu")  # processes talk to each other within a step
-        self.accumulate: Callable[..., Parts] = GraphedStep(self._accumulate, graphed)
-        if recipe.has_classes and graphed.type == "cuda":
-            self.accumulate = GraphedChain(self._forward, _class_ids, self._judge, _backward, graphed)
-        self.update = GraphedStep(self._update, graphed)
+        self.accumulate: Callable[..., Parts] = GraphedStep(own.accumulate, graphed)
+        if objective.recipe.has_classes and graphed.type == "cuda":
+            self.accumulate = GraphedChain(own.forward, _class_ids, own.judge, _backward, graphed)
+        self.update = GraphedStep(own.update, graphed)
 
-    def __call__(self, batches: Sequence[Batch], rate: float) -> Parts:
-        """Update the network by the gradients of these batches."""
+    def __call__(self, batches: Iterable[Batch], rate: float) -> Parts:
+        """Update the network by the gradients of these batches, which are taken one after another."""
         parts: Parts = {}
         for batch in batches:
             preps, class_ids = self._in_order(batch)
             found = self.accumulate(preps, batch.inputs, batch.labels, class_ids)
-            parts = {name: part * self.batch_weight + parts.get(name, 0.0) for name, part in found.items()}
-        self.ranks.add_gradients(self.parameters)
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        if isinstance(learning_rate, Tensor):
-            learning_rate.fill_(rate)
-        else:
-            self.optimizer.param_groups[0]["lr"] = rate
-        return {**parts, "gradient_norm": self.update()}
+            parts = {name: part + parts.get(name, 0.0) for name, part in found.items()}
+        self.ranks.add_gradients(self.operations.parameters)
+        self.operations.set_learning_rate(rate)
+        weighted = {name: part * self.operations.batch_weight for name, part in parts.items()}
+        return {**weighted, "gradient_norm": self.update()}
 
     def _in_order(self, batch: Batch) -> tuple[Tensor, tuple[int, ...]]:
         """The instances of a batch; for recordings in the order of ClassIds, so that fewer kinds of batches occur."""
-        if not isinstance(self.accumulate, GraphedChain):
+        if not isinstance(self.accumulate, GraphedChain) or self.accumulate.failure is not None:
             return batch.preps, batch.class_ids
         order = sorted(range(len(batch.class_ids)), key=lambda place: batch.class_ids[place])
         return torch.stack([batch.preps[place] for place in order]), tuple(sorted(batch.class_ids))
 
-    def _accumulate(self, preps: Tensor, inputs: Tensor, labels: Tensor | None, class_ids: tuple[int, ...]) -> Parts:
+
+class Operations:
+    """What a step is made of; on a GPU each method is recorded."""
+
+    def __init__(self, objective: Objective, optimizer: torch.optim.Adam, device: torch.device) -> None:
+        recipe: Recipe = objective.recipe
+        self.objective, self.optimizer, self.clip = objective, optimizer, recipe.optimizer.clip
+        self.parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+        # Losses of one architecture are means, which are averaged over accumulated batches; other losses are sums.
+        self.batch_weight = 1.0 if recipe.has_classes else 1.0 / recipe.batch.accumulate
+        self.on_gpu = device.type == "cuda"
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the rate of the updates to come, in place where they are recorded."""
+        (group,) = self.optimizer.param_groups
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+    def accumulate(self, preps: Tensor, inputs: Tensor, labels: Tensor | None, class_ids: tuple[int, ...]) -> Parts:
         """Add the gradients of one batch."""
         losses = self.objective(Batch(preps, class_ids, (), inputs, labels))
         torch.autograd.backward(losses.total * self.batch_weight)
         return losses.parts
 
-    def _update(self) -> Tensor:
+    def update(self) -> Tensor:
         """Clip the gradients as the recipe says, and update; returns the norm of all gradients before."""
         norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         if self.clip is not None:
@@ -97,14 +118,15 @@ class Step:
 
     # The parts of a recorded batch with several architectures --------------------------------------------------------
 
-    def _forward(self, preps: Tensor, inputs: Tensor, labels: Tensor, class_ids: tuple[int, ...]) -> Outputs:
+    def forward(self, preps: Tensor, inputs: Tensor, labels: Tensor, class_ids: tuple[int, ...]) -> Outputs:
+        """Compute all that does not ask for the predicted ClassIds."""
         embedded = self.objective.embed(preps, class_ids)
         predicted = self.objective.predict(embedded, preps, inputs, class_ids)
         return Outputs(
             predicted.preps_MHW, embedded.logits_MA, embedded.class_ids_M, predicted.t_star_BC, predicted.t_nBC
         )
 
-    def _judge(
+    def judge(
         self,
         outputs: Outputs,
         class_ids_M: tuple[int, ...],
@@ -113,6 +135,7 @@ class Step:
         labels: Tensor,
         class_ids: tuple[int, ...],
     ) -> tuple[tuple[Tensor, ...], Parts]:
+        """Return the gradients of PReps and logits, and the parts of the losses."""
         preps_MHW, logits_MA = (tensor.detach().requires_grad_() for tensor in outputs[:2])
         predicted = Predicted(preps_MHW, outputs.t_star_BC, outputs.t_nBC)
         batch = Batch(preps, class_ids, (), inputs, labels)

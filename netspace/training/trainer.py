@@ -10,7 +10,7 @@ All that is drawn depends on the recipe's seed and the number of the step, so an
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from filelock import BaseFileLock
 
 import prepkit
-from netspace.data import Data
+from netspace.data import Batch, Data
 from netspace.recipe import Recipe, load_recipe
 from netspace.run.card import write_card
 from netspace.run.run import BEST, LATEST, NETWORK, OPTIMISER, Run, State, check_free
@@ -130,9 +130,9 @@ class Training:
             with deferred_signals() as signals, Background() as self.writing:
                 for step in steps:
                     rate = recipe.optimizer.rate(step - 1, last)
-                    own = list(islice(batches, recipe.batch.accumulate))
-                    parts = take_step(own, rate)
-                    log.step(step, parts, [index for batch in own for index in batch.indices], rate)
+                    indices: list[int] = []
+                    parts = take_step(_noted(islice(batches, recipe.batch.accumulate), indices), rate)
+                    log.step(step, parts, indices, rate)
 
                     interrupted = self._is_interrupted(signals, step)
                     if step == last or step % recipe.training.validate_every == 0:
@@ -186,7 +186,7 @@ class Training:
             for tensor in space.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
         trained = [parameter for parameter in space.parameters() if parameter.requires_grad]
-        optimiser = adam(trained, self.recipe.optimizer.learning_rate, self.device)
+        optimiser = adam(trained, self.recipe.optimizer.learning_rate, self.device, self.ranks.size == 1)
         if state is not None:
             _restore(optimiser, space, state)
         return space, optimiser, state
@@ -236,6 +236,13 @@ class Training:
             write_states(run, state, scores)
         else:  # the tensors are copies, so the next steps need not wait for the disk
             self.writing.call(write_states, run, state, scores)
+
+
+def _noted(batches: Iterator[Batch], indices: list[int]) -> Iterator[Batch]:
+    """Yield batches, and note the instances of each."""
+    for batch in batches:
+        indices.extend(batch.indices)
+        yield batch
 
 
 def write_states(run: Run, state: State, scores: Mapping[str, float] | None) -> None:

@@ -331,7 +331,7 @@ def siren(
     making: Making,
     out: Output,
 ) -> None:
-    """Import SIRENs that draw pictures: of DWSNets, nfn or Implicit-Zoo.
+    """Import SIRENs of pictures: DWSNets, nfn, Implicit-Zoo.
 
     \b
     SRC is the folder that holds
@@ -380,11 +380,12 @@ def small_cnn_zoo(
     making: Making,
     out: Output,
 ) -> None:
-    """Import a Small CNN Zoo (Unterthiner et al.): weights.npy, metrics.csv.gz and layout.csv in SRC.
+    """Import a Small CNN Zoo (Unterthiner et al.).
 
-    The matrix is read a row at a time. Tensors get PyTorch's order of axes and names, `convs.0.weight`; networks are
-    rebuilt, with stride 2, no padding and the activation of each row. The table becomes columns, of which modeldir is
-    called run and test_accuracy accuracy; ids are run/step.
+    SRC holds weights.npy, metrics.csv.gz and layout.csv. The matrix is read a row at a time. Tensors get PyTorch's
+    order of axes and names, `convs.0.weight`; networks are rebuilt, with stride 2, no padding and the activation of
+    each row. The table becomes columns, of which modeldir is called run and test_accuracy accuracy; ids are
+    run/step.
 
     --splits paper --order FILE takes the last step and splits it as NFN does, ScaleGMN too with --activation relu: the
     second half of the order is for testing, the first is shuffled by random.Random(0), four fifths for training. FILE

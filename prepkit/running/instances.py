@@ -122,7 +122,7 @@ def runner(
 def is_stackable(architecture: Architecture, folded: bool) -> bool:
     """Whether instances of an architecture can run at once, which is proved by running some."""
     try:
-        runner(architecture, folded, True, torch.device("cpu"))
+        runner(architecture, folded, True, torch.device("cpu"), dense=False)
     except Unstackable:
         return False
     return True
@@ -228,7 +228,7 @@ def run_instances(architecture: Architecture | str, preps: Tensor, inputs: Tenso
         raise LayoutMismatch("there are no PReps to run: found [0, H, W].")
     tied = {alias: tensors[name] for alias, name in architecture.layout.ties}
     pays = stacking_pays(architecture, inputs.shape[-axes - 1], preps.device)
-    run = runner(architecture, True, pays, preps.device, dense=None if dense else False)
+    run = runner(architecture, True, pays, preps.device, dense=None if dense and preps.is_cuda else False)
     size = pack_size(architecture, preps.device) if dense else len(preps)
     tensors |= tied
     if len(preps) <= size:

@@ -34,6 +34,9 @@ class Background:
 
     def wait(self) -> None:
         """Wait for the last call, and raise its error."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        if self._last is None:
+            return
+        error = self._last.exception()  # where waiting is interrupted, the call is waited for again
+        self._last = None
+        if error is not None:
+            raise error

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -83,11 +83,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-@lru_cache(maxsize=1024)
+@cache
 def constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers as a tensor on a device, the same one at every call, so that only the first waits for a copy.
 
-    Callers must not change it.
+    Callers must not change it. It is kept for good, as recorded graphs read it too, so ask for few different ones.
     """
     with torch.inference_mode(False):
         return torch.tensor(numbers, dtype=dtype, device=device)

@@ -12,7 +12,8 @@ What the function must keep to, so that a repetition is a step:
 - All that changes from step to step is in tensors that are changed in place, such as an optimiser's state (capturable
   Adam), a learning rate (a tensor, set by `fill_` or `copy_` outside), or the tensors that the call is given.
 - It does not wait for the device: no `.item()`, no `.tolist()`, no tensor made from numbers on the host.
-- It clears the gradients first of all; it may set them to None, as a repetition writes the recorded ones.
+- It clears the gradients first of all, and may set them to None, as a repetition writes the recorded ones; gradients
+  that another recording reads are cleared with `set_to_none=False`.
 - What its Python does beside that, such as counting steps, is done by the caller.
 """
 
@@ -32,6 +33,7 @@ from prepkit.errors import RecordingFailed
 WARMUPS = 3  # Libraries choose their kernels in the first calls, which cannot be recorded.
 MOST_GRAPHS = 16
 MOST_CHOICES = 8
+MOST_KNOWN = 1000  # choices that are remembered
 
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]
@@ -102,13 +104,14 @@ class GraphedStep(Generic[T]):
         return _aside(self._recorder, lambda: self.step(*arguments))
 
     def _record(self, variant: _Variant[T], arguments: tuple[Any, ...]) -> bool:
-        """Record the function for arguments of this kind; say so and give up all recordings to come if that fails."""
+        """Record the function for arguments of this kind; say so and give up all recordings if that fails."""
         assert self._recorder is not None
         inputs = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
         try:
             variant.outputs, variant.repeat = self._recorder(lambda: self.step(*inputs))
         except RuntimeError as error:  # torch's own errors, out of memory among them, are all of this kind
             self.failure = _say_failure(error)
+            self._variants.clear()  # their memory is what may be missing
             return False
         variant.inputs = tuple(argument for argument in inputs if isinstance(argument, Tensor))
         return True
@@ -161,12 +164,14 @@ class GraphedChain(Generic[T]):
     choose:   waits for the device and returns what the host has to know of these outputs, hashable
     judge:    takes the outputs, the choice and the arguments, and returns the gradients of those outputs that need
               them, in their order, and its results; it must not use the outputs' history
-    backward: takes the outputs, their gradients, and whether their history is needed again; it adds to gradients
+    backward: takes the outputs, their gradients, and whether their history is needed again; it adds to the gradients
+              of parameters
     device, warmups, most: see GraphedStep
     choices:   number of choices whose judging is recorded for each kind of arguments; the one that was asked for
                longest ago gives way to another
     recorders: the recorders of forward and backward, and of judgings; for tests
-    Forward and backward are recorded once for each kind of arguments, the judging for each choice too.
+    Forward and backward are recorded once for each kind of arguments, the judging for each choice too. A recorded kind
+    keeps all activations of its forward. Results are only good until the next call.
     """
 
     def __init__(
@@ -198,6 +203,7 @@ class GraphedChain(Generic[T]):
     def __call__(self, *arguments: Any) -> T:
         """Compute the results, and add to the gradients."""
         if self._recorders is None or self.failure is not None:
+            self._chains.clear()  # the memory of recordings is what may be missing
             return self._run(arguments)
         recorder, judging = self._recorders
         chain = self._chains.setdefault(_kind(arguments), _Chain())
@@ -235,6 +241,7 @@ class GraphedChain(Generic[T]):
             _, backward = recorder(lambda: self.backward(outputs, gradients, True))
         except RuntimeError as error:
             self.failure = _say_failure(error)
+            self._chains.clear()
             return False
         chain.inputs, chain.outputs, chain.gradients = inputs, outputs, gradients
         chain.forward, chain.backward = forward, backward
@@ -251,12 +258,14 @@ class GraphedChain(Generic[T]):
 
         variant = chain.judged.pop(choice, _Variant())
         chain.judged[choice] = variant  # the last one is the one that was asked for last
+        if len(chain.judged) > MOST_KNOWN:
+            del chain.judged[next(known for known, each in chain.judged.items() if each.repeat is None)]
         variant.calls += 1
         if variant.repeat is None:
             if variant.calls <= self.warmups or self.failure is not None:
                 return _aside(recorder, judge)
             recorded = [known for known, each in chain.judged.items() if each.repeat is not None]
-            for known in recorded[: len(recorded) + 1 - self.choices]:
+            for known in recorded[: max(0, len(recorded) + 1 - self.choices)]:
                 del chain.judged[known]
             try:
                 variant.outputs, variant.repeat = recorder(judge)
@@ -288,16 +297,17 @@ class CudaRecorder:
         """Record a call, and return its outputs, which are empty yet, and the function that repeats it."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self.device)
+        random_state = torch.cuda.get_rng_state(self.device)
         try:
             # "thread_local" lets other threads, such as those that read batches ahead, use the device meanwhile.
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                 outputs = call()
         except BaseException:
-            self._recover(current)
+            self._recover(current, random_state)
             raise
         return outputs, graph.replay
 
-    def _recover(self, current: torch.cuda.Stream) -> None:
+    def _recover(self, current: torch.cuda.Stream, random_state: Tensor) -> None:
         """Bring torch back from a recording that failed: it leaves stream, allocator and generator in between."""
         torch.cuda.set_stream(current)
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
@@ -307,5 +317,6 @@ class CudaRecorder:
         with suppress(RuntimeError):
             fresh = torch.Generator(self.device).manual_seed(generator.initial_seed())
             generator.graphsafe_set_state(fresh.graphsafe_get_state())
+            torch.cuda.set_rng_state(random_state, self.device)
         with suppress(RuntimeError):
             torch.cuda.synchronize(self.device)

@@ -360,7 +360,8 @@ def test_an_instance_that_is_not_finite_spoils_no_other(at_once, monkeypatch):
     found = prepkit.run_instances(architecture, preps, images)
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
     assert not found[1].isfinite().any()
-    spoilt = prepkit.run_instances(architecture, preps, images, dense=True)
+    dense = runner(architecture, True, True, CPU, dense=True)
+    spoilt = dense(architecture.layout.unpack(preps), images)
     assert not spoilt[0].isfinite().any()  # so the test would see it
 
 

@@ -230,6 +230,14 @@ def test_judgings_that_were_asked_for_longest_ago_give_way():
     assert parts.recorded.count("judge") == before + 1
 
 
+def test_as_many_judgings_stay_as_may():
+    parts = Parts(warmups=1, choices=8)
+    numbers = list(range(1, 9))
+    for number in [0, 0, *numbers, *numbers, *numbers]:
+        assert parts(number) == number * 20
+    assert parts.recorded.count("judge") == 8
+
+
 def test_only_some_kinds_of_arguments_are_recorded():
     parts = Parts(warmups=1, most=1)
     for shape in ((), (1,)):
