@@ -6,7 +6,8 @@
     on       {"epoch": "training_iteration"}       for a field that the tables call otherwise
 
 A row is found by its values, never by its place. In JSONL, and in any table of a run, the last row of a key wins, since
-a training that was resumed writes some rows twice.
+a training that was resumed writes some rows twice. It does not where the table lacks a field of the pattern: such rows
+may be of several models.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 from prepkit.errors import ZooError, counted, listed
 from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.importers._pattern import Fit, PathPattern
+from prepkit.zoo.importers._row_keys import Key, KeyedRows, as_field, key_fields, key_of_fields, rows_by_key
 from prepkit.zoo.write.paths_join import joined
 from prepkit.zoo.write.tables import FILE, Table, all_types, read_table
 
 TABLES_KEPT = 64  # tables of runs that are kept in memory: files of a list may stand in any order
-
-Key = tuple[int | float | str, ...]
+COUNTERS = ("training_iteration", "epoch", "step", "iteration")  # columns that tell how far a training was
 
 
 class JoinedTable(ABC):
@@ -68,7 +69,11 @@ class TableForAll(JoinedTable):
     ) -> None:
         super().__init__(str(path))
         self.table = read_table(path, types, strict=False)
+        if not self.table.rows:
+            raise ZooError(f"{path}: holds no rows; name another table, or leave it out.")
         candidates: Iterable[int]
+        fields: dict[str, str] = {}
+        lacking: list[str] = []
         by_path = FILE in self.table.columns and not set(on.values()) & {*self.table.columns}
         if by_path:
             names = [str(row.get(FILE)) for row in self.table.rows]
@@ -77,14 +82,23 @@ class TableForAll(JoinedTable):
             self._left_out, candidates = {FILE}, range(len(names))
         else:
             fields = key_fields(self.table, pattern, on, self.name, ())
-            rows, twice = rows_by_key(self.table, fields, pattern, self.name)
-            self._notes = [*self.table.notes, *note_on_twice(twice, self.name)]
-            self.numbers = [rows.get(key_of_fields(fit, fields)) for fit in fits]
-            self._left_out, candidates = {column for name, column in fields.items() if name == column}, rows.values()
+            lacking = [name for name in pattern.kinds if name not in fields]
+            keyed = rows_by_key(self.table, fields, pattern, self.name, self.table.last_wins, lacking)
+            self._notes = [*self.table.notes, *note_on_twice(keyed.twice, self.name)]
+            self.numbers = [keyed.rows.get(key_of_fields(fit, fields)) for fit in fits]
+            self._left_out = {column for name, column in fields.items() if name == column}
+            candidates = [*keyed.rows.values(), *keyed.unread]
         if fits and not any(number is not None for number in self.numbers):
-            raise ZooError(f"{path}: no row is of any of {counted(len(fits), 'file')}{_example(self, fits)}.")
+            example = _example(self, files[0] if by_path else _fields_of(fits[0]))
+            raise ZooError(f"{path}: no row is of any of {counted(len(fits), 'file')}{example}.")
         used = Counter(number for number in self.numbers if number is not None)
         self.is_one_to_one = max(used.values(), default=0) == 1
+        if lacking and not self.is_one_to_one:
+            files_of_a_row = _up_to(used.values(), "file")
+            self._notes.append(
+                f"{self.name} is joined on {listed(fields)} alone, since it has no column for {listed(lacking)}; "
+                f"each row is taken for {files_of_a_row}."
+            )
         self._unused = sorted(set(candidates) - used.keys())
 
     def row(self, index: int, fit: Fit) -> Mapping[str, Any] | None:
@@ -131,7 +145,7 @@ class TablesOfRuns(JoinedTable):
         self.root = root
         self.types = dict(types)
         self.described: dict[str, str] = {}
-        self._cache: OrderedDict[str, tuple[Table, dict[Key, int], dict[str, str]] | None] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[Table, KeyedRows, dict[str, str]] | None] = OrderedDict()
         self._wanted: dict[str, list[Fit]] = {}
         for fit in fits:
             self._wanted.setdefault(self._path(fit), []).append(fit)
@@ -142,15 +156,17 @@ class TablesOfRuns(JoinedTable):
         self._told: list[str] = []
         self._unkept: Counter[str] = Counter()
         self._seen: set[str] = set()
+        self._shared: dict[str, int] = {}
         self._find_types()
+        self._check_joined()
 
     def row(self, index: int, fit: Fit) -> Mapping[str, Any] | None:
         """Return the values of a model's row in its run's table."""
         read = self._read(self._path(fit))
         if read is None:
             return None
-        table, rows, fields = read
-        number = rows.get(key_of_fields(fit, fields))
+        table, keyed, fields = read
+        number = keyed.rows.get(key_of_fields(fit, fields))
         if number is None:
             return None
         same = {column for name, column in fields.items() if name == column}
@@ -174,6 +190,12 @@ class TablesOfRuns(JoinedTable):
         if total := sum(self._rows_without.values()):
             notes.append(f"{counted(total, 'row')} of {self.name} without a file: {_by_path(self._rows_without)}.")
         notes += note_on_twice(self._twice, self.name)
+        if self._shared:
+            is_all = len(self._shared) == len(self._seen) - len(self._missing)
+            of_runs = "one row a run" if is_all else f"one row in {counted(len(self._shared), 'table')}"
+            count = max(self._shared.values())
+            all_of_them = f"all {count:,}" if len({*self._shared.values()}) == 1 else f"all (up to {count:,})"
+            notes.append(f"{self.name}: {of_runs}, taken for {all_of_them} of its models.")
         if self._unkept:
             names = listed(f"{name} ({counted(count, 'row')})" for name, count in self._unkept.items())
             notes.append(f"Left in {self.name}, since a table has no place for it: {names}.")
@@ -182,7 +204,7 @@ class TablesOfRuns(JoinedTable):
     def _path(self, fit: Fit) -> str:
         return fit.root + self.own.path_of(fit.texts)
 
-    def _read(self, path: str) -> tuple[Table, dict[Key, int], dict[str, str]] | None:
+    def _read(self, path: str) -> tuple[Table, KeyedRows, dict[str, str]] | None:
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
@@ -192,23 +214,46 @@ class TablesOfRuns(JoinedTable):
         if Path(path).is_file():
             table = read_table(Path(path), self.types, one_row=True, strict=False)
             fields = self._fields(table, path)
-            rows, twice = rows_by_key(table, fields, self.pattern, path, last_wins=True)
-            read = table, rows, fields
+            keyed = rows_by_key(table, fields, self.pattern, path, last_wins=True)
+            read = table, keyed, fields
             if is_new:
-                keys = {key_of_fields(fit, fields) for fit in self._wanted[path]}
-                self._told += table.notes
-                self._unkept.update(table.unkept)
-                if twice:
-                    self._twice[path] = len(twice)
-                if fields:
-                    self._rows_without[path] = len(rows.keys() - keys)
-                self._files_without[path] = sum(key_of_fields(fit, fields) not in rows for fit in self._wanted[path])
+                self._count(path, table, keyed, fields)
         elif is_new:
             self._missing.append(path)
         self._cache[path] = read
         if len(self._cache) > TABLES_KEPT:
             self._cache.popitem(last=False)
         return read
+
+    def _count(self, path: str, table: Table, keyed: KeyedRows, fields: Mapping[str, str]) -> None:
+        """Count what the notes tell of a table."""
+        keys = [key_of_fields(fit, fields) for fit in self._wanted[path]]
+        self._told += table.notes
+        self._unkept.update(table.unkept)
+        if keyed.twice:
+            self._twice[path] = len(keyed.twice)
+        if fields:
+            self._rows_without[path] = len(keyed.rows.keys() - set(keys)) + len(keyed.unread)
+        elif table.rows and len(keys) > 1:
+            self._shared[path] = len(keys)
+        self._files_without[path] = sum(key not in keyed.rows for key in keys)
+
+    def _check_joined(self) -> None:
+        """Raise ZooError if no file has a row; tables are read until one has."""
+        if not any(Path(path).is_file() for path in self._wanted):
+            raise ZooError(f"table '{self.name}': none of the files is there: {listed(self._wanted)}.")
+        for path, fits in self._wanted.items():
+            read = self._read(path)
+            if read is not None and any(key_of_fields(fit, read[2]) in read[1].rows for fit in fits):
+                return
+        path = next(path for path in self._wanted if Path(path).is_file())
+        table = read_table(Path(path), self.types, one_row=True, strict=False)
+        row = ", ".join(f"{name} {value!r}" for name, value in list(table.rows[0].items())[:4]) if table.rows else ""
+        count = counted(sum(map(len, self._wanted.values())), "file")
+        raise ZooError(
+            f"table '{self.name}': no row is of any of {count}; the first file has "
+            f"{_fields_of(self._wanted[path][0])}, the first row of {path} {row or 'nothing'}."
+        )
 
     def _fields(self, table: Table, path: str) -> dict[str, str]:
         """Return the fields that a row is found by, with the column of each: those that the table's own path lacks."""
@@ -221,7 +266,18 @@ class TablesOfRuns(JoinedTable):
                 f"{path}: has {len(table.rows):,} rows, but no field of '{self.pattern.text}' says which of them is a "
                 "model's. Give the pattern such a field, as in model_{epoch:int}.pt, or name another table."
             )
+        self._refuse_counter(table, path, needed)
         return {}
+
+    def _refuse_counter(self, table: Table, path: str, needed: Sequence[str]) -> None:
+        """Raise ZooError if the only row of a run says how far the training was: it is the row of one model."""
+        fields = [name for name in needed if self.pattern.kinds[name] == "int" and name not in self.on]
+        columns = [name for name in COUNTERS if any(as_field(row.get(name), "int") is not None for row in table.rows)]
+        if fields and columns:
+            raise ZooError(
+                f"{path}: its only row has {columns[0]} {table.rows[0][columns[0]]}, so it is of one model of the run, "
+                f"but no column '{fields[0]}' tells which. Name the column: `on` {fields[0]}={columns[0]}."
+            )
 
     def _find_types(self) -> None:
         """Find the types that the columns of text tables have in all runs together."""
@@ -253,84 +309,6 @@ class TablesOfRuns(JoinedTable):
         return [f"{counted(len(unused), 'table')} of {self.name} without a file: {listed(unused)}."]
 
 
-def key_fields(
-    table: Table, pattern: PathPattern, on: Mapping[str, str], place: str, given: Collection[str]
-) -> dict[str, str]:
-    """Return the fields that a row is found by, with the column of each.
-
-    given: fields that the table's own path says
-    raises ZooError if there is none
-    """
-    fields = {
-        name: on.get(name, name) for name in pattern.kinds if name not in given and on.get(name, name) in table.columns
-    }
-    needed = [name for name in pattern.kinds if name not in given]
-    missing = [name for name in needed if name not in fields]
-    if not fields or (given and missing):
-        name = (missing or needed)[0]
-        raise ZooError(
-            f"{place}: no column '{on.get(name, name)}' tells which row is of which {name}; there are "
-            f"{listed(table.columns, 12)}. Say which column it is with `on`, such as {name}=COLUMN."
-        )
-    return fields
-
-
-def key_of_fields(fit: Fit, fields: Mapping[str, str]) -> Key:
-    """Return the key of a model's row."""
-    return tuple(fit.fields[name] for name in fields)
-
-
-def rows_by_key(
-    table: Table, fields: Mapping[str, str], pattern: PathPattern, place: str, last_wins: bool = False
-) -> tuple[dict[Key, int], list[Key]]:
-    """Return the number of the row of each key, and the keys that stand in several rows.
-
-    raises ZooError if a key stands in several rows that differ, unless the last one wins
-    """
-    rows: dict[Key, int] = {}
-    twice: list[Key] = []
-    for number, row in enumerate(table.rows):
-        key = []
-        for name, column in fields.items():
-            value = table.texts[column][number] if column in table.texts else row.get(column)
-            part = _as_field(value, pattern.kinds[name])
-            if part is None:
-                break
-            key.append(part)
-        else:
-            whole = tuple(key)
-            if whole in rows:
-                first = rows[whole]
-                if not (last_wins or table.last_wins) and table.rows[first] != row:
-                    keys = ", ".join(f"{column} {part}" for column, part in zip(fields.values(), whole, strict=True))
-                    raise ZooError(
-                        f"{place}, lines {table.numbers[first]} and {table.numbers[number]}: two rows of {keys} "
-                        "differ; keep one of them."
-                    )
-                twice.append(whole)
-            rows[whole] = number
-    return rows, twice
-
-
-def _as_field(value: Any, kind: str) -> int | float | str | None:
-    """Return a cell as a field of a kind has it; None if it is no such value."""
-    if value is None or isinstance(value, bool):
-        return None
-    try:
-        if kind == "text":
-            return str(value)
-        number = float(value)
-        if kind == "float":
-            return number
-        return int(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else _whole(number)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _whole(number: float) -> int | None:
-    return int(number) if number.is_integer() else None
-
-
 def note_on_twice(twice: Mapping[str, int] | Sequence[Key], name: str) -> list[str]:
     """Return a sentence on keys that stand in several rows, if there are any."""
     total = sum(twice.values()) if isinstance(twice, Mapping) else len(twice)
@@ -354,9 +332,19 @@ def _by_path(counts: Counter[str]) -> str:
     return listed(f"{path} ({count})" for path, count in counts.items() if count)
 
 
-def _example(table: TableForAll, fits: Sequence[Fit]) -> str:
-    """Return what a file and a row look like, for an error."""
-    first = table.table.rows[0] if table.table.rows else {}
-    row = ", ".join(f"{name} {value!r}" for name, value in list(first.items())[:4])
-    file = ", ".join(f"{name} {value!r}" for name, value in fits[0].fields.items())
+def _example(table: TableForAll, file: str) -> str:
+    """Return what a file and a row look like, for an error.
+
+    file: path of the first file, or its fields
+    """
+    row = ", ".join(f"{name} {value!r}" for name, value in list(table.table.rows[0].items())[:4])
     return f"; the first file has {file}, the first row {row or 'nothing'}"
+
+
+def _fields_of(fit: Fit) -> str:
+    return ", ".join(f"{name} {value!r}" for name, value in fit.fields.items())
+
+
+def _up_to(counts: Collection[int], noun: str) -> str:
+    """Return `3 files`, or `up to 3 files` where there are fewer for some."""
+    return f"{'up to ' if len(set(counts)) > 1 else ''}{counted(max(counts), noun)}"

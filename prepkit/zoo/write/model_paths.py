@@ -8,6 +8,7 @@ hf://user/model                               id user/model
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -103,7 +104,18 @@ def expanded(models: Iterable[Path | HubAddress]) -> tuple[list[Path | HubAddres
 
 
 def paths_in(content: bytes) -> list[str]:
-    """Return the paths in a list, one a line or, as `find -print0` writes them, with a zero byte between them."""
+    """Return the paths in a list, one a line or, as `find -print0` writes them, with a zero byte between them.
+
+    A byte-order mark, which Windows writes, is no part of the first path; UTF-16 is known by its mark.
+    raises ZooError for a list that is cut in the middle of a letter
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            text = content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise ZooError(f"the list of files begins as UTF-16 does, but is not: {error.reason}.") from None
+        return [line for line in re.split("\0" if "\0" in text else r"[\r\n]+", text) if line.strip()]
+    content = content.removeprefix(codecs.BOM_UTF8)
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [os.fsdecode(line) for line in lines if line.strip()]
 

@@ -83,8 +83,9 @@ def test_fields_become_columns_and_rows_are_found_by_their_values(runs, tmp_path
                 "optim.lr": run / 8,
                 "weight": value,
             }
-    (note,) = written.notes
-    assert note.startswith("16 rows of {run}/result.json without a file:")
+    rows_without, one_row = written.notes
+    assert rows_without.startswith("16 rows of {run}/result.json without a file:")
+    assert one_row == "{run}/params.json: one row a run, taken for all 3 of its models."
     provenance = prepkit.open_zoo(tmp_path / "zoo").manifest.provenance
     assert provenance["command"] == "zoo import tree"
     card = (tmp_path / "zoo/README.md").read_text()
