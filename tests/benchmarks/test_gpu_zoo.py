@@ -24,12 +24,17 @@ def test_all_engines_make_the_same_step(engine, pack):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("check", [name for name in gpu_zoo.CHECKS if name != "zoo speed"])
+SHORT = ("zoo waits", "zoo many against one")
+OTHERS = sorted(gpu_zoo.CHECKS.keys() - {*SHORT, "zoo speed"})
+
+
+@pytest.mark.parametrize("check", [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_each_check_runs(check):
     figures = gpu_zoo.CHECKS[check](CPU, True)
     assert figures
 
 
+@pytest.mark.slow
 def test_speed_is_measured_of_every_way(monkeypatch):
     monkeypatch.setattr(gpu_zoo, "image_ways", lambda count: [Way("plain", 1), Way("dense nhwc", count, 2, bf16=True)])
     figures = gpu_zoo.zoo_speed(CPU, True)

@@ -34,14 +34,15 @@ def run(tmp_path, capfd, parts, settings):
 
 
 def test_the_check_runs_on_a_cpu(tmp_path, capfd):
-    figures = run(tmp_path, capfd, ["sections", "same"], ["sdf"])
-    assert figures["same"]["sdf, float32"]["recorded, relative"] == 0
+    figures = run(tmp_path, capfd, ["sections"], ["sdf"])
+    assert figures["sections"]["sdf"]["encode"] > 0
 
 
 @pytest.mark.slow
 def test_all_parts_run_on_a_cpu(tmp_path, capfd):
     parts = [part for part in gpu_check.PARTS if part != "tests"]
-    run(tmp_path, capfd, parts, ["single", "multi", "sdf"])
+    figures = run(tmp_path, capfd, parts, ["single", "multi", "sdf"])
+    assert figures["same"]["sdf, float32"]["recorded, relative"] == 0
 
 
 def test_a_failed_case_is_told_and_the_next_one_runs(tmp_path, capsys):

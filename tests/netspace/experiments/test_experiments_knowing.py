@@ -16,6 +16,7 @@ import prepkit
 from netspace.experiments.beyond import orbit, representation
 from netspace.experiments.result import Result
 from netspace.run.run import Run
+from netspace.space.network import NetSpace
 from prepkit.families.permutations import permutation, permute
 from prepkit.tasks.randomness import generator
 
@@ -152,13 +153,13 @@ def test_components_are_principal_and_of_training_instances():
 # Orbits -----------------------------------------------------------------------------------------------------------
 
 
-class Stub(nn.Module):
+class Stub(NetSpace):
     """A space whose encoder is the given function."""
 
     num_architectures = None
 
     def __init__(self, function, size):
-        super().__init__()
+        nn.Module.__init__(self)
         self.function, self.embedding_size = function, size
         self.anchor = nn.Parameter(torch.zeros(1))  # says on which device it is
 
