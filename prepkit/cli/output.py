@@ -35,6 +35,8 @@ FLAGS = {
     "force=True": "--force",
     "resume=True": "--resume",
     "prefix=True": "--prefix",
+    "drop_nan=True": "--drop-nan",
+    "`source`": "SRC",
     "license=": "--license",
     "revision=": "--revision ",
     "types=": "--types",

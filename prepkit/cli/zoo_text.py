@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from prepkit.cli.output import Output
     from prepkit.zoo.change.cleaning import Cleaning
+    from prepkit.zoo.change.rerun import Rerun
     from prepkit.zoo.change.splitting import ZooSplit
     from prepkit.zoo.change.verify import Verification
     from prepkit.zoo.format.manifest import Manifest
@@ -111,10 +112,15 @@ def verification_text(result: Verification) -> str:
         verb = "has" if len(result.reruns) == 1 else "have"
         lines.append(f"  rerun  {agreeing} of {number} {verb} the {result.reruns[0].measure} that is stored")
     wrong = [run for run in result.reruns if not run.agrees]
-    lines += [f"  fault  {run.id}: {run.measure} {run.found:.4f}, stored {run.stored}" for run in wrong]
+    lines += [f"  fault  {run.id}: {run.measure} {run.found:.4f}, stored {run.stored}{_too_low(run)}" for run in wrong]
     if result.function is not None:
         lines.append(f"  function {result.function}")
     return "\n".join(lines)
+
+
+def _too_low(run: Rerun) -> str:
+    is_low = run.least is not None and run.found < run.least
+    return f"; prepkit measured it itself, so a run must reach {run.least:g}" if is_low else ""
 
 
 def split_text(result: ZooSplit) -> str:

@@ -33,6 +33,7 @@ class Rerun:
     """An instance that was run again: what is stored, what was found now, and whether they agree.
 
     measure: what was compared, "accuracy" or "psnr"
+    least:   what the run must reach as well, where prepkit measured what is stored; None if nothing
     """
 
     id: str
@@ -40,6 +41,7 @@ class Rerun:
     found: float
     agrees: bool
     measure: str = ACCURACY
+    least: float | None = None
 
 
 def run_again(zoo: Zoo, count: int, data: str | os.PathLike[str] | None = None) -> tuple[Rerun, ...]:
@@ -107,13 +109,13 @@ def _pictures(zoo: Zoo, how: HowToRun, folder: Path | None) -> Callable[[int], R
         except (ZooError, RuntimeError, ValueError) as error:  # DataMissing is not of one instance
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ZooError(f"instance '{row['id']}' cannot be compared with its picture: {reason}") from None
-        return _rerun(zoo, index, PSNR, tolerance, found)
+        return _rerun(zoo, index, PSNR, tolerance, found, how.least)
 
     return run_one
 
 
-def _rerun(zoo: Zoo, index: int, measure: str, tolerance: float, found: float) -> Rerun:
+def _rerun(zoo: Zoo, index: int, measure: str, tolerance: float, found: float, least: float | None = None) -> Rerun:
     row = zoo.metadata(index)
     stored = row[measure]
     agrees = isinstance(stored, int | float) and math.isfinite(stored) and abs(stored - found) <= tolerance
-    return Rerun(row["id"], stored, found, agrees, measure)
+    return Rerun(row["id"], stored, found, agrees and (least is None or found >= least), measure, least)

@@ -29,6 +29,12 @@ class HowToRun(Brief):
 
     measure: Annotated[str, choice(ACCURACY, PSNR), "column that a run is compared with"] = ACCURACY
     tolerance: Annotated[float | None, between(0), "largest difference of the measure at which a run agrees"] = None
+    measured_by: Annotated[
+        str | None, "`prepkit` if it measured what is stored, by this record; else the makers did"
+    ] = None
+    least: Annotated[float | None, "value that a run must reach too, where prepkit itself measured what is stored"] = (
+        None
+    )
     convention: Annotated[str | None, "name of the convention that the zoo follows"] = None
     activation: Annotated[str | None, "its name, or that of the column that tells it"] = None
     order: Annotated[str | None, "order of layers, pooling, residual sums and activations"] = None

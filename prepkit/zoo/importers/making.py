@@ -11,10 +11,11 @@ whose writing was interrupted goes on with the ids that are missing.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from prepkit.errors import PrepkitError
+from prepkit.errors import PrepkitError, ZooError
 from prepkit.support.files import is_zoo
 from prepkit.support.progress import Advance
 from prepkit.zoo.card import card
@@ -22,11 +23,13 @@ from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import read_manifest
 from prepkit.zoo.read.zoo import local_zoo
 from prepkit.zoo.write.adding import Packing, Source, add_models
+from prepkit.zoo.write.kept_rows import check_kept
 from prepkit.zoo.write.model_files import provenance_of_models
 from prepkit.zoo.write.writer import ZooWriter
 from prepkit.zoo.write.written import WrittenZoo
 
 IMPORT = "zoo import "  # commands that begin so take what others trained, whose function running has to prove
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def make_zoo(
@@ -53,6 +56,7 @@ def make_zoo(
     about:        width, format, dtype, name, license, task, as ZooWriter takes them
     raises what `ZooWriter.add` and the source raise. Models that were added before an error are kept.
     """
+    _check_ids(source)
     root = Path(path)
     if resume and is_zoo(root) and not (root / card.README).exists() and _ids_in(root) == set(source.ids):
         card.write_card(root)  # the command was interrupted between the zoo and its card
@@ -61,6 +65,7 @@ def make_zoo(
     begun_with = {"command": command, "options": dict(source.options)} if source.options else {}
     try:
         with ZooWriter(path, resume=resume, provenance=begun_with, **about) as writer:
+            check_kept(writer, source)
             notes = add_models(
                 writer,
                 source,
@@ -82,6 +87,16 @@ def make_zoo(
             error.add_note(f"{kept}; {how_to_go_on}, or delete '{root}'.")
         raise
     return WrittenZoo(root, read_manifest(root), notes, source.types)
+
+
+def _check_ids(source: Source) -> None:
+    """Raise ZooError for an id with a line feed or another control character: lists have one id a line."""
+    for index, id_ in enumerate(source.ids):
+        if CONTROL.search(id_):
+            raise ZooError(
+                f"model {source.name(index)!r}: its id {id_!r} has a control character, so a list of ids, one a line, "
+                "would be ambiguous. Rename the file, or what the table calls it."
+            )
 
 
 def _ids_in(root: Path) -> set[str]:

@@ -75,6 +75,10 @@ class _AdaptersByPath(FileSource):
         """Read the adapter in a folder."""
         return read_adapter(file), ()
 
+    def sha256_of_file(self, file: Path) -> str | None:
+        """Return the sha256 of the weights in a folder."""
+        return sha256_of(_weights_in(file))
+
 
 class _AdaptersByFields(TreeSource):
     """Adapters whose paths fit a pattern."""
@@ -101,6 +105,10 @@ class _AdaptersByFields(TreeSource):
         """Read the adapter of a config."""
         return read_adapter(file.parent), ()
 
+    def sha256(self, index: int) -> str | None:
+        """Return the sha256 of the weights beside a config."""
+        return sha256_of(_weights_in(Path(self.files[index]).parent))
+
 
 def read_adapter(folder: Path) -> Model:
     """Read the adapter in a folder, without running anything.
@@ -108,9 +116,7 @@ def read_adapter(folder: Path) -> Model:
     raises ZooError if a part is missing, or the adapter is not one of pairs (A, B) alone; CheckpointError
     """
     config_file = folder / CONFIG
-    weights = folder / WEIGHTS
-    if not weights.is_file() and (folder / OLD_WEIGHTS).is_file():
-        weights = folder / OLD_WEIGHTS
+    weights = _weights_in(folder)
     for file, other in ((config_file, weights), (weights, config_file)):
         if not file.is_file():
             raise ZooError(f"'{file}' is missing, though '{other.name}' is there. Fetch it, or leave the folder out.")
@@ -152,6 +158,11 @@ def _adapters_in(folder: Path) -> list[Path]:
     if not found:
         raise ZooError(f"'{folder}' holds no adapter: no folder in it has an {CONFIG} or an {WEIGHTS}.")
     return sorted(found, key=lambda path: natural_key(path.as_posix()))
+
+
+def _weights_in(folder: Path) -> Path:
+    weights = folder / WEIGHTS
+    return folder / OLD_WEIGHTS if not weights.is_file() and (folder / OLD_WEIGHTS).is_file() else weights
 
 
 def _folder_of(path: Path) -> Path:

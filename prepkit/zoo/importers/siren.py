@@ -31,7 +31,7 @@ from prepkit.zoo.importers._siren_files import (
     stored_psnr,
 )
 from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder, listed_tables
-from prepkit.zoo.write.adding import Model
+from prepkit.zoo.write.adding import Model, Told
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
 
 SAMPLE = 8  # models that are run to find the convention
-LEAST_PSNR = 15.0  # dB: no convention is right if the best one draws the pictures worse than this
+LEAST_PSNR = 15.0  # dB: no convention is right if it draws the pictures worse than this
 LEAST_LEAD = 1.0  # dB by which a convention draws better than others if running tells them apart
+# A run finds again what was measured by the same convention, right or wrong; so it must also draw the picture.
+MEASURED = {"measured_by": "prepkit", "least": LEAST_PSNR}
 SPLITS = {"training": "train", "testing": "test"}
 
 
@@ -120,7 +122,9 @@ class SirenSource(TreeSource):
         asked = None if convention is None else CONVENTIONS[convention]
         self.convention = self._named(asked) if data is None else self._drawn(asked)
         self.options = {**self.options, **chosen_options(picture=picture), "convention": self.convention.name}
-        self.how_to_run = self.convention.how_to_run(STORED_BEFORE if self._stored else None)
+        how = self.convention.how_to_run(STORED_BEFORE if self._stored else None)
+        self.how_to_run = {**how, **(MEASURED if self._is_measured() else {})}
+        self._faint = 0  # models that this import measured below LEAST_PSNR
 
     def read(self, index: int) -> Model:
         """Read a model's file, with its fields, its rows in tables and its PSNR."""
@@ -136,19 +140,40 @@ class SirenSource(TreeSource):
         if shape not in self._architectures:
             self._architectures[shape] = shape.architecture(self.convention)
         columns = dict(model.columns)
+        if columns.get(PSNR) is None and self._data is not None:
+            measured = self._psnr(index, model.tensors, shape, self.convention)  # NaN if the model holds NaN
+            columns[PSNR] = measured if math.isfinite(measured) else None
+            self._faint += measured < LEAST_PSNR
+        return replace(model, columns=columns, architecture=self._architectures[shape])
+
+    def told(self, index: int) -> Told:
+        """Return a model's fields and rows in tables, its picture, and its PSNR if that is not to be measured."""
+        told = self._told(index, {})
+        return replace(told, columns={k: v for k, v in told.columns.items() if k != PSNR or v is not None})
+
+    def notes(self) -> Sequence[str]:
+        """Return sentences on how the convention was found, and on what was left out."""
+        faint = []
+        if self._faint:
+            draw = "draws its picture" if self._faint == 1 else "draw their pictures"
+            faint.append(
+                f"{counted(self._faint, 'model')} {draw} with less than {LEAST_PSNR:g} dB, and "
+                "verifying by a run refuses such models."
+            )
+        return [*self._decision, *faint, *super().notes()]
+
+    def _told(self, index: int, differing: dict[str, int]) -> Told:
+        told = super()._told(index, differing)
+        columns = dict(told.columns)
         if self._picture is not None:
             columns[PICTURE] = self._picture_of(index)
         if columns.get(PSNR) is None and index in self._stored:
             columns[PSNR] = self._stored[index]
-        if columns.get(PSNR) is None and self._data is not None:
-            measured = self._psnr(index, model.tensors, shape, self.convention)  # NaN if the model holds NaN
-            columns[PSNR] = measured if math.isfinite(measured) else None
-        split = model.split if model.split is None else SPLITS.get(model.split, model.split)
-        return replace(model, columns=columns, split=split, architecture=self._architectures[shape])
+        return Told(columns, None if told.split is None else SPLITS.get(told.split, told.split))
 
-    def notes(self) -> Sequence[str]:
-        """Return sentences on how the convention was found, and on what was left out."""
-        return [*self._decision, *super().notes()]
+    def _is_measured(self) -> bool:
+        """Return whether nothing stores the PSNR of some model, so that it is measured here."""
+        return self._data is not None and any(PSNR not in self.told(index).columns for index in range(len(self.ids)))
 
     def _check_picture(self) -> None:
         if self._picture is None:
@@ -169,6 +194,16 @@ class SirenSource(TreeSource):
     def _newest(self, stored: Mapping[int, float]) -> dict[int, float]:
         """Return the PSNR of models by their number; of several seeds of a picture the last one's was stored."""
         by_index: dict[Any, int] = {}
+        others: dict[Any, dict[str, Any]] = {}
+        for fit in self.fits if stored else ():
+            index = fit.fields.get("index")
+            own = {name: value for name, value in fit.fields.items() if name not in ("index", "seed")}
+            if index in stored and others.setdefault(index, own) != own:
+                raise ZooError(
+                    f"files such as 0_50000.json store the PSNR by index alone, but index {index} has both "
+                    f"{_fields(others[index])} and {_fields(own)}, and nothing tells whose PSNR it is. Take those "
+                    "files away; with data=PATH it is measured."
+                )
         for number in sorted(range(len(self.fits)), key=lambda number: self.fits[number].fields.get("seed", 0)):
             by_index[self.fits[number].fields.get("index")] = number
         return {number: stored[index] for index, number in by_index.items() if index in stored}
@@ -265,6 +300,10 @@ class SirenSource(TreeSource):
             )
         except ZooError as error:
             raise ZooError(f"'{self.files[index]}' cannot be compared with its picture: {error}") from None
+
+
+def _fields(fields: Mapping[str, Any]) -> str:
+    return " ".join(f"{name} {value}" for name, value in fields.items())
 
 
 def _has_any(folder: Path, pattern: str) -> bool:

@@ -26,7 +26,7 @@ from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.importers._flat_layout import FlatLayout, read_layout
 from prepkit.zoo.importers._matrix import Matrix
 from prepkit.zoo.importers._paper_split import paper_splits, read_order, strict_splits
-from prepkit.zoo.write.adding import Model, Source
+from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.cell_types import Column, typed
 
 if TYPE_CHECKING:
@@ -153,15 +153,23 @@ class SmallCNNSource(Source):
     def read(self, index: int) -> Model:
         """Read a model's row of the matrix and of the table."""
         row = self.rows[index]
-        columns = self._table.slice(row, 1).to_pylist()[0]
-        architecture = self._architecture(columns, row)
-        named = {_column(name): value for name, value in columns.items()}
+        architecture = self._architecture(self._columns(row), row)
+        told = self.told(index)
         tensors = self._layout.tensors(self._matrix.row(row))
-        return Model(tensors, self._place(index), named, split=self._split.get(row), architecture=architecture)
+        return Model(tensors, self._place(index), told.columns, split=told.split, architecture=architecture)
+
+    def told(self, index: int) -> Told:
+        """Return a model's row of the table, and its split."""
+        row = self.rows[index]
+        return Told({_column(name): value for name, value in self._columns(row).items()}, self._split.get(row))
 
     def notes(self) -> Sequence[str]:
         """Return sentences on columns and on rows that stand twice."""
         return self._notes
+
+    def _columns(self, row: int) -> dict[str, Any]:
+        columns: dict[str, Any] = self._table.slice(row, 1).to_pylist()[0]
+        return columns
 
     def _place(self, index: int) -> str:
         return f"{self._matrix.file}, row {self.rows[index]}"

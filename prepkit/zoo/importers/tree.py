@@ -19,10 +19,17 @@ from prepkit.errors import ZooError, counted, listed
 from prepkit.packing import chosen_options
 from prepkit.zoo.importers._field_tables import JoinedTable, TableForAll, TablesOfRuns
 from prepkit.zoo.importers._pattern import Fit, PathPattern, walk
-from prepkit.zoo.write.adding import Model, Source
+from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.cell_types import KINDS
 from prepkit.zoo.write.csv_columns import rows_of_models
-from prepkit.zoo.write.model_files import FileSource, LocalModel, check_columns, note_on_prefix, read_model
+from prepkit.zoo.write.model_files import (
+    FileSource,
+    LocalModel,
+    check_columns,
+    note_on_prefix,
+    read_model,
+    sha256_of_model,
+)
 from prepkit.zoo.write.model_paths import expanded
 
 Paths = Iterable[str | os.PathLike[str]]
@@ -143,17 +150,28 @@ class TreeSource(Source):
         """Read a model's file, with its fields and its rows in the tables."""
         model, without_prefix = self.read_file(Path(self.files[index]))
         self._without_prefix.update(without_prefix)
+        told = self._told(index, self._differing)
+        return replace(model, columns={**told.columns, **model.columns}, split=told.split)
+
+    def told(self, index: int) -> Told:
+        """Return a model's fields, and its rows in the tables."""
+        return self._told(index, {})
+
+    def sha256(self, index: int) -> str | None:
+        """Return the sha256 of a model's file."""
+        return sha256_of_model(Path(self.files[index]))
+
+    def _told(self, index: int, differing: dict[str, int]) -> Told:
         columns: dict[str, Any] = dict(self.fits[index].fields)
         for table in self.tables:
             for name, value in (table.row(index, self.fits[index]) or {}).items():
                 if name not in columns:
                     columns[name] = value
                 elif columns[name] != value:
-                    self._differing[f"{name} of {table.name}"] = self._differing.get(f"{name} of {table.name}", 0) + 1
+                    differing[f"{name} of {table.name}"] = differing.get(f"{name} of {table.name}", 0) + 1
         columns.pop("id", None)
         split = columns.pop("split", None)
-        split = None if split is None else str(split)
-        return replace(model, columns={**columns, **model.columns}, split=split)
+        return Told(columns, None if split is None else str(split))
 
     def read_file(self, file: Path) -> tuple[Model, tuple[str, ...]]:
         """Read a model's file as `read_model` does; other kinds of files have readers of their own."""

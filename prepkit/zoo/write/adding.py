@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PACK_FIRST = "Cast it with `prepkit pack --dtype float32`, and make the zoo of that PRep."
 
+FINITE_OR_DROPPED = f"{ONLY_FINITE}. With drop_nan=True all such models are left out, and counted"
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -64,6 +66,14 @@ class Model:
     architecture: Architecture | str | None = None
 
 
+@dataclass(frozen=True)
+class Told:
+    """What paths and tables say of a model: values by column, and its split."""
+
+    columns: Mapping[str, Any]
+    split: str | None = None
+
+
 class Source(ABC):
     """Models that an importer found.
 
@@ -86,6 +96,14 @@ class Source(ABC):
 
         raises PrepkitError naming its file
         """
+
+    def told(self, index: int) -> Told:
+        """Return what paths and tables say of a model, without reading its file; a resumed import compares it."""
+        return Told({})
+
+    def sha256(self, index: int) -> str | None:
+        """Return what `read` gives as sha256 of a model's file; None if the source knows none."""
+        return None
 
     def name(self, index: int) -> str:
         """Return what a message calls a model."""
@@ -180,7 +198,7 @@ def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard:
         check_packable(model.tensors, model.place, PACK_FIRST)
         if not all(map(_is_finite, model.tensors.values())):
             try:  # before it is folded, and with the name of the file
-                check_finite(model.tensors, model.place, remedy=ONLY_FINITE)
+                check_finite(model.tensors, model.place, remedy=FINITE_OR_DROPPED)
             except CheckpointError:
                 if not drop_nan:
                     raise

@@ -13,7 +13,7 @@ from prepkit.address import HubAddress
 from prepkit.errors import ZooError, listed
 from prepkit.version import __version__
 from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS
-from prepkit.zoo.write.adding import Model, Source
+from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.csv_columns import ModelRow, ModelRows
 from prepkit.zoo.write.model_paths import name_of
 
@@ -59,6 +59,19 @@ class FileSource(Source):
         self._without_prefix.update(without_prefix)
         return replace(model, split=row.split, columns={**row.columns, **source, **model.columns})
 
+    def told(self, index: int) -> Told:
+        """Return what a model's row says."""
+        return Told(self.rows[index].columns, self.rows[index].split)
+
+    def sha256(self, index: int) -> str | None:
+        """Return the sha256 of a model's file on the disk; of a model of the Hub the address says which it is."""
+        model = self.rows[index].model
+        return self.sha256_of_file(model) if isinstance(model, Path) else None
+
+    def sha256_of_file(self, file: Path) -> str | None:
+        """Return what `read_file` gives as sha256 of a file."""
+        return sha256_of_model(file)
+
     def read_file(self, file: Path, place: str) -> tuple[Model, tuple[str, ...]]:
         """Read a model's file as `read_model` does; other kinds of files have readers of their own."""
         return read_model(file, self._key, self._prefix, place)
@@ -89,6 +102,14 @@ def read_model(
     without_prefix = () if prefix is None else checkpoint.dropped
     columns = {SOURCE_SHA256: sha256_of(file)}
     return Model(checkpoint, place, columns, checkpoint.said, checkpoint.others), without_prefix
+
+
+def sha256_of_model(file: Path) -> str | None:
+    """Return the sha256 that `read_model` gives with a file."""
+    from prepkit.checkpoint.load import sha256_of
+    from prepkit.prep.file import is_prep_file, read_prep_header
+
+    return read_prep_header(file).origin.source_sha256 if is_prep_file(file) else sha256_of(file)
 
 
 def note_on_prefix(prefix: str | None, without: set[str]) -> list[str]:

@@ -40,6 +40,8 @@ from prepkit.zoo.write.working import WRITING, open_journal, prepare, remove_lit
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from prepkit.zoo.write._journal import Entry
+
 SHARD_BYTES = 256 << 20
 
 
@@ -128,6 +130,10 @@ class ZooWriter:
     def finished_ids(self) -> frozenset[str]:
         """The ids of all instances that are in the zoo."""
         return frozenset(self._contents.ids)
+
+    def finished(self) -> Iterator[Entry]:
+        """Read the instances that are in the zoo, in order, from the disk."""
+        return self._journal.entries(self.width)
 
     def can_hold(self, columns: Mapping[str, Any]) -> bool:
         """Return whether the table can hold these values, beside those that are in it."""
