@@ -135,6 +135,7 @@ class TreeSource(Source):
         self.fits = [self._fit(file) for file in self.files]
         roots = [path for path in paths if path.is_dir()]
         self.tables = [self._table(table, roots, on, types) for table in tables]
+        self.has_mixed_tables = any(isinstance(table, TablesOfRuns) for table in self.tables)
         self.types = {name: kind for table in self.tables for name, kind in _described(table).items()}
         missing = [name for name in types if name not in self.types]
         if missing:

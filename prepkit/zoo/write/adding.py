@@ -81,6 +81,7 @@ class Source(ABC):
     types:  what each column of the user's tables became, for the notes
     options: how the models were looked for, which a resumed import must share; part of the zoo's provenance
     record: what the importer knows of all models; it goes into the zoo's provenance
+    has_mixed_tables: whether tables may hold values of several types in one column, which are then left out and counted
     how_to_run: how they are run, with the keys of HowToRun (`prepkit.zoo.format.function`); None if it is unknown
     """
 
@@ -89,6 +90,7 @@ class Source(ABC):
     options: Mapping[str, Any] = {}
     record: Mapping[str, Any] = {}
     how_to_run: Mapping[str, Any] | None = None
+    has_mixed_tables: bool = False
 
     @abstractmethod
     def read(self, index: int) -> Model:
@@ -123,6 +125,7 @@ class _Heard:
         self.not_finite: list[str] = []
         self.unkept: Counter[str] = Counter()
         self.unlike: Counter[str] = Counter()  # columns whose value is of another kind than those before
+        self.unlike_of_tables: Counter[str] = Counter()
         self.twice: Counter[str] = Counter()  # columns that a table and the file fill, with different values
         self.renamed: dict[str, str] = {}
 
@@ -141,6 +144,9 @@ class _Heard:
             yield f"Left in the files, since a table has no place for it: {_with_counts(self.unkept)}."
         if self.unlike:
             yield f"Values of another kind than those before, left in the files: {_with_counts(self.unlike)}."
+        if self.unlike_of_tables:
+            counts = _with_counts(self.unlike_of_tables)
+            yield f"Values of another kind than those before, left in the tables: {counts}."
         if self.twice:
             yield f"The table, not the file, is kept where they differ: {_with_counts(self.twice)}."
         yield from note_on_costs(self.costs, "model")
@@ -218,7 +224,8 @@ def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard:
         prefix = model.tensors.origin.prefix
     elif isinstance(model.tensors, Checkpoint):
         prefix = model.tensors.prefix
-    columns = {**model.columns, **names_columns(prefix, item.versions)}
+    told = _held(writer, model.columns, heard) if source.has_mixed_tables else model.columns
+    columns = {**told, **names_columns(prefix, item.versions)}
     said = _fitting(writer, columns, model, heard)
     writer.add(item, id=id_, split=model.split, **columns, **said)
 
@@ -226,6 +233,13 @@ def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard:
 def _is_finite(tensor: Tensor) -> bool:
     """Return whether all values are surely finite; a sum that overflows says no too."""
     return not tensor.is_floating_point() or not tensor.numel() or has_finite_sum(tensor)
+
+
+def _held(writer: ZooWriter, columns: Mapping[str, Any], heard: _Heard) -> dict[str, Any]:
+    """Return the columns without values of another kind than those before, which are counted."""
+    held = {name: value for name, value in columns.items() if writer.can_hold({name: value})}
+    heard.unlike_of_tables.update(columns.keys() - held.keys())
+    return held
 
 
 def _fitting(writer: ZooWriter, columns: Mapping[str, Any], model: Model, heard: _Heard) -> dict[str, Any]:

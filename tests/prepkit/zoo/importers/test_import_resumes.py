@@ -217,3 +217,13 @@ def test_a_stored_psnr_is_of_no_index_that_several_labels_have(tmp_path):
         import_sirens(tmp_path, data=None)
     (tmp_path / "inrs/0_9.json").write_text(json.dumps({"8": 30.0}))
     assert import_sirens(tmp_path, data=None).manifest.table.rows == 2
+
+
+def test_values_of_mixed_types_in_json_tables_are_counted_not_refused(tmp_path):
+    write_runs(tmp_path / "src")
+    for run, rate in (("r0", 0.5), ("r1", "auto")):
+        (tmp_path / f"src/{run}/params.json").write_text(json.dumps({"lr": rate, "depth": 3}))
+    written = prepkit.import_zoo("tree", tmp_path / "src", tmp_path / "zoo", pattern=PATTERN, table="{run}/params.json")
+    assert "Values of another kind than those before, left in the tables: lr (3 models)." in written.notes
+    rows = prepkit.open_zoo(tmp_path / "zoo").table.to_pylist()
+    assert [(row["lr"], row["depth"]) for row in rows] == [(0.5, 3)] * 3 + [(None, 3)] * 3
