@@ -367,9 +367,49 @@ def part_whole(sheet: Sheet) -> None:
     sheet.case("go on", lambda: command(*train, str(out / "run"), "--steps", steps[1], "--resume"))
     half = ("--set", "training.precision=bfloat16")
     sheet.case("bf16", lambda: command(*train, str(out / "half"), "--steps", steps[1], *half))
+    sheet.case("reading", lambda: reading(out / "zoo", sheet.device))
     sheet.case("evaluate", lambda: command("netspace", "evaluate", str(out / "run"), "--device", device))
     if not sheet.tiny:
         sheet.case("out of memory", lambda: refused(*train, str(out / "large"), "--set", "batch.instances=100000"))
+
+
+def reading(folder: Path, device: torch.device) -> Figures:
+    """Whether loader and resident zoo give on the device what the zoo holds; an AssertionError where they do not."""
+    import prepkit
+
+    zoo = prepkit.open_zoo(folder, width=512)
+    expected = zoo.preps()
+    assert torch.equal(zoo.to(device).preps().cpu(), expected), "the resident zoo differs"
+    read = 0
+    for preps, _, indices in zoo.loader(5, seed=3, device=device):
+        assert preps.device.type == device.type
+        assert torch.equal(preps.cpu(), expected[indices.cpu()]), "a batch of the loader differs"
+        read += len(preps)
+    assert read == len(expected), f"the loader gave {read} of {len(expected)} instances"
+    return {"instances": read}
+
+
+def part_evaluating(sheet: Sheet) -> None:
+    """(g) Evaluating predicted ResNet8: each loaded into the network and run in TF32, and ours in bf16."""
+    import prepkit
+    from benchmarks.baselines import evaluate_one_at_a_time
+    from benchmarks.gpu_steps import Case
+
+    device, tiny = sheet.device, sheet.tiny
+    case = Case("single", device, tiny, "float32")
+    (network,), (layout,), architecture = case.networks, case.layouts, case.registry.by_class_id(0)
+    preps = case.data.preps_NHW[:1].repeat(2 if tiny else 64, 1, 1)
+    images = torch.randn(4 if tiny else 10_000, *architecture.input_shape, device=device)
+
+    def one_at_a_time() -> object:
+        return [evaluate_one_at_a_time(network, layout, preps, part) for part in images.split(500)]
+
+    def ours() -> object:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            return [prepkit.run_instances(architecture, preps, part) for part in images.split(500)]
+
+    for name, way in (("one at a time", one_at_a_time), ("ours, bf16", ours)):
+        sheet.case(name, lambda way=way: timed(way, device, 1, 3, 1))  # type: ignore[misc]
 
 
 def part_zoo(sheet: Sheet) -> None:
@@ -387,6 +427,7 @@ PARTS: dict[str, tuple[Callable[[Sheet], None], int]] = {  # name: what to run, 
     "variants": (part_variants, 60),
     "curve": (part_curve, 70),
     "whole": (part_whole, 90),
+    "evaluating": (part_evaluating, 40),
     "tests": (part_tests, 90),
     "zoo": (part_zoo, 200),
 }

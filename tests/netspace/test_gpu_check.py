@@ -18,7 +18,8 @@ def test_plain_steps_and_ours_compute_the_same(setting):
     expected = [float(plain.plain()) for _ in range(2)]
     found = [float(ours.ours()["loss"].detach()) for _ in range(2)]
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
-    assert found[1] == pytest.approx(expected[1], rel=1e-3)  # Adam's first update is the sign of each gradient
+    # Adam's first update is the sign of each gradient, so rounding shows; most where sines multiply it by 30.
+    assert found[1] == pytest.approx(expected[1], rel=1e-3 if setting == "sdf" else 1e-4)
     assert expected[1] != pytest.approx(expected[0], rel=1e-4)
 
 
