@@ -170,6 +170,7 @@ LIGHT = (
     "cli.common",
     "cli.completion",
     "cli.hub",
+    "cli.import_kinds",
     "cli.importing",
     "cli.models",
     "cli.network_options",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from prepkit.cli import arch, hub, importing, pack, show, train, zoo
+from prepkit.cli import arch, hub, import_kinds, importing, pack, show, train, zoo
 from prepkit.cli.common import EXIT_STATUS, Commands
 
 
@@ -29,3 +29,5 @@ for command in (pack.pack, pack.unpack, pack.fuse, show.show, show.inspect, arch
     main.add_command(command)
 for command in (importing.create, importing.import_, train.train, train.specs):
     zoo.zoo.add_command(command)
+for command in import_kinds.COMMANDS:
+    importing.import_.add_command(command)

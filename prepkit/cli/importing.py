@@ -1,4 +1,4 @@
-"""`prepkit zoo create` and `prepkit zoo import KIND`: zoos made of models that are there already."""
+"""`prepkit zoo create`, the group `prepkit zoo import`, and the options of commands that make a zoo of models."""
 
 from __future__ import annotations
 
@@ -221,11 +221,18 @@ def create(
     named = [*models, *map(model_address, files.pop("files") or ())]
     if not named:
         raise click.UsageError("name at least one MODEL, or a list of them with --from.")
-    packing = _packing(network, keep_bn)
+    packing = packing_of(network, keep_bn)
     with hub_bars(named, out.as_json):
         source = source_of_models(named, **files, key=network.key, prefix=network.prefix)
         go_on = "go on with --resume"
         making.write(folder, source, packing, out, command="zoo create", resume=resume, how_to_go_on=go_on)
+
+
+def packing_of(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
+    """Return how networks are packed: arguments of Packing."""
+    keywords = network.keywords()
+    names = ("architecture", "keep_unfoldable")
+    return {**{name: keywords[name] for name in names}, "keep_batch_norm": keep_bn}
 
 
 @click.group("import")
@@ -234,167 +241,3 @@ def import_() -> None:
 
     The same command goes on after an interruption, or when a file that failed was mended.
     """
-
-
-@import_.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
-@tree_options
-@making_options
-@network_options
-@keep_bn_option
-@json_option
-def tree(
-    source: Path,
-    folder: Path,
-    files: dict[str, Any],
-    making: Making,
-    network: NetworkOptions,
-    keep_bn: bool,
-    out: Output,
-) -> None:
-    """Import any tree of files, by a pattern of their paths.
-
-    \b
-    prepkit zoo import tree runs zoo --pattern "{run}/checkpoint_{epoch:int}/checkpoints" \\
-        --table "{run}/result.json" --on epoch=training_iteration --table "{run}/params.json"
-
-    {run} is any text in one part of a path, {epoch:int} a whole number, {lr:float} a number, and * what is no column.
-    Fields become columns, and the id is made of them: run_3/50. A field {split} is the split. With --from, the models
-    are those of the list, whose last parts fit the pattern. Without --pattern all files of models in SRC are taken, and
-    a table names them by path, as in `prepkit zoo create`.
-
-    A table belongs to all models, or, if its name has fields, to those of one run, below SRC. Its rows are found by the
-    columns that are called as the fields are (--on epoch=step for another name), never by their place, or by a column
-    `file` with paths. In JSONL and in tables of runs the last row of a key wins. A JSON object of a run is one row, and
-    objects inside it become columns with dotted names. Notes count files without a row and rows without a file.
-
-    What a file says beside its tensors becomes columns too, with dotted names; a note names what cannot be one.
-    """
-    from prepkit.zoo.importers.kinds import found_by
-
-    options = {**files, "key": network.key, "prefix": network.prefix}
-    packing = _packing(network, keep_bn)
-    making.write(folder, found_by("tree", source, options), packing, out, command="zoo import tree")
-
-
-@import_.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
-@tree_options
-@making_options
-@json_option
-def peft(
-    source: Path,
-    folder: Path,
-    files: dict[str, Any],
-    making: Making,
-    out: Output,
-) -> None:
-    """Import LoRA adapters that PEFT saved.
-
-    \b
-    prepkit zoo import peft adapters zoo --pattern "{task}/seed_{seed:int}" --table scores.csv
-
-    An adapter is a folder with adapter_config.json and adapter_model.safetensors; all in SRC are taken, and called by
-    their paths. Models that --pattern, --from and the column `file` of a table name are such folders. Tables are joined
-    as in `prepkit zoo import tree`.
-
-    Tensors are kept as they are, beside modules that were saved whole. The columns base_model, task_type, r,
-    lora_alpha and use_rslora come from each config, and adapter_config is its text. In Python, zoo.adapters() gives
-    pairs (A, B) by module, products dW = s B A, their canonical form, and the files again.
-
-    Adapters that are more than such pairs (DoRA, biases), or whose ranks are not those of the config, are refused.
-    Adapters of several dtypes need --dtype float32.
-    """
-    from prepkit.zoo.importers.kinds import found_by
-
-    making.write(folder, found_by("peft", source, files), {}, out, command="zoo import peft")
-
-
-@import_.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
-@click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the pictures.")
-@click.option("--picture", metavar="PATH", help="Path of each picture below it, such as {label}/{index}.png.")
-@click.option("--convention", metavar="NAME", help="dws, nfn or implicit-zoo. [default: what running decides]")
-@tree_options
-@making_options
-@json_option
-def siren(
-    source: Path,
-    folder: Path,
-    data: Path | None,
-    picture: str | None,
-    convention: str | None,
-    files: dict[str, Any],
-    making: Making,
-    out: Output,
-) -> None:
-    """Import SIRENs of pictures: DWSNets, nfn, Implicit-Zoo.
-
-    \b
-    SRC is the folder that holds
-      mnist_png_SPLIT_LABEL_INDEX/checkpoints/model_final.pth    DWSNets, MNIST
-      SPLIT/model_INDEX.pth                                      DWSNets, Fashion-MNIST
-      PREFIX_LABELs/netINDEX.pth                                 nfn
-      ckpts/LABEL/INDEX_SEED.ckpt and 0_50000.json               Implicit-Zoo
-    or models by --pattern, --from and --table as in `prepkit zoo import tree`.
-
-    The three differ in what is added to the output, in which coordinate comes first and in how pixels were normalised.
-    With --data, running some models on their pictures decides, and each model whose PSNR nothing stores is measured.
-    Pictures are SPLIT/LABEL/INDEX.png, SPLIT/INDEX.png, INDEX.png and LABEL/INDEX.png below it, or as --picture says,
-    with the digits of the model's path. Without --data the names of tensors are taken, and a note says so.
-
-    The zoo notes how its networks are run; `prepkit zoo verify DST --rerun N --data PATH` proves it.
-    """
-    from prepkit.zoo.importers.kinds import found_by
-
-    options = {**files, "data": data, "picture": picture, "convention": convention}
-    making.write(folder, found_by("siren", source, options), {}, out, command="zoo import siren")
-
-
-def _packing(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
-    """Return how networks are packed: arguments of Packing."""
-    keywords = network.keywords()
-    names = ("architecture", "keep_unfoldable")
-    return {**{name: keywords[name] for name in names}, "keep_batch_norm": keep_bn}
-
-
-@import_.command("small-cnn-zoo")
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
-@click.option("--step", "steps", type=int, multiple=True, help="Checkpoints to take. Repeatable. [default: all]")
-@click.option("--activation", metavar="NAME", help="Take only the networks with this one, relu or tanh.")
-@click.option("--splits", type=click.Choice(("paper", "strict")), help="How to split. [default: not at all]")
-@click.option("--order", type=click.Path(path_type=Path), metavar="FILE", help="CSV file with the order of the rows.")
-@making_options
-@json_option
-def small_cnn_zoo(
-    source: Path,
-    folder: Path,
-    steps: tuple[int, ...],
-    activation: str | None,
-    splits: str | None,
-    order: Path | None,
-    making: Making,
-    out: Output,
-) -> None:
-    """Import a Small CNN Zoo (Unterthiner et al.).
-
-    SRC holds weights.npy, metrics.csv.gz and layout.csv. The matrix is read a row at a time. Tensors get PyTorch's
-    order of axes and names, `convs.0.weight`; networks are rebuilt, with stride 2, no padding and the activation of
-    each row. The table becomes columns, of which modeldir is called run and test_accuracy accuracy; ids are
-    run/step.
-
-    --splits paper --order FILE takes the last step and splits it as NFN does, ScaleGMN too with --activation relu: the
-    second half of the order is for testing, the first is shuffled by random.Random(0), four fifths for training. FILE
-    is the CSV file of a permutation that NFN publishes. The stray 0 at its start counts as a row, as it does there; a
-    note says what it changes. --splits strict keeps the first of rows with equal weights, and all steps of a run in one
-    split: half for testing, four tenths for training, one tenth for validation.
-    """
-    from prepkit.zoo.importers.kinds import found_by
-
-    options = {"steps": steps or None, "activation": activation, "splits": splits, "order": order}
-    models = found_by("small-cnn-zoo", source, options)
-    making.write(folder, models, {}, out, command="zoo import small-cnn-zoo")
