@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from prepkit.cli import arch, hub, import_kinds, importing, pack, show, train, zoo
+from prepkit.cli import arch, hub, import_kinds, importing, inspecting, pack, show, train, zoo
 from prepkit.cli.common import EXIT_STATUS, Commands
 
 
@@ -25,7 +25,9 @@ def main() -> None:
     """
 
 
-for command in (pack.pack, pack.unpack, pack.fuse, show.show, show.inspect, arch.arch, zoo.zoo, hub.pull, hub.push):
+for command in (pack.pack, pack.unpack, pack.fuse, show.show, show.inspect, inspecting.stat, inspecting.diff):
+    main.add_command(command)
+for command in (arch.arch, zoo.zoo, hub.pull, hub.push):
     main.add_command(command)
 for command in (importing.create, importing.import_, train.train, train.specs):
     zoo.zoo.add_command(command)

@@ -8,7 +8,7 @@ import click
 
 from prepkit.cli.completion import architectures, names
 from prepkit.cli.output import Output, json_option
-from prepkit.support.text import table
+from prepkit.support.text import shape_text, table
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
@@ -30,7 +30,9 @@ def list_(out: Output) -> None:
     from prepkit.families import registry
 
     known = [registry.architecture(name) for name in registry.architectures()]
-    rows = [(a.name, _class_id(a.name, "-"), a.num_parameters, a.num_trainable, _shape(a.input_shape)) for a in known]
+    rows = [
+        (a.name, _class_id(a.name, "-"), a.num_parameters, a.num_trainable, shape_text(a.input_shape)) for a in known
+    ]
     text = table(rows, ("name", "ClassId", "parameters", "with BatchNorm", "input"))
     out.result({"architectures": [_facts(architecture) for architecture in known]}, text)
 
@@ -52,7 +54,7 @@ def show(name: str, width: int, out: Output) -> None:
     document = {**_facts(architecture), "height": shape.height, "width": shape.width, "layout": layout.to_dict()}
     class_id = _class_id(name, "none")
     text = (
-        f"{name}: family {architecture.family}, ClassId {class_id}, input {_shape(architecture.input_shape)}\n"
+        f"{name}: family {architecture.family}, ClassId {class_id}, input {shape_text(architecture.input_shape)}\n"
         f"{architecture.num_parameters:,} packed parameters ({architecture.num_trainable:,} with BatchNorm), "
         f"PRep {shape} ({architecture.num_parameters / shape.cells:.1%} filled)\n\n"
         f"{slot_table(layout)}"
@@ -62,7 +64,7 @@ def show(name: str, width: int, out: Output) -> None:
 
 def slot_table(layout: Layout) -> str:
     """Return the slots of a layout as text."""
-    rows = [(slot.start, slot.name, _shape(slot.shape), slot.size, slot.dtype, slot.kind) for slot in layout]
+    rows = [(slot.start, slot.name, shape_text(slot.shape), slot.size, slot.dtype, slot.kind) for slot in layout]
     return table(rows, ("start", "name", "shape", "values", "dtype", "kind"))
 
 
@@ -82,7 +84,3 @@ def _class_id(name: str, missing: str | None = None) -> int | str | None:
 
     class_id = default_class_id(name)
     return missing if class_id is None else class_id
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

@@ -52,7 +52,7 @@ FLAGS = {
     "data=": "--data ",
     "`items`": "--item",
     **{f"`{name}`": f"--{name}" for name in ("device", "epochs", "gamma", "gpus", "instances", "ray", "stack")},
-    **{f"`{name}`": f"--{name}" for name in ("threads", "zoo")},
+    **{f"`{name}`": f"--{name}" for name in ("threads", "zoo", "atol", "rtol")},
 }
 
 

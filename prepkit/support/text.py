@@ -59,6 +59,11 @@ def table(rows: Sequence[tuple[Any, ...]], header: tuple[str, ...]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
+def shape_text(shape: Sequence[int]) -> str:
+    """Return `64x3x7x7`, or `scalar` for no axis."""
+    return "x".join(map(str, shape)) or "scalar"
+
+
 def readable_bytes(count: float) -> str:
     """Return `512 bytes` or `1.5 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
