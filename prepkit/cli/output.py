@@ -43,6 +43,7 @@ FLAGS = {
     "`on`": "--on",
     "`pattern`": "--pattern",
     "`order`": "--order",
+    "`root`": "--root",
     "`splits`": "--splits",
     "`steps`": "--step",
     "`picture`": "--picture",

@@ -83,6 +83,7 @@ MEANINGS_OF_ADAPTERS = {  # `zoo import peft` fills these columns
 MEANINGS = {
     "zoo train": MEANINGS_OF_TRAINING,
     "zoo create": MEANINGS_OF_SOURCES,
+    "zoo import netspace-lists": MEANINGS_OF_SOURCES | {"dataset": "images that the network classifies"},
     "zoo import peft": MEANINGS_OF_SOURCES | MEANINGS_OF_ADAPTERS,
 }
 

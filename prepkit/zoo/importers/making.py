@@ -53,7 +53,7 @@ def make_zoo(
     drop_nan:     leave out models that hold NaN or infinity
     progress:     is called with a number of models each time that many more are in the zoo
     how_to_go_on: what the note of an error advises
-    about:        width, format, dtype, name, license, task, as ZooWriter takes them
+    about:        width, format, dtype, name, license, task, as ZooWriter takes them; the source's task if there is none
     raises what `ZooWriter.add` and the source raise. Models that were added before an error are kept.
     """
     _check_ids(source)
@@ -62,6 +62,8 @@ def make_zoo(
         card.write_card(root)  # the command was interrupted between the zoo and its card
         return WrittenZoo(root, read_manifest(root), tuple(source.notes()), source.types)
     all_added = False
+    if about.get("task") is None:
+        about["task"] = source.task
     begun_with = {"command": command, "options": dict(source.options)} if source.options else {}
     try:
         with ZooWriter(path, resume=resume, provenance=begun_with, **about) as writer:

@@ -83,6 +83,7 @@ class Source(ABC):
     record: what the importer knows of all models; it goes into the zoo's provenance
     has_mixed_tables: whether tables may hold values of several types in one column, which are then left out and counted
     how_to_run: how they are run, with the keys of HowToRun (`prepkit.zoo.format.function`); None if it is unknown
+    task:   record of the task that all were trained on, for a zoo whose user names none; None if it is unknown
     """
 
     ids: Sequence[str]
@@ -90,6 +91,7 @@ class Source(ABC):
     options: Mapping[str, Any] = {}
     record: Mapping[str, Any] = {}
     how_to_run: Mapping[str, Any] | None = None
+    task: Mapping[str, Any] | None = None
     has_mixed_tables: bool = False
 
     @abstractmethod

@@ -1,0 +1,66 @@
+"""`prepkit zoo import KIND` for networks that lists, saved objects or tables of the Hub tell of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from prepkit.cli.importing import Making, Pairs, making_options
+from prepkit.cli.output import Output, json_option
+
+TABLE = click.option(
+    "--table", type=click.Path(path_type=Path), metavar="FILE", help="CSV, TSV, JSON or JSONL with columns."
+)
+TYPES = click.option(
+    "--types",
+    type=Pairs("COLUMN=TYPE,...", "types such as accuracy=float,code=text"),
+    help="Types of its columns, such as day=date,loss=list. [default: by their cells]",
+)
+
+
+@click.command("netspace-lists")
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@click.option("--list", "lists", multiple=True, metavar="FILE", help="List to take. Repeatable. [default: SRC/*.txt]")
+@click.option("--root", type=click.Path(path_type=Path), metavar="PATH", help="Folder that paths in lists start from.")
+@TABLE
+@TYPES
+@making_options
+@json_option
+def netspace_lists(
+    source: Path,
+    folder: Path,
+    lists: tuple[str, ...],
+    root: Path | None,
+    table: Path | None,
+    types: dict[str, str] | None,
+    making: Making,
+    out: Output,
+) -> None:
+    """Import lists and functions of NetSpace's reference.
+
+    \b
+    SRC is the folder of train.txt, val.txt and test.txt, in which a line names a network:
+      lenetlike;d0;scifar10;models/ckpts/cifar10/multi/lenet/0.pt
+      resnet_fusedbn;d2;d8;scifar10;models/ckpts/cifar10/multi/resnet8/0.pt
+    or one such list, or the folder of the .pt files of signed distance functions.
+
+    Each list is a split; val becomes validation. Paths start from --root, or from the first of SRC, the folders above
+    it and the current one where a file is. Networks become those that are built in, such as resnet8@cifar10, and
+    BatchNorms are folded with a proof. Rows of --table name networks by path, in a column `file`.
+
+    The zoo's task is that of the reference, with its normalisation; its last 10,000 training images of CIFAR-10, which
+    were for validation, are among those for training. With a column `accuracy` (0 to 1, on the test data),
+    `prepkit zoo verify DST --rerun N` proves how the networks run.
+
+    Signed distance functions ({"mlp": ..., "sdf": points}) become sine MLPs. Some are run on the points, which stay in
+    the files.
+    """
+    from prepkit.zoo.importers.kinds import found_by
+
+    options = {"lists": lists or None, "root": root, "table": table, "types": types}
+    making.write(folder, found_by("netspace-lists", source, options), {}, out, command="zoo import netspace-lists")
+
+
+COMMANDS = (netspace_lists,)
