@@ -172,6 +172,7 @@ LIGHT = (
     "cli.completion",
     "cli.hub",
     "cli.import_kinds",
+    "cli.import_packed",
     "cli.import_published",
     "cli.importing",
     "cli.inspecting",

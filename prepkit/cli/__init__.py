@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import click
 
-from prepkit.cli import arch, hub, import_kinds, import_published, importing, inspecting, pack, show, train, zoo
+from prepkit.cli import (
+    arch,
+    hub,
+    import_kinds,
+    import_packed,
+    import_published,
+    importing,
+    inspecting,
+    pack,
+    show,
+    train,
+    zoo,
+)
 from prepkit.cli.common import EXIT_STATUS, Commands
 
 
@@ -31,5 +43,5 @@ for command in (arch.arch, zoo.zoo, hub.pull, hub.push):
     main.add_command(command)
 for command in (importing.create, importing.import_, train.train, train.specs):
     zoo.zoo.add_command(command)
-for command in (*import_kinds.COMMANDS, *import_published.COMMANDS):
+for command in (*import_kinds.COMMANDS, *import_published.COMMANDS, *import_packed.COMMANDS):
     importing.import_.add_command(command)

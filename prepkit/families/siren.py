@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn, sin
 
+from prepkit.families.layer_chain import add_module_at
 from prepkit.families.sine_mlp import uniform_linear
 
 
@@ -28,13 +29,7 @@ class Siren(nn.Module):
         self.names, self.omega, self.offset = tuple(names), omega, offset
         for index, (name, (inputs, outputs)) in enumerate(zip(names, pairwise(sizes), strict=True)):
             bound = math.sqrt(6 / inputs) / omega if index else 1 / inputs
-            parent: nn.Module = self
-            *path, last = name.split(".")
-            for part in path:
-                if part not in dict(parent.named_children()):
-                    parent.add_module(part, nn.Module())
-                parent = parent.get_submodule(part)
-            parent.add_module(last, uniform_linear(inputs, outputs, bound))
+            add_module_at(self, name, uniform_linear(inputs, outputs, bound))
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """Map coordinates `[N, D]` to outputs `[N, C]`."""

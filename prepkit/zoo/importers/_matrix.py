@@ -1,9 +1,10 @@
-"""Matrix: the rows of a .npy file, read one at a time, so that its memory is that of a row."""
+"""Rows, the rows of a matrix in a file, and Matrix, those of a .npy file: read one at a time, in the memory of one."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,27 +14,15 @@ FLOATS = tuple(np.dtype(f"{order}f{size}") for order in "<>" for size in (2, 4, 
 CHUNK = 4 << 20  # bytes of neighbouring rows that are read at once
 
 
-class Matrix:
-    """The rows of a matrix of floating-point numbers in a .npy file.
+class Rows:
+    """The rows of a matrix of numbers that stand in a file one after the other.
 
-    raises ZooError if it is none, or not whole
+    offset: bytes of the file before the first row
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        try:
-            mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ZooError(f"{file}: not a whole .npy file ({reason}); fetch it again.") from None
-        if not isinstance(mapped, np.memmap) or mapped.ndim != 2 or mapped.dtype not in FLOATS:
-            found = f"{mapped.dtype} {list(mapped.shape)}" if isinstance(mapped, np.ndarray) else "an archive"
-            raise ZooError(f"{file}: expected a matrix of floating-point numbers, a model a row; found {found}.")
-        if not mapped.flags.c_contiguous:
-            raise ZooError(f"{file}: its columns stand one after the other; save it with its rows, in C order.")
-        self.rows, self.columns = mapped.shape
-        self.dtype, self._offset = mapped.dtype, int(mapped.offset)
-        self._row_bytes = self.columns * self.dtype.itemsize
+    def __init__(self, file: Path, rows: int, columns: int, dtype: np.dtype[Any], offset: int = 0) -> None:
+        self.file, self.rows, self.columns, self.dtype = file, rows, columns, dtype
+        self._offset, self._row_bytes = offset, columns * dtype.itemsize
 
     def row(self, number: int) -> np.ndarray:
         """Return a row in memory of its own, in the machine's byte order.
@@ -71,3 +60,24 @@ class Matrix:
         if len(content) < size:
             raise ZooError(f"{self.file}: has become shorter than its {counted(self.rows, 'row')}; fetch it again.")
         return content
+
+
+class Matrix(Rows):
+    """The rows of a matrix of floating-point numbers in a .npy file.
+
+    raises ZooError if it is none, or not whole
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ZooError(f"{file}: not a whole .npy file ({reason}); fetch it again.") from None
+        if not isinstance(mapped, np.memmap) or mapped.ndim != 2 or mapped.dtype not in FLOATS:
+            found = f"{mapped.dtype} {list(mapped.shape)}" if isinstance(mapped, np.ndarray) else "an archive"
+            raise ZooError(f"{file}: expected a matrix of floating-point numbers, a model a row; found {found}.")
+        if not mapped.flags.c_contiguous:
+            raise ZooError(f"{file}: its columns stand one after the other; save it with its rows, in C order.")
+        rows, columns = mapped.shape
+        super().__init__(file, rows, columns, mapped.dtype, int(mapped.offset))

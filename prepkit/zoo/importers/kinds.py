@@ -23,6 +23,7 @@ KINDS = {  # kind: the module with its `found`
     "peft": "prepkit.zoo.importers.peft",
     "netspace-lists": "prepkit.zoo.importers.netspace_lists",
     "small-cnn-zoo": "prepkit.zoo.importers.small_cnn",
+    "nino": "prepkit.zoo.importers.nino",
 }
 HOW_TO_GO_ON = "the same command goes on"
 
