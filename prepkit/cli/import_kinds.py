@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from prepkit.cli.importing import Making, making_options, packing_of, tree_options
+from prepkit.cli.importing import Making, making_options, packing_of, splits_option, tree_options
 from prepkit.cli.network_options import NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
 
@@ -16,6 +16,7 @@ from prepkit.cli.output import Output, json_option
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @tree_options
+@splits_option("strict")
 @making_options
 @network_options
 @keep_bn_option
@@ -24,6 +25,7 @@ def tree(
     source: Path,
     folder: Path,
     files: dict[str, Any],
+    splits: str | None,
     making: Making,
     network: NetworkOptions,
     keep_bn: bool,
@@ -46,10 +48,14 @@ def tree(
     objects inside it become columns with dotted names. Notes count files without a row and rows without a file.
 
     What a file says beside its tensors becomes columns too, with dotted names; a note names what cannot be one.
+
+    --splits strict keeps the first of models with equal weights, and all models that share the column `run` in one
+    split: half of the runs for testing, four tenths for training, one tenth for validation. A split that paths or
+    tables tell is kept as the column split.original.
     """
     from prepkit.zoo.importers.kinds import found_by
 
-    options = {**files, "key": network.key, "prefix": network.prefix}
+    options = {**files, "key": network.key, "prefix": network.prefix, "splits": splits}
     packing = packing_of(network, keep_bn)
     making.write(folder, found_by("tree", source, options), packing, out, command="zoo import tree")
 
@@ -58,12 +64,14 @@ def tree(
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @tree_options
+@splits_option("strict")
 @making_options
 @json_option
 def peft(
     source: Path,
     folder: Path,
     files: dict[str, Any],
+    splits: str | None,
     making: Making,
     out: Output,
 ) -> None:
@@ -81,11 +89,11 @@ def peft(
     pairs (A, B) by module, products dW = s B A, their canonical form, and the files again.
 
     Adapters that are more than such pairs (DoRA, biases), or whose ranks are not those of the config, are refused.
-    Adapters of several dtypes need --dtype float32.
+    Adapters of several dtypes need --dtype float32. --splits strict is that of `prepkit zoo import tree`.
     """
     from prepkit.zoo.importers.kinds import found_by
 
-    making.write(folder, found_by("peft", source, files), {}, out, command="zoo import peft")
+    making.write(folder, found_by("peft", source, {**files, "splits": splits}), {}, out, command="zoo import peft")
 
 
 @click.command()
@@ -94,7 +102,9 @@ def peft(
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the pictures.")
 @click.option("--picture", metavar="PATH", help="Path of each picture below it, such as {label}/{index}.png.")
 @click.option("--convention", metavar="NAME", help="dws, nfn or implicit-zoo. [default: what running decides]")
+@click.option("--split-file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of --splits paper.")
 @tree_options
+@splits_option("paper", "strict")
 @making_options
 @json_option
 def siren(
@@ -103,7 +113,9 @@ def siren(
     data: Path | None,
     picture: str | None,
     convention: str | None,
+    split_file: Path | None,
     files: dict[str, Any],
+    splits: str | None,
     making: Making,
     out: Output,
 ) -> None:
@@ -123,10 +135,22 @@ def siren(
     with the digits of the model's path. Without --data the names of tensors are taken, and a note says so.
 
     The zoo notes how its networks are run; `prepkit zoo verify DST --rerun N --data PATH` proves it.
+
+    \b
+    --splits paper is the split of the papers:
+      nfn      up to picture 44,999 for training, up to 49,999 for validation, the rest for testing; so the last
+               10,000 training pictures of MNIST and Fashion-MNIST are for testing too
+      DWSNets  as in FILE of --split-file, such as mnist_splits.json of neural-graphs or splits.json in SRC:
+               {"train": {"path": [...], "label": [...]}, "val": ..., "test": ...}. DWSNets drew the 5,000 models of
+               MNIST for validation without a seed; without FILE a twelfth of the training models is taken instead,
+               those whose ids have the least sha256
+    --splits strict keeps the first of models with equal weights, and all models of a picture in one split, half for
+    testing, four tenths for training, one tenth for validation.
     """
     from prepkit.zoo.importers.kinds import found_by
 
     options = {**files, "data": data, "picture": picture, "convention": convention}
+    options |= {"splits": splits, "split_file": split_file}
     making.write(folder, found_by("siren", source, options), {}, out, command="zoo import siren")
 
 
@@ -135,7 +159,7 @@ def siren(
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--step", "steps", type=int, multiple=True, help="Checkpoints to take. Repeatable. [default: all]")
 @click.option("--activation", metavar="NAME", help="Take only the networks with this one, relu or tanh.")
-@click.option("--splits", type=click.Choice(("paper", "strict")), help="How to split. [default: not at all]")
+@splits_option("paper", "strict")
 @click.option("--order", type=click.Path(path_type=Path), metavar="FILE", help="CSV file with the order of the rows.")
 @making_options
 @json_option

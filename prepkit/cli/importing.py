@@ -174,6 +174,11 @@ def tree_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_files
 
 
+def splits_option(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the option that says how to split; `names` are those that the importer knows."""
+    return click.option("--splits", type=click.Choice(names), help="How to split. [default: by field, or not at all]")
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("models", nargs=-1, type=Model(), metavar="MODEL...")

@@ -44,6 +44,7 @@ FLAGS = {
     "`pattern`": "--pattern",
     "`order`": "--order",
     "`root`": "--root",
+    "`split_file`": "--split-file",
     "`splits`": "--splits",
     "`steps`": "--step",
     "`dataset`": "--dataset",

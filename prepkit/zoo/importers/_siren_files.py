@@ -34,18 +34,20 @@ class Layout:
 
     pattern: path of a model below the zoo's folder
     picture: path of its picture below the folder of pictures
+    rule:    which split of it was published; see `_siren_splits`
     """
 
     pattern: str
     picture: str
+    rule: str | None = None
 
 
 LAYOUTS = (
     Layout(
-        "mnist_png_{split}_{label:int}_{index:int}/checkpoints/model_final.pth", "{split}/{label}/{index}.png"
+        "mnist_png_{split}_{label:int}_{index:int}/checkpoints/model_final.pth", "{split}/{label}/{index}.png", "drawn"
     ),  # DWSNets, MNIST
-    Layout("{split}/model_{index:int}.pth", "{split}/{index}.png"),  # DWSNets, Fashion-MNIST
-    Layout("{prefix}_{label:int}s/net{index:int}.pth", "{index}.png"),  # nfn
+    Layout("{split}/model_{index:int}.pth", "{split}/{index}.png", "file"),  # DWSNets, Fashion-MNIST
+    Layout("{prefix}_{label:int}s/net{index:int}.pth", "{index}.png", "nfn"),  # nfn
     Layout("ckpts/{label:int}/{index:int}_{seed:int}.ckpt", "{label}/{index}.png"),  # Implicit-Zoo
 )
 

@@ -58,7 +58,7 @@ def make_zoo(
     """
     _check_ids(source)
     root = Path(path)
-    if resume and is_zoo(root) and not (root / card.README).exists() and _ids_in(root) == set(source.ids):
+    if resume and is_zoo(root) and not (root / card.README).exists() and _holds(root, source, drop_nan):
         card.write_card(root)  # the command was interrupted between the zoo and its card
         return WrittenZoo(root, read_manifest(root), tuple(source.notes()), source.types)
     all_added = False
@@ -101,6 +101,7 @@ def _check_ids(source: Source) -> None:
             )
 
 
-def _ids_in(root: Path) -> set[str]:
-    """Return the ids in a finished zoo."""
-    return set(local_zoo(root).table["id"].to_pylist())
+def _holds(root: Path, source: Source, drop_nan: bool) -> bool:
+    """Return whether a finished zoo holds the models of a source, or those that were not left out."""
+    ids = set(local_zoo(root).table["id"].to_pylist())
+    return ids.issubset(source.ids) if drop_nan or source.leaves_out_copies else ids == set(source.ids)

@@ -20,7 +20,8 @@ from prepkit.support.files import is_zoo
 from prepkit.zoo.format.lora import ADAPTER_CONFIG, CONFIG, WEIGHTS, LoraConfig, pairs_in
 from prepkit.zoo.format.sources import SOURCE_SHA256
 from prepkit.zoo.importers._pattern import PathPattern
-from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder
+from prepkit.zoo.importers._strict import STRICT, StrictSource, check_splits
+from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder, listed_tables
 from prepkit.zoo.write.adding import Model, Source
 from prepkit.zoo.write.csv_columns import ModelRows, rows_of_models
 from prepkit.zoo.write.model_files import FileSource, LocalModel, check_columns
@@ -38,6 +39,7 @@ def found(
     table: Tables = None,
     on: Mapping[str, str] | None = None,
     types: Types | None = None,
+    splits: str | None = None,
 ) -> Source:
     """Find the adapters in a folder.
 
@@ -45,13 +47,27 @@ def found(
     files:     the folders of the adapters, from the folder or the current one; all that there are if missing
     table, on: as the importer of trees takes them; the column `file` names the folder of an adapter
     types:     types of the columns of text tables, as in `create_zoo`
+    splits:    "strict", which leaves equal adapters out and keeps those of a run together; see `_strict`
     raises ZooError if there is no adapter, or none that fits the pattern
     """
+    check_splits(splits)
     check_folder(folder)
+    source = _found(folder, pattern, files, table, on, types)
+    return StrictSource(source) if splits == STRICT else source
+
+
+def _found(
+    folder: Path,
+    pattern: str | None,
+    files: Paths | None,
+    table: Tables,
+    on: Mapping[str, str] | None,
+    types: Types | None,
+) -> Source:
     folders = _adapters_in(folder) if files is None else list(dict.fromkeys(map(_folder_of, in_folder(folder, files))))
-    tables = [] if table is None else [table] if isinstance(table, str | os.PathLike) else list(table)
+    tables = listed_tables(table)
     if pattern is not None:
-        return _with_fields(folder, folders, pattern, [os.fspath(name) for name in tables], on or {}, types or {})
+        return _with_fields(folder, folders, pattern, tables, on or {}, types or {})
     if on or len(tables) > 1:
         what = "on=" if on else "several tables"
         raise ZooError(f'{what} goes with a pattern=, such as "{{task}}/seed_{{seed:int}}".')

@@ -9,6 +9,7 @@ files and tensors are only asked where there are no pictures.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +31,11 @@ from prepkit.zoo.importers._siren_files import (
     shape_of,
     stored_psnr,
 )
+from prepkit.zoo.importers._siren_splits import PaperSplits, paper_splits
+from prepkit.zoo.importers._split_file import NAMES
+from prepkit.zoo.importers._strict import PAPER, STRICT, StrictSource, check_splits, run_in_columns
 from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder, listed_tables
-from prepkit.zoo.write.adding import Model, Told
+from prepkit.zoo.write.adding import Model, Source, Told
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +48,7 @@ LEAST_PSNR = 15.0  # dB: no convention is right if it draws the pictures worse t
 LEAST_LEAD = 1.0  # dB by which a convention draws better than others if running tells them apart
 # A run finds again what was measured by the same convention, right or wrong; so it must also draw the picture.
 MEASURED = {"measured_by": "prepkit", "least": LEAST_PSNR}
-SPLITS = {"training": "train", "testing": "test"}
+NOT_OF_PICTURES = ("seed", "prefix")  # fields in which models of the same picture differ
 
 
 def found(
@@ -58,7 +62,9 @@ def found(
     table: Tables = None,
     on: Mapping[str, str] | None = None,
     types: Types | None = None,
-) -> TreeSource:
+    splits: str | None = None,
+    split_file: str | os.PathLike[str] | None = None,
+) -> Source:
     """Find the SIRENs in a folder.
 
     data:       folder of the pictures that they draw
@@ -66,11 +72,16 @@ def found(
     convention: "dws", "nfn" or "implicit-zoo"; if missing, running decides, or the names of tensors without pictures
     pattern:    path of a model below the folder, with fields as for "tree"; that of the known layout if missing
     files, table, on, types: as for "tree"
+    splits:     "paper" (see `_siren_splits`), or "strict", in which models of the same picture are in the same split
+    split_file: a file of splits, for "paper"; one that the folder holds if missing
     raises ZooError if nothing fits, or no convention draws the pictures
     """
     if convention is not None and convention not in CONVENTIONS:
         near = nearest(convention, CONVENTIONS)
         raise ZooError(f"`convention`: there is no '{convention}'; there are {listed(CONVENTIONS)}.{near}")
+    check_splits(splits, (PAPER, STRICT))
+    if split_file is not None and splits != PAPER:
+        raise ZooError(f"`split_file` goes with `splits` {PAPER}.")
     check_folder(folder)
     if pattern is None:
         layout = next((layout for layout in LAYOUTS if _has_any(folder, layout.pattern)), None)
@@ -81,7 +92,7 @@ def found(
                 "`pattern`."
             )
         pattern, picture = layout.pattern, picture or layout.picture
-    return SirenSource(
+    source = SirenSource(
         [folder] if files is None else in_folder(folder, files),
         folder,
         pattern,
@@ -92,6 +103,9 @@ def found(
         picture,
         convention,
     )
+    if splits == PAPER:
+        source.split_as_paper(folder, split_file)
+    return StrictSource(source, source.run_of) if splits == STRICT else source
 
 
 class SirenSource(TreeSource):
@@ -117,6 +131,7 @@ class SirenSource(TreeSource):
         self._architectures: dict[SirenShape, Architecture] = {}
         self._networks: dict[tuple[SirenShape, str], nn.Module] = {}
         self._decision: list[str] = []
+        self._paper: PaperSplits | None = None
         self._check_picture()
         self._stored = self._newest(stored_psnr(folder))
         asked = None if convention is None else CONVENTIONS[convention]
@@ -125,6 +140,24 @@ class SirenSource(TreeSource):
         how = self.convention.how_to_run(STORED_BEFORE if self._stored else None)
         self.how_to_run = {**how, **(MEASURED if self._is_measured() else {})}
         self._faint = 0  # models that this import measured below LEAST_PSNR
+
+    def split_as_paper(self, folder: Path, split_file: str | os.PathLike[str] | None) -> None:
+        """Give each model its published split.
+
+        raises ZooError if there is none, or the file does not fit the models
+        """
+        rule = next((layout.rule for layout in LAYOUTS if layout.pattern == self.pattern.text), None)
+        fields = [fit.fields for fit in self.fits]
+        self._paper = paper_splits(rule, self.ids, self.files, fields, len(self.pattern.parts), folder, split_file)
+        self.options = {**self.options, "splits": PAPER, **self._paper.options}
+
+    def run_of(self, index: int) -> str:
+        """Return what models of the same picture share: all fields but the seed and the prefix, or the column `run`.
+
+        raises ZooError if nothing tells it
+        """
+        own = {name: value for name, value in self.fits[index].fields.items() if name not in NOT_OF_PICTURES}
+        return _fields(own) if "index" in own else run_in_columns(self, index)
 
     def read(self, index: int) -> Model:
         """Read a model's file, with its fields, its rows in tables and its PSNR."""
@@ -160,7 +193,7 @@ class SirenSource(TreeSource):
                 f"{counted(self._faint, 'model')} {draw} with less than {LEAST_PSNR:g} dB, and "
                 "verifying by a run refuses such models."
             )
-        return [*self._decision, *faint, *super().notes()]
+        return [*self._decision, *faint, *(self._paper.notes if self._paper else ()), *super().notes()]
 
     def _told(self, index: int, differing: dict[str, int]) -> Told:
         told = super()._told(index, differing)
@@ -169,7 +202,11 @@ class SirenSource(TreeSource):
             columns[PICTURE] = self._picture_of(index)
         if columns.get(PSNR) is None and index in self._stored:
             columns[PSNR] = self._stored[index]
-        return Told(columns, None if told.split is None else SPLITS.get(told.split, told.split))
+        if self._paper is not None:
+            if self._paper.columns:
+                columns = {**self._paper.columns[index], **columns}
+            return Told(columns, self._paper.splits[index])
+        return Told(columns, None if told.split is None else NAMES.get(told.split, told.split))
 
     def _is_measured(self) -> bool:
         """Return whether nothing stores the PSNR of some model, so that it is measured here."""

@@ -18,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import ZooError, counted, listed, nearest
+from prepkit.errors import ZooError, counted, listed
 from prepkit.families.registry import Architecture
 from prepkit.families.small_cnn import ACTIVATIONS
 from prepkit.packing import chosen_options
@@ -26,6 +26,7 @@ from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.importers._flat_layout import FlatLayout, read_layout
 from prepkit.zoo.importers._matrix import Matrix
 from prepkit.zoo.importers._paper_split import paper_splits, read_order, strict_splits
+from prepkit.zoo.importers._strict import PAPER, STRICT, check_splits
 from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.cell_types import Column, typed
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 WEIGHTS, LAYOUT, METRICS = "weights.npy", "layout.csv", ("metrics.csv.gz", "metrics.csv")
 ACTIVATION, DATASET, RUN, STEP, ACCURACY = "config.activation", "config.dataset", "modeldir", "step", "test_accuracy"
 NAMES = {RUN: "run", ACCURACY: "accuracy"}  # of columns that all zoos call so
-SPLITS = ("paper", "strict")
 SIZES = {"mnist": 28, "fashion_mnist": 28}  # height and width of the pictures; others have OTHER_SIZE
 OTHER_SIZE = 32
 HOW_TO_RUN = {
@@ -71,9 +71,8 @@ def found(
     if missing or metrics is None:
         absent = listed([*missing, *([] if metrics else [METRICS[0]])])
         raise ZooError(f"'{folder}' lacks {absent}; a Small CNN Zoo has {WEIGHTS}, {METRICS[0]} and {LAYOUT}.")
-    if splits is not None and splits not in SPLITS:
-        raise ZooError(f"`splits` is paper or strict, not {splits!r}.{nearest(splits, SPLITS)}")
-    if (splits == "paper") != (order is not None):
+    check_splits(splits, (PAPER, STRICT))
+    if (splits == PAPER) != (order is not None):
         raise ZooError("`splits` paper and `order`, the CSV file that orders the rows, go together.")
     matrix, layout = Matrix(folder / WEIGHTS), read_layout(folder / LAYOUT)
     if layout.size != matrix.columns:
@@ -128,7 +127,7 @@ class SmallCNNSource(Source):
             raise ZooError(
                 f"{metrics}: no row is of step {listed(unknown)}; there are {listed(sorted(set(of_step)), 12)}."
             )
-        if splits == "paper":
+        if splits == PAPER:
             if steps not in (None, {last}):
                 raise ZooError(f"`splits` paper is of the last step, {last}; leave out `steps`.")
             steps = {last}
@@ -139,8 +138,8 @@ class SmallCNNSource(Source):
             self._notes += notes
         if activation is not None:
             rows = self._of_activation(rows, activation)
-        rows = self._without_copies(rows, leave_out=splits == "strict")
-        if splits == "strict":
+        rows = self._without_copies(rows, leave_out=splits == STRICT)
+        if splits == STRICT:
             of_run = strict_splits(runs[row] for row in rows)
             self._split = {row: of_run[runs[row]] for row in rows}
         self.rows = rows

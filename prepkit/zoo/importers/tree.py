@@ -19,6 +19,7 @@ from prepkit.errors import ZooError, counted, listed
 from prepkit.packing import chosen_options
 from prepkit.zoo.importers._field_tables import JoinedTable, TableForAll, TablesOfRuns
 from prepkit.zoo.importers._pattern import Fit, PathPattern, walk
+from prepkit.zoo.importers._strict import STRICT, StrictSource, check_splits
 from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.cell_types import KINDS
 from prepkit.zoo.write.csv_columns import rows_of_models
@@ -47,6 +48,7 @@ def found(
     types: Types | None = None,
     key: str | None = None,
     prefix: str | None = None,
+    splits: str | None = None,
 ) -> Source:
     """Find the models in a folder.
 
@@ -56,12 +58,15 @@ def found(
     on:          columns of the tables for fields that have other names there, such as {"epoch": "training_iteration"}
     types:       types of the columns of text tables, as in `create_zoo`
     key, prefix: as in `load_checkpoint`
+    splits:      "strict", which leaves equal models out and keeps those of a run together; see `_strict`
     raises ZooError for a pattern that nothing fits, two files with the same fields, a table without such columns
     """
+    check_splits(splits)
     given = None if files is None else in_folder(folder, files)
     if given is None:
         check_folder(folder)
-    return source_of(given or [folder], pattern=pattern, table=table, on=on, types=types, key=key, prefix=prefix)
+    source = source_of(given or [folder], pattern=pattern, table=table, on=on, types=types, key=key, prefix=prefix)
+    return StrictSource(source) if splits == STRICT else source
 
 
 def source_of(

@@ -6,6 +6,7 @@ tensors, what the source itself knows of it (`columns`), and what its file says 
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,6 +83,7 @@ class Source(ABC):
     options: how the models were looked for, which a resumed import must share; part of the zoo's provenance
     record: what the importer knows of all models; it goes into the zoo's provenance
     has_mixed_tables: whether tables may hold values of several types in one column, which are then left out and counted
+    leaves_out_copies: whether a model with the weights of an earlier one is left out, and counted
     how_to_run: how they are run, with the keys of HowToRun (`prepkit.zoo.format.function`); None if it is unknown
     task:   record of the task that all were trained on, for a zoo whose user names none; None if it is unknown
     """
@@ -93,6 +95,7 @@ class Source(ABC):
     how_to_run: Mapping[str, Any] | None = None
     task: Mapping[str, Any] | None = None
     has_mixed_tables: bool = False
+    leaves_out_copies: bool = False
 
     @abstractmethod
     def read(self, index: int) -> Model:
@@ -125,6 +128,8 @@ class _Heard:
         self.buffers: set[str] = set()
         self.costs: dict[str, float] = {}
         self.not_finite: list[str] = []
+        self.digests: set[bytes] = set()  # of the models that were added, if copies are left out
+        self.copies: list[str] = []
         self.unkept: Counter[str] = Counter()
         self.unlike: Counter[str] = Counter()  # columns whose value is of another kind than those before
         self.unlike_of_tables: Counter[str] = Counter()
@@ -139,6 +144,9 @@ class _Heard:
             models = counted(len(self.not_finite), "model")
             hold = "holds" if len(self.not_finite) == 1 else "hold"
             yield f"{models} that {hold} NaN or infinity left out: {listed(self.not_finite)}."
+        if self.copies:
+            models = counted(len(self.copies), "model")
+            yield f"{models} with the weights of an earlier one left out: {listed(self.copies)}."
         if self.renamed:
             pairs = listed(f"{name} is {column}" for name, column in self.renamed.items())
             yield f"What files say under names of the zoo's own columns has other names: {pairs}."
@@ -179,10 +187,14 @@ def add_models(
         )
     heard = _Heard()
     failures: list[str] = []
-    waiting = [index for index, id_ in enumerate(source.ids) if id_ not in writer.finished_ids]
+    finished = writer.finished_ids
+    waiting = [index for index, id_ in enumerate(source.ids) if id_ not in finished]
     if progress is not None and len(waiting) < len(source.ids):
         progress(len(source.ids) - len(waiting))
     with _telling_what_is_kept(writer, len(source.ids), how_to_go_on), noted_interruption() as interruptions:
+        if source.leaves_out_copies:
+            kept = (index for index, id_ in enumerate(source.ids) if id_ in finished)
+            heard.digests.update(_digest(source.read(index).tensors) for index in kept)
         for index in waiting:
             try:
                 _add(writer, source, index, packing, heard, drop_nan)
@@ -212,6 +224,10 @@ def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard:
                     raise
                 heard.not_finite.append(id_)
                 return
+    digest = _digest(model.tensors) if source.leaves_out_copies else b""
+    if digest in heard.digests:
+        heard.copies.append(id_)
+        return
     item = packable(
         model.tensors,
         model.architecture or packing.architecture,
@@ -230,11 +246,26 @@ def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard:
     columns = {**told, **names_columns(prefix, item.versions)}
     said = _fitting(writer, columns, model, heard)
     writer.add(item, id=id_, split=model.split, **columns, **said)
+    if digest:
+        heard.digests.add(digest)
 
 
 def _is_finite(tensor: Tensor) -> bool:
     """Return whether all values are surely finite; a sum that overflows says no too."""
     return not tensor.is_floating_point() or not tensor.numel() or has_finite_sum(tensor)
+
+
+def _digest(tensors: Mapping[str, Tensor] | PRep) -> bytes:
+    """Return a digest of all tensors with their names, dtypes and shapes."""
+    import torch
+
+    named = tensors.state_dict() if isinstance(tensors, PRep) else tensors
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(named):
+        tensor = named[name].detach().cpu()
+        digest.update(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _held(writer: ZooWriter, columns: Mapping[str, Any], heard: _Heard) -> dict[str, Any]:
