@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from prepkit.cli.importing import Making, Pairs, making_options
+from prepkit.cli.importing import Making, Pairs, making_options, packing_of
+from prepkit.cli.network_options import NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
 
 TABLE = click.option(
@@ -63,4 +64,48 @@ def netspace_lists(
     making.write(folder, found_by("netspace-lists", source, options), {}, out, command="zoo import netspace-lists")
 
 
-COMMANDS = (netspace_lists,)
+@click.command("model-j")
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@click.option(
+    "--table", "tables", multiple=True, metavar="FILE", help="Table of the data set, also in Parquet. Repeatable."
+)
+@making_options
+@network_options
+@keep_bn_option
+@json_option
+def model_j(
+    source: Path,
+    folder: Path,
+    tables: tuple[str, ...],
+    making: Making,
+    network: NetworkOptions,
+    keep_bn: bool,
+    out: Output,
+) -> None:
+    """Import safetensors folders of the Hub, as Model-J is.
+
+    \b
+    SRC is the folder that holds, perhaps in folders train, val, test, ...
+      model_idx_0007/pytorch_lora_weights.safetensors            LoRA adapters of diffusers
+      models--acme--vit-1/snapshots/COMMIT/model.safetensors     the cache of the Hub, as Model-J's script fills it
+      acme__vit-1/model.safetensors                              plain folders, also with an index and its parts
+
+    Texts in the headers become columns, typed over all models; lists such as dataset_chosen_targets are read as
+    literals, never run. So do numbers and texts of config.json, as config.NAME. The folder of a split is the split, val
+    as validation.
+
+    A row of --table (CSV, JSON, Parquet) names its model by hf_model_path, by hf_model_id, or by model_idx and a column
+    `split`, or a table's name that begins with the split. Rows and models without a partner are counted.
+
+    In Python, zoo.adapters() gives pairs (A, B), products dW = B A and their canonical form of LoRA adapters. Networks
+    with BatchNorm need --arch or --keep-bn.
+    """
+    from prepkit.zoo.importers.kinds import found_by
+
+    options = {"table": tables, "key": network.key, "prefix": network.prefix}
+    packing = packing_of(network, keep_bn)
+    making.write(folder, found_by("model-j", source, options), packing, out, command="zoo import model-j")
+
+
+COMMANDS = (model_j, netspace_lists)

@@ -5,6 +5,9 @@
 
 An adapter changes the weight of a module by dW = s B A, with s = alpha / r, or alpha / sqrt(r) with `use_rslora`.
 What does more than that (DoRA, biases) is refused by name.
+
+    pytorch_lora_weights.safetensors  of diffusers, without a config: <module>.lora.down.weight [r, in], that is A,
+                                      and <module>.lora.up.weight [out, r], that is B; the scale is 1
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from prepkit.support.text import Brief
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 ADAPTER_CONFIG = "adapter_config"  # column with the text of each adapter's CONFIG
 PREFIX = "base_model.model."  # stands before the names of modules in WEIGHTS
 SIDE = re.compile(r"(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|embedding_(?P<embedding>[AB]))")
+OF_DIFFUSERS = re.compile(r"(?P<module>.+)[._]lora\.(?P<side>down|up)\.weight")
+SIDES = {"down": "A", "up": "B"}
 HEADS = {  # modules that PEFT saves whole for these tasks, also where the config does not name them
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -43,7 +49,7 @@ NO_PLACE = "A zoo keeps pairs (A, B) with dW = s B A alone; leave this adapter o
 
 @dataclass(frozen=True, repr=False)
 class LoraConfig(Brief):
-    """A checked adapter_config.json: its text and what it says."""
+    """A checked adapter_config.json: its text and what it says; for an adapter of diffusers the text is empty."""
 
     text: str
     values: Mapping[str, Any]
@@ -106,6 +112,24 @@ class PairNames:
     B: str
 
 
+def diffusers_config(shapes: Mapping[str, tuple[int, ...]]) -> LoraConfig | None:
+    """Return what a config would say of an adapter of diffusers, whose scale is 1; None if no tensor is of one.
+
+    shapes: shape of each tensor in the file
+    """
+    ranks = {
+        match["module"]: shape[0]
+        for name, shape in shapes.items()
+        if (match := OF_DIFFUSERS.fullmatch(name)) and match["side"] == "down" and shape
+    }
+    if not ranks and not any(map(OF_DIFFUSERS.fullmatch, shapes)):
+        return None
+    usual = max(ranks.values(), default=1)
+    others = {re.escape(module): rank for module, rank in ranks.items() if rank != usual}
+    values = {"peft_type": "LORA", "r": usual, "lora_alpha": usual, "rank_pattern": others, "alpha_pattern": others}
+    return LoraConfig("", values)
+
+
 def pairs_in(shapes: Mapping[str, tuple[int, ...]], config: LoraConfig, place: str) -> dict[str, PairNames]:
     """Return the pair of each module, called as in the base model; all other tensors are of modules saved whole.
 
@@ -115,21 +139,41 @@ def pairs_in(shapes: Mapping[str, tuple[int, ...]], config: LoraConfig, place: s
     """
     sides: dict[str, dict[str, str]] = {}
     for name in shapes:
-        match = SIDE.fullmatch(name)
-        if match:
-            side = match["side"] or match["embedding"]
-            sides.setdefault(match["module"].removeprefix(PREFIX), {})[side] = name
+        side = _side(name)
+        if side is not None:
+            sides.setdefault(side[0], {})[side[1]] = name
         elif not _is_saved(name, config.saved_modules):
             raise ZooError(f"{place}: '{name}' is of no pair lora_A, lora_B and of no module_to_save. {NO_PLACE}")
     if not sides:
         raise ZooError(f"{place}: holds no pair lora_A, lora_B; it has {listed(shapes)}.")
     for module, found in sides.items():
         if len(found) == 1:
-            (side, name), other = next(iter(found.items())), "B" if "A" in found else "A"
-            partner = re.sub(rf"(lora_|embedding_){side}", rf"\g<1>{other}", name)
-            raise ZooError(f"{place}: '{name}' has no partner '{partner}'; the file is not whole. Fetch it again.")
+            name = next(iter(found.values()))
+            raise ZooError(
+                f"{place}: '{name}' has no partner '{_partner(name)}'; the file is not whole. Fetch it again."
+            )
         _check_shapes(module, shapes[found["A"]], shapes[found["B"]], config.rank(module), place)
     return {module: PairNames(found["A"], found["B"]) for module, found in sides.items()}
+
+
+def _side(name: str) -> tuple[str, str] | None:
+    """Return the module that a tensor is of, and whether it is A or B; None for a tensor of no pair."""
+    match = SIDE.fullmatch(name)
+    if match:
+        return match["module"].removeprefix(PREFIX), match["side"] or match["embedding"]
+    match = OF_DIFFUSERS.fullmatch(name)
+    return (match["module"], SIDES[match["side"]]) if match else None
+
+
+def _partner(name: str) -> str:
+    """Return the name of the other tensor of a pair."""
+    match = OF_DIFFUSERS.fullmatch(name)
+    if match:
+        at = match.start("side")
+        return f"{name[:at]}{'up' if match['side'] == 'down' else 'down'}{name[match.end('side') :]}"
+    last = max(name.rfind(text) for text in ("lora_A", "lora_B", "embedding_A", "embedding_B"))
+    at = name.index("_", last) + 1
+    return f"{name[:at]}{'B' if name[at] == 'A' else 'A'}{name[at + 1 :]}"
 
 
 def _check(values: Mapping[str, Any], place: str) -> None:

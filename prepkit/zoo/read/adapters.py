@@ -24,7 +24,16 @@ from prepkit.errors import OutputError, ZooError
 from prepkit.prep.file import PRep
 from prepkit.support.files import check_writable, replacing, system_errors_as_output
 from prepkit.support.text import Brief
-from prepkit.zoo.format.lora import ADAPTER_CONFIG, CONFIG, WEIGHTS, LoraConfig, PairNames, pairs_in
+from prepkit.zoo.format.lora import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    DIFFUSERS_WEIGHTS,
+    WEIGHTS,
+    LoraConfig,
+    PairNames,
+    diffusers_config,
+    pairs_in,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,7 +143,7 @@ class Adapter(Brief):
         return replace(self, pairs={module: pair.canonical() for module, pair in self.pairs.items()})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors under the names that PEFT gives them."""
+        """Return the tensors under the names that they have in files."""
         tensors = {}
         for module, pair in self.pairs.items():
             tensors[self._names[module].A] = pair.A
@@ -144,6 +153,7 @@ class Adapter(Brief):
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write adapter_model.safetensors and the adapter_config.json that it came with, which PEFT loads.
 
+        An adapter of diffusers has no config, and becomes pytorch_lora_weights.safetensors alone.
         folder: is made if it is missing, as are those above it
         raises OutputError if one of them exists and `overwrite` is false, or cannot be written
         """
@@ -152,9 +162,13 @@ class Adapter(Brief):
             raise OutputError(f"cannot write '{root}': it is a file; name a folder.")
         with system_errors_as_output(root):
             root.mkdir(parents=True, exist_ok=True)
-        for name in (WEIGHTS, CONFIG):
+        is_peft = bool(self.config.text)
+        weights = WEIGHTS if is_peft else DIFFUSERS_WEIGHTS
+        for name in (weights, CONFIG) if is_peft else (weights,):
             check_writable(root / name, overwrite=overwrite)
-        save_state_dict(self.state_dict(), root / WEIGHTS, overwrite=overwrite)
+        save_state_dict(self.state_dict(), root / weights, overwrite=overwrite)
+        if not is_peft:
+            return
         with replacing(root / CONFIG, overwrite=overwrite) as temporary:
             temporary.write_bytes(self.config.text.encode())
 
@@ -182,11 +196,14 @@ class Adapters:
         prep, row = self._zoo[key]
         place = f"'{self._zoo.name}', instance '{row['id']}'"
         text = row.get(ADAPTER_CONFIG)
-        if not isinstance(prep, PRep) or not isinstance(text, str):
+        tensors = prep.state_dict(prefix=False) if isinstance(prep, PRep) else {}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        config = (
+            LoraConfig.parse(text, f"{place}, {ADAPTER_CONFIG}") if isinstance(text, str) else diffusers_config(shapes)
+        )
+        if config is None:
             raise ZooError(f"{place}: no adapter, it has no '{ADAPTER_CONFIG}'; `prepkit zoo import peft` keeps that.")
-        config = LoraConfig.parse(text, f"{place}, {ADAPTER_CONFIG}")
-        tensors = prep.state_dict(prefix=False)
-        names = pairs_in({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, place)
+        names = pairs_in(shapes, config, place)
         pairs = {module: Pair(tensors[pair.A], tensors[pair.B], config.scale(module)) for module, pair in names.items()}
         paired = {name for pair in names.values() for name in (pair.A, pair.B)}
         saved = {name: tensor for name, tensor in tensors.items() if name not in paired}
