@@ -179,6 +179,7 @@ LIGHT = (
     "cli.models",
     "cli.network_options",
     "cli.output",
+    "cli.pairs",
     "cli.pack",
     "cli.show",
     "cli.targets",

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from prepkit.cli.importing import Making, Pairs, making_options, packing_of
+from prepkit.cli.importing import Making, making_options, packing_of
 from prepkit.cli.network_options import NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
+from prepkit.cli.pairs import Pairs
 
 TABLE = click.option(
     "--table", type=click.Path(path_type=Path), metavar="FILE", help="CSV, TSV, JSON or JSONL with columns."

@@ -13,6 +13,7 @@ import click
 from prepkit.cli.models import Model, hub_bars
 from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
+from prepkit.cli.pairs import Pairs
 from prepkit.cli.zoo_text import print_written
 
 if TYPE_CHECKING:
@@ -20,25 +21,6 @@ if TYPE_CHECKING:
     from prepkit.zoo.write.adding import Source
 
 FORMATS = click.Choice(("safetensors", "hdf5"))
-
-
-class Pairs(click.ParamType[dict[str, str]]):
-    """`accuracy=float,code=text` -> {"accuracy": "float", "code": "text"}.
-
-    example: pairs, for an error
-    """
-
-    def __init__(self, name: str, example: str) -> None:
-        self.name, self.example = name, example
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
-        """Parse pairs, or fail with an example; the table says later whether its columns have these types."""
-        if isinstance(value, dict):
-            return value
-        pairs = [part.rpartition("=") for part in str(value).split(",")]
-        if not all(name and kind for name, _, kind in pairs):
-            self.fail(f"{value!r} does not name {self.example}.", param, ctx)
-        return {name.strip(): kind.strip() for name, _, kind in pairs}
 
 
 @dataclass(frozen=True)

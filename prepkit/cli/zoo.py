@@ -11,7 +11,9 @@ from prepkit.cli.common import force_option
 from prepkit.cli.completion import zoo_ids
 from prepkit.cli.models import Model
 from prepkit.cli.output import Output, json_option
+from prepkit.cli.pairs import Pairs
 from prepkit.cli.zoo_text import (
+    annotation_text,
     cleaning_document,
     cleaning_text,
     description,
@@ -209,13 +211,64 @@ def split(
 
 @zoo.command()
 @folder
+@click.option(
+    "--table", "file", type=click.Path(path_type=Path), metavar="FILE", help="CSV, TSV, JSON or JSONL of columns."
+)
+@click.option(
+    "--on",
+    type=Pairs("COLUMN[=COLUMN],...", "the zoo's columns and the table's, such as run,epoch=step", or_name_only=True),
+    help="The zoo's columns, and the table's, by which rows are found. [default: id, else file]",
+)
+@click.option(
+    "--types",
+    type=Pairs("COLUMN=TYPE,...", "types such as accuracy=float,code=text"),
+    help="Types of columns, such as day=date,loss=list. [default: by their cells]",
+)
+@click.option("--rename", type=Pairs("OLD=NEW,...", "columns such as acc=accuracy"), help="Give columns other names.")
+@click.option("--drop", multiple=True, metavar="NAME", help="Remove a column. Repeatable.")
+@json_option
+def annotate(
+    folder: Path,
+    file: Path | None,
+    on: dict[str, str] | None,
+    types: dict[str, str] | None,
+    rename: dict[str, str] | None,
+    drop: tuple[str, ...],
+    out: Output,
+) -> None:
+    """Add, replace, rename or drop columns of a zoo.
+
+    Rows of the table are found by a column `id`, else by `file`, the path that the id was made of, else by --on. A row
+    counts for all instances of its key, so one row a run will do: --on run. A column that the zoo has gets the new
+    values where there is one, and keeps the others. Columns are dropped first, then renamed. Only the table is written,
+    beside the old one, which stays until `prepkit zoo clean`; zoo.json tells what was changed when.
+
+    \b
+    prepkit zoo annotate my-zoo --table robustness.csv
+    prepkit zoo annotate my-zoo --table runs.jsonl --on run,epoch=training_iteration
+    prepkit zoo annotate my-zoo --rename acc=accuracy --drop note
+    """
+    if file is None and (on or types):
+        raise click.UsageError("--on and --types go with --table FILE.")
+    if file is None and not rename and not drop:
+        raise click.UsageError("give --table FILE, --rename OLD=NEW or --drop NAME.")
+    from prepkit.zoo.change.annotating import annotate as annotate_zoo
+
+    result = annotate_zoo(folder, file, on=on, types=types, rename=rename, drop=drop)
+    out.notes(result.notes)
+    document = {"zoo": str(folder), **vars(result), "notes": list(result.notes)}
+    out.result(document, annotation_text(folder, result))
+
+
+@zoo.command()
+@folder
 @click.option("--dry-run", is_flag=True, help="List what would be removed; change nothing.")
 @json_option
 def clean(folder: Path, dry_run: bool, out: Output) -> None:
     """Remove what earlier versions left.
 
-    These are tables that `split` replaced, and files of an interrupted pull. Only files that prepkit wrote and the
-    zoo does not name are removed. Let programs finish that opened the zoo before it was changed.
+    These are tables that `split` and `annotate` replaced, and files of an interrupted pull. Only files that prepkit
+    wrote and the zoo does not name are removed. Let programs finish that opened the zoo before it was changed.
     """
     from prepkit.zoo.change.cleaning import clean as clean_zoo
 

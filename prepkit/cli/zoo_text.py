@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prepkit.cli.output import Output
+    from prepkit.zoo.change.annotating import Annotation
     from prepkit.zoo.change.cleaning import Cleaning
     from prepkit.zoo.change.rerun import Rerun
     from prepkit.zoo.change.splitting import ZooSplit
@@ -169,3 +170,21 @@ def print_written(written: WrittenZoo, out: Output) -> None:
     out.notes([f"column {name}: {text}" for name, text in written.types.items()])
     out.notes(written.notes)
     out.result(document, description(written.manifest))
+
+
+def annotation_text(folder: Path, annotation: Annotation) -> str:
+    """Return the text of `prepkit zoo annotate`."""
+    lines = []
+    if annotation.added:
+        lines.append(f"added      {', '.join(annotation.added)}")
+    if annotation.replaced:
+        lines.append(f"replaced   values of {', '.join(annotation.replaced)}")
+    if annotation.renamed:
+        lines.append(f"renamed    {', '.join(f'{old} to {new}' for old, new in annotation.renamed.items())}")
+    if annotation.dropped:
+        lines.append(f"dropped    {', '.join(annotation.dropped)}")
+    if annotation.matched:
+        lines.append(f"rows found for {counted(annotation.matched, 'instance')}")
+    if annotation.matched and not annotation.added and not annotation.replaced:
+        lines.append("All values are as they were.")
+    return "\n".join([str(folder), *(f"  {line}" for line in lines)])

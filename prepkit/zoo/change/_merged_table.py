@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted, listed
+from prepkit.zoo.change._common_type import common_type
 from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.format.manifest import Manifest, StoredArchitecture
 from prepkit.zoo.format.tables import read_table
@@ -95,7 +96,7 @@ def _common_fields(zoos: list[SourceZoo], tables: list[pa.Table]) -> list[pa.Fie
             if field.name in OWN_COLUMNS:
                 continue
             known, home = kinds.get(field.name, (pa.null(), zoo))
-            common = _common_type(known, field.type)
+            common = common_type(known, field.type)
             if common is None:
                 raise ZooError(
                     f"the column '{field.name}' is {known} in '{home.root}' and {field.type} in '{zoo.root}'; "
@@ -103,21 +104,6 @@ def _common_fields(zoos: list[SourceZoo], tables: list[pa.Table]) -> list[pa.Fie
                 )
             kinds[field.name] = (common, home if common == known else zoo)
     return [pa.field(name, kind) for name, (kind, _) in kinds.items()]
-
-
-def _common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """Return the type that holds both, or None if there is none."""
-    from pyarrow import float64, list_, types
-
-    if first == second or types.is_null(second):
-        return first
-    if types.is_null(first):
-        return second
-    if types.is_list(first) and types.is_list(second):
-        items = _common_type(first.value_type, second.value_type)
-        return None if items is None else list_(items)
-    numbers = all(types.is_integer(kind) or types.is_floating(kind) for kind in (first, second))
-    return float64() if numbers else None
 
 
 def _renumbered(table: pa.Table, class_ids: dict[str, int | None], first_shard: int) -> pa.Table:

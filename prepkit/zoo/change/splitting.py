@@ -34,7 +34,7 @@ from prepkit.zoo.format.drawn_split import DRAWN_SPLIT, EARLIER_SPLIT, drawn_spl
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredFile, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.sizes import check_sizes
-from prepkit.zoo.format.tables import ROWS_A_GROUP, publish_table, read_table
+from prepkit.zoo.format.tables import read_table, write_table_at_once
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -239,13 +239,9 @@ def _order_key(seed: int, id: str) -> bytes:
 
 
 def _write(root: Path, manifest: Manifest, table: pa.Table) -> StoredFile:
-    import pyarrow.parquet as pq
-
     try:
         with TemporaryDirectory(prefix=".prepkit-", dir=root) as folder:
-            part = Path(folder) / "models.part"
-            pq.write_table(table, part, compression="zstd", row_group_size=ROWS_A_GROUP)
-            stored = publish_table(part, root, len(table))
+            stored = write_table_at_once(table, root, Path(folder))
     except OSError as error:
         raise output_error(root, error) from error
     counts = dict(sorted(Counter(table["split"].to_pylist()).items()))

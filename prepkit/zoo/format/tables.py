@@ -41,11 +41,14 @@ def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, root: Path, f
     return publish_table(part, root, count)
 
 
-def write_table_at_once(table: pa.Table, root: Path) -> StoredFile:
-    """Write a table as models-<hash>.parquet in `root`, and return its description."""
+def write_table_at_once(table: pa.Table, root: Path, folder: Path | None = None) -> StoredFile:
+    """Write a table as models-<hash>.parquet in `root`, and return its description.
+
+    folder: where the table lies until it is finished; `root` if missing
+    """
     import pyarrow.parquet as pq
 
-    part = root / "models.part"
+    part = (folder or root) / "models.part"
     pq.write_table(table, part, compression="zstd", row_group_size=ROWS_A_GROUP)
     return publish_table(part, root, len(table))
 

@@ -193,7 +193,7 @@ def test_a_failure_leaves_the_old_split(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(splitting, "publish_table", full)
+    monkeypatch.setattr(splitting, "write_table_at_once", full)
     with pytest.raises(OutputError, match="the disk is full"):
         split(root, THREE)
     assert bytes_of(root) == before
