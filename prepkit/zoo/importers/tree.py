@@ -26,9 +26,9 @@ from prepkit.zoo.write.csv_columns import rows_of_models
 from prepkit.zoo.write.model_files import (
     FileSource,
     LocalModel,
+    ModelReader,
     check_columns,
     note_on_prefix,
-    read_model,
     sha256_of_model,
 )
 from prepkit.zoo.write.model_paths import expanded
@@ -126,7 +126,7 @@ class TreeSource(Source):
             raise ZooError(
                 f"`on` names the field {listed(unknown)}; '{self.pattern.text}' has {listed(self.pattern.kinds)}."
             )
-        self._key, self._prefix = key, prefix
+        self._reader, self._prefix = ModelReader(key, prefix), prefix
         self.options = {
             "pattern": self.pattern.text,
             "tables": [table if "{" in table else Path(table).name for table in tables],
@@ -180,8 +180,8 @@ class TreeSource(Source):
         return Told(columns, None if split is None else str(split))
 
     def read_file(self, file: Path) -> tuple[Model, tuple[str, ...]]:
-        """Read a model's file as `read_model` does; other kinds of files have readers of their own."""
-        return read_model(file, self._key, self._prefix)
+        """Read a model's file as ModelReader does; other kinds of files have readers of their own."""
+        return self._reader.read(file)
 
     def notes(self) -> Sequence[str]:
         """Return sentences on files, tables and rows that were left out."""

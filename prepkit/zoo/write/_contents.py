@@ -54,6 +54,14 @@ class Contents:
             if entry.split is not None:
                 self.splits[entry.split] += 1
 
+    def remove(self, entries: Iterable[Entry]) -> None:
+        """Take out instances that could not be written."""
+        for entry in entries:
+            self.ids.discard(entry.id)
+            self.num_instances[entry.architecture] -= 1
+            if entry.split is not None:
+                self.splits[entry.split] -= 1
+
     def replay(self, lines: Iterable[Line], root: Path) -> None:
         """Take in the lines of a journal.
 

@@ -1,14 +1,16 @@
-"""Order the architectures, and make the rows of the table, when a writer closes."""
+"""Order the architectures, and make the rows of the table and the manifest, when a writer closes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from prepkit.families.registry import Registry
+from prepkit.version import __version__
 from prepkit.zoo.format.columns import OWN_COLUMNS
-from prepkit.zoo.format.manifest import Shard, StoredArchitecture
+from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture
+from prepkit.zoo.write._contents import Contents
 from prepkit.zoo.write._instance_rows import Packable
 from prepkit.zoo.write._journal import Entry
 
@@ -32,6 +34,25 @@ def members(
     if teacher is not None and teacher.name not in order:
         numbered.append(teacher)
     return numbered
+
+
+def manifest_of(
+    contents: Contents, architectures: Sequence[StoredArchitecture], *, height: int | None, **about: Any
+) -> Manifest:
+    """Return the manifest of a finished zoo.
+
+    height: common height of the PReps; the tallest architecture's if missing
+    about:  all else that a Manifest takes
+    """
+    tallest = max((stored.height for stored in architectures if stored.class_id is not None), default=4)
+    return Manifest(
+        architectures=tuple(architectures),
+        height=height or tallest,
+        dtype=contents.dtype or "float32",
+        splits=dict(sorted(contents.splits.items())),
+        created_by=f"prepkit {__version__}",
+        **about,
+    )
 
 
 def table_rows(

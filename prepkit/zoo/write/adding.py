@@ -24,7 +24,8 @@ from prepkit.support.progress import Advance
 from prepkit.support.signals import noted_interruption
 from prepkit.zoo.format.columns import OWN_COLUMNS, plain_columns
 from prepkit.zoo.format.sources import names_columns
-from prepkit.zoo.write._instance_rows import ONLY_FINITE, has_finite_sum, packable
+from prepkit.zoo.write._instance_rows import ONLY_FINITE, has_finite_sum
+from prepkit.zoo.write._recognised import Recognised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
     from prepkit.zoo.write.writer import ZooWriter
 
+SMALL = 1 << 16  # values of a network that are copied to be added up
 PACK_FIRST = "Cast it with `prepkit pack --dtype float32`, and make the zoo of that PRep."
 
 FINITE_OR_DROPPED = f"{ONLY_FINITE}. With drop_nan=True all such models are left out, and counted"
@@ -186,18 +188,28 @@ def add_models(
             "Give the same models as before, and more if you like, or delete the folder."
         )
     heard = _Heard()
+    recognised = Recognised(
+        keep_unfoldable=packing.keep_unfoldable,
+        keep_batch_norm=packing.keep_batch_norm,
+        left_out=heard.buffers,
+        costs=heard.costs,
+    )
     failures: list[str] = []
     finished = writer.finished_ids
     waiting = [index for index, id_ in enumerate(source.ids) if id_ not in finished]
     if progress is not None and len(waiting) < len(source.ids):
         progress(len(source.ids) - len(waiting))
-    with _telling_what_is_kept(writer, len(source.ids), how_to_go_on), noted_interruption() as interruptions:
+    with (
+        _telling_what_is_kept(writer, len(source.ids), how_to_go_on),
+        writer.in_groups(),
+        noted_interruption() as interruptions,
+    ):
         if source.leaves_out_copies:
             kept = (index for index, id_ in enumerate(source.ids) if id_ in finished)
             heard.digests.update(_digest(source.read(index).tensors) for index in kept)
         for index in waiting:
             try:
-                _add(writer, source, index, packing, heard, drop_nan)
+                _add(writer, source, index, packing.architecture, recognised, heard, drop_nan)
             except PrepkitError as error:  # an OutputError is of the zoo, not of one model
                 if not keep_going or interruptions or isinstance(error, OutputError):
                     raise
@@ -211,12 +223,23 @@ def add_models(
     return (*source.notes(), *heard.notes())
 
 
-def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard: _Heard, drop_nan: bool) -> None:
+def _add(
+    writer: ZooWriter,
+    source: Source,
+    index: int,
+    architecture: Architecture | str | None,
+    recognised: Recognised,
+    heard: _Heard,
+    drop_nan: bool,
+) -> None:
     id_ = source.ids[index]
     model = source.read(index)
+    architecture = model.architecture or architecture
+    item = recognised.like(model.tensors, architecture)
     if not isinstance(model.tensors, PRep):
-        check_packable(model.tensors, model.place, PACK_FIRST)
-        if not all(map(_is_finite, model.tensors.values())):
+        if item is None:
+            check_packable(model.tensors, model.place, PACK_FIRST)
+        if not _are_finite(model.tensors):
             try:  # before it is folded, and with the name of the file
                 check_finite(model.tensors, model.place, remedy=FINITE_OR_DROPPED)
             except CheckpointError:
@@ -228,15 +251,7 @@ def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard:
     if digest in heard.digests:
         heard.copies.append(id_)
         return
-    item = packable(
-        model.tensors,
-        model.architecture or packing.architecture,
-        source.name(index),
-        packing.keep_unfoldable,
-        keep_batch_norm=packing.keep_batch_norm,
-        left_out=heard.buffers,
-        costs=heard.costs,
-    )
+    item = item or recognised.packable(model.tensors, architecture, source.name(index))
     prefix = ""
     if isinstance(model.tensors, PRep):
         prefix = model.tensors.origin.prefix
@@ -250,9 +265,14 @@ def _add(writer: ZooWriter, source: Source, index: int, packing: Packing, heard:
         heard.digests.add(digest)
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _are_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether all values are surely finite; a sum that overflows says no too."""
-    return not tensor.is_floating_point() or not tensor.numel() or has_finite_sum(tensor)
+    import torch
+
+    floats = [tensor.flatten() for tensor in tensors.values() if tensor.is_floating_point() and tensor.numel()]
+    if len({tensor.dtype for tensor in floats}) == 1 and sum(map(len, floats)) <= SMALL:
+        floats = [torch.cat(floats)]  # one sum takes less time than many
+    return all(map(has_finite_sum, floats))
 
 
 def _digest(tensors: Mapping[str, Tensor] | PRep) -> bytes:
@@ -270,6 +290,8 @@ def _digest(tensors: Mapping[str, Tensor] | PRep) -> bytes:
 
 def _held(writer: ZooWriter, columns: Mapping[str, Any], heard: _Heard) -> dict[str, Any]:
     """Return the columns without values of another kind than those before, which are counted."""
+    if writer.can_hold(columns):
+        return dict(columns)
     held = {name: value for name, value in columns.items() if writer.can_hold({name: value})}
     heard.unlike_of_tables.update(columns.keys() - held.keys())
     return held

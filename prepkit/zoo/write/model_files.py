@@ -43,7 +43,8 @@ class FileSource(Source):
         self.rows, self.types, self._notes = models.rows, models.types, models.notes
         self.ids = [row.id for row in self.rows]
         self._has_source = any(isinstance(row.model, HubAddress) for row in self.rows)
-        self._fetched, self._key, self._prefix = fetched, key, prefix
+        self._fetched, self._prefix = fetched, prefix
+        self._reader = ModelReader(key, prefix)
         self._without_prefix: set[str] = set()
 
     def name(self, index: int) -> str:
@@ -73,39 +74,46 @@ class FileSource(Source):
         return sha256_of_model(file)
 
     def read_file(self, file: Path, place: str) -> tuple[Model, tuple[str, ...]]:
-        """Read a model's file as `read_model` does; other kinds of files have readers of their own."""
-        return read_model(file, self._key, self._prefix, place)
+        """Read a model's file as ModelReader does; other kinds of files have readers of their own."""
+        return self._reader.read(file, place)
 
     def notes(self) -> Sequence[str]:
         """Return sentences on the rows, and on the names that the prefix left out."""
         return *self._notes, *note_on_prefix(self._prefix, self._without_prefix)
 
 
-def read_model(
-    file: Path, key: str | None = None, prefix: str | None = None, place: str = ""
-) -> tuple[Model, tuple[str, ...]]:
-    """Read a file of weights or a PRep, with the sha256 of the weights' file and what the file says beside them.
+class ModelReader:
+    """Reads files of weights and PReps, with the sha256 of the weights' file and what the file says beside them.
 
     key, prefix: as in `load_checkpoint`; a PRep has neither
-    place:       what errors call the file, if not by its path
-    returns the model, and the names that do not begin with the prefix
-    raises CheckpointError, PRepFileError
     """
-    from prepkit.checkpoint.load import load_checkpoint, sha256_of
-    from prepkit.prep.file import is_prep_file, load_prep
 
-    place = place or f"'{file}'"
-    if is_prep_file(file):
-        prep = load_prep(file)
-        return Model(prep, place, {SOURCE_SHA256: prep.origin.source_sha256}), ()
-    checkpoint = load_checkpoint(file, key, prefix)
-    without_prefix = () if prefix is None else checkpoint.dropped
-    columns = {SOURCE_SHA256: sha256_of(file)}
-    return Model(checkpoint, place, columns, checkpoint.said, checkpoint.others), without_prefix
+    def __init__(self, key: str | None = None, prefix: str | None = None) -> None:
+        from prepkit.checkpoint.alike import CheckpointReader
+
+        self._checkpoints = CheckpointReader(key, prefix)
+        self._has_prefix = prefix is not None
+
+    def read(self, file: Path, place: str = "") -> tuple[Model, tuple[str, ...]]:
+        """Read one file.
+
+        place: what errors call the file, if not by its path
+        returns the model, and the names that do not begin with the prefix
+        raises CheckpointError, PRepFileError
+        """
+        from prepkit.prep.file import is_prep_file, load_prep
+
+        place = place or f"'{file}'"
+        if is_prep_file(file):
+            prep = load_prep(file)
+            return Model(prep, place, {SOURCE_SHA256: prep.origin.source_sha256}), ()
+        checkpoint, sha256 = self._checkpoints.read(file)
+        without_prefix = checkpoint.dropped if self._has_prefix else ()
+        return Model(checkpoint, place, {SOURCE_SHA256: sha256}, checkpoint.said, checkpoint.others), without_prefix
 
 
 def sha256_of_model(file: Path) -> str | None:
-    """Return the sha256 that `read_model` gives with a file."""
+    """Return the sha256 that a ModelReader gives with a file."""
     from prepkit.checkpoint.load import sha256_of
     from prepkit.prep.file import is_prep_file, read_prep_header
 

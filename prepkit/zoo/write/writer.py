@@ -20,17 +20,18 @@ from prepkit.errors import OutputError, ZooError, counted
 from prepkit.families.registry import Architecture, Registry
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
-from prepkit.support.files import output_error, system_errors_as_output
+from prepkit.support.files import system_errors_as_output
 from prepkit.support.lock import take_lock
-from prepkit.version import __version__
 from prepkit.zoo.format.function import Function
-from prepkit.zoo.format.manifest import MANIFEST, Manifest, write_manifest
+from prepkit.zoo.format.manifest import MANIFEST, write_manifest
 from prepkit.zoo.format.shards import shard_format
 from prepkit.zoo.format.tables import write_table
 from prepkit.zoo.write._buffers import Buffers
 from prepkit.zoo.write._checks import check_counts, check_json, check_member, checked_dtype, new_entries, stack_size
 from prepkit.zoo.write._contents import Contents
-from prepkit.zoo.write._finishing import members, table_rows
+from prepkit.zoo.write._failure import Failure
+from prepkit.zoo.write._finishing import manifest_of, members, table_rows
+from prepkit.zoo.write._group import Group
 from prepkit.zoo.write._instance_rows import Packable, packable, packable_stack, packed_pieces
 from prepkit.zoo.write._stages import Stages
 from prepkit.zoo.write._teacher import drop_others, keep_teacher, publish_teacher, take_back
@@ -101,7 +102,8 @@ class ZooWriter:
             member.layout.shape(self.width, self.height)
         self._buffers = Buffers()
         self._is_closed = False
-        self._failure: BaseException | None = None
+        self._failure = Failure(self.root)
+        self._group: Group | None = None
         self._folder = self.root / WRITING
         settings = {
             "width": self.width,
@@ -133,7 +135,20 @@ class ZooWriter:
 
     def finished(self) -> Iterator[Entry]:
         """Read the instances that are in the zoo, in order, from the disk."""
+        self._write_group()
         return self._journal.entries(self.width)
+
+    @contextmanager
+    def in_groups(self) -> Iterator[None]:
+        """Write many instances at a time in this block: they are finished some at a time, all of them when it ends."""
+        self._group = Group(self._journal, self._contents, self._buffers)
+        try:
+            yield
+        finally:
+            if self._failure:
+                self._group.drop()
+            self._write_group()
+            self._group = None
 
     def can_hold(self, columns: Mapping[str, Any]) -> bool:
         """Return whether the table can hold these values, beside those that are in it."""
@@ -238,13 +253,22 @@ class ZooWriter:
         dtype = contents.dtype or item.layout.dtype
         pieces = packed_pieces(item, self.width, dtype, count, place, self._buffers)
         contents.dtype = dtype
-        with self._keeping_failure():
+        with self._failure.kept():
             stage = self._stage(item, dtype)
-            for piece in pieces:
-                self._buffers.give_back_after(stage.append(piece.values), piece)
-            self._journal.add(entries, stage.sums())
-        contents.add(entries, schema)
+            if self._group is not None and count is None:
+                self._group.add(stage, entries[0], schema, next(pieces))
+            else:
+                self._write_group()
+                for piece in pieces:
+                    self._buffers.give_back_after(stage.append(piece.values), piece)
+                self._journal.add(entries, stage.sums())
+                contents.add(entries, schema)
         return [entry.id for entry in entries]
+
+    def _write_group(self) -> None:
+        with self._failure.kept():
+            if self._group is not None:
+                self._group.write()
 
     def _stage(self, item: Packable, dtype: str) -> Stage:
         """The stage of an architecture, which is in the journal before its first instance."""
@@ -262,12 +286,12 @@ class ZooWriter:
 
         raises ZooError if `provenance` is not JSON; it can be put right and `close` called again
         """
-        if self._is_closed and self._failure is None:
+        if self._is_closed and not self._failure:
             return
         self._check_open()
         check_json({"provenance": self.provenance})
         try:
-            with self._keeping_failure():
+            with self._failure.kept():
                 self._publish()
             self._held.close()
             shutil.rmtree(self._folder, ignore_errors=True)  # before others can take the lock
@@ -295,6 +319,7 @@ class ZooWriter:
                 self.root.rmdir()
 
     def _publish(self) -> None:
+        self._write_group()
         contents = self._contents
         (self.root / SHARDS).mkdir(exist_ok=True)
         teacher = None if contents.teacher is None else contents.teacher.stored
@@ -302,23 +327,15 @@ class ZooWriter:
         shards = self._stages.publish(architectures)
         rows = table_rows(self._journal.entries(self.width), architectures, shards, self._stages.rows_a_shard)
         table = write_table(rows, contents.schema.arrow(), self.root, self._folder)
-        tallest = max((stored.height for stored in architectures if stored.class_id is not None), default=4)
-        manifest = Manifest(
-            name=self.name,
-            width=self.width,
-            height=self.height or tallest,
-            dtype=contents.dtype or "float32",
-            shard_format=self._format.name,
-            architectures=tuple(architectures),
-            shards=tuple(shards),
-            table=table,
-            splits=dict(sorted(contents.splits.items())),
-            teacher=publish_teacher(contents.teacher, self.root, self._folder),
-            created_by=f"prepkit {__version__}",
-            provenance=self.provenance,
-            function=self.function,
-            **self._about,  # type: ignore[arg-type]
-        )
+        kept = publish_teacher(contents.teacher, self.root, self._folder)
+        about: dict[str, Any] = {"name": self.name, "width": self.width, "height": self.height}
+        about |= {
+            "shard_format": self._format.name,
+            **self._about,
+            "provenance": self.provenance,
+            "function": self.function,
+        }
+        manifest = manifest_of(contents, architectures, shards=tuple(shards), table=table, teacher=kept, **about)
         self._journal.check_own()
         write_manifest(manifest, self.root, overwrite=False)
 
@@ -370,24 +387,8 @@ class ZooWriter:
             stage.resume(contents.num_instances[name], contents.published, contents.sums)
         take_back(contents.teacher, self.root, self._folder)
 
-    @contextmanager
-    def _keeping_failure(self) -> Iterator[None]:
-        """Allow no more writing after a failure inside: the files may then hold more than the journal says."""
-        try:
-            yield
-        except OSError as error:
-            self._failure = error if isinstance(error, OutputError) else output_error(self.root, error)
-            raise self._failure from error
-        except BaseException as error:
-            self._failure = error
-            raise
-
     def _check_open(self) -> None:
-        if self._failure is not None:
-            raise ZooError(
-                f"writing '{self.root}' failed before ({str(self._failure) or type(self._failure).__name__}); what was "
-                "finished is kept. Remove the cause, then go on with resume=True."
-            ) from self._failure
+        self._failure.check()
         if self._is_closed:
             raise ZooError(f"'{self.root}': this writer is closed.")
         self._journal.check_own()
