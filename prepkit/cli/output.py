@@ -47,6 +47,7 @@ FLAGS = {
     "`split_file`": "--split-file",
     "`splits`": "--splits",
     "`steps`": "--step",
+    "`checkpoints`": "--checkpoints",
     "`dataset`": "--dataset",
     "`layout`": "--layout",
     "`runs`": "--runs",

@@ -20,15 +20,15 @@ def as_text(selection: Selection | None) -> str | None:
     return ",".join(map(str, selection))
 
 
-def chosen(text: str | None, count: int, name: str, noun: str) -> list[int]:
+def chosen(text: str | None, count: int, name: str, noun: str, where: str = "") -> list[int]:
     """Return the numbers from 0 to count - 1 that a selection names, ascending; all if it is None.
 
-    name, noun: option and things that are numbered, for errors
+    name, noun, where: option, things that are numbered, and where they are, for errors
     raises ZooError for a text that is no selection, or one that names what is not there, twice or nothing
     """
     if text is None:
         return list(range(count))
-    there = f"there are {counted(count, noun)}, from 0 to {count - 1:,}"
+    there = f"there are {counted(count, noun)}{where}, from 0 to {count - 1:,}"
     numbers: list[int] = []
     for part in map(str.strip, text.split(",")):
         found = SLICE.fullmatch(part)

@@ -25,6 +25,7 @@ KINDS = {  # kind: the module with its `found`
     "netspace-lists": "prepkit.zoo.importers.netspace_lists",
     "small-cnn-zoo": "prepkit.zoo.importers.small_cnn",
     "nino": "prepkit.zoo.importers.nino",
+    "gpt-lmdb": "prepkit.zoo.importers.gpt_lmdb",
 }
 HOW_TO_GO_ON = "the same command goes on"
 
