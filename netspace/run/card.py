@@ -11,7 +11,7 @@ from pathlib import Path
 from netspace.run.run import BEST, LATEST, Run
 from prepkit.address import HUB_SCHEME
 from prepkit.licence import licence_of_card
-from prepkit.support.markdown import markdown_table, write_readme
+from prepkit.support.markdown import markdown_table, one_line, write_readme
 
 README = "README.md"
 MARK = "<!-- Written by netspace; remove this line to keep your own changes. -->"
@@ -61,8 +61,9 @@ preps = space.decode(latent)
 ```
 
 `netspace evaluate`, `embed`, `interpolate`, `optimize` and `decode` do the rest{resume}"""
+    rule = f", splits {one_line(str(zoo['split_rule']))}" if zoo.get("split_rule") else ""
     training = f"""{0 if latest is None else latest["step"]:,} of {recipe.training.steps:,} steps. \
-Zoo `{zoo["name"]}`, sha256 `{zoo["sha256"]}`. Versions: {versions}.
+Zoo `{zoo["name"]}`, sha256 `{zoo["sha256"]}`{rule}. Versions: {versions}.
 
 ```json
 {json.dumps(recipe.to_dict(), indent=2)}

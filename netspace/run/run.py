@@ -331,7 +331,8 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 def _identity(zoo: prepkit.Zoo) -> dict[str, Any]:
     splits = {name: zoo.split(name).sha256 for name in zoo.manifest.splits}
-    return {"name": zoo.name, "sha256": zoo.manifest.to_dict()["sha256"], "splits": splits}
+    sha256 = zoo.manifest.to_dict()["sha256"]
+    return {"name": zoo.name, "sha256": sha256, "splits": splits, "split_rule": zoo.split_rule}
 
 
 def _record(root: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from prepkit.errors import counted
 from prepkit.support.json_values import json_value
 from prepkit.support.text import readable_bytes, table
 from prepkit.zoo.format.counts import counts_of, num_bytes_of
+from prepkit.zoo.format.split_rule import split_rule
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,7 @@ def facts(manifest: Manifest, sums: Mapping[str, str] | None = None) -> dict[str
             for stored in manifest.architectures
         ],
         "splits": dict(manifest.splits),
+        "split_rule": split_rule(manifest),
         **({} if sums is None else {"splits_sha256": dict(sums)}),
         "task": manifest.task,
         "teacher": None if manifest.teacher is None else manifest.teacher.architecture,
@@ -67,6 +69,7 @@ def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> st
     shards = counted(len(manifest.shards), f"{manifest.shard_format} shard")
     size = f"{readable_bytes(num_bytes_of(manifest))} in {shards}"
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest.splits.items()) or "none"
+    rule = split_rule(manifest)
     rows = [
         ("teacher" if stored.class_id is None else str(stored.class_id), stored.name, counts[stored.name])
         + (stored.layout.num_parameters, stored.height)
@@ -74,7 +77,7 @@ def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> st
     ]
     lines = [
         f"{manifest.name}: {counted(manifest.table.rows, 'instance')}, PReps {manifest.shape} {manifest.dtype}, {size}",
-        f"  splits   {splits}",
+        f"  splits   {splits}" + (f"; {rule}" if rule else ""),
         f"  task     {_task(manifest.task)}",
         f"  licence  {manifest.license or 'none given'}",
         *([] if manifest.function is None else [f"  function {manifest.function}"]),

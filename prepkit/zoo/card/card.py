@@ -25,6 +25,7 @@ from prepkit.zoo.format.drawn_split import EARLIER_SPLIT, drawn_split
 from prepkit.zoo.format.lora import ADAPTER_CONFIG
 from prepkit.zoo.format.manifest import Manifest, read_manifest
 from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS
+from prepkit.zoo.format.split_rule import split_rule
 
 if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
@@ -229,10 +230,11 @@ def _about_files(viewer: Sequence[ViewerSplit]) -> list[str]:
 
 
 def _drawing(manifest: Manifest) -> list[str]:
-    """Tell how `zoo split` drew the split, if it did."""
+    """Tell how `zoo split` drew the split, or which split it is by its name."""
     draw = drawn_split(manifest)
     if draw is None:
-        return []
+        rule = split_rule(manifest)
+        return [] if rule is None else ["", one_line(f"The splits are: {rule}.")]
     shares = ", ".join(f"{name} {share}" for name, share in draw["shares"].items())
     groups = f" Instances of the same `{draw['group']}` are in the same split." if draw["group"] else ""
     kept = f" The column `{draw['kept']}` holds the split that it replaced." if draw["kept"] else ""

@@ -22,7 +22,12 @@ def split_record(seed: int, shares: Mapping[str, float], group: str | None, kept
 
 def drawn_split(manifest: Manifest) -> Mapping[str, Any] | None:
     """Return the record of the zoo's split, None if `zoo split` did not draw it."""
-    record = manifest.provenance.get(DRAWN_SPLIT)
+    return drawn_in(manifest.provenance)
+
+
+def drawn_in(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the record of a drawn split in a provenance, None if there is none."""
+    record = provenance.get(DRAWN_SPLIT)
     if not isinstance(record, dict) or record.keys() != split_record(0, {}, None, None).keys():
         return None
     return record if isinstance(record["shares"], dict) else None

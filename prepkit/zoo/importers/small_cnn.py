@@ -22,6 +22,7 @@ from prepkit.errors import ZooError, counted, listed
 from prepkit.families.registry import Architecture
 from prepkit.families.small_cnn import ACTIVATIONS
 from prepkit.packing import chosen_options
+from prepkit.support.files import sha256_of_file
 from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.importers._flat_layout import FlatLayout, read_layout
 from prepkit.zoo.importers._matrix import Matrix
@@ -115,11 +116,9 @@ class SmallCNNSource(Source):
             f"Columns of {metrics.name} have other names: {listed(f'{a} is {b}' for a, b in NAMES.items())}."
         ]
         self._architectures: dict[tuple[str, str], Architecture] = {}
-        self.options = chosen_options(
-            steps=None if steps is None else sorted(steps), activation=activation, splits=splits
-        )
-        if order is not None:
-            self.options["order"] = Path(order).name
+        self.options: dict[str, Any] = {
+            **chosen_options(steps=None if steps is None else sorted(steps), activation=activation, splits=splits)
+        }
         runs, of_step = table[RUN].to_pylist(), table[STEP].to_pylist()
         last = max(of_step)
         unknown = sorted((steps or set()) - set(of_step))
@@ -136,6 +135,7 @@ class SmallCNNSource(Source):
         if order is not None:
             self._split, notes = paper_splits(read_order(Path(order), matrix.rows), rows)
             self._notes += notes
+            self.options["order"] = {"name": Path(order).name, "sha256": sha256_of_file(Path(order))}
         if activation is not None:
             rows = self._of_activation(rows, activation)
         rows = self._without_copies(rows, leave_out=splits == STRICT)

@@ -33,6 +33,7 @@ from prepkit.zoo.format.ids import sha256_of_ids
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import architecture_of
 from prepkit.zoo.format.sources import names_at
+from prepkit.zoo.format.split_rule import split_rule
 from prepkit.zoo.format.tables import row_of, rows_at, rows_with
 from prepkit.zoo.read._indices import is_single, number_of, numbers_of
 from prepkit.zoo.read.gather import batch_memory, gather, new_memory
@@ -88,6 +89,11 @@ class Zoo:
     def sha256(self) -> str:
         """The sha256 of the ids, which names a split: `zoo.split("train").sha256`; see `prepkit.zoo.format.ids`."""
         return sha256_of_ids(self.table["id"].to_pylist())
+
+    @property
+    def split_rule(self) -> str | None:
+        """How the splits were made, such as `paper` or `strict` of an import; see `prepkit.zoo.format.split_rule`."""
+        return split_rule(self.manifest)
 
     @cached_property
     def registry(self) -> Registry:

@@ -1,5 +1,6 @@
 """NetSpace runs on the Hub: pushed as a model repository and loaded from it, with the real client."""
 
+import hashlib
 import json
 
 import pytest
@@ -12,6 +13,7 @@ import prepkit  # noqa: E402
 from netspace.cli import main  # noqa: E402
 from netspace.data import ZooMismatch  # noqa: E402
 from netspace.recipe import load_recipe  # noqa: E402
+from netspace.run.card import card_text  # noqa: E402
 from netspace.run.hub import push_run  # noqa: E402
 from netspace.run.run import Run, RunError, State  # noqa: E402
 from prepkit.errors import HubError  # noqa: E402
@@ -23,8 +25,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def run(tmp_path):
     """A run of an untrained space, with a best and a latest state."""
     registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
-    with prepkit.ZooWriter(tmp_path / "zoo", width=128, height=40, registry=registry, license="mit") as writer:
-        writer.add(prepkit.architecture("resnet8@digits").build(), split="train")
+    about = {"license": "mit", "provenance": {"options": {"splits": "paper"}}}
+    with prepkit.ZooWriter(tmp_path / "zoo", width=128, height=40, registry=registry, **about) as writer:
+        writer.add(prepkit.architecture("resnet8@digits").build(), split="train", id="only")
     recipe = load_recipe("digits_single")
     begun = Run.create(tmp_path / "run", recipe, prepkit.open_zoo(tmp_path / "zoo"), tmp_path / "zoo")
     weights = begun.new_space().state_dict()
@@ -57,6 +60,12 @@ def test_what_was_pushed_is_loaded(hub, run, tmp_path):
     assert "--resume" not in card
     assert "latest.json" not in card
     assert "tensorboard" not in card
+
+
+def test_a_run_records_which_splits_it_was_trained_on(run):
+    zoo = json.loads((run.path / "run.json").read_text())["zoo"]
+    assert (zoo["splits"], zoo["split_rule"]) == ({"train": hashlib.sha256(b"only\n").hexdigest()}, "paper")
+    assert f"sha256 `{zoo['sha256']}`, splits paper. " in card_text(run)
 
 
 def test_commands_take_runs_and_zoos_of_the_hub(hub, run, tmp_path):
