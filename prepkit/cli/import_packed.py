@@ -1,12 +1,14 @@
-"""`prepkit zoo import KIND` for zoos that others packed into large files: arrays and data bases."""
+"""`prepkit zoo import KIND` for zoos whose numbers stand in arrays, data bases and HDF5 files of others."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from prepkit.cli.importing import Making, making_options
+from prepkit.cli.importing import Making, making_options, tree_options
+from prepkit.cli.network_options import InputShape
 from prepkit.cli.output import Output, json_option
 
 
@@ -94,4 +96,45 @@ def gpt_lmdb(
     making.write(folder, found_by("gpt-lmdb", source, options), {}, out, command="zoo import gpt-lmdb")
 
 
-COMMANDS = (nino, gpt_lmdb)
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@click.option(
+    "--sizes",
+    type=InputShape(),
+    metavar="SIZES",
+    help="Such as 3x512x512x512x512x1. [default: what fits the parameters]",
+)
+@tree_options
+@making_options
+@json_option
+def inr2vec(
+    source: Path,
+    folder: Path,
+    sizes: tuple[int, ...] | None,
+    files: dict[str, Any],
+    making: Making,
+    out: Output,
+) -> None:
+    """Import SIRENs of shapes that inr2vec saved.
+
+    \b
+    prepkit zoo import inr2vec inrs zoo
+
+    SRC holds SPLIT/INDEX.h5, each with the numbers of a SIREN as params; or models by --pattern, --from and --table as
+    in `prepkit zoo import tree`. The numbers are those of layers of three inputs, equal hidden layers and one output,
+    weight before bias. How many layers, and how wide, follows from the number of parameters where one answer fits;
+    where several do, --sizes says it.
+
+    Ids are SPLIT/INDEX. index, class_id as label, and other single values become columns; points, meshes and voxels
+    stay in the files, which a note says. A file for the completion of shapes has params_incomplete and
+    params_complete, and becomes the instances SPLIT/INDEX/incomplete and SPLIT/INDEX/complete, whose column pair is
+    the same.
+    """
+    from prepkit.zoo.importers.kinds import found_by
+
+    options = {**files, "sizes": sizes}
+    making.write(folder, found_by("inr2vec", source, options), {}, out, command="zoo import inr2vec")
+
+
+COMMANDS = (nino, gpt_lmdb, inr2vec)

@@ -51,6 +51,7 @@ FLAGS = {
     "`dataset`": "--dataset",
     "`layout`": "--layout",
     "`runs`": "--runs",
+    "`sizes`": "--sizes",
     "`states`": "--states",
     "`picture`": "--picture",
     "`convention`": "--convention",

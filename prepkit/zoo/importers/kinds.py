@@ -26,6 +26,7 @@ KINDS = {  # kind: the module with its `found`
     "small-cnn-zoo": "prepkit.zoo.importers.small_cnn",
     "nino": "prepkit.zoo.importers.nino",
     "gpt-lmdb": "prepkit.zoo.importers.gpt_lmdb",
+    "inr2vec": "prepkit.zoo.importers.inr2vec",
 }
 HOW_TO_GO_ON = "the same command goes on"
 
