@@ -142,6 +142,7 @@ LIGHT = (
     "checkpoint._torch_files",
     "checkpoint.load",
     "checkpoint.export",
+    "checkpoint.objects",
     "checkpoint.safetensors_header",
     "casting",
     "prep",

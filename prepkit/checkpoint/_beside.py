@@ -43,6 +43,12 @@ def beside(value: object, key: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     return said, tuple(others)
 
 
+def plain_value(value: object) -> Any:
+    """Return a number, text, time or path (as text), or a list of such; None for everything else."""
+    plain = _plain(_read_out(value))
+    return None if plain is MISSING else plain
+
+
 def _gather(
     name: str, value: object, key: str, start: str, said: dict[str, Any], others: list[str], depth: int
 ) -> None:

@@ -109,4 +109,24 @@ def model_j(
     making.write(folder, found_by("model-j", source, options), packing, out, command="zoo import model-j")
 
 
-COMMANDS = (model_j, netspace_lists)
+@click.command("dataset-pt")
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@making_options
+@json_option
+def dataset_pt(source: Path, folder: Path, making: Making, out: Output) -> None:
+    """Import a dataset_*.pt of ModelZooDataset.
+
+    SRC is the file, in which trainset, valset and testset are objects with data_in, properties, paths and epochs. The
+    sets become the split. Properties become columns, test_acc as accuracy, and their numbers are compared with that of
+    the networks. Ids are run/epoch. Nothing of the file is imported or run.
+
+    Tensors are mapped from the file. A dataset.pt that holds images, such as WeightCLIP's, and the token files of SANE
+    are no zoos, and are refused by name.
+    """
+    from prepkit.zoo.importers.kinds import found_by
+
+    making.write(folder, found_by("dataset-pt", source, {}), {}, out, command="zoo import dataset-pt")
+
+
+COMMANDS = (dataset_pt, model_j, netspace_lists)

@@ -21,6 +21,7 @@ KINDS = {  # kind: the module with its `found`
     "siren": "prepkit.zoo.importers.siren",
     "tree": "prepkit.zoo.importers.tree",
     "peft": "prepkit.zoo.importers.peft",
+    "dataset-pt": "prepkit.zoo.importers.dataset_pt",
     "model-j": "prepkit.zoo.importers.model_j",
     "netspace-lists": "prepkit.zoo.importers.netspace_lists",
     "small-cnn-zoo": "prepkit.zoo.importers.small_cnn",
