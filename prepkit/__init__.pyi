@@ -1,3 +1,4 @@
+from prepkit import views as views
 from prepkit.api import create_zoo as create_zoo
 from prepkit.api import open_zoo as open_zoo
 from prepkit.api import verify as verify

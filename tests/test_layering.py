@@ -37,6 +37,7 @@ ORDERS = {
         "families",
         "tasks",
         "running",
+        "views",
         "casting",
         "packing",
         "zoo",

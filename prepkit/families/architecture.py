@@ -139,7 +139,7 @@ class Architecture(Brief):
                 "not imported. Install the package that registers it, or read the file with trust_code=True."
             )
 
-    def _spare_network(self, folded: bool) -> nn.Module:
+    def spare_network(self, folded: bool) -> nn.Module:
         """Build a network to look at, not to run: without values if it is built in. Random states stay as they were."""
         import torch
 
@@ -182,7 +182,7 @@ class Architecture(Brief):
     def layout(self) -> Layout:
         """The layout of the packed network, in which BatchNorm is folded."""
         try:
-            return self.known.layout or Layout.of(self._spare_network(folded=True))
+            return self.known.layout or Layout.of(self.spare_network(folded=True))
         except LayoutMismatch as error:
             raise LayoutMismatch(f"'{self.name}': {error}") from None
 
@@ -196,7 +196,7 @@ class Architecture(Brief):
         """Number of parameters in the network that is trained, with BatchNorm."""
         if self.known.num_trainable is not None:
             return self.known.num_trainable
-        return sum(parameter.numel() for parameter in self._spare_network(folded=False).parameters())
+        return sum(parameter.numel() for parameter in self.spare_network(folded=False).parameters())
 
     @property
     def signature(self) -> str:
@@ -206,7 +206,7 @@ class Architecture(Brief):
     @cached_property
     def trainable_shapes(self) -> Shapes:
         """Names and shapes of the floating-point tensors in the trained network's state dict."""
-        return floating_shapes(self._spare_network(folded=False).state_dict())
+        return floating_shapes(self.spare_network(folded=False).state_dict())
 
     @cached_property
     def folded_shapes(self) -> Shapes:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prepkit.errors import LayoutMismatch, listed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,6 +35,16 @@ def contents_of(preps: Tensor) -> Contents:
         return {}
     version, contents = _NOTES[0].get(preps, (None, {}))
     return contents if version == _version(preps) else {}
+
+
+def refuse_others(preps: Tensor, own: list[tuple[int, ...]]) -> None:
+    """Raise LayoutMismatch for PReps of an architecture whose tensors have other shapes than these."""
+    others = [name for name, shapes in contents_of(preps).items() if shapes != own]
+    if others:
+        raise LayoutMismatch(
+            f"these PReps were read as those of {listed(others)}, whose tensors have other shapes than this "
+            "layout; unpack those of one architecture at a time: zoo.where(\"architecture == 'NAME'\").preps()."
+        )
 
 
 def _version(preps: Tensor) -> int | None:

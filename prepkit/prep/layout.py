@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import InvalidShape, LayoutMismatch, counted, listed
-from prepkit.prep.contents import contents_of
+from prepkit.prep.contents import refuse_others
 from prepkit.prep.shape import PRepShape as PRepShape
 from prepkit.prep.slot import Kind, as_tensors, classified, is_pair_of_names, is_running_statistic, slot_from_dict
 from prepkit.prep.slot import Slot as Slot
@@ -152,7 +152,8 @@ class Layout:
         return [slot.name for slot in self.slots]
 
     @cached_property
-    def _shapes(self) -> list[tuple[int, ...]]:
+    def slot_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each slot."""
         return [slot.shape for slot in self.slots]
 
     @cached_property
@@ -256,7 +257,7 @@ class Layout:
             self._check_names(tensors)
         first = self.slots[0]
         batch = tuple(values[0].shape[: values[0].dim() - len(first.shape)])
-        if not batch and [value.shape for value in values] == self._shapes:  # one comparison for all tensors
+        if not batch and [value.shape for value in values] == self.slot_shapes:  # one comparison for all tensors
             return values, batch
         for value, slot in zip(values, self.slots, strict=True):
             if value.shape != batch + slot.shape:
@@ -309,19 +310,14 @@ class Layout:
         """
         import torch
 
-        others = [name for name, shapes in contents_of(prep).items() if shapes != self._shapes]
-        if others:
-            raise LayoutMismatch(
-                f"these PReps were read as those of {listed(others)}, whose tensors have other shapes than this "
-                "layout; unpack those of one architecture at a time: zoo.where(\"architecture == 'NAME'\").preps()."
-            )
+        refuse_others(prep, self.slot_shapes)
         flat = flat_view(prep)
         batch = flat.shape[:-1]
         tail = flat.shape[-1] - self.total
         if tail < 0:
             raise LayoutMismatch(f"a PRep of {list(prep.shape)} is too small for {counted(self.total, 'value')}.")
         parts = flat.split_with_sizes([*self._sizes, tail], -1)
-        shapes = [(*batch, *shape) for shape in self._shapes] if batch else self._shapes
+        shapes = [(*batch, *shape) for shape in self.slot_shapes] if batch else self.slot_shapes
         # `map` stops at the last shape, before the tail; without a loop in Python it takes half the time.
         tensors = dict(zip(self._ordered_names, map(torch.Tensor.view, parts, shapes), strict=True))
         if self._is_mixed and dtype_name(prep.dtype) == self.dtype:

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -65,6 +66,7 @@ NAMES = [
     "split",
     "train_zoo",
     "verify",
+    "views",
 ]
 
 
@@ -76,7 +78,7 @@ def python(code: str) -> str:
 
 def test_all_is_this_list() -> None:
     assert sorted(prepkit.__all__) == NAMES
-    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 51  # 50 and import_zoo, the door for zoos of others
+    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 52  # 50, import_zoo and views
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,8 +87,11 @@ def test_every_name_is_there_under_its_name_with_a_docstring(name: str) -> None:
     if name == "__version__":
         assert value == version("prepkit")
         return
-    assert value.__name__ == name
-    assert value.__module__.startswith("prepkit.")
+    if isinstance(value, ModuleType):
+        assert value.__name__ == f"prepkit.{name}"
+    else:
+        assert value.__name__ == name
+        assert value.__module__.startswith("prepkit.")
     first_line = value.__doc__.strip().splitlines()[0]
     assert first_line.endswith((".", ":"))
     assert not first_line.startswith(f"{name}(")  # what dataclasses write by themselves
@@ -108,7 +113,10 @@ def test_names_for_type_checkers_are_the_names_at_run_time() -> None:
         homes[alias.name] = node.module
     assert sorted(homes) == NAMES
     for name, module in homes.items():
-        assert getattr(import_module(str(module)), name) is getattr(prepkit, name)
+        if module == "prepkit":
+            assert import_module(f"prepkit.{name}") is getattr(prepkit, name)
+        else:
+            assert getattr(import_module(str(module)), name) is getattr(prepkit, name)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from prepkit.views import View
     from prepkit.zoo.read._loader import Batch
     from prepkit.zoo.read._rows import Rows
 
@@ -59,10 +60,13 @@ class ResidentZoo:
         drop_last: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
+        view: str | View = "prep",
     ) -> ResidentLoader:
         """Return a loader of the same batches in the same order as from `Zoo.loader`, gathered on the device."""
+        from prepkit.zoo.read._viewing import view_of
+
         order = Order(len(self), batch_size, shuffle, seed, drop_last, *process_rank(rank, world_size))
-        return ResidentLoader(self, order)
+        return ResidentLoader(self, order, None if view == "prep" else view_of(self.zoo, view))
 
     def _on_device(self, indices: Any) -> Tensor:
         import torch
@@ -105,9 +109,10 @@ class ResidentZoo:
 class ResidentLoader:
     """Batches (preps `[B, H, W]`, class_ids `[B]`, indices `[B]`) of a resident zoo; see Loader."""
 
-    def __init__(self, resident: ResidentZoo, order: Order) -> None:
+    def __init__(self, resident: ResidentZoo, order: Order, view: View | None = None) -> None:
         self.resident = resident
         self.order = order
+        self.view = view
         self._position = Position(order)
 
     def __repr__(self) -> str:
@@ -133,6 +138,8 @@ class ResidentLoader:
     def _batches(self, batches: list[np.ndarray], run: int) -> Iterator[Batch]:
         for numbers in batches:
             indices = self.resident._on_device(numbers)
-            batch = self.resident.preps(indices), self.resident.class_ids(indices), indices
+            preps = self.resident.preps(indices)
+            values = preps if self.view is None else self.view(preps)
+            batch = values, self.resident.class_ids(indices), indices
             self._position.advance(run)
             yield batch

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prepkit.views.slot_statistics import NUM_STATISTICS, slot_statistics
+
 if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
-
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def rows_by_architecture(zoo: Zoo) -> dict[str, list[int]]:
@@ -27,20 +27,17 @@ def rows_by_architecture(zoo: Zoo) -> dict[str, list[int]]:
 def layer_statistics(zoo: Zoo) -> np.ndarray:
     """Return seven statistics of each tensor of each instance, and its ClassId as 0s and a 1, `[N, F]` float64.
 
-    They are mean, variance and QUANTILES, as in Unterthiner et al., arXiv 2002.11448. Zeros stand after the last tensor
-    of an architecture, so that all rows are as long as those of the one with the most tensors.
+    They are those of prepkit.views.statistics. Zeros stand after the last tensor of an architecture, so that all rows
+    are as long as those of the one with the most tensors.
     """
     layouts = [architecture.layout for architecture in zoo.registry]
-    most = (2 + len(QUANTILES)) * max(len(layout.slots) for layout in layouts)
+    most = NUM_STATISTICS * max(len(layout.slots) for layout in layouts)
     statistics_NF = np.zeros((len(zoo), most + len(layouts)))
-    preps_NV = zoo.preps().flatten(1).double().numpy()
+    preps_NV = zoo.preps().flatten(1)
     class_ids = zoo.class_ids().tolist()
     for rows in rows_by_architecture(zoo).values():
-        class_id, column = class_ids[rows[0]], 0
-        for slot in layouts[class_id].slots:
-            values = preps_NV[rows, slot.start : slot.stop]
-            for statistic_N in (values.mean(1), values.var(1), *np.quantile(values, QUANTILES, axis=1)):
-                statistics_NF[rows, column] = statistic_N
-                column += 1
+        class_id = class_ids[rows[0]]
+        of_tensors = slot_statistics(preps_NV[rows], layouts[class_id]).flatten(1).numpy()
+        statistics_NF[rows, : of_tensors.shape[1]] = of_tensors
         statistics_NF[rows, most + class_id] = 1.0
     return statistics_NF

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -23,19 +22,18 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from prepkit.errors import ZooError, counted, listed, nearest
-from prepkit.families.registry import Registry
 from prepkit.prep.contents import note_contents
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.support.files import sha256_of_file
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.ids import sha256_of_ids
-from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredArchitecture
-from prepkit.zoo.format.networks import architecture_of
+from prepkit.zoo.format.manifest import Manifest, StoredArchitecture
 from prepkit.zoo.format.sources import names_at
 from prepkit.zoo.format.split_rule import split_rule
 from prepkit.zoo.format.tables import row_of, rows_at, rows_with
 from prepkit.zoo.read._indices import is_single, number_of, numbers_of
+from prepkit.zoo.read._networks import network_of, registry_of
 from prepkit.zoo.read.gather import batch_memory, gather, new_memory
 from prepkit.zoo.read.shapes import common_shape
 from prepkit.zoo.read.store import LocalStore, Store
@@ -46,6 +44,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from prepkit.families.registry import Registry
+    from prepkit.views import View
+    from prepkit.views.source import Source
     from prepkit.zoo.read._dataset import ZooDataset
     from prepkit.zoo.read._loader import Loader
     from prepkit.zoo.read._resident import ResidentZoo
@@ -101,17 +102,7 @@ class Zoo:
 
         raises ZooError if the zoo knows only the layout of one
         """
-        known = [
-            architecture_of(stored, self._place, trust_code=self._trust_code) for stored in self.manifest.architectures
-        ]
-        numbered = {
-            stored.name: stored.class_id for stored in self.manifest.architectures if stored.class_id is not None
-        }
-        return Registry(
-            tuple(architecture for architecture in known if architecture.name in numbered),
-            tuple(architecture for architecture in known if architecture.name not in numbered),
-            numbered,
-        )
+        return registry_of(self._store, self._trust_code)
 
     @cached_property
     def teacher(self) -> nn.Module | None:
@@ -294,11 +285,17 @@ class Zoo:
         drop_last: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
+        view: str | View = "prep",
     ) -> Loader:
-        """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read._loader."""
-        from prepkit.zoo.read._loader import Loader
+        """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read._loader.
 
-        return Loader(self, batch_size, shuffle, seed, device, drop_last, rank, world_size)
+        view: what batches hold in place of PReps: "flat", "layers", "tokens", "statistics", or one of prepkit.views
+        """
+        from prepkit.zoo.read._loader import Loader
+        from prepkit.zoo.read._viewing import view_of
+
+        form = None if view == "prep" else view_of(self, view)
+        return Loader(self, batch_size, shuffle, seed, device, drop_last, rank, world_size, form)
 
     def dataset(self) -> ZooDataset:
         """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader."""
@@ -314,6 +311,15 @@ class Zoo:
         from prepkit.zoo.read._resident import ResidentZoo
 
         return ResidentZoo(self, device)
+
+    def view_source(self) -> Source:
+        """Return what prepkit.views needs of the one architecture that all instances have.
+
+        raises ZooError if there are several
+        """
+        from prepkit.zoo.read._viewing import source_of
+
+        return source_of(self._store, self.shard_numbers, self.shape, self._trust_code)
 
     @property
     def num_bytes(self) -> int:
@@ -383,18 +389,8 @@ class Zoo:
     def _number(self, key: int | str) -> int:
         return self.index(key) if isinstance(key, str) else number_of(key, len(self))
 
-    @property
-    def _place(self) -> str:
-        return str(self._store.root / MANIFEST)
-
     def _network(self, stored: StoredArchitecture, tensors: Mapping[str, Tensor]) -> nn.Module:
-        from prepkit.families.loading import network_with_copies
-
-        known, key = self._store.architectures, (stored.name, self._trust_code)
-        if key not in known:
-            trained = replace(stored, name=stored.trained_name)
-            known[key] = architecture_of(trained, self._place, trust_code=self._trust_code)
-        return network_with_copies(tensors, known[key], folded=stored.fused)
+        return network_of(self._store, stored, tensors, self._trust_code)
 
 
 def local_zoo(root: str | os.PathLike[str]) -> Zoo:

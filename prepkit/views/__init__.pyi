@@ -1,0 +1,14 @@
+from prepkit.views._flat import Flat as Flat
+from prepkit.views._flat import Preps as Preps
+from prepkit.views._flat import flat as flat
+from prepkit.views._flat import prep as prep
+from prepkit.views._layers import Layers as Layers
+from prepkit.views._layers import WeightsAndBiases as WeightsAndBiases
+from prepkit.views._layers import layers as layers
+from prepkit.views._outputs import Outputs as Outputs
+from prepkit.views._outputs import outputs as outputs
+from prepkit.views._statistics import Statistics as Statistics
+from prepkit.views._statistics import statistics as statistics
+from prepkit.views._tokens import Tokens as Tokens
+from prepkit.views._tokens import tokens as tokens
+from prepkit.views._view import View as View

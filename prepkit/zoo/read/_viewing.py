@@ -1,0 +1,60 @@
+"""Views of a zoo: the one architecture that its instances have in common, and views by their names.
+
+The functions of prepkit.views take a zoo; this module is what a zoo answers them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prepkit import views
+from prepkit.errors import PrepkitError, ZooError, listed, nearest
+from prepkit.views.source import Source
+from prepkit.zoo.read._networks import trained_architecture
+
+if TYPE_CHECKING:
+    from prepkit.prep.layout import PRepShape
+    from prepkit.zoo.read.store import Store
+
+BY_NAME = ("prep", "flat", "layers", "tokens", "statistics")
+
+
+def source_of(store: Store, shard_numbers: np.ndarray, shape: PRepShape, trust_code: bool) -> Source:
+    """Return the architecture of all instances of a zoo or view, which stand in these shards.
+
+    raises ZooError if there are several or none
+    """
+    found = {store.architecture_of_shard(number).name for number in np.unique(shard_numbers).tolist()}
+    names = [stored.name for stored in store.manifest.architectures if stored.name in found]
+    if len(names) != 1:
+        if not names:
+            raise ZooError(f"'{store.manifest.name}' has no instances here, so there is no architecture to view.")
+        raise ZooError(
+            f"a view is of one architecture; '{store.manifest.name}' has instances of {listed(names)}. Take one at a "
+            f"time: zoo.where(\"architecture == '{names[0]}'\")."
+        )
+    stored = store.manifest.architecture(names[0])
+    known = None if stored.config is None else trained_architecture(store, stored, trust_code)
+    return Source(stored.name, stored.layout, shape, known, stored.fused)
+
+
+def view_of(zoo: Any, view: str | views.View) -> views.View:
+    """Return a view by its name, or a view that was made already, after a look whether it is one of this zoo.
+
+    raises PrepkitError for another name or view, ZooError for a zoo of several architectures
+    """
+    if isinstance(view, views.View):
+        if view.source.layout.slot_shapes != zoo.view_source().layout.slot_shapes:
+            raise PrepkitError(
+                f"{view!r} is no view of '{zoo.name}', whose tensors have other shapes; make one of this zoo."
+            )
+        return view
+    if view == "outputs":
+        raise PrepkitError("view='outputs' needs inputs: view=prepkit.views.outputs(zoo, probes).")
+    if view not in BY_NAME:
+        close = nearest(view, BY_NAME) if isinstance(view, str) else ""
+        raise PrepkitError(f"view is {listed(BY_NAME)} or a view of prepkit.views; found {view!r}.{close}")
+    made: views.View = getattr(views, view)(zoo)
+    return made
