@@ -1,6 +1,6 @@
-"""Changing a zoo of 1,000,000 instances in place: what `annotate` costs beside the file that it writes.
+"""Changing zoos in place: what `annotate`, `drop` and `merge --link` cost beside the files that they write.
 
-Its networks are tiny and in one shard, and its table is made at once: adding a million one by one takes an hour.
+A zoo of 1,000,000 tiny networks is made at once, since adding them one by one takes long.
 """
 
 import shutil
@@ -18,7 +18,10 @@ from benchmarks.timing import interleaved, record, summary
 from prepkit.api import open_zoo
 from prepkit.support.files import sha256_of_file
 from prepkit.zoo.change.annotating import annotate
+from prepkit.zoo.change.choosing import drop
+from prepkit.zoo.change.merge import merge
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
+from prepkit.zoo.format.shards import Extent, shard_format
 from prepkit.zoo.format.tables import write_table_at_once
 from prepkit.zoo.write.writer import ZooWriter
 
@@ -86,4 +89,80 @@ def test_annotate(benchmark: BenchmarkFixture, root: Path, tmp_path: Path) -> No
     assert open_zoo(root).table["robust"].to_numpy()[:5].tolist() == values[::-1][:5].tolist()
     benchmark.pedantic(write, rounds=1)
     record(benchmark, "growing", f"annotate {COUNT:,} instances", summary(seconds, "writing the table"))
+
+
+def test_drop(benchmark: BenchmarkFixture, root: Path, tmp_path: Path) -> None:
+    """One instance of a shard of 128 MB goes, against copying that shard and writing the table."""
+    (shard,) = read_manifest(root).shards
+    table = open_zoo(root).table
+    numbers = iter(range(ROUNDS + 2))
+
+    def copy() -> None:
+        shutil.copyfile(root / shard.path, tmp_path / "copy")
+        write_table_at_once(table, root, tmp_path)
+
+    ways = {
+        "copying shard and table": copy,
+        "drop": lambda: drop(root, ids=[f"n{next(numbers)}"], card=False),
+    }
+    seconds = interleaved(ways, rounds=ROUNDS)
+    assert len(open_zoo(root)) == COUNT - ROUNDS - 1
+    benchmark.pedantic(copy, rounds=1)
+    record(benchmark, "growing", f"drop one of {COUNT:,} instances", summary(seconds, "copying shard and table"))
     shutil.rmtree(root)
+
+
+def test_link(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Ten zoos of 1 GB of 10,000 instances each become one, against writing only the table of the new zoo."""
+    sources = []
+    for number in range(10):
+        with ZooWriter(tmp_path / f"zoo{number}", width=512, name=f"zoo{number}") as writer:
+            layer = torch.zeros(26_000)
+            for instance in range(10):
+                writer.add({"w": layer + instance}, id=f"n{number}-{instance}", accuracy=0.5)
+        sources.append(of_a_gigabyte(tmp_path / f"zoo{number}", number))
+
+    def link() -> None:
+        shutil.rmtree(tmp_path / "all", ignore_errors=True)
+        merge(tmp_path / "all", sources, link=True, card=False)
+
+    def write() -> None:
+        write_table_at_once(table, tmp_path)
+
+    link()
+    table = open_zoo(tmp_path / "all").table
+    assert len(table) == 100_000
+    assert sum(shard.bytes for shard in read_manifest(tmp_path / "all").shards) > 10e9
+    seconds = interleaved({"writing the table": write, "merge --link": link}, rounds=ROUNDS)
+    assert open_zoo(tmp_path / "all").preps([0, 99_999]).shape == (2, 52, 512)
+    benchmark.pedantic(write, rounds=1)
+    record(benchmark, "growing", "link 10 zoos of 1 GB", summary(seconds, "writing the table"))
+
+
+def of_a_gigabyte(root: Path, number: int) -> Path:
+    """Give a zoo 10,000 rows in a shard that takes no space: its values are a hole in the file, all 0."""
+    count = 10_000
+    manifest = read_manifest(root)
+    shard = manifest.shards[0]
+    extent = Extent(count, 52, 512, "float32")
+    frame = shard_format("safetensors").frame(extent)
+    path = f"shards/hole-00000-{number:012x}.safetensors"
+    with open(root / path, "wb") as file:
+        file.write(frame.before)
+        file.truncate(len(frame.before) + count * extent.row_bytes)
+    rows = np.arange(count)
+    table = pa.table(
+        {
+            "id": [f"n{number}-{row}" for row in range(count)],
+            "architecture": [shard.architecture] * count,
+            "class_id": pa.array(np.zeros(count, np.int32)),
+            "split": pa.nulls(count, pa.string()),
+            "shard": pa.array(np.zeros(count, np.int32)),
+            "row": pa.array(rows),
+            "accuracy": rows / count,
+        }
+    )
+    size = (root / path).stat().st_size
+    shards = (replace(shard, path=path, rows=count, bytes=size, sha256=f"{number:064x}"),)
+    write_manifest(replace(manifest, shards=shards, table=write_table_at_once(table, root)), root, overwrite=True)
+    return root

@@ -34,6 +34,8 @@ FLAGS = {
     "overwrite=True": "--force",
     "force=True": "--force",
     "resume=True": "--resume",
+    "link=True": "--link",
+    "where= or ids=": "--where or --ids",
     "prefix=True": "--prefix",
     "drop_nan=True": "--drop-nan",
     "`source`": "SRC",

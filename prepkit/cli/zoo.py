@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -19,6 +19,7 @@ from prepkit.cli.zoo_text import (
     description,
     facts,
     print_written,
+    removal_text,
     split_text,
     verification,
     verification_text,
@@ -143,6 +144,7 @@ def convert(source: Path, target: Path, format_: str, out: Output) -> None:
 @click.option("--license", "license_", help="Licence of the new zoo, needed if the licences differ.")
 @click.option("--format", "format_", type=FORMATS, help="Format of the shards. [default: that of the first zoo]")
 @click.option("--prefix", is_flag=True, help="Put each zoo's name before its ids and runs.")
+@click.option("--link", is_flag=True, help="Take the shards as they are, by hard links, in seconds.")
 @json_option
 def merge(
     target: Path,
@@ -151,20 +153,86 @@ def merge(
     license_: str | None,
     format_: str | None,
     prefix: bool,
+    link: bool,
     out: Output,
 ) -> None:
     """Make one zoo of several.
 
-    Architectures of the same name become one, and all get new ClassIds.
+    Architectures of the same name become one, and all get new ClassIds. Zoos of one width and format are merged in
+    seconds by --link: their shards get second names in the new zoo, or are copied where the disk has no hard links.
+    Values are not read then, so `prepkit zoo verify` is left to do. So N processes may write N zoos of one data set.
     """
     from prepkit.zoo.change.merge import merge as merge_zoos
 
     with out.bar("merging", "B") as bar:
         bar.begin(sum(map(_bytes_in, sources)))
         written = merge_zoos(
-            target, sources, name=name, license=license_, format=format_, prefix=prefix, progress=bar.advance
+            target,
+            sources,
+            name=name,
+            license=license_,
+            format=format_,
+            prefix=prefix,
+            link=link,
+            progress=bar.advance,
         )
     print_written(written, out)
+
+
+where_option = click.option("--where", metavar="EXPR", help='Condition on the table: "accuracy > 0.8".')
+ids_option = click.option("--ids", type=click.File("rb"), metavar="FILE", help="File of ids, one a line; - for stdin.")
+
+
+@zoo.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
+@click.argument("target", type=click.Path(path_type=Path), metavar="DST")
+@where_option
+@ids_option
+@click.option("--name", help="Name of the new zoo. [default: the folder's name]")
+@json_option
+def cut(source: Path, target: Path, where: str | None, ids: BinaryIO | None, name: str | None, out: Output) -> None:
+    """Make a zoo of some instances of another.
+
+    Instances are chosen by a condition, by a list of ids, or by both. ClassIds, task and teacher stay.
+
+    \b
+    prepkit zoo cut my-zoo good --where "accuracy > 0.8 and epoch == 50"
+    prepkit zoo cut my-zoo chosen --ids chosen.txt
+    """
+    _check_choice(where, ids)
+    from prepkit.zoo.change.choosing import cut as cut_zoo
+
+    with out.bar("cutting", "B") as bar:
+        bar.begin(_bytes_in(source))
+        written = cut_zoo(source, target, where=where, ids=_ids_in(ids), name=name, progress=bar.advance)
+    print_written(written, out)
+
+
+@zoo.command()
+@folder
+@where_option
+@ids_option
+@click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
+@json_option
+def drop(folder: Path, where: str | None, ids: BinaryIO | None, dry_run: bool, out: Output) -> None:
+    """Remove instances from a zoo.
+
+    Those go that a condition or a list of ids names. Only shards that lose some of their instances are written anew.
+    The old files stay until `prepkit zoo clean`, so that others may read the zoo meanwhile; a kill leaves the zoo as it
+    was or as it should be.
+
+    \b
+    prepkit zoo drop my-zoo --where "accuracy < 0.15" --dry-run
+    """
+    _check_choice(where, ids)
+    from prepkit.zoo.change.choosing import drop as drop_instances
+
+    with out.bar("removing", "B") as bar:
+        bar.begin(_bytes_in(folder))
+        removal = drop_instances(folder, where=where, ids=_ids_in(ids), dry_run=dry_run, progress=bar.advance)
+    out.notes(removal.notes)
+    document = {"zoo": str(folder), "dry_run": dry_run, **vars(removal), "notes": list(removal.notes)}
+    out.result(document, removal_text(folder, removal, dry_run))
 
 
 @zoo.command()
@@ -301,6 +369,20 @@ def export(folder: Path | HubAddress, id_: str, output: Path, strip_prefix: bool
 
 
 # Inside -------------------------------------------------------------------------------------------------------
+
+
+def _check_choice(where: str | None, ids: BinaryIO | None) -> None:
+    if where is None and ids is None:
+        raise click.UsageError("choose instances with --where EXPR or --ids FILE.")
+
+
+def _ids_in(file: BinaryIO | None) -> list[str] | None:
+    """Return the ids in a list, one a line."""
+    if file is None:
+        return None
+    from prepkit.zoo.write.model_paths import paths_in
+
+    return paths_in(file.read())
 
 
 def _bytes_in(folder: Path) -> int:

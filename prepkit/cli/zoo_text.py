@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from prepkit.cli.output import Output
     from prepkit.zoo.change.annotating import Annotation
+    from prepkit.zoo.change.choosing import Removal
     from prepkit.zoo.change.cleaning import Cleaning
     from prepkit.zoo.change.rerun import Rerun
     from prepkit.zoo.change.splitting import ZooSplit
@@ -191,3 +192,12 @@ def annotation_text(folder: Path, annotation: Annotation) -> str:
     if annotation.matched and not annotation.added and not annotation.replaced:
         lines.append("All values are as they were.")
     return "\n".join([str(folder), *(f"  {line}" for line in lines)])
+
+
+def removal_text(folder: Path, removal: Removal, dry_run: bool) -> str:
+    """Return the text of `prepkit zoo drop`."""
+    gone = counted(removal.instances, "instance")
+    shards = counted(removal.rewritten, "shard")
+    if dry_run:
+        return f"{folder}: {gone} would go, {removal.left:,} would stay; {shards} would be written anew"
+    return f"{folder}: {gone} removed, {removal.left:,} left; {shards} written anew"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +52,19 @@ def planned_cut(manifest: Manifest, table: pa.Table, place: str) -> Cut:
     """
     shards, rows = (whole_numbers(table[name]) for name in ("shard", "row"))
     chosen_rows: dict[int, np.ndarray] = {}
-    for number in np.unique(shards).tolist():
-        chosen = np.unique(rows[shards == number])
+    for number, places in _places_of(shards):
+        chosen = np.unique(rows[places])
         if not 0 <= number < len(manifest.shards) or chosen[0] < 0 or chosen[-1] >= manifest.shards[number].rows:
             raise ZooError(f"{place}: the table names rows of shard {number} that are not there.")
         chosen_rows[number] = chosen
     return Cut(manifest, table, chosen_rows)
+
+
+def _places_of(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each number that there is, ascending, with the places where it stands."""
+    order = np.argsort(numbers, kind="stable")
+    values, starts = np.unique(numbers[order], return_index=True)
+    yield from zip(values.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def cut_shard(cut: Cut, number: int, source: Path, root: Path) -> Shard:
@@ -67,9 +75,7 @@ def cut_shard(cut: Cut, number: int, source: Path, root: Path) -> Shard:
     manifest, shard = cut.manifest, cut.manifest.shards[number]
     all_rows, kind = rows_of_shard(source, manifest, shard), shard_format(manifest.shard_format)
     chosen = cut.rows[number]
-    picked = PickedRows(
-        all_rows.file, all_rows.offset, replace(all_rows.extent, rows=len(chosen)), tuple(chosen.tolist())
-    )
+    picked = PickedRows(all_rows.file, all_rows.offset, replace(all_rows.extent, rows=len(chosen)), chosen)
     copied = copy_shard(picked, picked.extent, shard.architecture, number, kind, root, None)
     file = root / copied.path
     check_values(picked, ShardRows(file, offset_of_values(file, kind, picked.extent), picked.extent))
@@ -82,8 +88,7 @@ def cut_table(cut: Cut, root: Path) -> StoredFile:
 
     old_shards, old_rows = (whole_numbers(cut.table[name]) for name in ("shard", "row"))
     new_shards, new_rows = np.zeros(len(old_shards), np.int32), np.zeros(len(old_rows), np.int32)
-    for new, number in enumerate(sorted(cut.rows)):
-        here = old_shards == number
+    for new, (number, here) in enumerate(_places_of(old_shards)):
         new_shards[here] = new
         new_rows[here] = np.searchsorted(cut.rows[number], old_rows[here])
     table = cut.table
@@ -127,7 +132,7 @@ class PickedRows(ShardRows):
     extent: the array of the rows that are picked
     """
 
-    picked: tuple[int, ...] = ()
+    picked: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def pieces(self, rows_a_piece: int) -> Iterator[np.ndarray]:
         """Read the picked rows in order, as bytes `[rows, row_bytes]`."""
@@ -136,8 +141,10 @@ class PickedRows(ShardRows):
             for start in range(0, len(self.picked), rows_a_piece):
                 some = self.picked[start : start + rows_a_piece]
                 piece = np.empty((len(some), size), dtype=np.uint8)
-                for row, values in zip(some, piece, strict=True):
-                    opened.seek(self.offset + row * size)
-                    if opened.readinto(values.data) != size:
+                borders = [0, *(np.flatnonzero(np.diff(some) != 1) + 1).tolist(), len(some)]
+                for first, last in pairwise(borders):  # rows that follow each other are read at once
+                    values = piece[first:last]
+                    opened.seek(self.offset + int(some[first]) * size)
+                    if opened.readinto(values.data) != values.nbytes:
                         raise ZooError(f"{self.file}: truncated while it was read.")
                 yield piece

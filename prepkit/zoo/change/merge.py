@@ -20,6 +20,7 @@ from prepkit.errors import ZooError, listed
 from prepkit.support.progress import Advance
 from prepkit.version import __version__
 from prepkit.zoo.card.card import write_card
+from prepkit.zoo.change._linking import check_linkable, link_shards, whole_manifest
 from prepkit.zoo.change._merged_table import SourceZoo, merged_table
 from prepkit.zoo.change.copying import check_target, check_whole, copy_file, copy_shards, verified_manifest
 from prepkit.zoo.format.function import Function
@@ -59,6 +60,7 @@ def merge(
     format: str | None = None,
     license: str | None = None,
     prefix: bool = False,
+    link: bool = False,
     card: bool = True,
     progress: Advance | None = None,
 ) -> WrittenZoo:
@@ -68,8 +70,10 @@ def merge(
     format:   format of the shards; the first zoo's if missing
     license:  licence of the new zoo; needed where the zoos' licences differ
     prefix:   put the zoo's name before ids and runs
+    link:     give the shards of the zoos, as they are, a second name in the new zoo, or copy them where the disk has no
+              hard links. Their content is not read, so `verify` is left to do, and the zoos have one width and format.
     card:     whether the new zoo gets README.md and card.png
-    progress: called with a number of bytes each time that many more were written to shards
+    progress: called with a number of bytes each time that many more were written to shards, or linked
     raises ZooError naming what is in conflict, OutputError if the target exists; nothing is written then
 
     >>> merge("both", ["first-zoo", "second-zoo"], prefix=True).manifest.name
@@ -80,14 +84,18 @@ def merge(
         raise ZooError(f"merging takes two zoos or more, not {len(roots)}.")
     kind = None if format is None else shard_format(format)
     check_target(Path(target), roots)
-    plan = plan_merge([SourceZoo(root, verified_manifest(root)) for root in roots], license, prefix)
+    read = whole_manifest if link else verified_manifest
+    plan = plan_merge([SourceZoo(root, read(root)) for root in roots], license, prefix)
     kind = kind or shard_format(plan.zoos[0].manifest.shard_format)
+    if link:
+        check_linkable(plan.zoos, kind)
     with building(target) as root:
-        shards = _copied(plan, kind, root, progress)
+        shards = _shards(plan, kind, root, link, progress)
         name = name or Path(target).resolve().name
         manifest = replace(plan.manifest, name=name, shard_format=kind.name, shards=tuple(shards))
         write_manifest(replace(manifest, table=write_table_at_once(plan.table, root)), root, overwrite=False)
-        check_whole(root)
+        if not link:
+            check_whole(root)
         if card:
             write_card(root)
     return WrittenZoo(Path(target), read_manifest(target), plan.notes)
@@ -121,12 +129,15 @@ def plan_merge(zoos: list[SourceZoo], license: str | None, prefix: bool) -> Merg
     return MergePlan(zoos, None if teacher is None else teacher[0], manifest, table, tuple(notes))
 
 
-def _copied(plan: MergePlan, kind: ShardFormat, root: Path, progress: Advance | None) -> list[Shard]:
-    """Write the shards of all zoos, and the teacher."""
+def _shards(plan: MergePlan, kind: ShardFormat, root: Path, link: bool, progress: Advance | None) -> list[Shard]:
+    """Write or link the shards of all zoos, and write the teacher."""
     numbers: dict[str, int] = {}
     shards: list[Shard] = []
     for zoo in plan.zoos:
-        shards += copy_shards(zoo.root, zoo.manifest, kind, plan.manifest.width, root, numbers, progress)
+        if link:
+            shards += link_shards(zoo.root, zoo.manifest, kind, root, numbers, progress)
+        else:
+            shards += copy_shards(zoo.root, zoo.manifest, kind, plan.manifest.width, root, numbers, progress)
     if plan.teacher is not None and plan.manifest.teacher is not None:
         copy_file(plan.teacher.root, plan.manifest.teacher.path, root)
     return shards
