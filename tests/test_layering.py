@@ -175,6 +175,7 @@ LIGHT = (
     "cli.common",
     "cli.completion",
     "cli.hub",
+    "cli.import_classifiers",
     "cli.import_kinds",
     "cli.import_packed",
     "cli.import_published",

@@ -1,7 +1,7 @@
 """What a file says beside its weights, `{"model": ..., "epoch": 3, "config": {"lr": 0.1}}`, as plain values.
 
     epoch       3                   numbers, texts, booleans, times, lists of such
-    config.lr   0.1                 entries of dicts, of argparse.Namespace and the like by dotted names
+    config.lr   0.1                 entries of dicts, of argparse.Namespace, OmegaConf and the like by dotted names
     item.1      0.93                entries of a tuple such as (state_dict, accuracy) by their place
 
 Nothing of the file is run: the values of numpy and of other modules are read out of the inert stand-ins for them.
@@ -119,6 +119,8 @@ def _read_out(value: object) -> object:
         return value
     name = type(value).__name__
     arguments, state = value.arguments, value.state
+    if name.startswith("omegaconf.") and isinstance(state, Mapping):
+        return _read_out(state["_val"]) if "_val" in state else state.get("_content", value)
     if name in NAMESPACES and isinstance(state, Mapping):
         return state
     if name.startswith("numpy.") and name.endswith(".multiarray.scalar") and len(arguments) == 2:

@@ -52,6 +52,11 @@ HARMLESS = frozenset(
         "builtins.range",
         "builtins.object",
         "copyreg._reconstructor",
+        "typing.Any",  # OmegaConf notes the types of its values
+        "typing.Dict",
+        "typing.List",
+        "typing.Tuple",
+        "typing.Union",
     ]
 )
 CODE = ("torch", "functools", "operator", "importlib", "dill", "cloudpickle", "joblib")

@@ -10,6 +10,7 @@ import click
 from prepkit.cli import (
     arch,
     hub,
+    import_classifiers,
     import_kinds,
     import_packed,
     import_published,
@@ -43,5 +44,10 @@ for command in (arch.arch, zoo.zoo, hub.pull, hub.push):
     main.add_command(command)
 for command in (importing.create, importing.import_, train.train, train.specs):
     zoo.zoo.add_command(command)
-for command in (*import_kinds.COMMANDS, *import_published.COMMANDS, *import_packed.COMMANDS):
+for command in (
+    *import_kinds.COMMANDS,
+    *import_published.COMMANDS,
+    *import_packed.COMMANDS,
+    *import_classifiers.COMMANDS,
+):
     importing.import_.add_command(command)

@@ -10,7 +10,7 @@ from prepkit.cli.output import with_flags
 from prepkit.errors import counted
 from prepkit.support.json_values import json_value
 from prepkit.support.text import readable_bytes, table
-from prepkit.zoo.format.counts import counts_of, num_bytes_of
+from prepkit.zoo.format.counts import ARCHITECTURES_SHOWN, counts_of, num_bytes_of
 from prepkit.zoo.format.split_rule import split_rule
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> st
     rows = [
         ("teacher" if stored.class_id is None else str(stored.class_id), stored.name, counts[stored.name])
         + (stored.layout.num_parameters, stored.height)
-        for stored in manifest.architectures
+        for stored in manifest.architectures[:ARCHITECTURES_SHOWN]
     ]
+    more = len(manifest.architectures) - len(rows)
     lines = [
         f"{manifest.name}: {counted(manifest.table.rows, 'instance')}, PReps {manifest.shape} {manifest.dtype}, {size}",
         f"  splits   {splits}" + (f"; {rule}" if rule else ""),
@@ -85,6 +86,7 @@ def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> st
         *(f"  sha256   {sum_} of the ids of {name}" for name, sum_ in (sums or {}).items()),
         "",
         table(rows, ("ClassId", "architecture", "instances", "parameters", "height")),
+        *([f"and {counted(more, 'more architecture')}, which --json lists"] if more else []),
     ]
     return "\n".join(lines)
 

@@ -55,7 +55,8 @@ FAMILIES = {
 # Builders of networks that others trained, which `prepkit zoo import` rebuilds.
 SIREN = "prepkit.families.siren:Siren"
 LAYER_CHAIN = "prepkit.families.layer_chain:LayerChain"
-OF_IMPORTED_ZOOS = ("prepkit.families.small_cnn:SmallCNN", SIREN, LAYER_CHAIN)
+WILD_CNN = "prepkit.families.wild_cnn:WildCNN"
+OF_IMPORTED_ZOOS = ("prepkit.families.small_cnn:SmallCNN", SIREN, LAYER_CHAIN, WILD_CNN)
 
 # Each dataset has the shape of one input and the number of outputs.
 DATASETS: dict[str, tuple[tuple[int, ...], int]] = {

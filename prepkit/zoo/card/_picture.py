@@ -1,4 +1,7 @@
-"""The picture of a zoo's card: accuracy by architecture, and a grid of PReps, one row an architecture."""
+"""The picture of a zoo's card: accuracy by architecture, and a grid of PReps, one row an architecture.
+
+A zoo of many architectures, such as one of networks that all differ, has one box for all accuracies.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 ACCURACY = "accuracy"
 PREPS_A_ROW = 4
 MAX_ARCHITECTURES = 6  # rows of the grid; a zoo of more shows the first ones
+MAX_BOXES = 24
 
 
 def card_figure(zoo: Zoo) -> Any:
@@ -47,7 +51,10 @@ def chosen(zoo: Zoo) -> dict[str, list[int]]:
 
 
 def accuracy_by_architecture(zoo: Zoo) -> dict[str, list[float]]:
-    """Return the finite values of the column `accuracy`, by architecture; empty without a column of such numbers."""
+    """Return the finite values of the column `accuracy`, by architecture; those of many architectures together.
+
+    returns nothing for a zoo without a column of such numbers
+    """
     from pyarrow import types
 
     table = zoo.table
@@ -57,8 +64,10 @@ def accuracy_by_architecture(zoo: Zoo) -> dict[str, list[float]]:
     for name, value in zip(table["architecture"].to_pylist(), table[ACCURACY].to_pylist(), strict=True):
         if value is not None and math.isfinite(value):
             values.setdefault(name, []).append(value)
-    order = [stored.name for stored in zoo.manifest.architectures]
-    return dict(sorted(values.items(), key=lambda item: order.index(item[0])))
+    if len(values) > MAX_BOXES:
+        return {f"all {len(values):,} architectures": [value for some in values.values() for value in some]}
+    order = {stored.name: place for place, stored in enumerate(zoo.manifest.architectures)}
+    return dict(sorted(values.items(), key=lambda item: order[item[0]]))
 
 
 def _draw_accuracies(figure: Any, accuracies: dict[str, list[float]]) -> None:

@@ -20,7 +20,7 @@ from prepkit.support.lock import changing
 from prepkit.support.markdown import fenced, markdown_table, one_line, write_readme
 from prepkit.support.text import readable_bytes
 from prepkit.zoo.card.viewer import ViewerSplit, only_split
-from prepkit.zoo.format.counts import counts_of, num_bytes_of
+from prepkit.zoo.format.counts import ARCHITECTURES_SHOWN, counts_of, num_bytes_of
 from prepkit.zoo.format.drawn_split import EARLIER_SPLIT, drawn_split
 from prepkit.zoo.format.lora import ADAPTER_CONFIG
 from prepkit.zoo.format.manifest import Manifest, read_manifest
@@ -86,6 +86,13 @@ MEANINGS = {
     "zoo create": MEANINGS_OF_SOURCES,
     "zoo import netspace-lists": MEANINGS_OF_SOURCES | {"dataset": "images that the network classifies"},
     "zoo import peft": MEANINGS_OF_SOURCES | MEANINGS_OF_ADAPTERS,
+    "zoo import cnn-wild-park": MEANINGS_OF_SOURCES
+    | {
+        "run": "folder of its training run; all checkpoints of a run share it",
+        "checkpoint": "number of its checkpoint's folder",
+        "iteration": "number of epochs that the training counted",
+        "accuracy": "accuracy on the test data, as the training stored it",
+    },
 }
 
 
@@ -206,9 +213,11 @@ def _architectures(manifest: Manifest) -> list[str]:
             f"{stored.height} x {manifest.width}",
             "x".join(map(str, stored.input_shape or ())) or "unknown",
         )
-        for stored in manifest.architectures
+        for stored in manifest.architectures[:ARCHITECTURES_SHOWN]
     ]
-    return markdown_table(("ClassId", "architecture", "instances", "packed parameters", "PRep", "input"), rows)
+    more = len(manifest.architectures) - len(rows)
+    lines = markdown_table(("ClassId", "architecture", "instances", "packed parameters", "PRep", "input"), rows)
+    return [*lines, "", f"And {more:,} more, which `zoo.json` describes."] if more else lines
 
 
 def _splits(manifest: Manifest, viewer: Sequence[ViewerSplit]) -> list[str]:

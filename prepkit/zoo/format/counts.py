@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prepkit.zoo.format.manifest import Manifest
 
+ARCHITECTURES_SHOWN = 50  # of those that a text lists; zoos of networks that all differ have thousands
+
 
 def counts_of(manifest: Manifest) -> dict[str, int]:
     """Return the number of instances of each architecture, which may be 0."""

@@ -39,7 +39,7 @@ class StrictSource(Source):
         self._source = source
         self.ids, self.types, self.how_to_run = source.ids, source.types, source.how_to_run
         self.options, self.record = {**source.options, "splits": STRICT}, source.record
-        self.has_mixed_tables = source.has_mixed_tables
+        self.has_mixed_tables, self.task = source.has_mixed_tables, source.task
         runs = [run_in_columns(source, index) if run_of is None else run_of(index) for index in range(len(self.ids))]
         by_run = strict_splits(runs)
         self._split = [by_run[run] for run in runs]

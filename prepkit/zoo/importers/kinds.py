@@ -28,6 +28,7 @@ KINDS = {  # kind: the module with its `found`
     "nino": "prepkit.zoo.importers.nino",
     "gpt-lmdb": "prepkit.zoo.importers.gpt_lmdb",
     "inr2vec": "prepkit.zoo.importers.inr2vec",
+    "cnn-wild-park": "prepkit.zoo.importers.cnn_wild_park",
 }
 HOW_TO_GO_ON = "the same command goes on"
 
