@@ -67,7 +67,7 @@ def make_zoo(
     begun_with = {"command": command, "options": dict(source.options)} if source.options else {}
     try:
         with ZooWriter(path, resume=resume, provenance=begun_with, **about) as writer:
-            check_kept(writer, source)
+            check_kept(writer, source, packing)
             notes = add_models(
                 writer,
                 source,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from prepkit.checkpoint.load import load_checkpoint, sha256_of
@@ -22,7 +23,7 @@ from prepkit.zoo.format.sources import SOURCE_SHA256
 from prepkit.zoo.importers._pattern import PathPattern
 from prepkit.zoo.importers._strict import STRICT, StrictSource, check_splits
 from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder, listed_tables
-from prepkit.zoo.write.adding import Model, Source
+from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.csv_columns import ModelRows, rows_of_models
 from prepkit.zoo.write.model_files import FileSource, LocalModel, check_columns
 
@@ -84,6 +85,11 @@ class _AdaptersByPath(FileSource):
 
     record = RECORD
 
+    def told(self, index: int) -> Told:
+        """Return what a model's row says, and its config."""
+        told = super().told(index)
+        return replace(told, columns={**told.columns, ADAPTER_CONFIG: _text_of(Path(str(self.rows[index].model)))})
+
     def __init__(self, rows: ModelRows) -> None:
         super().__init__(rows, lambda path: nullcontext(LocalModel(Path(str(path)), str(path))))
 
@@ -117,6 +123,11 @@ class _AdaptersByFields(TreeSource):
         """Return sentences on adapters, tables and rows that were left out."""
         return *self._left_out, *super().notes()
 
+    def told(self, index: int) -> Told:
+        """Return a model's fields, its rows in the tables, and its config."""
+        told = super().told(index)
+        return replace(told, columns={**told.columns, ADAPTER_CONFIG: _text_of(Path(self.files[index]).parent)})
+
     def read_file(self, file: Path) -> tuple[Model, tuple[str, ...]]:
         """Read the adapter of a config."""
         return read_adapter(file.parent), ()
@@ -136,11 +147,7 @@ def read_adapter(folder: Path) -> Model:
     for file, other in ((config_file, weights), (weights, config_file)):
         if not file.is_file():
             raise ZooError(f"'{file}' is missing, though '{other.name}' is there. Fetch it, or leave the folder out.")
-    try:
-        text = config_file.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ZooError(f"{config_file}: cannot be read: {reason}.") from None
+    text = _text_of(folder)
     config = LoraConfig.parse(text, str(config_file))
     tensors = load_checkpoint(weights, prefix="")
     whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
@@ -174,6 +181,19 @@ def _adapters_in(folder: Path) -> list[Path]:
     if not found:
         raise ZooError(f"'{folder}' holds no adapter: no folder in it has an {CONFIG} or an {WEIGHTS}.")
     return sorted(found, key=lambda path: natural_key(path.as_posix()))
+
+
+def _text_of(folder: Path) -> str:
+    """Return the text of an adapter's config.
+
+    raises ZooError if it cannot be read
+    """
+    file = folder / CONFIG
+    try:
+        return file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ZooError(f"{file}: cannot be read: {reason}.") from None
 
 
 def _weights_in(folder: Path) -> Path:

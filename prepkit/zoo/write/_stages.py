@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture
 from prepkit.zoo.format.shards import Extent, ShardFormat
 from prepkit.zoo.write._open_files import OpenFiles
 from prepkit.zoo.write.staging import Stage, Threads
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Stages:
@@ -64,6 +68,10 @@ class Stages:
         """Publish all shards, and describe them in the order of their architectures."""
         stages = [self._stages[stored.name] for stored in architectures if stored.name in self._stages]
         return [shard for stage in stages for shard in stage.publish()]
+
+    def values(self, architecture: str, row: int) -> Tensor:
+        """Read the values `[cells]` of an architecture's instance `row`, counted from 0."""
+        return self._stages[architecture].values(row)
 
     @property
     def rows_a_shard(self) -> Mapping[str, int]:

@@ -5,26 +5,29 @@ A resumed import reads only the models that are missing, so that another source 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError
 from prepkit.zoo.format.columns import plain_columns
-from prepkit.zoo.format.lora import ADAPTER_CONFIG
 from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS
+from prepkit.zoo.write._instance_rows import packable
 
 if TYPE_CHECKING:
     from prepkit.zoo.write._journal import Entry
-    from prepkit.zoo.write.adding import Source
+    from prepkit.zoo.write.adding import Packing, Source
     from prepkit.zoo.write.writer import ZooWriter
 
 FILES_COMPARED = 100  # of the models that are kept, spread evenly
-OF_FILES = (SOURCE, SOURCE_SHA256, PREFIX, VERSIONS, ADAPTER_CONFIG)  # columns that no table tells
+OF_FILES = (SOURCE, SOURCE_SHA256, PREFIX, VERSIONS)  # columns that no table tells
 
 
-def check_kept(writer: ZooWriter, source: Source) -> None:
-    """Compare the columns of all kept rows with the tables, and the files of some of them with their sha256.
+def check_kept(writer: ZooWriter, source: Source, packing: Packing) -> None:
+    """Compare the columns of all kept rows with the tables, and some of the models with what is kept of them.
 
+    A model in a file of its own is compared by the file's sha256, one that stands beside others by its values. Of a
+    model on the Hub its address, with the commit, says which it is.
     raises ZooError for the first that differs; nothing of the zoo is changed
     """
     if not len(writer) or not writer.finished_ids.issubset(source.ids):  # the latter is for `add_models` to tell
@@ -32,12 +35,20 @@ def check_kept(writer: ZooWriter, source: Source) -> None:
     indices = {id_: index for index, id_ in enumerate(source.ids)}
     last = len(writer) - 1
     count = min(FILES_COMPARED, len(writer))
-    hashed = {number * last // max(1, count - 1) for number in range(count)}
+    chosen = {number * last // max(1, count - 1) for number in range(count)}
+    rows: Counter[str] = Counter()
     for number, entry in enumerate(writer.finished()):
         index = indices[entry.id]
         difference = next(_differences(writer, entry, source, index), None)
-        if difference is None and number in hashed:
+        if difference is None and number in chosen:
             difference = _other_file(entry, source, index)
+        if (
+            difference is None
+            and number in chosen
+            and not any(entry.columns.get(name) for name in (SOURCE, SOURCE_SHA256))
+        ):
+            difference = _other_values(writer, entry, rows[entry.architecture], source, index, packing)
+        rows[entry.architecture] += 1
         if difference is None and number == 0:
             difference = _lost(entry, source, index)
         if difference is not None:
@@ -53,6 +64,28 @@ def _other_file(entry: Entry, source: Source, index: int) -> str | None:
     if now is None or now == stored:
         return None
     return f"was read from a file of sha256 {str(stored)[:12]}..., and its file has {now[:12]}... now"
+
+
+def _other_values(
+    writer: ZooWriter, entry: Entry, row: int, source: Source, index: int, packing: Packing
+) -> str | None:
+    """Return what is said of a model whose values differ from those that are kept."""
+    import torch
+
+    model = source.read(index)
+    item = packable(
+        model.tensors,
+        model.architecture or packing.architecture,
+        source.name(index),
+        packing.keep_unfoldable,
+        keep_batch_norm=packing.keep_batch_norm,
+        left_out=set(),
+    )
+    if item.name != entry.architecture:
+        return f"is of architecture {entry.architecture} in the zoo, and of {item.name} now"
+    kept = writer.values_of(entry.architecture, row)
+    now = item.layout.pack(item.tensors, item.layout.shape(writer.width)).to(kept.dtype).flatten()
+    return None if torch.equal(kept, now) else "has other values in the zoo than now"
 
 
 def _lost(entry: Entry, source: Source, index: int) -> str | None:

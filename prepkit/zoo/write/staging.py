@@ -19,14 +19,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import OutputError, ZooError, counted
 from prepkit.support.files import flush, output_error, publish, sha256_of_file, system_errors_as_output
+from prepkit.tensors import torch_dtype
 from prepkit.zoo.format.manifest import Shard
 from prepkit.zoo.format.shards import Extent, Frame, ShardFormat
 from prepkit.zoo.write._journal import ValuesSum
 from prepkit.zoo.write._open_files import OpenFiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARDS = "shards"
 CHUNK_BYTES = 4 << 20
@@ -101,6 +105,20 @@ class Stage:
         if rows:
             sums.append((number, rows, self.threads.hashing.submit(self._digest.hexdigest)))
         return [ValuesSum(self.architecture, shard, rows, sha256.result()) for shard, rows, sha256 in sums]
+
+    def values(self, row: int) -> Tensor:
+        """Read the values `[cells]` of this architecture's instance `row` from the disk."""
+        import torch
+
+        number, start = self.locate(row)
+        part = self.part(number)
+        file = part if part.exists() else self._published_file(number)
+        if file is None or row >= self.rows:
+            raise ZooError(f"'{self.root}': there is no instance {row} of {self.architecture}.")
+        with open(file, "rb") as opened:
+            opened.seek(len(self.frame.before) + start * self.full.row_bytes)
+            content = bytearray(opened.read(self.full.row_bytes))
+        return torch.frombuffer(content, dtype=torch_dtype(self.full.dtype))
 
     def publish(self) -> list[Shard]:
         """Publish the last shard, cut to the rows that it has, and return all shards."""

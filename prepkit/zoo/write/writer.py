@@ -138,6 +138,10 @@ class ZooWriter:
         self._write_group()
         return self._journal.entries(self.width)
 
+    def values_of(self, architecture: str, row: int) -> Tensor:
+        """Read the PRep `[cells]` of the instance `row` of an architecture that is in the zoo, from the disk."""
+        return self._stages.values(architecture, row)
+
     @contextmanager
     def in_groups(self) -> Iterator[None]:
         """Write many instances at a time in this block: they are finished some at a time, all of them when it ends."""
@@ -328,13 +332,8 @@ class ZooWriter:
         rows = table_rows(self._journal.entries(self.width), architectures, shards, self._stages.rows_a_shard)
         table = write_table(rows, contents.schema.arrow(), self.root, self._folder)
         kept = publish_teacher(contents.teacher, self.root, self._folder)
-        about: dict[str, Any] = {"name": self.name, "width": self.width, "height": self.height}
-        about |= {
-            "shard_format": self._format.name,
-            **self._about,
-            "provenance": self.provenance,
-            "function": self.function,
-        }
+        about: dict[str, Any] = {"name": self.name, "width": self.width, "height": self.height, **self._about}
+        about |= {"shard_format": self._format.name, "provenance": self.provenance, "function": self.function}
         manifest = manifest_of(contents, architectures, shards=tuple(shards), table=table, teacher=kept, **about)
         self._journal.check_own()
         write_manifest(manifest, self.root, overwrite=False)
