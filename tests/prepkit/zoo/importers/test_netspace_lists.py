@@ -14,6 +14,7 @@ import prepkit
 from prepkit.cli import main
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, ZooError
 from prepkit.zoo.format.manifest import read_manifest
+from prepkit.zoo.importers.kinds import found_by
 
 LENET, VANILLA, RESNET = "lenetlike;d0;scifar10", "vanilla_cnn;d1;scifar10", "resnet_fusedbn;d2;d8;scifar10"
 
@@ -174,7 +175,7 @@ def test_networks_of_lists_are_those_built_in_and_give_the_logits_of_the_referen
 
 
 def test_running_on_the_images_proves_the_accuracy_of_a_table(tmp_path):
-    folder, written = write_lists(tmp_path / "ref", LISTS)
+    folder, written = write_lists(tmp_path / "ref", {"train": [f"{VANILLA};a/0.pt", f"{RESNET};b/0.pt"]})
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     generator = np.random.default_rng(0)
     images, labels = [], []
@@ -195,8 +196,8 @@ def test_running_on_the_images_proves_the_accuracy_of_a_table(tmp_path):
     (tmp_path / "task.json").write_text(json.dumps({**task, "split": {"seed": 0, "test": "test"}}))
     given = ("--table", tmp_path / "scores.csv", "--task", tmp_path / "task.json")
     command("import", "netspace-lists", folder, tmp_path / "zoo", *given)
-    assert "verified" in command("verify", tmp_path / "zoo", "--rerun", 6, "--data", tmp_path / "images")
-    assert read_manifest(tmp_path / "zoo").function.verified.instances == 6
+    assert "verified" in command("verify", tmp_path / "zoo", "--rerun", 2, "--data", tmp_path / "images")
+    assert read_manifest(tmp_path / "zoo").function.verified.instances == 2
 
 
 LINES = {
@@ -226,7 +227,7 @@ def test_lists_that_contradict_each_other_are_refused_and_repeated_lines_told(tm
     train, val = (folder / f"{name}.txt" for name in ("train", "val"))
     text = train.read_text()
     train.write_text(f"{text}\n{LENET};ckpts/lenet/0.pt")
-    assert any("1 line left out" in note for note in imported(folder, tmp_path / "zoo").notes)
+    assert any("1 line left out" in note for note in found_by("netspace-lists", folder, {}).notes())
     train.write_text(f"{text}\n{RESNET};ckpts/resnet8/1.pt")
     with pytest.raises(ZooError, match=r"val\.txt, line 1: 'ckpts/resnet8/1\.pt' stands in .*train\.txt, line 4 too"):
         imported(folder, tmp_path / "other")
@@ -241,11 +242,12 @@ def test_lists_that_contradict_each_other_are_refused_and_repeated_lines_told(tm
 
 
 def test_a_file_of_another_network_a_half_one_and_one_with_code_are_named_and_mending_goes_on(tmp_path):
-    folder, written = write_lists(tmp_path / "ref", LISTS)
-    file = tmp_path / "ref/ckpts/resnet8/1.pt"
+    lists = {"train": [f"{LENET};a/0.pt"], "val": [f"{LENET};a/1.pt"]}
+    folder, written = write_lists(tmp_path / "ref", lists)
+    file = tmp_path / "ref/a/1.pt"
     whole = file.read_bytes()
     save(file, values(SHAPES[VANILLA], 0))
-    with pytest.raises(ZooError, match=r"val\.txt, line 1: .*resnet8/1\.pt' holds no resnet_fusedbn for cifar10"):
+    with pytest.raises(ZooError, match=r"val\.txt, line 1: .*a/1\.pt' holds no lenetlike for cifar10"):
         imported(folder, tmp_path / "zoo")
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"val\.txt, line 1: .*truncated"):
@@ -253,24 +255,41 @@ def test_a_file_of_another_network_a_half_one_and_one_with_code_are_named_and_me
     save(file, {"model": torch.nn.Linear(2, 2), "run": print})
     with pytest.raises(UnsafeCheckpoint, match=r"val\.txt, line 1: .*it was not read"):
         imported(folder, tmp_path / "zoo")
-    _, bad = written["ckpts/resnet8/1.pt"]
-    save(file, {**bad, "fc.bias": torch.full((10,), math.nan)})
+    _, bad = written["a/1.pt"]
+    save(file, {**bad, "fc3.bias": torch.full((10,), math.nan)})
     with pytest.raises(CheckpointError, match="NaN"):
         imported(folder, tmp_path / "zoo")
     assert not (tmp_path / "zoo/zoo.json").exists()
     imported(folder, tmp_path / "zoo", drop_nan=True)
-    assert len(prepkit.open_zoo(tmp_path / "zoo")) == 5
+    assert len(prepkit.open_zoo(tmp_path / "zoo")) == 1
 
 
 def test_resnets_of_another_depth_and_class_ids_that_the_zoo_has_not_are_told(tmp_path):
-    line = "resnet_fusedbn;d4;d14;stiny-imagenet-200"
-    SHAPES[line] = resnet_shapes(14, 200, 256)
+    line = "resnet_fusedbn;d4;d14;scifar10"
+    SHAPES[line] = resnet_shapes(14)
     folder, _ = write_lists(tmp_path / "ref", {"train": [f"{line};x/a.pt"]})
     notes = imported(folder / "train.txt", tmp_path / "zoo", root=tmp_path / "ref").notes
     zoo = prepkit.open_zoo(tmp_path / "zoo")
-    assert zoo.network(0)(torch.zeros(1, 3, 64, 64)).shape == (1, 200)
-    assert zoo.metadata(0)["architecture"] == "resnet14@tiny_imagenet"
-    assert any("resnet14@tiny_imagenet is 0 (list 4)" in note for note in notes)
+    assert zoo.network(0)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert zoo.metadata(0)["architecture"] == "resnet14@cifar10"
+    assert any("resnet14@cifar10 is 0 (list 4)" in note for note in notes)
+
+
+def test_networks_of_both_data_sets_are_known(tmp_path):
+    lines = ["lenetlike;d0;stiny-imagenet-200;a.pt", "vanilla_cnn;d1;stiny-imagenet-200;b.pt"]
+    lines += [f"resnet_fusedbn;d{number};d{depth};stiny-imagenet-200;{depth}.pt" for number, depth in ((2, 8), (3, 32))]
+    (tmp_path / "test.txt").write_text("\r\n".join(lines))
+    for name in ("a", "b", "8", "32"):
+        (tmp_path / f"{name}.pt").write_bytes(b"")
+    source = found_by("netspace-lists", tmp_path, {})
+    assert source.task["dataset"] == "zh-plus/tiny-imagenet"
+    assert [net.architecture.name.partition("@")[0] for net in source.nets] == [
+        "lenet_like",
+        "vanilla_cnn",
+        "resnet8",
+        "resnet32",
+    ]
+    assert not [note for note in source.notes() if "ClassId" in note]
 
 
 def test_distance_functions_are_sine_mlps_that_are_run_on_their_points(tmp_path):
