@@ -84,6 +84,14 @@ MEANINGS_OF_ADAPTERS = {  # `zoo import peft` fills these columns
 MEANINGS = {
     "zoo train": MEANINGS_OF_TRAINING,
     "zoo create": MEANINGS_OF_SOURCES,
+    "zoo import dataset-pt": MEANINGS_OF_SOURCES
+    | {
+        "run": "folder of the run that it is a checkpoint of",
+        "epoch": "epoch after which its weights were taken",
+        "accuracy": "accuracy on the test data, which the file calls test_acc",
+    },
+    "zoo import model-j": MEANINGS_OF_SOURCES
+    | {"model_idx": "number of its folder", "hf_model_id": "its repository on the Hub"},
     "zoo import netspace-lists": MEANINGS_OF_SOURCES | {"dataset": "images that the network classifies"},
     "zoo import peft": MEANINGS_OF_SOURCES | MEANINGS_OF_ADAPTERS,
     "zoo import cnn-wild-park": MEANINGS_OF_SOURCES

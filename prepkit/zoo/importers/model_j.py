@@ -132,7 +132,7 @@ def _texts(file: Path) -> Mapping[str, str]:
 
 def _typed(texts: Sequence[Mapping[str, str]], notes: list[str]) -> list[dict[str, Any]]:
     """Return the metadata of each model, typed over all of them."""
-    names = dict.fromkeys(name for own in texts for name in own)
+    names = sorted({name for own in texts for name in own})  # a header has them in any order
     rows: list[dict[str, Any]] = [{} for _ in texts]
     for name in names:
         cells = ["" if own.get(name, "None") == "None" else own[name] for own in texts]
