@@ -126,7 +126,12 @@ def dataset_pt(source: Path, folder: Path, making: Making, out: Output) -> None:
     """
     from prepkit.zoo.importers.kinds import found_by
 
-    making.write(folder, found_by("dataset-pt", source, {}), {}, out, command="zoo import dataset-pt")
+    size = source.stat().st_size if source.is_file() else 0
+    with out.bar("reading", "B") as bar:
+        bar.begin(size, text="the whole file")
+        models = found_by("dataset-pt", source, {})
+        bar.advance(size)
+    making.write(folder, models, {}, out, command="zoo import dataset-pt")
 
 
 COMMANDS = (dataset_pt, model_j, netspace_lists)
