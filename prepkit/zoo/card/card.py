@@ -94,6 +94,13 @@ MEANINGS = {
     | {"model_idx": "number of its folder", "hf_model_id": "its repository on the Hub"},
     "zoo import netspace-lists": MEANINGS_OF_SOURCES | {"dataset": "images that the network classifies"},
     "zoo import peft": MEANINGS_OF_SOURCES | MEANINGS_OF_ADAPTERS,
+    "zoo import small-transformer-zoo": MEANINGS_OF_SOURCES
+    | {
+        "run": "name of its training run; all checkpoints of a run share it",
+        "checkpoint": "which checkpoint of the run it is, an epoch or the best one, as its file's name says",
+        "epoch": "number of the epoch, if the checkpoint is one",
+        "accuracy": "accuracy on the test data, as the table, or else the file's name, has it",
+    },
     "zoo import cnn-wild-park": MEANINGS_OF_SOURCES
     | {
         "run": "folder of its training run; all checkpoints of a run share it",
@@ -270,7 +277,9 @@ def _function(manifest: Manifest) -> list[str]:
     if function is None:
         return []
     lines = [f"`function: {function.status}`"]
-    if function.verified is None:
+    if function.how.unverifiable is not None:
+        lines[0] += f": {function.how.unverifiable}."
+    elif function.verified is None:
         lines[0] += ": none was run yet; `prepkit zoo verify DIR --rerun N --data FOLDER` does it."
     else:
         lines[0] += f": running instances found what is stored; {function.verified}."

@@ -53,6 +53,8 @@ def run_again(zoo: Zoo, count: int, data: str | os.PathLike[str] | None = None) 
     raises ZooError if the data is not at hand or not that of the zoo, or the table has no column to compare with
     """
     how = HowToRun() if zoo.manifest.function is None else zoo.manifest.function.how
+    if how.unverifiable is not None:
+        raise ZooError(f"no run can prove '{zoo.name}': {how.unverifiable}.")
     if how.measure not in zoo.table.column_names:
         raise ZooError(f"'{zoo.name}' has no column '{how.measure}' to compare with.")
     folder = None if data is None else Path(data)

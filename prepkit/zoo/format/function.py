@@ -44,6 +44,8 @@ class HowToRun(Brief):
     w0: Annotated[float | None, between(0), "factor of the argument of each sine"] = None
     output_offset: Annotated[float | None, between(-1e6, 1e6), "number that is added to each output"] = None
     grid: Annotated[str | None, choice("xy", "ij"), "whether column (xy) or row (ij) is the first coordinate"] = None
+    assumed: Annotated[str | None, "what no file tells, and was taken from the makers' program"] = None
+    unverifiable: Annotated[str | None, "why no run can prove it"] = None
     mean: Annotated[tuple[float, ...] | None, NUMBERS, "mean that was taken from the pixels, of 0 to 1"] = None
     std: Annotated[tuple[float, ...] | None, NUMBERS, "number that they were then divided by"] = None
 
@@ -93,7 +95,9 @@ class Function(Brief):
         return UNVERIFIED if self.verified is None else VERIFIED
 
     def __str__(self) -> str:
-        return self.status if self.verified is None else f"{self.status}: {self.verified}"
+        if self.verified is not None:
+            return f"{self.status}: {self.verified}"
+        return f"{self.status}: {self.how.unverifiable}" if self.how.unverifiable else self.status
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-able form."""

@@ -29,7 +29,9 @@ KINDS = {  # kind: the module with its `found`
     "gpt-lmdb": "prepkit.zoo.importers.gpt_lmdb",
     "inr2vec": "prepkit.zoo.importers.inr2vec",
     "cnn-wild-park": "prepkit.zoo.importers.cnn_wild_park",
+    "small-transformer-zoo": "prepkit.zoo.importers.small_transformer_zoo",
 }
+TASK = "task"
 HOW_TO_GO_ON = "the same command goes on"
 
 
@@ -73,7 +75,7 @@ def import_zoo(
     task = read_task(Path(task)) if isinstance(task, str | os.PathLike) else task
     return make_zoo(
         path,
-        found_by(kind, source, options),
+        found_by(kind, source, options, task),
         Packing(architecture, keep_batch_norm, keep_unfoldable),
         command=f"zoo import {kind}",
         resume=True,
@@ -90,9 +92,12 @@ def import_zoo(
     )
 
 
-def found_by(kind: str, source: str | os.PathLike[str], options: Mapping[str, Any]) -> Source:
+def found_by(
+    kind: str, source: str | os.PathLike[str], options: Mapping[str, Any], task: Mapping[str, Any] | None = None
+) -> Source:
     """Return what the importer of a kind finds in a folder.
 
+    task: the user's record of the task, for importers that run models
     raises ZooError for an unknown kind or option, and what the importer raises
     """
     if kind not in KINDS:
@@ -102,5 +107,7 @@ def found_by(kind: str, source: str | os.PathLike[str], options: Mapping[str, An
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ZooError(f"the importer '{kind}' has no option {listed(unknown)}; it has {listed(known, 12) or 'none'}.")
+    if task is not None and TASK in known:
+        options = {**options, TASK: task}
     source_of_kind: Source = found(Path(source), **options)
     return source_of_kind
