@@ -104,7 +104,14 @@ class SavedSet:
 
     def properties(self, number: int) -> dict[str, Any]:
         """Return what is known of a checkpoint, by column."""
-        return {_column(name): plain(values[number]) for name, values in self.values.items()}
+        known = ((_column(name), plain(values[number])) for name, values in self.values.items())
+        return {name: value for name, value in known if value is not None}
+
+    def unkept(self, number: int) -> list[str]:
+        """Return the names of what is known of a checkpoint and is no value of a table."""
+        return [
+            name for name, values in self.values.items() if values[number] is not None and plain(values[number]) is None
+        ]
 
 
 def _column(name: str) -> str:
@@ -213,7 +220,8 @@ class DatasetSource(Source):
         tensors = self._saved.checked_state(each.states[number], f"{each.split}.{STATES}[{number}]")
         told = self.told(index)
         columns = {**told.columns, SOURCE_SHA256: self._sha256}
-        return Model({name: tensor.detach() for name, tensor in tensors.items()}, place, columns, split=told.split)
+        own = {name: tensor.detach() for name, tensor in tensors.items()}
+        return Model(own, place, columns, unkept=each.unkept(number), split=told.split)
 
     def told(self, index: int) -> Told:
         """Return the run, the epoch and the properties of a checkpoint, and its split."""

@@ -86,8 +86,11 @@ class ModelJSource(Source):
         adapter = diffusers_config(shapes)
         if adapter is not None:
             pairs_in(shapes, adapter, str(file))
-        elif _is_lora(file):
-            raise ZooError(f"{file}: holds no pair *.lora.down.weight, *.lora.up.weight; it has {listed(shapes)}.")
+        elif _is_lora(file) and not any("lora" in name for name in shapes):
+            raise ZooError(
+                f"{file}: holds no LoRA adapter, such as pairs *.lora.down.weight, *.lora.up.weight; it has "
+                f"{listed(shapes)}."
+            )
         said, unkept = _config(file.parent / CONFIG)
         told = self.told(index)
         return Model(

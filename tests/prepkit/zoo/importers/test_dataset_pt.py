@@ -72,6 +72,7 @@ def attributes(first, count, of_epochs=(5, 25), **more):
             "training_iteration": [epoch for _, epoch in seen],
             "model::nlin": [("tanh", "relu")[run % 2] for run, _ in seen],
             "optim::wd": [run if run % 2 else run + 0.5 for run, _ in seen],
+            "curves": [{"train": [0.1, 0.2]} for _ in seen],
         },
         **more,
     }
@@ -114,6 +115,8 @@ def test_sets_are_the_split_and_properties_columns_of_the_same_checkpoints(tmp_p
     assert [row["model::nlin"] for row in rows][::2] == ["tanh", "relu", "tanh", "relu", "tanh"]
     assert [row["optim::wd"] for row in rows][::2] == [0.5, 1, 2.5, 3, 4.5]
     assert any("test_acc is accuracy" in note for note in notes)
+    assert any("no place for it: curves (10 models)" in note for note in notes)
+    assert "curves" not in rows[0]
     for number, (run, epoch) in enumerate((run, epoch) for run in range(5) for epoch in (5, 25)):
         tensors = zoo[number][0].state_dict()
         assert all(torch.equal(tensors[name], value) for name, value in state(100 * run + epoch).items())

@@ -199,7 +199,7 @@ def test_half_downloads_halves_of_pairs_and_archives_are_named_and_mending_goes_
     ):
         imported(tmp_path)
     save(file, {"a": np.zeros((2, 2), np.float32)})
-    with pytest.raises(ZooError, match=r"holds no pair \*\.lora\.down\.weight"):
+    with pytest.raises(ZooError, match=r"holds no LoRA adapter, such as pairs \*\.lora\.down\.weight"):
         imported(tmp_path)
     save(file, {**lora(2), f"{Q}.lora.down.weight": np.full((3, 16), np.nan, np.float32)})
     with pytest.raises(CheckpointError, match="NaN"):
