@@ -55,6 +55,22 @@ def plain_statistics(tensors: Tensors) -> Tensor:
     return torch.stack(found)
 
 
+def plain_graph(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes, edges and edge_index of a chain of layers; residual sums are left out, which favours this way."""
+    pairs = [(tensors[name], tensors[name.replace("weight", "bias")]) for name in tensors if name.endswith("weight")]
+    inputs, first = pairs[0][0].shape[1], 0
+    nodes, edges, index = [torch.zeros(inputs)], [], []
+    for weight, bias in pairs:
+        given = inputs if first == 0 else len(nodes[-1])
+        nodes.append(bias)
+        edges.append(weight.flatten())
+        each = weight[0].numel() // given
+        target, source, _ = torch.cartesian_prod(*map(torch.arange, (len(bias), given, max(each, 1)))).T
+        index.append(torch.stack([source + first, target + first + given]))
+        first += given
+    return torch.cat(nodes), torch.cat(edges), torch.cat(index, dim=1)
+
+
 @pytest.fixture(params=["lenet_like@digits", "resnet8@cifar10"])
 def batch(request: pytest.FixtureRequest) -> tuple[prepkit.Architecture, Tensor, list[Tensors]]:
     architecture = prepkit.architecture(request.param)
@@ -70,12 +86,13 @@ def test_views_of_a_batch(
 ) -> None:
     """Batches of 256; the state dicts of the plain way are in memory already, which favours it."""
     architecture, preps, each = batch
-    made = {name: getattr(views, name)(architecture) for name in ("flat", "layers", "tokens", "statistics")}
+    made = {name: getattr(views, name)(architecture) for name in ("flat", "layers", "tokens", "graph", "statistics")}
     size = made["tokens"].size
     plain: dict[str, Callable[[], object]] = {
         "flat": lambda: torch.stack([plain_flat(tensors) for tensors in each]),
         "layers": lambda: [torch.cat(parts) for parts in zip(*map(plain_layers, each), strict=True)],
         "tokens": lambda: [torch.stack(p) for p in zip(*[plain_tokens(t, size) for t in each], strict=True)],
+        "graph": lambda: [torch.stack(p) for p in zip(*map(plain_graph, each), strict=True)],
         "statistics": lambda: torch.stack([plain_statistics(tensors) for tensors in each]),
     }
     assert torch.equal(made["flat"](preps), plain["flat"]())  # type: ignore[arg-type]
@@ -83,6 +100,12 @@ def test_views_of_a_batch(
     assert torch.equal(made["tokens"](preps), tokens)
     assert torch.equal(made["tokens"].mask, masks[0])
     assert torch.equal(made["tokens"].position, positions[0])
+    nodes, edges, index = plain["graph"]()  # type: ignore[misc]
+    weighted = made["graph"].edge_mask[:, 0]
+    assert torch.equal(made["graph"](preps).edges[:, weighted, 0], edges)
+    if "lenet" in architecture.name:
+        assert torch.equal(made["graph"](preps).nodes[:, :, 0], nodes)
+        assert torch.equal(made["graph"].edge_index, index[0])
     weights, biases, _ = made["layers"](preps)
     pairs = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
     assert all(map(torch.equal, pairs, plain["layers"]()))  # type: ignore[arg-type]

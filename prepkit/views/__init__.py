@@ -10,6 +10,7 @@
 | flat | `[N, P]` in the order of the state dict | MLPs, autoencoders |
 | layers | weights `[N, out, in, ...]` and biases `[N, out]` | nfn's WeightSpaceFeatures |
 | tokens | `[N, T, S]`, one token for each output channel, with mask and position | SANE, transformers |
+| graph | nodes `[N, V, F]` and edges `[N, E, K]`, residual sums found by running | graph networks |
 | statistics | `[N, tensors, 7]`: mean, spread and five quantiles | the baseline of Unterthiner et al. |
 | outputs | `[N, B, ...]`: what the networks answer on given inputs | probing |
 

@@ -2,6 +2,9 @@ from prepkit.views._flat import Flat as Flat
 from prepkit.views._flat import Preps as Preps
 from prepkit.views._flat import flat as flat
 from prepkit.views._flat import prep as prep
+from prepkit.views._graph import Graph as Graph
+from prepkit.views._graph import Graphs as Graphs
+from prepkit.views._graph import graph as graph
 from prepkit.views._layers import Layers as Layers
 from prepkit.views._layers import WeightsAndBiases as WeightsAndBiases
 from prepkit.views._layers import layers as layers

@@ -34,7 +34,8 @@ NORMALISATIONS = (
 class Layer(Brief):
     """Tensors of one module that have the same output channels.
 
-    name:  the module's name; that of the tensor where a module has several layers
+    name:   the module's name; that of the tensor where a module has several layers, or is the whole network
+    module: the module's name, in which it is the only layer; None where there are several
     kind:  "linear", "convolution", "embedding" or "normalisation"; "parameter" for tensors of other modules
     slots: its tensors; the weight stands first, the bias after it
     cells: for each tensor, the places of its values in the flat PRep, `[channels, ...]` int64. Axis 0 is the output
@@ -42,6 +43,7 @@ class Layer(Brief):
     """
 
     name: str
+    module: str | None
     kind: Kind
     slots: tuple[Slot, ...]
     cells: tuple[np.ndarray, ...]
@@ -74,6 +76,7 @@ def layers_of(source: Source) -> tuple[Layer, ...]:
             layers.append(
                 Layer(
                     name if name and len(parts) == 1 else members[0].name,
+                    name if len(parts) == 1 else None,
                     kind if has_weight else "parameter",
                     members,
                     tuple(cells for _, cells in part),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -81,6 +82,21 @@ class Source(Brief):
         except RegistryError:
             return None  # the builder is another package's, which is missing or not trusted
         return network if self.layout.names <= network.state_dict().keys() else None
+
+    def running_network(self) -> nn.Module:
+        """Return a network of its own in evaluation, with any values; only where `network` is not None.
+
+        raises RegistryError, FusionError if it cannot be built
+        """
+        import torch
+
+        if self.given is not None:
+            return copy.deepcopy(self.given).eval()
+        if self.architecture is None:
+            raise RegistryError(f"only the tensors of {self.name} are known, so no network can be built.")
+        with torch.random.fork_rng(devices=[]):
+            network = self.architecture.build_folded() if self.folded else self.architecture.build()
+        return network.eval()
 
     @property
     def note(self) -> list[str]:

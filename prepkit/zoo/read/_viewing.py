@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prepkit.prep.layout import PRepShape
     from prepkit.zoo.read.store import Store
 
-BY_NAME = ("prep", "flat", "layers", "tokens", "statistics")
+BY_NAME = ("prep", "flat", "layers", "tokens", "graph", "statistics")
 
 
 def source_of(store: Store, shard_numbers: np.ndarray, shape: PRepShape, trust_code: bool) -> Source:

@@ -289,7 +289,8 @@ class Zoo:
     ) -> Loader:
         """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read._loader.
 
-        view: what batches hold in place of PReps: "flat", "layers", "tokens", "statistics", or one of prepkit.views
+        view: what batches hold in place of PReps: "flat", "layers", "tokens", "graph", "statistics", or a view that
+              prepkit.views made
         """
         from prepkit.zoo.read._loader import Loader
         from prepkit.zoo.read._viewing import view_of

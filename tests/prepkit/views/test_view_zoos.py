@@ -31,7 +31,7 @@ def lenets(zoo):
     return zoo.where(f"architecture == '{NAME}'")
 
 
-@pytest.mark.parametrize("view", ["flat", "layers", "tokens", "statistics"])
+@pytest.mark.parametrize("view", ["flat", "layers", "tokens", "graph", "statistics"])
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_loader_gives_a_view_of_the_batches_that_it_would_give(lenets, view, resident):
     source = lenets.to("cpu") if resident else lenets

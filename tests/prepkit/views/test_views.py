@@ -251,7 +251,7 @@ def test_roles_are_told_from_the_layout_where_the_network_is_unknown():
     assert "told from the names of their modules and from their shapes" in unknown.notes[0]
 
 
-@pytest.mark.parametrize("name", ["prep", "flat", "layers", "tokens", "statistics", "outputs"])
+@pytest.mark.parametrize("name", ["prep", "flat", "layers", "tokens", "graph", "statistics", "outputs"])
 def test_examples_run(name):
     """Each function of the room has an example in its docstring, and it is right."""
     function = getattr(views, name)
