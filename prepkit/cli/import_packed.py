@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from prepkit.cli.importing import Making, making_options, tree_options
+from prepkit.cli.importing import Making, making_options, splits_option, tree_options
 from prepkit.cli.network_options import InputShape
 from prepkit.cli.output import Output, json_option
 
@@ -18,6 +18,7 @@ from prepkit.cli.output import Output, json_option
 @click.option("--dataset", metavar="NAME", help="Set to take, such as fm-16. [default: the only one in SRC]")
 @click.option("--states", metavar="NUMBERS", help="States of each run, such as 0:2688:100 or -1. [default: all]")
 @click.option("--runs", metavar="NUMBERS", help="Runs to take, such as 0:10. [default: all]")
+@splits_option("strict")
 @click.option("--layout", type=click.Path(path_type=Path), metavar="FILE", help="JSON file that describes another set.")
 @making_options
 @json_option
@@ -27,6 +28,7 @@ def nino(
     dataset: str | None,
     states: str | None,
     runs: str | None,
+    splits: str | None,
     layout: Path | None,
     making: Making,
     out: Output,
@@ -45,10 +47,13 @@ def nino(
     fm-16, c10-16, lm1b-3-24 and lm1b-2-32 are known. The convnets of the first two are rebuilt to run; the language
     models are kept as tensors. Another set needs --layout FILE, whose tensors stand in the order of the numbers:
     {"states": 124, "runs": 200, "metrics": ["train_loss"], "tensors": {"fc.weight": [10, 32], "fc.bias": [10]}}.
+
+    --splits strict keeps the first of states with equal weights, and all states of a run in one split: half for
+    testing, four tenths for training, one tenth for validation.
     """
     from prepkit.zoo.importers.kinds import found_by
 
-    options = {"dataset": dataset, "states": states, "runs": runs, "layout": layout}
+    options = {"dataset": dataset, "states": states, "runs": runs, "splits": splits, "layout": layout}
     making.write(folder, found_by("nino", source, options), {}, out, command="zoo import nino")
 
 
@@ -57,7 +62,7 @@ def nino(
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--runs", metavar="NUMBERS", help="Runs to take, such as 0:100. [default: all]")
 @click.option("--checkpoints", metavar="NUMBERS", help="Checkpoints of each run, such as -1 or ::20. [default: all]")
-@click.option("--splits", type=click.Choice(("paper",)), help="Keep the last runs for testing. [default: no split]")
+@splits_option("paper", "strict")
 @click.option(
     "--layout", type=click.Path(path_type=Path), metavar="FILE", help="JSON file: names and shapes of tensors."
 )
@@ -88,7 +93,8 @@ def gpt_lmdb(
     need --layout FILE, {"fc1.weight": [10, 784], "fc1.bias": [10]}, with all tensors in their order.
 
     --splits paper keeps the last runs in the order of the folders for testing, as G.pt does: 500 of MNIST, 2,050 of
-    CIFAR-10 and of cartpole. A note says so if SRC has not all runs that were published.
+    CIFAR-10 and of cartpole. A note says so if SRC has not all runs that were published. --splits strict is that of
+    `prepkit zoo import nino`.
     """
     from prepkit.zoo.importers.kinds import found_by
 
@@ -106,6 +112,7 @@ def gpt_lmdb(
     help="Such as 3x512x512x512x512x1. [default: what fits the parameters]",
 )
 @tree_options
+@splits_option("strict")
 @making_options
 @json_option
 def inr2vec(
@@ -113,6 +120,7 @@ def inr2vec(
     folder: Path,
     sizes: tuple[int, ...] | None,
     files: dict[str, Any],
+    splits: str | None,
     making: Making,
     out: Output,
 ) -> None:
@@ -129,11 +137,12 @@ def inr2vec(
     Ids are SPLIT/INDEX. index, class_id as label, and other single values become columns; points, meshes and voxels
     stay in the files, which a note says. A file for the completion of shapes has params_incomplete and
     params_complete, and becomes the instances SPLIT/INDEX/incomplete and SPLIT/INDEX/complete, whose column pair is
-    the same.
+    the same. --splits strict keeps the first of equal models, and both models of a file in one split, in place of that
+    of the folders, which becomes the column split.original.
     """
     from prepkit.zoo.importers.kinds import found_by
 
-    options = {**files, "sizes": sizes}
+    options = {**files, "sizes": sizes, "splits": splits}
     making.write(folder, found_by("inr2vec", source, options), {}, out, command="zoo import inr2vec")
 
 

@@ -90,6 +90,24 @@ MEANINGS = {
         "epoch": "epoch after which its weights were taken",
         "accuracy": "accuracy on the test data, which the file calls test_acc",
     },
+    "zoo import gpt-lmdb": {
+        "run": "name of its training run; all checkpoints of a run share it",
+        "epoch": "epoch in which its weights were taken",
+        "iteration": "iteration after which its weights were taken, counted in the epoch if there is one",
+        "accuracy": "accuracy on the test data, 1 - avg_test_err / 100",
+    },
+    "zoo import inr2vec": MEANINGS_OF_SOURCES
+    | {
+        "index": "number of its file",
+        "label": "class of its shape, class_id in the file",
+        "pair": "what the two instances of a file share",
+        "part": "which of the two it represents, the incomplete or the complete shape",
+    },
+    "zoo import nino": {
+        "run": "number of its trajectory; all states of a run share it",
+        "state": "number of its state in the trajectory",
+        "accuracy": "accuracy on the test data, of 0 to 1",
+    },
     "zoo import model-j": MEANINGS_OF_SOURCES
     | {"model_idx": "number of its folder", "hf_model_id": "its repository on the Hub"},
     "zoo import netspace-lists": MEANINGS_OF_SOURCES | {"dataset": "images that the network classifies"},

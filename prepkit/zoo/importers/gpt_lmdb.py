@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from prepkit.errors import ZooError, counted, listed, nearest
+from prepkit.errors import ZooError, counted, listed
 from prepkit.packing import chosen_options
 from prepkit.zoo.format.columns import OWN_COLUMNS, SCALARS
 from prepkit.zoo.importers._gpt_networks import NETWORKS, Network
 from prepkit.zoo.importers._gpt_runs import METADATA, RUNS, Run, check_names, groups_in, metrics_of, read_runs, runs_in
 from prepkit.zoo.importers._lmdb_values import DATA, LmdbValues, library
 from prepkit.zoo.importers._selection import Selection, as_text, chosen
+from prepkit.zoo.importers._strict import PAPER, STRICT, StrictSource, check_splits
 from prepkit.zoo.importers._tensor_shapes import read_json, tensor_shapes
 from prepkit.zoo.importers.tree import check_folder
 from prepkit.zoo.write.adding import Model, Source, Told
@@ -33,7 +34,6 @@ FLOAT = np.dtype("<f4")
 SIZES = "_arch"  # ends the key under which the sizes of a checkpoint's tensors stand, as float32 too
 RUN, EPOCH, ITERATION, ACCURACY, ERROR = "run", "epoch", "iteration", "accuracy", "avg_test_err"
 WHEN = re.compile(r"(?:.*/)?(?:ep([0-9]{1,9})_)?it([0-9]{1,9})(?:\.pt)?")
-PAPER = "paper"
 TRAIN, TEST = "train", "test"
 
 
@@ -49,14 +49,14 @@ def found(
 
     runs:        runs to take, such as "0:100", by their place in the order of folders; all if missing
     checkpoints: checkpoints of each run to take, such as -1 or "::20", by their place in runs.json; all if missing
-    splits:      "paper": the last runs are for testing, 500 of MNIST, 2,050 of CIFAR-10 and of cartpole
+    splits:      "paper": the last runs are for testing, 500 of MNIST, 2,050 of CIFAR-10 and of cartpole; or "strict",
+                 which leaves checkpoints with equal weights out, and keeps a run in one split; none if missing
     layout:      JSON file with names and shapes of the tensors, for networks that are not known
     raises ZooError if the package lmdb is missing, or for a file that is missing, not whole or of another kind
     """
     check_folder(folder)
     library()
-    if splits not in (None, PAPER):
-        raise ZooError(f"`splits` is paper, not {splits!r}.{nearest(splits, (PAPER,))}")
+    check_splits(splits, (PAPER, STRICT))
     found_runs = [run for group in groups_in(folder) for run in runs_in(group)]
     check_names(found_runs)
     of_runs, of_checkpoints = as_text(runs), as_text(checkpoints)
@@ -68,7 +68,7 @@ def found(
     source.options = chosen_options(
         runs=of_runs, checkpoints=of_checkpoints, splits=splits, layout=None if layout is None else Path(layout).name
     )
-    return source
+    return StrictSource(source, source.run_of) if splits == STRICT else source
 
 
 class GptSource(Source):
@@ -92,6 +92,10 @@ class GptSource(Source):
         self._network = self._first_network() if given is None else given
         self.how_to_run = self._network.how_to_run
         self._test = self._tested(runs) if splits == PAPER else None
+
+    def run_of(self, index: int) -> str:
+        """Return the name of a model's run."""
+        return self._runs[self._run_of[index]].name
 
     def name(self, index: int) -> str:
         """Return the id of a model, and its file."""

@@ -18,6 +18,7 @@ from prepkit.support.files import sha256_of_file
 from prepkit.zoo.format.sources import SOURCE_SHA256
 from prepkit.zoo.importers._inr_files import PARTS, count_of, parts_of, read_shape, sizes_of
 from prepkit.zoo.importers._siren_files import OMEGA, Convention, SirenShape
+from prepkit.zoo.importers._strict import StrictSource, check_splits
 from prepkit.zoo.importers._tensor_shapes import TensorShapes
 from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder, listed_tables
 from prepkit.zoo.write.adding import Model, Source, Told
@@ -47,20 +48,24 @@ def found(
     table: Tables = None,
     on: Mapping[str, str] | None = None,
     types: Types | None = None,
+    splits: str | None = None,
 ) -> Source:
     """Find the SIRENs of shapes in a folder.
 
     sizes: numbers of inputs, of each hidden layer and of outputs, such as [3, 512, 512, 512, 512, 1]; if missing, those
            that fit the number of parameters
     pattern, files, table, on, types: as for "tree"; the pattern is "{split}/{index:int}.h5" if missing
+    splits: "strict", which leaves equal models out and keeps the models of a file in one split; by folder if missing
     raises ZooError if nothing fits, the first file is damaged, or its parameters fit no sizes or several
     """
     check_folder(folder)
+    check_splits(splits)
     if sizes is not None and (len(sizes) < 2 or not all(type(size) is int and size > 0 for size in sizes)):
         raise ZooError(f"`sizes`: {list(sizes)} are no sizes of layers such as 3x512x512x512x512x1.")
     given = [folder] if files is None else in_folder(folder, files)
     tree = TreeSource(given, pattern or PATTERN, listed_tables(table), on or {}, types or {}, None, None)
-    return Inr2vecSource(tree, None if sizes is None else tuple(sizes))
+    source = Inr2vecSource(tree, None if sizes is None else tuple(sizes))
+    return source if splits is None else StrictSource(source, source.pair_of)
 
 
 class Inr2vecSource(Source):
@@ -96,6 +101,10 @@ class Inr2vecSource(Source):
     def _is_paired(self) -> bool:
         return len(self._datasets) > 1
 
+    def pair_of(self, index: int) -> str:
+        """Return what the models of one file share."""
+        return self._tree.ids[index // len(self._datasets)]
+
     def name(self, index: int) -> str:
         """Return the id and the file of a model."""
         return f"'{self.ids[index]}' ({self._file(index)})"
@@ -120,11 +129,10 @@ class Inr2vecSource(Source):
 
     def told(self, index: int) -> Told:
         """Return what path and tables say of a model, and for completion which part it is, of which pair."""
-        place = index // len(self._datasets)
-        told = self._tree.told(place)
+        told = self._tree.told(index // len(self._datasets))
         if not self._is_paired:
             return told
-        return Told({**told.columns, PART: PARTS[self._dataset(index)], PAIR: self._tree.ids[place]}, told.split)
+        return Told({**told.columns, PART: PARTS[self._dataset(index)], PAIR: self.pair_of(index)}, told.split)
 
     def sha256(self, index: int) -> str | None:
         """Return the sha256 of a model's file."""

@@ -22,6 +22,7 @@ from prepkit.packing import chosen_options
 from prepkit.zoo.importers._matrix import Rows
 from prepkit.zoo.importers._nino_sets import ACCURACIES, ACCURACY, RUN, SETS, STATE, TrajectorySet, read_set
 from prepkit.zoo.importers._selection import Selection, as_text, chosen
+from prepkit.zoo.importers._strict import StrictSource, check_splits
 from prepkit.zoo.importers.tree import check_folder
 from prepkit.zoo.write.adding import Model, Source, Told
 
@@ -37,6 +38,7 @@ def found(
     dataset: str | None = None,
     states: Selection | None = None,
     runs: Selection | None = None,
+    splits: str | None = None,
     layout: str | os.PathLike[str] | None = None,
 ) -> Source:
     """Find the states of trajectories in a folder.
@@ -44,10 +46,12 @@ def found(
     dataset: name of the set, such as "fm-16"; the only one in the folder if missing
     states:  states of each run to take, such as "0:2688:100", "-1" or [0, 100]; all if missing
     runs:    runs to take, in the same way
+    splits:  "strict", which leaves states with equal weights out and keeps a run in one split; none if missing
     layout:  JSON file that describes a set which is not known, see `_nino_sets`
     raises ZooError for a file that is missing, or whose size is not that of the set
     """
     check_folder(folder)
+    check_splits(splits)
     files = _data_files(folder)
     if dataset is None and len(files) != 1:
         held = f"holds several sets, {listed(files)}" if files else "holds no set of trajectories (NAME.dat)"
@@ -65,7 +69,7 @@ def found(
     source = NinoSource(folder, name, files[name], of_set, of_states, of_runs)
     file = None if layout is None else Path(layout).name
     source.options = chosen_options(dataset=dataset, states=of_states, runs=of_runs, layout=file)
-    return source
+    return source if splits is None else StrictSource(source, lambda index: str(source.models[index][0]))
 
 
 def _data_files(folder: Path) -> dict[str, list[Path]]:

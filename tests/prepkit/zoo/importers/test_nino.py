@@ -3,6 +3,7 @@
 The arrays are written by numpy from the description of the format alone.
 """
 
+import hashlib
 import json
 import os
 
@@ -82,6 +83,18 @@ def test_states_and_runs_choose_models(tiny):
     zoo, _ = imported(root, states="1:6:2,-2", runs=[0, -1])
     assert zoo.table["id"].to_pylist() == [f"{run}/{state}" for run in (0, 3) for state in (1, 3, 4, 5)]
     np.testing.assert_array_equal(bits_of(zoo, "3/4"), bits[3, 4])
+
+
+def test_strict_splits_keep_runs_together_and_leave_copies_out(tiny):
+    root, bits, metrics = tiny
+    bits[2, 3] = bits[1, 0]
+    write(root / "src", bits.view(np.float16), metrics)
+    zoo, _ = imported(root, splits="strict")
+    assert "2/3" not in zoo
+    split = {run: {row["split"] for row in zoo.table.to_pylist() if row["run"] == run} for run in range(RUNS)}
+    ordered = sorted(range(RUNS), key=lambda run: hashlib.sha256(str(run).encode()).hexdigest())
+    assert [split[run] for run in ordered] == [{"test"}, {"test"}, {"train"}, {"validation"}]
+    assert zoo.split_rule == "strict"
 
 
 def test_selections_are_those_of_python():
@@ -200,13 +213,18 @@ def test_an_interrupted_import_goes_on_and_another_selection_is_refused(tiny, mo
     with pytest.raises(ZooError):
         imported(root, states="::2")
     zoo, _ = imported(root)
-    assert rows == [*range(10), *range(9, 24)]
+    assert rows == [*range(10), *range(9), *range(9, 24)]  # what is kept is compared with the file, the rest is added
     np.testing.assert_array_equal(bits_of(zoo, "2/5"), bits[2, 5])
     rows.clear()
     with pytest.raises(KeyboardInterrupt):
         imported(root, "changed")
+    changed = bits.copy()
+    changed[0, 3, 5] ^= 1
+    write(root / "src", changed.view(np.float16), metrics)
+    with pytest.raises(ZooError, match="was begun with another"):
+        imported(root, "changed")
     metrics[0, 3] = 1.5
-    metrics.tofile(root / "src" / "tiny_metrics.dat")
+    write(root / "src", bits.view(np.float16), metrics)
     with pytest.raises(ZooError, match="was begun with another"):
         imported(root, "changed")
 
