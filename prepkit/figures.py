@@ -23,6 +23,7 @@ ROBUST_PERCENTILE = 99.0  # colours span this share of the absolute values: a fe
 MAX_PIXELS = 2048  # along each axis; where there are more cells, they are averaged in blocks
 PADDING_COLOUR = "0.8"
 LABEL_POINTS = 6
+LONGEST_NAME = 32  # characters of an architecture beside a drawing
 SAMPLE_VALUES = 1_000_000
 LIGHT = (0.4, -0.45, 0.8)  # points from a mesh to its light, in matplotlib's axes
 MESH_COLOUR = (0.45, 0.62, 0.85)
@@ -86,8 +87,13 @@ def png_of(figure: Any) -> bytes:
 
 
 def short_name(architecture: str) -> str:
-    """Return the name of an architecture without its data set, for titles: `resnet8` for `resnet8@digits`."""
-    return architecture.partition("@")[0]
+    """Return the name of an architecture without its data set, for titles: `resnet8` for `resnet8@digits`.
+
+    A long name lacks its middle, since it would take the room of what it names.
+    """
+    name = architecture.partition("@")[0]
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 2]}...{name[1 - half :]}"
 
 
 def prep_figure(values: Tensor, layout: Layout, title: str = "") -> Any:

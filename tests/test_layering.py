@@ -179,6 +179,7 @@ LIGHT = (
     "cli.import_kinds",
     "cli.import_packed",
     "cli.import_published",
+    "cli.import_ray_tree",
     "cli.importing",
     "cli.inspecting",
     "cli.models",

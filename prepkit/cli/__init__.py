@@ -14,6 +14,7 @@ from prepkit.cli import (
     import_kinds,
     import_packed,
     import_published,
+    import_ray_tree,
     importing,
     inspecting,
     pack,
@@ -49,5 +50,6 @@ for command in (
     *import_published.COMMANDS,
     *import_packed.COMMANDS,
     *import_classifiers.COMMANDS,
+    *import_ray_tree.COMMANDS,
 ):
     importing.import_.add_command(command)

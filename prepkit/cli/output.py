@@ -57,6 +57,7 @@ FLAGS = {
     "`states`": "--states",
     "`picture`": "--picture",
     "`convention`": "--convention",
+    "`unfinished`": "--unfinished",
     "ZooWriter(dtype=...)": "--dtype",
     "load_recipe(name, {key: value})": "--set KEY=VALUE",
     "data=": "--data ",

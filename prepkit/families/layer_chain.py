@@ -10,11 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {"conv": nn.Conv2d, "linear": nn.Linear}
 STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
+    "leaky_relu": functional.leaky_relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "elu": functional.elu,
     "selu": torch.selu,
+    "celu": torch.celu,
+    "max_pool": lambda features: functional.max_pool2d(features, 2),
     "flatten": lambda features: features.flatten(1),
     "mean": lambda features: features.mean((2, 3)),  # over height and width
 }

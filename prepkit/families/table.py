@@ -57,7 +57,15 @@ SIREN = "prepkit.families.siren:Siren"
 LAYER_CHAIN = "prepkit.families.layer_chain:LayerChain"
 WILD_CNN = "prepkit.families.wild_cnn:WildCNN"
 SMALL_TRANSFORMER = "prepkit.families.small_transformer:SmallTransformer"
-OF_IMPORTED_ZOOS = ("prepkit.families.small_cnn:SmallCNN", SIREN, LAYER_CHAIN, WILD_CNN, SMALL_TRANSFORMER)
+TORCHVISION_RESNET = "prepkit.families.torchvision_resnet:TorchvisionResNet"
+OF_IMPORTED_ZOOS = (
+    "prepkit.families.small_cnn:SmallCNN",
+    SIREN,
+    LAYER_CHAIN,
+    WILD_CNN,
+    SMALL_TRANSFORMER,
+    TORCHVISION_RESNET,
+)
 
 # Each dataset has the shape of one input and the number of outputs.
 DATASETS: dict[str, tuple[tuple[int, ...], int]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from prepkit.figures import draw_prep_grid, new_figure
+from prepkit.figures import LONGEST_NAME, draw_prep_grid, new_figure, short_name
 
 if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
@@ -73,5 +73,6 @@ def accuracy_by_architecture(zoo: Zoo) -> dict[str, list[float]]:
 def _draw_accuracies(figure: Any, accuracies: dict[str, list[float]]) -> None:
     axes = figure.subplots()
     axes.boxplot(list(accuracies.values()), widths=0.6, flierprops={"markersize": 2})
-    axes.set_xticks(range(1, len(accuracies) + 1), list(accuracies), rotation=30, ha="right", parse_math=False)
+    names = [name if len(name) <= LONGEST_NAME else short_name(name) for name in accuracies]
+    axes.set_xticks(range(1, len(accuracies) + 1), names, rotation=30, ha="right", parse_math=False)
     axes.set_ylabel("accuracy")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,8 +59,22 @@ def run_again(zoo: Zoo, count: int, data: str | os.PathLike[str] | None = None) 
         raise ZooError(f"'{zoo.name}' has no column '{how.measure}' to compare with.")
     folder = None if data is None else Path(data)
     run_one = _pictures(zoo, how, folder) if how.measure == PSNR else _task(zoo, how, folder)
-    indices = [index * len(zoo) // count for index in range(count)] if count < len(zoo) else range(len(zoo))
-    return tuple(run_one(index) for index in indices)
+    indices = _with_measure(zoo, how.measure)
+    spread = [indices[index * len(indices) // count] for index in range(count)] if count < len(indices) else indices
+    return tuple(run_one(index) for index in spread)
+
+
+def _with_measure(zoo: Zoo, measure: str) -> Sequence[int]:
+    """Return the instances to choose from: of an imported zoo those whose makers measured them, of others all.
+
+    raises ZooError if none was measured
+    """
+    if zoo.manifest.function is None:
+        return range(len(zoo))
+    found = [index for index, value in enumerate(zoo.table[measure].to_pylist()) if value is not None]
+    if not found:
+        raise ZooError(f"'{zoo.name}' has no '{measure}' of any instance to compare with.")
+    return found
 
 
 def proven(function: Function, runs: tuple[Rerun, ...]) -> Function:

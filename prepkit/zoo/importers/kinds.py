@@ -30,6 +30,7 @@ KINDS = {  # kind: the module with its `found`
     "inr2vec": "prepkit.zoo.importers.inr2vec",
     "cnn-wild-park": "prepkit.zoo.importers.cnn_wild_park",
     "small-transformer-zoo": "prepkit.zoo.importers.small_transformer_zoo",
+    "ray-tree": "prepkit.zoo.importers.ray_tree",
 }
 TASK = "task"
 HOW_TO_GO_ON = "the same command goes on"
