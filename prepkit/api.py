@@ -142,7 +142,7 @@ def create_zoo(
                   hf://user/model@revision/file.safetensors
     table:        CSV, TSV, JSON or JSONL file whose column `file` names the models by path, from the table's folder or
                   one that holds all models; `id` and `split` are the zoo's, and all other columns are kept with the
-                  instances. With a pattern also several tables, and tables with columns for its fields.
+                  instances. Of several, the earlier keeps its values. With a pattern also columns for its fields.
     types:        types of columns, such as {"accuracy": "float", "code": "text"} ("int", "bool", "date", "timestamp"
                   and "list" too); the narrowest that fits all cells if missing. A float may be written 0,81 or 81%.
     pattern:      path of each model below a folder, "{run}/checkpoint_{epoch:int}/checkpoints", whose fields become

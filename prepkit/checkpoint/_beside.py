@@ -27,6 +27,7 @@ MISSING = object()
 NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "b1": "?"}
 NUMBERS |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
+ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 TEXTS = ("decimal.Decimal", "uuid.UUID", "builtins.str")
 
 
@@ -40,6 +41,8 @@ def beside(value: object, key: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     if key:
         for name, child in _named(value, ""):
             _gather(name, child, key, "item." if isinstance(value, list | tuple) else "", said, others, 0)
+    elif isinstance(value, Mapping):
+        _gather_among(value, "", said, others)
     return said, tuple(others)
 
 
@@ -49,11 +52,24 @@ def plain_value(value: object) -> Any:
     return None if plain is MISSING else plain
 
 
+def is_plain(value: object) -> bool:
+    """Whether a value that stands among the tensors of a state dict is a number, a text or a boolean."""
+    value = _read_out(value)
+    return isinstance(value, bool | int | float | str) and _plain(value) is not MISSING
+
+
+def is_array(value: object) -> bool:
+    """Whether a value is the stand-in for an array of numpy."""
+    return isinstance(value, Inert) and type(value).__name__ in ARRAYS
+
+
 def _gather(
     name: str, value: object, key: str, start: str, said: dict[str, Any], others: list[str], depth: int
 ) -> None:
     """Put a value, and all that is in it, where it belongs."""
     if name == key:
+        if isinstance(value, Mapping):
+            _gather_among(value, start + name + ".", said, others)
         return
     value = _read_out(value)
     inside = isinstance(value, Mapping) and key.startswith(f"{name}.")
@@ -61,11 +77,26 @@ def _gather(
         for below, child in _named(value, f"{name}."):
             _gather(below, child, key, start, said, others, depth + 1)
         return
+    _put(start + name, value, said, others)
+
+
+def _gather_among(state: Mapping[object, object], start: str, said: dict[str, Any], others: list[str]) -> None:
+    """Put what stands among the tensors of a state dict where it belongs."""
+    for name, child in state.items():
+        if is_plain(child):
+            _put(f"{start}{name}", _read_out(child), said, others)
+
+
+def _put(name: str, value: object, said: dict[str, Any], others: list[str]) -> None:
     plain = _plain(value)
-    if plain is MISSING or len(said) >= MAX_VALUES:
-        others.append(start + name)
-    else:
-        said[start + name] = plain
+    if is_array(value):
+        others.append(f"{name} (an array)")
+    elif plain is MISSING or len(said) >= MAX_VALUES:
+        others.append(name)
+    elif name not in said:
+        said[name] = plain
+    elif repr(said[name]) != repr(plain):  # {"a": {"b": 1}, "a.b": 2} has two
+        others.append(f"{name} (another value of this name)")
 
 
 def _named(value: object, start: str) -> Iterator[tuple[str, object]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prepkit.checkpoint._beside import beside
+from prepkit.checkpoint._beside import beside, is_array, is_plain
 from prepkit.checkpoint._inert import Inert
 from prepkit.checkpoint._torch_files import HOLDS_DTENSORS, where_trusted
 from prepkit.checkpoint.formats import Format, read_content
@@ -101,6 +101,7 @@ def load_checkpoint(path: str | os.PathLike[str], key: str | None = None, prefix
     check_not_a_part(path)
     found_key, state = find_state_dict(path, content.value, key)
     check_entries(path, found_key, state)
+    versions, state = module_versions(state), only_tensors(state)
     check_no_shard(path, state)
     if content.data_bytes is not None:
         check_memory(path, state, content.data_bytes)
@@ -109,7 +110,7 @@ def load_checkpoint(path: str | os.PathLike[str], key: str | None = None, prefix
     else:
         prefix, dropped = chosen(path, state, prefix)
     tensors = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name not in dropped}
-    versions = without_prefix(module_versions(state), prefix)
+    versions = without_prefix(versions, prefix)
     said, others = beside(content.value, found_key)
     said |= {name: text for name, text in content.metadata.items() if name != "format" and name not in state}
     return Checkpoint(path, content.format, found_key or None, prefix, dropped, tensors, versions, said, others)
@@ -267,7 +268,7 @@ def described(value: object) -> str:
 
 
 def check_entries(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError unless every name is a string and every value a tensor."""
+    """Raise CheckpointError unless every name is a string and every value a tensor, or a plain one beside tensors."""
     from torch import Tensor
 
     where = f"{path}, key '{key}'" if key else f"{path}"
@@ -277,7 +278,13 @@ def check_entries(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
     spread = [name for name, value in state.items() if type(value).__name__ == "DTensor"]
     if spread:
         raise CheckpointError(f"{where}: {HOLDS_DTENSORS}.")
-    foreign = [f"{name!r} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
+    others = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    has_axes = any(value.dim() for value in state.values() if isinstance(value, Tensor))
+    foreign = [
+        f"{name!r} ({'an array of numpy' if is_array(value) else type(value).__name__})"
+        for name, value in others.items()
+        if not (has_axes and is_plain(value))  # numbers alone are what a training logs, and no network
+    ]
     if foreign and any("_packed_params" in name for name in state):
         raise CheckpointError(f"{where}: {foreign[0]} {QUANTISED}.")
     if foreign:
@@ -285,6 +292,15 @@ def check_entries(path: Path, key: str, state: Mapping[str, Tensor]) -> None:
             f"{where}: among the tensors stand {listed(foreign)}, which are none; save the tensors alone: "
             "{name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}."
         )
+
+
+def only_tensors(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors of a state dict that may hold plain values too."""
+    from torch import Tensor
+
+    if all_tensors(state):
+        return state
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def check_memory(path: Path, state: Mapping[str, Tensor], data_bytes: int) -> None:

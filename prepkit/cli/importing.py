@@ -93,7 +93,8 @@ TREE_OPTIONS = (
         "tables",
         multiple=True,
         metavar="FILE",
-        help="CSV, TSV, JSON or JSONL with columns to keep; {run}/result.json is one for each run. Repeatable.",
+        help="CSV, TSV, JSON or JSONL with columns to keep; {run}/result.json is one for each run. Repeatable: "
+        "the first value counts.",
     ),
     click.option(
         "--on",

@@ -64,6 +64,7 @@ class StrictSource(Source):
 
     def notes(self) -> Sequence[str]:
         """Return the sentences of the other source."""
+        self._source.counts = self.counts
         return self._source.notes()
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-from prepkit.errors import PrepkitError, ZooError
+from prepkit.errors import PrepkitError, ZooError, counted, listed
 from prepkit.support.files import is_zoo
 from prepkit.support.progress import Advance
 from prepkit.zoo.card import card
@@ -29,6 +30,10 @@ from prepkit.zoo.write.writer import ZooWriter
 from prepkit.zoo.write.written import WrittenZoo
 
 IMPORT = "zoo import "  # commands that begin so take what others trained, whose function running has to prove
+NOT_COUNTED = (
+    "The zoo had all models, and lacked only its card. What was counted while they were read, such as values that a "
+    "table has no place for, is not known any more."
+)
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -58,9 +63,10 @@ def make_zoo(
     """
     _check_ids(source)
     root = Path(path)
-    if resume and is_zoo(root) and not (root / card.README).exists() and _holds(root, source, drop_nan):
+    if resume and is_zoo(root):
+        _check_missing(root, source, drop_nan or source.leaves_out_copies)
         card.write_card(root)  # the command was interrupted between the zoo and its card
-        return WrittenZoo(root, read_manifest(root), tuple(source.notes()), source.types)
+        return WrittenZoo(root, read_manifest(root), (*source.notes(), NOT_COUNTED), source.types)
     all_added = False
     if about.get("task") is None:
         about["task"] = source.task
@@ -101,7 +107,29 @@ def _check_ids(source: Source) -> None:
             )
 
 
-def _holds(root: Path, source: Source, drop_nan: bool) -> bool:
-    """Return whether a finished zoo holds the models of a source, or those that were not left out."""
+def _check_missing(root: Path, source: Source, may_leave_out: bool) -> None:
+    """Raise ZooError for a finished zoo, with what it lacks of a source, unless it lacks only its card."""
     ids = set(local_zoo(root).table["id"].to_pylist())
-    return ids.issubset(source.ids) if drop_nan or source.leaves_out_copies else ids == set(source.ids)
+    foreign, missing = sorted(ids.difference(source.ids)), [id_ for id_ in source.ids if id_ not in ids]
+    if foreign:
+        raise ZooError(
+            f"'{root}' is a finished zoo, of which {counted(len(foreign), 'instance')} {_are(foreign)} none of these "
+            f"models: {listed(foreign)}. Name another folder."
+        )
+    if missing and (not may_leave_out or (root / card.README).exists()):
+        left_out = ", or were left out of it" if may_leave_out else ""
+        raise ZooError(
+            f"'{root}' is a finished zoo, and {len(missing):,} of {counted(len(source.ids), 'model')} {_are(missing)} "
+            f"not in it: {listed(missing)}. They came later{left_out}. A finished zoo takes no more: make a zoo of "
+            "them alone in another folder and `prepkit zoo merge` the two, or delete the folder to begin anew."
+        )
+    if (root / card.README).exists():
+        all_of_them = "the only model" if len(ids) == 1 else f"all {len(ids):,} models"
+        raise ZooError(
+            f"'{root}' is a finished zoo and holds {all_of_them}, so nothing is left to do. To make it anew, delete "
+            "the folder, or name another."
+        )
+
+
+def _are(items: Sized) -> str:
+    return "is" if len(items) == 1 else "are"

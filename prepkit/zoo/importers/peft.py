@@ -24,7 +24,7 @@ from prepkit.zoo.importers._pattern import PathPattern
 from prepkit.zoo.importers._strict import STRICT, StrictSource, check_splits
 from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder, listed_tables
 from prepkit.zoo.write.adding import Model, Source, Told
-from prepkit.zoo.write.csv_columns import ModelRows, rows_of_models
+from prepkit.zoo.write.csv_columns import ModelRows, rows_of_tables
 from prepkit.zoo.write.model_files import FileSource, LocalModel, check_columns
 
 OLD_WEIGHTS = "adapter_model.bin"  # what PEFT wrote before safetensors
@@ -69,14 +69,15 @@ def _found(
     tables = listed_tables(table)
     if pattern is not None:
         return _with_fields(folder, folders, pattern, tables, on or {}, types or {})
-    if on or len(tables) > 1:
-        what = "on=" if on else "several tables"
-        raise ZooError(f'{what} goes with a pattern=, such as "{{task}}/seed_{{seed:int}}".')
-    csv = Path(tables[0]) if tables else None
-    rows = rows_of_models(folders, csv, types, [_id_of(adapter, folder) for adapter in folders])
-    check_columns(rows.rows, csv)
+    if on:
+        raise ZooError('on= goes with a pattern=, such as "{task}/seed_{seed:int}".')
+    ids = [_id_of(adapter, folder) for adapter in folders]
+    rows = rows_of_tables(folders, [Path(name) for name in tables], types, ids)
+    check_columns(rows.rows, listed(tables))
     if any(ADAPTER_CONFIG in row.columns for row in rows.rows):
-        raise ZooError(f"{csv}: the column '{ADAPTER_CONFIG}' is filled from the adapters themselves; rename it.")
+        raise ZooError(
+            f"{listed(tables)}: the column '{ADAPTER_CONFIG}' is filled from the adapters themselves; rename it."
+        )
     return _AdaptersByPath(rows)
 
 

@@ -47,6 +47,7 @@ SAMPLE = 8  # models that are run to find the convention
 LEAST_PSNR = 15.0  # dB: no convention is right if it draws the pictures worse than this
 LEAST_LEAD = 1.0  # dB by which a convention draws better than others if running tells them apart
 # A run finds again what was measured by the same convention, right or wrong; so it must also draw the picture.
+FAINT = "draws its picture faintly"  # what `Model.counts` calls a model that was measured below LEAST_PSNR
 MEASURED = {"measured_by": "prepkit", "least": LEAST_PSNR}
 NOT_OF_PICTURES = ("seed", "prefix")  # fields in which models of the same picture differ
 
@@ -139,7 +140,6 @@ class SirenSource(TreeSource):
         self.options = {**self.options, **chosen_options(picture=picture), "convention": self.convention.name}
         how = self.convention.how_to_run(STORED_BEFORE if self._stored else None)
         self.how_to_run = {**how, **(MEASURED if self._is_measured() else {})}
-        self._faint = 0  # models that this import measured below LEAST_PSNR
 
     def split_as_paper(self, folder: Path, split_file: str | os.PathLike[str] | None) -> None:
         """Give each model its published split.
@@ -176,7 +176,8 @@ class SirenSource(TreeSource):
         if columns.get(PSNR) is None and self._data is not None:
             measured = self._psnr(index, model.tensors, shape, self.convention)  # NaN if the model holds NaN
             columns[PSNR] = measured if math.isfinite(measured) else None
-            self._faint += measured < LEAST_PSNR
+            if measured < LEAST_PSNR:
+                model = replace(model, counts={**model.counts, FAINT: 1})
         return replace(model, columns=columns, architecture=self._architectures[shape])
 
     def told(self, index: int) -> Told:
@@ -187,10 +188,10 @@ class SirenSource(TreeSource):
     def notes(self) -> Sequence[str]:
         """Return sentences on how the convention was found, and on what was left out."""
         faint = []
-        if self._faint:
-            draw = "draws its picture" if self._faint == 1 else "draw their pictures"
+        if count := self.counts.get(FAINT, 0):
+            draw = "draws its picture" if count == 1 else "draw their pictures"
             faint.append(
-                f"{counted(self._faint, 'model')} {draw} with less than {LEAST_PSNR:g} dB, and "
+                f"{counted(count, 'model')} {draw} with less than {LEAST_PSNR:g} dB, and "
                 "verifying by a run refuses such models."
             )
         return [*self._decision, *faint, *(self._paper.notes if self._paper else ()), *super().notes()]

@@ -22,12 +22,14 @@ from prepkit.zoo.importers._pattern import Fit, PathPattern, walk
 from prepkit.zoo.importers._strict import STRICT, StrictSource, check_splits
 from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.cell_types import KINDS
-from prepkit.zoo.write.csv_columns import rows_of_models
+from prepkit.zoo.write.csv_columns import rows_of_tables
+from prepkit.zoo.write.links import without_links
 from prepkit.zoo.write.model_files import (
     FileSource,
     LocalModel,
     ModelReader,
     check_columns,
+    counts_of_prefix,
     note_on_prefix,
     sha256_of_model,
 )
@@ -36,6 +38,7 @@ from prepkit.zoo.write.model_paths import expanded
 Paths = Iterable[str | os.PathLike[str]]
 Tables = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 Types = Mapping[str, str | type]
+DIFFERS = "differs: "  # begins what `Model.counts` calls a value of a table that is not the one before it
 
 
 def found(
@@ -90,12 +93,13 @@ def source_of(
         if len(local) < len(paths):
             raise ZooError("`pattern` goes with files and folders; a model of the Hub has no fields in its path.")
         return TreeSource(local, pattern, tables, on or {}, types or {}, key, prefix)
-    if on or len(tables) > 1:
-        raise ZooError("`on` and several tables go with a `pattern`, such as {run}/model_{epoch:int}.pt.")
-    csv = Path(tables[0]) if tables else None
+    if on:
+        raise ZooError("`on` goes with a `pattern`, such as {run}/model_{epoch:int}.pt.")
+    if of_runs := [name for name in tables if "{" in name and not Path(name).exists()]:
+        raise ZooError(f"table '{of_runs[0]}' has fields, so it goes with a `pattern` that has them too.")
     models, notes = expanded(paths)
-    rows = rows_of_models(models, csv, types)
-    check_columns(rows.rows, csv)
+    rows = rows_of_tables(models, [Path(name) for name in tables], types)
+    check_columns(rows.rows, listed(tables))
     return FileSource(replace(rows, notes=(*notes, *rows.notes)), fetched or _on_disk, key, prefix)
 
 
@@ -109,6 +113,8 @@ class TreeSource(Source):
     files: path of each model
     fits:  how each of them fits
     """
+
+    has_mixed_tables = True
 
     def __init__(
         self,
@@ -133,14 +139,11 @@ class TreeSource(Source):
             **chosen_options(on=dict(on) or None, key=key, prefix=prefix),
             **({"types": {name: str(KINDS.get(kind, kind)) for name, kind in types.items()}} if types else {}),
         }
-        self._without_prefix: set[str] = set()
         self._found: list[str] = []
-        self._differing: dict[str, int] = {}
         self.files = self._files(paths)
         self.fits = [self._fit(file) for file in self.files]
         roots = [path for path in paths if path.is_dir()]
         self.tables = [self._table(table, roots, on, types) for table in tables]
-        self.has_mixed_tables = any(isinstance(table, TablesOfRuns) for table in self.tables)
         self.types = {name: kind for table in self.tables for name, kind in _described(table).items()}
         missing = [name for name in types if name not in self.types]
         if missing:
@@ -155,9 +158,13 @@ class TreeSource(Source):
     def read(self, index: int) -> Model:
         """Read a model's file, with its fields and its rows in the tables."""
         model, without_prefix = self.read_file(Path(self.files[index]))
-        self._without_prefix.update(without_prefix)
-        told = self._told(index, self._differing)
-        return replace(model, columns={**told.columns, **model.columns}, split=told.split)
+        differing: dict[str, int] = {}
+        told = self._told(index, differing)
+        counts = {
+            **counts_of_prefix(without_prefix),
+            **{f"{DIFFERS}{name}": count for name, count in differing.items()},
+        }
+        return replace(model, columns={**told.columns, **model.columns}, split=told.split, counts=counts)
 
     def told(self, index: int) -> Told:
         """Return a model's fields, and its rows in the tables."""
@@ -186,10 +193,13 @@ class TreeSource(Source):
     def notes(self) -> Sequence[str]:
         """Return sentences on files, tables and rows that were left out."""
         notes = [*self._found, *(note for table in self.tables for note in table.notes(self.fits))]
-        if self._differing:
-            names = listed(f"{name} ({counted(count, 'model')})" for name, count in self._differing.items())
+        differing = {
+            name.removeprefix(DIFFERS): count for name, count in self.counts.items() if name.startswith(DIFFERS)
+        }
+        if differing:
+            names = listed(f"{name} ({counted(count, 'model')})" for name, count in differing.items())
             notes.append(f"Other values than those of the path or of a table before it, left out: {names}.")
-        return [*notes, *note_on_prefix(self._prefix, self._without_prefix)]
+        return [*notes, *note_on_prefix(self._prefix, self.counts)]
 
     def _files(self, paths: Sequence[Path]) -> list[str]:
         files: list[str] = []
@@ -209,7 +219,9 @@ class TreeSource(Source):
         if len(once) < len(files):
             extra = counted(len(files) - len(once), "file")
             self._found.append(f"{extra} named more than once; each is taken once.")
-        return once
+        kept, note = without_links(once)
+        self._found += note
+        return kept
 
     def _fit(self, file: str) -> Fit:
         fit = self.pattern.fit(file)

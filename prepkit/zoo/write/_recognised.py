@@ -40,13 +40,14 @@ class Recognised:
         return None if known is None else replace(known[0], tensors=model)
 
     def packable(
-        self, model: Mapping[str, Tensor] | PRep, architecture: Architecture | str | None, place: str
+        self, model: Mapping[str, Tensor] | PRep, architecture: Architecture | str | None, place: str, **heard: Any
     ) -> Packable:
         """Recognise one network, and fold its BatchNorm.
 
+        heard: `left_out` and `costs` as `packable` takes them
         raises as `packable` does
         """
-        item = packable(model, architecture, place, **self._options)
+        item = packable(model, architecture, place, **self._options, **heard)
         key = None if isinstance(model, PRep) else _key(model, architecture)
         if key is not None and item.tensors is model:
             if len(self._known) == MAX_KNOWN:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.casting import check_finite
 from prepkit.checkpoint.load import Checkpoint
 from prepkit.errors import CheckpointError, OutputError, PrepkitError, ZooError, counted, listed
-from prepkit.fusion.fold import note_on_costs
 from prepkit.packing import check_packable
 from prepkit.prep.file import PRep
 from prepkit.support.progress import Advance
 from prepkit.support.signals import noted_interruption
 from prepkit.zoo.format.columns import OWN_COLUMNS, plain_columns
 from prepkit.zoo.format.sources import names_columns
+from prepkit.zoo.write._heard import Heard, Remarks
 from prepkit.zoo.write._instance_rows import ONLY_FINITE, has_finite_sum
 from prepkit.zoo.write._recognised import Recognised
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
     from prepkit.zoo.write.writer import ZooWriter
 
+HEARD = "import/heard.jsonl"  # in the folder that a zoo has while it is written
 SMALL = 1 << 16  # values of a network that are copied to be added up
 PACK_FIRST = "Cast it with `prepkit pack --dtype float32`, and make the zoo of that PRep."
 
@@ -58,6 +58,7 @@ class Model:
     said:    what the model's own file says beside its tensors; a value that the table cannot hold is left out and told
     unkept:  names of what stands in the file beside the tensors and is no value of a table
     architecture: the one to pack it as; that of Packing if missing
+    counts:  what the source counts for its notes, which get the sums over all models in `Source.counts`
     """
 
     tensors: Mapping[str, Tensor] | PRep
@@ -67,6 +68,7 @@ class Model:
     unkept: Sequence[str] = ()
     split: str | None = None
     architecture: Architecture | str | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Source(ABC):
     types:  what each column of the user's tables became, for the notes
     options: how the models were looked for, which a resumed import must share; part of the zoo's provenance
     record: what the importer knows of all models; it goes into the zoo's provenance
+    counts: after all models were read, the sums of what `read` counted in `Model.counts`, also before an interruption
     has_mixed_tables: whether tables may hold values of several types in one column, which are then left out and counted
     leaves_out_copies: whether a model with the weights of an earlier one is left out, and counted
     how_to_run: how they are run, with the keys of HowToRun (`prepkit.zoo.format.function`); None if it is unknown
@@ -94,6 +97,7 @@ class Source(ABC):
     types: Mapping[str, str] = {}
     options: Mapping[str, Any] = {}
     record: Mapping[str, Any] = {}
+    counts: Mapping[str, int] = {}
     how_to_run: Mapping[str, Any] | None = None
     task: Mapping[str, Any] | None = None
     has_mixed_tables: bool = False
@@ -123,47 +127,6 @@ class Source(ABC):
         return ()
 
 
-class _Heard:
-    """Gathers over all models what is to be told of them at the end."""
-
-    def __init__(self) -> None:
-        self.buffers: set[str] = set()
-        self.costs: dict[str, float] = {}
-        self.not_finite: list[str] = []
-        self.digests: set[bytes] = set()  # of the models that were added, if copies are left out
-        self.copies: list[str] = []
-        self.unkept: Counter[str] = Counter()
-        self.unlike: Counter[str] = Counter()  # columns whose value is of another kind than those before
-        self.unlike_of_tables: Counter[str] = Counter()
-        self.twice: Counter[str] = Counter()  # columns that a table and the file fill, with different values
-        self.renamed: dict[str, str] = {}
-
-    def notes(self) -> Iterator[str]:
-        """Return a sentence for each kind of thing that was left out or is unusual."""
-        if self.buffers:
-            yield f"Integer buffers are left out, for which a zoo has no place: {listed(sorted(self.buffers))}."
-        if self.not_finite:
-            models = counted(len(self.not_finite), "model")
-            hold = "holds" if len(self.not_finite) == 1 else "hold"
-            yield f"{models} that {hold} NaN or infinity left out: {listed(self.not_finite)}."
-        if self.copies:
-            models = counted(len(self.copies), "model")
-            yield f"{models} with the weights of an earlier one left out: {listed(self.copies)}."
-        if self.renamed:
-            pairs = listed(f"{name} is {column}" for name, column in self.renamed.items())
-            yield f"What files say under names of the zoo's own columns has other names: {pairs}."
-        if self.unkept:
-            yield f"Left in the files, since a table has no place for it: {_with_counts(self.unkept)}."
-        if self.unlike:
-            yield f"Values of another kind than those before, left in the files: {_with_counts(self.unlike)}."
-        if self.unlike_of_tables:
-            counts = _with_counts(self.unlike_of_tables)
-            yield f"Values of another kind than those before, left in the tables: {counts}."
-        if self.twice:
-            yield f"The table, not the file, is kept where they differ: {_with_counts(self.twice)}."
-        yield from note_on_costs(self.costs, "model")
-
-
 def add_models(
     writer: ZooWriter,
     source: Source,
@@ -187,13 +150,7 @@ def add_models(
             f"'{writer.root}' holds {counted(len(foreign), 'instance')} of none of these models: {listed(foreign)}. "
             "Give the same models as before, and more if you like, or delete the folder."
         )
-    heard = _Heard()
-    recognised = Recognised(
-        keep_unfoldable=packing.keep_unfoldable,
-        keep_batch_norm=packing.keep_batch_norm,
-        left_out=heard.buffers,
-        costs=heard.costs,
-    )
+    recognised = Recognised(keep_unfoldable=packing.keep_unfoldable, keep_batch_norm=packing.keep_batch_norm)
     failures: list[str] = []
     finished = writer.finished_ids
     waiting = [index for index, id_ in enumerate(source.ids) if id_ not in finished]
@@ -201,6 +158,7 @@ def add_models(
         progress(len(source.ids) - len(waiting))
     with (
         _telling_what_is_kept(writer, len(source.ids), how_to_go_on),
+        closing(Heard(writer.working_folder / HEARD, finished)) as heard,
         writer.in_groups(),
         noted_interruption() as interruptions,
     ):
@@ -220,6 +178,7 @@ def add_models(
             raise _not_finished(failures, len(source.ids))
         if source.ids and not len(writer):
             raise ZooError(f"No model is left: {counted(len(source.ids), 'model')}, and all hold NaN or infinity.")
+    source.counts = heard.counts
     return (*source.notes(), *heard.notes())
 
 
@@ -229,7 +188,7 @@ def _add(
     index: int,
     architecture: Architecture | str | None,
     recognised: Recognised,
-    heard: _Heard,
+    heard: Heard,
     drop_nan: bool,
 ) -> None:
     id_ = source.ids[index]
@@ -251,16 +210,21 @@ def _add(
     if digest in heard.digests:
         heard.copies.append(id_)
         return
-    item = item or recognised.packable(model.tensors, architecture, source.name(index))
+    remarks = Remarks(counts=dict(model.counts))
+    item = item or recognised.packable(
+        model.tensors, architecture, source.name(index), left_out=remarks.buffers, costs=remarks.costs
+    )
     prefix = ""
     if isinstance(model.tensors, PRep):
         prefix = model.tensors.origin.prefix
     elif isinstance(model.tensors, Checkpoint):
         prefix = model.tensors.prefix
-    told = _held(writer, model.columns, heard) if source.has_mixed_tables else model.columns
+    told = _held(writer, model.columns, remarks) if source.has_mixed_tables else model.columns
     columns = {**told, **names_columns(prefix, item.versions)}
-    said = _fitting(writer, columns, model, heard)
+    said = _fitting(writer, columns, model, remarks)
+    heard.keep(id_, remarks)
     writer.add(item, id=id_, split=model.split, **columns, **said)
+    heard.add(remarks)
     if digest:
         heard.digests.add(digest)
 
@@ -288,39 +252,39 @@ def _digest(tensors: Mapping[str, Tensor] | PRep) -> bytes:
     return digest.digest()
 
 
-def _held(writer: ZooWriter, columns: Mapping[str, Any], heard: _Heard) -> dict[str, Any]:
+def _held(writer: ZooWriter, columns: Mapping[str, Any], remarks: Remarks) -> dict[str, Any]:
     """Return the columns without values of another kind than those before, which are counted."""
     if writer.can_hold(columns):
         return dict(columns)
     held = {name: value for name, value in columns.items() if writer.can_hold({name: value})}
-    heard.unlike_of_tables.update(columns.keys() - held.keys())
+    remarks.unlike_of_tables = [name for name in columns if name not in held]
     return held
 
 
-def _fitting(writer: ZooWriter, columns: Mapping[str, Any], model: Model, heard: _Heard) -> dict[str, Any]:
+def _fitting(writer: ZooWriter, columns: Mapping[str, Any], model: Model, remarks: Remarks) -> dict[str, Any]:
     """Return those values of a model's file that the table can hold, by column; the others are counted."""
-    heard.unkept.update(model.unkept)
+    remarks.unkept = list(model.unkept)
     fitting = {}
     for name, value in model.said.items():
         column = name
         if name in OWN_COLUMNS:
-            column = heard.renamed[name] = f"file.{name}"
+            column = f"file.{name}"
+            if column in model.said:
+                remarks.unkept.append(name)
+                continue
+            remarks.renamed[name] = column
         if column in columns:
-            heard.twice[column] += columns[column] != value
+            remarks.twice += [column] if columns[column] != value else []
             continue
         try:
             fitting.update(plain_columns({column: value}, ""))
         except ZooError:
-            heard.unkept[name] += 1
+            remarks.unkept.append(name)
     if writer.can_hold(fitting):
         return fitting
     unlike = [name for name, value in fitting.items() if not writer.can_hold({name: value})]
-    heard.unlike.update(unlike)
+    remarks.unlike = unlike
     return {name: value for name, value in fitting.items() if name not in unlike}
-
-
-def _with_counts(counts: Counter[str]) -> str:
-    return listed(f"{name} ({counted(count, 'model')})" for name, count in counts.items() if count)
 
 
 @contextmanager

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,11 +53,14 @@ def rows_of_models(
     table: Path | None,
     types: Mapping[str, str | type] | None = None,
     ids: Sequence[str] | None = None,
+    *,
+    strict: bool = True,
 ) -> ModelRows:
     """Return a row for each model.
 
-    types: types of the table's columns; the narrowest that fits all cells if missing
-    ids:   id of each model that the table gives none; if missing, models are files and called by their paths
+    types:  types of the table's columns; the narrowest that fits all cells if missing
+    ids:    id of each model that the table gives none; if missing, models are files and called by their paths
+    strict: whether types may name only columns that are there
     raises ZooError for a model without a file or a row, two rows or ids of one name, a damaged CSV
     """
     models = list(models)
@@ -72,7 +76,7 @@ def rows_of_models(
         rows = [ModelRow(model, id_, None, {}) for model, id_ in zip(models, ids, strict=True)]
         _check_ids(rows)
         return ModelRows(rows)
-    csv = read_csv(table, types)
+    csv = read_csv(table, types, strict=strict)
     lines = csv.lines
     files = [line.file for line in lines]
     join = joined(models, files, table, [line.number for line in lines])
@@ -85,6 +89,47 @@ def rows_of_models(
     used = set(numbers)
     unused = [file for number, file in enumerate(files) if number not in used]
     return ModelRows(rows, (*csv.notes, *join.notes, *_note_on_unused(unused, table)), csv.types)
+
+
+def rows_of_tables(
+    models: Iterable[Path | HubAddress],
+    tables: Sequence[Path],
+    types: Mapping[str, str | type] | None = None,
+    ids: Sequence[str] | None = None,
+) -> ModelRows:
+    """Return a row for each model, to which several tables are joined: of two values that of the earlier table is kept.
+
+    types, ids: as in `rows_of_models`
+    raises ZooError as `rows_of_models` does, for any of the tables
+    """
+    if len(tables) < 2:
+        return rows_of_models(models, tables[0] if tables else None, types, ids)
+    plain = rows_of_models(models, None, None, ids).rows
+    parts = [rows_of_models(models, table, types, ids, strict=False) for table in tables]
+    kinds: dict[str, str] = {}
+    for part in parts:
+        kinds |= {name: kind for name, kind in part.types.items() if name not in kinds}
+    unknown = [name for name in types or {} if name not in kinds]
+    if unknown:
+        raise ZooError(f"types= names the column '{unknown[0]}'; there are {listed(kinds, 20) or 'none'}.")
+    differing: Counter[str] = Counter()
+    rows = []
+    for model, of_model in zip(plain, zip(*(part.rows for part in parts), strict=True), strict=True):
+        columns: dict[str, Any] = {}
+        for table, row in zip(tables, of_model, strict=True):
+            for name, value in row.columns.items():
+                if columns.get(name) is None:
+                    columns[name] = value
+                elif value is not None and value != columns[name]:
+                    differing[f"{name} of {table}"] += 1
+        id_ = next((row.id for row in of_model if row.id != model.id), model.id)
+        rows.append(ModelRow(model.model, id_, next((row.split for row in of_model if row.split), None), columns))
+    _check_ids(rows)
+    notes = [note for part in parts for note in part.notes]
+    if differing:
+        names = listed(f"{name} ({counted(count, 'model')})" for name, count in differing.items())
+        notes.append(f"Other values than those of a table before it, left out: {names}.")
+    return ModelRows(rows, tuple(notes), kinds)
 
 
 def _without_row(missing: list[Path | HubAddress], files: list[str], table: Path) -> str:
@@ -125,13 +170,14 @@ class CsvTable:
     notes: tuple[str, ...]
 
 
-def read_csv(path: Path, types: Mapping[str, str | type] | None = None) -> CsvTable:
+def read_csv(path: Path, types: Mapping[str, str | type] | None = None, *, strict: bool = True) -> CsvTable:
     """Read the lines of a table, each of which names a model in a column `file`, with typed cells.
 
-    types: types of columns; the narrowest that fits all cells if missing
+    types:  types of columns; the narrowest that fits all cells if missing
+    strict: whether types may name only columns that are there
     raises ZooError naming the line that is wrong
     """
-    table = read_table(path, types)
+    table = read_table(path, types, strict=strict)
     if FILE not in table.columns:
         raise ZooError(
             f"{path}: there is no column '{FILE}', which names each row's model; there are {listed(table.columns)}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,8 @@ from prepkit.zoo.format.sources import PREFIX, SOURCE, SOURCE_SHA256, VERSIONS
 from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.csv_columns import ModelRow, ModelRows
 from prepkit.zoo.write.model_paths import name_of
+
+WITHOUT_PREFIX = "without prefix: "
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class FileSource(Source):
     key, prefix: as in `load_checkpoint`
     """
 
+    has_mixed_tables = True
+
     def __init__(
         self,
         models: ModelRows,
@@ -45,7 +49,6 @@ class FileSource(Source):
         self._has_source = any(isinstance(row.model, HubAddress) for row in self.rows)
         self._fetched, self._prefix = fetched, prefix
         self._reader = ModelReader(key, prefix)
-        self._without_prefix: set[str] = set()
 
     def name(self, index: int) -> str:
         """Return the id and the file of a model."""
@@ -57,8 +60,8 @@ class FileSource(Source):
         with self._fetched(row.model) as local:
             model, without_prefix = self.read_file(local.file, f"'{local.source}'")
             source = {SOURCE: local.source if isinstance(row.model, HubAddress) else None} if self._has_source else {}
-        self._without_prefix.update(without_prefix)
-        return replace(model, split=row.split, columns={**row.columns, **source, **model.columns})
+        columns = {**row.columns, **source, **model.columns}
+        return replace(model, split=row.split, columns=columns, counts=counts_of_prefix(without_prefix))
 
     def told(self, index: int) -> Told:
         """Return what a model's row says."""
@@ -79,7 +82,7 @@ class FileSource(Source):
 
     def notes(self) -> Sequence[str]:
         """Return sentences on the rows, and on the names that the prefix left out."""
-        return *self._notes, *note_on_prefix(self._prefix, self._without_prefix)
+        return *self._notes, *note_on_prefix(self._prefix, self.counts)
 
 
 class ModelReader:
@@ -120,13 +123,19 @@ def sha256_of_model(file: Path) -> str | None:
     return read_prep_header(file).origin.source_sha256 if is_prep_file(file) else sha256_of(file)
 
 
-def note_on_prefix(prefix: str | None, without: set[str]) -> list[str]:
+def counts_of_prefix(without: Iterable[str]) -> dict[str, int]:
+    """Return what `Model.counts` says of the names that do not begin with the prefix."""
+    return {f"{WITHOUT_PREFIX}{name}": 1 for name in without}
+
+
+def note_on_prefix(prefix: str | None, counts: Mapping[str, int]) -> list[str]:
     """Return a sentence on the names that do not begin with the prefix, if there are any."""
-    return [f"Names without the prefix '{prefix}' are left out: {listed(sorted(without))}."] if without else []
+    without = sorted(name.removeprefix(WITHOUT_PREFIX) for name in counts if name.startswith(WITHOUT_PREFIX))
+    return [f"Names without the prefix '{prefix}' are left out: {listed(without)}."] if without else []
 
 
-def check_columns(rows: Iterable[ModelRow], table: Path | None) -> None:
-    """Raise ZooError if the user's table fills a column that is filled from the models."""
+def check_columns(rows: Iterable[ModelRow], table: Path | str | None) -> None:
+    """Raise ZooError if the user's table, or tables, fill a column that is filled from the models."""
     rows = list(rows)
     has_source = any(isinstance(row.model, HubAddress) for row in rows)
     for name in (*((SOURCE,) if has_source else ()), SOURCE_SHA256, PREFIX, VERSIONS):

@@ -18,6 +18,7 @@ from prepkit.address import HUB_SCHEME, HubAddress
 from prepkit.checkpoint.sharded import INDEX_SUFFIX, PART, model_file
 from prepkit.errors import ZooError, counted, listed
 from prepkit.support.files import is_zoo
+from prepkit.zoo.write.links import walk_once, without_links
 
 MODEL_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 # What trainers write beside the weights.
@@ -100,7 +101,10 @@ def expanded(models: Iterable[Path | HubAddress]) -> tuple[list[Path | HubAddres
             left = counted(len(others), "file is", "files are")
             notes.append(f"{counted(len(found), 'model')} in '{model}'; {left} left out: {listed(others)}.")
         files.extend(found)
-    return files, tuple(notes)
+    local = [str(file) for file in files if isinstance(file, Path)]
+    kept, note = without_links(local)
+    gone = set(local).difference(kept)
+    return [file for file in files if not (isinstance(file, Path) and str(file) in gone)], (*notes, *note)
 
 
 def paths_in(content: bytes) -> list[str]:
@@ -124,7 +128,7 @@ def _models_in(folder: Path) -> tuple[list[Path], list[str]]:
     """Return the files of models in a folder and all folders in it, and the paths of all other files."""
     found: list[Path] = []
     others: list[str] = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in walk_once(folder):
         if is_zoo(Path(place)):
             raise ZooError(f"'{place}' is a zoo; `prepkit zoo merge` makes one zoo of several.")
         unfinished = ".writing" in folders  # a zoo that is being written, perhaps the very one

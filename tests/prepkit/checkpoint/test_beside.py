@@ -86,3 +86,34 @@ def test_a_dict_that_holds_itself_and_endless_lists_stay_in_the_file(tmp_path: P
     assert read.said["config.lr"] == 0.1
     assert len(read.said) < 20
     assert read.others[1:] == ("long", "mixed")
+
+
+@pytest.mark.parametrize("stored", ["torch zip", "torch legacy"])
+def test_plain_values_among_the_tensors_of_a_state_dict(stored: str, tmp_path: Path) -> None:
+    among = {"epoch": 3, "acc": np.float32(0.5), "name": "a", "done": True}
+    SAVERS[stored]({**weights(), **among}, tmp_path / "flat")
+    flat = load_checkpoint(tmp_path / "flat")
+    assert list(flat) == list(weights())
+    assert (flat.key, flat.said, flat.others) == (None, among, ())
+    SAVERS[stored]({"model": {**weights(), "epoch": 3}, "epoch": 4}, tmp_path / "wrapped")
+    assert load_checkpoint(tmp_path / "wrapped").said == {"model.epoch": 3, "epoch": 4}
+    SAVERS[stored](({**weights(), "epoch": 3}, 0.5), tmp_path / "tuple")
+    assert load_checkpoint(tmp_path / "tuple").said == {"item.0.epoch": 3, "item.1": 0.5}
+    SAVERS[stored]({"epoch": 3, **{f"module.{name}": value for name, value in weights().items()}}, tmp_path / "ddp")
+    parallel = load_checkpoint(tmp_path / "ddp")
+    assert (list(parallel), parallel.prefix, parallel.said) == (list(weights()), "module.", {"epoch": 3})
+
+
+def test_two_values_of_one_dotted_name_are_told(tmp_path: Path) -> None:
+    torch.save({"model": weights(), "a": {"b": 1}, "a.b": 2, "c.d": 1, "c": {"d": 1.0}}, tmp_path / "m")
+    read = load_checkpoint(tmp_path / "m")
+    assert read.said == {"a.b": 1, "c.d": 1}
+    assert read.others == ("a.b (another value of this name)", "c.d (another value of this name)")
+    torch.save({"model": weights(), "a": {"b": 2}, "a.b": 2}, tmp_path / "same")
+    assert (load_checkpoint(tmp_path / "same").said, load_checkpoint(tmp_path / "same").others) == ({"a.b": 2}, ())
+
+
+def test_arrays_are_named_as_such(tmp_path: Path) -> None:
+    torch.save({"model": weights(), "curve": np.zeros(3), "log": {"hist": np.array(1.5), "n": 1}}, tmp_path / "m")
+    read = load_checkpoint(tmp_path / "m")
+    assert (read.said, read.others) == ({"log.n": 1}, ("curve (an array)", "log.hist (an array)"))

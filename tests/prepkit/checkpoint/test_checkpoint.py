@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from checkpoint_samples import MEGABYTE, SAVERS, assert_same, refusal, saved, weights
@@ -187,7 +188,9 @@ def test_a_key_leads_anywhere(value: object, key: str, taken: str, tmp_path: Pat
         (3, None, "an object of type int"),
         ({0: torch.ones(1), 1: torch.ones(2)}, None, "tensors need names, found 0, 1"),
         ({"model": {"a": torch.ones(1), 5: torch.ones(1)}}, None, "key 'model': tensors need names, found 5"),
-        ({**weights(), "epoch": 3}, None, "'epoch' (int), which are none; save the tensors alone"),
+        ({**weights(), "history": [3]}, None, "'history' (list), which are none; save the tensors alone"),
+        ({**weights(), "a": np.ones(2)}, None, "'a' (an array of numpy), which are none; save the tensors alone"),
+        ({"loss": torch.tensor(1.0), "epoch": 3}, None, "'epoch' (int), which are none; save the tensors alone"),
         ({"model": {**weights(), "fc._extra_state": {"a": 1}}, "lr": 1}, None, "'fc._extra_state' (dict)"),
         ({"model": {**weights(), "scale": 0.5}, "ema": weights()}, None, "2 state dicts"),
     ],

@@ -372,7 +372,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(runs, tmp_path
         ({"pattern": PATTERN, "on": {"step": "epoch"}}, "`on` names the field step; .* has run, epoch"),
         ({"pattern": PATTERN, "files": ["gone"]}, "1 of 1 model is no file: gone"),
         ({"pattern": PATTERN, "types": {"acc": "float"}}, "types= names the column 'acc'; there are none"),
-        ({"on": {"epoch": "x"}}, "`on` and several tables go with a `pattern`"),
+        ({"on": {"epoch": "x"}}, "`on` goes with a `pattern`"),
+        ({"table": "{run}/t.csv"}, "has fields, so it goes with a `pattern`"),
         ({"patern": "x"}, "has no option patern; it has pattern, files, table"),
     ],
 )
