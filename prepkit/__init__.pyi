@@ -15,6 +15,7 @@ from prepkit.errors import OutputError as OutputError
 from prepkit.errors import PRepFileError as PRepFileError
 from prepkit.errors import PrepkitError as PrepkitError
 from prepkit.errors import RegistryError as RegistryError
+from prepkit.errors import SymmetryError as SymmetryError
 from prepkit.errors import VerificationError as VerificationError
 from prepkit.errors import WhereError as WhereError
 from prepkit.errors import ZooError as ZooError
@@ -39,6 +40,8 @@ from prepkit.prep.layout import Layout as Layout
 from prepkit.prep.layout import PRepShape as PRepShape
 from prepkit.prep.layout import Slot as Slot
 from prepkit.running.instances import run_instances as run_instances
+from prepkit.symmetry.derive import symmetries as symmetries
+from prepkit.symmetry.spec import Symmetries as Symmetries
 from prepkit.tasks import load_task as load_task
 from prepkit.tasks.task import DataMissing as DataMissing
 from prepkit.training.run import train_zoo as train_zoo

@@ -4,6 +4,7 @@
     ├── InvalidShape             a PRep's width or height is illegal or too small for the parameters
     ├── LayoutMismatch           names, shapes or dtypes of tensors differ from a layout
     ├── FusionError              a BatchNorm cannot be folded without changing the function
+    ├── SymmetryError            nothing can be proved of a network's symmetries
     ├── CheckpointError          a file is not a checkpoint that can be read
     │   └── UnsafeCheckpoint     reading it would run code or allocate more than the file holds
     ├── RegistryError            an architecture or a ClassId is unknown or in conflict
@@ -53,6 +54,10 @@ class LayoutMismatch(PrepkitError, ValueError):
 
 class FusionError(PrepkitError, ValueError):
     """A BatchNorm cannot be folded without changing the function of its network."""
+
+
+class SymmetryError(PrepkitError, ValueError):
+    """Nothing can be proved of a network's symmetries, or a change of them does not fit the tensors."""
 
 
 class CheckpointError(PrepkitError, ValueError):

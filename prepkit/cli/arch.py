@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prepkit.cli.completion import architectures, names
+from prepkit.cli.network_options import ARGUMENT_HELP, INPUT_HELP, Argument, InputShape, named_architecture
 from prepkit.cli.output import Output, json_option
 from prepkit.support.text import shape_text, table
 
@@ -60,6 +61,34 @@ def show(name: str, width: int, out: Output) -> None:
         f"{slot_table(layout)}"
     )
     out.result(document, text)
+
+
+@arch.command("symmetries")
+@click.argument("name", metavar="NAME|module:callable", shell_complete=names(architectures))
+@click.option("--input", "input_shape", type=InputShape(), metavar="CxHxW", help=INPUT_HELP)
+@click.option("--arch-arg", "arguments", type=Argument(), multiple=True, metavar="NAME=VALUE", help=ARGUMENT_HELP)
+@click.option("--keep-bn", is_flag=True, help="Take the network with BatchNorm, not the one without, as PReps hold it.")
+@json_option
+def symmetries(
+    name: str,
+    input_shape: tuple[int, ...] | None,
+    arguments: tuple[tuple[str, Any], ...],
+    keep_bn: bool,
+    out: Output,
+) -> None:
+    """Show which hidden units may change places, with proof.
+
+    One run tells which they are, and further runs in float64, with units in a random order, prove it. P_0, P_1 and so
+    on are groups of units; `P_1 x 9` along an axis is nine values to each unit, and `P_0 + P_1` is one group after
+    another. What the values of a unit can be multiplied by is any positive number (scale) or -1 (sign); to the bias of
+    a sine, half a period can be added (phase). What stays where it is has a reason.
+    """
+    from prepkit.cli.symmetry_text import symmetry_text
+    from prepkit.symmetry.derive import symmetries as derive
+
+    architecture = named_architecture(name, input_shape, dict(arguments))
+    found = derive(architecture, keep_batch_norm=keep_bn)
+    out.result({"name": architecture.name, **found.to_dict()}, symmetry_text(architecture.name, found))
 
 
 def slot_table(layout: Layout) -> str:

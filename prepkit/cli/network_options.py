@@ -74,6 +74,8 @@ class NetworkOptions:
         }
 
 
+INPUT_HELP = "Shape of one input of a module:callable, without the batch axis."
+ARGUMENT_HELP = "Argument of a module:callable, such as width=16; JSON, or else a text. May be given several times."
 key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
 keep_bn_option = click.option(
     "--keep-bn", is_flag=True, help="Keep BatchNorm with its running statistics instead of folding it."
@@ -92,7 +94,7 @@ NETWORK_OPTIONS = (
         "input_shape",
         type=InputShape(),
         metavar="CxHxW",
-        help="Shape of one input of a module:callable, without the batch axis.",
+        help=INPUT_HELP,
     ),
     click.option(
         "--arch-arg",
@@ -100,7 +102,7 @@ NETWORK_OPTIONS = (
         type=Argument(),
         multiple=True,
         metavar="NAME=VALUE",
-        help="Argument of a module:callable, such as width=16; JSON, or else a text. May be given several times.",
+        help=ARGUMENT_HELP,
     ),
     key_option,
     click.option("--prefix", help="Take only names that begin with this, such as model., without it."),
@@ -146,13 +148,19 @@ def find_architecture(
         if given:
             raise click.UsageError(f"{given} goes with --arch module:callable.")
         return None
+    return named_architecture(name, input_shape, arguments)
+
+
+def named_architecture(name: str, input_shape: tuple[int, ...] | None, arguments: dict[str, Any]) -> Architecture:
+    """Return the architecture of a registered name, or of `module:callable` with its `--input` and `--arch-arg`."""
+    given = "--input" if input_shape is not None else "--arch-arg" if arguments else None
     from prepkit.families import registry
 
     if ":" not in name:
         if given:
-            raise click.UsageError(f"{given} goes with --arch module:callable; '{name}' has its own.")
+            raise click.UsageError(f"{given} goes with a module:callable; '{name}' has its own.")
         return registry.architecture(name)
     if input_shape is None:
-        raise click.UsageError(f"--arch {name} also needs --input, the shape of one input such as 3x32x32.")
+        raise click.UsageError(f"{name} also needs --input, the shape of one input such as 3x32x32.")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, since the callable may lie in the user's folder
     return registry.architecture_from_callable(name, input_shape, arguments=arguments)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prepkit.fusion._proof import first_fault_in_folded, keep_outputs, places_of
-from prepkit.fusion._storages import tensors_in
 from prepkit.fusion._watch import Watch
 from prepkit.fusion.example import Example, number, relative_error
 from prepkit.fusion.step import Step
+from prepkit.support.storages import tensors_in
 
 MOST_DOUBLED = 2**11  # values in an input that is still doubled; a larger one is halved, which costs less
 

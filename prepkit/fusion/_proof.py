@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prepkit.fusion._site import standard_layer
-from prepkit.fusion._storages import own_tensors, storage_key, tensors_in
 from prepkit.fusion._watch import UnfoldableNetwork, Watch, quoted
 from prepkit.fusion.example import Example, one_line, relative_error
 from prepkit.fusion.norm import affine, num_channels, scale_and_shift
 from prepkit.fusion.step import Step, applied, replacement, set_parameters, tensor_name
+from prepkit.support.storages import own_tensors, storage_key, tensors_in
 
 _NOT_AGAIN = "it did not return from a second run, so that nothing could be compared"
 

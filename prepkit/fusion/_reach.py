@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 
 from prepkit.fusion._output import Output, View
 from prepkit.fusion._site import Site, standard_layer, tampering
-from prepkit.fusion._storages import storage_key
 from prepkit.fusion.norm import num_channels, num_features
 from prepkit.fusion.step import Part
+from prepkit.support.storages import storage_key
 
 _SAME = 1e-12  # numbers of two channels differ by more, and averages of equal ones by less
 

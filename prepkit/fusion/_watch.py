@@ -27,8 +27,8 @@ from prepkit.errors import FusionError
 from prepkit.fusion._functional import Function, function_of, names_of_parameters
 from prepkit.fusion._output import COPIES, METADATA, MOVES, VIEWS, Output, Reader, View
 from prepkit.fusion._output import quoted as quoted
-from prepkit.fusion._storages import leaves, own_tensors, storage_key, tensors_in
 from prepkit.fusion.norm import Convolution, is_norm
+from prepkit.support.storages import leaves, own_tensors, storage_key, tensors_in
 
 
 class UnfoldableNetwork(FusionError):

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from prepkit.errors import VerificationError
-from prepkit.fusion._storages import tensors_in
 from prepkit.fusion.example import Example, Inputs, Precision
 from prepkit.fusion.step import Step, Values, applied, new_values, overflow
+from prepkit.support.storages import tensors_in
 
 
 def fold_again(

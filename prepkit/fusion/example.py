@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 from torch.utils import _pytree as pytree
 
-from prepkit.fusion._storages import own_tensors, storage_key, tensors_in
 from prepkit.fusion._watch import UnfoldableNetwork
 from prepkit.fusion.norm import is_norm
 from prepkit.support.device import is_out_of_memory
+from prepkit.support.storages import own_tensors, storage_key, tensors_in
 from prepkit.support.text import readable_bytes
 
 MARGIN = 100  # a fold may change as much as this many times the network's reaction to rounding

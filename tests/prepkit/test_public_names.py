@@ -36,6 +36,8 @@ NAMES = [
     "Registry",
     "RegistryError",
     "Slot",
+    "Symmetries",
+    "SymmetryError",
     "VerificationError",
     "WhereError",
     "Zoo",
@@ -64,6 +66,7 @@ NAMES = [
     "save_prep",
     "save_state_dict",
     "split",
+    "symmetries",
     "train_zoo",
     "verify",
     "views",
@@ -78,7 +81,8 @@ def python(code: str) -> str:
 
 def test_all_is_this_list() -> None:
     assert sorted(prepkit.__all__) == NAMES
-    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 52  # 50, import_zoo and views
+    # There are 50, import_zoo, views, and symmetries with its type and its error.
+    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 55
 
 
 @pytest.mark.parametrize("name", NAMES)

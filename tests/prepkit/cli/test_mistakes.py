@@ -184,6 +184,17 @@ MISTAKES = {
     "arch show": Mistake(
         lambda: ("arch", "show", "resnet8@cifar"), "RegistryError", ("Registered: ", "Did you mean 'resnet8@cifar10'?")
     ),
+    "arch symmetries": Mistake(
+        lambda: ("arch", "symmetries", "resnet8@cifar"), "RegistryError", ("Did you mean 'resnet8@cifar10'?",)
+    ),
+    "arch symmetries without input": Mistake(
+        lambda: ("arch", "symmetries", "cli_nets:Net"), "UsageError", ("cli_nets:Net also needs --input", "3x32x32")
+    ),
+    "arch symmetries of another size": Mistake(
+        lambda: ("arch", "symmetries", "cli_nets:Net", "--input", "2x8x8", "--keep-bn"),
+        "SymmetryError",
+        ("The network fails on the example input [2, 2, 8, 8]", "3 channels"),
+    ),
     "module": Mistake(
         lambda: ("pack", good(), "--arch", "no_such_module:f", "--input", "3"),
         "RegistryError",

@@ -147,7 +147,7 @@ def test_help_of_every_command_tells_of_every_option(path: tuple[str, ...], comm
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
-    expected = ("pack", "unpack", "fuse", "show", "inspect", "arch list", "arch show")
+    expected = ("pack", "unpack", "fuse", "show", "inspect", "arch list", "arch show", "arch symmetries")
     assert {f"prepkit {name}" for name in expected} <= COMMANDS.keys()
 
 
