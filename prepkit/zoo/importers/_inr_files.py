@@ -96,6 +96,22 @@ def read_shape(file: Path, dataset: str) -> tuple[np.ndarray, ShapeFile]:
         return array.astype(array.dtype.newbyteorder("="), copy=False), ShapeFile(said, tuple(left))
 
 
+def read_points(file: Path, name: str, most: int) -> np.ndarray | None:
+    """Return the first points `[N, 3]` of a shape as float32; None if the file has no such points."""
+    with opened(file) as found:
+        points = _plain(found, name)
+        if (
+            points is None
+            or points.ndim != 2
+            or points.shape[1] != INPUTS
+            or points.dtype.kind != "f"
+            or not len(points)
+        ):
+            return None
+        values: np.ndarray = points[:most].astype("f4")
+        return values
+
+
 def _plain(found: h5py.File, name: str) -> h5py.Dataset | None:
     """Return a dataset whose values stand in this file; None if there is none."""
     import h5py

@@ -17,6 +17,7 @@ from prepkit.packing import chosen_options
 from prepkit.support.files import sha256_of_file
 from prepkit.zoo.format.sources import SOURCE_SHA256
 from prepkit.zoo.importers._inr_files import PARTS, count_of, parts_of, read_shape, sizes_of
+from prepkit.zoo.importers._inr_points import FAR, FARTHEST, mean_distances
 from prepkit.zoo.importers._siren_files import OMEGA, Convention, SirenShape
 from prepkit.zoo.importers._strict import StrictSource, check_splits
 from prepkit.zoo.importers._tensor_shapes import TensorShapes
@@ -27,6 +28,7 @@ PATTERN = "{split}/{index:int}.h5"
 LABEL, PART, PAIR = "label", "part", "pair"
 CLASS_ID = "class_id"  # the zoo has a column of this name for architectures
 INR2VEC = Convention("inr2vec", 0.0, "xy", (0.0,), (1.0,))
+SAMPLE = 8  # models that are run at the points of their shapes
 HOW_TO_RUN = {
     "convention": INR2VEC.name,
     "activation": "sine",
@@ -96,6 +98,7 @@ class Inr2vecSource(Source):
         suffixes = [f"/{PARTS[name]}" for name in self._datasets] if self._is_paired else [""]
         self.ids = [f"{id_}{suffix}" for id_ in tree.ids for suffix in suffixes]
         self._has_classes = False
+        self._check_points()
 
     @property
     def _is_paired(self) -> bool:
@@ -140,10 +143,26 @@ class Inr2vecSource(Source):
 
     def notes(self) -> Sequence[str]:
         """Return sentences on the sizes, on columns, and on files and tables that were left out."""
-        notes = [f"All have the sizes {_written(self._shape.sizes)}."]
+        notes = [f"All have the sizes {_written(self._shape.sizes)}.", *self._said_of_points]
         if self._has_classes:
             notes.append(f"The column {LABEL} is {CLASS_ID} of the files.")
         return [*notes, *self._tree.notes()]
+
+    def _check_points(self) -> None:
+        """Run some models, spread evenly, at the points of their shapes, and note which distance they say."""
+        total = len(self.ids)
+        spread = dict.fromkeys(number * total // SAMPLE for number in range(SAMPLE))
+        models = [(self._file(index), self._dataset(index)) for index in spread]
+        distances = mean_distances(models, self._architecture, self._tensors)
+        self._said_of_points: list[str] = []
+        if distances:
+            mean = sum(distances) / len(distances)
+            far = " That is far: they may have been trained or stored otherwise." if mean > FAR else ""
+            self._said_of_points.append(
+                f"Running {counted(len(distances), 'model')} at points of their shapes, where the distance is 0: they "
+                f"say {mean:.4f} in the mean, of at most {FARTHEST:g}.{far}"
+            )
+            self.record = {"points_run": {"models": len(distances), "distance": mean}}
 
     def _file(self, index: int) -> Path:
         return Path(self._tree.files[index // len(self._datasets)])

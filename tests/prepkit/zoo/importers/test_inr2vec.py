@@ -95,6 +95,23 @@ def test_columns_and_what_is_left(clouds):
     assert "Left in the files, since a table has no place for it: pcd (9 models)." in written.notes
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_networks_are_run_at_the_points_of_their_shapes(tmp_path, trained):
+    expected = []
+    for index in range(3):
+        values, points = numbers(index), np.random.default_rng(index).uniform(-1, 1, size=(20, 3))
+        if trained:
+            values[-1] += 40  # so that all logits are high, as on a surface
+        write(tmp_path / f"src/train/{index}.h5", params=values, pcd=points)
+        expected.append(np.mean(0.1 * (1 - 1 / (1 + np.exp(-forward(values, points))))))
+    zoo, written = imported(tmp_path)
+    run = zoo.manifest.provenance["points_run"]
+    assert (run["models"], run["distance"]) == (3, pytest.approx(np.mean(expected), abs=1e-6))
+    note = f"Running 3 models at points of their shapes, where the distance is 0: they say {np.mean(expected):.4f} in "
+    note += "the mean, of at most 0.1."
+    assert note + ("" if trained else " That is far: they may have been trained or stored otherwise.") in written.notes
+
+
 def test_meshes_have_their_single_values_as_columns(tmp_path):
     mesh = {"vertices": np.zeros((9, 3)), "num_vertices": 4, "triangles": np.zeros((9, 3), int), "num_triangles": 2}
     queries = {"coords": np.zeros((6, 3)), "labels": np.zeros(6)}
