@@ -171,6 +171,7 @@ LIGHT = (
     "zoo.format.split_rule",
     "cli",
     "cli.allocator",
+    "cli.adapters",
     "cli.arch",
     "cli.batch",
     "cli.common",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from prepkit.cli import (
+    adapters,
     arch,
     hub,
     import_classifiers,
@@ -43,7 +44,7 @@ for command in (pack.pack, pack.unpack, pack.fuse, show.show, show.inspect, insp
     main.add_command(command)
 for command in (arch.arch, zoo.zoo, hub.pull, hub.push):
     main.add_command(command)
-for command in (importing.create, importing.import_, train.train, train.specs):
+for command in (importing.create, importing.import_, adapters.adapters, train.train, train.specs):
     zoo.zoo.add_command(command)
 for command in (
     *import_kinds.COMMANDS,

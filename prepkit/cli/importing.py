@@ -47,7 +47,7 @@ class Making:
         packing: arguments of Packing
         """
         from prepkit.zoo.importers.kinds import HOW_TO_GO_ON
-        from prepkit.zoo.importers.making import make_zoo
+        from prepkit.zoo.importers.making import IMPORT, make_zoo
         from prepkit.zoo.write.adding import Packing
         from prepkit.zoo.write.model_files import read_task
 
@@ -66,6 +66,8 @@ class Making:
                 how_to_go_on=how_to_go_on or HOW_TO_GO_ON,
                 **{**self.about, "task": None if task is None else read_task(task)},
             )
+        if command.startswith(IMPORT) and written.manifest.license is None:
+            out.notes(["No licence is noted: --license names the one under which the zoo's makers gave it."])
         print_written(written, out)
 
 

@@ -204,7 +204,7 @@ def cut(source: Path, target: Path, where: str | None, ids: BinaryIO | None, nam
 
     with out.bar("cutting", "B") as bar:
         bar.begin(_bytes_in(source))
-        written = cut_zoo(source, target, where=where, ids=_ids_in(ids), name=name, progress=bar.advance)
+        written = cut_zoo(source, target, where=where, ids=ids_in(ids), name=name, progress=bar.advance)
     print_written(written, out)
 
 
@@ -229,7 +229,7 @@ def drop(folder: Path, where: str | None, ids: BinaryIO | None, dry_run: bool, o
 
     with out.bar("removing", "B") as bar:
         bar.begin(_bytes_in(folder))
-        removal = drop_instances(folder, where=where, ids=_ids_in(ids), dry_run=dry_run, progress=bar.advance)
+        removal = drop_instances(folder, where=where, ids=ids_in(ids), dry_run=dry_run, progress=bar.advance)
     out.notes(removal.notes)
     document = {"zoo": str(folder), "dry_run": dry_run, **vars(removal), "notes": list(removal.notes)}
     out.result(document, removal_text(folder, removal, dry_run))
@@ -376,7 +376,7 @@ def _check_choice(where: str | None, ids: BinaryIO | None) -> None:
         raise click.UsageError("choose instances with --where EXPR or --ids FILE.")
 
 
-def _ids_in(file: BinaryIO | None) -> list[str] | None:
+def ids_in(file: BinaryIO | None) -> list[str] | None:
     """Return the ids in a list, one a line."""
     if file is None:
         return None

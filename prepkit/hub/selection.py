@@ -34,7 +34,12 @@ class Selection:
 
     @classmethod
     def of(cls, where: str | None, split: str | Iterable[str] | None, architecture: str | Iterable[str] | None) -> Self:
-        """Make a selection from a user's arguments."""
+        """Make a selection from a user's arguments, before anything is asked of the Hub.
+
+        raises WhereError for a condition that no table can answer
+        """
+        if where is not None:
+            parse_where(where, None)
         return cls(where, _names(split), _names(architecture))
 
     @property

@@ -179,7 +179,7 @@ def card_text(zoo: Zoo, has_picture: bool, repo: str | None = None, viewer: Sequ
         ["## Function", "", *_function(manifest)] if manifest.function is not None else [],
         ["## Training protocol and initialisation", "", *_provenance(manifest)],
         ["## Columns", "", *_columns(zoo)],
-        ["## Licence", "", one_line(manifest.license or "none was given.")],
+        ["## Licence", "", *_licence(manifest)],
     ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
@@ -337,6 +337,19 @@ def _columns(zoo: Zoo) -> list[str]:
         for field in zoo.table.schema
     ]
     return markdown_table(("column", "type", "missing", "meaning"), rows)
+
+
+def _licence(manifest: Manifest) -> list[str]:
+    """Name the licence; of networks that others trained, tell whom to ask where none was given."""
+    if manifest.license:
+        return [one_line(manifest.license)]
+    command = str((manifest.provenance or {}).get("command"))
+    if not command.startswith("zoo import "):
+        return ["none was given."]
+    return [
+        f"none was given. The networks are those of others, whose zoo `prepkit {one_line(command)}` read: ask its "
+        "makers under which licence they gave it. `prepkit push --license` writes it into the zoo."
+    ]
 
 
 def _quoted(text: str) -> str:

@@ -56,7 +56,7 @@ def run_again(zoo: Zoo, count: int, data: str | os.PathLike[str] | None = None) 
     if how.unverifiable is not None:
         raise ZooError(f"no run can prove '{zoo.name}': {how.unverifiable}.")
     if how.measure not in zoo.table.column_names:
-        raise ZooError(f"'{zoo.name}' has no column '{how.measure}' to compare with.")
+        raise ZooError(f"'{zoo.name}' has no column '{how.measure}' to compare with. {_remedy(how.measure)}")
     folder = None if data is None else Path(data)
     run_one = _pictures(zoo, how, folder) if how.measure == PSNR else _task(zoo, how, folder)
     indices = _with_measure(zoo, how.measure)
@@ -73,8 +73,18 @@ def _with_measure(zoo: Zoo, measure: str) -> Sequence[int]:
         return range(len(zoo))
     found = [index for index, value in enumerate(zoo.table[measure].to_pylist()) if value is not None]
     if not found:
-        raise ZooError(f"'{zoo.name}' has no '{measure}' of any instance to compare with.")
+        raise ZooError(f"'{zoo.name}' has no '{measure}' of any instance to compare with. {_remedy(measure)}")
     return found
+
+
+def _remedy(measure: str) -> str:
+    """Say where what is compared may come from."""
+    if measure == PSNR:
+        return (
+            "It was imported without its pictures, and its makers stored no PSNR: with `prepkit zoo import siren "
+            "SRC DST --data PICTURES` each model is measured, or `--table` gives a column 'psnr'."
+        )
+    return f"`prepkit zoo annotate DIR --table FILE` adds the makers' column '{measure}'."
 
 
 def proven(function: Function, runs: tuple[Rerun, ...]) -> Function:

@@ -44,6 +44,10 @@ MORE_THAN_PAIRS = {
     "trainable_token_indices": "rows of an embedding",
     "arrow_config": "the routing of Arrow",
 }
+NOT_RUN = (
+    "an adapter runs only inside its base model, which prepkit does not run; `prepkit zoo adapters DIR DST` writes the "
+    "files that PEFT loads into it"
+)
 NO_PLACE = "A zoo keeps pairs (A, B) with dW = s B A alone; leave this adapter out."
 
 

@@ -20,7 +20,7 @@ from prepkit.checkpoint.safetensors_header import HeaderError, read_header
 from prepkit.checkpoint.sharded import shards_of
 from prepkit.errors import CheckpointError, ZooError, counted, listed
 from prepkit.zoo.format.columns import plain_columns
-from prepkit.zoo.format.lora import diffusers_config, pairs_in
+from prepkit.zoo.format.lora import NOT_RUN, diffusers_config, pairs_in
 from prepkit.zoo.format.sources import SOURCE_SHA256
 from prepkit.zoo.importers._hub_table import SPLIT, joined_rows
 from prepkit.zoo.importers._model_folders import FoundModels, models_in
@@ -72,7 +72,7 @@ class ModelJSource(Source):
             self._notes.append(f"{count} of a model that {hold} no weights, left out: {listed(models.without)}.")
         self._metadata = _typed([_texts(model.file) for model in self.models], self._notes)
         if any(_is_lora(model.file) for model in self.models[:1]):
-            self.record = RECORD
+            self.record, self.how_to_run = RECORD, {"unverifiable": NOT_RUN}
 
     def name(self, index: int) -> str:
         """Return the id and the file of a model."""

@@ -18,7 +18,7 @@ from prepkit.checkpoint.load import load_checkpoint, sha256_of
 from prepkit.errors import ZooError, counted, listed
 from prepkit.prep.slot import natural_key
 from prepkit.support.files import is_zoo
-from prepkit.zoo.format.lora import ADAPTER_CONFIG, CONFIG, WEIGHTS, LoraConfig, pairs_in
+from prepkit.zoo.format.lora import ADAPTER_CONFIG, CONFIG, NOT_RUN, WEIGHTS, LoraConfig, pairs_in
 from prepkit.zoo.format.sources import SOURCE_SHA256
 from prepkit.zoo.importers._pattern import PathPattern
 from prepkit.zoo.importers._strict import STRICT, StrictSource, check_splits
@@ -29,6 +29,7 @@ from prepkit.zoo.write.model_files import FileSource, LocalModel, check_columns
 
 OLD_WEIGHTS = "adapter_model.bin"  # what PEFT wrote before safetensors
 PARTS = (CONFIG, WEIGHTS, OLD_WEIGHTS)
+HOW_TO_RUN = {"unverifiable": NOT_RUN}
 RECORD = {"adapters": "LoRA adapters of PEFT: dW = s B A"}
 
 
@@ -85,6 +86,7 @@ class _AdaptersByPath(FileSource):
     """Adapters that are called by their paths; a row of a table names the folder of one."""
 
     record = RECORD
+    how_to_run = HOW_TO_RUN
 
     def told(self, index: int) -> Told:
         """Return what a model's row says, and its config."""
@@ -107,6 +109,7 @@ class _AdaptersByFields(TreeSource):
     """Adapters whose paths fit a pattern."""
 
     record = RECORD
+    how_to_run = HOW_TO_RUN
 
     def __init__(
         self,

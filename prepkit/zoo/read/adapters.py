@@ -23,6 +23,7 @@ from prepkit.checkpoint.export import save_state_dict
 from prepkit.errors import OutputError, ZooError
 from prepkit.prep.file import PRep
 from prepkit.support.files import check_writable, replacing, system_errors_as_output
+from prepkit.support.progress import Advance
 from prepkit.support.text import Brief
 from prepkit.zoo.format.lora import (
     ADAPTER_CONFIG,
@@ -47,6 +48,10 @@ class Instances(Protocol):
     @property
     def name(self) -> str:
         """The zoo's name."""
+
+    @property
+    def table(self) -> Any:
+        """The zoo's table."""
 
     def __len__(self) -> int: ...
 
@@ -188,6 +193,36 @@ class Adapters:
     def __iter__(self) -> Iterator[Adapter]:
         return (self[index] for index in range(len(self)))
 
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        canonical: bool = False,
+        overwrite: bool = False,
+        progress: Advance | None = None,
+    ) -> list[Path]:
+        """Write each adapter into a folder of its own, `folder/id`, as `Adapter.save` does, and return these.
+
+        canonical: write the pairs of the canonical form, which have the same products
+        progress:  is called with 1 each time an adapter is written
+        raises ZooError for an id that is no path below the folder, before anything is written, or an instance that is
+        no adapter; OutputError if a file exists and `overwrite` is false, or cannot be written
+        """
+        root = Path(folder)
+        places = [root / _relative(id_, self._zoo.name) for id_ in self._zoo.table["id"].to_pylist()]
+        names = CONFIG, WEIGHTS, DIFFUSERS_WEIGHTS
+        there = [] if overwrite else [place for place in places if any((place / name).exists() for name in names)]
+        if there:
+            raise OutputError(
+                f"'{there[0]}' holds an adapter already; overwrite=True replaces it, or name a new folder."
+            )
+        for index, place in enumerate(places):
+            adapter = self[index]
+            (adapter.canonical() if canonical else adapter).save(place, overwrite=overwrite)
+            if progress is not None:
+                progress(1)
+        return places
+
     def __getitem__(self, key: int | str) -> Adapter:
         """Return one adapter.
 
@@ -208,3 +243,17 @@ class Adapters:
         paired = {name for pair in names.values() for name in (pair.A, pair.B)}
         saved = {name: tensor for name, tensor in tensors.items() if name not in paired}
         return Adapter(row["id"], config, pairs, saved, names)
+
+
+def _relative(id_: str, zoo: str) -> Path:
+    """Return an id as a path below a folder.
+
+    raises ZooError for one that would lead out of it
+    """
+    parts = id_.replace("\\", "/").split("/")
+    if any(part in ("", ".", "..") or ":" in part or not part.isprintable() for part in parts):
+        raise ZooError(
+            f"'{zoo}', instance {id_!r}: the id is no path below a folder. Save this one by itself: "
+            "zoo.adapters()[id].save(FOLDER)."
+        )
+    return Path(*parts)

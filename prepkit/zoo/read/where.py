@@ -48,10 +48,11 @@ MAX_LENGTH = 10_000  # bounds the recursion of Python's parser; a condition that
 QUOTED = 200  # characters of a condition that an error quotes
 
 
-def parse_where(text: str, columns: Sequence[str] | pa.Schema) -> Any:
+def parse_where(text: str, columns: Sequence[str] | pa.Schema | None) -> Any:
     """Parse a condition into a pyarrow.compute expression.
 
-    columns: names of columns that the condition may use, or their schema, with which types are checked too
+    columns: names of columns that the condition may use, or their schema, with which types are checked too; None to
+             check all but these, where the table is not at hand yet
     raises WhereError with the place and the reason
     """
     if not isinstance(text, str):
@@ -140,12 +141,13 @@ def _short(text: str) -> str:
 class _Parser:
     """Turns the parts of a condition into expressions; errors quote the text and the columns."""
 
-    def __init__(self, text: str, columns: Sequence[str] | pa.Schema) -> None:
+    def __init__(self, text: str, columns: Sequence[str] | pa.Schema | None) -> None:
         import pyarrow as pa
 
         self.text = text
         self.schema = columns if isinstance(columns, pa.Schema) else None
-        self.columns: Sequence[str] = columns.names if isinstance(columns, pa.Schema) else columns
+        self.are_known = columns is not None
+        self.columns: Sequence[str] = columns.names if isinstance(columns, pa.Schema) else columns or ()
 
     def condition(self, node: ast.expr) -> Any:
         """Return an expression that is true or false for a row."""
@@ -258,7 +260,7 @@ class _Parser:
 
         if not isinstance(node, ast.Name):
             raise self.error(node, "expected the name of a column")
-        if node.id not in self.columns:
+        if self.are_known and node.id not in self.columns:
             hint = nearest(node.id, self.columns)
             raise self.error(node, f"there is no column '{node.id}'; there are {listed(self.columns, 20)}.{hint}")
         return pc.field(node.id)
@@ -319,7 +321,8 @@ class _Parser:
         for part in (node, *ast.iter_child_nodes(node)):
             if isinstance(part, ast.Attribute | ast.BinOp):
                 name = ast.unparse(part).replace(" ", "")
-                reason = f"put the name of the column in backticks: `{name}`" if name in self.columns else reason
+                is_name = name in self.columns if self.are_known else isinstance(part, ast.Attribute)
+                reason = f"put the name of the column in backticks: `{name}`" if is_name else reason
         return WhereError(f"condition {_short(self.text)!r}, at {_short(ast.unparse(node))!r}: {reason}")
 
 

@@ -215,7 +215,7 @@ def test_without_pictures_names_are_taken_and_nothing_is_proved(tmp_path, layout
     if layout == "implicit":
         assert prepkit.verify(tmp_path / "zoo", rerun=4, data=tmp_path / "png").function.status == "verified"
     else:
-        with pytest.raises(ZooError, match="has no column 'psnr'"):
+        with pytest.raises(ZooError, match=r"has no column 'psnr'.*siren SRC DST --data PICTURES`"):
             prepkit.verify(tmp_path / "zoo", rerun=4, data=tmp_path / "png")
 
 
