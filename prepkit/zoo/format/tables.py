@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prepkit.errors import ZooError, counted, listed
 from prepkit.support.files import flush, publish, sha256_of_file
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+Item = TypeVar("Item")
 TEXT_COLUMNS = ("id", "architecture", "split")
 REQUIRED_COLUMNS = ("id", "architecture", "shard", "row")  # no value of these may be missing
 ROWS_A_GROUP = 50_000
+ROWS_AT_ONCE = 1_000  # that are in memory as Python's dicts, which take twenty times as much as the table
 
 
 def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, root: Path, folder: Path) -> StoredFile:
@@ -35,9 +37,11 @@ def write_table(rows: Iterable[dict[str, Any]], schema: pa.Schema, root: Path, f
     part = folder / "models.part"
     count = 0
     with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        for batch in _batches(rows):
-            count += len(batch)
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema), row_group_size=ROWS_A_GROUP)
+        pieces = (pa.Table.from_pylist(batch, schema=schema) for batch in _batches(rows, ROWS_AT_ONCE))
+        for group in _batches(pieces, ROWS_A_GROUP // ROWS_AT_ONCE):
+            table = pa.concat_tables(group).combine_chunks()
+            count += len(table)
+            writer.write_table(table, row_group_size=ROWS_A_GROUP)
     return publish_table(part, root, count)
 
 
@@ -212,7 +216,7 @@ def rows_with(column: pa.ChunkedArray, text: str | None) -> np.ndarray:
     return np.flatnonzero(np.from_dlpack(codes.indices) == code)
 
 
-def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, ROWS_A_GROUP)):
+def _batches(items: Iterable[Item], count: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, count)):
         yield batch

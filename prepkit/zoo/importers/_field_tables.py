@@ -13,6 +13,7 @@ may be of several models.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -146,9 +147,10 @@ class TablesOfRuns(JoinedTable):
         self.types = dict(types)
         self.described: dict[str, str] = {}
         self._cache: OrderedDict[str, tuple[Table, KeyedRows, dict[str, str]] | None] = OrderedDict()
-        self._wanted: dict[str, list[Fit]] = {}
-        for fit in fits:
-            self._wanted.setdefault(self._path(fit), []).append(fit)
+        self._fits = fits
+        self._wanted: dict[str, array[int]] = {}  # indices of the models of each table
+        for index, fit in enumerate(fits):
+            self._wanted.setdefault(self._path(fit), array("q")).append(index)
         self._rows_without: Counter[str] = Counter()
         self._files_without: Counter[str] = Counter()
         self._missing: list[str] = []
@@ -227,7 +229,7 @@ class TablesOfRuns(JoinedTable):
 
     def _count(self, path: str, table: Table, keyed: KeyedRows, fields: Mapping[str, str]) -> None:
         """Count what the notes tell of a table."""
-        keys = [key_of_fields(fit, fields) for fit in self._wanted[path]]
+        keys = [key_of_fields(self._fits[index], fields) for index in self._wanted[path]]
         self._told += table.notes
         self._unkept.update(table.unkept)
         if keyed.twice:
@@ -242,9 +244,9 @@ class TablesOfRuns(JoinedTable):
         """Raise ZooError if no file has a row; tables are read until one has."""
         if not any(Path(path).is_file() for path in self._wanted):
             raise ZooError(f"table '{self.name}': none of the files is there: {listed(self._wanted)}.")
-        for path, fits in self._wanted.items():
+        for path, indices in self._wanted.items():
             read = self._read(path)
-            if read is not None and any(key_of_fields(fit, read[2]) in read[1].rows for fit in fits):
+            if read is not None and any(key_of_fields(self._fits[at], read[2]) in read[1].rows for at in indices):
                 return
         path = next(path for path in self._wanted if Path(path).is_file())
         table = read_table(Path(path), self.types, one_row=True, strict=False)
@@ -252,7 +254,7 @@ class TablesOfRuns(JoinedTable):
         count = counted(sum(map(len, self._wanted.values())), "file")
         raise ZooError(
             f"table '{self.name}': no row is of any of {count}; the first file has "
-            f"{_fields_of(self._wanted[path][0])}, the first row of {path} {row or 'nothing'}."
+            f"{_fields_of(self._fits[self._wanted[path][0]])}, the first row of {path} {row or 'nothing'}."
         )
 
     def _fields(self, table: Table, path: str) -> dict[str, str]:

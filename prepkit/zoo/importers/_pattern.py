@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 from prepkit.errors import ZooError, counted, listed
 from prepkit.prep.slot import natural_key
@@ -151,6 +152,40 @@ class PathPattern:
             parts.append(f"(?P<{groups[name]}>{kind + question if kind != FLOAT else kind})")
             end = match.end()
         return "".join([*parts, _literal(text[end:])])
+
+
+class Fits(Sequence[Fit]):
+    """How files fit a pattern. Each is found when it is asked for, since thousands would take more memory than paths.
+
+    raises ZooError for a file that does not fit
+    """
+
+    def __init__(self, pattern: PathPattern, files: Sequence[str]) -> None:
+        self._pattern, self._files = pattern, files
+        for _ in self:  # checks all files
+            pass
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, index: int) -> Fit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Fit]: ...
+
+    def __getitem__(self, index: int | slice) -> Fit | list[Fit]:
+        if isinstance(index, slice):
+            return [self._fit(file) for file in self._files[index]]
+        return self._fit(self._files[index])
+
+    def _fit(self, file: str) -> Fit:
+        fit = self._pattern.fit(file)
+        if fit is None:
+            raise ZooError(
+                f"'{file}' does not fit the pattern '{self._pattern.text}'; leave it out, or change the pattern."
+            )
+        return fit
 
 
 def _literal(text: str) -> str:

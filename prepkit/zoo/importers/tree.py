@@ -18,7 +18,7 @@ from prepkit.address import HubAddress
 from prepkit.errors import ZooError, counted, listed
 from prepkit.packing import chosen_options
 from prepkit.zoo.importers._field_tables import JoinedTable, TableForAll, TablesOfRuns
-from prepkit.zoo.importers._pattern import Fit, PathPattern, walk
+from prepkit.zoo.importers._pattern import Fits, PathPattern, walk
 from prepkit.zoo.importers._strict import STRICT, StrictSource, check_splits
 from prepkit.zoo.write.adding import Model, Source, Told
 from prepkit.zoo.write.cell_types import KINDS
@@ -141,7 +141,7 @@ class TreeSource(Source):
         }
         self._found: list[str] = []
         self.files = self._files(paths)
-        self.fits = [self._fit(file) for file in self.files]
+        self.fits = Fits(self.pattern, self.files)
         roots = [path for path in paths if path.is_dir()]
         self.tables = [self._table(table, roots, on, types) for table in tables]
         self.types = {name: kind for table in self.tables for name, kind in _described(table).items()}
@@ -175,9 +175,10 @@ class TreeSource(Source):
         return sha256_of_model(Path(self.files[index]))
 
     def _told(self, index: int, differing: dict[str, int]) -> Told:
-        columns: dict[str, Any] = dict(self.fits[index].fields)
+        fit = self.fits[index]
+        columns: dict[str, Any] = dict(fit.fields)
         for table in self.tables:
-            for name, value in (table.row(index, self.fits[index]) or {}).items():
+            for name, value in (table.row(index, fit) or {}).items():
                 if name not in columns:
                     columns[name] = value
                 elif columns[name] != value:
@@ -223,14 +224,6 @@ class TreeSource(Source):
         self._found += note
         return kept
 
-    def _fit(self, file: str) -> Fit:
-        fit = self.pattern.fit(file)
-        if fit is None:
-            raise ZooError(
-                f"'{file}' does not fit the pattern '{self.pattern.text}'; leave it out, or change the pattern."
-            )
-        return fit
-
     def _table(self, table: str, roots: Sequence[Path], on: Mapping[str, str], types: Types) -> JoinedTable:
         if "{" in table:
             return TablesOfRuns(roots[0] if len(roots) == 1 else None, table, self.pattern, self.fits, on, types)
@@ -242,12 +235,13 @@ class TreeSource(Source):
         return given or "/".join(str(value) for value in self.fits[index].fields.values())
 
     def _check_unique(self) -> None:
-        first: dict[str, int] = {}
         repeated = []
-        for index, id_ in enumerate(self.ids):
-            other = first.setdefault(id_, index)
-            if other != index:
-                repeated.append(f"{self.files[other]} and {self.files[index]}, both '{id_}'")
+        if len(set(self.ids)) < len(self.ids):
+            first: dict[str, int] = {}
+            for index, id_ in enumerate(self.ids):
+                other = first.setdefault(id_, index)
+                if other != index:
+                    repeated.append(f"{self.files[other]} and {self.files[index]}, both '{id_}'")
         if repeated:
             files = counted(len(repeated), "pair of files has", "pairs of files have")
             raise ZooError(

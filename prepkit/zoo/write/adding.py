@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ def add_models(
     recognised = Recognised(keep_unfoldable=packing.keep_unfoldable, keep_batch_norm=packing.keep_batch_norm)
     failures: list[str] = []
     finished = writer.finished_ids
-    waiting = [index for index, id_ in enumerate(source.ids) if id_ not in finished]
+    waiting = array("q", (index for index, id_ in enumerate(source.ids) if id_ not in finished))
     if progress is not None and len(waiting) < len(source.ids):
         progress(len(source.ids) - len(waiting))
     with (

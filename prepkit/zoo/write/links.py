@@ -13,23 +13,38 @@ def without_links(files: Sequence[str]) -> tuple[list[str], list[str]]:
 
     returns the files, of which that without a link is kept, else the first; and a sentence on the others
     """
-    named: dict[tuple[int, int], list[str]] = {}
+    seen: set[tuple[int, int] | None] = set()
+    twice = set()
+    for place in map(_place, files):
+        if place in seen:
+            twice.add(place)
+        seen.add(place)
+    twice.discard(None)
+    if not twice:
+        return list(files), []
+    named: dict[tuple[int, int] | None, list[str]] = {}
     for file in files:
-        try:
-            status = os.stat(file)
-        except OSError:  # it is told when the file is read
-            continue
-        named.setdefault((status.st_dev, status.st_ino), []).append(file)
+        place = _place(file)
+        if place in twice:
+            named.setdefault(place, []).append(file)
     left_out: dict[str, str] = {}
     for same in named.values():
-        if len(same) > 1:  # or they are hard links, which are files of their own
-            left_out |= _others(same)
+        left_out |= _others(same)
     if not left_out:
         return list(files), []
     pairs = listed(f"{file} ({kept})" for file, kept in left_out.items())
     noun = counted(len(left_out), "file is another", "files are others")
     note = f"{noun} by a link, and left out: {pairs}."
     return [file for file in files if file not in left_out], [note]
+
+
+def _place(file: str) -> tuple[int, int] | None:
+    """Return what tells a file from others; that of hard links, which are files of their own, is the same."""
+    try:
+        status = os.stat(file)
+    except OSError:  # it is told when the file is read
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _others(same: Sequence[str]) -> dict[str, str]:
