@@ -112,14 +112,24 @@ def model_j(
 @click.command("dataset-pt")
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the images that they classify."
+)
+@click.option("--activation", metavar="NAME", help="That of the networks, where no property model::nlin says it.")
 @making_options
 @json_option
-def dataset_pt(source: Path, folder: Path, making: Making, out: Output) -> None:
+def dataset_pt(
+    source: Path, folder: Path, data: Path | None, activation: str | None, making: Making, out: Output
+) -> None:
     """Import a dataset_*.pt of ModelZooDataset.
 
     SRC is the file, in which trainset, valset and testset are objects with data_in, properties, paths and epochs. The
     sets become the split. Properties become columns, test_acc as accuracy, and their numbers are compared with that of
     the networks. Ids are run/epoch. Nothing of the file is imported or run.
+
+    Networks are rebuilt from their tensors and model::nlin as by `prepkit zoo import ray-tree`. With --data (test/CLASS
+    and train/CLASS) some are run, and that decides how inputs were normalised; without, the names of folders do, and a
+    note says so. `prepkit zoo verify DST --rerun N --data PATH` proves it.
 
     Tensors are mapped from the file. A dataset.pt that holds images, such as WeightCLIP's, and the token files of SANE
     are no zoos, and are refused by name.
@@ -129,7 +139,7 @@ def dataset_pt(source: Path, folder: Path, making: Making, out: Output) -> None:
     size = source.stat().st_size if source.is_file() else 0
     with out.bar("reading", "B") as bar:
         bar.begin(size, text="the whole file")
-        models = found_by("dataset-pt", source, {})
+        models = found_by("dataset-pt", source, {"data": data, "activation": activation})
         bar.advance(size)
     making.write(folder, models, {}, out, command="zoo import dataset-pt")
 

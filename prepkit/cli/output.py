@@ -46,6 +46,7 @@ FLAGS = {
     "`pattern`": "--pattern",
     "`order`": "--order",
     "`root`": "--root",
+    "`activation`": "--activation",
     "`split_file`": "--split-file",
     "`splits`": "--splits",
     "`steps`": "--step",

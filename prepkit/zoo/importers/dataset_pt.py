@@ -11,6 +11,7 @@ The objects' class is not imported, and nothing of the file is run. Tensors are 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 from prepkit.checkpoint.load import sha256_of
 from prepkit.checkpoint.objects import SavedObjects, attributes_of, plain, saved_objects
 from prepkit.errors import UnsafeCheckpoint, ZooError, counted, listed
+from prepkit.packing import chosen_options
 from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.format.sources import SOURCE_SHA256
+from prepkit.zoo.importers._saved_networks import SAMPLE, Saved, SavedNetworks
 from prepkit.zoo.write.adding import Model, Source, Told
 
 if TYPE_CHECKING:
@@ -38,10 +41,12 @@ REMEDY = "the zoo is the folder of the runs beside it, or a file such as dataset
 TOKENS = re.compile(r"dataset_torch\.\w+|sample_[0-9]+\.pt")
 
 
-def found(source: Path) -> Source:
+def found(source: Path, *, data: str | os.PathLike[str] | None = None, activation: str | None = None) -> Source:
     """Find the checkpoints in a file.
 
-    source: the file, or a folder that holds one file dataset*.pt
+    source:     the file, or a folder that holds one file dataset*.pt
+    data:       folder of the images that they classify, with train/CLASS and test/CLASS, of the size that they take
+    activation: that of the networks, where no property says it: "relu", "tanh", "gelu", ...
     raises ZooError for a file that is no such zoo, or whose lists differ in length
     """
     path = _file(source)
@@ -51,7 +56,7 @@ def found(source: Path) -> Source:
         if "torch.utils.data.dataset.TensorDataset" in str(error):
             raise ZooError(IMAGES.format(path=path, name="TensorDataset", remedy=REMEDY)) from None
         raise
-    return DatasetSource(saved, _sets(saved))
+    return DatasetSource(saved, _sets(saved), activation, None if data is None else Path(data))
 
 
 def _file(source: Path) -> Path:
@@ -178,7 +183,9 @@ class DatasetSource(Source):
 
     has_mixed_tables = True
 
-    def __init__(self, saved: SavedObjects, sets: Sequence[SavedSet]) -> None:
+    def __init__(
+        self, saved: SavedObjects, sets: Sequence[SavedSet], activation: str | None, data: Path | None
+    ) -> None:
         self._saved = saved
         self._notes: list[str] = []
         every = [(each, number) for each in sets for number in range(len(each.states))]
@@ -204,6 +211,11 @@ class DatasetSource(Source):
             self._notes.append(f"{len(again):,} {are} there before: {listed(again)}.")
         self.ids, self.checkpoints = list(ids), list(ids.values())
         self._tell()
+        ends = (place * len(self.ids) // SAMPLE - 1 for place in range(1, SAMPLE + 1))  # of runs, as they were measured
+        samples = (self._network(index) for index in dict.fromkeys(ends) if index >= 0)
+        self.networks = SavedNetworks(samples, activation, data)
+        self.task, self.how_to_run, self.record = self.networks.task, self.networks.how_to_run, self.networks.record
+        self.options = chosen_options(activation=activation, convention=(self.how_to_run or {}).get("convention"))
 
     @cached_property
     def _sha256(self) -> str:
@@ -216,12 +228,15 @@ class DatasetSource(Source):
     def read(self, index: int) -> Model:
         """Take a checkpoint out of the file's data sets."""
         each, number = self.checkpoints[index]
-        place = self._place(index)
-        tensors = self._saved.checked_state(each.states[number], f"{each.split}.{STATES}[{number}]")
-        told = self.told(index)
-        columns = {**told.columns, SOURCE_SHA256: self._sha256}
-        own = {name: tensor.detach() for name, tensor in tensors.items()}
-        return Model(own, place, columns, unkept=each.unkept(number), split=told.split)
+        saved, told = self._network(index), self.told(index)
+        return Model(
+            saved.tensors,
+            saved.place,
+            {**told.columns, SOURCE_SHA256: self._sha256},
+            unkept=each.unkept(number),
+            split=told.split,
+            architecture=self.networks.architecture(saved),
+        )
 
     def told(self, index: int) -> Told:
         """Return the run, the epoch and the properties of a checkpoint, and its split."""
@@ -236,7 +251,14 @@ class DatasetSource(Source):
 
     def notes(self) -> Sequence[str]:
         """Return sentences on properties, and on checkpoints that stand twice."""
-        return self._notes
+        return *self._notes, *self.networks.notes()
+
+    def _network(self, index: int) -> Saved:
+        """Return a checkpoint, checked, with what tells of its network."""
+        each, number = self.checkpoints[index]
+        tensors = self._saved.checked_state(each.states[number], f"{each.split}.{STATES}[{number}]")
+        own = {name: tensor.detach() for name, tensor in tensors.items()}
+        return Saved(self._place(index), own, self.told(index).columns, each.run(number)[0])
 
     def _place(self, index: int) -> str:
         each, number = self.checkpoints[index]

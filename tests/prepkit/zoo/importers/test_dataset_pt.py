@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from ray_samples import HALF, balanced, filled, share_right, small_cnn, write_images
 from torch.utils.data import TensorDataset
 
 import prepkit
 from prepkit.cli import main
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, ZooError
 from prepkit.zoo.format.manifest import read_manifest
+from prepkit.zoo.importers.kinds import found_by
 
 MODULE = "checkpoints_to_datasets.dataset_base"
 SHAPES = {"module_list.0.weight": (2, 1, 3, 3), "module_list.0.bias": (2,), "module_list.3.weight": (10, 8)}
@@ -201,3 +203,46 @@ def test_code_is_not_run_and_a_half_file_and_nan_are_named(tmp_path, kinds):
     assert result.exit_code == 0, result.output
     assert "1 model that holds NaN or infinity left out: NN_tune_trainable_0/25" in result.output
     assert len(prepkit.open_zoo(tmp_path / "zoo")) == 3
+
+
+def write_networks(tmp_path, kinds, **properties):
+    """Write two networks of MNIST with their accuracies, and return them with the images."""
+    data = write_images(tmp_path / "images")
+    networks = [balanced(filled(small_cnn("tanh"), seed), data, HALF) for seed in (1, 2)]
+    more = {
+        "data_in": [network.state_dict() for network in networks],
+        "paths": [Path(f"/data/tune_zoo_mnist_uniform/NN_{seed}") for seed in (1, 2)],
+        "epochs": [50, 50],
+        "labels_in": None,
+        "properties": {"test_acc": [share_right(network, data, HALF) for network in networks], **properties},
+    }
+    kinds.save(tmp_path / "dataset_x.pt", {"testset": data_set(kinds, 0, 1, **more)})
+    return networks, data
+
+
+def test_networks_are_rebuilt_and_running_finds_their_normalisation_and_proves_it(tmp_path, kinds):
+    networks, (images, _) = write_networks(tmp_path, kinds, **{"model::nlin": ["tanh", "tanh"]})
+    zoo, notes = imported(tmp_path, data=tmp_path / "images")
+    for number, network in enumerate(networks):
+        with torch.no_grad():
+            assert torch.allclose(zoo.network(number)(images), network(images), atol=1e-5)
+    assert any("Running 2 models decided for 'half'" in note for note in notes)  # the folder's name says otherwise
+    arguments = ["zoo", "verify", tmp_path / "zoo", "--rerun", 2, "--data", tmp_path / "images"]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    function = read_manifest(tmp_path / "zoo").function
+    assert function.verified.instances == 2
+    assert function.how.mean == (0.5,)
+
+
+def test_the_activation_may_be_named_where_no_property_says_it(tmp_path, kinds):
+    write_networks(tmp_path, kinds)
+    _, notes = imported(tmp_path)
+    assert any("nothing rebuilds them: without model::nlin (2 models)" in note for note in notes)
+    source = found_by("dataset-pt", tmp_path / "dataset_x.pt", {"activation": "tanh"})
+    assert source.read(0).architecture.name.endswith("_tanh@mnist")
+    assert any("normalised as 'mnist', which nothing proves" in note for note in source.notes())
+    with pytest.raises(ZooError, match=r"there is no 'tan'; there are .* Did you mean 'tanh'"):
+        found_by("dataset-pt", tmp_path / "dataset_x.pt", {"activation": "tan"})
+    with pytest.raises(ZooError, match="Where all have one activation"):
+        found_by("dataset-pt", tmp_path / "dataset_x.pt", {"data": tmp_path / "images"})
