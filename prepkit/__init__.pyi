@@ -51,5 +51,5 @@ from prepkit.zoo.change.convert import convert as convert
 from prepkit.zoo.change.merge import merge as merge
 from prepkit.zoo.change.splitting import split as split
 from prepkit.zoo.importers.kinds import import_zoo as import_zoo
-from prepkit.zoo.read.zoo import Zoo as Zoo
+from prepkit.zoo.opened import Zoo as Zoo
 from prepkit.zoo.write.writer import ZooWriter as ZooWriter

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
     from prepkit.support.progress import Advance
     from prepkit.zoo.change.verify import Verification
-    from prepkit.zoo.read.zoo import Zoo
+    from prepkit.zoo.opened import Zoo
     from prepkit.zoo.write.adding import Source
     from prepkit.zoo.write.model_files import LocalModel
     from prepkit.zoo.write.written import WrittenZoo
@@ -53,9 +53,9 @@ def open_zoo(
     >>> zoo = open_zoo("my-zoo")
     >>> zoo.preps([0, 1, 2]).shape    # [3, H, W]
     """
+    from prepkit.zoo.opened import Zoo
     from prepkit.zoo.read.shapes import common_shape
     from prepkit.zoo.read.store import LocalStore, Store
-    from prepkit.zoo.read.zoo import Zoo
 
     address = _zoo_address(path)
     if isinstance(address, HubAddress):

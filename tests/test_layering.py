@@ -48,6 +48,7 @@ ORDERS = {
         "zoo.write",
         "zoo.importers",
         "zoo.change",
+        "zoo.opened",
         "training",
         "hub",
         "api",

@@ -187,6 +187,10 @@ class LocalStore(Store):
             self._shards.put(number, shard)
         return shard
 
+    def reopened(self) -> LocalStore:
+        """Open the same folder anew, as it is now."""
+        return LocalStore(self.root, verify=self._verify, mmap=self.is_mapped)
+
     def file(self, path: str) -> Path:
         """Return the file in the folder."""
         return self._file_inside(path)

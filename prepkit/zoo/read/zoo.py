@@ -17,30 +17,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
-from prepkit.errors import ZooError, counted, listed, nearest
+from prepkit.errors import ZooError, counted
 from prepkit.prep.contents import note_contents
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.support.files import sha256_of_file
 from prepkit.tensors import torch_dtype
-from prepkit.zoo.format.ids import sha256_of_ids
-from prepkit.zoo.format.manifest import Manifest, StoredArchitecture
+from prepkit.zoo.format.manifest import StoredArchitecture
 from prepkit.zoo.format.sources import names_at
 from prepkit.zoo.format.split_rule import split_rule
-from prepkit.zoo.format.tables import row_of, rows_at, rows_with
-from prepkit.zoo.read._indices import is_single, number_of, numbers_of
+from prepkit.zoo.format.tables import row_of
+from prepkit.zoo.read._indices import is_single
 from prepkit.zoo.read._networks import network_of, registry_of
+from prepkit.zoo.read._selection import Selection
 from prepkit.zoo.read.gather import batch_memory, gather, new_memory
 from prepkit.zoo.read.shapes import common_shape
-from prepkit.zoo.read.store import LocalStore, Store
-from prepkit.zoo.read.where import matching_rows
+from prepkit.zoo.read.store import LocalStore
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import torch
     from torch import Tensor, nn
 
@@ -53,43 +51,15 @@ if TYPE_CHECKING:
     from prepkit.zoo.read.adapters import Adapters
 
 
-class Zoo:
+class Zoo(Selection):
     """An open zoo, or a view of some of its instances; indices count within the view."""
 
-    def __init__(
-        self, store: Store, instances: np.ndarray | None, shape: PRepShape, *, trust_code: bool = False
-    ) -> None:
-        self._store = store
-        self._instances = instances
-        self.shape = shape
-        self._trust_code = trust_code
-
     # What it is -----------------------------------------------------------------------------------------------
-
-    @property
-    def manifest(self) -> Manifest:
-        """The content of zoo.json."""
-        return self._store.manifest
-
-    @property
-    def name(self) -> str:
-        """The zoo's name."""
-        return self.manifest.name
 
     @property
     def task(self) -> Mapping[str, Any] | None:
         """The record of what the instances were trained on."""
         return self.manifest.task
-
-    @cached_property
-    def table(self) -> pa.Table:
-        """The table, one row an instance: id, architecture, class_id, split, shard, row, and the user's columns."""
-        return self._store.table if self._instances is None else rows_at(self._store.table, self._instances)
-
-    @cached_property
-    def sha256(self) -> str:
-        """The sha256 of the ids, which names a split: `zoo.split("train").sha256`; see `prepkit.zoo.format.ids`."""
-        return sha256_of_ids(self.table["id"].to_pylist())
 
     @property
     def split_rule(self) -> str | None:
@@ -120,45 +90,10 @@ class Zoo:
         """Return the view for another process, without what was derived from it."""
         return {key: self.__dict__[key] for key in ("_store", "_instances", "shape", "_trust_code")}
 
-    def __len__(self) -> int:
-        return len(self._store.shard_of) if self._instances is None else len(self._instances)
-
     def __repr__(self) -> str:
         part = "" if self._instances is None else f"{len(self):,} of "
         total = counted(len(self._store.shard_of), "instance")
         return f"<Zoo '{self.name}': {part}{total}, PReps {self.shape} {self.manifest.dtype}>"
-
-    # Views ----------------------------------------------------------------------------------------------------
-
-    def where(self, condition: str) -> Zoo:
-        """Return the instances that a condition on the table selects, as a view; see prepkit.zoo.read.where.
-
-        A name that is not made of letters, digits and _ stands in backticks: zoo.where("`config.l2` < 1e-3").
-
-        raises WhereError
-        """
-        return self.select(matching_rows(self.table, condition))
-
-    def split(self, name: str) -> Zoo:
-        """Return the instances of a split, as a view.
-
-        raises ZooError if the zoo has no such split
-        """
-        if name not in self.manifest.splits:
-            splits = self.manifest.splits
-            raise ZooError(
-                f"'{self.name}' has no split '{name}'; it has {listed(splits) or 'none'}.{nearest(name, splits)}"
-            )
-        return self.select(rows_with(self.table["split"], name))
-
-    def select(self, indices: Sequence[int] | np.ndarray | Tensor | slice) -> Zoo:
-        """Return these instances in this order, as a view.
-
-        raises IndexError
-        """
-        numbers = self.numbers(indices)
-        instances = numbers.copy() if self._instances is None else self._instances[numbers]
-        return Zoo(self._store, instances, self.shape, trust_code=self._trust_code)
 
     def __iter__(self) -> Iterator[tuple[PRep, dict[str, Any]]]:
         return (self[index] for index in range(len(self)))
@@ -169,10 +104,10 @@ class Zoo:
     def __getitem__(self, key: int | str) -> tuple[PRep, dict[str, Any]]: ...
 
     @overload
-    def __getitem__(self, key: slice | Sequence[int] | np.ndarray) -> Zoo: ...
+    def __getitem__(self, key: slice | Sequence[int] | list[str] | np.ndarray) -> Self: ...
 
-    def __getitem__(self, key: Any) -> tuple[PRep, dict[str, Any]] | Zoo:
-        """Return one instance by index or id, or a view of several by a slice or a row of indices.
+    def __getitem__(self, key: Any) -> tuple[PRep, dict[str, Any]] | Self:
+        """Return one instance by index or id, or a view of several by a slice or a row of indices or ids.
 
         One instance is its PRep at its architecture's own height, in memory of its own, and its row of the table.
         raises IndexError, ZooError for an unknown id
@@ -181,24 +116,6 @@ class Zoo:
             return self.select(key)
         number = self._number(key)
         return self._prep(number, copy=True), self.metadata(number)
-
-    def __contains__(self, id: object) -> bool:
-        """Whether the zoo or view has an instance with this id."""
-        if not isinstance(id, str):
-            raise ZooError(f"`in` asks a zoo for an id, which is text; found {type(id).__name__}.")
-        return id in self._ids
-
-    def index(self, id: str) -> int:
-        """Return the index of the instance with this id.
-
-        raises ZooError if there is none
-        """
-        if not isinstance(id, str):
-            raise ZooError(f"an id is text; found {type(id).__name__}.")
-        try:
-            return self._ids[id]
-        except KeyError:
-            raise ZooError(f"'{self.name}' has no instance '{id}'.{nearest(id, self._ids)}") from None
 
     def metadata(self, key: int | str) -> dict[str, Any]:
         """Return an instance's row of the table, by index or id."""
@@ -345,10 +262,6 @@ class Zoo:
 
     # Inside ---------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {id: index for index, id in enumerate(self.table["id"].to_pylist())}
-
     def _shape(self, width: int | None, height: int | None) -> PRepShape:
         if width is None and height is None:
             return self.shape
@@ -368,27 +281,6 @@ class Zoo:
 
     def _stored_of(self, number: int) -> StoredArchitecture:
         return self._store.architecture_of_shard(int(self._store.shard_of[self._instance(number)]))
-
-    def _instance(self, number: int) -> int:
-        return number if self._instances is None else int(self._instances[number])
-
-    def _instances_of(self, indices: Any) -> np.ndarray:
-        """Return the rows of the store's table for indices of this view."""
-        if indices is None:
-            return np.arange(len(self)) if self._instances is None else self._instances
-        numbers = self.numbers(indices)
-        return numbers if self._instances is None else self._instances[numbers]
-
-    def numbers(self, indices: Any) -> np.ndarray:
-        """Return indices as an array of numbers from 0 to N - 1.
-
-        indices: a number, several, or a slice; negative ones count from the end
-        raises IndexError
-        """
-        return numbers_of(indices, len(self))
-
-    def _number(self, key: int | str) -> int:
-        return self.index(key) if isinstance(key, str) else number_of(key, len(self))
 
     def _network(self, stored: StoredArchitecture, tensors: Mapping[str, Tensor]) -> nn.Module:
         return network_of(self._store, stored, tensors, self._trust_code)

@@ -153,6 +153,21 @@ def test_rows_by_the_path_that_an_id_was_made_of(root, tmp_path):
         annotate(root, tmp_path / "t.csv")
 
 
+def test_a_zoo_with_columns_is_the_same_zoo_or_view_as_it_is_then(root):
+    zoo = open_zoo(root, width=64)
+    view = zoo.where("accuracy > 0.525").select([2, 0])
+    changed = view.with_columns({"id": ["m3", "m5", "m0"], "robust": [0.3, 0.5, 0]})
+    assert changed.table.select(["id", "robust"]).to_pylist() == [
+        {"id": "m5", "robust": 0.5},
+        {"id": "m3", "robust": 0.3},
+    ]
+    assert torch.equal(changed.preps(), view.preps())
+    assert "robust" not in zoo.table.column_names
+    again = zoo.with_columns(pd.DataFrame({"run": [0], "lr": [0.1]}), on="run")
+    assert (len(again), again.shape.width) == (7, 64)
+    assert again.where("lr > 0").table["id"].to_pylist() == ["m0", "m1"]
+
+
 # Replacing, renaming, dropping --------------------------------------------------------------------------------
 
 
