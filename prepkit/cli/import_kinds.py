@@ -180,6 +180,9 @@ def small_cnn_zoo(
     each row. The table becomes columns, of which modeldir is called run and test_accuracy accuracy; ids are
     run/step.
 
+    `prepkit zoo verify DST --rerun N --data FOLDER` proves it on the images of MNIST, Fashion-MNIST, CIFAR-10 or SVHN,
+    in the files that torchvision downloads: channels averaged into one, pixels from -1 to 1.
+
     --splits paper --order FILE takes the last step and splits it as NFN does, ScaleGMN too with --activation relu: the
     second half of the order is for testing, the first is shuffled by random.Random(0), four fifths for training. FILE
     is the CSV file of a permutation that NFN publishes. The stray 0 at its start counts as a row, as it does there; a

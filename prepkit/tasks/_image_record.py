@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 TASK = Place("task")
 DIGITS = "digits"
 FOLDER = "folder"
+DOWNLOADED = ("mnist", "fashion_mnist", "cifar10", "svhn")  # in the files that torchvision downloads
+LOCAL = (DIGITS, FOLDER, *DOWNLOADED)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_KEYS = ("revision", "config", "columns")
 WELL_KNOWN = ("uoft-cs/cifar10", "zh-plus/tiny-imagenet")  # sets of the Hub, for hints where a name is nearly theirs
 
 
 def _dataset(value: Any, place: Place) -> str:
-    if isinstance(value, str) and (value in (DIGITS, FOLDER) or HUB_NAME.fullmatch(value)):
+    if isinstance(value, str) and (value in LOCAL or HUB_NAME.fullmatch(value)):
         return value
-    raise wrong(place, DATASET.words, value, nearest(str(value), (DIGITS, FOLDER, *WELL_KNOWN)))
+    raise wrong(place, DATASET.words, value, nearest(str(value), (*LOCAL, *WELL_KNOWN)))
 
 
-DATASET = Reader(f"'{DIGITS}', '{FOLDER}' or an image set of the Hub such as '{WELL_KNOWN[0]}'", _dataset)
+DATASET = Reader(
+    f"'{DIGITS}', '{FOLDER}', {', '.join(map(repr, DOWNLOADED))} or an image set of the Hub such as '{WELL_KNOWN[0]}'",
+    _dataset,
+)
 NAME = checked("a name", lambda value: isinstance(value, str) and value)
 PART = checked(
     "a number of images or the name of a part of the set",
@@ -77,7 +82,10 @@ class ImageRecord:
 
     kind: Annotated[Literal["images"], "kind of the task"]
     dataset: Annotated[
-        str, DATASET, "scikit-learn's 1,797 digits of 8 x 8, a folder of images (`--data`), or a set of the Hub"
+        str,
+        DATASET,
+        "scikit-learn's 1,797 digits of 8 x 8, a folder of images (`--data`), a set in the files that torchvision "
+        "downloads (`--data` too), or a set of the Hub",
     ]
     split: Split
     mean: Annotated[
@@ -90,6 +98,7 @@ class ImageRecord:
         list_of(number("a number above 0", lambda value: value > 0), "numbers, one a channel", least=1),
         "what is divided by then; 1 if missing",
     ] = None
+    gray: Annotated[bool, "average the channels of coloured images into one, before `mean` and `std`"] = False
     augmentation: Augmentation = Augmentation()
     revision: Annotated[
         str | None, NAME, "(Hub) branch, tag or commit; the main branch if missing. Loading puts the commit there"
@@ -109,7 +118,7 @@ def check(record: Mapping[str, Any]) -> ImageRecord:
     raises ZooError naming the place in the record that is wrong
     """
     keys = dict(keys_of(ImageRecord))
-    if record.get("dataset") in (DIGITS, FOLDER):
+    if record.get("dataset") in LOCAL:
         keys = {name: key for name, key in keys.items() if name not in HUB_KEYS}
     values = {key: value for key, value in record.items() if value is not None}
     task = ImageRecord(**read_keys(keys, values, TASK))

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,22 @@ class ImageSet:
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height, width."""
         return tuple(next(iter(self.parts.values())).images.shape[1:])
+
+
+def averaged(images: ImageSet) -> ImageSet:
+    """Return a set whose images have one channel, the mean of three: their sum, and three times the levels.
+
+    The sha256 stays that of the coloured images, since it tells which data these are.
+    """
+    import torch
+
+    if images.image_shape[0] == 1:
+        return images
+    parts = {
+        name: Part(part.images.sum(1, keepdim=True, dtype=torch.int16), part.labels)
+        for name, part in images.parts.items()
+    }
+    return replace(images, parts=parts, levels=images.levels * images.image_shape[0])
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prepkit.errors import ZooError
-from prepkit.tasks._image_record import DIGITS, FOLDER, ImageRecord
+from prepkit.tasks._image_record import DIGITS, DOWNLOADED, FOLDER, ImageRecord
 from prepkit.tasks._image_set import ImageSet, Part, count_classes, fingerprint
 from prepkit.tasks.task import DataMissing
 
@@ -45,10 +45,20 @@ def _folder(record: ImageRecord, data: Path | None) -> ImageSet:
     return folder_images(record, data)
 
 
+def _downloaded(record: ImageRecord, data: Path | None) -> ImageSet:
+    from prepkit.tasks._downloaded_images import downloaded_images
+
+    return downloaded_images(record, data)
+
+
 def _hub(record: ImageRecord, data: Path | None) -> ImageSet:
     from prepkit.tasks._hub_images import hub_images
 
     return hub_images(record, data)
 
 
-SOURCES: dict[str, Callable[[ImageRecord, Path | None], ImageSet]] = {DIGITS: _digits, FOLDER: _folder}
+SOURCES: dict[str, Callable[[ImageRecord, Path | None], ImageSet]] = {
+    DIGITS: _digits,
+    FOLDER: _folder,
+    **dict.fromkeys(DOWNLOADED, _downloaded),
+}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from prepkit.errors import ZooError, listed, nearest
 from prepkit.tasks._augmentation import Images, Normalisation, draw
 from prepkit.tasks._image_record import Augmentation, ImageRecord, Split, check, per_channel, split_indices
-from prepkit.tasks._image_set import ImageSet, Part
+from prepkit.tasks._image_set import ImageSet, Part, averaged
 from prepkit.tasks.task import EVALUATION_BATCH, TaskBatch, task_text
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def load(record: Mapping[str, Any], data: Path | None = None) -> ImageTask:
 
     asked = check(record)
     found = image_set(asked, data)
+    if asked.gray:
+        found = averaged(found)
     parts = deal(found, asked.split)
     channels = found.image_shape[0]
     mean, std = per_channel(asked.mean, "mean", 0.0, channels), per_channel(asked.std, "std", 1.0, channels)

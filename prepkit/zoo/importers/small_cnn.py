@@ -39,8 +39,21 @@ ACTIVATION, DATASET, RUN, STEP, ACCURACY = "config.activation", "config.dataset"
 NAMES = {RUN: "run", ACCURACY: "accuracy"}  # of columns that all zoos call so
 SIZES = {"mnist": 28, "fashion_mnist": 28}  # height and width of the pictures; others have OTHER_SIZE
 OTHER_SIZE = 32
+DATASETS = {  # the makers' names, and those of tasks; all but the first two have coloured images
+    "mnist": "mnist",
+    "fashion_mnist": "fashion_mnist",
+    "cifar10": "cifar10",
+    "svhn_cropped": "svhn",
+}
+# Of 10,000 pictures as many as 10 may be told otherwise by arithmetic that is not TensorFlow's on the makers' machines;
+# another convention changes far more.
+TOLERANCE = 0.001
 HOW_TO_RUN = {
     "measure": "accuracy",
+    "tolerance": TOLERANCE,
+    "assumed": "pixels are scaled to -1 to 1, and the channels of coloured images averaged into one",
+    "mean": [0.5],
+    "std": [0.5],
     "activation": ACTIVATION,
     "order": "convolution and activation, three times; the mean over height and width; a linear layer",
     "stride": "2",
@@ -112,6 +125,7 @@ class SmallCNNSource(Source):
         order: str | os.PathLike[str] | None,
     ) -> None:
         self._matrix, self._layout, self._table, self._metrics = matrix, layout, table, metrics
+        self.task = _task(table)
         self._notes = [
             f"Columns of {metrics.name} have other names: {listed(f'{a} is {b}' for a, b in NAMES.items())}."
         ]
@@ -237,6 +251,17 @@ class SmallCNNSource(Source):
                 {},
             )
         return self._architectures[key]
+
+
+def _task(table: pa.Table) -> dict[str, Any] | None:
+    """Return the record of the makers' task; None if the rows name several data sets, or an unknown one."""
+    named = set(table[DATASET].to_pylist()) if DATASET in table.column_names else set()
+    if len(named) != 1 or not named <= DATASETS.keys():
+        return None
+    dataset = DATASETS[named.pop()]
+    split = {"seed": 0, "train": "train", "test": "test"}
+    record = {"kind": "images", "dataset": dataset, "mean": [0.5], "std": [0.5], "split": split}
+    return record if dataset in SIZES else {**record, "gray": True}
 
 
 def _column(name: str) -> str:

@@ -196,8 +196,11 @@ def test_other_data_than_those_of_the_record_are_an_error(change, told):
     [
         ({"kind": "image"}, "Did you mean 'images'?"),
         ({"kind": None}, "task, kind: expected one of images, shapes; found None."),
-        ({"dataset": "cifar10"}, "Did you mean 'uoft-cs/cifar10'?"),
-        ({"dataset": "a/b/c"}, "task, dataset: expected 'digits', 'folder' or an image set of the Hub such as"),
+        ({"dataset": "cifar-10"}, "Did you mean 'cifar10'?"),
+        (
+            {"dataset": "a/b/c"},
+            "task, dataset: expected 'digits', 'folder', 'mnist', 'fashion_mnist', 'cifar10', 'svhn' or an image set",
+        ),
         ({"dataset": 3}, "such as 'uoft-cs/cifar10'; found 3."),
         ({"augmentaton": {}}, "task: unknown key 'augmentaton'"),
         ({"augmentaton": {}}, "Did you mean 'augmentation'?"),
