@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from mmap import ACCESS_READ, mmap
 from pathlib import Path, PureWindowsPath
 from typing import IO
@@ -130,6 +130,10 @@ def check_pickle(path: Path, pickled: bytes | mmap) -> None:
         raise UnsafeCheckpoint(f"{path} makes a bytearray, which no tensor needs; {SAVE_WEIGHTS}.")
 
 
+# Those of the last file that needed some. Files that one program wrote need the same, which are found by failing once.
+EARLIER_STAND_INS: dict[str, type] = {}
+
+
 def load_weights(path: Path, *, mapped: bool) -> object:
     """Call torch.load with weights_only, on the CPU; other objects beside the tensors become inert stand-ins.
 
@@ -140,14 +144,25 @@ def load_weights(path: Path, *, mapped: bool) -> object:
 
     # torch.load takes any path that ends in .safetensors for safetensors; an open file has no suffix.
     by_path = mapped and not path.name.endswith(".safetensors")
+
+    def load(stand_ins: Mapping[str, type]) -> object:
+        file.seek(0)
+        with safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+            return torch.load(path if by_path else file, map_location="cpu", weights_only=True, mmap=by_path)
+
     stand_ins: dict[str, type] = {}
     with opened(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are about torch's own insides; faults of the file are raised below
+        if earlier := dict(EARLIER_STAND_INS):
+            with suppress(Exception):  # a file of another program, or a damaged one, is read anew
+                return load(earlier)
         while True:
-            file.seek(0)
             try:
-                with safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
-                    return torch.load(path if by_path else file, map_location="cpu", weights_only=True, mmap=by_path)
+                loaded = load(stand_ins)
+                if stand_ins:
+                    EARLIER_STAND_INS.clear()
+                    EARLIER_STAND_INS.update(stand_ins)
+                return loaded
             except Exception as error:
                 better = {name: kind for name, kind in other_kind(error).items() if was_inert(stand_ins.get(name))}
                 names = unsafe_globals(path, error)
