@@ -49,9 +49,10 @@ def ray_tree(
     training. A run without params.json is unfinished and left out, unless --unfinished takes it.
 
     Networks are rebuilt from their tensors: small CNNs, ResNets, and those of the Small CNN Zoo in PyTorch. No file
-    says how inputs were normalised. With --data, a folder of train/CLASS/*.png and test/CLASS/*.png of the size that
-    the networks take, running some models decides it, and whether pooling stands before the activation. Without it
-    --task tells it, or names tell what is likely. `prepkit zoo verify DST --rerun N --data PATH` proves it.
+    says how inputs were normalised. With --data, a folder of train/CLASS/*.png and test/CLASS/*.png or torchvision's
+    folder of MNIST, Fashion-MNIST, CIFAR-10 or SVHN, running some models decides it, and whether pooling stands before
+    the activation. Images are scaled to 28 x 28 or 32 x 32 where networks take no others. Without --data a --task
+    tells it, or names tell what is likely. `prepkit zoo verify DST --rerun N --data PATH` proves it.
 
     --splits strict keeps runs together that began from each other, and leaves copies out: half for testing, four
     tenths for training, one tenth for validation. --splits paper shuffles folders with seed 42, as the published

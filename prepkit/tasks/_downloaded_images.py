@@ -22,7 +22,7 @@ import numpy as np
 
 from prepkit.errors import ZooError, listed
 from prepkit.tasks._image_record import ImageRecord
-from prepkit.tasks._image_set import ImageSet, Part, count_classes, fingerprint
+from prepkit.tasks._image_set import ImageSet, Part, count_classes, fingerprint, scaled
 from prepkit.tasks.task import DataMissing
 
 FOLDERS = {  # in which the files may stand, below the folder that is named
@@ -68,6 +68,7 @@ def downloaded_images(record: ImageRecord, data: Path | None) -> ImageSet:
         images, labels = READERS[name](data, part)
         if len(images) != len(labels) or not len(labels):
             raise ZooError(f"'{data}': {name} has {len(images):,} images and {len(labels):,} labels for {part}.")
+        images = scaled(images, record.size)
         pair = (torch.from_numpy(np.ascontiguousarray(each)) for each in (images, labels.astype(np.int64)))
         parts[part] = Part(*pair)
     names = tuple(map(str, range(CLASSES)))

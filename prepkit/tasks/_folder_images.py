@@ -36,7 +36,10 @@ def folder_images(record: ImageRecord, data: Path | None) -> ImageSet:
         raise ZooError(f"'{roots[record.split.train]}' has no subfolders; a class is a subfolder of images.")
     files = {name: _files(root, class_names) for name, root in roots.items()}
     pixels = as_channels(
-        {name: decode_all(((f"'{f}'", f) for f, _ in found), len(found), name) for name, found in files.items()}
+        {
+            name: decode_all(((f"'{f}'", f) for f, _ in found), len(found), name, record.size)
+            for name, found in files.items()
+        }
     )
     parts = {
         name: Part(torch.from_numpy(pixels[name]), torch.tensor([label for _, label in found]))

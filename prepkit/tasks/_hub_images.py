@@ -56,6 +56,7 @@ def _is_commit(revision: str | None) -> bool:
 def _cache_name(record: ImageRecord, commit: str | None) -> str:
     columns = (record.columns.image, record.columns.label)
     what = f"{record.dataset}:{commit}:{record.config}:{columns}:{sorted(record.split.parts)}"
+    what += f":{record.size}" if record.size else ""
     return f"{record.dataset.replace('/', '--')}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
 
@@ -126,7 +127,7 @@ def _decoded(record: ImageRecord, folder: Path, commit: str | None) -> ImageSet:
         features = opened[record.split.train].features
         image, label = _columns(record, features)
         rows = {name: opened[name].select_columns([image, label]) for name in record.split.parts}
-        pixels = as_channels({name: _pixels(part, image, name) for name, part in rows.items()})
+        pixels = as_channels({name: _pixels(part, image, name, record.size) for name, part in rows.items()})
         labels = {name: _labels(part, label, name) for name, part in rows.items()}
         del opened, rows  # Their files are mapped, and about to be deleted.
     parts = {name: Part(torch.from_numpy(pixels[name]), labels[name]) for name in pixels}
@@ -198,7 +199,7 @@ def _column_for(what: str, asked: str | None, fitting: list[str], features: Feat
     )
 
 
-def _pixels(part: Dataset, column: str, name: str) -> Any:
+def _pixels(part: Dataset, column: str, name: str, size: int | None) -> Any:
     from datasets import Image
 
     encoded = part.select_columns([column]).cast_column(column, Image(decode=False))
@@ -213,7 +214,7 @@ def _pixels(part: Dataset, column: str, name: str) -> Any:
                 yield place, value["bytes"] if value["bytes"] is not None else value["path"]
                 number += 1
 
-    return decode_all(images(), len(encoded), name)
+    return decode_all(images(), len(encoded), name, size)
 
 
 def _labels(part: Dataset, column: str, name: str) -> Any:

@@ -21,6 +21,7 @@ DOWNLOADED = ("mnist", "fashion_mnist", "cifar10", "svhn")  # in the files that 
 LOCAL = (DIGITS, FOLDER, *DOWNLOADED)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_KEYS = ("revision", "config", "columns")
+SIZE = "size"  # key that the digits do not have, as they are no files of images
 WELL_KNOWN = ("uoft-cs/cifar10", "zh-plus/tiny-imagenet")  # sets of the Hub, for hints where a name is nearly theirs
 
 
@@ -99,6 +100,11 @@ class ImageRecord:
         "what is divided by then; 1 if missing",
     ] = None
     gray: Annotated[bool, "average the channels of coloured images into one, before `mean` and `std`"] = False
+    size: Annotated[
+        int | None,
+        whole(1),
+        "height and width to which images are scaled, bilinear as Pillow and torchvision do it; their own if missing",
+    ] = None
     augmentation: Augmentation = Augmentation()
     revision: Annotated[
         str | None, NAME, "(Hub) branch, tag or commit; the main branch if missing. Loading puts the commit there"
@@ -120,6 +126,8 @@ def check(record: Mapping[str, Any]) -> ImageRecord:
     keys = dict(keys_of(ImageRecord))
     if record.get("dataset") in LOCAL:
         keys = {name: key for name, key in keys.items() if name not in HUB_KEYS}
+    if record.get("dataset") == DIGITS:
+        keys = {name: key for name, key in keys.items() if name != SIZE}
     values = {key: value for key, value in record.items() if value is not None}
     task = ImageRecord(**read_keys(keys, values, TASK))
     split = task.split

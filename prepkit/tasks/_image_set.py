@@ -101,11 +101,12 @@ def count_classes(parts: Mapping[str, Part], class_names: tuple[str, ...] | None
     return classes
 
 
-def decode_all(encoded: Iterable[tuple[str, Any]], count: int, name: str) -> np.ndarray:
+def decode_all(encoded: Iterable[tuple[str, Any]], count: int, name: str, size: int | None = None) -> np.ndarray:
     """Decode images into `[count, C, H, W]` uint8; C is 1 if all are gray, else 3. A terminal shows a bar.
 
     encoded: the place of each image, and the bytes of a file or what `PIL.Image.open` takes
     name:    name of the part, for the bar
+    size:    height and width to which they are scaled; their own if missing
     raises ZooError naming the place of an image that cannot be read or is not as large as the first
     """
     import numpy as np
@@ -115,7 +116,7 @@ def decode_all(encoded: Iterable[tuple[str, Any]], count: int, name: str) -> np.
     pool = ThreadPoolExecutor(DECODING_THREADS, "prepkit-decode")
     with pool, ProgressBar(f"decoding {name}", "image") as bar:
         bar.begin(count)
-        for number, (place, pixels) in enumerate(_in_chunks(pool, encoded)):
+        for number, (place, pixels) in enumerate(_in_chunks(pool, encoded, size)):
             if images is None:
                 images = np.empty((count, 3, *pixels.shape[:2]), dtype=np.uint8)
             if pixels.shape[:2] != images.shape[2:]:
@@ -150,27 +151,52 @@ def as_channels(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _in_chunks(pool: ThreadPoolExecutor, encoded: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+def _in_chunks(
+    pool: ThreadPoolExecutor, encoded: Iterable[tuple[str, Any]], size: int | None
+) -> Iterator[tuple[str, np.ndarray]]:
     left = iter(encoded)
     while chunk := list(islice(left, CHUNK)):
-        yield from pool.map(lambda item: (item[0], decoded(*item)), chunk)
+        yield from pool.map(lambda item: (item[0], decoded(item[0], item[1], size)), chunk)
 
 
-def decoded(place: str, encoded: Any) -> np.ndarray:
-    """Decode a gray image into `[H, W]` uint8, a coloured one into `[H, W, 3]`."""
+def scaled(images: np.ndarray, size: int | None) -> np.ndarray:
+    """Scale images `[N, C, H, W]` uint8, C 1 or 3, to height and width `size` as those of files; None keeps them."""
     import numpy as np
 
+    if size in (None, images.shape[2]) and size in (None, images.shape[3]):
+        return images
+    pillow = _pillow()
+    found = np.empty((*images.shape[:2], size, size), np.uint8)
+    for number, image in enumerate(images):
+        pixels = pillow.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0).copy())
+        small = np.asarray(pixels.resize((size, size), pillow.Resampling.BILINEAR))
+        found[number] = small if small.ndim == 2 else small.transpose(2, 0, 1)
+    return found
+
+
+def _pillow() -> Any:
+    """Return the module of Pillow that reads and scales images."""
     try:
         from PIL import Image
     except ImportError:
         raise DataMissing("images are decoded by Pillow, which is missing; pip install 'prepkit[train]'") from None
+    return Image
+
+
+def decoded(place: str, encoded: Any, size: int | None = None) -> np.ndarray:
+    """Decode a gray image into `[H, W]` uint8, a coloured one into `[H, W, 3]`.
+
+    size: height and width to which it is scaled; its own if missing
+    """
+    import numpy as np
+
+    pillow = _pillow()
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        with pillow.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             mode = image.mode
-            if mode in GRAY_MODES:
-                return np.asarray(image.convert("L"))
-            if mode in COLOUR_MODES:
-                return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if mode in (*GRAY_MODES, *COLOUR_MODES):
+                plain = image.convert("L" if mode in GRAY_MODES else "RGB")
+                return np.asarray(plain.resize((size, size), pillow.Resampling.BILINEAR) if size else plain)
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise ZooError(f"{place} is no image that can be read: {str(error).splitlines()[0]}.") from None
     raise ZooError(f"{place} has pixels of mode {mode}; convert them to 8 bits a channel, gray or RGB.")

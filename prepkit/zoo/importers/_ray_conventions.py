@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted
 from prepkit.tasks.task import EVALUATION_BATCH
+from prepkit.zoo.importers._ray_networks import Rebuilt, only_size
 from prepkit.zoo.importers._ray_runs import Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from prepkit.tasks.images import ImageTask
-
 TEST = "test"
+FOLDER = "folder"  # what a task calls images in folders of the user's
+DOWNLOADED = ("mnist", "fashion_mnist", "cifar10", "svhn")  # what it calls images in files that torchvision downloads
 LEAST_AGREEMENT = 0.02  # mean difference of accuracies up to which a convention may be the right one
 HOPELESS = 0.05  # mean difference beyond the best one's at which a convention is not run any more
 ONE_IMAGE = 1.001  # so many images may differ where a convention is right; stored numbers are rounded
@@ -40,11 +41,26 @@ class Normalisation:
         """Return whether images of so many channels can be normalised so."""
         return len(self.mean) in (1, channels)
 
-    def task(self, channels: int) -> dict[str, Any]:
-        """Return the record of a task whose images are in a folder of the user's."""
+    def task(self, channels: int, size: int | None, dataset: str = FOLDER) -> dict[str, Any]:
+        """Return the record of a task.
+
+        size: height and width to which images are scaled; their own if None
+        """
         per_channel = {"mean": self.mean, "std": self.std}
         values = {key: list(all_ * channels if len(all_) == 1 else all_) for key, all_ in per_channel.items()}
-        return {"kind": "images", "dataset": "folder", "split": {"seed": 0, "test": TEST}, **values}
+        return {**plain_task(size, dataset), **values}
+
+
+def plain_task(size: int | None, dataset: str = FOLDER) -> dict[str, Any]:
+    """Return the record of a task whose images are not normalised."""
+    scaled = {} if size is None else {"size": size}
+    return {"kind": "images", "dataset": dataset, "split": {"seed": 0, "test": TEST}, **scaled}
+
+
+def images_of(data_set: str, data: Path | None) -> str:
+    """Return what a task calls the images of a data set: its name for torchvision's files, which also no data means."""
+    is_folder = data is not None and any((data / part).is_dir() for part in ("train", TEST))
+    return data_set if data_set in DOWNLOADED and not is_folder else FOLDER
 
 
 NORMALISATIONS = {
@@ -109,14 +125,26 @@ def data_set(folder: Path, run: Run, settings: Mapping[str, Any]) -> DataSet:
 
 @dataclass(frozen=True)
 class Sample:
-    """A model that is run to find the convention.
+    """A model that is run to find the convention: its network, its values and its accuracy as it is stored.
 
-    networks: the network with its values, by whether pooling stands first
-    stored:   its accuracy
+    place: what errors call it
     """
 
-    networks: Mapping[bool, nn.Module]
+    network: Rebuilt
+    tensors: Mapping[str, Tensor]
     stored: float
+    place: str
+
+    def by_order(self) -> dict[bool, nn.Module]:
+        """Return the networks to run, by whether pooling stands before the activation."""
+        from prepkit.families.loading import network_with
+
+        orders = (True, False) if self.network.order_matters else (True,)
+        architectures = {order: self.network.architecture("any", order) for order in orders}
+        return {
+            order: network_with(self.tensors, architecture, self.place).float()
+            for order, architecture in architectures.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -132,21 +160,31 @@ class Decision:
     note: str
 
 
-def decide(samples: Sequence[Sample], task: ImageTask, likely: Normalisation | None, data: Path) -> Decision:
+def decide(samples: Sequence[Sample], likely: Normalisation | None, data: Path, dataset: str = FOLDER) -> Decision:
     """Run models by each convention, and return that by which they have the accuracies that are stored.
 
-    task: the test images, not normalised
-    raises ZooError if none is right
+    data:    folder of the images
+    dataset: what a task calls them
+    raises ZooError if none is right, or the images are not those that the networks take
     """
-    images, labels = task.normalised(TEST)
-    orders = sorted({order for sample in samples for order in sample.networks}, reverse=True)
+    from prepkit.tasks.images import load
+
+    networks = [sample.network for sample in samples]
+    images, labels = load(plain_task(only_size(networks), dataset), data).normalised(TEST)
+    if images.shape[1] != networks[0].channels:
+        raise ZooError(
+            f"the networks take images of {counted(networks[0].channels, 'channel')}, but those in '{data}' have "
+            f"{images.shape[1]}: gray images have 1, coloured ones 3. Convert them as the makers of the zoo did."
+        )
+    orders = (True, False) if any(network.order_matters for network in networks) else (True,)
     left = [
         Convention(each, order) for each in NORMALISATIONS.values() if each.fits(images.shape[1]) for order in orders
     ]
     differences: dict[str, list[float]] = {each.name: [] for each in left}
     for sample in samples:
+        by_order = sample.by_order()
         for each in left:
-            network = sample.networks.get(each.pool_first, sample.networks[True])
+            network = by_order.get(each.pool_first, by_order[True])
             found = _accuracy(network, images, labels, each.normalisation, data)
             differences[each.name].append(abs(found - sample.stored))
         best = min(fmean(differences[each.name]) for each in left)
@@ -188,7 +226,7 @@ def _accuracy(network: nn.Module, images: Tensor, labels: Tensor, normalisation:
         shape = "x".join(map(str, images.shape[1:]))
         reason = str(error).splitlines()[0]
         raise ZooError(
-            f"a model does not run on the images of '{data}', which are {shape}: {reason}. Scale the images as the "
-            "makers of the zoo did: to 28 x 28 for the small networks of ModelZooDataset, to 32 x 32 for others."
+            f"a model does not run on the images of '{data}', which are {shape}: {reason}. See whether they are as "
+            "large as the makers of the zoo had them."
         ) from None
     return right / len(labels)

@@ -64,6 +64,11 @@ class Rebuilt(ABC):
         """Channels of its images."""
 
     @property
+    def only_size(self) -> int | None:
+        """Height and width of the only images that it takes; None if it takes any."""
+        return None
+
+    @property
     def order_matters(self) -> bool:
         """Whether it makes a difference that pooling stands before the activation."""
         return False
@@ -104,6 +109,11 @@ class ChainNetwork(Rebuilt):
     def channels(self) -> int:
         """Channels of its images."""
         return self.convs[0].inputs
+
+    @property
+    def only_size(self) -> int | None:
+        """Height and width of the only images that it takes; None if it takes any."""
+        return None if self.has_mean else self.size
 
     @property
     def order_matters(self) -> bool:
@@ -188,6 +198,12 @@ def named_activation(settings: Mapping[str, Any]) -> str | None:
     """Return the activation that the settings of a run name; None if they name none that is known."""
     named = next((settings[name] for name in ACTIVATIONS_UNDER if isinstance(settings.get(name), str)), "")
     return ACTIVATIONS.get(named.lower())
+
+
+def only_size(networks: Sequence[Rebuilt]) -> int | None:
+    """Return the size of the only images that networks take; None if they take any, or different ones."""
+    sizes = {network.only_size for network in networks}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def how_to_run(networks: Sequence[Rebuilt], activation: str | None, pool_first: bool) -> dict[str, Any]:

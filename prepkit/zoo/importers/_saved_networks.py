@@ -17,6 +17,7 @@ from prepkit.zoo.importers._ray_networks import (
     ResNetNetwork,
     how_to_run,
     named_activation,
+    only_size,
     rebuilt,
 )
 from prepkit.zoo.importers._ray_runs import Run
@@ -125,30 +126,20 @@ class SavedNetworks:
         self.how_to_run = how_to_run(networks, named, convention is None or convention.pool_first)
         if convention is not None:
             self._pool_first = convention.pool_first
-            self.task = convention.normalisation.task(networks[0].channels)
+            self.task = convention.normalisation.task(networks[0].channels, only_size(networks))
             normalised = {key: self.task[key] for key in ("mean", "std")}
             self.how_to_run = {**self.how_to_run, "convention": convention.name, **normalised}
 
     def _run(self, found: Sequence[tuple[Saved, Rebuilt]], likely: str | None, data: Path) -> Convention:
         """Return the convention by which checkpoints have the accuracies that are stored."""
-        from prepkit.families.loading import network_with
-        from prepkit.tasks.images import load
-
-        task = load(NORMALISATIONS["none"].task(found[0][1].channels), data)
-        samples = []
-        for saved, network in found:
-            stored = saved.columns.get(ACCURACY)
-            if not isinstance(stored, int | float):
-                continue
-            orders = (True, False) if network.order_matters else (True,)
-            built = {
-                order: network_with(saved.tensors, network.architecture("any", order), saved.place).float()
-                for order in orders
-            }
-            samples.append(Sample(built, float(stored)))
+        samples = [
+            Sample(network, saved.tensors, float(stored), saved.place)
+            for saved, network in found
+            if isinstance(stored := saved.columns.get(ACCURACY), int | float)
+        ]
         if not samples:
             raise ZooError("no network can be compared with the images: none has a property test_acc.")
-        decision = decide(samples, task, None if likely is None else NORMALISATIONS[likely], data)
+        decision = decide(samples, None if likely is None else NORMALISATIONS[likely], data)
         self._notes.append(decision.note)
         self.record = {"conventions_run": {"models": len(samples), "accuracy_differences": dict(decision.differences)}}
         return decision.convention

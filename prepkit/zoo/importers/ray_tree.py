@@ -25,6 +25,7 @@ from prepkit.zoo.importers._ray_conventions import (
     Sample,
     data_set,
     decide,
+    images_of,
 )
 from prepkit.zoo.importers._ray_networks import (
     ACTIVATIONS_UNDER,
@@ -37,6 +38,7 @@ from prepkit.zoo.importers._ray_networks import (
     corrected,
     how_to_run,
     named_activation,
+    only_size,
     rebuilt,
 )
 from prepkit.zoo.importers._ray_notes import notes_on_tables, notes_on_tree
@@ -82,7 +84,7 @@ def found(
 ) -> Source:
     """Find the models in a folder of runs.
 
-    data:       folder of the images that they classify, with train/CLASS and test/CLASS, of the size that they take
+    data:       folder of the images that they classify: train/CLASS and test/CLASS, or torchvision's files
     epochs:     checkpoints to take, by their numbers; all if missing
     splits:     "sorted", "strict", or "paper", which needs `order`; see `_ray_splits`. None if missing
     order:      a list of the folders of runs, one a line, as they were shuffled for "paper"
@@ -245,6 +247,11 @@ class RaySource(Source):
     def _find_convention(self, data: Path | None) -> Convention | None:
         """Find how inputs were normalised, by running or by names, and keep the task and how networks are run."""
         found = list(self._samples())
+        if not found and data is not None:
+            raise ZooError(
+                "no model can be compared with the images, since none of those that were looked at has a network that "
+                "prepkit rebuilds. Leave data=PATH out."
+            )
         if not found:
             self._notes.append(
                 "How the networks are run is unknown: none of those that were looked at is one that prepkit rebuilds."
@@ -264,7 +271,7 @@ class RaySource(Source):
                 "the runs of each data set alone."
             )
         if data is not None:
-            convention = self._run(data, found, likely)
+            convention = self._run(data, found, likely, images_of(min(sets), data))
         elif likely is not None:
             convention = Convention(likely)
             self._notes.append(
@@ -279,7 +286,7 @@ class RaySource(Source):
             )
             self.how_to_run = how_to_run(networks, activation, pool_first=True)
             return None
-        self.task = convention.normalisation.task(networks[0].channels)
+        self.task = convention.normalisation.task(networks[0].channels, only_size(networks), images_of(min(sets), data))
         self.how_to_run = {
             **how_to_run(networks, activation, convention.pool_first),
             "convention": convention.name,
@@ -293,28 +300,18 @@ class RaySource(Source):
         name = known.of_resnets if isinstance(network, ResNetNetwork) else known.of_chains
         return None if name is None else NORMALISATIONS[name]
 
-    def _run(self, data: Path, found: Sequence[Found], likely: Normalisation | None) -> Convention:
+    def _run(self, data: Path, found: Sequence[Found], likely: Normalisation | None, dataset: str) -> Convention:
         """Return the convention by which some models have the accuracies that are stored."""
-        from prepkit.families.loading import network_with
-        from prepkit.tasks.images import load
-
-        task = load(NORMALISATIONS["none"].task(found[0][-1].channels), data)
         samples = []
         for run, epoch, tensors, network in found:
             stored = self._table(run).rows.get(epoch, {}).get(ACCURACY)
-            if not isinstance(stored, int | float):
-                continue
-            orders = (True, False) if network.order_matters else (True,)
-            networks = {
-                order: network_with(tensors, network.architecture("any", order), f"'{run.path}'").float()
-                for order in orders
-            }
-            samples.append(Sample(networks, float(stored)))
+            if isinstance(stored, int | float):
+                samples.append(Sample(network, tensors, float(stored), f"'{run.epochs[epoch]}'"))
         if not samples:
             raise ZooError(
                 "no model can be compared with the images: none of those that were looked at has a stored accuracy."
             )
-        decision = decide(samples, task, likely, data)
+        decision = decide(samples, likely, data, dataset)
         self._notes.append(decision.note)
         self.record = {"conventions_run": {"models": len(samples), "accuracy_differences": dict(decision.differences)}}
         return decision.convention

@@ -14,6 +14,7 @@ from prepkit.errors import ZooError
 from prepkit.support.progress import show_progress
 from prepkit.tasks import load_task
 from prepkit.tasks._image_record import split_indices
+from prepkit.tasks._image_set import scaled
 from prepkit.tasks.task import DataMissing
 
 NAMES = ("rose", "tulip", "violet")
@@ -189,3 +190,18 @@ def test_a_terminal_shows_how_far_decoding_is_unless_progress_is_hidden(tmp_path
     finally:
         show_progress.reset(before)
     assert ("decoding" in drawn.getvalue()) is shown
+
+
+def test_images_are_scaled_to_a_size(tmp_path):
+    """PyTorch's own scaling judges; both round, so that one level may differ."""
+    data = write(tmp_path / "flowers")
+    task = load_task({**RECORD, "mean": None, "std": None, "size": 4}, data)
+    assert task.input_shape == (3, 4, 4)
+    whole = load_task({**RECORD, "mean": None, "std": None}, data)
+    expected = torch.nn.functional.interpolate(whole.normalised("test")[0], (4, 4), mode="bilinear", antialias=True)
+    assert (task.normalised("test")[0] - expected).abs().max() <= 1.01 / 255
+    assert task.record["sha256"] != whole.record["sha256"]
+    pixels = (whole.normalised("test")[0] * 255).round().byte().numpy()  # as those of files that torchvision downloads
+    assert torch.equal(torch.from_numpy(scaled(pixels, 4)), (task.normalised("test")[0] * 255).round().byte())
+    with pytest.raises(ZooError, match=r"task.*size"):
+        load_task({"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 9}, "size": 4})

@@ -21,13 +21,7 @@ from torch import nn
 import prepkit
 from prepkit.errors import ZooError
 
-pytestmark = pytest.mark.usefixtures("one_thread", "without_picture")
-
-
-@pytest.fixture
-def without_picture(monkeypatch):
-    """Leave the pictures of cards out, which take most of the time of small imports."""
-    monkeypatch.setattr("prepkit.zoo.card.card.picture_of", lambda zoo: None)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def imported(root, tmp_path, name="zoo", **options):

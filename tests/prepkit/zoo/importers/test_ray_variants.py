@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import shutil
+import struct
 import tarfile
 
 import pytest
@@ -23,18 +24,13 @@ from ray_samples import (
     write_lines,
     write_run,
 )
+from torch.nn import functional
 
 import prepkit
 from prepkit.cli import main
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, ZooError
 
-pytestmark = pytest.mark.usefixtures("one_thread", "without_picture")
-
-
-@pytest.fixture
-def without_picture(monkeypatch):
-    """Leave the pictures of cards out, which take most of the time of small imports."""
-    monkeypatch.setattr("prepkit.zoo.card.card.picture_of", lambda zoo: None)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def imported(root, tmp_path, name="zoo", **options):
@@ -60,7 +56,7 @@ def runs(tmp_path):
 
 
 def weightclip_network(seed, epoch, data):
-    return balanced(filled(large_cnn("gelu"), 100 * seed + epoch), data, HALF)
+    return balanced(filled(large_cnn("tanh"), 100 * seed + epoch), data, HALF)
 
 
 def write_weightclip(root, seed, data, epochs=(30, 31, 32)):
@@ -76,7 +72,7 @@ def write_weightclip(root, seed, data, epochs=(30, 31, 32)):
         )
     write_lines(run / "result.json", rows)
     settings = {"seed": seed, "lr": 1e-3, "best_test_acc": 44.0, "model::type": "CNN3", "model::channels_in": 3,
-                "model::o_dim": 10, "model::nlin": "gelu", "model::dropout": 0.0}  # fmt: skip
+                "model::o_dim": 10, "model::nlin": "tanh", "model::dropout": 0.0}  # fmt: skip
     (run / "params.json").write_text(json.dumps(settings))
     return run
 
@@ -105,7 +101,7 @@ def test_weightclip(tmp_path):
         "decided for 'half'",
     ):
         assert said in notes
-    assert zoo.metadata(0)["architecture"].endswith("_gelu@ct_images_cnn3")
+    assert zoo.metadata(0)["architecture"].endswith("_tanh@ct_images_cnn3")
     found = prepkit.verify(
         tmp_path / "zoo", rerun=9, data=tmp_path / "images"
     )  # the two that were measured, of each run
@@ -133,6 +129,7 @@ def test_vision_transformers_have_parents_and_are_kept_as_tensors(tmp_path):
     assert "vit_s_16 (1 model)" in notes
     assert zoo.manifest.function.how_to_run is None
     assert zoo.metadata("finetuning/Q/a/4")["accuracy"] == 0.25
+    assert "no model can be compared with the images" in refused(root, tmp_path, data=tmp_path)
 
 
 def test_cwi_has_empty_cells_where_nothing_was_measured(tmp_path):
@@ -190,6 +187,39 @@ def test_copies_of_runs_are_told_and_strict_splits_leave_them_out(runs, tmp_path
     assert "1 model with the weights of an earlier one left out" in notes
 
 
+def test_images_are_scaled_to_the_size_that_networks_take(tmp_path):
+    images, labels = write_images(tmp_path / "images", 36)
+    scaled = functional.interpolate(images, (28, 28), mode="bilinear", antialias=True)
+    networks = [balanced(filled(small_cnn(), seed), (scaled, labels), HALF) for seed in range(3)]
+    for number, network in enumerate(networks):
+        settings = settings_of("CNN", "tanh", number)
+        write_run(
+            tmp_path / "cifar10", number, [network], lambda net: share_right(net, (scaled, labels), HALF), settings
+        )
+    zoo, notes = imported(tmp_path / "cifar10", tmp_path, data=tmp_path / "images")
+    assert "'half'" in notes
+    assert zoo.task["size"] == 28
+    assert prepkit.verify(tmp_path / "zoo", rerun=3, data=tmp_path / "images").function.status == "verified"
+
+
+def test_files_of_torchvision_are_images_too(tmp_path):
+    images, labels = write_images(tmp_path / "images")
+    pixels = (images[:, 0] * 255).round().byte().numpy()
+    for part in ("train", "t10k"):
+        head = struct.pack(">4I", 2051, *pixels.shape)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        head = struct.pack(">2I", 2049, len(labels))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(head + labels.byte().numpy().tobytes())
+    networks = [balanced(filled(small_cnn(), seed), (images, labels), HALF) for seed in range(3)]
+    for number, network in enumerate(networks):
+        right = share_right(network, (images, labels), HALF)
+        write_run(tmp_path / "zoo_mnist", number, [network], {network: right}.get, settings_of("CNN", "tanh", number))
+    zoo, notes = imported(tmp_path / "zoo_mnist", tmp_path, data=tmp_path)
+    assert "'half'" in notes
+    assert (zoo.task["dataset"], zoo.task["mean"]) == ("mnist", [0.5])
+    assert prepkit.verify(tmp_path / "zoo", rerun=3, data=tmp_path).function.status == "verified"
+
+
 def test_the_same_command_goes_on_when_a_cut_checkpoint_is_whole(runs, tmp_path):
     fourth = sorted(runs.iterdir())[3] / "checkpoint_000000" / "checkpoints"
     whole = fourth.read_bytes()
@@ -199,6 +229,8 @@ def test_the_same_command_goes_on_when_a_cut_checkpoint_is_whole(runs, tmp_path)
     assert "3 of 6 models are kept" in " ".join(caught.value.__notes__)
     fourth.write_bytes(whole)
     zoo, _ = imported(runs, tmp_path)
+    imported(runs, runs, "inside")  # whose shards are no runs
+    assert len(imported(runs, tmp_path, "again")[0]) == 6
     assert len(zoo) == 6
     assert len(zoo.where("`model::o_dim` == 10")) == 6
 
@@ -265,9 +297,9 @@ def test_command(runs, tmp_path):
     assert "--splits paper and --order go together" in run(runs, tmp_path / "b", "--splits", "paper", status=2)
     assert f"no run in '{runs}' has epoch 9; there are 0." in run(runs, tmp_path / "b", "--epoch", 9, status=2)
     images = tmp_path / "images"
-    write_images(images, 32)
+    write_images(images, channels=3)
     text = run(runs, tmp_path / "b", "--data", images, status=2)
-    assert f"a model does not run on the images of '{images}', which are 1x32x32" in text
+    assert f"the networks take images of 1 channel, but those in '{images}' have 3" in text
     write_images(tmp_path / "right")
     text = run(runs, tmp_path / "b", "--data", tmp_path / "right", status=2)
     assert "no convention gives the accuracies that are stored; mean differences for 4 models" in text
