@@ -187,6 +187,7 @@ LIGHT = (
     "cli.inspecting",
     "cli.models",
     "cli.network_options",
+    "cli.normalising",
     "cli.output",
     "cli.pairs",
     "cli.pack",

@@ -18,6 +18,7 @@ from prepkit.cli import (
     import_ray_tree,
     importing,
     inspecting,
+    normalising,
     pack,
     show,
     train,
@@ -44,7 +45,14 @@ for command in (pack.pack, pack.unpack, pack.fuse, show.show, show.inspect, insp
     main.add_command(command)
 for command in (arch.arch, zoo.zoo, hub.pull, hub.push):
     main.add_command(command)
-for command in (importing.create, importing.import_, adapters.adapters, train.train, train.specs):
+for command in (
+    importing.create,
+    importing.import_,
+    adapters.adapters,
+    normalising.normalise,
+    train.train,
+    train.specs,
+):
     zoo.zoo.add_command(command)
 for command in (
     *import_kinds.COMMANDS,

@@ -60,6 +60,7 @@ def facts(manifest: Manifest, sums: Mapping[str, str] | None = None) -> dict[str
         "teacher": None if manifest.teacher is None else manifest.teacher.architecture,
         "license": manifest.license,
         "function": None if manifest.function is None else manifest.function.to_dict(),
+        "preprocessing": None if manifest.preprocessing is None else dict(vars(manifest.preprocessing)),
         "created_by": manifest.created_by,
     }
 
@@ -83,6 +84,7 @@ def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> st
         f"  task     {_task(manifest.task)}",
         f"  licence  {manifest.license or 'none given'}",
         *([] if manifest.function is None else [f"  function {manifest.function}"]),
+        *([] if manifest.preprocessing is None else [f"  normalised {manifest.preprocessing}"]),
         *(f"  sha256   {sum_} of the ids of {name}" for name, sum_ in (sums or {}).items()),
         "",
         table(rows, ("ClassId", "architecture", "instances", "parameters", "height")),

@@ -36,9 +36,9 @@ def fetch_cut(fetcher: Fetcher, cut: Cut, selection: Selection, root: Path, work
             futures = {number: pool.submit(_shard, fetcher, cut, number, root, work, counter) for number in cut.rows}
             wait_for_all(futures.values())
         shards = {number: future.result() for number, future in futures.items()}
-        teacher = cut.manifest.teacher
-        if teacher is not None and not is_sound(root / teacher.path, teacher.sha256):
-            fetcher.fetch(HubFile(teacher.path, teacher.sha256), root / teacher.path)
+        for path, sha256 in cut.manifest.beside.items():
+            if not is_sound(root / path, sha256):
+                fetcher.fetch(HubFile(path, sha256), root / path)
         table = cut_table(cut, work)
         os.replace(work / table.path, root / table.path)
         origin = {

@@ -22,7 +22,7 @@ from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
 
 WORK = ".pulling"
 REQUEST = "request.json"
-ZOO_FILES = ("shards/*", "models-*.parquet", "teacher-*.prep.safetensors")
+ZOO_FILES = ("shards/*", "models-*.parquet", "teacher-*.prep.safetensors", "preprocessing-*.safetensors")
 
 
 def known_zoo(root: Path) -> tuple[PullRecord, Manifest] | None:

@@ -194,8 +194,7 @@ def _missing_files(manifest: Manifest, root: Path, counter: Counter) -> list[Fil
     """
     files = [(HubFile(shard.path, shard.sha256, shard.bytes), shard.rows) for shard in manifest.shards]
     files += [(HubFile(manifest.table.path, manifest.table.sha256, manifest.table.bytes), 0)]
-    if manifest.teacher is not None:
-        files += [(HubFile(manifest.teacher.path, manifest.teacher.sha256), 0)]
+    files += [(HubFile(path, sha256), 0) for path, sha256 in manifest.beside.items()]
     counter.expect(num_bytes_of(manifest), manifest.table.rows)
 
     def is_present(item: FileWithInstances) -> bool:

@@ -92,7 +92,7 @@ def zoo_bundle(
 
 
 def num_bytes_to_verify(root: Path) -> int:
-    """Return how many bytes `push` verifies before it sends anything, without a teacher's."""
+    """Return how many bytes `push` verifies before it sends anything, without those beside shards and table."""
     return num_bytes_of(read_manifest(root))
 
 
@@ -139,7 +139,7 @@ def _changed(root: Path) -> ZooError:
 def _named_files(manifest: Manifest, root: Path) -> list[Upload]:
     """Return the files that the manifest names, with the sums that it gives them."""
     named: list[tuple[str, str]] = [(shard.path, shard.sha256) for shard in manifest.shards]
-    named += [] if manifest.teacher is None else [(manifest.teacher.path, manifest.teacher.sha256)]
+    named += manifest.beside.items()
     named += [(manifest.table.path, manifest.table.sha256)]
     place = str(root / MANIFEST)
     return [Upload.of(path, inside(root, path, place).absolute(), sha256) for path, sha256 in named]

@@ -146,11 +146,11 @@ class HubStore(Store):
             self._own.budget.clear()
 
     def file(self, path: str) -> Path:
-        """Return the file of this name in the manifest; the teacher's is fetched if it is not in the cache."""
-        teacher = self.manifest.teacher
-        if teacher is not None and path == teacher.path and not (self.root / path).exists():
+        """Return the file of this name in the manifest; one beside the shards is fetched if the cache lacks it."""
+        beside = self.manifest.beside
+        if path in beside and not (self.root / path).exists():
             with system_errors_as_output(self.root), alone(self.root / path):
-                self._own.fetcher.fetch(HubFile(path, teacher.sha256), self.root / path)
+                self._own.fetcher.fetch(HubFile(path, beside[path]), self.root / path)
         return self._file_inside(path)
 
     def _opened(self, number: int) -> ShardValues:

@@ -54,8 +54,8 @@ def verify_on_hub(
         faults += [Fault(shard.path, f"shards[{number}]", problem)] if problem else []
         if progress is not None:
             progress(shard.bytes)
-    if manifest.teacher is not None and manifest.teacher.path not in listed:
-        faults.append(Fault(manifest.teacher.path, "teacher", "the repository does not have it."))
+    missing = [path for path in manifest.beside if path not in listed]
+    faults += [Fault(path, manifest.key_of(path), "the repository does not have it.") for path in missing]
     hashed = f"{counted(num_hashed, 'shard')} of {len(manifest.shards):,} hashed in the cache"
     notes.append(f"{hashed}; the sums that the Hub lists were compared for all.")
     return Verification(

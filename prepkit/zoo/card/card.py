@@ -284,9 +284,10 @@ def _drawing(manifest: Manifest) -> list[str]:
 
 
 def _task(manifest: Manifest) -> list[str]:
-    if manifest.task is None:
-        return ["Not recorded."]
-    return _facts(manifest.task)
+    lines = ["Not recorded."] if manifest.task is None else _facts(manifest.task)
+    if manifest.preprocessing is not None:
+        lines += ["", f"`zoo.loader(normalise=True)` normalises PReps: {manifest.preprocessing}."]
+    return lines
 
 
 def _function(manifest: Manifest) -> list[str]:

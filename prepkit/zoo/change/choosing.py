@@ -89,8 +89,8 @@ def cut(
     plan = planned_cut(manifest, rows_at(table, chosen), str(root / MANIFEST))
     with building(target) as new:
         shards = _shards_of(plan, root, new, progress)
-        if manifest.teacher is not None:
-            copy_file(root, manifest.teacher.path, new)
+        for path in manifest.beside:
+            copy_file(root, path, new)
         origin = {"where": where, "ids": None if ids is None else len(chosen)}
         written = cut_manifest(plan, shards, cut_table(plan, new), origin)
         write_manifest(replace(written, name=name or Path(target).resolve().name), new, overwrite=False)

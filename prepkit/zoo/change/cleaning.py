@@ -23,6 +23,7 @@ OURS = re.compile(
     rf"|{VIEWER}/[^/]+-[0-9a-f]{{12}}\.parquet"
     r"|shards/[^/]+-[0-9]{5}-[0-9a-f]{12}\.[a-z0-9]+"
     r"|teacher-[0-9a-f]+\.prep\.safetensors"
+    r"|preprocessing-[0-9a-f]{12}\.safetensors"
     r"|\.prepkit-[^/]+(/.*)?"
     rf"|({'|'.join(map(re.escape, WORKING_FOLDERS))})/.*"
 )

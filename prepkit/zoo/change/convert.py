@@ -48,8 +48,8 @@ def convert(
     with building(target) as root:
         shards = copy_shards(Path(source), manifest, kind, manifest.width, root, {}, progress)
         copy_file(Path(source), manifest.table.path, root)
-        if manifest.teacher is not None:
-            copy_file(Path(source), manifest.teacher.path, root)
+        for path in manifest.beside:
+            copy_file(Path(source), path, root)
         write_manifest(replace(manifest, shard_format=kind.name, shards=tuple(shards)), root, overwrite=False)
         prove_same(Path(source), root)
         if card:

@@ -110,6 +110,8 @@ def plan_merge(zoos: list[SourceZoo], license: str | None, prefix: bool) -> Merg
     notes: list[str] = []
     _check_prefix(zoos, prefix)
     teacher = _teacher(zoos, notes)
+    if any(zoo.manifest.preprocessing is not None for zoo in zoos):
+        notes.append("what the zoos are normalised by was left out; `prepkit zoo normalise` computes it anew.")
     architectures = reconciled(zoos, first.width, teacher)
     manifest = replace(
         first,
@@ -122,6 +124,7 @@ def plan_merge(zoos: list[SourceZoo], license: str | None, prefix: bool) -> Merg
         provenance={"merged": [_origin(zoo) for zoo in zoos]},
         created_by=f"prepkit {__version__}",
         function=_function(zoos, notes),
+        preprocessing=None,
         unknown=_unknown(zoos, notes),
     )
     table = merged_table(zoos, architectures, prefix, notes)

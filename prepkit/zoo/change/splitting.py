@@ -117,11 +117,16 @@ def split(
         splits = assigned(groups, exact, seed, len(table))
         changed, kept = _with_splits(manifest, table, splits, keep_as)
         record = split_record(seed, fractions, column, kept)
-        stored = _write(root, replace(manifest, provenance=_provenance(manifest, record)), changed)
+        outdated = manifest.preprocessing is not None and changed is not table
+        described = replace(manifest, provenance=_provenance(manifest, record))
+        described = replace(described, preprocessing=None) if outdated else described
+        stored = _write(root, described, changed)
         written = replace_card(root) if card else None
     counts = _counts(table["architecture"].to_pylist(), splits, exact)
     empty = [name for name, share in exact.items() if share and not counts[name] and len(table)]
     notes = [f"{listed(empty)}: no instance, {len(groups)} groups are too few for these fractions."] if empty else []
+    if outdated:
+        notes.append("what the zoo was normalised by was of the old split, and is gone; run `prepkit zoo normalise`.")
     if written is not None and written.readme is None:
         notes.append(f"{root / README} is your own text, so it was left alone; see whether it tells the old split.")
     return ZooSplit(stored.path, counts, column, len(groups), tuple(notes), kept)

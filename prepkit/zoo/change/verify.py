@@ -24,6 +24,7 @@ from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside, unnamed_files
 from prepkit.zoo.format.shards import Extent, offset_of_values, shard_format
+from prepkit.zoo.read.preprocessing import read_preprocessing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -163,8 +164,8 @@ def _expected(manifest: Manifest) -> Iterator[_ExpectedFile]:
     yield _ExpectedFile(table.path, table.sha256, "table", table.bytes)
     for index, shard in enumerate(manifest.shards):
         yield _ExpectedFile(shard.path, shard.sha256, f"shards[{index}]", shard.bytes, shard)
-    if manifest.teacher is not None:
-        yield _ExpectedFile(manifest.teacher.path, manifest.teacher.sha256, "teacher")
+    for path, sha256 in manifest.beside.items():
+        yield _ExpectedFile(path, sha256, manifest.key_of(path))
 
 
 def _check_file(root: Path, manifest: Manifest, item: _ExpectedFile, progress: Advance) -> tuple[int, Fault | None]:
@@ -204,6 +205,8 @@ def _header_problem(file: Path, manifest: Manifest, item: _ExpectedFile) -> str 
             offset_of_values(file, shard_format(manifest.shard_format), extent)
         elif item.place == "teacher":
             _check_teacher(file, manifest)
+        elif item.place == "preprocessing":
+            read_preprocessing(file, manifest)
     except PrepkitError as error:
         return str(error)
     except Exception as error:  # h5py raises errors of many types for a damaged file

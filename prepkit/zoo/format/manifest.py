@@ -123,6 +123,23 @@ class Teacher:
 
 
 @dataclass(frozen=True, repr=False)
+class StoredPreprocessing(Brief):
+    """The file with the means and deviations that PReps are normalised by."""
+
+    IGNORES_UNKNOWN: ClassVar[bool] = True
+
+    path: Annotated[str, PATH, "relative path"]
+    sha256: Annotated[str, SHA256, "sha256 of its content, which names the preprocessing"]
+    per: Annotated[str, choice("cell", "slot"), "what has a mean and a deviation: each value, or each tensor"]
+    split: Annotated[str | None, "split whose instances they were computed from; null for all"]
+    rows: Annotated[int, whole(1), "number of these instances"]
+    ids_sha256: Annotated[str, SHA256, "sha256 of their ids, see `prepkit.zoo.format.ids`"]
+
+    def __str__(self) -> str:
+        return f"per {self.per} over {self.split or 'all'} ({counted(self.rows, 'instance')}), {self.sha256[:12]}"
+
+
+@dataclass(frozen=True, repr=False)
 class Manifest(Brief):
     """The content of zoo.json, without its own checksum."""
 
@@ -143,6 +160,7 @@ class Manifest(Brief):
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created_by: str = ""
     function: Function | None = None
+    preprocessing: StoredPreprocessing | None = None
     unknown: Annotated[Mapping[str, Any], NOT_A_KEY] = field(default_factory=dict)
 
     @property
@@ -153,8 +171,17 @@ class Manifest(Brief):
     @property
     def paths(self) -> frozenset[str]:
         """The paths of the files that it names."""
-        teacher = () if self.teacher is None else (self.teacher.path,)
-        return frozenset((self.table.path, *(shard.path for shard in self.shards), *teacher))
+        return frozenset((self.table.path, *(shard.path for shard in self.shards), *self.beside))
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The paths of the files beside shards and table, with their sha256: the teacher's and the preprocessing's."""
+        stored = [file for file in (self.teacher, self.preprocessing) if file is not None]
+        return {file.path: file.sha256 for file in stored}
+
+    def key_of(self, path: str) -> str:
+        """Return the key of zoo.json that names a file of `beside`."""
+        return "teacher" if self.teacher is not None and path == self.teacher.path else "preprocessing"
 
     def architecture(self, name: str) -> StoredArchitecture:
         """Return the stored architecture of this name."""
@@ -186,6 +213,7 @@ class Manifest(Brief):
             "provenance": dict(self.provenance),
             "created_by": self.created_by,
             **({} if self.function is None else {"function": self.function.to_dict()}),
+            **({} if self.preprocessing is None else {"preprocessing": dict(vars(self.preprocessing))}),
         }
         data["sha256"] = checksum(data)
         return data

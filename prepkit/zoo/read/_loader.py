@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prepkit.views import View
-    from prepkit.zoo.read._rows import Rows
+    from prepkit.zoo.read._rows import Change, Rows
 
 BATCHES_AHEAD = 2
 THREAD_END_SECONDS = 1.0
@@ -46,7 +45,7 @@ class Loader:
     device:           where the tensors are; copies to a CUDA device go through pinned memory, beside the computation
     drop_last:        leave out a last smaller batch
     rank, world_size: this process in distributed training; torch.distributed is asked if missing
-    view:             makes what stands in place of the PReps, on the device; see prepkit.views
+    change:           makes what stands in place of the PReps, of them and their ClassIds, on the device
     """
 
     def __init__(
@@ -59,12 +58,12 @@ class Loader:
         drop_last: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
-        view: View | None = None,
+        change: Change | None = None,
     ) -> None:
         from prepkit.support.device import choose_device
 
         self.zoo = zoo
-        self.view = view
+        self.change = change
         self.device = choose_device(str(device))
         parts = process_rank(rank, world_size)
         self.order = Order(len(zoo), batch_size, shuffle, seed, drop_last, *parts, zoo.shard_numbers)
@@ -118,7 +117,7 @@ class Loader:
                     raise filled
                 batch = filled.ready_batch()
                 self._position.advance(run)
-                yield batch if self.view is None else (self.view(batch[0]), *batch[1:])
+                yield batch if self.change is None else (self.change(*batch[:2]), *batch[1:])
                 free.put(filled.buffer)
         finally:
             stop.set()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from prepkit.views import View
     from prepkit.zoo.read._loader import Batch
-    from prepkit.zoo.read._rows import Rows
+    from prepkit.zoo.read._rows import Change, Rows
 
 CHUNK_BYTES = 64 << 20
 
@@ -61,12 +61,13 @@ class ResidentZoo:
         rank: int | None = None,
         world_size: int | None = None,
         view: str | View = "prep",
+        normalise: bool = False,
     ) -> ResidentLoader:
         """Return a loader of the same batches in the same order as from `Zoo.loader`, gathered on the device."""
-        from prepkit.zoo.read._viewing import view_of
+        from prepkit.zoo.read._viewing import change_of
 
         order = Order(len(self), batch_size, shuffle, seed, drop_last, *process_rank(rank, world_size))
-        return ResidentLoader(self, order, None if view == "prep" else view_of(self.zoo, view))
+        return ResidentLoader(self, order, change_of(self.zoo, view, normalise))
 
     def _on_device(self, indices: Any) -> Tensor:
         import torch
@@ -109,10 +110,10 @@ class ResidentZoo:
 class ResidentLoader:
     """Batches (preps `[B, H, W]`, class_ids `[B]`, indices `[B]`) of a resident zoo; see Loader."""
 
-    def __init__(self, resident: ResidentZoo, order: Order, view: View | None = None) -> None:
+    def __init__(self, resident: ResidentZoo, order: Order, change: Change | None = None) -> None:
         self.resident = resident
         self.order = order
-        self.view = view
+        self.change = change
         self._position = Position(order)
 
     def __repr__(self) -> str:
@@ -138,8 +139,9 @@ class ResidentLoader:
     def _batches(self, batches: list[np.ndarray], run: int) -> Iterator[Batch]:
         for numbers in batches:
             indices = self.resident._on_device(numbers)
-            preps = self.resident.preps(indices)
-            values = preps if self.view is None else self.view(preps)
-            batch = values, self.resident.class_ids(indices), indices
+            values, class_ids = self.resident.preps(indices), self.resident.class_ids(indices)
+            if self.change is not None:
+                values = self.change(values, class_ids)
+            batch = values, class_ids, indices
             self._position.advance(run)
             yield batch

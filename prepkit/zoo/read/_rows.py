@@ -5,7 +5,7 @@ Shapes: N instances in the zoo or view, B instances in a batch, H height, W widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,9 @@ from prepkit.zoo.format.manifest import Manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Change = Callable[[Any, Any], Any]  # makes what a learner reads of PReps and their ClassIds
 
 
 class Rows(Protocol):

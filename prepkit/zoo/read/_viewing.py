@@ -13,6 +13,7 @@ from prepkit import views
 from prepkit.errors import PrepkitError, ZooError, listed, nearest
 from prepkit.views.source import Source
 from prepkit.zoo.read._networks import trained_architecture
+from prepkit.zoo.read._rows import Change
 
 if TYPE_CHECKING:
     from prepkit.prep.layout import PRepShape
@@ -38,6 +39,22 @@ def source_of(store: Store, shard_numbers: np.ndarray, shape: PRepShape, trust_c
     stored = store.manifest.architecture(names[0])
     known = None if stored.config is None else trained_architecture(store, stored, trust_code)
     return Source(stored.name, stored.layout, shape, known, stored.fused)
+
+
+def change_of(zoo: Any, view: str | views.View, normalise: bool) -> Change | None:
+    """Return what a loader makes of PReps and their ClassIds; None if they stay as they are.
+
+    raises ZooError if the zoo has no preprocessing, and as `view_of` does
+    """
+    form = None if isinstance(view, str) and view == "prep" else view_of(zoo, view)
+    if not normalise:
+        return None if form is None else lambda preps, class_ids: form(preps)
+    preprocessing = zoo.preprocessing
+    if preprocessing is None:
+        raise ZooError(f"'{zoo.name}' has no preprocessing to normalise by; `prepkit zoo normalise` computes one.")
+    if form is None:
+        return lambda preps, class_ids: preprocessing.forward(preps, class_ids)
+    return lambda preps, class_ids: form(preprocessing.forward(preps, class_ids))
 
 
 def view_of(zoo: Any, view: str | views.View) -> views.View:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -31,27 +30,21 @@ from prepkit.zoo.format.manifest import StoredArchitecture
 from prepkit.zoo.format.sources import names_at
 from prepkit.zoo.format.split_rule import split_rule
 from prepkit.zoo.format.tables import row_of
+from prepkit.zoo.read._for_training import ForTraining
 from prepkit.zoo.read._indices import is_single
 from prepkit.zoo.read._networks import network_of, registry_of
-from prepkit.zoo.read._selection import Selection
 from prepkit.zoo.read.gather import batch_memory, gather, new_memory
 from prepkit.zoo.read.shapes import common_shape
 from prepkit.zoo.read.store import LocalStore
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from prepkit.families.registry import Registry
-    from prepkit.views import View
-    from prepkit.views.source import Source
-    from prepkit.zoo.read._dataset import ZooDataset
-    from prepkit.zoo.read._loader import Loader
-    from prepkit.zoo.read._resident import ResidentZoo
     from prepkit.zoo.read.adapters import Adapters
 
 
-class Zoo(Selection):
+class Zoo(ForTraining):
     """An open zoo, or a view of some of its instances; indices count within the view."""
 
     # What it is -----------------------------------------------------------------------------------------------
@@ -189,76 +182,6 @@ class Zoo(Selection):
         masks = new_memory((len(totals), shape.height, shape.width), torch.bool)
         torch.lt(torch.arange(shape.cells), totals[:, None], out=masks.view(-1, shape.cells))
         return masks
-
-    # Training -------------------------------------------------------------------------------------------------
-
-    def loader(
-        self,
-        batch_size: int,
-        *,
-        shuffle: bool | str = True,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        view: str | View = "prep",
-    ) -> Loader:
-        """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read._loader.
-
-        view: what batches hold in place of PReps: "flat", "layers", "tokens", "graph", "statistics", or a view that
-              prepkit.views made
-        """
-        from prepkit.zoo.read._loader import Loader
-        from prepkit.zoo.read._viewing import view_of
-
-        form = None if view == "prep" else view_of(self, view)
-        return Loader(self, batch_size, shuffle, seed, device, drop_last, rank, world_size, form)
-
-    def dataset(self) -> ZooDataset:
-        """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader."""
-        from prepkit.zoo.read._dataset import ZooDataset
-
-        return ZooDataset(self)
-
-    def to(self, device: str | torch.device) -> ResidentZoo:
-        """Load the whole zoo or view into the memory of a device.
-
-        raises ZooError if it does not fit
-        """
-        from prepkit.zoo.read._resident import ResidentZoo
-
-        return ResidentZoo(self, device)
-
-    def view_source(self) -> Source:
-        """Return what prepkit.views needs of the one architecture that all instances have.
-
-        raises ZooError if there are several
-        """
-        from prepkit.zoo.read._viewing import source_of
-
-        return source_of(self._store, self.shard_numbers, self.shape, self._trust_code)
-
-    @property
-    def num_bytes(self) -> int:
-        """The number of bytes of the files that hold instances of this zoo or view."""
-        return sum(self.manifest.shards[number].bytes for number in np.unique(self.shard_numbers).tolist())
-
-    @property
-    def shard_numbers(self) -> np.ndarray:
-        """The number of the shard that holds each instance, `[N]`."""
-        numbers: np.ndarray = self._store.shard_of[self._instances_of(None)]
-        return numbers
-
-    def populate(self, indices: Any = None) -> None:
-        """Read the files of these instances as a whole now; otherwise a shuffled pass pays for each page it touches."""
-        for number in np.unique(self._store.shard_of[self._instances_of(indices)]).tolist():
-            self._store.populate(number)
-
-    def ahead(self, batches: Sequence[np.ndarray]) -> AbstractContextManager[None]:
-        """While inside, fetch in the background the remote shards that these batches of indices need, in that order."""
-        shards = (self._store.shard_of[self._instances_of(indices)] for indices in batches)
-        return self._store.ahead(number for numbers in shards for number in dict.fromkeys(numbers.tolist()))
 
     # Inside ---------------------------------------------------------------------------------------------------
 

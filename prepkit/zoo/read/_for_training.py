@@ -1,0 +1,119 @@
+"""What a zoo gives to a training: loaders, views, normalisation, and reading ahead. It is a part of Zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prepkit.errors import ZooError
+from prepkit.zoo.read._rows import Rows
+from prepkit.zoo.read._selection import Selection
+
+if TYPE_CHECKING:
+    import torch
+
+    from prepkit.views import View
+    from prepkit.views.source import Source
+    from prepkit.zoo.read._dataset import ZooDataset
+    from prepkit.zoo.read._loader import Loader
+    from prepkit.zoo.read._resident import ResidentZoo
+    from prepkit.zoo.read.preprocessing import Preprocessing
+
+
+class ForTraining(Selection):
+    """The part of Zoo that trainings use."""
+
+    def loader(
+        self: Rows,
+        batch_size: int,
+        *,
+        shuffle: bool | str = True,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        view: str | View = "prep",
+        normalise: bool = False,
+    ) -> Loader:
+        """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read._loader.
+
+        view:      what batches hold in place of PReps: "flat", "layers", "tokens", "graph", "statistics", or a view
+                   that prepkit.views made
+        normalise: whether PReps are normalised by `preprocessing`, before the view is made of them
+        raises ZooError if there is no preprocessing, or for a view of several architectures
+        """
+        from prepkit.zoo.read._loader import Loader
+        from prepkit.zoo.read._viewing import change_of
+
+        change = change_of(self, view, normalise)
+        return Loader(self, batch_size, shuffle, seed, device, drop_last, rank, world_size, change)
+
+    def dataset(self: Rows) -> ZooDataset:
+        """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader."""
+        from prepkit.zoo.read._dataset import ZooDataset
+
+        return ZooDataset(self)
+
+    def to(self: Rows, device: str | torch.device) -> ResidentZoo:
+        """Load the whole zoo or view into the memory of a device.
+
+        raises ZooError if it does not fit
+        """
+        from prepkit.zoo.read._resident import ResidentZoo
+
+        return ResidentZoo(self, device)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """What `prepkit zoo normalise` computed, or None; see prepkit.zoo.read.preprocessing.
+
+        raises ZooError if its file is missing or damaged
+        """
+        from prepkit.zoo.read.preprocessing import preprocessing_of
+
+        return preprocessing_of(self._store)
+
+    def check_preprocessing(self, sha256: str) -> None:
+        """Raise ZooError unless the zoo has the preprocessing of this sum, which a learner was trained with."""
+        stored = self._store.manifest.preprocessing
+        if stored is None or stored.sha256 != sha256:
+            found = "has no preprocessing" if stored is None else f"has another one ({stored})"
+            raise ZooError(
+                f"the learner was trained with the preprocessing {sha256[:12]}; '{self._store.manifest.name}' {found}. "
+                "Use the zoo that it was trained on, or train it again."
+            )
+
+    def view_source(self) -> Source:
+        """Return what prepkit.views needs of the one architecture that all instances have.
+
+        raises ZooError if there are several
+        """
+        from prepkit.zoo.read._viewing import source_of
+
+        return source_of(self._store, self.shard_numbers, self.shape, self._trust_code)
+
+    @property
+    def num_bytes(self) -> int:
+        """The number of bytes of the files that hold instances of this zoo or view."""
+        return sum(self._store.manifest.shards[number].bytes for number in np.unique(self.shard_numbers).tolist())
+
+    @property
+    def shard_numbers(self) -> np.ndarray:
+        """The number of the shard that holds each instance, `[N]`."""
+        numbers: np.ndarray = self._store.shard_of[self._instances_of(None)]
+        return numbers
+
+    def populate(self, indices: Any = None) -> None:
+        """Read the files of these instances as a whole now; otherwise a shuffled pass pays for each page it touches."""
+        for number in np.unique(self._store.shard_of[self._instances_of(indices)]).tolist():
+            self._store.populate(number)
+
+    def ahead(self, batches: Sequence[np.ndarray]) -> AbstractContextManager[None]:
+        """While inside, fetch in the background the remote shards that these batches of indices need, in that order."""
+        shards = (self._store.shard_of[self._instances_of(indices)] for indices in batches)
+        return self._store.ahead(number for numbers in shards for number in dict.fromkeys(numbers.tolist()))
