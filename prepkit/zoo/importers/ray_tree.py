@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 Key = tuple[Any, ...]
 Found = tuple[Run, int, Mapping[str, "Tensor"], Rebuilt]
 
+BELIED, UNKNOWN = "settings.", "networks."  # starts of names of what is counted
 SAMPLE = 4  # models that are run to find the convention
 RUNS_KEPT = 8  # runs whose tables are kept in memory
 SPLITS = (PAPER, SORTED, STRICT)
@@ -143,8 +145,6 @@ class RaySource(Source):
         self.ids = [f"{run.name}/{epoch}" for run, epoch in self._models]
         self._rebuilt: dict[Key, Rebuilt | None] = {}
         self._architectures: dict[tuple[Key, str], Architecture] = {}
-        self._belied: dict[str, set[str]] = {}
-        self._unknown: Counter[str] = Counter()
         self._data_sets = {run.name: data_set(folder, run, self._settings[run.name]) for run in self.runs}
         self.task = task
         self._convention = self._find_convention(data)
@@ -167,17 +167,15 @@ class RaySource(Source):
             raise ZooError(f"{model.place}: is a PRep already; `prepkit zoo create` takes it.")
         told, settings = self.told(index), self._settings[run.name]
         true = corrected(model.tensors, settings)
-        for name in true:
-            self._belied.setdefault(name, set()).add(run.name)
         shape = {name: true.get(name, settings[name]) for name in FROM_TENSORS if name in settings}
-        return Model(
-            model.tensors,
-            model.place,
-            {**told.columns, **shape, **model.columns},
-            model.said,
-            model.unkept,
-            told.split,
-            self._architecture(run, model.tensors),
+        architecture = self._architecture(run, model.tensors)
+        unknown = [] if architecture else [f"{UNKNOWN}{settings.get(KIND) or 'of unknown type'}"]
+        return replace(
+            model,
+            columns={**told.columns, **shape, **model.columns},
+            split=told.split,
+            architecture=architecture,
+            counts=dict.fromkeys((*(f"{BELIED}{name}" for name in true), *unknown), 1),
         )
 
     def told(self, index: int) -> Told:
@@ -198,13 +196,16 @@ class RaySource(Source):
     def notes(self) -> Sequence[str]:
         """Return sentences on what was left out, what settings say wrongly, and how the convention was found."""
         notes = [*self._notes, *notes_on_tables(self._told)]
-        if self._belied:
-            runs = listed(f"{name} ({counted(len(names), 'run')})" for name, names in self._belied.items())
-            notes.append(f"Settings that tensors belie, so that the columns have what the tensors say: {runs}.")
-        if self._unknown:
-            kinds = listed(f"{kind} ({counted(count, 'model')})" for kind, count in self._unknown.items())
+        if settings := self._counted(BELIED):
+            notes.append(f"Settings that tensors belie, so that the columns have what the tensors say: {settings}.")
+        if kinds := self._counted(UNKNOWN):
             notes.append(f"Networks that prepkit does not rebuild, so that they are kept but cannot be run: {kinds}.")
         return notes
+
+    def _counted(self, start: str) -> str:
+        """Return what was counted of all models under names that begin so."""
+        found = {name: count for name, count in self.counts.items() if name.startswith(start)}
+        return listed(f"{name.removeprefix(start)} ({counted(count, 'model')})" for name, count in found.items())
 
     def family(self, index: int) -> str:
         """Return the first run that a model's run comes from; those of a family are split together."""
@@ -224,10 +225,9 @@ class RaySource(Source):
     # Networks and how they are run ------------------------------------------------------------------------------
 
     def _architecture(self, run: Run, tensors: Mapping[str, Tensor]) -> Architecture | None:
-        """Return what builds a model's network; None if that is unknown, which is counted."""
+        """Return what builds a model's network; None if that is unknown."""
         key, network = self._network(run, tensors)
         if network is None:
-            self._unknown[str(self._settings[run.name].get(KIND) or "of unknown type")] += 1
             return None
         label = self._data_sets[run.name].name
         if (key, label) not in self._architectures:

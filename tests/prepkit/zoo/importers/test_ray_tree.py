@@ -85,7 +85,7 @@ def test_tables_become_columns_and_tensors_correct_settings(mnist, tmp_path):
     assert row["train_acc"] == row["accuracy"] / 2
     # The settings say 4 outputs and no bias, but ten outputs and biases are there.
     assert (row["model::o_dim"], row["model::use_bias"], row["model::dropout"]) == (10, True, 0.5)
-    assert "model::o_dim (3 runs), model::use_bias (3 runs)" in notes
+    assert "model::o_dim (6 models), model::use_bias (6 models)" in notes
     assert "Left beside the weights: optimizer (6 files)" in notes
     assert "what ray notes beside the metrics (config, date, hostname, pid)" in notes
     assert not {"hostname", "pid", "config.seed", "training_iteration"} & set(zoo.table.column_names)

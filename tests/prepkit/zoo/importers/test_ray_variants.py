@@ -228,7 +228,8 @@ def test_the_same_command_goes_on_when_a_cut_checkpoint_is_whole(runs, tmp_path)
         imported(runs, tmp_path)
     assert "3 of 6 models are kept" in " ".join(caught.value.__notes__)
     fourth.write_bytes(whole)
-    zoo, _ = imported(runs, tmp_path)
+    zoo, notes = imported(runs, tmp_path)
+    assert "model::o_dim (6 models)" in notes  # also those from before the interruption
     imported(runs, runs, "inside")  # whose shards are no runs
     assert len(imported(runs, tmp_path, "again")[0]) == 6
     assert len(zoo) == 6
