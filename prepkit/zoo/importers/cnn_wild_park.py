@@ -12,8 +12,7 @@ the training said last, `last_result`. Nothing of it is run.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from prepkit.prep.file import PRep
 from prepkit.prep.layout import canonical_json
 from prepkit.support.reading import is_number
 from prepkit.zoo.format.function import ACCURACY
+from prepkit.zoo.importers._copies import Copies
 from prepkit.zoo.importers._pattern import PathPattern
 from prepkit.zoo.importers._split_file import SplitFile, SplitRow
 from prepkit.zoo.importers._strict import PAPER, STRICT, StrictSource, check_splits
@@ -99,7 +99,10 @@ def found(
     )
     if splits == PAPER:
         source.split_as_paper(_split_file(folder, root, split_file))
-    return StrictSource(source) if splits == STRICT else source
+    if splits == STRICT:
+        source.copies = None  # they are left out
+        return StrictSource(source)
+    return source
 
 
 class WildParkSource(TreeSource):
@@ -121,7 +124,7 @@ class WildParkSource(TreeSource):
         self._notes = list(notes)
         self._paper: list[SplitRow | None] = []
         self._architectures: dict[str, Architecture] = {}
-        self._counts: Counter[str] = Counter()
+        self.copies: Copies | None = Copies()
 
     def split_as_paper(self, file: Path) -> None:
         """Give each model the split that a file tells.
@@ -148,35 +151,39 @@ class WildParkSource(TreeSource):
         columns = dict(model.columns)
         if columns.get(ACCURACY) is None:
             columns[ACCURACY] = float(accuracy) if is_number(accuracy) else None
-        self._count(index, columns[ACCURACY], said.get(ITERATION))
-        return replace(model, columns=columns, said=said, architecture=self._architectures[key])
+        if self.copies is not None:
+            self.copies.hear(self.ids[index], model.tensors)
+        return replace(
+            model,
+            columns=columns,
+            said=said,
+            architecture=self._architectures[key],
+            counts=dict.fromkeys(self._remarks(index, columns[ACCURACY], said.get(ITERATION)), 1),
+        )
 
     def notes(self) -> Sequence[str]:
         """Return sentences on columns, and on files and runs that were left out."""
         notes = [f"What files call {STORED} is the column {ACCURACY}.", *self._notes]
-        for what, count in self._counts.items():
+        for what, count in self.counts.items():
             notes.append(f"{what}: {counted(count, 'model')}.")
-        return [*notes, *super().notes()]
+        return [*notes, *(self.copies.notes() if self.copies else []), *super().notes()]
 
     def _told(self, index: int, differing: dict[str, int]) -> Told:
         told = super()._told(index, differing)
         paper = self._paper[index] if self._paper else None
         return told if paper is None else replace(told, split=paper.split)
 
-    def _count(self, index: int, accuracy: float | None, iteration: Any) -> None:
-        """Count what is to be told of a model: no accuracy, or another one than the published split has."""
+    def _remarks(self, index: int, accuracy: float | None, iteration: Any) -> Iterator[str]:
+        """Yield what is to be told of a model: no accuracy, or another one than the published split has."""
         if accuracy is None:
-            self._counts[f"No {STORED} in the file, so the column {ACCURACY} is empty"] += 1
+            yield f"No {STORED} in the file, so the column {ACCURACY} is empty"
         paper = self._paper[index] if self._paper else None
-        if paper is None:
-            return
-        values: Mapping[str, Any] = paper.values
-        score: Any = values.get("score")
-        step: Any = values.get("step")
-        if accuracy is not None and is_number(score) and abs(accuracy - score) > SAME_SCORE:
-            self._counts[f"The split has another score than {STORED} of the file, which is kept"] += 1
+        values: Mapping[str, Any] = {} if paper is None else paper.values
+        score, step = values.get("score"), values.get("step")
+        if accuracy is not None and is_number(score) and abs(accuracy - float(score or 0)) > SAME_SCORE:
+            yield f"The split has another score than {STORED} of the file, which is kept"
         if is_number(iteration) and is_number(step) and iteration != step:
-            self._counts[f"The split has another step than {ITERATION} of the file, which is kept"] += 1
+            yield f"The split has another step than {ITERATION} of the file, which is kept"
 
 
 def _root(folder: Path) -> Path:

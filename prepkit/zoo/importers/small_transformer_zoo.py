@@ -18,6 +18,7 @@ from prepkit.errors import CheckpointError, PrepkitError, ZooError
 from prepkit.packing import chosen_options
 from prepkit.prep.file import PRep
 from prepkit.zoo.format.function import ACCURACY
+from prepkit.zoo.importers._copies import Copies
 from prepkit.zoo.importers._strict import PAPER, STRICT, StrictSource, check_splits
 from prepkit.zoo.importers._transformer_files import (
     Metadata,
@@ -95,7 +96,10 @@ def found(
         notes += more
     source = TransformerSource(files, told, heads, place.resolve().name == MNIST, notes)
     source.take_convention(None if data is None else Path(data), task)
-    return StrictSource(source) if splits == STRICT else source
+    if splits == STRICT:
+        source.copies = None  # they are left out
+        return StrictSource(source)
+    return source
 
 
 class TransformerSource(Source):
@@ -111,6 +115,7 @@ class TransformerSource(Source):
         self._metadata, self._heads, self._of_mnist = metadata, heads, of_mnist
         self._notes, self._reader = notes, ModelReader()
         self.types = {} if metadata is None else metadata.types
+        self.copies: Copies | None = Copies()
         self._architectures: dict[tuple[Sizes, int], Architecture] = {}
 
     def take_convention(self, data: Path | None, task: Mapping[str, Any] | None) -> None:
@@ -171,6 +176,8 @@ class TransformerSource(Source):
         heads = self._heads_of(index) or self._convention.heads or USUAL_HEADS
         if (sizes, heads) not in self._architectures:
             self._architectures[sizes, heads] = sizes.architecture(heads, self._convention.sums, model.place)
+        if self.copies is not None:
+            self.copies.hear(self.ids[index], model.tensors)
         told = self.told(index)
         return replace(
             model,
@@ -197,7 +204,7 @@ class TransformerSource(Source):
 
     def notes(self) -> Sequence[str]:
         """Return sentences on the convention, and on files and rows without a partner."""
-        return self._notes
+        return [*self._notes, *(self.copies.notes() if self.copies else [])]
 
     def _heads_of(self, index: int) -> int | None:
         """Return a model's number of heads, None if neither the user nor the table tells it."""

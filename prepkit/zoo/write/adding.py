@@ -165,7 +165,7 @@ def add_models(
     ):
         if source.leaves_out_copies:
             kept = (index for index, id_ in enumerate(source.ids) if id_ in finished)
-            heard.digests.update(_digest(source.read(index).tensors) for index in kept)
+            heard.digests.update(digest_of(source.read(index).tensors) for index in kept)
         for index in waiting:
             try:
                 _add(writer, source, index, packing.architecture, recognised, heard, drop_nan)
@@ -207,7 +207,7 @@ def _add(
                     raise
                 heard.not_finite.append(id_)
                 return
-    digest = _digest(model.tensors) if source.leaves_out_copies else b""
+    digest = digest_of(model.tensors) if source.leaves_out_copies else b""
     if digest in heard.digests:
         heard.copies.append(id_)
         return
@@ -240,7 +240,7 @@ def _are_finite(tensors: Mapping[str, Tensor]) -> bool:
     return all(map(has_finite_sum, floats))
 
 
-def _digest(tensors: Mapping[str, Tensor] | PRep) -> bytes:
+def digest_of(tensors: Mapping[str, Tensor] | PRep) -> bytes:
     """Return a digest of all tensors with their names, dtypes and shapes."""
     import torch
 

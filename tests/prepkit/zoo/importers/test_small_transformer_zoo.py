@@ -89,7 +89,9 @@ def test_what_does_not_fit_is_told(tmp_path):
 # How networks are run -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("heads", "sums", "in_table"), [(2, False, True), (4, True, False)])
+@pytest.mark.parametrize(
+    ("heads", "sums", "in_table"), [pytest.param(2, False, True, marks=pytest.mark.slow), (4, True, False)]
+)
 def test_running_decides_and_proves(tmp_path, heads, sums, in_table):
     images, labels = samples.write_pictures(tmp_path / "mnist")
     samples.write_zoo(tmp_path / "src", heads, sums, images, labels, in_table)
@@ -155,7 +157,11 @@ def test_texts_cannot_be_run_and_the_zoo_says_why(tmp_path):
 def test_strict_leaves_out_a_best_model_that_is_that_of_an_epoch(tmp_path):
     states, _ = samples.write_zoo(tmp_path / "src")
     samples.save(tmp_path / "src" / MNIST / "run2_best1_6000.pt", states["run2_75_6000.pt"])
+    written = imported(tmp_path, "whole")[1]
+    told = "1 model has the weights of an earlier one and stays in the zoo; `splits` strict leaves such models out: "
+    assert f"{told}run2/best1/6000 (as run2/75/6000)." in written.notes
     zoo, written = imported(tmp_path, splits="strict")
+    assert not any("stays in the zoo" in note for note in written.notes)
     assert len(zoo) == 5
     assert any("1 model with the weights of an earlier one left out: run2/best1/6000" in n for n in written.notes)
     rows = zoo.table.to_pylist()
