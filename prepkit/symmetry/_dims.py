@@ -241,11 +241,16 @@ class Dims:
     def unify(self, a: Dim, b: Dim) -> None:
         """Make two Dims of one size the same."""
         a, b = root(a), root(b)
-        if a is b or a.size == 1:
+        if a is b or a.size == b.size == 1:
             return
+        if a.size != b.size:
+            raise ValueError(f"{a.size} and {b.size} places cannot be the same")
         if a.kind != "leaf" and (b.kind == "leaf" or _ORDER[a.kind] > _ORDER[b.kind]):
             a, b = b, a
-        if a.kind == "leaf":
+        if a.kind == "leaf" and a in below(b):  # it is one of several that turn out to be the same
+            self.merge(b)
+            self.unify(a, b)
+        elif a.kind == "leaf":
             self._unify_leaf(a, b)
         elif b.kind == "sum":  # a is a sum, product or choice
             self._unify_sums(a, b)

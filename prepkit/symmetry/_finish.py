@@ -16,14 +16,9 @@ from prepkit.symmetry.spec import Fixed, Fixture, Group, Product, Scaling, Sum, 
 
 UNUSED = "the run never read it"
 ALONE = "it is taken by itself, apart from the units beside it"
-# These are no news: nobody expects inputs, outputs and positions to move.
-PLAIN = (
-    INPUT,
-    OUTPUT,
-    "it is a position in a picture",
-    "it is a position in a kernel",
-    "its rows are looked up by number",
-)
+# Nobody expects these to move; positions are named where nothing beside them moves.
+PLAIN = (INPUT, OUTPUT, "it is a position in a kernel", "its rows are looked up by number")
+POSITION = "it is a position in a picture"
 
 
 def finish(run: Run, layout: Layout) -> Symmetries:
@@ -192,8 +187,11 @@ def _fixtures(labels: Mapping[str, Label], layout: Layout) -> tuple[Fixture, ...
     found: dict[Dim, Fixture] = {}
     for slot in layout:
         for index, axis in enumerate(labels[slot.name].axes):
-            for leaf in leaves(axis.dims):
-                if leaf.reason is not None and not leaf.reason.startswith(PLAIN):
+            along = leaves(axis.dims)
+            moves = any(leaf.reason is None for leaf in along)
+            for leaf in along:
+                plain = (*PLAIN, POSITION) if moves else PLAIN
+                if leaf.reason is not None and leaf.reason not in plain:
                     found.setdefault(leaf, Fixture(slot.name, index, leaf.size, leaf.reason))
             own = [factor for dim in axis.dims for factor in factors(dim)]
             for one in parts(own[0]) if len(own) == 1 else ():

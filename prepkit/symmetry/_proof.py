@@ -84,7 +84,7 @@ def proved(
             raise
         worst = max(worst, trial.judge(failed))
         if quickly and not seed:
-            whole = _Trial(action, network, outputs_of, LIMITS[dtype])
+            whole = _Trial(action, network, outputs_of, LIMITS[dtype], trial.before)
             error = whole.error([name for name in whole.names if name not in failed])
             worst = max(worst, error if error <= whole.limit else whole.judge(failed))
         unseen = trial.unseen(unseen)
@@ -98,16 +98,24 @@ class _Trial:
 
     whole: a change of all groups and scalings
     limit: relative error of the outputs that is rounding
+    before: the tensors' values, where they are known already
     """
 
     @torch.no_grad()
-    def __init__(self, action: Action, network: nn.Module, outputs_of: Outputs, limit: float) -> None:
+    def __init__(
+        self,
+        action: Action,
+        network: nn.Module,
+        outputs_of: Outputs,
+        limit: float,
+        before: dict[str, Tensor] | None = None,
+    ) -> None:
         self.action, self.network, self.outputs_of, self.limit = action, network, outputs_of, limit
         self.whole = _moving(self.action)
         self.names = [*self.whole.sources, *self.whole.numbers]
         tensors = network.state_dict(keep_vars=True).items()
         self.state = {name: tensor.detach() for name, tensor in tensors if tensor.is_floating_point()}
-        self.before = {name: tensor.clone() for name, tensor in self.state.items()}
+        self.before = before or {name: tensor.clone() for name, tensor in self.state.items()}
         self.expected = [tensor.clone() for tensor in outputs_of(network)]
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self.expected):
             raise SymmetryError(

@@ -106,15 +106,18 @@ def attention(call: Call) -> list[Label]:
     mask = call.optional("attn_mask") or call.optional("attn_bias")
     call.bind(q, k, v, mask)
     notes = call.notes
-    if any(a.size != b.size for a, b in zip(q.axes[:2], k.axes[:2], strict=True)):
-        notes.fix([*q.axes, *k.axes, *v.axes], f"{call.place} shares keys among heads")
-        return [notes.fresh_label(tensor.shape, f"it stands beside what {call.place} makes") for tensor in call.made]
     batch = []
     for own, other, third in zip(q.axes[:-2], k.axes[:-2], v.axes[:-2], strict=True):
-        notes.unify(own.dims, other.dims)
-        notes.unify(own.dims, third.dims)
-        notes.equate([(1, own), (1, other)])
-        batch.append(third)
+        repeats = own.size // max(other.size, 1)  # heads that share their keys and values
+        outer, inner = notes.take_apart(own.dims, [other.size, repeats], MISFIT)
+        notes.unify(outer, other.dims)
+        notes.unify(outer, third.dims)
+        notes.equate([(1, own), (1, other)], along=outer)
+        notes.equate([(1, own)], along=inner)
+        batch.append(third if repeats == 1 else notes.axis([*outer, *inner]))
+        if repeats > 1:
+            notes.equate([(1, batch[-1]), (-1, third)], along=outer)
+            notes.equate([(1, batch[-1])], along=inner)
     _contract(call, q.axes[-1], k.axes[-1])
     notes.unify(k.axes[-2].dims, v.axes[-2].dims)
     notes.zero([q.axes[-2], k.axes[-2], v.axes[-2]])
@@ -224,6 +227,39 @@ def embedding(call: Call) -> Label:
     return Label((*indices.axes, weight.axes[1]))
 
 
+def embedding_bag(call: Call) -> list[Label]:
+    """Rows of a table are looked up and added."""
+    weight = call.label("weight")
+    call.bind(weight)
+    call.notes.fix(weight.axes[:1], "its rows are looked up by number")
+    call.notes.zero(weight.axes[1:], SIGN if call["mode"] == 2 else ())
+    reason = f"it stands beside what {call.place} makes"
+    bags = Label((call.notes.fresh(call.shape[0], reason), weight.axes[1]))
+    return [bags, *(call.notes.fresh_label(tensor.shape, reason) for tensor in call.made[1:])]
+
+
+def trilinear(call: Call) -> Label:
+    """`_trilinear`: the product of three tensors that lack some axes each, summed over some axes."""
+    notes, labels = call.notes, [call.label(name) for name in ("i1", "i2", "i3")]
+    call.bind(*labels)
+    rows = []
+    for label, lacking in zip(labels, (call["expand1"], call["expand2"], call["expand3"]), strict=True):
+        axes = iter(label.axes)
+        count = len(label.axes) + len(lacking)
+        rows.append([None if index in lacking else next(axes) for index in range(count)])
+    out = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        there = [axis for axis in column if axis is not None and axis.dims]
+        for axis in there[1:]:
+            notes.unify(there[0].dims, axis.dims)
+        if index in call["sumdim"]:
+            notes.equate([(1, axis) for axis in there])
+            continue
+        out.append(notes.like(there[0]) if there else notes.fresh(1))
+        notes.equate([(1, out[-1]), *((-1, axis) for axis in there)])
+    return Label(tuple(out))
+
+
 def indexed(call: Call) -> Label | None:
     """Places along some axes are looked up by number; these axes stay as they are."""
     label = call.label("self")
@@ -296,6 +332,9 @@ RULES: dict[str, Rule] = {
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,
     "embedding": embedding,
+    "_embedding_bag": embedding_bag,
+    "_embedding_bag_forward_only": embedding_bag,
+    "_trilinear": trilinear,
     **dict.fromkeys(("index", "index_select", "gather", "take_along_dim"), indexed),
     "_weight_norm_interface": weight_norm,
     "glu": glu,

@@ -240,6 +240,38 @@ def pixel_shuffle(call: Call) -> Label:
     return Label((*batch, new, *(call.notes.fresh(size, reason) for size in call.shape[-2:])))
 
 
+def windows(call: Call) -> Label:
+    """`im2col` and `col2im`: the values in each window stand behind each other, channel by channel, or come back."""
+    label, reason = call.label("self"), "it is a position in a picture"
+    call.bind(label)
+    window = call["kernel_size"][0] * call["kernel_size"][1]
+    if call.name == "im2col":
+        *batch, channels, height, width = label.axes
+        call.notes.fix([height, width], reason)
+        call.notes.mix(label, [len(batch) + 1, len(batch) + 2])
+        inner = call.notes.dims.leaf(window, reason)
+        columns = call.notes.derived([*channels.dims, inner], [channels])
+        return Label((*batch, columns, call.notes.fresh(call.shape[-1], reason)))
+    *batch, columns, places = label.axes
+    own, inside = call.notes.take_apart(columns.dims, [columns.size // window, window], MISFIT)
+    call.notes.dims.fix([*inside, *places.dims], reason)
+    call.notes.mix(label, [len(batch) + 1])
+    channels = call.notes.derived(own, [columns])
+    return Label((*batch, channels, *(call.notes.fresh(size, reason) for size in call.shape[-2:])))
+
+
+def unpool(call: Call) -> Label:
+    """`max_unpool2d`: values go back to where they were the largest."""
+    label, indices = call.label("self"), call.label("indices")
+    call.bind(label, indices)
+    reason = "it is a position in a picture"
+    for own, other in zip(label.axes, indices.axes, strict=True):
+        call.notes.unify(own.dims, other.dims)
+    call.notes.fix(label.axes[-2:], reason)
+    call.notes.mix(label, [len(label.axes) - 2, len(label.axes) - 1])
+    return Label((*label.axes[:-2], *(call.notes.fresh(size, reason) for size in call.shape[-2:])))
+
+
 def channel_shuffle(call: Call) -> Label:
     """Groups and the channels within them change places."""
     label, groups = call.label("self"), call["groups"]
@@ -261,5 +293,7 @@ RULES: dict[str, Rule] = {
     "stack": stack,
     "constant_pad_nd": pad,
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), pixel_shuffle),
+    **dict.fromkeys(("im2col", "col2im"), windows),
+    "max_unpool2d": unpool,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
 }

@@ -13,7 +13,7 @@ SAME = (
     "neg clone contiguous detach alias lift_fresh lift _to_copy to dropout native_dropout alpha_dropout real positive"
 )
 SUMS = "add sub rsub maximum minimum fmax fmin where copy masked_fill lerp _prelu_kernel"
-RECTIFIERS = "relu leaky_relu rrelu threshold clamp_min"  # positive numbers pass them, with a threshold of 0
+RECTIFIERS = "relu leaky_relu rrelu_with_noise threshold clamp_min"  # positive numbers pass them, with a threshold of 0
 ODD = "sin tanh erf asinh atan sinh asin tan sgn sign"
 EVEN = "cos cosh abs"
 
@@ -186,6 +186,17 @@ def reduction(call: Call) -> Label:
     return Label(tuple(kept))
 
 
+def extreme(call: Call) -> Label | list[Label]:
+    """`max` and `min`: of a whole tensor, along an axis (with the numbers of the places), or of two tensors."""
+    if "other" in call.values:
+        return pointwise(call)
+    if "dim" in call.values:
+        label = call.label("self")
+        axis = label.axes[axis_index(label, call["dim"])] if label.axes else None
+        call.order = ([axis] if axis else [], f"the numbers of its units that {call.place} tells are read")
+    return reduction(call)
+
+
 def along_axis(call: Call) -> Label | list[Label]:
     """An operation depends on the order along some axes, and treats all others alike."""
     label = call.label("self")
@@ -232,6 +243,8 @@ def created(call: Call) -> Label:
 RULES: dict[str, Rule] = {
     "pointwise": pointwise,
     **dict.fromkeys((*SAME.split(), *SUMS.split()), pointwise),
+    **dict.fromkeys(("hardswish", "log_sigmoid_forward", "rrelu_with_noise"), pointwise),
+    **dict.fromkeys(("max", "min"), extreme),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
     **dict.fromkeys(
         ("sum", "mean", "var", "std", "amax", "amin", "prod", "logsumexp", "linalg_vector_norm", "norm"), reduction

@@ -32,10 +32,12 @@ class Call:
     name:   name of the operation, `add` for `add_`
     values: arguments by name
     result: what it returned
+    order:  axes whose order the whole numbers that it returned tell, and the reason to fix them if these are read
     """
 
     def __init__(self, run: Run, func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         self.run, self.notes, self.func, self.result = run, run.notes, func, result
+        self.order: tuple[list[Axis], str] | None = None
         name = func._schema.name.partition("::")[2]
         self.in_place = name.endswith("_") and not name.endswith("__")
         self.name = name.rstrip("_") if self.in_place else name
@@ -94,6 +96,7 @@ class Call:
 class Run:
     """Labels of all tensors of a run.
 
+    orders: tensors that hold numbers of units, and what is fixed as soon as one of them is read: axes and the reason
     stack: names of the modules that are running now, the innermost last
     used:  names of the parameters and buffers that an operation has read
     """
@@ -102,6 +105,7 @@ class Run:
         self.notes, self.rules = Notes(), rules
         self.stack = [""]
         self.labels: Any = WeakIdKeyDictionary()
+        self.orders: Any = WeakIdKeyDictionary()
         self.used: set[str] = set()
         self._names = {_memory(tensor): name for name, tensor in reversed([*state.items()])}
         self.state: dict[str, Label] = {}
@@ -120,6 +124,8 @@ class Run:
     def label_of(self, tensor: Tensor) -> Label:
         """Return the label of a tensor; one that no operation of the run made is a constant."""
         label: Label | None = self.labels.get(tensor)
+        if (order := self.orders.pop(tensor, None)) is not None:
+            self.notes.fix(*order)
         if label is None:
             name = self._names.get(_memory(tensor))
             if name is None:
@@ -137,25 +143,43 @@ class Run:
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = self.rules("pointwise")
         made = call.made
-        found = unknown(call) if rule is None else rule(call)
+        found = unknown(call) if rule is None else _by_rule(rule, call)
         labels = found if isinstance(found, list) else [found] * len(made)
+        if len(labels) != len(made):
+            labels = [*unknown(call)]
         for tensor, label in zip(made, labels, strict=True):
             if label is None or len(label.axes) != tensor.dim():
                 label = self.notes.fresh_label(tensor.shape, f"it stands beside what {call.place} makes")
-            if call.in_place and tensor is call.values.get("self"):
+            writes = call.in_place and torch.Tag.inplace_view not in func.tags  # `t_` only turns a tensor round
+            if writes and tensor is call.values.get("self"):
                 self._overwrite(call, tensor, label)
             self.notes.dims.prune(label.dims)
             self.labels[tensor] = label
+            if not tensor.is_floating_point() and call.order is not None:
+                self.orders[tensor] = call.order
 
     def _overwrite(self, call: Call, tensor: Tensor, label: Label) -> None:
         before = self.label_of(tensor)
         if tensor._base is not None:
             call.bind(before)
+        if [axis.size for axis in before.axes] != [axis.size for axis in label.axes]:
+            self.notes.fix([*before.axes, *label.axes], f"{call.place} writes to it in another shape")
+            return
         for old, new in zip(before.axes, label.axes, strict=True):
-            if len(before.axes) == tensor.dim() and old.size == new.size:
-                self.notes.unify(old.dims, new.dims)
-                if tensor._base is not None:  # others see the same memory
-                    self.notes.equal(old, new)
+            self.notes.unify(old.dims, new.dims)
+            if tensor._base is not None:  # others see the same memory
+                self.notes.equal(old, new)
+
+
+def _by_rule(rule: Rule, call: Call) -> Label | list[Label] | None:
+    """Return what a rule says; where it fails, as for tensors that vmap wraps, nothing is known of the operation.
+
+    What it had noted until then only makes more units stay.
+    """
+    try:
+        return rule(call)
+    except Exception:
+        return unknown(call)
 
 
 def unknown(call: Call) -> list[Label]:

@@ -132,15 +132,22 @@ class Action:
             raise LayoutMismatch(f"'{name}' has shape {list(tensor.shape)}; the network's is {list(shape)}.")
         values = tensor
         entries = [entry for entry in self._entries[name] if entry.group in change.sources]
-        if entries:
+        if entries and all(_is_along_axis(entry, change, self._shape(entry.group)) for entry in entries):
+            for axis in {entry.axis for entry in entries}:
+                own = [entry for entry in entries if entry.axis == axis]
+                places = self._places_of((shape[axis],), [_of_axis(entry) for entry in own], change)
+                values = values.index_select(values.dim() - len(shape) + axis, places)
+        elif entries:
             flat = values.reshape(*values.shape[: values.dim() - len(shape)], -1)
             places = self._places_of(shape, entries, change)
             places = places.reshape(*places.shape[: places.dim() - len(shape)], -1)
             flat = flat.index_select(-1, places) if places.dim() == 1 else _gathered(flat, places)
             values = flat.view(*flat.shape[:-1], *shape)
         factor, added = self._numbers_of(name, change)
+        fresh = values is not tensor and not values.requires_grad  # it can be written to
         if factor is not None:
-            values = values * factor.to(values.dtype)
+            factor = factor.to(values.dtype)
+            values = values.mul_(factor) if fresh else values * factor
         return values if added is None else values + added.to(values.dtype)
 
     def on_preps(self, change: Change, preps: Tensor) -> Tensor:
@@ -354,6 +361,16 @@ def _along(values: Tensor, axis: int, axes: int) -> Tensor:
 
 def _steps(shape: tuple[int, ...]) -> list[int]:
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def _is_along_axis(entry: _Entry, change: Change, shape: tuple[int, ...]) -> bool:
+    """Whether one order for all networks says where the values of an axis come from, whatever their other places."""
+    one_order = change.sources[entry.group].dim() == len(shape)
+    return one_order and entry.units.numel() == entry.units.shape[entry.axis]
+
+
+def _of_axis(entry: _Entry) -> _Entry:
+    return _Entry(0, entry.group, entry.units.flatten(), entry.stride)
 
 
 def _batched(part: Tensor, shape: tuple[int, ...]) -> Tensor:
