@@ -26,6 +26,7 @@ TYPES = click.option(
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--list", "lists", multiple=True, metavar="FILE", help="List to take. Repeatable. [default: SRC/*.txt]")
 @click.option("--root", type=click.Path(path_type=Path), metavar="PATH", help="Folder that paths in lists start from.")
+@click.option("--teacher", metavar="LINE", help="Line of the teacher: resnet_fusedbn;d4;d56;scifar10;PATH.")
 @TABLE
 @TYPES
 @making_options
@@ -35,6 +36,7 @@ def netspace_lists(
     folder: Path,
     lists: tuple[str, ...],
     root: Path | None,
+    teacher: str | None,
     table: Path | None,
     types: dict[str, str] | None,
     making: Making,
@@ -50,7 +52,8 @@ def netspace_lists(
 
     Each list is a split; val becomes validation. Paths start from --root, or from the first of SRC, the folders above
     it and the current one where a file is. Networks become those that are built in, such as resnet8@cifar10, and
-    BatchNorms are folded with a proof. Rows of --table name networks by path, in a column `file`.
+    BatchNorms are folded with a proof. For zoos of several architectures netspace needs the teacher too. Rows of
+    --table name networks by path, in a column `file`.
 
     The zoo's task is that of the reference, with its normalisation; its last 10,000 training images of CIFAR-10, which
     were for validation, are among those for training. With a column `accuracy` (0 to 1, on the test data),
@@ -61,7 +64,7 @@ def netspace_lists(
     """
     from prepkit.zoo.importers.kinds import found_by
 
-    options = {"lists": lists or None, "root": root, "table": table, "types": types}
+    options = {"lists": lists or None, "root": root, "teacher": teacher, "table": table, "types": types}
     making.write(folder, found_by("netspace-lists", source, options), {}, out, command="zoo import netspace-lists")
 
 

@@ -46,6 +46,7 @@ FLAGS = {
     "`pattern`": "--pattern",
     "`order`": "--order",
     "`root`": "--root",
+    "`teacher`": "--teacher",
     "`activation`": "--activation",
     "`split_file`": "--split-file",
     "`splits`": "--splits",

@@ -84,13 +84,18 @@ def read_list(file: Path) -> list[ListedNet]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ZooError(f"{file}: cannot be read: {reason}.") from None
-    nets = [_net(line.strip(), f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    nets = [read_line(line.strip(), f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not nets:
         raise ZooError(f"{file}: holds no line such as lenetlike;d0;scifar10;models/ckpts/cifar10/multi/lenet/0.pt.")
     return nets
 
 
-def _net(line: str, place: str) -> ListedNet:
+def read_line(line: str, place: str) -> ListedNet:
+    """Read one line.
+
+    place: its list and number, for errors
+    raises ZooError
+    """
     kind, *texts = line.split(";")
     if kind not in ARGUMENTS:
         raise ZooError(

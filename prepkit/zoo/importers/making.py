@@ -74,6 +74,7 @@ def make_zoo(
     try:
         with ZooWriter(path, resume=resume, provenance=begun_with, **about) as writer:
             check_kept(writer, source, packing)
+            _keep_teacher(writer, source)
             notes = add_models(
                 writer,
                 source,
@@ -95,6 +96,18 @@ def make_zoo(
             error.add_note(f"{kept}; {how_to_go_on}, or delete '{root}'.")
         raise
     return WrittenZoo(root, read_manifest(root), notes, source.types)
+
+
+def _keep_teacher(writer: ZooWriter, source: Source) -> None:
+    """Put the source's teacher into a zoo that has none yet; a zoo that holds nothing is discarded if that fails."""
+    try:
+        teacher = None if writer.has_teacher else source.teacher()
+        if teacher is not None:
+            writer.set_teacher(teacher.tensors, teacher.architecture)
+    except PrepkitError:
+        if not len(writer):
+            writer.discard()
+        raise
 
 
 def _check_ids(source: Source) -> None:

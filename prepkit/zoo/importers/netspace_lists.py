@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from prepkit.families.architecture import floating_shapes
 from prepkit.families.detection import explain_mismatch
 from prepkit.prep.slot import natural_key
 from prepkit.zoo.format.sources import SOURCE_SHA256
-from prepkit.zoo.importers._netspace_lines import ListedNet, check_class_ids, check_no_copies, in_split, read_list
+from prepkit.zoo.importers._netspace_lines import (
+    ListedNet,
+    check_class_ids,
+    check_no_copies,
+    in_split,
+    read_line,
+    read_list,
+)
 from prepkit.zoo.importers._netspace_sdf import HOW_TO_RUN as HOW_SDF_RUNS
 from prepkit.zoo.importers._netspace_sdf import KEY, POINTS, errors_at_points, sine_mlp
 from prepkit.zoo.importers.tree import Types
@@ -63,6 +71,7 @@ def found(
     *,
     lists: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     root: str | os.PathLike[str] | None = None,
+    teacher: str | None = None,
     table: str | os.PathLike[str] | None = None,
     types: Types | None = None,
 ) -> Source:
@@ -72,6 +81,7 @@ def found(
     lists:  the lists to take, from the folder or the current one; all *.txt in the folder if missing
     root:   folder that the paths in the lists start from; if missing, the first of the folder, those above it and the
             current one where a file of the lists is
+    teacher: a line such as "resnet_fusedbn;d4;d56;scifar10;teacher.pt", whose network is kept as the zoo's teacher
     table:  a table whose column `file` names networks by path
     types:  types of its columns, as in `create_zoo`
     raises ZooError naming list and line
@@ -79,9 +89,11 @@ def found(
     files = _lists(folder, lists)
     csv = None if table is None else Path(table)
     if files:
-        return _of_lists(folder, files, None if root is None else Path(root), csv, types)
-    if root is not None:
-        raise ZooError(f"`root` is for the paths in lists, and '{folder}' holds no list (*.txt).")
+        kept = None if teacher is None else read_line(teacher, "`teacher`")
+        return _of_lists(folder, files, None if root is None else Path(root), kept, csv, types)
+    if root is not None or teacher is not None:
+        option = "`root`" if root is not None else "`teacher`"
+        raise ZooError(f"{option} goes with lists, and '{folder}' holds no list (*.txt).")
     functions = sorted(folder.glob(SDF_FILES), key=lambda file: natural_key(file.name))
     if not functions:
         raise ZooError(f"'{folder}' holds no list (train.txt, ...) and no distance function ({SDF_FILES}).")
@@ -104,7 +116,14 @@ def _lists(folder: Path, lists: Any) -> list[Path]:
     return sorted(files, key=lambda file: places.get(file.stem, len(ORDER)))
 
 
-def _of_lists(folder: Path, files: Sequence[Path], root: Path | None, csv: Path | None, types: Types | None) -> Source:
+def _of_lists(
+    folder: Path,
+    files: Sequence[Path],
+    root: Path | None,
+    teacher: ListedNet | None,
+    csv: Path | None,
+    types: Types | None,
+) -> Source:
     by_list = [(read_list(file), in_split(file.stem)) for file in files]
     nets = [net for listed_nets, _ in by_list for net in listed_nets]
     splits = [split for listed_nets, split in by_list for _ in listed_nets]
@@ -119,7 +138,7 @@ def _of_lists(folder: Path, files: Sequence[Path], root: Path | None, csv: Path 
         root = _root(folder, nets)
         notes.append(f"Paths in the lists start from '{root}'.")
     paths = [root / net.path for net in nets]
-    absent = [net for net, path in zip(nets, paths, strict=True) if not path.is_file()]
+    absent = [net for net in (*nets, *([teacher] if teacher else [])) if not (root / net.path).is_file()]
     if absent:
         are = "is no file" if len(absent) == 1 else "are no files"
         places = listed(f"{net.path} ({net.place})" for net in absent)
@@ -127,7 +146,10 @@ def _of_lists(folder: Path, files: Sequence[Path], root: Path | None, csv: Path 
             f"{len(absent):,} of {counted(len(nets), 'network')} {are} in '{root}': {places}. Fetch them, or take the "
             "lines out."
         )
-    return NetSource(nets, splits, _rows(paths, csv, types), class_ids, notes)
+    source = NetSource(nets, splits, _rows(paths, csv, types), class_ids, notes)
+    if teacher is not None:
+        source.keep_teacher(teacher, root / teacher.path)
+    return source
 
 
 def _rows(paths: Sequence[Path], csv: Path | None, types: Types | None) -> ModelRows:
@@ -178,6 +200,7 @@ class NetSource(_Files):
     ) -> None:
         super().__init__(rows)
         self.nets, self.splits = nets, splits
+        self._teacher: tuple[ListedNet, Path] | None = None
         self.record = {"class_ids_of_lists": dict(class_ids)}
         datasets = {net.dataset for net in nets}
         self.task = TASKS[datasets.pop()] if len(datasets) == 1 else None
@@ -192,21 +215,23 @@ class NetSource(_Files):
 
     def read(self, index: int) -> Model:
         """Read a network's file, under the names of the built-in network."""
-        net, file = self.nets[index], self.file(index)
-        try:
-            checkpoint = load_checkpoint(file)
-        except CheckpointError as error:
-            raise type(error)(f"{net.place}: {error}") from None
-        tensors = net.renamed(checkpoint)
-        shapes, known = floating_shapes(tensors), net.architecture
-        if shapes not in (known.trainable_shapes, known.folded_shapes):
-            raise ZooError(
-                f"{net.place}: '{file}' holds no {net.kind} for {net.dataset}. Under the names of prepkit, "
-                f"{explain_mismatch(tensors, known)}"
-            )
-        told = self.told(index)
-        columns = {**told.columns, SOURCE_SHA256: sha256_of(file)}
-        return Model(tensors, f"'{file}' ({net.place})", columns, checkpoint.said, checkpoint.others, told.split, known)
+        model, told = _read(self.nets[index], self.file(index)), self.told(index)
+        return replace(model, columns={**told.columns, **model.columns}, split=told.split)
+
+    def keep_teacher(self, net: ListedNet, file: Path) -> None:
+        """Note which network is the teacher.
+
+        raises ZooError for one of another data set
+        """
+        others = sorted({other.dataset for other in self.nets} - {net.dataset})
+        if others:
+            raise ZooError(f"{net.place}: is for {net.dataset}, and networks of the lists for {listed(others)}.")
+        self._teacher = net, file
+        self.options = {"teacher": net.path}
+
+    def teacher(self) -> Model | None:
+        """Read the teacher's file."""
+        return None if self._teacher is None else _read(*self._teacher)
 
     def told(self, index: int) -> Told:
         """Return the data set of a network, its row in the table, and its split."""
@@ -215,6 +240,27 @@ class NetSource(_Files):
     def notes(self) -> Sequence[str]:
         """Return sentences on lists and rows."""
         return *self._found, *super().notes()
+
+
+def _read(net: ListedNet, file: Path) -> Model:
+    """Read a network's file, under the names of the built-in network.
+
+    raises ZooError, CheckpointError naming the line
+    """
+    try:
+        checkpoint = load_checkpoint(file)
+    except CheckpointError as error:
+        raise type(error)(f"{net.place}: {error}") from None
+    tensors = net.renamed(checkpoint)
+    shapes, known = floating_shapes(tensors), net.architecture
+    if shapes not in (known.trainable_shapes, known.folded_shapes):
+        raise ZooError(
+            f"{net.place}: '{file}' holds no {net.kind} for {net.dataset}. Under the names of prepkit, "
+            f"{explain_mismatch(tensors, known)}"
+        )
+    columns = {SOURCE_SHA256: sha256_of(file)}
+    place = f"'{file}' ({net.place})"
+    return Model(tensors, place, columns, checkpoint.said, checkpoint.others, architecture=known)
 
 
 def _note_on_class_ids(nets: Sequence[ListedNet], class_ids: Mapping[str, int]) -> Iterator[str]:

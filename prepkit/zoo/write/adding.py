@@ -123,6 +123,10 @@ class Source(ABC):
         """Return what a message calls a model."""
         return f"'{self.ids[index]}'"
 
+    def teacher(self) -> Model | None:
+        """Read the network that the zoo keeps beside its instances as their teacher; None if there is none."""
+        return None
+
     def notes(self) -> Sequence[str]:
         """Return sentences on what was found, after all models were read."""
         return ()

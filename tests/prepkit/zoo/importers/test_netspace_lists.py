@@ -275,6 +275,24 @@ def test_resnets_of_another_depth_and_class_ids_that_the_zoo_has_not_are_told(tm
     assert any("resnet14@cifar10 is 0 (list 4)" in note for note in notes)
 
 
+def test_the_teacher_is_a_line_too(tmp_path):
+    folder, _ = write_lists(tmp_path / "ref", {"train": [f"{LENET};a/0.pt"]})
+    tensors = values(SHAPES[RESNET], 9)
+    save(tmp_path / "ref/teacher.pt", tensors)
+    imported(folder, tmp_path / "zoo", teacher="resnet_fusedbn;d4;d8;scifar10;teacher.pt")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = logits(RESNET, tensors, images)
+    with torch.no_grad():
+        found = prepkit.open_zoo(tmp_path / "zoo").teacher(images)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+    save(tmp_path / "ref/teacher.pt", values(SHAPES[VANILLA], 9))
+    with pytest.raises(ZooError, match=r"`teacher`: .*holds no resnet_fusedbn"):
+        imported(folder, tmp_path / "other", teacher="resnet_fusedbn;d4;d8;scifar10;teacher.pt")
+    with pytest.raises(ZooError, match="`teacher`: is for tiny-imagenet-200, and networks of the lists for cifar10"):
+        imported(folder, tmp_path / "other", teacher="resnet_fusedbn;d4;d8;stiny-imagenet-200;teacher.pt")
+    assert not (tmp_path / "other").exists()
+
+
 def test_networks_of_both_data_sets_are_known(tmp_path):
     lines = ["lenetlike;d0;stiny-imagenet-200;a.pt", "vanilla_cnn;d1;stiny-imagenet-200;b.pt"]
     lines += [f"resnet_fusedbn;d{number};d{depth};stiny-imagenet-200;{depth}.pt" for number, depth in ((2, 8), (3, 32))]
