@@ -1,9 +1,10 @@
-"""Importing a tree: 40,000 small networks from a list, with a table a run, against a loop that only loads them.
+"""Importing trees of small networks, with a table a run, against a loop that only loads the checkpoints.
 
-One round each, as it takes minutes; each way is a process of its own, whose peak memory is read at its end.
+Each way is a process of its own, whose processor time and peak memory are read at its end; the ways take turns.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import prepkit
 from benchmarks.timing import record
 
-FILES, EPOCHS = 40_000, 50
+FILES, TIMED, EPOCHS, ROUNDS = 40_000, 20_000, 50, 3
 SHAPES = {"0": (8, 1, 5, 5), "3": (6, 8, 5, 5), "6": (4, 6, 2, 2), "9": (20, 36), "11": (10, 20)}
 LOAD = "import sys, torch\nfor line in open(sys.argv[1]): torch.load(line.strip(), weights_only=True)\n"
-COMMAND = ["--pattern", "{run}/checkpoint_{epoch:int}/checkpoints", "--table", "{run}/result.json"]
+PATTERN = ("--pattern", "{run}/checkpoint_{epoch:int}/checkpoints", "--table", "{run}/result.json")
+SETTINGS = {"model::type": "CNN", "model::nlin": "tanh", "model::o_dim": 10, "seed": 1}
 MEASURE = """
 import json, resource, subprocess, sys, time
 start = time.perf_counter()
@@ -29,43 +31,111 @@ print(json.dumps({"seconds": time.perf_counter() - start, "cpu": cpu, "MiB": use
 """
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Runs as ray writes them, and a list of all checkpoints."""
+def checkpoint(epoch: int, generator: torch.Generator, beside: bool) -> object:
+    """A state dict of 2,464 values, as ModelZooDataset has them; with its epoch beside it, no two pickles are equal."""
+    tensors = {}
+    for name, shape in SHAPES.items():
+        tensors[f"module_list.{name}.weight"] = torch.randn(shape, generator=generator)
+        tensors[f"module_list.{name}.bias"] = torch.randn(shape[0], generator=generator)
+    accuracy = float(torch.rand((), generator=generator))
+    return {"model": tensors, "epoch": epoch, "accuracy": accuracy} if beside else tensors
+
+
+def write_tree(root: Path, count: int, beside: bool = False) -> list[Path]:
+    """Write runs as ray does, and return all checkpoints."""
     generator = torch.Generator().manual_seed(0)
     files = []
-    for run in range(FILES // EPOCHS):
-        folder = tmp_path / f"src/NN_tune_trainable_{run}"
+    for run in range(count // EPOCHS):
+        folder = root / f"NN_tune_trainable_{run}"
         folder.mkdir(parents=True)
         rows = [{"training_iteration": epoch, "epoch": epoch, "test_acc": epoch / 50} for epoch in range(EPOCHS + 1)]
         (folder / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "params.json").write_text(json.dumps(SETTINGS))
         for epoch in range(1, EPOCHS + 1):
-            tensors = {}
-            for name, shape in SHAPES.items():
-                tensors[f"module_list.{name}.weight"] = torch.randn(shape, generator=generator)
-                tensors[f"module_list.{name}.bias"] = torch.randn(shape[0], generator=generator)
             files.append(folder / f"checkpoint_{epoch:06d}/checkpoints")
             files[-1].parent.mkdir()
-            torch.save(tensors, files[-1])
-    (tmp_path / "list").write_text("\n".join(map(str, files)))
-    (tmp_path / "tenth").write_text("\n".join(map(str, files[: FILES // 10])))
-    return tmp_path
+            torch.save(checkpoint(epoch, generator, beside), files[-1])
+    return files
+
+
+def write_list(file: Path, files: list[Path]) -> Path:
+    file.write_text("\n".join(map(str, files)))
+    return file
 
 
 def measured(*command: object) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, sys.executable, *map(str, command)], capture_output=True, check=True, text=True
     )
-    return {name: round(value, 2) for name, value in json.loads(done.stdout).items()}
+    return dict(json.loads(done.stdout))
+
+
+def importing(kind: str, *arguments: object) -> tuple[object, ...]:
+    return "-m", "prepkit", "zoo", "import", kind, *arguments
+
+
+def compared(root: Path, ways: dict[str, tuple[object, ...]], base: str) -> dict[str, object]:
+    """Run the ways in turn, and give medians, extremes, and the median of the ratios to the base in the same round."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for number in range(ROUNDS):
+        for name, way in ways.items():
+            runs[name].append(measured(*[root / f"zoo-{number}" if part == "ZOO" else part for part in way]))
+            subprocess.run(["rm", "-rf", str(root / f"zoo-{number}")], check=True)
+    result: dict[str, object] = {}
+    for name, rounds in runs.items():
+        told: dict[str, object] = {"rounds": ROUNDS, "MiB": round(max(one["MiB"] for one in rounds))}
+        for what in ("cpu", "seconds"):
+            values = [one[what] for one in rounds]
+            ratios = [one[what] / other[what] for one, other in zip(rounds, runs[base], strict=True)]
+            told[what] = [round(value, 1) for value in (statistics.median(values), min(values), max(values))]
+            told[f"{what}, ratio"] = [
+                round(value, 2) for value in (statistics.median(ratios), min(ratios), max(ratios))
+            ]
+        result[name] = told
+    return result
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of 40,000 files, and lists of all and of a tenth of them; half of its runs are a tree of their own too."""
+    root = tmp_path_factory.mktemp("tree")
+    files = write_tree(root / "src", FILES)
+    write_list(root / "list", files)
+    write_list(root / "tenth", files[: FILES // 10])
+    write_list(root / "half", files[:TIMED])
+    (root / "timed").mkdir()
+    for run in range(TIMED // EPOCHS):
+        (root / f"timed/NN_tune_trainable_{run}").symlink_to(root / f"src/NN_tune_trainable_{run}")
+    return root
+
+
+def test_import_20_000_checkpoints(benchmark: BenchmarkFixture, tree: Path) -> None:
+    loop = f"a loop of torch.load over {TIMED:,} files"
+    ways = {
+        loop: ("-c", LOAD, tree / "half"),
+        "zoo import tree": importing("tree", tree / "timed", "ZOO", *PATTERN),
+        "zoo import ray-tree": importing("ray-tree", tree / "timed", "ZOO"),
+    }
+    result = compared(tree, ways, loop)
+    benchmark.pedantic(lambda: None, rounds=1)
+    record(benchmark, "importing", "import 20,000 checkpoints", result)
+
+
+def test_import_checkpoints_that_differ_beside_their_tensors(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    files = write_tree(tmp_path / "src", TIMED // 4, beside=True)
+    loop = f"a loop of torch.load over {len(files):,} files"
+    ways = {
+        loop: ("-c", LOAD, write_list(tmp_path / "list", files)),
+        "zoo import tree": importing("tree", tmp_path / "src", "ZOO", *PATTERN),
+    }
+    benchmark.pedantic(lambda: None, rounds=1)
+    record(benchmark, "importing", "import checkpoints with epoch and accuracy", compared(tmp_path, ways, loop))
 
 
 def test_import_40_000_files_from_a_list(benchmark: BenchmarkFixture, tree: Path) -> None:
-    importing = ["-m", "prepkit", "zoo", "import", "tree", tree / "src"]
-    result = {
-        f"{FILES // 10:,} files": measured(*importing, tree / "small", "--from", tree / "tenth", *COMMAND),
-        f"torch.load of {FILES:,} files": measured("-c", LOAD, tree / "list"),
-        f"{FILES:,} files": measured(*importing, tree / "zoo", "--from", tree / "list", *COMMAND),
-    }
+    small = importing("tree", tree / "src", tree / "small", "--from", tree / "tenth", *PATTERN)
+    large = importing("tree", tree / "src", tree / "zoo", "--from", tree / "list", *PATTERN)
+    result = {f"{FILES // 10:,} files": measured(*small), f"{FILES:,} files": measured(*large)}
     zoo = prepkit.open_zoo(tree / "zoo")
     assert len(zoo) == FILES
     assert zoo.table["test_acc"].to_pylist()[:EPOCHS] == [epoch / 50 for epoch in range(1, EPOCHS + 1)]

@@ -17,6 +17,7 @@ from prepkit.checkpoint.opening import FETCH_AGAIN, explained, opened, quoted, r
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed
 
 LOCAL_HEADER_BYTES = 30 + 2 * 0xFFFF  # the most that stands between a zip member's offset and its content
+BYTEARRAY = b"bytearray\n"  # in a pickle
 SAVE_WEIGHTS = "save the tensors alone where the network is defined: torch.save(model.state_dict(), path)"
 SAVE_AGAIN = "write it again with torch.save"
 
@@ -126,7 +127,7 @@ def read_torch_legacy(path: Path) -> tuple[object, int]:
 
 def check_pickle(path: Path, pickled: bytes | mmap) -> None:
     """Raise UnsafeCheckpoint for `bytearray(n)`, which torch's weights_only allows: it fills any n bytes of memory."""
-    if pickled.find(b"bytearray\n") >= 0:
+    if pickled.find(BYTEARRAY) >= 0:
         raise UnsafeCheckpoint(f"{path} makes a bytearray, which no tensor needs; {SAVE_WEIGHTS}.")
 
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 from zlib import crc32
 
-from prepkit.checkpoint._torch_files import lies_in
-from prepkit.checkpoint.load import Checkpoint, load_checkpoint, sha256_of
+from prepkit.checkpoint._torch_files import BYTEARRAY, lies_in, load_weights
+from prepkit.checkpoint.formats import Content
+from prepkit.checkpoint.load import Checkpoint, checkpoint_of, load_checkpoint, sha256_of
 from prepkit.checkpoint.sharded import check_not_a_part
 from prepkit.errors import CheckpointError
 
@@ -103,6 +104,7 @@ class CheckpointReader:
 
     def __init__(self, key: str | None = None, prefix: str | None = None) -> None:
         self._key, self._prefix = key, prefix
+        self._names: set[tuple[str, ...]] = set()  # of all members of archives that load_checkpoint read
         self._forms: OrderedDict[tuple[object, ...], _Form | None] = OrderedDict()  # None: torch read one such file
 
     def read(self, path: Path) -> tuple[Checkpoint, str]:
@@ -120,9 +122,22 @@ class CheckpointReader:
             check_not_a_part(path)
             self._forms.move_to_end(archive.key)
             return replace(form.common, path=path, _tensors=form.tensors(archive)), sha256
-        checkpoint = load_checkpoint(path, self._key, self._prefix)
+        checkpoint = self._unpickled(path, archive)
         self._remember(archive.key, self._learned(archive, checkpoint) if is_known else None)
         return checkpoint, sha256
+
+    def _unpickled(self, path: Path, archive: _Archive) -> Checkpoint:
+        """Let torch read an archive, which was found to be sound; what names tell is checked once for equal names."""
+        names = tuple(archive.sizes)
+        if names in self._names and BYTEARRAY not in archive.content:
+            size = sum(size for name, size in archive.sizes.items() if name.startswith(DATA))
+            return checkpoint_of(
+                path, Content("torch zip", load_weights(path, mapped=True), size), self._key, self._prefix
+            )
+        checkpoint = load_checkpoint(path, self._key, self._prefix)
+        if len(self._names) < MAX_FORMS:
+            self._names.add(names)
+        return checkpoint
 
     def _remember(self, key: tuple[object, ...], form: _Form | None) -> None:
         self._forms[key] = form

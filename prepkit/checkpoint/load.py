@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prepkit.checkpoint._beside import beside, is_array, is_plain
 from prepkit.checkpoint._inert import Inert
 from prepkit.checkpoint._torch_files import HOLDS_DTENSORS, where_trusted
-from prepkit.checkpoint.formats import Format, read_content
+from prepkit.checkpoint.formats import Content, Format, read_content
 from prepkit.checkpoint.opening import opened, quoted
 from prepkit.checkpoint.sharded import check_not_a_part, is_index, model_file, shards_of
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, counted, listed, nearest
@@ -97,7 +97,14 @@ def load_checkpoint(path: str | os.PathLike[str], key: str | None = None, prefix
     ('model', ['weight', 'bias'])
     """
     path = model_file(Path(path))
-    content = read_content(path)
+    return checkpoint_of(path, read_content(path), key, prefix)
+
+
+def checkpoint_of(path: Path, content: Content, key: str | None, prefix: str | None) -> Checkpoint:
+    """Return the checkpoint in what was read of a file.
+
+    raises as `load_checkpoint` does
+    """
     check_not_a_part(path)
     found_key, state = find_state_dict(path, content.value, key)
     check_entries(path, found_key, state)

@@ -11,7 +11,7 @@ from checkpoint_samples import weights
 
 from prepkit.checkpoint import alike
 from prepkit.checkpoint.alike import CheckpointReader
-from prepkit.checkpoint.load import load_checkpoint, sha256_of
+from prepkit.checkpoint.load import checkpoint_of, load_checkpoint, sha256_of
 from prepkit.errors import CheckpointError, UnsafeCheckpoint
 
 
@@ -73,9 +73,12 @@ def test_it_reads_what_load_checkpoint_reads(kind, tmp_path, monkeypatch):
     expected = [(load_checkpoint(file), sha256_of(file)) for file in files]
     reader = CheckpointReader()
     asked = []
-    monkeypatch.setattr(
-        alike, "load_checkpoint", lambda path, *rest: asked.append(path) or load_checkpoint(path, *rest)
-    )
+
+    def noting(function):
+        return lambda path, *rest: asked.append(path) or function(path, *rest)
+
+    monkeypatch.setattr(alike, "load_checkpoint", noting(load_checkpoint))
+    monkeypatch.setattr(alike, "checkpoint_of", noting(checkpoint_of))
     for file, (checkpoint, sha256) in zip(files, expected, strict=True):
         read, its_sha256 = reader.read(file)
         assert described(read) == described(checkpoint)
@@ -164,6 +167,28 @@ def test_other_contents_under_the_same_pickle_are_not_taken_for_the_same(reader,
     torch.save(weights(1.0), file)
     rewritten(file, lambda members: members.update({"net_0/byteorder": b"middle"}))
     with pytest.raises(CheckpointError):  # no size differs
+        reader.read(file)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"\x80\x02c__builtin__\nbytearray\nK\x05\x85R.", "makes a bytearray"),
+        (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.", r"would import and call .*system"),
+    ],
+)
+def test_code_under_known_names_is_refused(pickled, message, reader, tmp_path):
+    file = tmp_path / "net_0.pt"
+    rewritten(file, lambda members: members.update({"net_0/data.pkl": pickled}))
+    with pytest.raises(UnsafeCheckpoint, match=message):
+        reader.read(file)
+
+
+@pytest.mark.parametrize("member", ["constants.pkl", "DATA/0"])
+def test_archives_of_other_kinds_are_refused(member, reader, tmp_path):
+    file = tmp_path / "net_0.pt"
+    rewritten(file, lambda members: members.update({f"net_0/{member}": b"1"}))
+    with pytest.raises(UnsafeCheckpoint, match="TorchScript" if member == "constants.pkl" else "there twice"):
         reader.read(file)
 
 

@@ -239,8 +239,10 @@ def test_what_stands_beside_the_weights_is_not_made(beside: object, stored: str,
 
 @pytest.mark.parametrize("stored", ["torch zip", "torch legacy"])
 def test_stand_ins_are_no_part_of_a_state_dict(stored: str, tmp_path: Path) -> None:
-    SAVERS[stored]({"state_dict": {**weights(), "best": np.float64(0.5)}}, tmp_path / "m")
-    assert "'best' (numpy" in refusal(tmp_path / "m")
+    SAVERS[stored]({"state_dict": {**weights(), "best": np.array([0.5])}}, tmp_path / "m")
+    assert "'best' (an array of numpy)" in refusal(tmp_path / "m")
+    SAVERS[stored]({"state_dict": {**weights(), "best": Settings()}}, tmp_path / "m")
+    assert "'best' (" in refusal(tmp_path / "m")
     SAVERS[stored](Settings(), tmp_path / "m")
     assert "holds no named tensors" in refusal(tmp_path / "m")
 
