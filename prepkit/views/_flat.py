@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from prepkit.prep.layout import PRepShape
@@ -37,9 +38,17 @@ def flat(of: Any) -> Flat:
 
 
 class Preps(View):
-    """PReps `[N, H, W]` as they are, whatever their height and width. `names` are those of the tensors."""
+    """PReps `[N, H, W]` as they are, whatever their height and width. `names` are those of the tensors.
+
+    mask: `[H, W]` bool, True where a PRep of the zoo's shape holds a value and False where it is padded
+    """
 
     name = "prep"
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        cells = torch.arange(source.shape.cells).view(source.shape.height, source.shape.width)
+        self.mask = cells < source.layout.total
 
     @property
     def names(self) -> tuple[str, ...]:

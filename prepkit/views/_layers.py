@@ -5,6 +5,7 @@ Shapes: N instances, C = 1 the channel axis of nfn.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -166,7 +167,7 @@ class Layers(View):
             if kind == "biases":
                 biases = checked
                 checked = [bias for bias, own in zip(biases, self._biases, strict=True) if own is not None]
-            pieces += [tensor.reshape(len(tensor), -1) for tensor in checked]
+            pieces += [tensor.reshape(len(tensor), math.prod(tensor.shape[1:])) for tensor in checked]
         self._check_added(biases)
         counts = sorted({len(piece) for piece in (*pieces, *biases)})
         if len(counts) > 1:

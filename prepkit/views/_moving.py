@@ -98,20 +98,20 @@ class Moved:
             moved = _zeros((len(given), size), given.dtype)
             for block in self.blocks:
                 block.of_view(moved)[...] = block.of_preps(given)
-            return torch.from_numpy(moved).view(flat.dtype).view(-1, *self.shape)
+            return torch.from_numpy(moved).view(flat.dtype).view(len(flat), *self.shape)
         back = self._back.on(flat.device)
         moved_there = flat.new_zeros(len(flat), size).scatter(1, back.expand(len(flat), -1), flat[:, : len(back)])
-        return moved_there.view(-1, *self.shape)
+        return moved_there.view(len(flat), *self.shape)
 
     def inverse(self, values: Tensor, shape: PRepShape) -> Tensor:
         """Return the PReps `[N, H, W]` of `[N, *shape]`; what stands in the padding does not matter."""
-        values = values.reshape(len(values), -1)
+        values = values.flatten(1)
         given = _array(values)
         if given is not None:
             flat = _zeros((len(given), shape.cells), given.dtype)
             for block in self.blocks:
                 block.write(flat, block.of_view(given))
-            return torch.from_numpy(flat).view(values.dtype).view(-1, shape.height, shape.width)
+            return torch.from_numpy(flat).view(values.dtype).view(len(values), shape.height, shape.width)
         return padded([values.index_select(1, self._back.on(values.device))], shape)
 
 
@@ -156,7 +156,7 @@ def padded(pieces: Sequence[Tensor], shape: PRepShape) -> Tensor:
     """Return values in pieces `[N, size]` as PReps `[N, H, W]` with zeros after the last."""
     tail = shape.cells - sum(piece.shape[1] for piece in pieces)
     zeros = [pieces[0].new_zeros(len(pieces[0]), tail)] if tail else []
-    return torch.cat([*pieces, *zeros], dim=1).view(-1, shape.height, shape.width)
+    return torch.cat([*pieces, *zeros], dim=1).view(len(pieces[0]), shape.height, shape.width)
 
 
 def _array(flat: Tensor) -> np.ndarray | None:

@@ -77,7 +77,8 @@ def wiring_of(network: nn.Module, channels: dict[str, int], inputs: Tensor) -> W
     channels: the number of output channels of each layer, by the name of its module
     raises Untraceable for a network with other operations, or one that does not run
     """
-    inputs = inputs.to(next((tensor.device for tensor in network.parameters()), inputs.device))
+    like = next((tensor for tensor in network.parameters() if tensor.is_floating_point()), inputs)
+    inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() else inputs.dtype)
     failure: Untraceable | None = None
     for axis in (1, inputs.dim() - 1):  # channels of images, then features of tokens
         try:

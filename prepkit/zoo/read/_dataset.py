@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from prepkit.zoo.read._rows import Change, Rows
 
-    from prepkit.zoo.read._rows import Rows
-
-Item = tuple["Tensor", int, int]
+Item = tuple[Any, int, int]  # the first is a PRep, or what a view made of it
 
 
 class ZooDataset(Dataset[Item]):
     """Items (prep `[H, W]`, class_id, index) of a zoo or view.
 
+    change: makes what stands in place of the PReps, of a batch of them and their ClassIds; each item gets its row of it
     A forked worker shares the mapped files; a spawned worker opens them anew by their path.
     """
 
-    def __init__(self, zoo: Rows) -> None:
+    def __init__(self, zoo: Rows, change: Change | None = None) -> None:
         self.zoo = zoo
+        self.change = change
 
     def __repr__(self) -> str:
         return f"<ZooDataset of {self.zoo!r}>"
@@ -37,5 +37,13 @@ class ZooDataset(Dataset[Item]):
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Return several items, gathered at once."""
         numbers = self.zoo.numbers(list(indices))
-        preps, class_ids = self.zoo.preps(numbers), self.zoo.class_ids(numbers).tolist()
-        return list(zip(preps, class_ids, numbers.tolist(), strict=True))
+        preps, class_ids = self.zoo.preps(numbers), self.zoo.class_ids(numbers)
+        values = preps if self.change is None else self.change(preps, class_ids)
+        return list(zip(_rows_of(values, len(numbers)), class_ids.tolist(), numbers.tolist(), strict=True))
+
+
+def _rows_of(values: Any, count: int) -> list[Any]:
+    """Return the rows of a tensor `[B, ...]`, or of all tensors of a view, in the view's own form."""
+    from torch.utils import _pytree as pytree
+
+    return [pytree.tree_map(lambda tensor, row=row: tensor[row], values) for row in range(count)]

@@ -53,11 +53,12 @@ class ForTraining(Selection):
         change = change_of(self, view, normalise)
         return Loader(self, batch_size, shuffle, seed, device, drop_last, rank, world_size, change)
 
-    def dataset(self: Rows) -> ZooDataset:
-        """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader."""
+    def dataset(self: Rows, *, view: str | View = "prep", normalise: bool = False) -> ZooDataset:
+        """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader; arguments as for `loader`."""
         from prepkit.zoo.read._dataset import ZooDataset
+        from prepkit.zoo.read._viewing import change_of
 
-        return ZooDataset(self)
+        return ZooDataset(self, change_of(self, view, normalise))
 
     def to(self: Rows, device: str | torch.device) -> ResidentZoo:
         """Load the whole zoo or view into the memory of a device.

@@ -5,6 +5,7 @@ The functions of prepkit.views take a zoo; this module is what a zoo answers the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from prepkit.zoo.read._networks import trained_architecture
 from prepkit.zoo.read._rows import Change
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from prepkit.prep.layout import PRepShape
+    from prepkit.zoo.read.preprocessing import Preprocessing
     from prepkit.zoo.read.store import Store
 
 BY_NAME = ("prep", "flat", "layers", "tokens", "graph", "statistics")
@@ -41,20 +45,29 @@ def source_of(store: Store, shard_numbers: np.ndarray, shape: PRepShape, trust_c
     return Source(stored.name, stored.layout, shape, known, stored.fused)
 
 
+@dataclass(frozen=True)
+class Viewing:
+    """What a loader makes of PReps: it normalises them, then makes a view of them; each of the two may be missing."""
+
+    view: views.View | None
+    preprocessing: Preprocessing | None
+
+    def __call__(self, preps: Tensor, class_ids: Tensor) -> Any:
+        """Return what a learner reads of PReps `[B, H, W]`, whose ClassIds are `[B]`."""
+        values = preps if self.preprocessing is None else self.preprocessing.forward(preps, class_ids)
+        return values if self.view is None else self.view(values)
+
+
 def change_of(zoo: Any, view: str | views.View, normalise: bool) -> Change | None:
     """Return what a loader makes of PReps and their ClassIds; None if they stay as they are.
 
     raises ZooError if the zoo has no preprocessing, and as `view_of` does
     """
     form = None if isinstance(view, str) and view == "prep" else view_of(zoo, view)
-    if not normalise:
-        return None if form is None else lambda preps, class_ids: form(preps)
-    preprocessing = zoo.preprocessing
-    if preprocessing is None:
+    preprocessing = zoo.preprocessing if normalise else None
+    if normalise and preprocessing is None:
         raise ZooError(f"'{zoo.name}' has no preprocessing to normalise by; `prepkit zoo normalise` computes one.")
-    if form is None:
-        return lambda preps, class_ids: preprocessing.forward(preps, class_ids)
-    return lambda preps, class_ids: form(preprocessing.forward(preps, class_ids))
+    return None if form is None and preprocessing is None else Viewing(form, preprocessing)
 
 
 def view_of(zoo: Any, view: str | views.View) -> views.View:

@@ -256,6 +256,16 @@ def test_what_a_graph_has_no_place_for(network, words):
         views.graph(network, torch.ones(2, 3))
 
 
+def test_a_network_in_another_dtype():
+    network = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+    view = views.graph(network, torch.randn(2, 3))
+    preps = torch.randn(2, 4, 8, dtype=torch.float64)
+    graphs = view(preps)
+    assert graphs.edges.dtype == torch.float64
+    assert view(preps[:0]).nodes.shape == (0, 6, 1)
+    assert torch.equal(view.inverse(graphs, (4, 8)).flatten(1)[:, :11], preps.flatten(1)[:, :11])
+
+
 def test_bad_input():
     with pytest.raises(LayoutMismatch, match="its network cannot be built here"):
         views.graph(prepkit.architecture("lenet_like@digits").layout)

@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 from view_samples import networks
 from zoo_view_samples import kept_batch_norm
 
@@ -57,6 +59,7 @@ def test_a_view_that_was_made_before(lenets):
 
 def test_a_view_knows_the_shape_of_the_zoo_and_of_a_zoo_at_another_width(lenets, zoo):
     assert views.prep(lenets).shapes == {"preps": (zoo.shape.height, 64)}
+    assert torch.equal(views.prep(lenets).mask, lenets.masks([0])[0])
     other = prepkit.open_zoo(zoo._store.root, width=128).where(f"architecture == '{NAME}'")
     view = views.tokens(other)
     assert torch.equal(view.inverse(view(other.preps())), other.preps())
@@ -133,3 +136,26 @@ def test_what_a_view_may_be_of():
 def test_a_view_can_be_sent_to_another_process(lenets):
     view = pickle.loads(pickle.dumps(views.tokens(lenets)))
     assert torch.equal(view(lenets.preps()), views.tokens(lenets)(lenets.preps()))
+
+
+@pytest.mark.parametrize("view", ["flat", "layers", "tokens", "graph"])
+def test_a_dataset_for_the_data_loader_of_torch(lenets, view):
+    dataset = pickle.loads(pickle.dumps(lenets.dataset(view=view)))  # as a spawned worker gets it
+    made = getattr(views, view)(lenets)
+    for values, class_ids, indices in DataLoader(dataset, batch_size=3):
+        expected = made(lenets.preps(indices.numpy()))
+        assert class_ids.tolist() == [0] * len(indices)
+        assert type(values) is type(expected)
+        for one, other in zip(pytree.tree_leaves(values), pytree.tree_leaves(expected), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("view", ["prep", "flat", "layers", "tokens", "graph", "statistics"])
+def test_a_gpu_gives_the_same(lenets, view):
+    made = getattr(views, view)(lenets)
+    there = made(lenets.preps().cuda())
+    for one, other in zip(pytree.tree_leaves(there), pytree.tree_leaves(made(lenets.preps())), strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-6 if view == "statistics" else 0, atol=0)
+    if view != "statistics":
+        assert torch.equal(made.inverse(there).cpu(), lenets.preps())

@@ -66,6 +66,15 @@ def test_gradients_go_through(kind):
     assert kind == "prep" or not preps.grad.flatten(1)[:, total:].any()
 
 
+@each_exact
+def test_an_empty_batch(kind):
+    made, preps = packed("transposed")
+    view = EXACT[kind](made[0])
+    for none in (preps[:0], preps[:0].clone().requires_grad_()):
+        assert view.inverse(view(none), preps.shape[1:]).shape == (0, *preps.shape[1:])
+    assert views.statistics(made[0])(preps[:0]).shape == (0, 7, 7)
+
+
 @each_network
 @pytest.mark.parametrize("size", [None, 7])
 def test_an_index_moves_the_same_values_as_numpy_does(name, size):
@@ -84,8 +93,17 @@ def test_an_index_moves_the_same_values_as_numpy_does(name, size):
 
 
 @each_network
-@pytest.mark.parametrize("size", [None, 1, 7, 1000])
+@pytest.mark.parametrize("size", [None, 7])
 def test_tokens_by_hand(name, size):
+    check_tokens(name, size)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_tokens_of_one_value_and_of_more_than_any_channel_has(size):
+    check_tokens("transposed", size)
+
+
+def check_tokens(name, size):
     made, preps = packed(name)
     view = views.tokens(made[0], size)
     tokens = view(preps)
