@@ -35,7 +35,6 @@ FLAGS = {
     "force=True": "--force",
     "resume=True": "--resume",
     "link=True": "--link",
-    "where= or ids=": "--where or --ids",
     "prefix=True": "--prefix",
     "drop_nan=True": "--drop-nan",
     "`source`": "SRC",

@@ -164,7 +164,7 @@ def chosen_rows(table: pa.Table, where: str | None, ids: Iterable[str] | None) -
     raises ZooError if neither is given or an id is unknown, WhereError
     """
     if where is None and ids is None:
-        raise ZooError("name the instances: give where= or ids=.")
+        raise ZooError("name the instances by a condition, by ids, or by both.")
     rows = np.arange(len(table)) if where is None else np.asarray(matching_rows(table, where))
     if ids is None:
         return rows

@@ -82,7 +82,8 @@ def _remedy(measure: str) -> str:
     if measure == PSNR:
         return (
             "It was imported without its pictures, and its makers stored no PSNR: with `prepkit zoo import siren "
-            "SRC DST --data PICTURES` each model is measured, or `--table` gives a column 'psnr'."
+            "SRC DST --data PICTURES` each model is measured, and `prepkit zoo annotate DIR --table FILE` adds a "
+            "column 'psnr' that somebody else measured."
         )
     return f"`prepkit zoo annotate DIR --table FILE` adds the makers' column '{measure}'."
 

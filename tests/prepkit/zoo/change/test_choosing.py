@@ -98,7 +98,7 @@ def test_whoever_reads_the_zoo_goes_on(root):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({}, "name the instances: give where= or ids=."),
+        ({}, "name the instances by a condition, by ids, or by both."),
         ({"where": "accuracy > 2"}, "'zoo': no instance is chosen"),
         ({"ids": []}, "'zoo': no instance is chosen"),
         ({"ids": ["m0", "m9", "q"]}, "'m9', 'q' are not ids of the zoo's 7 instances. Did you mean 'm6'?"),
