@@ -17,6 +17,7 @@ from torch import Tensor
 import prepkit
 from benchmarks.timing import interleaved, record, summary
 from prepkit import views
+from prepkit.zoo.change.normalising import normalise
 
 BATCH = 256
 ROUNDS = 9
@@ -136,7 +137,7 @@ def _parts(values: Any) -> list[Tensor]:
 
 
 def test_statistics_of_a_zoo(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """Statistics of 10,000 instances, against reading them only: warm page cache, fresh mappings, one thread."""
+    """Statistics of 10,000 instances, and what normalises them, against reading: page cache, fresh maps, one thread."""
     architecture = prepkit.architecture("resnet8@digits")
     count, total = 10_000, architecture.layout.total
     shape = architecture.layout.shape(width=512)
@@ -156,11 +157,20 @@ def test_statistics_of_a_zoo(benchmark: BenchmarkFixture, tmp_path: Path) -> Non
         own = values[:, slot.start : slot.stop]
         expected = np.stack([own.mean(1), own.var(1), *np.quantile(own, [0, 0.25, 0.5, 0.75, 1], axis=1)], axis=1)
         np.testing.assert_allclose(found[:, number].numpy(), expected, rtol=1e-5, atol=1e-6)
+    preprocessing = normalise(tmp_path / "zoo", card=False)
+    assert preprocessing.stored.rows == count
+    normal = prepkit.open_zoo(tmp_path / "zoo").preprocessing.normals[architecture.name]
+    np.testing.assert_allclose(normal.mean, values.mean(0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(normal.deviation, values.std(0), rtol=1e-9)
     del values
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ways = {"reading": lambda: read("prep"), "statistics": lambda: read("statistics")}
+        ways: dict[str, Callable[[], object]] = {
+            "reading": lambda: read("prep"),
+            "statistics": lambda: read("statistics"),
+            "normalise": lambda: normalise(tmp_path / "zoo", force=True, card=False),
+        }
         record(benchmark, "views", "statistics of 10,000 resnet8@digits", summary(interleaved(ways, 5), "reading"))
     finally:
         torch.set_num_threads(threads)
