@@ -41,11 +41,11 @@ def checkpoint(epoch: int, generator: torch.Generator, beside: bool) -> object:
     return {"model": tensors, "epoch": epoch, "accuracy": accuracy} if beside else tensors
 
 
-def write_tree(root: Path, count: int, beside: bool = False) -> list[Path]:
-    """Write runs as ray does, and return all checkpoints."""
-    generator = torch.Generator().manual_seed(0)
+def write_tree(root: Path, count: int, beside: bool = False, first: int = 0) -> list[Path]:
+    """Write runs as ray does, numbered from the first on, and return all checkpoints."""
+    generator = torch.Generator().manual_seed(first)
     files = []
-    for run in range(count // EPOCHS):
+    for run in range(first, first + count // EPOCHS):
         folder = root / f"NN_tune_trainable_{run}"
         folder.mkdir(parents=True)
         rows = [{"training_iteration": epoch, "epoch": epoch, "test_acc": epoch / 50} for epoch in range(EPOCHS + 1)]
@@ -67,7 +67,7 @@ def measured(*command: object) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, sys.executable, *map(str, command)], capture_output=True, check=True, text=True
     )
-    return dict(json.loads(done.stdout))
+    return {name: round(value, 2) for name, value in json.loads(done.stdout).items()}
 
 
 def importing(kind: str, *arguments: object) -> tuple[object, ...]:
@@ -96,27 +96,21 @@ def compared(root: Path, ways: dict[str, tuple[object, ...]], base: str) -> dict
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of 40,000 files, and lists of all and of a tenth of them; half of its runs are a tree of their own too."""
-    root = tmp_path_factory.mktemp("tree")
-    files = write_tree(root / "src", FILES)
-    write_list(root / "list", files)
-    write_list(root / "tenth", files[: FILES // 10])
-    write_list(root / "half", files[:TIMED])
-    (root / "timed").mkdir()
-    for run in range(TIMED // EPOCHS):
-        (root / f"timed/NN_tune_trainable_{run}").symlink_to(root / f"src/NN_tune_trainable_{run}")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tree of 20,000 files and a list of them."""
+    root = tmp_path_factory.mktemp("timed")
+    write_list(root / "list", write_tree(root / "src", TIMED))
     return root
 
 
-def test_import_20_000_checkpoints(benchmark: BenchmarkFixture, tree: Path) -> None:
+def test_import_20_000_checkpoints(benchmark: BenchmarkFixture, timed: Path) -> None:
     loop = f"a loop of torch.load over {TIMED:,} files"
     ways = {
-        loop: ("-c", LOAD, tree / "half"),
-        "zoo import tree": importing("tree", tree / "timed", "ZOO", *PATTERN),
-        "zoo import ray-tree": importing("ray-tree", tree / "timed", "ZOO"),
+        loop: ("-c", LOAD, timed / "list"),
+        "zoo import tree": importing("tree", timed / "src", "ZOO", *PATTERN),
+        "zoo import ray-tree": importing("ray-tree", timed / "src", "ZOO"),
     }
-    result = compared(tree, ways, loop)
+    result = compared(timed, ways, loop)
     benchmark.pedantic(lambda: None, rounds=1)
     record(benchmark, "importing", "import 20,000 checkpoints", result)
 
@@ -132,11 +126,15 @@ def test_import_checkpoints_that_differ_beside_their_tensors(benchmark: Benchmar
     record(benchmark, "importing", "import checkpoints with epoch and accuracy", compared(tmp_path, ways, loop))
 
 
-def test_import_40_000_files_from_a_list(benchmark: BenchmarkFixture, tree: Path) -> None:
-    small = importing("tree", tree / "src", tree / "small", "--from", tree / "tenth", *PATTERN)
-    large = importing("tree", tree / "src", tree / "zoo", "--from", tree / "list", *PATTERN)
+def test_import_40_000_files_from_a_list(benchmark: BenchmarkFixture, timed: Path) -> None:
+    files = (timed / "list").read_text().split("\n")
+    files += map(str, write_tree(timed / "src", FILES - TIMED, first=TIMED // EPOCHS))
+    (timed / "all").write_text("\n".join(files))
+    (timed / "tenth").write_text("\n".join(files[: FILES // 10]))
+    small = importing("tree", timed / "src", timed / "small", "--from", timed / "tenth", *PATTERN)
+    large = importing("tree", timed / "src", timed / "zoo", "--from", timed / "all", *PATTERN)
     result = {f"{FILES // 10:,} files": measured(*small), f"{FILES:,} files": measured(*large)}
-    zoo = prepkit.open_zoo(tree / "zoo")
+    zoo = prepkit.open_zoo(timed / "zoo")
     assert len(zoo) == FILES
     assert zoo.table["test_acc"].to_pylist()[:EPOCHS] == [epoch / 50 for epoch in range(1, EPOCHS + 1)]
     benchmark.pedantic(lambda: None, rounds=1)

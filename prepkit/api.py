@@ -163,7 +163,7 @@ def create_zoo(
     keep_going:   add the other models too before an error is raised whose notes tell of each that failed
     drop_nan:     leave out models that hold NaN or infinity, and count them
     token:        token for the Hub; HF_TOKEN or that of `hf auth login` if missing
-    progress:     is called with a number of models each time that many more are in the zoo
+    progress:     is called with a number of models each time that many more were added
     raises what `ZooWriter.add` and `load_checkpoint` raise, ZooError for a wrong table or task, HubError. Models that
            were added before an error are kept for `resume`; if there are none, nothing is left.
 

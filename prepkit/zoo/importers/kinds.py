@@ -62,7 +62,7 @@ def import_zoo(
     path:       the new zoo's folder
     drop_nan:   leave out models that hold NaN or infinity, and count them
     keep_going: add the other models too before an error is raised whose notes tell of each that failed
-    progress:   is called with a number of models each time that many more are in the zoo
+    progress:   is called with a number of models each time that many more were added
     options:    those of the kind, such as `pattern` and `table` of "tree"; all others are those of `create_zoo`
     raises ZooError for an unknown kind or option, and what `create_zoo` raises
 

@@ -56,7 +56,7 @@ def make_zoo(
     resume:       go on with an unfinished zoo
     keep_going:   add the other models too before an error is raised whose notes tell of each that failed
     drop_nan:     leave out models that hold NaN or infinity
-    progress:     is called with a number of models each time that many more are in the zoo
+    progress:     is called with a number of models each time that many more were added
     how_to_go_on: what the note of an error advises
     about:        width, format, dtype, name, license, task, as ZooWriter takes them; the source's task if there is none
     raises what `ZooWriter.add` and the source raise. Models that were added before an error are kept.

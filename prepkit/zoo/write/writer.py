@@ -2,7 +2,7 @@
 
 While a zoo is written it has no zoo.json, but a folder `.writing` with the open shards (staging.py), the journal
 (journal.py) and the lock. `close` writes the table, the teacher and at last zoo.json, whose presence makes the zoo
-visible, and removes the folder. An instance is finished when `add` has returned.
+visible, and removes the folder. An instance is finished when `add` has returned; of a group, when that is written.
 """
 
 from __future__ import annotations
