@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prepkit.errors import LayoutMismatch, PrepkitError, counted, listed
 from prepkit.prep.layout import PRepShape
@@ -126,6 +126,9 @@ class Graph(View):
         wide = [layer.name for layer in self._layers if layer.kind == "normalisation" and layer.cells[0].ndim > 1]
         others = [layer.name for layer in self._layers if layer.kind == "parameter"]
         others += [layer.name for layer in self._layers if layer.kind != "parameter" and layer.module is None]
+        modules = dict(network.named_modules())
+        mixing = (nn.MultiheadAttention, nn.RNNBase)
+        others += [layer.name for layer in self._layers if isinstance(modules.get(str(layer.module)), mixing)]
         if wide or others:
             raise Untraceable(
                 f"a graph has nodes for the channels of linear layers, convolutions, embeddings and normalisations; "

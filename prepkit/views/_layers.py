@@ -95,9 +95,9 @@ class Layers(View):
             norms = sum(layer.kind == "normalisation" for layer in self._others)
             fold = " PReps with BatchNorm folded have none of them." if norms and not self.source.folded else ""
             raise LayoutMismatch(
-                f"{of} has {counted(len(names), 'part')} that are not a weight and a bias, {norms} of them "
-                f"normalisations: {listed(names)}.{fold} others='beside' gives their tensors beside the layers; "
-                "prepkit.views.tokens has a place for them."
+                f"{of} has more than layers of a weight and a bias, {counted(norms, 'normalisation')} among "
+                f"{counted(len(names), 'other part')}: {listed(names)}.{fold} others='beside' gives their tensors "
+                "beside the layers; prepkit.views.tokens has a place for them."
             )
         if self.without_bias and missing_bias == "refuse":
             raise LayoutMismatch(

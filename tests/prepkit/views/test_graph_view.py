@@ -249,6 +249,8 @@ class Tied(nn.Sequential):
         (Odd(lambda x: x[:, :2]), "does not run on inputs .*mat1 and mat2"),
         (nn.Sequential(nn.LayerNorm((1, 3))), "is none of them"),
         (nn.Sequential(nn.PReLU(3)), "0 is none of them"),
+        (nn.Sequential(nn.RNN(3, 3), nn.Linear(3, 3)), "0.weight_ih_l0, 0.weight_hh_l0 is none of them"),
+        (nn.TransformerEncoderLayer(4, 2, 8), "self_attn is none of them"),
     ],
 )
 def test_what_a_graph_has_no_place_for(network, words):

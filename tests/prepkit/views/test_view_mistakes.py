@@ -64,7 +64,7 @@ def test_shapes_of_what_is_brought_back(lenet):
 def test_layers_refuse_what_they_have_no_place_for():
     with pytest.raises(LayoutMismatch, match=r"2 layers without bias: 0, 2. missing_bias='zeros' gives them"):
         views.layers(networks("without bias", 1)[0])
-    with pytest.raises(LayoutMismatch, match=r"1 of them normalisations: positions, after.* others='beside'"):
+    with pytest.raises(LayoutMismatch, match=r"1 normalisation among 2 other parts: positions, after.* others="):
         views.layers(networks("attention", 1)[0])
     with pytest.raises(LayoutMismatch, match=r"has no layers with a weight; prepkit.views.flat"):
         views.layers(torch.nn.LayerNorm(4), others="beside")

@@ -110,7 +110,7 @@ def test_batch_norm_that_was_kept(tmp_path):
     network = networks("resnet with BatchNorm", 1)[0]
     assert torch.equal(view(zoo.preps()), views.tokens(network)(zoo.preps()))
     assert torch.equal(view.inverse(view(zoo.preps())), zoo.preps())
-    with pytest.raises(prepkit.LayoutMismatch, match=r"9 of them normalisations.* PReps with BatchNorm folded"):
+    with pytest.raises(prepkit.LayoutMismatch, match=r"9 normalisations among 9 other parts.* PReps with BatchNorm"):
         views.layers(zoo)
 
 
