@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ MAX_BYTES = 4 << 20  # of a file; for larger ones torch's own time hardly counts
 MAX_FORMS = 64  # that are remembered; the one that was used longest ago makes room
 MAX_STORAGES = 255  # of a form: each is marked with a byte of its own
 DATA = "data/"
+ORDER = "byteorder"
 SERIAL = ".data/serialization_id"  # a member that differs in all files, and says nothing of the tensors
 HEADER_BYTES = 30  # of a member, before its name
 OTHER_FLAGS = 0x61  # encrypted, or a patch of another file
@@ -188,7 +190,8 @@ def _archive_in(path: Path) -> _Archive | None:
     if not members or sum(member.file_size for member in members) > len(content):
         return None
     folder, _, first = members[0].filename.partition("/")
-    if not first or not lies_in(folder, members[0].filename):
+    # What stands before an archive moves it; torch then looks for members where zipfile does not.
+    if not first or not lies_in(folder, members[0].filename) or min(member.header_offset for member in members):
         return None
     start = len(folder) + 1
     has_sums = any(member.CRC for member in members)
@@ -205,7 +208,8 @@ def _archive_in(path: Path) -> _Archive | None:
         offsets[name], sizes[name] = offset, member.file_size
         if not name.startswith(DATA) and name != SERIAL:
             fixed.append(bytes(values))
-    if len(offsets) < len(members):
+    order = content[offsets[ORDER] : offsets[ORDER] + sizes[ORDER]] if ORDER in offsets else b"little"
+    if len(offsets) < len(members) or order != sys.byteorder.encode():  # torch turns values of the other order round
         return None
     return _Archive(content, (*sizes.items(), *fixed), offsets, sizes)
 

@@ -170,6 +170,34 @@ def test_other_contents_under_the_same_pickle_are_not_taken_for_the_same(reader,
         reader.read(file)
 
 
+def test_values_of_the_other_byte_order_are_turned_round(tmp_path):
+    reader = CheckpointReader()
+    for number in (0, 0, 3):  # zeros look the same in both orders, and would teach a reader a wrong form
+        file = tmp_path / f"{number}.pt"
+        torch.save({"w": torch.full((4,), number, dtype=torch.int32)}, file)
+        file.write_bytes(aligned(file, b"big"))
+        assert reader.read(file)[0]["w"].tolist() == [number << 24] * 4
+
+
+def aligned(file: Path, order: bytes) -> bytes:
+    """Return an archive as torch.save writes it, with values at multiples of 64, and another byte order noted."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(content, "w") as new:
+        for member in old.infolist():
+            moved = zipfile.ZipInfo(member.filename)
+            padding = -(content.tell() + 30 + len(moved.filename) + 4) % 64
+            moved.extra = b"FB" + padding.to_bytes(2, "little") + bytes(padding)
+            new.writestr(moved, order if member.filename.endswith("/byteorder") else old.read(member))
+    return content.getvalue()
+
+
+def test_two_archives_in_one_file_are_read_as_torch_reads_them(reader, tmp_path):
+    file = tmp_path / "two.pt"
+    file.write_bytes((tmp_path / "net_0.pt").read_bytes() + (tmp_path / "net_37.pt").read_bytes())
+    expected = torch.load(file, weights_only=True)
+    assert all(torch.equal(reader.read(file)[0][name], tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize(
     ("pickled", "message"),
     [
