@@ -159,10 +159,12 @@ class Notes:
         self.dims.mix(own, rest)
 
     def take_apart(self, dims: Iterable[Dim], sizes: Sequence[int], reason: str) -> list[list[Dim]]:
-        """Share Dims out to axes of these sizes, in order; where they do not fit, none of them may change places."""
+        """Share Dims out to axes of these sizes, in order; those that do not fit may not change places."""
         left = [factor for dim in dims for factor in factors(dim)]
         shares: list[list[Dim]] = []
-        for size in sizes:
+        pending = list(sizes)
+        while pending:
+            size = pending.pop(0)
             share: list[Dim] = []
             while size > 1 and left:
                 first = left.pop(0)
@@ -170,12 +172,31 @@ class Notes:
                     first, rest = self.dims.split(first, size)
                     left[:0] = factors(rest)
                 if size % first.size:
-                    self.dims.fix([*left, first, *(dim for own in shares for dim in own), *share], reason)
-                    return [[self.dims.leaf(one, reason)] if one > 1 else [] for one in sizes]
+                    left.insert(0, first)
+                    break
                 share += factors(first)
                 size //= first.size
             shares.append(share)
+            if size > 1:
+                shares += self._misfit(share, size, left, pending, reason)
         return shares
+
+    def _misfit(self, share: list[Dim], size: int, left: list[Dim], pending: list[int], reason: str) -> list[list[Dim]]:
+        """Fix Dims until they hold as many places as the axes that are taken from `pending`; return these axes."""
+        self.dims.fix(share, reason)
+        whole, places, taken = size, 1, list[int]()
+        while places != whole:
+            if places < whole and left:
+                first = left.pop(0)
+                self.dims.fix([first], reason)
+                places *= first.size
+            elif pending:
+                taken.append(pending.pop(0))
+                whole *= taken[-1]
+            else:
+                break
+        share[:] = [self.dims.leaf(math.prod(dim.size for dim in share) * size, reason)]
+        return [[self.dims.leaf(one, reason)] if one > 1 else [] for one in taken]
 
 
 def _factors(dims: Iterable[Dim]) -> list[Dim]:

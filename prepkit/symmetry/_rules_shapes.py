@@ -21,12 +21,34 @@ def view(call: Call) -> Label:
 def reshaped(notes: Notes, label: Label, shape: Sequence[int]) -> Label:
     """Return the label of a tensor in another shape."""
     shares = notes.take_apart(label.dims, shape, MISFIT)
+    before, behind = _spans([axis.size for axis in label.axes]), _spans(shape)
     axes = []
-    for share in shares:
-        own = {leaf for dim in share for leaf in factors(dim)}
-        sources = [axis for axis in label.axes if own.intersection(one for dim in axis.dims for one in factors(dim))]
+    for share, (low, high) in zip(shares, behind, strict=True):
+        pairs = zip(label.axes, before, strict=True)
+        sources = [axis for axis, (start, stop) in pairs if max(start, low) < min(stop, high)]
         axes.append(notes.derived(share, sources))
     return Label(tuple(axes), label.shifts)
+
+
+def _spans(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Return for each axis the number of values within one place, and within all: axes with common values overlap."""
+    inner, spans = 1, list[tuple[int, int]]()
+    for size in reversed(shape):
+        spans.append((inner, inner * size))
+        inner *= size
+    return spans[::-1]
+
+
+def strided(call: Call) -> Label | None:
+    """`as_strided`: known where only the strides of axes of size 1 change."""
+    label, made = call.label("self"), call.made[0]
+    wide = [
+        (span[0], stride) for span, stride in zip(_spans(made.shape), made.stride(), strict=True) if span[0] < span[1]
+    ]
+    if [axis.size for axis in label.axes] == list(made.shape) and all(inner == stride for inner, stride in wide):
+        return label
+    call.fix(label.axes, "takes its values by their places in memory")
+    return None
 
 
 def permute(call: Call) -> Label:
@@ -284,6 +306,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view),
     **dict.fromkeys(("permute", "transpose", "t", "numpy_T"), permute),
     **dict.fromkeys(("squeeze", "unsqueeze"), resized),
+    "as_strided": strided,
     "expand": expand,
     "repeat": repeat,
     "select": select,

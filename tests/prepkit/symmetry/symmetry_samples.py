@@ -253,6 +253,27 @@ def shuffled():
     )
 
 
+def interleaved():
+    """ShuffleNet's second version: two branches are interleaved, and one half of the channels goes on."""
+
+    def forward(self, x):
+        x = self.shuffle(torch.cat([torch.relu(self.first(x)), torch.relu(self.second(x))], 1))
+        left, right = x.chunk(2, 1)
+        return self.last(torch.cat([left, torch.relu(self.third(right))], 1))
+
+    return (
+        Fn(
+            forward,
+            first=nn.Conv2d(2, 4, 1),
+            second=nn.Conv2d(2, 4, 3, padding=1),
+            shuffle=nn.ChannelShuffle(2),
+            third=nn.Conv2d(4, 3, 1),
+            last=nn.Conv2d(7, 2, 1),
+        ),
+        torch.randn(2, 2, 4, 4),
+    )
+
+
 def sines():
     """Sine units with frequencies of their own, and a residual sum that allows no phase."""
 
@@ -293,6 +314,6 @@ NETWORKS = {
     made.__name__: made
     for made in (
         dense_net, depthwise, grouped, transformer, hand_made_attention, tied, still, blocks, group_normed, unet,
-        recurrent, one_dimensional, mixer, shuffled, sines, padded_shortcut,
+        recurrent, one_dimensional, mixer, shuffled, interleaved, sines, padded_shortcut,
     )
 }  # fmt: skip

@@ -8,6 +8,7 @@ from symmetry_samples import NETWORKS
 from torch import nn
 
 import prepkit
+from prepkit.symmetry import _proof
 from prepkit.symmetry.acting import Action
 from prepkit.symmetry.spec import term_text
 
@@ -103,6 +104,12 @@ EXPECTED = {
         "second.weight": "b+c ax2 - -",
         "third.weight": "d c - -",
         "last.weight": "- b+d - -",
+    },
+    "interleaved": {
+        "first.weight": "a+b - - -",
+        "second.weight": "a+b - - -",
+        "third.weight": "c bx2 - -",
+        "last.weight": "- ax2+c - -",
     },
     "sines": {"first.weight": "a -", "second.weight": "b a", "third.weight": "c b", "last.weight": "- c"},
     "padded_shortcut": {
@@ -229,6 +236,23 @@ def test_outputs_stay_under_each_scaling(name, derived):
         moved = action.on_tensors(drawn.only(names), tensors)
         assert not names or any(not torch.equal(moved[key], tensors[key]) for key in moved)
         torch.testing.assert_close(by_hand.outputs(network, moved, inputs), before, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_that_is_derived_passes_the_proof(name, derived, monkeypatch):
+    """The rules are right by themselves: the proof has nothing to take away."""
+    network, inputs, found = derived(name)
+    monkeypatch.setattr(_proof._Trial, "culprits", lambda self, names: pytest.fail(f"the proof refuses one of {names}"))
+    assert prepkit.symmetries(network, inputs).to_dict() == found.to_dict()
+
+
+def test_interleaved_channels_scale_together_with_what_reads_them(derived):
+    _, _, found = derived("interleaved")
+    assert kinds(found) == {
+        "scale first.weight+1 first.bias+1 second.weight+1 second.bias+1 last.weight-1",
+        "scale first.weight+1 first.bias+1 second.weight+1 second.bias+1 third.weight-1",
+        "scale third.weight+1 third.bias+1 last.weight-1",
+    }
 
 
 def kinds(found):
