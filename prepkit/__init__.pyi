@@ -40,6 +40,9 @@ from prepkit.prep.layout import Layout as Layout
 from prepkit.prep.layout import PRepShape as PRepShape
 from prepkit.prep.layout import Slot as Slot
 from prepkit.running.instances import run_instances as run_instances
+from prepkit.symmetry.aligning import align as align
+from prepkit.symmetry.aligning import orbit_distance as orbit_distance
+from prepkit.symmetry.canonical import canonical as canonical
 from prepkit.symmetry.derive import symmetries as symmetries
 from prepkit.symmetry.spec import Symmetries as Symmetries
 from prepkit.tasks import load_task as load_task

@@ -95,15 +95,16 @@ class Action:
         sources, numbers = {}, {}
         if "permute" in kinds:
             for group in self.symmetries.movable:
-                keys = torch.rand(*lead, *self._shape(group.name), generator=generator)
+                keys = torch.rand(*lead, *self.shape(group.name), generator=generator)
                 sources[group.name] = keys.argsort(dim=-1)
         for scaling in self.symmetries.scalings:
             if scaling.kind in kinds:
-                keys = torch.rand(*lead, *self._shape(scaling.group), generator=generator, dtype=torch.float64)
+                keys = torch.rand(*lead, *self.shape(scaling.group), generator=generator, dtype=torch.float64)
                 numbers[scaling.name] = _number(scaling, keys)
         return Change(sources, numbers)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a group's units: its size, after the sizes of the groups that it is over."""
         group = self.symmetries.group[name]
         return (*(self.symmetries.group[other].size for other in group.over), group.size)
 
@@ -132,7 +133,7 @@ class Action:
             raise LayoutMismatch(f"'{name}' has shape {list(tensor.shape)}; the network's is {list(shape)}.")
         values = tensor
         entries = [entry for entry in self._entries[name] if entry.group in change.sources]
-        if entries and all(_is_along_axis(entry, change, self._shape(entry.group)) for entry in entries):
+        if entries and all(_is_along_axis(entry, change, self.shape(entry.group)) for entry in entries):
             for axis in {entry.axis for entry in entries}:
                 own = [entry for entry in entries if entry.axis == axis]
                 places = self._places_of((shape[axis],), [_of_axis(entry) for entry in own], change)
@@ -211,11 +212,11 @@ class Action:
 
     def _count(self, change: Change) -> int | None:
         for name, source in change.sources.items():
-            return len(source) if source.dim() > len(self._shape(name)) else None
+            return len(source) if source.dim() > len(self.shape(name)) else None
         for scaling in self.symmetries.scalings:
             if scaling.name in change.numbers:
                 numbers = change.numbers[scaling.name]
-                return len(numbers) if numbers.dim() > len(self._shape(scaling.group)) else None
+                return len(numbers) if numbers.dim() > len(self.shape(scaling.group)) else None
         return None
 
     def _places_of(self, shape: tuple[int, ...], entries: list[_Entry], change: Change) -> Tensor:
@@ -235,7 +236,7 @@ class Action:
             own = _along(torch.arange(size), axis, len(shape)) * steps[axis]
             sums[tuple(own.shape)] = sums[tuple(own.shape)] + own if tuple(own.shape) in sums else own
         for entry in entries:
-            table = _padded(change.sources[entry.group], self._shape(entry.group))
+            table = _padded(change.sources[entry.group], self.shape(entry.group))
             own = (table[..., entry.units] - self._digits(entry)) * (steps[entry.axis] * entry.stride)
             key = tuple(entry.units.shape)
             sums[key] = sums[key] + own if key in sums else own
@@ -257,18 +258,31 @@ class Action:
             if scaling.kind == "phase" and name in scaling.shifts:
                 for entry in self._entries[name]:
                     if entry.group == scaling.group:
-                        table = _padded(numbers, self._shape(scaling.group))
+                        table = _padded(numbers, self.shape(scaling.group))
                         own = table[..., entry.units] * scaling.shifts[name]
                         added = own if added is None else added + own
             for entry in self._entries[name]:
                 power = scaling.powers.get((name, entry.axis), 0)
                 if entry.group == scaling.group and power:
                     own = 1 - 2 * (numbers % 2) if scaling.kind == "phase" else numbers
-                    table = _padded(own, self._shape(scaling.group), 1)[..., entry.units] ** power
+                    table = _padded(own, self.shape(scaling.group), 1)[..., entry.units] ** power
                     factor = table if factor is None else factor * table
         return factor, added
 
     # Tables ---------------------------------------------------------------------------------------------------
+
+    def places_of_units(self, tensor: str) -> list[tuple[str, int, Tensor]]:
+        """Return where units stand in a tensor: group, axis, and the flat places `[units, values of each]`.
+
+        Units of a group that is over others are counted through: those at the first outer unit come first. Values of a
+        unit come in the order of the tensor.
+        """
+        found, shape = [], self._slots[tensor].shape
+        for entry in self._entries[tensor]:
+            units = entry.units.expand(shape).flatten()
+            order = units.argsort(stable=True)[int((units < 0).sum()) :]
+            found.append((entry.group, entry.axis, order.view(math.prod(self.shape(entry.group)), -1)))
+        return found
 
     @cached_property
     def _slots(self) -> dict[str, Any]:

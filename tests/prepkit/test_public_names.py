@@ -45,9 +45,11 @@ NAMES = [
     "ZooLocked",
     "ZooWriter",
     "__version__",
+    "align",
     "architecture",
     "architectures",
     "built_in_registry",
+    "canonical",
     "convert",
     "create_zoo",
     "detect",
@@ -59,6 +61,7 @@ NAMES = [
     "load_task",
     "merge",
     "open_zoo",
+    "orbit_distance",
     "pack_checkpoint",
     "pull",
     "push",
@@ -81,8 +84,8 @@ def python(code: str) -> str:
 
 def test_all_is_this_list() -> None:
     assert sorted(prepkit.__all__) == NAMES
-    # There are 50, import_zoo, views, and symmetries with its type and its error.
-    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 55
+    # There are 50, import_zoo, views, symmetries with its type and its error, and three that compare networks by them.
+    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 58
 
 
 @pytest.mark.parametrize("name", NAMES)
