@@ -209,6 +209,7 @@ HEAVY = {
     "skimage",
     "datasets",
     "huggingface_hub",
+    "pandas",
     "safetensors",
     "ray",
     "tqdm",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
@@ -37,12 +38,16 @@ class ZooDataset(Dataset[Item]):
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Return several items, gathered at once."""
         numbers = self.zoo.numbers(list(indices))
-        preps, class_ids = self.zoo.preps(numbers), self.zoo.class_ids(numbers)
-        values = preps if self.change is None else self.change(preps, class_ids)
-        return list(zip(_rows_of(values, len(numbers)), class_ids.tolist(), numbers.tolist(), strict=True))
+        values, class_ids = self.values(numbers), self.zoo.class_ids(numbers)
+        return list(zip(rows_of(values, len(numbers)), class_ids.tolist(), numbers.tolist(), strict=True))
+
+    def values(self, numbers: np.ndarray) -> Any:
+        """Return the PReps `[B, H, W]` of these instances, or the view of them."""
+        preps = self.zoo.preps(numbers)
+        return preps if self.change is None else self.change(preps, self.zoo.class_ids(numbers))
 
 
-def _rows_of(values: Any, count: int) -> list[Any]:
+def rows_of(values: Any, count: int) -> list[Any]:
     """Return the rows of a tensor `[B, ...]`, or of all tensors of a view, in the view's own form."""
     from torch.utils import _pytree as pytree
 

@@ -14,6 +14,7 @@ from prepkit.zoo.read._rows import Rows
 from prepkit.zoo.read._selection import Selection
 
 if TYPE_CHECKING:
+    import datasets
     import torch
 
     from prepkit.views import View
@@ -59,6 +60,31 @@ class ForTraining(Selection):
         from prepkit.zoo.read._viewing import change_of
 
         return ZooDataset(self, change_of(self, view, normalise))
+
+    def to_hf_dataset(
+        self: Rows, *, view: str | View = "prep", normalise: bool = False, column: str | None = None
+    ) -> datasets.Dataset:
+        """Return the table as a datasets.Dataset with a column of PReps `[H, W]` that are read when accessed.
+
+        The dataset shares the table's memory, and copies of it for other processes open the zoo by its path. Until a
+        value is read, the column holds {"instance": id}, which is what another format gives, such as
+        `with_format(None)`, without which datasets cannot write the table to files. `map` and `filter` read the PReps
+        of all rows unless they are given `input_columns`.
+
+        view, normalise: as for `loader`
+        column:          name of the column; the view's if missing, so "prep" for PReps
+        raises ZooError if datasets is missing or the table has a column of this name
+
+        >>> networks = zoo.to_hf_dataset().filter(lambda accuracy: accuracy > 0.5, input_columns="accuracy")
+        >>> networks.shuffle(seed=0)[:32]["prep"].shape
+        torch.Size([32, 36, 64])
+        """
+        from prepkit.zoo.read._dataset import ZooDataset
+        from prepkit.zoo.read._frames import hf_dataset
+        from prepkit.zoo.read._viewing import change_of
+
+        name = column or (view if isinstance(view, str) else view.name)
+        return hf_dataset(self.table, ZooDataset(self, change_of(self, view, normalise)), name)
 
     def to(self: Rows, device: str | torch.device) -> ResidentZoo:
         """Load the whole zoo or view into the memory of a device.

@@ -15,6 +15,7 @@ from prepkit.prep.shape import PRepShape
 from prepkit.zoo.format.manifest import Manifest
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
 
@@ -33,6 +34,10 @@ class Rows(Protocol):
     @property
     def name(self) -> str:
         """The zoo's name."""
+
+    @property
+    def table(self) -> pa.Table:
+        """The table, one row an instance."""
 
     def __len__(self) -> int: ...
 

@@ -18,6 +18,7 @@ from prepkit.zoo.read.store import Store
 from prepkit.zoo.read.where import matching_rows
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
     from torch import Tensor
 
@@ -59,6 +60,20 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self._store.shard_of) if self._instances is None else len(self._instances)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the table as a pandas DataFrame, one row an instance.
+
+        The types of its columns are those of the table and do not depend on values: whole numbers, booleans and text
+        are pandas' nullable types, dates and lists those of Arrow (`frame["curve"].list[0]`), and in columns of
+        float64 a missing number is NaN.
+        raises ZooError if pandas is missing
+
+        >>> zoo.where("accuracy > 0.9").to_pandas().groupby("run")["epoch"].min()
+        """
+        from prepkit.zoo.read._frames import data_frame
+
+        return data_frame(self.table)
 
     # Views ----------------------------------------------------------------------------------------------------
 
