@@ -38,7 +38,7 @@ class Files:
                     values = torch.full((num_parameters,), number / 2)
                     values[0] = number
                     values[1:9] = torch.arange(8) / 8
-                    writer.add({"w": values})
+                    writer.add({"w": values}, accuracy=number / count, label=number % 10)
                     if name == "hdf5":
                         torch.save(values, root / f"{number}.pt")
         self.zoos = {name: open_zoo(root / name) for name in ("safetensors", "hdf5")}
@@ -76,6 +76,10 @@ class Files:
         for preps, _, _ in self.zoos[name].loader(BATCH):
             preps[:, 0, 0].sum()
 
+    def load_columns(self, name: str) -> None:
+        for preps, _, _, _ in self.zoos[name].loader(BATCH, columns=["accuracy", "label"]):
+            preps[:, 0, 0].sum()
+
     def pt_files(self) -> None:
         for batch in self.batches[:FILE_BATCHES]:
             torch.stack([torch.load(self.root / f"{number}.pt") for number in batch])
@@ -88,8 +92,9 @@ class Files:
                 assert torch.equal(self.out, self.ram[torch.from_numpy(batch)])
                 assert self.out.view(BATCH, -1)[:, 0].tolist() == batch.tolist()
         for zoo in self.zoos.values():
-            for preps, _, indices in zoo.loader(BATCH):
+            for preps, _, indices, columns in zoo.loader(BATCH, columns=["label"]):
                 assert preps[:, 0, 0].tolist() == indices.tolist()
+                assert columns["label"].tolist() == (indices % 10).tolist()
 
 
 @pytest.fixture(scope="module", params=[(2000, 80_000, 10_000), (4000, 2464, 64)], ids=["2000x80000", "4000x2464"])
@@ -117,6 +122,7 @@ def test_shuffled_epoch(benchmark: BenchmarkFixture, files: Files, request: pyte
         "hdf5, first pass, populated": lambda: files.first_pass("hdf5", populate=True),
         "without mapping, later pass": lambda: files.read(files.zoos["without mapping"]),
         "loader": lambda: files.load("safetensors"),
+        "loader, two columns": lambda: files.load_columns("safetensors"),
         "loader, without mapping": lambda: files.load("without mapping"),
         "pt files": files.pt_files,
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from prepkit.errors import LayoutMismatch, listed
 
@@ -17,24 +18,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Contents = Mapping[str, list[tuple[int, ...]]]  # the shapes of the tensors in order, by architecture
-_NOTES: list[Any] = []  # holds one WeakIdKeyDictionary, as soon as there is a note
+
+
+class _Key(ref["Tensor"]):
+    """A reference to a tensor that does not keep it, and takes its note away when it is gone.
+
+    torch.utils.weak has a dictionary for that, which takes as long for a note as copying a batch of tiny PReps does.
+    """
+
+    __slots__ = ("address",)
+    address: int
+
+
+def _forget(key: Any) -> None:
+    note = _NOTES.get(key.address)
+    if note is not None and note[0] is key:  # else another tensor has come to stand there
+        _NOTES.pop(key.address, None)
+
+
+_NOTES: dict[int, tuple[_Key, int | None, Contents]] = {}  # by `address`, the tensor's as an object
 
 
 def note_contents(preps: Tensor, contents: Contents) -> None:
     """Note which architectures the PReps of a tensor belong to."""
-    from torch.utils.weak import WeakIdKeyDictionary
-
-    if not _NOTES:
-        _NOTES.append(WeakIdKeyDictionary())
-    _NOTES[0][preps] = (_version(preps), contents)
+    key = _Key(preps, _forget)
+    key.address = id(preps)
+    _NOTES[key.address] = (key, _version(preps), contents)
 
 
 def contents_of(preps: Tensor) -> Contents:
     """Return what was noted of a tensor; nothing if it was written to since."""
-    if not _NOTES:
-        return {}
-    version, contents = _NOTES[0].get(preps, (None, {}))
-    return contents if version == _version(preps) else {}
+    key, version, contents = _NOTES.get(id(preps), (None, None, {}))
+    return contents if key is not None and key() is preps and version == _version(preps) else {}
 
 
 def refuse_others(preps: Tensor, own: list[tuple[int, ...]]) -> None:

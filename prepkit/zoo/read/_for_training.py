@@ -12,6 +12,7 @@ import numpy as np
 from prepkit.errors import ZooError
 from prepkit.zoo.read._rows import Rows
 from prepkit.zoo.read._selection import Selection
+from prepkit.zoo.read.gather import Gatherer
 
 if TYPE_CHECKING:
     import datasets
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from prepkit.views import View
     from prepkit.views.source import Source
+    from prepkit.zoo.read._batch import Transform
     from prepkit.zoo.read._dataset import ZooDataset
     from prepkit.zoo.read._loader import Loader
     from prepkit.zoo.read._resident import ResidentZoo
@@ -40,19 +42,31 @@ class ForTraining(Selection):
         world_size: int | None = None,
         view: str | View = "prep",
         normalise: bool = False,
+        columns: Sequence[str] | None = None,
+        transform: Transform | None = None,
     ) -> Loader:
         """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read._loader.
+
+        A batch stays valid for as long as something refers to it, so that `list(loader)` keeps them all in memory.
 
         view:      what batches hold in place of PReps: "flat", "layers", "tokens", "graph", "statistics", or a view
                    that prepkit.views made
         normalise: whether PReps are normalised by `preprocessing`, before the view is made of them
-        raises ZooError if there is no preprocessing, or for a view of several architectures
+        columns:   columns of the table, which batches then hold as a fourth item, tensors `[B]` by name: whole numbers
+                   as int64, booleans, other numbers as float32
+        transform: is called with each batch, and what it returns is given in the batch's place
+        raises ZooError if there is no preprocessing, for a view of several architectures, or a column that is unknown,
+               holds no numbers, or has missing values
+
+        >>> for preps, class_ids, indices, columns in zoo.loader(32, columns=["accuracy"]):
+        ...     columns["accuracy"]    # [32], float32
         """
         from prepkit.zoo.read._loader import Loader
         from prepkit.zoo.read._viewing import change_of
 
         change = change_of(self, view, normalise)
-        return Loader(self, batch_size, shuffle, seed, device, drop_last, rank, world_size, change)
+        parts = (rank, world_size)
+        return Loader(self, batch_size, shuffle, seed, device, drop_last, *parts, change, columns, transform)
 
     def dataset(self: Rows, *, view: str | View = "prep", normalise: bool = False) -> ZooDataset:
         """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader; arguments as for `loader`."""
@@ -123,6 +137,15 @@ class ForTraining(Selection):
         from prepkit.zoo.read._viewing import source_of
 
         return source_of(self._store, self.shard_numbers, self.shape, self._trust_code)
+
+    def gatherer(self, indices: np.ndarray, *, populate: bool) -> Gatherer:
+        """Return what gathers the PReps of these instances, in this order, one batch after another; for loaders."""
+        return Gatherer(self._store, self._instances_of(indices), populate=populate)
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether the values are in mapped files of this machine, so that reading them waits for nothing else."""
+        return self._store.is_mapped and not self._store.is_remote
 
     @property
     def num_bytes(self) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prepkit.errors import ZooError, counted
 from prepkit.prep.contents import Contents, contents_of, note_contents
+from prepkit.zoo.read._batch import Beside, Transform
+from prepkit.zoo.read._columns import column_tensors
+from prepkit.zoo.read._filling import starts
 from prepkit.zoo.read._order import Order, Position
 from prepkit.zoo.read.memory import free_bytes, process_rank
 
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prepkit.views import View
-    from prepkit.zoo.read._loader import Batch
     from prepkit.zoo.read._rows import Change, Rows
 
 CHUNK_BYTES = 64 << 20
@@ -62,12 +64,18 @@ class ResidentZoo:
         world_size: int | None = None,
         view: str | View = "prep",
         normalise: bool = False,
+        columns: Sequence[str] | None = None,
+        transform: Transform | None = None,
     ) -> ResidentLoader:
-        """Return a loader of the same batches in the same order as from `Zoo.loader`, gathered on the device."""
+        """Return a loader of the same batches in the same order as from `Zoo.loader`, gathered on the device.
+
+        raises ZooError, as `Zoo.loader` does
+        """
         from prepkit.zoo.read._viewing import change_of
 
         order = Order(len(self), batch_size, shuffle, seed, drop_last, *process_rank(rank, world_size))
-        return ResidentLoader(self, order, change_of(self.zoo, view, normalise))
+        values = None if columns is None else column_tensors(self.zoo.table, columns, self.zoo.name)
+        return ResidentLoader(self, order, change_of(self.zoo, view, normalise), values, transform)
 
     def _on_device(self, indices: Any) -> Tensor:
         import torch
@@ -110,10 +118,19 @@ class ResidentZoo:
 class ResidentLoader:
     """Batches (preps `[B, H, W]`, class_ids `[B]`, indices `[B]`) of a resident zoo; see Loader."""
 
-    def __init__(self, resident: ResidentZoo, order: Order, change: Change | None = None) -> None:
+    def __init__(
+        self,
+        resident: ResidentZoo,
+        order: Order,
+        change: Change | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        transform: Transform | None = None,
+    ) -> None:
         self.resident = resident
         self.order = order
         self.change = change
+        self.columns = columns
+        self.transform = transform
         self._position = Position(order)
 
     def __repr__(self) -> str:
@@ -123,7 +140,7 @@ class ResidentLoader:
         """The number of batches in an epoch."""
         return len(self.order)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         """Begin the next epoch, or go on in the epoch whose state was loaded."""
         run = self._position.begin()
         return self._batches(self.order.batches(self._position.epoch, self._position.num_done), run)
@@ -136,12 +153,14 @@ class ResidentLoader:
         """Go on where `state_dict` was called; see Loader."""
         self._position.load_state_dict(state)
 
-    def _batches(self, batches: list[np.ndarray], run: int) -> Iterator[Batch]:
-        for numbers in batches:
-            indices = self.resident._on_device(numbers)
-            values, class_ids = self.resident.preps(indices), self.resident.class_ids(indices)
-            if self.change is not None:
-                values = self.change(values, class_ids)
-            batch = values, class_ids, indices
+    def _batches(self, batches: list[np.ndarray], run: int) -> Iterator[Any]:
+        if not batches:
+            return
+        resident, device = self.resident, self.resident.device
+        beside = Beside(resident.zoo, np.concatenate(batches), self.columns, device)
+        for first, last in starts(batches):
+            batch = beside.batch(None, first, last)
+            preps = resident.preps(batch.indices)
+            batch = batch._replace(preps=preps if self.change is None else self.change(preps, batch.class_ids))
             self._position.advance(run)
-            yield batch
+            yield batch if self.transform is None else self.transform(batch)

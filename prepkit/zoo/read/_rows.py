@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from prepkit.zoo.read.gather import Gatherer
+
 
 Change = Callable[[Any, Any], Any]  # makes what a learner reads of PReps and their ClassIds
 
@@ -49,6 +51,13 @@ class Rows(Protocol):
 
     def class_ids(self, indices: Any = None) -> Tensor:
         """Return the ClassIds `[B]`, int64."""
+
+    def gatherer(self, indices: np.ndarray, *, populate: bool) -> Gatherer:
+        """Return what gathers the PReps of these instances, in this order, one batch after another."""
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether the values are in mapped files of this machine."""
 
     @property
     def shard_numbers(self) -> np.ndarray:

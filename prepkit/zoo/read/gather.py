@@ -7,11 +7,13 @@ that the memory bus limits, and it hangs in a forked worker whose parent used to
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prepkit.errors import InvalidShape, ZooError, counted
+from prepkit.prep.contents import Contents
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.read.shard_values import FileShard, Words
 
@@ -22,33 +24,82 @@ if TYPE_CHECKING:
     from prepkit.zoo.read.store import Store
 
 
-def gather(store: Store, instances: np.ndarray, out: Tensor) -> set[int]:
+def gather(store: Store, instances: np.ndarray, out: Tensor) -> Contents:
     """Write the PReps of these instances (rows of the table) to `out` `[B, cells]`, in order.
 
     out: contiguous, in the zoo's dtype, on the CPU
-    returns the numbers of the shards that hold them
+    returns the architectures of the instances, with the shapes of their tensors
     A PRep that has more cells than `out` is cut; the caller has checked that only padding is lost.
     """
-    target = words(out)
-    shards, rows = store.shard_of[instances], store.row_of[instances]
-    numbers: set[int] = set(shards.tolist())
-    store.need(numbers)
-    if not store.is_mapped:
-        _read(store, shards, rows, target)
-        return numbers
-    sources = {number: words(store.values(number)) for number in numbers}
+    return Gatherer(store, instances).fill(0, len(instances), words(out))
+
+
+class Gatherer:
+    """Gathers PReps of instances whose order is known, one batch after another, as in an epoch.
+
+    instances: rows of the table
+    populate:  whether a shard is read as a whole when it is first touched
+    """
+
+    def __init__(self, store: Store, instances: np.ndarray, *, populate: bool = False) -> None:
+        self.store = store
+        self.shards, self.rows = store.shard_of[instances], store.row_of[instances]
+        self._populate = populate
+        self._sources: dict[int, Words] = {}  # of shards on this machine
+        one = len(self.shards) > 0 and bool((self.shards == self.shards[0]).all())
+        self._only = {int(self.shards[0])} if one else None
+        self._opened: tuple[Words, Contents] | None = None  # of the only shard, if it is on this machine
+
+    def fill(self, first: int, last: int, target: Words) -> Contents:
+        """Write the PReps of the instances number `first` to `last` to `target` `[last - first, cells]`.
+
+        returns the architectures of the instances, with the shapes of their tensors
+        """
+        rows = self.rows[first:last]
+        if self._opened is not None and self._opened[0].shape[1] == target.shape[1]:  # a short way for tiny PReps
+            _take(self._opened[0], rows, target)
+            return self._opened[1]
+        store, shards = self.store, self.shards[first:last]
+        numbers: set[int] = self._only or set(shards.tolist())
+        store.need(numbers)
+        if self._populate:
+            for number in numbers:
+                store.populate(number)
+        if store.is_mapped:
+            _copy({number: self._source(number) for number in numbers}, shards, rows, target)
+        else:
+            _read(store, shards, rows, target)
+        contents = dict(store.contents[number] for number in numbers)
+        if self._only and self._sources:
+            self._opened = next(iter(self._sources.values())), contents
+        return contents
+
+    def _source(self, number: int) -> Words:
+        if self.store.is_remote:  # its cache must be able to let a shard go
+            return words(self.store.values(number))
+        if number not in self._sources:
+            self._sources[number] = words(self.store.values(number))
+        return self._sources[number]
+
+
+def _take(values: Words, rows: np.ndarray, target: Words) -> None:
+    """Copy rows of the same length; all of them are there, and the default mode would buffer the output."""
+    values.take(rows, axis=0, out=target, mode="clip")
+
+
+def _copy(sources: Mapping[int, Words], shards: np.ndarray, rows: np.ndarray, target: Words) -> None:
+    """Copy rows of mapped shards."""
     same_size = all(values.shape[1] == target.shape[1] for values in sources.values())
     if same_size and len(sources) == 1:
         (values,) = sources.values()
-        np.take(values, rows, axis=0, out=target, mode="clip")  # the default mode would buffer the output
-        return numbers
+        _take(values, rows, target)
+        return
     # Rows are copied in the order of the output, so that it is written in one stream.
     for position, (number, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
         if same_size:  # the frequent case: a call for each row would cost more than the copy
             target[position] = sources[number][row]
         else:
             copy_row(sources[number][row], target[position])
-    return numbers
 
 
 def batch_memory(size: tuple[int, ...], dtype: str, out: Tensor | None) -> Tensor:

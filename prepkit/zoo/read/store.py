@@ -39,8 +39,11 @@ class Store(ABC):
     can be pickled, and used after a fork.
 
     is_mapped: whether shards are mapped into memory, or read from their files each time
+    is_remote: whether shards come from another machine when they are first touched
     raises ZooError if manifest and table cannot be read or do not agree
     """
+
+    is_remote = True
 
     def __init__(self, root: Path, is_mapped: bool, manifest: Manifest | None = None) -> None:
         self.root = root
@@ -166,6 +169,8 @@ class LocalStore(Store):
     verify: whether a shard is compared with its sha256 when it is first touched; PREPKIT_VERIFY says so if missing
     mmap:   whether shards are mapped into memory; PREPKIT_MMAP says so if missing
     """
+
+    is_remote = False
 
     def __init__(
         self,

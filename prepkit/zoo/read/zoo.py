@@ -169,8 +169,7 @@ class Zoo(ForTraining):
         instances = self._instances_of(indices)
         shape = self._shape(width, height)
         out = batch_memory((len(instances), shape.height, shape.width), self.manifest.dtype, out)
-        shards = gather(self._store, instances, out.view(len(instances), shape.cells))
-        note_contents(out, dict(self._store.contents[number] for number in shards))
+        note_contents(out, gather(self._store, instances, out.view(len(instances), shape.cells)))
         return out
 
     def masks(self, indices: Any = None, *, width: int | None = None, height: int | None = None) -> Tensor:

@@ -16,7 +16,9 @@ from prepkit.api import open_zoo
 from prepkit.errors import ZooError
 from prepkit.zoo.read._order import Order, Position
 from prepkit.zoo.read._resident import ResidentZoo
+from prepkit.zoo.read.gather import Gatherer
 from prepkit.zoo.read.memory import process_rank
+from prepkit.zoo.read.store import Store
 from prepkit.zoo.write.writer import ZooWriter
 
 NUM_INSTANCES = 37
@@ -196,10 +198,30 @@ def test_rank_of_torch_distributed(zoo, tmp_path):
 # The thread -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def little_memory(monkeypatch):
+    """A machine whose memory does not hold the zoo's files, so that a thread reads them ahead."""
+    monkeypatch.setattr("prepkit.zoo.read._loader.available_bytes", lambda: 1000)
+
+
+@pytest.fixture(params=["here", "by a thread"])
+def either_way(request):
+    """Batches are gathered in the caller's thread, and by one of their own."""
+    if request.param == "by a thread":
+        request.getfixturevalue("little_memory")
+
+
+def test_files_in_memory_are_read_without_a_thread(zoo):
+    iterator = iter(zoo.loader(2))
+    next(iterator)
+    assert not threads()
+
+
+@pytest.mark.usefixtures("little_memory")
 def test_stays_ahead_and_no_further(zoo, monkeypatch):
     gathered = []
-    preps = type(zoo).preps
-    monkeypatch.setattr(type(zoo), "preps", lambda self, i, **how: gathered.append(1) or preps(self, i, **how))
+    fill = Gatherer.fill
+    monkeypatch.setattr(Gatherer, "fill", lambda self, *which: gathered.append(1) or fill(self, *which))
     iterator = iter(zoo.loader(2))
     next(iterator)
     deadline = time.monotonic() + 5
@@ -210,17 +232,40 @@ def test_stays_ahead_and_no_further(zoo, monkeypatch):
     iterator.close()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_batch_is_valid_until_the_next_is_asked_for(zoo):
     for preps, _, indices in zoo.loader(3):
         time.sleep(0.002)  # time for the thread to spoil it
         assert [told_index(prep) for prep in preps] == indices.tolist()
 
 
+@pytest.mark.usefixtures("either_way")
+def test_what_somebody_keeps_of_a_batch_stays_as_it_is(zoo):
+    """Whole batches, a view of one PRep alone, and numpy arrays of the same memory; in one epoch and the next."""
+    loader = zoo.loader(3, seed=4)
+    batches = list(loader)
+    rows = [(preps[1], int(indices[1])) for preps, _, indices in loader if len(indices) > 1]
+    arrays = [(preps.numpy(), indices.tolist()) for preps, _, indices in loader]
+    for _ in loader:
+        pass
+    for preps, class_ids, indices in batches:
+        assert torch.equal(preps, zoo.preps(indices))
+        assert torch.equal(class_ids, zoo.class_ids(indices))
+    assert [told_index(prep) for prep, _ in rows] == [index for _, index in rows]
+    assert all([told_index(prep) for prep in preps] == indices for preps, indices in arrays)
+
+
 def test_memory_is_used_again(zoo):
     assert len({preps.data_ptr() for preps, _, _ in zoo.loader(3)}) <= 3
 
 
+@pytest.mark.usefixtures("little_memory")
+def test_a_thread_uses_memory_again(zoo):
+    assert len({preps.data_ptr() for preps, _, _ in zoo.loader(1)}) <= 6  # of 37 batches
+
+
 @pytest.mark.xdist_group("time and memory")
+@pytest.mark.usefixtures("little_memory")
 def test_threads_do_not_leak(zoo):
     for how in ("finished", "dropped", "closed", "never begun"):
         iterator = iter(zoo.loader(2))
@@ -236,16 +281,17 @@ def test_threads_do_not_leak(zoo):
         assert not threads(), how
 
 
-def test_errors_of_the_thread_reach_the_caller(zoo, monkeypatch):
-    preps, calls = type(zoo).preps, []
+@pytest.mark.usefixtures("either_way")
+def test_errors_of_reading_reach_the_caller(zoo, monkeypatch):
+    fill, calls = Gatherer.fill, []
 
-    def failing(self, indices, **how):
+    def failing(self, *which):
         calls.append(1)
         if len(calls) == 3:
             raise RuntimeError("the disk is on fire")
-        return preps(self, indices, **how)
+        return fill(self, *which)
 
-    monkeypatch.setattr(type(zoo), "preps", failing)
+    monkeypatch.setattr(Gatherer, "fill", failing)
     seen = []
     with pytest.raises(RuntimeError, match="on fire"):
         seen.extend(indices for _, _, indices in zoo.loader(2))
@@ -255,11 +301,11 @@ def test_errors_of_the_thread_reach_the_caller(zoo, monkeypatch):
 
 @pytest.mark.parametrize(("available", "populated"), [(1 << 40, True), (1000, False)])
 def test_populates_what_fits(zoo, monkeypatch, available, populated):
-    calls = []
+    calls = set()
     monkeypatch.setattr("prepkit.zoo.read._loader.available_bytes", lambda: available)
-    monkeypatch.setattr(type(zoo), "populate", lambda self, indices: calls.append(indices))
+    monkeypatch.setattr(Store, "populate", lambda self, number: calls.add(number))
     assert len(list(zoo.loader(4))) == 10
-    assert bool(calls) == populated
+    assert calls == (set(zoo.shard_numbers.tolist()) if populated else set())
 
 
 # Resident -------------------------------------------------------------------------------------------------------------
