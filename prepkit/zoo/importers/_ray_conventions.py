@@ -76,15 +76,16 @@ NORMALISATIONS = {
 }
 DATA_SETS = (  # what the name of a folder or a data set has in it, which data set it is, and the likely normalisations
     (r"f_?-?mnist|fashion", "fashion_mnist", "half", "half"),
-    (r"mnist", "mnist", "mnist", "mnist"),
+    (r"(?<![a-z])mnist", "mnist", "mnist", "mnist"),  # kmnist and emnist are others
     (r"usps", "usps", "mnist", "mnist"),
     (r"svhn", "svhn", "half", "half"),
     (r"cifar_?-?100(?![0-9])", "cifar100", "half", "cifar100"),
     (r"cifar", "cifar10", "half", "cifar10"),
-    (r"stl", "stl10", "half", "half"),
+    (r"(?<![a-z])stl(?![a-z])", "stl10", "half", "half"),
     (r"tiny_?-?imagenet", "tiny_imagenet", "half", "imagenet"),
 )
 NAMED_BY = ("dataset::name", "config.dataset", "dataset::dump", "training::data_path")  # settings with its name or path
+WEIGHTCLIP = re.compile(r"NN_tune_trainable_seed=[0-9]+")  # ray puts settings such as seed=1 into other names too
 PREFIX = re.compile(r"(?i)^(?:tune_zoo_|zoo_)")
 
 
@@ -119,7 +120,7 @@ def data_set(folder: Path, run: Run, settings: Mapping[str, Any]) -> DataSet:
             if re.search(pattern, text.lower()):
                 return DataSet(name, chain, resnet)
     label = re.sub(r"[^A-Za-z0-9]+", "_", PREFIX.sub("", above[0])).strip("_")[:40] or "unknown"
-    is_weightclip = "seed=" in Path(run.name).name  # its data sets have names of their own, and one normalisation
+    is_weightclip = WEIGHTCLIP.fullmatch(Path(run.name).name)  # whose data sets have one normalisation
     return DataSet(label, "half", "half") if is_weightclip else DataSet(label)
 
 

@@ -27,7 +27,9 @@ RUN, EPOCH, PARENT = "run", "epoch", "parent"
 OWN = (*OWN_COLUMNS, RUN, EPOCH, PARENT, ACCURACY)
 TEST_ACCURACY = "test_acc"
 NOT_MEASURED = -999
-SHARES = re.compile(r"(?:.*_)?acc|acc_class_[0-9]+|.*_gap")
+ACCURACIES = re.compile(r"(?:.*_)?acc|acc_class_[0-9]+")
+GAPS = re.compile(r"late_window_gap|(?:.*_)?acc(?:uracy)?_gap")  # differences of accuracies; others may be of losses
+MOST = 1.001  # that a share of 1 is with the rounding of its arithmetic
 # What ray notes of a step beside the metrics: the settings again, and times, machines and counters.
 OF_RAY = frozenset(
     (
@@ -99,8 +101,8 @@ def read_run(run: Run, settings: Mapping[str, Any], told: TablesTold) -> RunTabl
     raises ZooError naming the file and line of a result.json that is damaged
     """
     rows = _rows(run, told)
-    shares = [value for row in (settings, *rows.values()) for name, value in row.items() if SHARES.fullmatch(name)]
-    is_percent = any(isinstance(value, int | float) and value > 1 for value in shares)
+    found = [value for row in (settings, *rows.values()) for name, value in row.items() if ACCURACIES.fullmatch(name)]
+    is_percent = any(isinstance(value, int | float) and value > MOST for value in found)
     if is_percent:
         told.percent.add(run.name)
     scale = 100 if is_percent else 1
@@ -169,8 +171,9 @@ def _column(name: str, table: str, is_taken: bool = False) -> str:
 
 
 def _scaled(name: str, value: Any, scale: int) -> Any:
-    """Return an accuracy as a share of 1, None for one that was not measured, and every other value as it is."""
-    if not SHARES.fullmatch(name) or not isinstance(value, int | float) or isinstance(value, bool):
+    """Return accuracies and their differences as shares of 1, None where not measured, and all else as it is."""
+    is_share = ACCURACIES.fullmatch(name) or GAPS.fullmatch(name)
+    if not is_share or not isinstance(value, int | float) or isinstance(value, bool):
         return value
     return None if value != value else value / scale
 

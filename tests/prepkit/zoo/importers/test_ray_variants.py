@@ -77,6 +77,24 @@ def write_weightclip(root, seed, data, epochs=(30, 31, 32)):
     return run
 
 
+@pytest.mark.parametrize("name", ["runs", "kmnist", "castle"])
+def test_names_of_unknown_data_sets_tell_no_normalisation(name, runs, tmp_path):
+    shutil.move(runs, tmp_path / "zoos" / name)
+    zoo, notes = imported(tmp_path / "zoos" / name, tmp_path)
+    assert "How inputs were normalised is unknown: no name tells it." in notes
+    assert zoo.task is None
+
+
+def test_only_accuracies_tell_that_a_run_counts_percent(runs, tmp_path):
+    for file in runs.glob("*/result.json"):
+        row = json.loads(file.read_text())
+        write_lines(file, [row | {"train_acc": 1.0000001, "loss_gap": 1.7, "test_acc_gap": 0.25}])
+    zoo, notes = imported(runs, tmp_path)
+    row = zoo.metadata(0)
+    assert (row["accuracy"], row["loss_gap"], row["test_acc_gap"]) == (0.5, 1.7, 0.25)
+    assert "percent" not in notes
+
+
 def test_weightclip(tmp_path):
     data = write_images(tmp_path / "images", 32, 3)
     root = tmp_path / "ct-images" / "cnn3" / "tune_zoo_ct-images_cnn3"
