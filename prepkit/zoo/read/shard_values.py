@@ -137,6 +137,13 @@ class FileShard:
         for number in range(len(target)):
             self._fill(row + number, target[number, :common])
 
+    def read_part(self, row: int, start: int, target: Words) -> None:
+        """Read the values of one row from number `start` on into `target` `[count]`.
+
+        raises ZooError
+        """
+        self._fill(row, target, start)
+
     def _new(self, row: int, size: tuple[int, int]) -> Tensor:
         import torch
 
@@ -144,10 +151,10 @@ class FileShard:
         self._fill(row, values.view(torch.uint8).numpy())
         return values
 
-    def _fill(self, row: int, target: Words) -> None:
-        """Fill contiguous memory with what stands in the file from the beginning of a row on."""
+    def _fill(self, row: int, target: Words, start: int = 0) -> None:
+        """Fill contiguous memory with what stands in the file from number `start` of a row's values on."""
         left = memoryview(target).cast("B")  # type: ignore[arg-type]
-        place = self.offset + row * self.extent.row_bytes
+        place = self.offset + row * self.extent.row_bytes + start * (self.extent.row_bytes // self.cells)
         try:
             while len(left):
                 count = _read_at(self._opened, left, place)

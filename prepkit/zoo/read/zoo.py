@@ -33,6 +33,7 @@ from prepkit.zoo.format.tables import row_of
 from prepkit.zoo.read._for_training import ForTraining
 from prepkit.zoo.read._indices import is_single
 from prepkit.zoo.read._networks import network_of, registry_of
+from prepkit.zoo.read._one_tensor import tensors_named
 from prepkit.zoo.read.gather import batch_memory, gather, new_memory
 from prepkit.zoo.read.shapes import common_shape
 from prepkit.zoo.read.store import LocalStore
@@ -171,6 +172,17 @@ class Zoo(ForTraining):
         out = batch_memory((len(instances), shape.height, shape.width), self.manifest.dtype, out)
         note_contents(out, gather(self._store, instances, out.view(len(instances), shape.cells)))
         return out
+
+    def tensors(self, name: str, indices: Any = None) -> Tensor:
+        """Return one tensor of each of these instances (all if None), `[B, *shape]`, such as a layer's weights.
+
+        Only the bytes of that tensor are read, of a zoo on this machine. It comes in the dtype that the networks have.
+        raises ZooError if an instance has no tensor of this name, or the tensors of several architectures differ in
+        shape
+
+        >>> zoo.tensors("conv1.weight").shape    # [N, out, in, height, width]
+        """
+        return tensors_named(self._store, self._instances_of(indices), name)
 
     def masks(self, indices: Any = None, *, width: int | None = None, height: int | None = None) -> Tensor:
         """Return booleans `[B, H, W]`: True where a PRep of `preps` holds a parameter, False where it is padding."""
