@@ -1,4 +1,7 @@
-"""Addresses on the Hub: `hf://user/name`, with `@revision` and `/path` where they are needed."""
+"""Addresses on the Hub, `hf://user/name` with `@revision` and `/path` where they are needed, and in other stores.
+
+A zoo may also lie in any store that fsspec reads: `s3://bucket/zoo`, `gs://bucket/zoo`, `https://host/zoo`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ HUB_SCHEME = "hf://"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 REFERENCE = r"refs/(?:pr/\d+|convert/[^@/\s]+)"  # the Hub's names of pull requests and of converted data
 ADDRESS = re.compile(rf"({NAME}/{NAME})(?:@({REFERENCE}|[^@/\s]+))?(?:/(\S+))?")
-SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+:/")
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/\s]+(?:/[^\s]*)?)")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,58 @@ class HubAddress:
         return f"{HUB_SCHEME}{self.repo_id}{at}" + ("" if self.path is None else f"/{self.path}")
 
 
+@dataclass(frozen=True)
+class UrlAddress:
+    """The folder of a zoo in a store that fsspec reads, such as s3://bucket/zoo.
+
+    protocol: fsspec's name of the kind of store, such as s3
+    place:    what follows `://`, without a slash at its end
+    """
+
+    protocol: str
+    place: str
+
+    def __str__(self) -> str:
+        """Return `protocol://place`."""
+        return f"{self.protocol}://{self.place}"
+
+
+def parse_remote(text: str) -> HubAddress | UrlAddress:
+    """Return the address in a text that names a zoo on the Hub, or in another store.
+
+    raises HubError with an example
+    """
+    return parse(text) if text.startswith(HUB_SCHEME) or not SCHEME.match(text) else _parse_url(text)
+
+
+def is_remote(text: str) -> bool:
+    """Return whether a text is meant as an address, and not as a path."""
+    return SCHEME.match(text) is not None
+
+
+def _parse_url(text: str) -> UrlAddress:
+    """Return the address in a text such as s3://bucket/zoo; no message repeats a password or a token in it."""
+    shown = re.sub(r"//[^/@]*@", "//...@", re.sub(r"[?#].*", "?...", text, flags=re.DOTALL))
+    if re.match(r"(file|local):", text):
+        raise HubError(f"'{shown}' is on this machine; give the path of its folder.")
+    if "?" in text or "#" in text:
+        raise HubError(
+            f"'{shown}' is no address of a zoo: write it without '?' and '#'. Keys and tokens are left to fsspec's "
+            "configuration, as in FSSPEC_S3_KEY."
+        )
+    match = URL.fullmatch(text)
+    protocol, place = (match[1].lower(), match[2].rstrip("/")) if match else ("", "")
+    if match is None or not place or "::" in text or ".." in place.split("/"):
+        raise HubError(f"'{shown}' is no address of a zoo; write it as s3://bucket/zoo or https://host/zoo.")
+    name, at, _ = place.partition("/")[0].rpartition("@")
+    if at and (":" in name or protocol in ("http", "https")):
+        raise HubError(
+            f"'{shown}' holds a password or a token, which would stand in messages and in names of files; leave it to "
+            "fsspec's configuration, as in FSSPEC_SFTP_PASSWORD."
+        )
+    return UrlAddress(protocol, place)
+
+
 def parse(text: str) -> HubAddress:
     """Return the address in a text, which may leave `hf://` out; a slash in the name of a branch is written %2F.
 
@@ -47,10 +103,11 @@ def parse(text: str) -> HubAddress:
 
 
 def check_served(text: str) -> None:
-    """Raise HubError for an address of a kind that nothing here reads, such as s3://bucket/zoo."""
+    """Raise HubError for an address that is not on the Hub, where only that will do; elsewhere only zoos are read."""
     if SCHEME.match(text) and not text.startswith(HUB_SCHEME):
         raise HubError(
-            f"'{text}' cannot be read: addresses are hf://user/name, on the Hub; copy anything else to a local disk."
+            f"'{text}' cannot be read here: this takes hf://user/name, on the Hub; copy anything else to a local disk. "
+            "In other stores whole zoos are read, by `open_zoo` and `prepkit zoo info`, `verify` and `export`."
         )
 
 

@@ -1,4 +1,4 @@
-"""open_zoo, create_zoo and verify, which take zoos and models from the disk or from the Hub."""
+"""open_zoo, create_zoo and verify, which take zoos and models from the disk, the Hub, and zoos from other stores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
+from prepkit.address import HUB_SCHEME, HubAddress, UrlAddress, check_served, is_remote, parse, parse_remote
 from prepkit.errors import ZooError
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ def open_zoo(
 ) -> Zoo:
     """Open a zoo for reading. Its manifest and table are checked now, each shard's header when it is first touched.
 
-    path:          a local folder, or hf://user/zoo or hf://user/zoo@revision, whose manifest and table are fetched now,
-                   and each shard when it is first touched, into a cache on the disk (see prepkit.hub._shard_cache)
+    path:          a local folder; hf://user/zoo or hf://user/zoo@revision; or a folder in a store that fsspec reads,
+                   such as s3://bucket/zoo, gs://bucket/zoo or https://host/zoo, with keys from the environment and from
+                   fsspec's configuration. Of a zoo that is not local, manifest and table are fetched now, and each
+                   shard when it is first touched, into a cache on the disk (see prepkit.hub._shard_cache).
     width, height: shape that PReps are read in; the zoo's own if both are missing, and the least height that holds
                    every architecture if only a width is given
     trust_code:    whether `network` may import a builder that the zoo names and that is not registered here
@@ -47,7 +49,7 @@ def open_zoo(
     mmap:          whether shards are mapped into memory (PREPKIT_MMAP, 0 or 1, if missing, else yes); False reads them
                    from their files each time, for a network disk: there a truncated file raises ZooError, while a
                    mapped one ends the process (SIGBUS)
-    raises ZooError if it is not a whole zoo, HubError if the Hub does not give it
+    raises ZooError if it is not a whole zoo, HubError if the Hub or the store does not give it
     raises InvalidShape if an architecture does not fit the width and height
 
     >>> zoo = open_zoo("my-zoo")
@@ -57,11 +59,11 @@ def open_zoo(
     from prepkit.zoo.read.shapes import common_shape
     from prepkit.zoo.read.store import LocalStore, Store
 
-    address = _zoo_address(path)
-    if isinstance(address, HubAddress):
+    address = zoo_address(path)
+    if not isinstance(address, Path):
         from prepkit.hub.store import open_store
 
-        store: Store = open_store(str(address), token=token, cache_bytes=cache_bytes, verify=verify, mmap=mmap)
+        store: Store = open_store(address, token=token, cache_bytes=cache_bytes, verify=verify, mmap=mmap)
     else:
         store = LocalStore(address, verify=verify, mmap=mmap)
     shape = store.manifest.shape
@@ -71,7 +73,7 @@ def open_zoo(
 
 
 def verify(
-    path: str | os.PathLike[str] | HubAddress,
+    path: str | os.PathLike[str] | HubAddress | UrlAddress,
     *,
     jobs: int | None = None,
     rerun: int = 0,
@@ -82,32 +84,34 @@ def verify(
     """Compare every file of a zoo with its manifest, in parallel and in constant memory, but for 9 bytes a row.
 
     Of a zoo on the Hub, shards in the cache are hashed, damaged ones are removed from it, and the sums that the Hub
-    lists are compared with the manifest; shards are not fetched for it.
+    lists are compared with the manifest; shards are not fetched for it. Other stores list no such sums, so all files
+    are fetched from there, a few at a time, and not kept.
 
-    path:     a local folder, or hf://user/zoo or hf://user/zoo@revision
+    path:     a local folder, hf://user/zoo or hf://user/zoo@revision, or an address such as s3://bucket/zoo
     jobs:     number of threads that read and hash a local zoo; up to 8 if missing
     rerun:    number of instances, spread evenly over the zoo, that are also run on the test data of the zoo's task, or
               on the pictures that they are; an imported zoo notes in zoo.json that its function is verified then
     data:     folder of the task's data or of the pictures, for `rerun`
     token:    token for the Hub; HF_TOKEN or that of `hf auth login` if missing
     progress: called with a number of bytes each time that many more were compared
-    raises ZooError if it is no zoo at all, or instances cannot be run again; HubError if the Hub does not give it
+    raises ZooError if it is no zoo at all, or instances cannot be run again; HubError if the Hub or the store does not
+           give it
 
     >>> verify("my-zoo").ok
     True
     """
     if data is not None and not rerun:
         raise ZooError("data is the folder for running instances again; give rerun=N too.")
-    address = _zoo_address(path)
+    address = zoo_address(path)
     if isinstance(address, Path):
         from prepkit.zoo.change.verify import verify_folder
 
         return verify_folder(address, jobs=jobs, rerun=rerun, data=data, progress=progress)
     if jobs is not None:
         raise ZooError(f"jobs is the number of threads that hash a local zoo; leave it out for '{address}'.")
-    from prepkit.hub.verify import verify_on_hub
+    from prepkit.hub.verify import verify_at
 
-    return verify_on_hub(address, rerun=rerun, data=data, token=token, progress=progress)
+    return verify_at(address, rerun=rerun, data=data, token=token, progress=progress)
 
 
 def create_zoo(
@@ -227,15 +231,18 @@ def source_of_models(
     )
 
 
-def _zoo_address(path: object) -> Path | HubAddress:
-    """Return the folder of a zoo, or its address on the Hub.
+def zoo_address(path: object) -> Path | HubAddress | UrlAddress:
+    """Return the folder of a zoo, or its address on the Hub or in another store.
 
     raises ZooError for what is no path, HubError for an address that cannot be read
     """
-    if not isinstance(path, str | os.PathLike | HubAddress):
+    if isinstance(path, HubAddress | UrlAddress):
+        return path
+    if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
         raise ZooError(f"path: expected the folder of a zoo or hf://user/zoo; found a {kind}.")
-    return model_address(path)
+    text = os.fspath(path)
+    return parse_remote(text) if is_remote(text) else Path(text)
 
 
 def model_address(model: str | os.PathLike[str] | HubAddress) -> Path | HubAddress:

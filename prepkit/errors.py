@@ -12,7 +12,7 @@
     ├── ZooError                 a zoo is damaged, foreign, of a newer format, or does not hold what was asked for
     │   ├── WhereError           a condition on a zoo's table cannot be read
     │   └── ZooLocked            another process is writing the zoo
-    ├── HubError                 the Hub refuses, cannot be reached, or does not hold what was asked for
+    ├── HubError                 the Hub or another store refuses, cannot be reached, or lacks what was asked for
     ├── DeviceError              a device is unknown or not there
     ├── OutputError              a result cannot be written where it was asked for
     └── VerificationError        a result was computed and found wrong; nothing was written
@@ -91,10 +91,10 @@ class ZooLocked(ZooError):
 
 
 class HubError(PrepkitError):
-    """The Hub refuses, cannot be reached, or does not hold what was asked for.
+    """The Hub or another store refuses, cannot be reached, or does not hold what was asked for.
 
     repo:   USER/NAME of the repository that was asked, None if none was
-    status: HTTP status of the Hub's answer, None if it did not answer
+    status: HTTP status of the answer, None if none came or the store has none
     """
 
     exit_code = 1

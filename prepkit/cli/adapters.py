@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from prepkit.address import HubAddress
+from prepkit.address import HubAddress, UrlAddress
 from prepkit.cli.common import force_option
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.zoo import folder_or_address
@@ -23,7 +23,7 @@ from prepkit.errors import counted
 @force_option
 @json_option
 def adapters(
-    folder: Path | HubAddress,
+    folder: Path | HubAddress | UrlAddress,
     target: Path,
     ids: BinaryIO | None,
     where: str | None,
@@ -39,7 +39,7 @@ def adapters(
 
     Each adapter becomes a folder in DST that is called by its id, with adapter_model.safetensors and the
     adapter_config.json that it came with, as it was: PEFT's from_pretrained loads it. Tensors are those of the zoo,
-    bit for bit; with --canonical they are others with the same products dW = s B A. DIR may be an address on the Hub.
+    bit for bit; with --canonical they are others with the same products dW = s B A. DIR may be an address.
     """
     from prepkit.api import open_zoo
     from prepkit.cli.zoo import ids_in

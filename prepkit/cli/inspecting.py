@@ -15,8 +15,9 @@ from prepkit.support.text import shape_text, table
 if TYPE_CHECKING:
     from prepkit.inspecting.differences import TensorDifference
 
-PLACES = """Each place is a checkpoint, a PRep file, an instance of a zoo as ZOO#ID, or one of these on the Hub
-(hf://user/model, hf://user/zoo#ID); FILE#KEY takes the state dict under a key."""
+PLACES = """Each place is a checkpoint, a PRep file, an instance of a zoo as ZOO#ID, one of these on the Hub
+(hf://user/model, hf://user/zoo#ID), or an instance of a zoo in another store (s3://bucket/zoo#ID); FILE#KEY takes the
+state dict under a key."""
 DIFFERENT = 1  # exit status of `prepkit diff`, as of diff and cmp
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from prepkit.address import HUB_SCHEME, HubAddress, check_served, parse
+from prepkit.address import HUB_SCHEME, HubAddress, UrlAddress, check_served, is_remote, parse, parse_remote
 from prepkit.cli.completion import paths
 from prepkit.errors import HubError
 
@@ -33,6 +33,28 @@ class Model(click.ParamType[Path | HubAddress]):
         try:
             check_served(text)
             return parse(text) if text.startswith(HUB_SCHEME) else Path(text)
+        except HubError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offer files and folders."""
+        return paths(ctx, param, incomplete)
+
+
+class ZooPlace(click.ParamType[Path | HubAddress | UrlAddress]):
+    """A zoo's folder, or its address on the Hub or in another store."""
+
+    name = "DIR"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | HubAddress | UrlAddress:
+        """Make an address of a text that begins like one, and a path of any other."""
+        if isinstance(value, Path | HubAddress | UrlAddress):
+            return value
+        text = os.fspath(value)
+        try:
+            return parse_remote(text) if is_remote(text) else Path(text)
         except HubError as error:
             self.fail(str(error), param, ctx)
 

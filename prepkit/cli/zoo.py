@@ -9,7 +9,7 @@ import click
 
 from prepkit.cli.common import force_option
 from prepkit.cli.completion import zoo_ids
-from prepkit.cli.models import Model
+from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.pairs import Pairs
 from prepkit.cli.zoo_text import (
@@ -29,13 +29,13 @@ from prepkit.support.json_values import json_value
 from prepkit.zoo.format.counts import num_bytes_of
 
 if TYPE_CHECKING:
-    from prepkit.address import HubAddress
+    from prepkit.address import HubAddress, UrlAddress
     from prepkit.zoo.format.manifest import Manifest
 
 
 FORMATS = click.Choice(("safetensors", "hdf5"))
 folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-folder_or_address = click.argument("folder", type=Model(), metavar="DIR")
+folder_or_address = click.argument("folder", type=ZooPlace(), metavar="DIR")
 
 
 @click.group()
@@ -53,10 +53,11 @@ def zoo() -> None:
 @folder_or_address
 @click.option("--splits", "with_sums", is_flag=True, help="Also show the sha256 of each split's ids.")
 @json_option
-def info(folder: Path | HubAddress, with_sums: bool, out: Output) -> None:
+def info(folder: Path | HubAddress | UrlAddress, with_sums: bool, out: Output) -> None:
     """Describe a zoo: networks, splits, size, task, licence.
 
-    DIR may be an address on the Hub, hf://user/zoo or hf://user/zoo@revision, of which only zoo.json is fetched.
+    DIR may be an address on the Hub, hf://user/zoo or hf://user/zoo@revision, or in a store that fsspec reads, such as
+    s3://bucket/zoo or https://host/zoo. Then only zoo.json is fetched.
     --splits also reads the table. The sha256 of a split is that of its ids, sorted and each followed by a line feed; it
     is `zoo.split(NAME).sha256` too.
     """
@@ -81,7 +82,9 @@ def info(folder: Path | HubAddress, with_sums: bool, out: Output) -> None:
     help="Folder of the task's data or pictures, for --rerun.",
 )
 @json_option
-def verify(folder: Path | HubAddress, jobs: int | None, reruns: int | None, data: Path | None, out: Output) -> None:
+def verify(
+    folder: Path | HubAddress | UrlAddress, jobs: int | None, reruns: int | None, data: Path | None, out: Output
+) -> None:
     """Check that every file is what the manifest says.
 
     Every file is compared with its sha256, and the table and all headers with the manifest. --rerun N also runs N
@@ -90,7 +93,8 @@ def verify(folder: Path | HubAddress, jobs: int | None, reruns: int | None, data
     was compared and the largest difference. The exit status is 1 if there is a fault.
 
     DIR may be an address on the Hub, hf://user/zoo. Then shards in the cache are hashed, damaged ones are removed from
-    it, and the sums that the Hub lists are compared with the manifest; shards are not fetched for it.
+    it, and the sums that the Hub lists are compared with the manifest; shards are not fetched for it. Other stores,
+    such as s3://bucket/zoo, list no such sums: every file is fetched from there, compared, and not kept.
     """
     if data is not None and reruns is None:
         raise click.UsageError("--data goes with --rerun N.")
@@ -106,14 +110,14 @@ def verify(folder: Path | HubAddress, jobs: int | None, reruns: int | None, data
         click.get_current_context().exit(1)
 
 
-def _manifest_of(folder: Path | HubAddress) -> Manifest:
+def _manifest_of(folder: Path | HubAddress | UrlAddress) -> Manifest:
     if isinstance(folder, Path):
         from prepkit.zoo.format.manifest import read_manifest
 
         return read_manifest(folder)
-    from prepkit.hub.store import manifest_on_hub
+    from prepkit.hub.store import manifest_at
 
-    return manifest_on_hub(folder)
+    return manifest_at(folder)
 
 
 # Making -------------------------------------------------------------------------------------------------------
@@ -351,11 +355,14 @@ def clean(folder: Path, dry_run: bool, out: Output) -> None:
 @click.option("--strip-prefix", is_flag=True, help="Leave out a prefix of all names such as `module.`.")
 @force_option
 @json_option
-def export(folder: Path | HubAddress, id_: str, output: Path, strip_prefix: bool, force: bool, out: Output) -> None:
+def export(
+    folder: Path | HubAddress | UrlAddress, id_: str, output: Path, strip_prefix: bool, force: bool, out: Output
+) -> None:
     """Write one instance as a plain state dict.
 
     torch.load or safetensors reads it without prepkit. The names are those of the checkpoint that `zoo create` read.
-    DIR may be an address on the Hub, hf://user/zoo.
+    DIR may be an address on the Hub, hf://user/zoo, or in another store, s3://bucket/zoo. Then the one shard that holds
+    the instance is fetched.
     """
     from prepkit.api import open_zoo
 

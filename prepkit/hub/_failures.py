@@ -105,7 +105,8 @@ def retried(
 
 def asked_pause(error: Exception) -> float:
     """Return how many seconds the server asks to wait, in its header Retry-After; 0 if it does not say."""
-    text = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    headers = getattr(getattr(error, "response", error), "headers", None) or {}
+    text = str(headers.get("Retry-After", ""))
     return float(text) if re.fullmatch(r"\d+", text) else 0.0
 
 

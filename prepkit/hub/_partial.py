@@ -12,7 +12,9 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from prepkit.hub._fetch import Fetcher, HubFile, is_sound, wait_for_all
+from prepkit.address import HubAddress
+from prepkit.hub._fetch import Fetcher, is_sound, wait_for_all
+from prepkit.hub._source import RemoteFile
 from prepkit.hub.progress import Counter
 from prepkit.hub.selection import Selection
 from prepkit.support.files import replacing, system_errors_as_output
@@ -25,9 +27,12 @@ NOTES = "cut"  # folder of the notes, in the working folder
 WHOLE = "whole"  # folder of shards that are being cut, in the working folder
 
 
-def fetch_cut(fetcher: Fetcher, cut: Cut, selection: Selection, root: Path, work: Path, counter: Counter) -> Manifest:
+def fetch_cut(
+    fetcher: Fetcher, address: HubAddress, cut: Cut, selection: Selection, root: Path, work: Path, counter: Counter
+) -> Manifest:
     """Fetch and cut what a plan names: the files go to `root`, the new zoo.json to `work`.
 
+    address: the version that is cut, which the new zoo.json names
     raises HubError, OutputError
     """
     with system_errors_as_output(root):
@@ -38,12 +43,12 @@ def fetch_cut(fetcher: Fetcher, cut: Cut, selection: Selection, root: Path, work
         shards = {number: future.result() for number, future in futures.items()}
         for path, sha256 in cut.manifest.beside.items():
             if not is_sound(root / path, sha256):
-                fetcher.fetch(HubFile(path, sha256), root / path)
+                fetcher.fetch(RemoteFile(path, sha256), root / path)
         table = cut_table(cut, work)
         os.replace(work / table.path, root / table.path)
         origin = {
-            "repo": fetcher.address.repo_id,
-            "commit": fetcher.address.revision,
+            "repo": address.repo_id,
+            "commit": address.revision,
             "where": selection.where,
             "splits": list(selection.splits),
             "architectures": list(selection.architectures),
@@ -70,7 +75,7 @@ def _shard(fetcher: Fetcher, cut: Cut, number: int, root: Path, work: Path, coun
 
 def _fetch_and_cut(fetcher: Fetcher, cut: Cut, number: int, root: Path, folder: Path, counter: Counter) -> Shard:
     shard = cut.manifest.shards[number]
-    fetcher.fetch(HubFile(shard.path, shard.sha256, shard.bytes), folder / shard.path, counter.add_bytes)
+    fetcher.fetch(RemoteFile(shard.path, shard.sha256, shard.bytes), folder / shard.path, counter.add_bytes)
     source = folder
     if not cut.is_whole(number):
         source = folder / "cut"

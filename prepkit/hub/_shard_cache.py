@@ -1,10 +1,12 @@
-"""The cache on the disk for zoos that are read from the Hub; one bound holds for all zoos and versions together.
+"""The cache on the disk for zoos that are read from the Hub or another store; one bound holds for all of them together.
 
     <cache>/<user>--<name>/<commit>/zoo.json, models-....parquet, shards/...
+    <cache>/s3--<bucket>--<name>/<sha256 of zoo.json>/zoo.json, ...
 
-Only shards count and are removed: the least recently used first, and none that a process uses. Who uses a shard holds a
-shared lock on it, which needs an open file, so it is held on the `MAX_OPEN` shards that were used last; who removes one
-holds its exclusive lock. The system keeps the content of a removed file that is mapped.
+A shard that several versions of a zoo have is one file with several names (hard links). Only shards count and are
+removed: the least recently used first, and none that a process uses. Who uses a shard holds a shared lock on it, which
+needs an open file, so it is held on the `MAX_OPEN` shards that were used last; who removes one holds its exclusive
+lock. The system keeps the content of a removed file that is mapped.
 """
 
 from __future__ import annotations
@@ -67,11 +69,25 @@ def alone(file: Path) -> Iterator[None]:
         lock.release()
 
 
-@dataclass(frozen=True)
-class CachedShard:
-    """A shard in the cache, and when it was used last."""
+def link_from_another_version(file: Path, size: int) -> bool:
+    """Give a missing file of a version the content of its namesake of another one; return whether there was one.
 
-    file: Path
+    Names of shards have a part of their sha256, but whether the content is right is for the caller to compare.
+    """
+    version = file.parent.parent
+    for other in version.parent.glob(f"*/{file.relative_to(version).as_posix()}"):
+        with suppress(OSError):  # it is removed just now, or the file system has no hard links
+            if other != file and other.stat().st_size == size:
+                os.link(other, file)
+                return True
+    return False
+
+
+@dataclass
+class CachedShard:
+    """A shard in the cache with all of its names, and when it was used last."""
+
+    files: list[Path]
     bytes: int
     used: float
 
@@ -82,21 +98,27 @@ def make_room(folder: Path, bound: int, used: Callable[[Path], float], unmap: Ca
     used:  returns when this process used a file last, 0 if never
     unmap: makes this process forget the shard in a file
     """
-    shards = list(_cached_shards(folder, used))
+    shards = _cached_shards(folder, used)
     excess = sum(shard.bytes for shard in shards) - bound
     for shard in sorted(shards, key=lambda shard: shard.used):
         if excess <= 0:
             return
-        unmap(shard.file)
-        if _remove(shard.file):
+        for file in shard.files:
+            unmap(file)
+        removed = [_remove(file) for file in shard.files]
+        if all(removed):
             excess -= shard.bytes
 
 
-def _cached_shards(folder: Path, used: Callable[[Path], float]) -> Iterator[CachedShard]:
+def _cached_shards(folder: Path, used: Callable[[Path], float]) -> list[CachedShard]:
+    shards: dict[tuple[int, int], CachedShard] = {}
     for file in folder.glob(SHARDS):
         with suppress(OSError):  # another process may remove it just now
             status = file.stat()
-            yield CachedShard(file, status.st_size, max(status.st_mtime, used(file)))
+            shard = shards.setdefault((status.st_dev, status.st_ino), CachedShard([], status.st_size, status.st_mtime))
+            shard.files.append(file)
+            shard.used = max(shard.used, used(file))
+    return list(shards.values())
 
 
 def _remove(file: Path) -> bool:

@@ -20,10 +20,12 @@ from tempfile import TemporaryDirectory
 from prepkit.address import HubAddress, parse_repository
 from prepkit.errors import HubError, ZooError, listed
 from prepkit.hub._failures import explained
-from prepkit.hub._fetch import MAX_THREADS, Fetcher, HubFile, is_sound, wait_for_all
+from prepkit.hub._fetch import MAX_THREADS, Fetcher, is_sound, wait_for_all
+from prepkit.hub._hub_source import HubSource
 from prepkit.hub._partial import fetch_cut
 from prepkit.hub._readme import make_local
-from prepkit.hub._sizes import check_rows_on_hub
+from prepkit.hub._sizes import check_rows
+from prepkit.hub._source import RemoteFile, Source
 from prepkit.hub._target import Target, known_zoo
 from prepkit.hub.client import api, pinned
 from prepkit.hub.progress import Counter, Report
@@ -106,31 +108,32 @@ def pull_zoo(
     root = Path(asked.repo_id.partition("/")[2] if directory is None else directory)
     with explained(asked.repo_id, "dataset", asked.revision):
         address = pinned(api(token), asked, "dataset")
+    source = HubSource(address, token)
     record = PullRecord(asked.repo_id, str(address.revision), selection or Selection())
     target, counter = Target(root, record, force), Counter(progress)
     known = known_zoo(root)
     if known is not None and replace(known[0], manifest=None) == record and (selection is None or not force):
-        return _complete(target, address, known[1], token, counter)
+        return _complete(target, source, known[1], counter)
     target.check_folder()
     with TemporaryDirectory(prefix="prepkit-") as temporary:
         folder = Path(temporary)
-        manifest = fetch_manifest(Fetcher(address, folder, token=token), folder)
+        manifest = fetch_manifest(Fetcher(source, folder), folder)
         if _holds(root, manifest) and record.selection.is_whole:
-            return _complete(target, address, manifest, token, counter)
+            return _complete(target, source, manifest, counter)
         target.check()
-        cut = _planned_cut(record.selection, manifest, address, folder, token)
+        cut = _planned_cut(record.selection, manifest, source, folder)
         _check_room(root, manifest, cut)
         with target.working() as work:
-            fetcher = Fetcher(address, work, token=token)
+            fetcher = Fetcher(source, work)
             if cut is None:
                 _fetch_all(fetcher, _missing_files(manifest, root, counter), root, counter)
                 for name in OPTIONAL_FILES:
-                    fetcher.fetch_if_there(HubFile(name), root / name)
+                    fetcher.fetch_if_there(RemoteFile(name), root / name)
                 make_local(root, manifest)
                 shutil.copyfile(folder / MANIFEST, work / MANIFEST)
             else:
                 counter.expect(_num_bytes(manifest, cut), len(cut.table))
-                manifest = fetch_cut(fetcher, cut, record.selection, root, work, counter)
+                manifest = fetch_cut(fetcher, address, cut, record.selection, root, work, counter)
             target.finish(manifest)
         if cut is not None:
             write_card(root)  # the repository's card describes the whole zoo
@@ -142,13 +145,17 @@ def fetch_manifest(fetcher: Fetcher, folder: Path) -> Manifest:
 
     raises ZooError if the repository has none, or it is not sound
     """
-    address = fetcher.address
-    if not fetcher.fetch_if_there(HubFile(MANIFEST), folder / MANIFEST):
-        raise ZooError(f"{address} is no zoo: the repository has no {MANIFEST} at that revision. Check the name.")
+    if not fetcher.fetch_if_there(RemoteFile(MANIFEST, fetcher.source.manifest_sha256), folder / MANIFEST):
+        raise fetcher.source.no_zoo(MANIFEST)
+    return fetched_manifest(fetcher.source, folder)
+
+
+def fetched_manifest(source: Source, folder: Path) -> Manifest:
+    """Read a zoo.json that was fetched into a folder; errors name where it came from."""
     try:
         return read_manifest(folder)
     except ZooError as error:
-        raise ZooError(str(error).replace(str(folder / MANIFEST), f"{address}/{MANIFEST}")) from None
+        raise ZooError(str(error).replace(str(folder / MANIFEST), f"{source}/{MANIFEST}")) from None
 
 
 def _address(repo: str, revision: str | None) -> HubAddress:
@@ -162,7 +169,7 @@ def _address(repo: str, revision: str | None) -> HubAddress:
     return replace(address, revision=revision or address.revision)
 
 
-def _complete(target: Target, address: HubAddress, manifest: Manifest, token: str | None, counter: Counter) -> Pulled:
+def _complete(target: Target, source: HubSource, manifest: Manifest, counter: Counter) -> Pulled:
     """Hash every file of a version that the folder holds already, and fetch again what is missing or damaged.
 
     raises ZooError if the folder holds a part of a zoo, and it is damaged
@@ -176,7 +183,7 @@ def _complete(target: Target, address: HubAddress, manifest: Manifest, token: st
         )
     if missing:
         with replace(target, force=True).working() as work:
-            _fetch_all(Fetcher(address, work, token=token), missing, root, counter)
+            _fetch_all(Fetcher(source, work), missing, root, counter)
             shutil.copyfile(root / MANIFEST, work / MANIFEST)
             target.finish(manifest)
     else:
@@ -184,7 +191,7 @@ def _complete(target: Target, address: HubAddress, manifest: Manifest, token: st
     return Pulled(root, target.record, manifest, was_there=not missing)
 
 
-FileWithInstances = tuple[HubFile, int]  # a file of a zoo, and how many instances it holds
+FileWithInstances = tuple[RemoteFile, int]  # a file of a zoo, and how many instances it holds
 
 
 def _missing_files(manifest: Manifest, root: Path, counter: Counter) -> list[FileWithInstances]:
@@ -192,9 +199,9 @@ def _missing_files(manifest: Manifest, root: Path, counter: Counter) -> list[Fil
 
     raises ZooError for a file that is a link
     """
-    files = [(HubFile(shard.path, shard.sha256, shard.bytes), shard.rows) for shard in manifest.shards]
-    files += [(HubFile(manifest.table.path, manifest.table.sha256, manifest.table.bytes), 0)]
-    files += [(HubFile(path, sha256), 0) for path, sha256 in manifest.beside.items()]
+    files = [(RemoteFile(shard.path, shard.sha256, shard.bytes), shard.rows) for shard in manifest.shards]
+    files += [(RemoteFile(manifest.table.path, manifest.table.sha256, manifest.table.bytes), 0)]
+    files += [(RemoteFile(path, sha256), 0) for path, sha256 in manifest.beside.items()]
     counter.expect(num_bytes_of(manifest), manifest.table.rows)
 
     def is_present(item: FileWithInstances) -> bool:
@@ -214,7 +221,7 @@ def _missing_files(manifest: Manifest, root: Path, counter: Counter) -> list[Fil
 def _fetch_all(fetcher: Fetcher, files: list[FileWithInstances], root: Path, counter: Counter) -> None:
     """Fetch files to their places, several at the same time."""
 
-    def fetch(file: HubFile, instances: int) -> None:
+    def fetch(file: RemoteFile, instances: int) -> None:
         fetcher.fetch(file, root / file.path, counter.add_bytes if file.size else None)
         counter.add_instances(instances)
 
@@ -222,17 +229,15 @@ def _fetch_all(fetcher: Fetcher, files: list[FileWithInstances], root: Path, cou
         wait_for_all([pool.submit(fetch, *item) for item in files])
 
 
-def _planned_cut(
-    selection: Selection, manifest: Manifest, address: HubAddress, folder: Path, token: str | None
-) -> Cut | None:
+def _planned_cut(selection: Selection, manifest: Manifest, source: HubSource, folder: Path) -> Cut | None:
     """Read the zoo's table, and plan what is needed of each shard; None if the whole zoo is chosen."""
     if selection.is_whole:
         return None
     stored = manifest.table
-    check_rows_on_hub(address, manifest, token)
-    Fetcher(address, folder, token=token).fetch(HubFile(stored.path, stored.sha256, stored.bytes), folder / stored.path)
+    check_rows(source, manifest)
+    Fetcher(source, folder).fetch(RemoteFile(stored.path, stored.sha256, stored.bytes), folder / stored.path)
     rows = selection.chosen(manifest, read_table(folder / stored.path, stored))
-    return planned_cut(manifest, rows, f"{address}/{stored.path}")
+    return planned_cut(manifest, rows, f"{source}/{stored.path}")
 
 
 def _holds(root: Path, manifest: Manifest) -> bool:

@@ -1,6 +1,7 @@
-"""An open zoo on the Hub: its manifest and table are fetched at once, its shards when they are first used.
+"""An open zoo on the Hub or in another store: manifest and table are fetched at once, shards when they are first used.
 
     zoo = prepkit.open_zoo("hf://user/zoo@revision")
+    zoo = prepkit.open_zoo("s3://bucket/zoo")
 
 Shards are fetched whole, checked against the manifest, and kept on the disk (shard_cache.py), so that the next process
 finds them there. While a loader runs, threads fetch the next shards in its order and stay ahead of it.
@@ -16,14 +17,15 @@ from pathlib import Path
 from threading import RLock, Thread
 from typing import Any
 
-from prepkit.address import HubAddress, parse_repository
+from prepkit.address import HubAddress, UrlAddress, parse_remote
 from prepkit.errors import PrepkitError, ZooError
-from prepkit.hub._failures import explained
-from prepkit.hub._fetch import Fetcher, HubFile, Stopped, is_sound, wait_for_all
+from prepkit.hub._fetch import Fetcher, is_sound, wait_for_all
+from prepkit.hub._hub_source import HubSource
 from prepkit.hub._prefetch import PrefetchBudget, SharedIterator
-from prepkit.hub._shard_cache import alone, bound_of_cache, held, make_room
-from prepkit.hub._sizes import check_rows_on_hub
-from prepkit.hub.client import api, pinned
+from prepkit.hub._shard_cache import alone, bound_of_cache, held, link_from_another_version, make_room
+from prepkit.hub._sizes import check_rows
+from prepkit.hub._source import FETCHING, RemoteFile, Source, Stopped
+from prepkit.hub._url_source import newest_version
 from prepkit.hub.pull import fetch_manifest
 from prepkit.support.cache import cache_folder
 from prepkit.support.files import system_errors_as_output
@@ -32,40 +34,42 @@ from prepkit.zoo.read.shard_values import MAX_OPEN, Latest, OpenFile, ShardValue
 from prepkit.zoo.read.store import Store, maps, verifies
 
 PREFETCH_THREADS = 4
-FETCHING = ".fetching"  # folder in which the client works
 OPENING_ATTEMPTS = 5  # another process may remove a shard before this one has opened it
 
 
 def open_store(
-    address: str,
+    address: HubAddress | UrlAddress | str,
     *,
     token: str | None = None,
     cache_bytes: int | None = None,
     verify: bool | None = None,
     mmap: bool | None = None,
-) -> HubStore:
-    """Open a zoo on the Hub; its manifest and table are fetched unless they are in the cache.
+) -> RemoteStore:
+    """Open a zoo on the Hub or in another store; its manifest and table are fetched unless they are in the cache.
 
     raises HubError, ZooError
     """
-    asked = parse_repository(address)
-    with explained(asked.repo_id, "dataset", asked.revision):
-        version = pinned(api(token), asked, "dataset")
-    checked = verifies(verify, usually=True)
-    return HubStore(version, cache_folder(), bound_of_cache(cache_bytes), token, checked, maps(mmap))
+    bound, checked, is_mapped = bound_of_cache(cache_bytes), verifies(verify, usually=True), maps(mmap)
+    return RemoteStore(_source_of(address, token), cache_folder(), bound, checked, is_mapped)
 
 
-def manifest_on_hub(address: HubAddress, *, token: str | None = None) -> Manifest:
-    """Return the manifest of a zoo on the Hub; it is fetched unless it is in the cache.
+def manifest_at(address: HubAddress | UrlAddress, *, token: str | None = None) -> Manifest:
+    """Return the manifest of a zoo on the Hub or in another store; it is fetched unless it is in the cache.
 
     raises HubError, ZooError
     """
-    asked = parse_repository(str(address))
-    with explained(asked.repo_id, "dataset", asked.revision):
-        version = pinned(api(token), asked, "dataset")
-    folder = _folder_of(version, cache_folder())
+    source = _source_of(address, token)
+    folder = cache_folder() / source.folder
     with system_errors_as_output(folder), alone(folder / MANIFEST):
-        return _cached_manifest(Fetcher(version, folder / FETCHING, token=token), folder)
+        return _cached_manifest(Fetcher(source, folder / FETCHING), folder)
+
+
+def _source_of(address: HubAddress | UrlAddress | str, token: str | None) -> Source:
+    """Return the version that a zoo has now."""
+    asked = parse_remote(address) if isinstance(address, str) else address
+    if isinstance(asked, UrlAddress):
+        return newest_version(asked, cache_folder())
+    return HubSource.of(asked, token)
 
 
 def _cached_manifest(fetcher: Fetcher, folder: Path) -> Manifest:
@@ -75,14 +79,10 @@ def _cached_manifest(fetcher: Fetcher, folder: Path) -> Manifest:
         return fetch_manifest(fetcher, folder)
 
 
-def _folder_of(version: HubAddress, cache: Path) -> Path:
-    return cache / version.repo_id.replace("/", "--") / str(version.revision)
+class RemoteStore(Store):
+    """An open zoo whose shards may still be in a store; threads, forks and several processes may use it.
 
-
-class HubStore(Store):
-    """An open zoo whose shards may still be on the Hub; threads, forks and several processes may use it.
-
-    address:     address of the zoo; its revision is a commit
+    source:      the version of the zoo that is open
     cache:       folder of the cache on the disk
     cache_bytes: how many bytes of shards are kept there
     verify:      whether shards that are there already are compared with their sha256 before this process uses them
@@ -91,20 +91,18 @@ class HubStore(Store):
 
     def __init__(
         self,
-        address: HubAddress,
+        source: Source,
         cache: Path,
         cache_bytes: int,
-        token: str | None,
         verify: bool = True,
         mmap: bool = True,
     ) -> None:
-        self.address = address
+        self.source = source
         self.cache = cache
         self.cache_bytes = cache_bytes
-        self._token = token
         self._verify = verify
         self._sound: set[int] = set()  # shards whose content this process has compared, or inherited from its parent
-        self._folder = _folder_of(address, cache)
+        self._folder = cache / source.folder
         self._locks = Latest[OpenFile](MAX_OPEN)
         self._used: dict[Path, float] = {}
         self._process_state = self._new_process_state()
@@ -150,7 +148,7 @@ class HubStore(Store):
         beside = self.manifest.beside
         if path in beside and not (self.root / path).exists():
             with system_errors_as_output(self.root), alone(self.root / path):
-                self._own.fetcher.fetch(HubFile(path, beside[path]), self.root / path)
+                self._own.fetcher.fetch(RemoteFile(path, beside[path]), self.root / path)
         return self._file_inside(path)
 
     def _opened(self, number: int) -> ShardValues:
@@ -194,8 +192,8 @@ class HubStore(Store):
             manifest = _cached_manifest(self._own.fetcher, self._folder)
             table = manifest.table
             if not is_sound(self._folder / table.path, table.sha256, table.bytes):
-                check_rows_on_hub(self.address, manifest, self._token)
-                self._own.fetcher.fetch(HubFile(table.path, table.sha256, table.bytes), self._folder / table.path)
+                check_rows(self.source, manifest)
+                self._own.fetcher.fetch(RemoteFile(table.path, table.sha256, table.bytes), self._folder / table.path)
 
     def _fetch_shard(self, fetcher: Fetcher, number: int) -> None:
         """Bring a shard into the cache, unless it is there and sound, and make room for it."""
@@ -205,8 +203,12 @@ class HubStore(Store):
         with system_errors_as_output(self.root), alone(place):
             if self._is_sound(number):  # another thread or process was faster
                 return
+            if link_from_another_version(place, shard.bytes):
+                if self._is_sound(number):
+                    return
+                place.unlink(missing_ok=True)
             with self._room_for(number, shard.bytes):
-                fetcher.fetch(HubFile(shard.path, shard.sha256, shard.bytes), place)
+                fetcher.fetch(RemoteFile(shard.path, shard.sha256, shard.bytes), place)
             self._sound.add(number)
 
     @contextmanager
@@ -275,15 +277,14 @@ class HubStore(Store):
         return ProcessState(self._new_fetcher(), self.cache_bytes // 2)
 
     def _new_fetcher(self) -> Fetcher:
-        return Fetcher(self.address, self._folder / FETCHING, token=self._token)
+        return Fetcher(self.source, self._folder / FETCHING)
 
     def __getstate__(self) -> dict[str, Any]:
         """Say to another process which zoo this is, and where its files are kept."""
         return {
-            "address": self.address,
+            "source": self.source,
             "cache": self.cache.absolute(),
             "cache_bytes": self.cache_bytes,
-            "token": self._token,
             "verify": self._verify,
             "mmap": self.is_mapped,
         }

@@ -1,47 +1,78 @@
-"""verify_on_hub: whether a zoo on the Hub, and what of it is in the cache, is what its manifest says.
+"""verify_at: whether a zoo on the Hub or in another store, and what of it is in the cache, is what its manifest says.
 
-Nothing but the manifest and the table is fetched for it: shards in the cache for streamed zoos are hashed, and the sums
-that the Hub itself lists are compared with the manifest. A shard for which it lists none is fetched.
+Shards in the cache are hashed. Of a zoo on the Hub nothing but the manifest and the table is fetched for it: the sums
+that the Hub itself lists are compared with the manifest, and a shard for which it lists none is fetched. Other stores
+list no sha256, so all files are fetched from there, compared, and removed.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub.hf_api import RepoFile
 
-from prepkit.address import HubAddress
+from prepkit.address import HubAddress, UrlAddress
 from prepkit.errors import HubError, counted
 from prepkit.hub._failures import explained, is_busy, retried
+from prepkit.hub._fetch import Fetcher, wait_for_all
+from prepkit.hub._hub_source import HubSource
+from prepkit.hub._source import FETCHING, Damaged, RemoteFile
 from prepkit.hub.client import api
-from prepkit.hub.store import HubStore, open_store
-from prepkit.support.files import sha256_of_file
-from prepkit.support.progress import Advance
+from prepkit.hub.store import RemoteStore, open_store
+from prepkit.support.files import sha256_of_file, system_errors_as_output
+from prepkit.support.progress import Advance, one_at_a_time
 from prepkit.zoo.change.rerun import run_again
 from prepkit.zoo.change.verify import Fault, Verification, table_faults
+from prepkit.zoo.format.manifest import Manifest
 from prepkit.zoo.read.zoo import Zoo
 
 
-def verify_on_hub(
-    address: HubAddress | str,
+def verify_at(
+    address: HubAddress | UrlAddress | str,
     *,
     rerun: int = 0,
     data: str | os.PathLike[str] | None = None,
     token: str | None = None,
     progress: Advance | None = None,
 ) -> Verification:
-    """Compare a zoo on the Hub with its manifest.
+    """Compare a zoo on the Hub or in another store with its manifest.
 
     rerun, data: as for `verify`; the shards of these instances are fetched
     progress:    called with the size of each shard once it was compared
-    raises HubError if there is no such zoo, the Hub does not answer, ZooError if it is no zoo or damaged
+    raises HubError if there is no such zoo, or the store does not answer; ZooError if it is no zoo or damaged
     """
-    store = open_store(str(address), token=token)
-    manifest, version = store.manifest, store.address
-    with explained(version.repo_id, "dataset", version.revision):
-        listed = retried(lambda: _listed(version, token), may_pass=is_busy)
-    faults, notes, num_hashed, num_bytes = table_faults(lambda: [store.table], manifest), [], 0, manifest.table.bytes
-    for number, shard in enumerate(manifest.shards):
+    store = open_store(address, token=token)
+    manifest, source = store.manifest, store.source
+    advance = one_at_a_time(progress)
+    faults = table_faults(lambda: [store.table], manifest)
+    found, notes, num_bytes = _faults_in_the_cache(store)
+    if isinstance(source, HubSource):
+        faults += _faults_on_hub(store, source.address, token, advance)
+        notes.append(f"{found}; the sums that the Hub lists were compared for all.")
+    else:
+        faults += _faults_in_store(store, advance)
+        notes.append(f"{found}; all {counted(len(manifest.shards), 'shard')} were fetched and compared.")
+        num_bytes = sum(shard.bytes for shard in manifest.shards)
+    return Verification(
+        path=str(source),
+        instances=manifest.table.rows,
+        files=2 + len(manifest.shards),
+        bytes=manifest.table.bytes + num_bytes,
+        faults=tuple(faults),
+        notes=tuple(notes),
+        function=manifest.function,
+        reruns=run_again(Zoo(store, None, manifest.shape), rerun, data) if rerun and not faults else (),
+    )
+
+
+def _faults_in_the_cache(store: RemoteStore) -> tuple[str, list[str], int]:
+    """Hash the shards in the cache; return how many, notes about those that were removed, and their bytes."""
+    notes, num_hashed, num_bytes = [], 0, 0
+    for number, shard in enumerate(store.manifest.shards):
         cached = store.cached_file(number)
         if cached is not None:
             num_hashed, num_bytes = num_hashed + 1, num_bytes + shard.bytes
@@ -50,24 +81,56 @@ def verify_on_hub(
                 notes.append(
                     f"{shard.path}: was damaged in the cache and removed from it; its next use fetches it again."
                 )
+    return f"{counted(num_hashed, 'shard')} of {len(store.manifest.shards):,} hashed in the cache", notes, num_bytes
+
+
+def _faults_in_store(store: RemoteStore, advance: Advance) -> list[Fault]:
+    """Fetch each file that the manifest names, a few at a time, and compare it."""
+    with system_errors_as_output(store.root), ExitStack() as stack:
+        (store.root / FETCHING).mkdir(exist_ok=True)
+        work = Path(stack.enter_context(TemporaryDirectory(prefix="verify-", dir=store.root / FETCHING)))
+        fetcher = Fetcher(store.source, work)
+        pool = stack.enter_context(fetcher.pool())
+        futures = [pool.submit(_fault_of, fetcher, place, file, advance) for place, file in _files(store.manifest)]
+        wait_for_all(futures)
+        return [fault for future in futures if (fault := future.result()) is not None]
+
+
+def _files(manifest: Manifest) -> Iterator[tuple[str, RemoteFile]]:
+    """Give the files that a manifest names, and where it names them."""
+    for number, shard in enumerate(manifest.shards):
+        yield f"shards[{number}]", RemoteFile(shard.path, shard.sha256, shard.bytes)
+    yield "table", RemoteFile(manifest.table.path, manifest.table.sha256, manifest.table.bytes)
+    for path, sha256 in manifest.beside.items():
+        yield manifest.key_of(path), RemoteFile(path, sha256)
+
+
+def _fault_of(fetcher: Fetcher, place: str, file: RemoteFile, advance: Advance) -> Fault | None:
+    """Fetch a file, compare it, and remove it again."""
+    target = fetcher.folder / "compared" / file.path
+    try:
+        fetcher.fetch(file, target, advance)
+    except HubError as error:
+        if isinstance(error.__cause__, Damaged):
+            return Fault(file.path, place, f"{error.__cause__}.")
+        if not fetcher.source.is_missing(error.__cause__):
+            raise
+        return Fault(file.path, place, "the store does not have it.")
+    target.unlink()
+    return None
+
+
+def _faults_on_hub(store: RemoteStore, version: HubAddress, token: str | None, advance: Advance) -> list[Fault]:
+    """Compare the sums that the Hub lists with the manifest."""
+    manifest, faults = store.manifest, []
+    with explained(version.repo_id, "dataset", version.revision):
+        listed = retried(lambda: _listed(version, token), may_pass=is_busy)
+    for number, shard in enumerate(manifest.shards):
         problem = _problem(store, number, listed.get(shard.path))
         faults += [Fault(shard.path, f"shards[{number}]", problem)] if problem else []
-        if progress is not None:
-            progress(shard.bytes)
+        advance(shard.bytes)
     missing = [path for path in manifest.beside if path not in listed]
-    faults += [Fault(path, manifest.key_of(path), "the repository does not have it.") for path in missing]
-    hashed = f"{counted(num_hashed, 'shard')} of {len(manifest.shards):,} hashed in the cache"
-    notes.append(f"{hashed}; the sums that the Hub lists were compared for all.")
-    return Verification(
-        path=str(version),
-        instances=manifest.table.rows,
-        files=2 + len(manifest.shards),
-        bytes=num_bytes,
-        faults=tuple(faults),
-        notes=tuple(notes),
-        function=manifest.function,
-        reruns=run_again(Zoo(store, None, manifest.shape), rerun, data) if rerun and not faults else (),
-    )
+    return faults + [Fault(path, manifest.key_of(path), "the repository does not have it.") for path in missing]
 
 
 def _listed(version: HubAddress, token: str | None) -> dict[str, RepoFile]:
@@ -76,7 +139,7 @@ def _listed(version: HubAddress, token: str | None) -> dict[str, RepoFile]:
     return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
 
-def _problem(store: HubStore, number: int, remote: RepoFile | None) -> str | None:
+def _problem(store: RemoteStore, number: int, remote: RepoFile | None) -> str | None:
     """Return what is wrong with a shard in the repository, None if it is as the manifest says."""
     shard = store.manifest.shards[number]
     if remote is None:

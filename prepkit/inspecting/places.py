@@ -4,6 +4,7 @@ model.pt, model.prep.safetensors       a checkpoint or a PRep file
 run.ckpt#ema.model                     the state dict under a key of a checkpoint
 my-zoo#resnet8-17                      an instance of a zoo, by its id
 hf://user/model, hf://user/model/model.safetensors, hf://user/zoo#resnet8-17    the same on the Hub
+s3://bucket/zoo#resnet8-17, https://host/zoo#resnet8-17    an instance of a zoo in another store
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepkit.address import HUB_SCHEME, HubAddress
-from prepkit.api import local_model, model_address, open_zoo
+from prepkit.address import HubAddress, UrlAddress, is_remote
+from prepkit.api import local_model, open_zoo, zoo_address
 from prepkit.checkpoint.load import Checkpoint, load_checkpoint
 from prepkit.errors import CheckpointError, LayoutMismatch, ZooError, counted, listed
 from prepkit.prep.file import is_prep_file, load_prep
@@ -33,8 +34,8 @@ def tensors_at(place: str) -> Iterator[Mapping[str, Tensor]]:
     raises CheckpointError, PRepFileError, ZooError or HubError, also where the place names no single network
     """
     base, mark, part = _parted(place)
-    address = model_address(base)
-    if _names_zoo(address, mark):
+    address = zoo_address(base)
+    if isinstance(address, UrlAddress) or _names_zoo(address, mark):
         yield _of_instance(open_zoo(base), part, place)
         return
     with local_model(address) as local:
@@ -51,7 +52,7 @@ def _parted(place: str) -> tuple[str, str, str]:
 
     A file whose own name has a `#` is taken as it is.
     """
-    if not place.startswith(HUB_SCHEME) and Path(place).exists():
+    if not is_remote(place) and Path(place).exists():
         return place, "", ""
     return place.partition("#")
 

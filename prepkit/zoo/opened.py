@@ -44,7 +44,10 @@ class Zoo(zoo.Zoo):
         from prepkit.zoo.change.annotating import annotate
 
         if not isinstance(self._store, LocalStore):
-            raise ZooError(f"'{self.name}' is on the Hub, where nothing is changed; `prepkit pull` brings it here.")
+            raise ZooError(
+                f"'{self.name}' is not in a folder on this machine, and nothing is changed elsewhere. `prepkit pull` "
+                "brings a zoo of the Hub here; copy one of another store."
+            )
         annotate(self._store.root, columns, on=on, types=types)
         whole = type(self)(self._store.reopened(), None, self.shape, trust_code=self._trust_code)
         return whole if self._instances is None else whole.select(self.table["id"].to_pylist())

@@ -95,7 +95,7 @@ def test_python_verifies_as_the_command_does(filled, source, address):
         ({"path": "hf://me/zoo", "data": "x"}, "data is the folder for running instances again; give rerun=N too"),
         ({"path": {"zoo": 1}}, "path: expected the folder of a zoo or hf://user/zoo; found a dict"),
         ({"path": "hf://me/none"}, "me/none"),
-        ({"path": "s3://me/zoo"}, "'s3://me/zoo' cannot be read"),
+        ({"path": "s4://me/zoo"}, "'s4://me/zoo': fsspec knows no store 's4'"),
     ],
 )
 def test_what_python_cannot_verify_is_refused(filled, given, message):
@@ -175,11 +175,12 @@ def test_a_pull_request_is_read(filled, source, tmp_path):
 
 
 def test_addresses_of_other_kinds(tmp_path):
-    for read in (open_zoo, fetch_checkpoint, lambda text: create_zoo(tmp_path / "new", [text])):
-        with pytest.raises(HubError, match=r"'s3://bucket/zoo' cannot be read: addresses are hf://user/name"):
+    for read in (fetch_checkpoint, pull, lambda text: create_zoo(tmp_path / "new", [text])):
+        with pytest.raises(HubError, match=r"'s3://bucket/zoo' cannot be read here: this takes hf://user/name"):
             read("s3://bucket/zoo")
-    for command in (["zoo", "info"], ["zoo", "verify"], ["pack"]):
-        assert "'gs://bucket/zoo' cannot be read" in prepkit(*command, "gs://bucket/zoo", status=2).stderr
+    assert "'gs://bucket/zoo' cannot be read here" in prepkit("pack", "gs://bucket/zoo", status=2).stderr
+    with pytest.raises(HubError, match=r"'s4://bucket/zoo': fsspec knows no store 's4'.* Did you mean 's3'"):
+        open_zoo("s4://bucket/zoo")
     with pytest.raises(ZooError, match="takes a local folder; `prepkit pull` brings a zoo from hf://user/zoo"):
         split("hf://me/zoo")
 
