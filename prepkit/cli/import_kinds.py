@@ -31,7 +31,7 @@ def tree(
     keep_bn: bool,
     out: Output,
 ) -> None:
-    """Import any tree of files, by a pattern of their paths.
+    """Import any tree of files, by a pattern of paths.
 
     \b
     prepkit zoo import tree runs zoo --pattern "{run}/checkpoint_{epoch:int}/checkpoints" \\
@@ -119,7 +119,7 @@ def siren(
     making: Making,
     out: Output,
 ) -> None:
-    """Import SIRENs of pictures: DWSNets, nfn, Implicit-Zoo.
+    """Import SIRENs that draw pictures (DWSNets, nfn).
 
     \b
     SRC is the folder that holds

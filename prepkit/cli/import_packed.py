@@ -33,7 +33,7 @@ def nino(
     making: Making,
     out: Output,
 ) -> None:
-    """Import trajectories of training that NiNo learned from.
+    """Import trajectories that NiNo learned from.
 
     \b
     prepkit zoo import nino nino_metatrain zoo --dataset fm-16 --states ::100

@@ -42,7 +42,7 @@ def netspace_lists(
     making: Making,
     out: Output,
 ) -> None:
-    """Import lists and functions of NetSpace's reference.
+    """Import lists of NetSpace's reference code.
 
     \b
     SRC is the folder of train.txt, val.txt and test.txt, in which a line names a network:
@@ -87,7 +87,7 @@ def model_j(
     keep_bn: bool,
     out: Output,
 ) -> None:
-    """Import safetensors folders of the Hub, as Model-J is.
+    """Import safetensors folders of the Hub (Model-J).
 
     \b
     SRC is the folder that holds, perhaps in folders train, val, test, ...

@@ -36,7 +36,7 @@ def ray_tree(
     keep_bn: bool,
     out: Output,
 ) -> None:
-    """Import runs of ray-tune: ModelZooDataset, WeightCLIP.
+    """Import runs of ray-tune (ModelZooDataset).
 
     \b
     SRC is a folder that holds runs at any depth, such as finetuning/PRETRAINED/RUN:

@@ -7,7 +7,6 @@ train/acme__vit-1/model.safetensors, or model.safetensors.index.json and its par
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from prepkit.errors import ZooError, listed
 from prepkit.prep.slot import natural_key
-from prepkit.support.files import is_zoo
+from prepkit.zoo.importers._folders import walked
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_lora_weights.safetensors")
 NUMBERED = re.compile(r"model_idx_(\d{1,18})")
@@ -51,7 +50,7 @@ class FoundModels:
 def models_in(root: Path) -> FoundModels:
     """Find the models in a folder and below it.
 
-    raises ZooError for two models of one id
+    raises ZooError for two models of one id, or a folder that cannot be read
     """
     found = FoundModels()
     for folder in _folders(root):
@@ -74,11 +73,7 @@ def split_in(relative: Path) -> str | None:
 
 def _folders(root: Path) -> Iterator[Path]:
     """Yield folders that may be models, in natural order; nothing in a model of the cache is one itself."""
-    for place, folders, _ in os.walk(root):
-        path = Path(place)
-        if is_zoo(path) or ".writing" in folders:  # perhaps the zoo that is being made
-            folders.clear()
-            continue
+    for path, folders, _ in walked(root):
         yield path
         names = () if path.name.startswith(CACHE) else folders
         folders[:] = sorted((name for name in names if not name.startswith(".")), key=natural_key)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from prepkit.errors import ZooError, counted, listed
 from prepkit.prep.slot import natural_key
-from prepkit.support.files import is_zoo
+from prepkit.zoo.importers._folders import walked
 
 SETTINGS = ("params.json", "config.json")
 RESULTS = "result.json"
@@ -77,10 +77,8 @@ def find_runs(folder: Path) -> Tree:
     raises ZooError if there is none, or one has two folders of an epoch
     """
     found = Tree()
-    for place, folders, names in os.walk(folder):
-        if is_zoo(Path(place)) or ".writing" in folders:  # perhaps the zoo that is being made
-            folders.clear()
-            continue
+    for path, folders, names in walked(folder):
+        place = str(path)
         checkpoints = [name for name in folders if CHECKPOINT.fullmatch(name)]
         folders[:] = [name for name in folders if not name.startswith(".") and name not in checkpoints]
         found.archives += [f"{place}/{name}" for name in names if name.endswith(ARCHIVES)]

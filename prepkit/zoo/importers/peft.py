@@ -8,7 +8,6 @@ the text of each config, so `zoo.adapters()` gives pairs, products and the files
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,9 +16,9 @@ from pathlib import Path
 from prepkit.checkpoint.load import load_checkpoint, sha256_of
 from prepkit.errors import ZooError, counted, listed
 from prepkit.prep.slot import natural_key
-from prepkit.support.files import is_zoo
 from prepkit.zoo.format.lora import ADAPTER_CONFIG, CONFIG, NOT_RUN, WEIGHTS, LoraConfig, pairs_in
 from prepkit.zoo.format.sources import SOURCE_SHA256
+from prepkit.zoo.importers._folders import walked
 from prepkit.zoo.importers._pattern import PathPattern
 from prepkit.zoo.importers._strict import STRICT, StrictSource, check_splits
 from prepkit.zoo.importers.tree import Paths, Tables, TreeSource, Types, check_folder, in_folder, listed_tables
@@ -173,15 +172,15 @@ def read_adapter(folder: Path) -> Model:
 
 
 def _adapters_in(folder: Path) -> list[Path]:
-    """Return all folders, this one or below it, that hold any part of an adapter, in natural order."""
+    """Return all folders, this one or below it, that hold any part of an adapter, in natural order.
+
+    raises ZooError if there is none, or a folder cannot be read
+    """
     found: list[Path] = []
-    for place, folders, names in os.walk(folder):
-        if is_zoo(Path(place)) or ".writing" in folders:  # perhaps the zoo that is being made
-            folders.clear()
-            continue
+    for place, folders, names in walked(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if any(part in names for part in PARTS):
-            found.append(Path(place))
+            found.append(place)
     if not found:
         raise ZooError(f"'{folder}' holds no adapter: no folder in it has an {CONFIG} or an {WEIGHTS}.")
     return sorted(found, key=lambda path: natural_key(path.as_posix()))

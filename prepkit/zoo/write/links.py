@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from prepkit.errors import counted, listed
+from prepkit.errors import ZooError, counted, listed
 
 
 def without_links(files: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -66,13 +66,14 @@ def walk_once(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], 
     """Walk as os.walk does, also into folders that are links, but into no folder twice: links may make loops.
 
     Folders that are reached without a link come first.
+    raises ZooError for a folder that cannot be read, which os.walk leaves out without a word
     """
     seen: set[str] = set()
     waiting = [os.fspath(folder)]
     while waiting:
         links: list[str] = []
         for start in waiting:
-            for place, folders, names in os.walk(start):
+            for place, folders, names in os.walk(start, onerror=_refuse):
                 real = os.path.realpath(place)
                 if real in seen:
                     folders.clear()
@@ -81,3 +82,7 @@ def walk_once(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], 
                 yield place, folders, names
                 links += [path for path in (os.path.join(place, name) for name in folders) if os.path.islink(path)]
         waiting = [link for link in links if os.path.realpath(link) not in seen]
+
+
+def _refuse(error: OSError) -> None:
+    raise ZooError(f"'{error.filename}' cannot be read: {error.strerror}. Make it readable, or move it elsewhere.")

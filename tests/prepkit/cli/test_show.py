@@ -136,6 +136,8 @@ def test_help_of_every_command_tells_of_every_option(path: tuple[str, ...], comm
     assert result.stderr == ""
     assert command.help
     assert not path or len(command.get_short_help_str(200)) <= 60, "a list of commands would cut it"
+    listed = result.stdout.partition("Commands:")[2]
+    assert "..." not in listed, "the list of commands cuts a short help"
     shown = " ".join(result.stdout.split())
     for parameter in command.params:
         if isinstance(parameter, click.Option):
