@@ -173,6 +173,7 @@ LIGHT = (
     "cli",
     "cli.allocator",
     "cli.adapters",
+    "cli.aligning",
     "cli.arch",
     "cli.batch",
     "cli.common",

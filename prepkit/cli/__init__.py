@@ -9,6 +9,7 @@ import click
 
 from prepkit.cli import (
     adapters,
+    aligning,
     arch,
     hub,
     import_classifiers,
@@ -50,6 +51,7 @@ for command in (
     importing.import_,
     adapters.adapters,
     normalising.normalise,
+    aligning.align,
     train.train,
     train.specs,
 ):
