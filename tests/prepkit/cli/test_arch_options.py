@@ -171,10 +171,13 @@ def test_wrong_arguments_are_named(options, message, tmp_path):
 
 
 def test_arguments_need_a_builder(tmp_path):
-    for options in ((), ("--arch", "resnet8@digits")):
+    for options, message in (
+        ((), "--arch-arg goes with --arch module:callable."),
+        (("--arch", "resnet8@digits"), "--arch-arg goes with a module:callable; 'resnet8@digits' has its own."),
+    ):
         result = prepkit_pack(tmp_path, Wide(5), "--arch-arg", "width=5", *options)
         assert result.exit_code == 2
-        assert "--arch-arg goes with --arch module:callable" in result.output
+        assert message in result.output
 
 
 # Whole networks -----------------------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ def test_rerun_says_what_it_lacks(tmp_path):
     assert "has no column 'accuracy'" in error(TASK)
     assert "names no task" in error(None, accuracy=0.5)
     assert "does not run on the task's test data" in error(TASK, accuracy=0.5)
-    assert "Did you mean 'uoft-cs/cifar10'?" in error({**TASK, "dataset": "cifar10"}, accuracy=0.5)
+    assert "Did you mean 'cifar10'?" in error({**TASK, "dataset": "cifar-10"}, accuracy=0.5)
     assert "Did you mean 'images'?" in error({**TASK, "kind": "image"}, accuracy=0.5)
 
 
