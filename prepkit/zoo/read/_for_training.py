@@ -68,12 +68,18 @@ class ForTraining(Selection):
         parts = (rank, world_size)
         return Loader(self, batch_size, shuffle, seed, device, drop_last, *parts, change, columns, transform)
 
-    def dataset(self: Rows, *, view: str | View = "prep", normalise: bool = False) -> ZooDataset:
-        """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader; arguments as for `loader`."""
+    def dataset(
+        self: Rows, *, view: str | View = "prep", normalise: bool = False, columns: Sequence[str] | None = None
+    ) -> ZooDataset:
+        """Return a torch Dataset of (prep, class_id, index) for torch's own DataLoader; arguments as for `loader`.
+
+        With columns, items have a fourth part, which a DataLoader makes tensors `[B]` by name of.
+        raises as `loader` does
+        """
         from prepkit.zoo.read._dataset import ZooDataset
         from prepkit.zoo.read._viewing import change_of
 
-        return ZooDataset(self, change_of(self, view, normalise))
+        return ZooDataset(self, change_of(self, view, normalise), columns)
 
     def to_hf_dataset(
         self: Rows, *, view: str | View = "prep", normalise: bool = False, column: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import numpy as np
 
@@ -152,6 +152,7 @@ class Selection:
 
         >>> for run, epochs in zoo.runs().items():
         ...     epochs.preps()    # [epochs, H, W], and epochs.table has their columns
+        >>> zoo.runs().preps()    # [runs, epochs, H, W], all runs at once
         """
         return Runs(self, run, order)
 
@@ -213,7 +214,15 @@ class Selection:
 
 
 class Runs(Mapping[Any, SomeView], Generic[SomeView]):
-    """The runs of a zoo or view, in the order in which they first stand in its table: value of `run` -> view."""
+    """The runs of a zoo or view, in the order in which they first stand in its table: value of `run` -> view.
+
+    Shapes: R runs, E the most instances that a run has, which are called its epochs here. Epoch e is the e-th instance
+    of each run, whatever number `order` gives it: `column("epoch")` tells these.
+
+    >>> runs = zoo.split("train").runs()
+    >>> states, accuracies = runs.preps(), runs.column("accuracy")    # [R, E, H, W], [R, E]
+    >>> is_there = runs.mask()                                        # [R, E], all True where runs are equally long
+    """
 
     def __init__(self, zoo: SomeView, run: str, order: str | None) -> None:
         self.zoo = zoo
@@ -244,6 +253,47 @@ class Runs(Mapping[Any, SomeView], Generic[SomeView]):
 
     def __repr__(self) -> str:
         return f"<{counted(len(self), 'run')} of '{self.zoo.name}', in the order of '{self.order}'>"
+
+    def mask(self) -> Tensor:
+        """Return booleans `[R, E]`: True where a run has an epoch."""
+        import torch
+
+        return torch.from_numpy(self._places() >= 0)
+
+    def preps(self) -> Tensor:
+        """Return the PReps of all runs, `[R, E, H, W]`, zeros where a run has no such epoch."""
+        places, zoo = self._places(), cast(Any, self.zoo)
+        return self._spread(places, zoo.preps(places[places >= 0]))
+
+    def column(self, name: str) -> Tensor:
+        """Return a column of all runs, `[R, E]`, zeros where a run has no such epoch.
+
+        Whole numbers become int64, booleans bool and other numbers float32, as in `zoo.loader(columns=...)`.
+        raises ZooError for a column that is unknown or holds no numbers, or if an instance has no value
+        """
+        from prepkit.zoo.read._columns import column_tensors
+
+        places = self._places()
+        rows = self.zoo.select(places[places >= 0])
+        return self._spread(places, column_tensors(rows.table, [name], rows.name)[name])
+
+    def _places(self) -> np.ndarray:
+        """Return the index of each epoch of each run in the zoo, `[R, E]`; -1 where there is none."""
+        places = np.full((len(self), max(map(len, self._rows.values()), default=0)), -1)
+        for run, rows in enumerate(self._rows.values()):
+            places[run, : len(rows)] = rows
+        return places
+
+    @staticmethod
+    def _spread(places: np.ndarray, values: Tensor) -> Tensor:
+        """Return values `[N, ...]`, one for each place that is not -1, as `[R, E, ...]`."""
+        import torch
+
+        if (places >= 0).all():
+            return values.view(*places.shape, *values.shape[1:])
+        spread = values.new_zeros(*places.shape, *values.shape[1:])
+        spread[torch.from_numpy(places >= 0)] = values
+        return spread
 
     def _known_order(self) -> str:
         columns = self.zoo.table.column_names

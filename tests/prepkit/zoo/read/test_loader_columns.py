@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from writer_samples import tensors_of
 
 from prepkit.api import open_zoo
@@ -92,3 +93,22 @@ def test_columns_of_which_no_tensor_is_made(zoo, columns, message):
 def test_the_remedy_for_missing_values_works(zoo):
     found = zoo.where("`gap` is not None")
     assert [len(batch.columns["gap"]) for batch in found.loader(20, columns=["gap"])] == [9]
+
+
+@pytest.mark.parametrize("context", [None, "fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_dataset_gives_columns_to_the_data_loader_of_torch(zoo, context):
+    dataset = zoo.select([7, 1, 3, 10, 0]).dataset(columns=["label", "accuracy"])
+    seen = []
+    for preps, class_ids, indices, columns in DataLoader(
+        dataset, batch_size=2, shuffle=True, num_workers=2 if context else 0, multiprocessing_context=context
+    ):
+        ids = np.array([7, 1, 3, 10, 0])[indices.numpy()]
+        assert torch.equal(preps, zoo.preps(ids))
+        assert class_ids.tolist() == zoo.class_ids(ids).tolist()
+        assert columns["label"].tolist() == [index * 2**40 for index in ids]
+        assert torch.equal(columns["accuracy"], torch.tensor(ACCURACIES[ids], dtype=torch.float32))
+        seen += ids.tolist()
+    assert sorted(seen) == [0, 1, 3, 7, 10]
+    assert len(zoo.dataset()[0]) == 3
+    with pytest.raises(ZooError, match="column 'gap'"):
+        zoo.dataset(columns=["gap"])

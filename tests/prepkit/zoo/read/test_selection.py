@@ -87,6 +87,24 @@ def test_mistakes(zoo, mistake, message):
         mistake(zoo)
 
 
+def test_all_runs_as_one_tensor(zoo):
+    runs = zoo.runs()  # r2: rows 2, 5, 0; r1: rows 4, 1
+    assert list(runs) == ["r2", "r1"]
+    assert runs.mask().tolist() == [[True, True, True], [True, True, False]]
+    assert runs.preps().shape == (2, 3, *zoo.preps().shape[1:])
+    assert runs.preps()[..., 0, 0].tolist() == [[2.0, 5.0, 0.0], [4.0, 1.0, 0.0]]
+    assert runs.column("epoch").tolist() == [[0, 5, 10], [0, 5, 0]]
+    assert runs.column("epoch").dtype == torch.int64
+    with pytest.raises(ZooError, match="column 'accuracy': 1 instance of 5 have no value"):
+        runs.column("accuracy")
+    equal = zoo.where("epoch < 10 and run is not None").runs()
+    assert equal.mask().all()
+    assert torch.equal(equal.preps(), torch.stack([run.preps() for run in equal.values()]))
+    assert equal.column("epoch").tolist() == [[0, 5], [0, 5]]
+    none = zoo.where("epoch > 10").runs()
+    assert none.preps().shape == (0, 0, *zoo.preps().shape[1:])
+
+
 def test_an_unknown_run_and_a_zoo_without_epochs(zoo, tmp_path):
     with pytest.raises(KeyError, match="has no run 'r3'; it has 2 runs"):
         zoo.runs()["r3"]
