@@ -9,6 +9,7 @@ from typing import Any
 
 from prepkit.families.architecture import Architecture
 from prepkit.families.table import LAYER_CHAIN
+from prepkit.zoo.importers._image_tasks import image_task
 from prepkit.zoo.importers._tensor_shapes import TensorShapes
 
 TOLERANCE = 0.001  # the accuracies were measured on a GPU, whose arithmetic moves a few of 10,000 images
@@ -27,6 +28,14 @@ class Network:
     how_to_run: Mapping[str, Any] | None = None
     published: int | None = None
     test_runs: int = 500
+
+    @property
+    def task(self) -> dict[str, Any] | None:
+        """Record of the task of networks that classify images, which the architecture's name tells; None for others."""
+        if self.architecture is None or self.how_to_run is None or "mean" not in self.how_to_run:
+            return None
+        dataset = self.architecture.name.partition("@")[2]
+        return image_task(dataset, self.how_to_run["mean"], self.how_to_run["std"])
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from prepkit.families.architecture import Architecture
 from prepkit.families.table import LAYER_CHAIN
 from prepkit.support.reading import LINE, Reader, list_of, read, whole
 from prepkit.zoo.format.columns import OWN_COLUMNS
+from prepkit.zoo.importers._image_tasks import image_task
 from prepkit.zoo.importers._tensor_shapes import TensorShapes, read_json, tensor_shapes
 
 RUN, STATE, ACCURACY = "run", "state", "accuracy"
@@ -34,6 +35,7 @@ class TrajectorySet:
     parts:        number of files that they are split into, each with as many runs; None if any number will do
     metrics:      names of the metrics of each state
     architecture: the network, if prepkit has its family
+    task:         record of the task that all were trained on, if it is one of images
     """
 
     states: int
@@ -43,6 +45,7 @@ class TrajectorySet:
     parts: int | None = None
     architecture: Architecture | None = None
     how_to_run: Mapping[str, Any] | None = None
+    task: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def _convnet(name: str, size: int, channels: int, mean: list[float], std: list[f
         "std": std,
     }
     network = Architecture(name, "layer_chain", (channels, size, size), LAYER_CHAIN, {"layers": layers}, {})
-    return TrajectorySet(states, TensorShapes(shapes), VISION_METRICS, 300, 1, network, how)
+    task = image_task(name.partition("@")[2], mean, std)
+    return TrajectorySet(states, TensorShapes(shapes), VISION_METRICS, 300, 1, network, how, task)
 
 
 def _language(depth: int, width: int) -> TrajectorySet:

@@ -90,7 +90,7 @@ class GptSource(Source):
         self._runs = [runs[number] for number in chosen(of_runs, len(runs), "runs", "run")]
         self._choose(of_checkpoints)
         self._network = self._first_network() if given is None else given
-        self.how_to_run = self._network.how_to_run
+        self.how_to_run, self.task = self._network.how_to_run, self._network.task
         self._test = self._tested(runs) if splits == PAPER else None
 
     def run_of(self, index: int) -> str:

@@ -105,7 +105,7 @@ class NinoSource(Source):
         present = sum(self._runs_of_part)
         self._check_runs(folder, name, present)
         self._metrics = self._metrics_file(folder / f"{name}{METRICS}.dat", of_set.runs or present)
-        self.how_to_run = of_set.how_to_run
+        self.how_to_run, self.task = of_set.how_to_run, of_set.task
         if of_set.architecture is None:
             self._notes.append(
                 f"Tensors of {name} are kept by name and shape; prepkit has no family of their network, so it cannot "

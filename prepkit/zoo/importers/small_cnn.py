@@ -25,6 +25,7 @@ from prepkit.packing import chosen_options
 from prepkit.support.files import sha256_of_file
 from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.importers._flat_layout import FlatLayout, read_layout
+from prepkit.zoo.importers._image_tasks import image_task
 from prepkit.zoo.importers._matrix import Matrix
 from prepkit.zoo.importers._paper_split import paper_splits, read_order, strict_splits
 from prepkit.zoo.importers._strict import PAPER, STRICT, check_splits
@@ -48,7 +49,7 @@ DATASETS = {  # the makers' names, and those of tasks; all but the first two hav
 # Of 10,000 pictures as many as 10 may be told otherwise by arithmetic that is not TensorFlow's on the makers' machines;
 # another convention changes far more.
 TOLERANCE = 0.001
-HOW_TO_RUN = {
+HOW_TO_RUN: dict[str, Any] = {
     "measure": "accuracy",
     "tolerance": TOLERANCE,
     "assumed": "pixels are scaled to -1 to 1, and the channels of coloured images averaged into one",
@@ -259,8 +260,7 @@ def _task(table: pa.Table) -> dict[str, Any] | None:
     if len(named) != 1 or not named <= DATASETS.keys():
         return None
     dataset = DATASETS[named.pop()]
-    split = {"seed": 0, "train": "train", "test": "test"}
-    record = {"kind": "images", "dataset": dataset, "mean": [0.5], "std": [0.5], "split": split}
+    record = image_task(dataset, HOW_TO_RUN["mean"], HOW_TO_RUN["std"])
     return record if dataset in SIZES else {**record, "gray": True}
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 import prepkit
 from prepkit.cli import main
 from prepkit.errors import CheckpointError, ZooError
+from prepkit.tasks.task import DataMissing
 from prepkit.zoo.importers import gpt_lmdb
 from prepkit.zoo.importers._gpt_networks import MNIST
 from prepkit.zoo.importers._lmdb_values import LmdbValues
@@ -195,6 +196,14 @@ def test_a_run_is_proved_with_pictures(tmp_path):
     found = prepkit.verify(tmp_path / "zoo", rerun=3, data=tmp_path / "png")
     assert found.function.status == "verified"
     assert len({run.stored for run in found.reruns}) > 1
+
+
+def test_the_zoo_knows_the_images_that_its_networks_classify(mnist, tmp_path):
+    imported(tmp_path)
+    task = prepkit.open_zoo(tmp_path / "zoo").task
+    assert (task["dataset"], task["mean"], task["std"]) == ("mnist", [0.1307], [0.3081])
+    with pytest.raises(DataMissing, match="name the folder: data=PATH"):
+        prepkit.verify(tmp_path / "zoo", rerun=1)
 
 
 def test_nothing_is_written_into_the_source(mnist):

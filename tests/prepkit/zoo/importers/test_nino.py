@@ -18,6 +18,7 @@ from prepkit.cli import main
 from prepkit.errors import CheckpointError, ZooError
 from prepkit.tasks import load_task
 from prepkit.zoo.importers._matrix import Rows
+from prepkit.zoo.importers._nino_sets import SETS
 from prepkit.zoo.importers._selection import chosen
 
 SHAPES = {"b.weight": [3, 2], "b.bias": [3], "a.weight": [2, 3, 1, 1], "a.bias": [2]}  # not in the order of names
@@ -169,6 +170,12 @@ def test_a_known_set_of_its_true_size_runs_and_is_proved(tmp_path, name, states,
         found = prepkit.verify(tmp_path / "zoo", rerun=1)
         assert found.function.status == "verified"
         assert found.reruns[0].stored == pytest.approx(found.reruns[0].found, abs=3e-4)
+
+
+def test_convnets_know_the_images_that_they_classify():
+    found = {name: of_set.task and (of_set.task["dataset"], of_set.task["mean"][0]) for name, of_set in SETS.items()}
+    cifar10 = ("cifar10", pytest.approx(0.4914, abs=1e-4))
+    assert found == {"fm-16": ("fashion_mnist", 0.1307), "c10-16": cifar10, "lm1b-3-24": None, "lm1b-2-32": None}
 
 
 def test_language_models_have_the_tensors_of_their_sizes_and_parts(tmp_path):
