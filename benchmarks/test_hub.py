@@ -200,3 +200,34 @@ def test_opening_and_first_batch(benchmark: BenchmarkFixture, hub: Hub, wide: Pa
     }
     benchmark.pedantic(lambda: open_zoo("hf://me/wide"), rounds=3)
     record(benchmark, "hub", "opening 100,000 instances", results)
+
+
+def test_streaming_a_gigabyte_over_http(benchmark: BenchmarkFixture, hub: Hub, large: Path, place: Path) -> None:
+    """All shards of a zoo behind plain HTTP come into the cache, hashed and flushed; beside fsspec's `get` alone."""
+    import fsspec
+
+    address = f"{hub.url}/datasets/me/large/resolve/main"
+    manifest = read_manifest(large)
+    paths = [shard.path for shard in manifest.shards]
+
+    def get() -> None:
+        targets = [place / "there" / path for path in paths]
+        targets[0].parent.mkdir(parents=True)
+        fsspec.filesystem("http").get([f"{address}/{path}" for path in paths], [str(target) for target in targets])
+
+    def stream() -> None:
+        open_zoo(address)._store.need(range(len(paths)))
+
+    def clean() -> None:
+        for folder in ("there", "home"):
+            shutil.rmtree(place / folder, ignore_errors=True)
+
+    seconds = timed({"fsspec": get, "open_zoo": stream}, clean)
+    found = sorted(sha256_of_file(path) for path in (place / "home").glob("prepkit/*/*/shards/*"))
+    assert found == sorted(shard.sha256 for shard in manifest.shards)
+    results: dict[str, Any] = dict(summary(seconds, "open_zoo"))
+    for name in seconds:
+        results[name]["MB a second"] = round(GIGABYTE / 1e6 / statistics.median(seconds[name]), 1)
+    clean()
+    benchmark.pedantic(stream, rounds=1)
+    record(benchmark, "hub", f"streaming 1 GB over HTTP in {len(paths)} shards", results)

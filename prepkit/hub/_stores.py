@@ -6,9 +6,11 @@ parent, and is given others.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import re
 from collections.abc import Collection
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from fsspec.registry import known_implementations
 from prepkit.address import UrlAddress
 from prepkit.errors import HubError, nearest
 from prepkit.hub._failures import PASSING
-from prepkit.hub._source import ByteCounter, Stopped
+from prepkit.hub._source import ByteCounter
 
 WEB = ("http", "https")
+LOOK_SECONDS = 0.2  # so often a thread that waits for a file looks whether it shall stop
 SILENCE_SECONDS = 60.0  # a server that sends nothing for so long is given up
 REFUSALS = (401, 403)
 MISSING = (404, 410)
@@ -43,12 +46,21 @@ class Connected:
     protocol: str
 
     def get(self, path: str, target: Path, counter: ByteCounter) -> None:
-        """Fetch a file whole; when that fails or is interrupted, nothing more comes."""
-        callback = _Counting(counter)
+        """Fetch a file whole; when that fails, is interrupted or told to stop, nothing more comes.
+
+        Most stores download in a thread of fsspec's, which no signal reaches, and may wait long for a server there.
+        """
+        arguments: dict[str, Any] = {"rpath": self._at(path), "lpath": str(target), "callback": _Counting(counter)}
+        if not self.files.async_impl:
+            self.files.get_file(**arguments)
+            return
+        coming = asyncio.run_coroutine_threadsafe(self.files._get_file(**arguments), self.files.loop)
         try:
-            self.files.get_file(self._at(path), str(target), callback=callback)
+            while not wait([coming], LOOK_SECONDS).done:
+                counter.advance(0)
+            coming.result()
         except BaseException:
-            callback.is_left = True  # its coroutine runs in a thread of fsspec's, which nobody interrupts
+            coming.cancel()
             raise
 
     def content(self, path: str) -> bytes:
@@ -119,14 +131,11 @@ class _Counting(Callback):  # type: ignore[misc]
 
     def __init__(self, counter: ByteCounter) -> None:
         super().__init__()
-        self.is_left = False
         self._counter = counter
         self._told = 0
 
     def call(self, hook_name: str | None = None, **_: Any) -> None:
         """Note how far the download is; an error here ends it."""
-        if self.is_left:
-            raise Stopped
         self._told, count = self.value, self.value - self._told
         self._counter.advance(count)
 

@@ -8,10 +8,8 @@ list no sha256, so all files are fetched from there, compared, and removed.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub.hf_api import RepoFile
 
@@ -20,6 +18,7 @@ from prepkit.errors import HubError, counted
 from prepkit.hub._failures import explained, is_busy, retried
 from prepkit.hub._fetch import Fetcher, wait_for_all
 from prepkit.hub._hub_source import HubSource
+from prepkit.hub._shard_cache import alone
 from prepkit.hub._source import FETCHING, Damaged, RemoteFile
 from prepkit.hub.client import api
 from prepkit.hub.store import RemoteStore, open_store
@@ -29,6 +28,8 @@ from prepkit.zoo.change.rerun import run_again
 from prepkit.zoo.change.verify import Fault, Verification, table_faults
 from prepkit.zoo.format.manifest import Manifest
 from prepkit.zoo.read.zoo import Zoo
+
+VERIFYING, COMPARED = "verifying", "compared"  # folder of files that are compared and removed, and one in it
 
 
 def verify_at(
@@ -86,14 +87,17 @@ def _faults_in_the_cache(store: RemoteStore) -> tuple[str, list[str], int]:
 
 def _faults_in_store(store: RemoteStore, advance: Advance) -> list[Fault]:
     """Fetch each file that the manifest names, a few at a time, and compare it."""
-    with system_errors_as_output(store.root), ExitStack() as stack:
-        (store.root / FETCHING).mkdir(exist_ok=True)
-        work = Path(stack.enter_context(TemporaryDirectory(prefix="verify-", dir=store.root / FETCHING)))
-        fetcher = Fetcher(store.source, work)
-        pool = stack.enter_context(fetcher.pool())
-        futures = [pool.submit(_fault_of, fetcher, place, file, advance) for place, file in _files(store.manifest)]
-        wait_for_all(futures)
-        return [fault for future in futures if (fault := future.result()) is not None]
+    work = store.root / FETCHING / VERIFYING
+    with system_errors_as_output(store.root), alone(work / COMPARED):
+        shutil.rmtree(work)  # a verification that was killed may have left files there
+        try:
+            fetcher = Fetcher(store.source, work)
+            with fetcher.pool() as pool:
+                futures = [pool.submit(_fault_of, fetcher, *item, advance) for item in _files(store.manifest)]
+                wait_for_all(futures)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return [fault for future in futures if (fault := future.result()) is not None]
 
 
 def _files(manifest: Manifest) -> Iterator[tuple[str, RemoteFile]]:
@@ -107,7 +111,7 @@ def _files(manifest: Manifest) -> Iterator[tuple[str, RemoteFile]]:
 
 def _fault_of(fetcher: Fetcher, place: str, file: RemoteFile, advance: Advance) -> Fault | None:
     """Fetch a file, compare it, and remove it again."""
-    target = fetcher.folder / "compared" / file.path
+    target = fetcher.folder / COMPARED / file.path
     try:
         fetcher.fetch(file, target, advance)
     except HubError as error:

@@ -32,6 +32,7 @@ from prepkit.hub import _failures as failures
 from prepkit.hub import _shard_cache as shard_cache
 from prepkit.hub import _sizes as sizes
 from prepkit.hub._fetch import Fetcher
+from prepkit.hub._source import RemoteFile, Stopped
 from prepkit.hub.store import open_store
 from prepkit.inspecting.places import tensors_at
 from prepkit.support.cache import cache_folder
@@ -331,6 +332,24 @@ def test_an_interrupt_in_this_process_stops_what_comes(web):
     assert parts() == []
     web.released.set()
     assert len(zoo.preps([0])) == 1
+
+
+def test_who_is_told_to_stop_does_not_wait_for_the_server(web, root):
+    shard = path_of(open_zoo(root), 0)
+    web.fault("hold", shard)
+    fetcher, ended = Fetcher(open_store(web.address).source, cache_folder() / "work"), []
+
+    def fetch():
+        with pytest.raises(Stopped):
+            fetcher.fetch(RemoteFile(shard), cache_folder() / "target")
+        ended.append(True)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    wait_for_parts()
+    fetcher.stop()
+    thread.join(10)
+    assert (ended, parts()) == ([True], [])
 
 
 def wait_for_parts():
