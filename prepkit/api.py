@@ -32,6 +32,7 @@ def open_zoo(
     cache_bytes: int | None = None,
     verify: bool | None = None,
     mmap: bool | None = None,
+    unfinished: bool = False,
 ) -> Zoo:
     """Open a zoo for reading. Its manifest and table are checked now, each shard's header when it is first touched.
 
@@ -49,6 +50,9 @@ def open_zoo(
     mmap:          whether shards are mapped into memory (PREPKIT_MMAP, 0 or 1, if missing, else yes); False reads them
                    from their files each time, for a network disk: there a truncated file raises ZooError, while a
                    mapped one ends the process (SIGBUS)
+    unfinished:    open a local zoo that is being written, or whose writing was interrupted, too: it holds the instances
+                   that are finished now, and stays as it is while the writer goes on. Without a registry, the ClassIds
+                   are those that the zoo would have if it ended now
     raises ZooError if it is not a whole zoo, HubError if the Hub or the store does not give it
     raises InvalidShape if an architecture does not fit the width and height
 
@@ -63,7 +67,13 @@ def open_zoo(
     if not isinstance(address, Path):
         from prepkit.hub.store import open_store
 
+        if unfinished:
+            raise ZooError(f"unfinished=True is for a local folder; found '{address}', whose zoo is finished.")
         store: Store = open_store(address, token=token, cache_bytes=cache_bytes, verify=verify, mmap=mmap)
+    elif unfinished:
+        from prepkit.zoo.write.unfinished import open_unfinished
+
+        store = open_unfinished(address, verify=verify, mmap=mmap)
     else:
         store = LocalStore(address, verify=verify, mmap=mmap)
     shape = store.manifest.shape

@@ -197,6 +197,7 @@ LIGHT = (
     "cli.targets",
     "cli.train",
     "cli.zoo",
+    "cli.zoo_progress",
     "cli.zoo_text",
 )
 HEAVY = {

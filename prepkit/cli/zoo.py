@@ -12,6 +12,7 @@ from prepkit.cli.completion import zoo_ids
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.pairs import Pairs
+from prepkit.cli.zoo_progress import progress_document, progress_in, progress_text
 from prepkit.cli.zoo_text import (
     annotation_text,
     cleaning_document,
@@ -60,7 +61,16 @@ def info(folder: Path | HubAddress | UrlAddress, with_sums: bool, out: Output) -
     s3://bucket/zoo or https://host/zoo. Then only zoo.json is fetched.
     --splits also reads the table. The sha256 of a split is that of its ids, sorted and each followed by a line feed; it
     is `zoo.split(NAME).sha256` too.
+
+    Of a zoo that is being written or trained, or whose writing was interrupted, it tells how many instances are
+    finished, of how many that `zoo train` has planned, and which process writes it since when.
     """
+    progress = progress_in(folder) if isinstance(folder, Path) else None
+    if progress is not None and isinstance(folder, Path):
+        if with_sums:
+            raise click.UsageError("--splits goes with a finished zoo.")
+        out.result(progress_document(progress), progress_text(folder, progress))
+        return
     manifest = _manifest_of(folder)
     sums = None
     if with_sums:

@@ -44,6 +44,8 @@ class Zoo(zoo.Zoo):
         from prepkit.zoo.change.annotating import annotate
 
         if not isinstance(self._store, LocalStore):
+            if not self._store.is_remote:
+                raise ZooError(f"'{self.name}' is still written; give its columns when it is finished.")
             raise ZooError(
                 f"'{self.name}' is not in a folder on this machine, and nothing is changed elsewhere. `prepkit pull` "
                 "brings a zoo of the Hub here; copy one of another store."

@@ -152,14 +152,7 @@ class Journal:
 
         raises ZooError naming the line that is damaged
         """
-        for append in islice(_appends(self.path), 1, None):
-            for number, line in enumerate(append.lines, append.number):
-                place = f"{self.path}, line {number}"
-                data = _parsed(line, place)
-                try:
-                    yield _read(data, width, place)
-                except (TypeError, KeyError):
-                    raise _damaged(place) from None
+        return lines_of(self.path, width)
 
     def entries(self, width: int) -> Iterator[Entry]:
         """Read the finished instances, in order."""
@@ -195,6 +188,36 @@ class Journal:
                     os.ftruncate(self._file, end)
                 raise output_error(self.path, error) from error
             self._end = end + len(data), sum
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Read the settings of a journal that another process may be writing; empty if they are not whole yet.
+
+    raises ZooError for a damaged line, and for a journal without sums, which can only be resumed
+    """
+    with open(path, "rb") as file:
+        first = file.readline()
+    if not first.endswith(b"\n"):
+        return {}
+    settings = _parsed(first, f"{path}, line 1")
+    if VERSION not in settings:
+        raise ZooError(f"{path}: an older version of prepkit began this zoo; run the command that wrote it again.")
+    return settings
+
+
+def lines_of(path: Path, width: int) -> Iterator[Line]:
+    """Read all whole appends of a journal after the settings, line by line; another process may be writing it.
+
+    raises ZooError naming the line that is damaged
+    """
+    for append in islice(_appends(path), 1, None):
+        for number, line in enumerate(append.lines, append.number):
+            place = f"{path}, line {number}"
+            data = _parsed(line, place)
+            try:
+                yield _read(data, width, place)
+            except (TypeError, KeyError):
+                raise _damaged(place) from None
 
 
 @dataclass(frozen=True)

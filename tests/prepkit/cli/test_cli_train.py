@@ -18,7 +18,7 @@ from prepkit.api import open_zoo
 from prepkit.cli import main
 from prepkit.families.registry import architecture
 from prepkit.support.progress import SHARE, ProgressBar
-from prepkit.training.run import train_zoo
+from prepkit.training.run import ZooTraining, train_zoo
 from prepkit.training.spec import spec_names
 from prepkit.zoo.format.manifest import read_manifest
 
@@ -94,6 +94,37 @@ def unfinished(tmp_path, spec, monkeypatch):
         result = prepkit("zoo", "train", spec(), tmp_path / "zoo", *CPU, status=130)
     assert f"interrupted; what is finished is kept in '{tmp_path / 'zoo'}'. The same command goes on." in result.stderr
     return tmp_path / "zoo"
+
+
+def test_info_tells_how_far_a_training_is(spec, unfinished, monkeypatch):
+    before = files_of(unfinished)
+    lines = prepkit("zoo", "info", unfinished).stdout.splitlines()
+    assert lines[0] == "tiny: unfinished; its writing was interrupted, and goes on with the command that began it"
+    assert re.fullmatch(r"  finished 0 instances of 4 \(0 %\), it was begun \d+ s ago", lines[1])
+    assert "--splits goes with a finished zoo" in prepkit("zoo", "info", unfinished, "--splits", status=2).stderr
+    assert files_of(unfinished) == before
+    seen = []
+
+    def look(self, finished):
+        write(self, finished)
+        seen.append(json.loads(prepkit("zoo", "info", unfinished, "--json").stdout))
+        seen.append(prepkit("zoo", "info", unfinished).stdout)
+
+    write = ZooTraining._write
+    monkeypatch.setattr(ZooTraining, "_write", look)
+    prepkit("zoo", "train", spec(), unfinished, *CPU)
+    counts = [document["finished"] for document in seen[::2]]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == 4
+    for document, text in zip(seen[::2], seen[1::2], strict=True):
+        assert document["unfinished"]
+        assert document["planned"] == 4
+        assert document["waiting"] == 0
+        assert document["holder"].startswith(f"process {os.getpid()} on ")
+        assert sum(document["architectures"].values()) == sum(document["splits"].values()) == document["finished"]
+        assert f" of 4 ({25 * document['finished']} %), the last one" in text
+        assert "has been writing it for" in text
+    assert prepkit("zoo", "info", unfinished).stdout.startswith("tiny: 4 instances, PReps ")
 
 
 # What it prints -----------------------------------------------------------------------------------------------
