@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
-from prepkit.errors import ZooError, counted
+from prepkit.errors import ZooError, counted, listed
 from prepkit.prep.contents import note_contents
 from prepkit.prep.file import Origin, PRep, load_prep
 from prepkit.prep.layout import Layout, PRepShape
@@ -183,6 +183,21 @@ class Zoo(ForTraining):
         >>> zoo.tensors("conv1.weight").shape    # [N, out, in, height, width]
         """
         return tensors_named(self._store, self._instances_of(indices), name)
+
+    def values(self, indices: Any = None) -> Tensor:
+        """Return the values `[B, V]` of instances of one architecture, as they lie in its PReps, without padding.
+
+        raises ZooError if they are of several architectures
+        """
+        instances = self._instances_of(indices)
+        numbers = np.unique(self._store.shard_of[instances]).tolist()
+        found = {stored.name: stored.layout.total for stored in map(self._store.architecture_of_shard, numbers)}
+        if len(found) > 1:
+            raise ZooError(f"values are of one architecture; these instances are of {listed(found)}.")
+        total = next(iter(found.values()), 0)
+        out = new_memory((len(instances), total), torch_dtype(self.manifest.dtype))
+        gather(self._store, instances, out)
+        return out
 
     def masks(self, indices: Any = None, *, width: int | None = None, height: int | None = None) -> Tensor:
         """Return booleans `[B, H, W]`: True where a PRep of `preps` holds a parameter, False where it is padding."""

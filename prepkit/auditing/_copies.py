@@ -1,0 +1,249 @@
+"""Which networks are copies of each other: byte by byte, or nearly and perhaps with hidden units in another order."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prepkit.auditing._order import Reordering, distance
+from prepkit.auditing._values import Measured, OneLayout, candidates
+from prepkit.errors import PrepkitError, counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prepkit.zoo.read.zoo import Zoo
+
+MAX_DIFFERENT = 2_000  # comparisons of an architecture that find no copy; what is left after them is counted
+KEPT_BYTES = 64 << 20  # of networks that are kept between comparisons
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks that were compared value by value.
+
+    first, second: their rows; the second is one of the other zoo where there is one
+    share:         their distance, as a share of the larger norm
+    reordered:     whether hidden units of the second were put in another order for it
+    """
+
+    first: int
+    second: int
+    share: float
+    reordered: bool
+
+
+@dataclass
+class Copies:
+    """What was found.
+
+    equal:   groups of rows whose bytes are equal
+    near:    pairs, each of which joins two networks that no others join so far
+    checked: sentences on what was compared
+    left:    sentences on what could not be compared
+    """
+
+    equal: list[list[int]] = field(default_factory=list)
+    near: list[Pair] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def groups(self) -> list[list[int]]:
+        """Return the rows that near pairs join, directly or over others."""
+        joined = Joined()
+        for pair in self.near:
+            joined.join(pair.first, pair.second)
+        return joined.groups()
+
+
+class Joined:
+    """Numbers that belong together (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def root(self, number: int) -> int:
+        """Return the number that stands for all that belong together with this one."""
+        parent = self._parent
+        while (above := parent.get(number, number)) != number:
+            parent[number] = parent.get(above, above)
+            number = parent[number]
+        return number
+
+    def join(self, first: int, second: int) -> None:
+        """Note that two numbers belong together."""
+        low, high = sorted((self.root(first), self.root(second)))
+        self._parent.setdefault(low, low)
+        self._parent[high] = low
+
+    def groups(self) -> list[list[int]]:
+        """Return all that belong together, in order."""
+        found: dict[int, list[int]] = {}
+        for number in sorted(self._parent):
+            found.setdefault(self.root(number), []).append(number)
+        return list(found.values())
+
+
+def copies_within(zoo: Zoo, measured: Measured, tolerance: float) -> Copies:
+    """Find copies among the networks of one zoo."""
+    found = Copies()
+    by_digest: dict[bytes, list[int]] = {}
+    for row, digest in enumerate(measured.digests):
+        by_digest.setdefault(digest, []).append(row)
+    found.equal = [rows for rows in by_digest.values() if len(rows) > 1]
+    alone = np.ones(len(zoo), dtype=bool)  # one of each group of equal networks is compared with others
+    alone[[row for rows in found.equal for row in rows[1:]]] = False
+    for own in measured.layouts.values():
+        joined = Joined()
+        layer = _only(own, alone[own.rows])
+        comparer = Comparer(own, (zoo, zoo), tolerance)
+        for pair in comparer.near(layer, layer, lambda a, b, j=joined: j.root(a) == j.root(b)):  # type: ignore[misc]
+            joined.join(pair.first, pair.second)
+            found.near.append(pair)
+        found.left += comparer.left()
+    _say(found, measured.layouts.values(), "within")
+    return found
+
+
+def copies_against(zoo: Zoo, measured: Measured, other: Zoo, others: Measured, tolerance: float) -> Copies:
+    """Find networks of one zoo whose copies are in another; each is in one pair."""
+    found = Copies()
+    there: dict[bytes, int] = {}
+    for row, digest in enumerate(others.digests):
+        there.setdefault(digest, row)
+    found.near = [Pair(row, there[d], 0.0, False) for row, d in enumerate(measured.digests) if d in there]
+    known = {pair.first for pair in found.near}
+    for key, own in measured.layouts.items():
+        theirs = others.layouts.get(key)
+        if theirs is None:
+            found.left.append(
+                f"The other zoo has no network with the tensors of {own.architecture}, so that none of its "
+                f"{counted(len(own.rows), 'network')} was compared with it."
+            )
+            continue
+        comparer = Comparer(own, (zoo, other), tolerance)
+        layer = _only(own, np.array([row not in known for row in own.rows.tolist()], dtype=bool))
+        for pair in comparer.near(layer, theirs, lambda a, b: a in known):
+            known.add(pair.first)
+            found.near.append(pair)
+        found.left += comparer.left()
+    return found
+
+
+def _say(found: Copies, layouts: Iterable[OneLayout], how: str) -> None:
+    total = sum(len(own.rows) for own in layouts)
+    found.checked.append(
+        "The bytes of all networks were compared, and the values of those without NaN and infinity: "
+        f"{counted(total, 'network')}."
+    )
+
+
+def _only(own: OneLayout, keep: np.ndarray) -> OneLayout:
+    return OneLayout(
+        own.layout, own.architecture, own.rows[keep], own.plain_NF[keep], own.sorted_NF[keep], own.norms_N[keep]
+    )
+
+
+class Comparer:
+    """Compares networks of one layout, whose candidates their features name.
+
+    zoos: the zoo of the first and of the second network of each pair
+    """
+
+    def __init__(self, own: OneLayout, zoos: tuple[Zoo, Zoo], tolerance: float) -> None:
+        self._own, self._zoos, self._tolerance = own, zoos, tolerance
+        self._kept: OrderedDict[tuple[int, int], dict[str, Tensor]] = OrderedDict()
+        self._num_kept = max(2, KEPT_BYTES // max(1, 8 * own.layout.total))
+        self._reordering: Reordering | None = None
+        self._why_none = ""
+        self._different = self._not_compared = 0
+
+    def near(self, first: OneLayout, second: OneLayout, is_known: Callable[[int, int], bool]) -> Iterator[Pair]:
+        """Yield pairs of near networks: first those that are near as they stand, then those that are when reordered."""
+        for a, b in self._candidates(first, second, first.plain_NF, second.plain_NF):
+            if not is_known(a, b):
+                share = self._share(a, b, distance)
+                if share <= self._tolerance:
+                    yield Pair(a, b, share, False)
+        for a, b in self._candidates(first, second, first.sorted_NF, second.sorted_NF):
+            if is_known(a, b):
+                continue
+            if self._different >= MAX_DIFFERENT:
+                self._not_compared += 1
+                continue
+            reordering = self._found_reordering()
+            if reordering is None:
+                self._not_compared += 1
+                continue
+            share = self._share(a, b, reordering.distance)
+            if share <= self._tolerance:
+                yield Pair(a, b, share, True)
+            else:
+                self._different += 1
+
+    def left(self) -> list[str]:
+        """Return what could not be compared."""
+        name, sentences = self._own.architecture, []
+        if self._why_none:
+            sentences.append(
+                f"{name}: it is not known which hidden units may change places ({self._why_none}), so that "
+                f"{counted(self._not_compared, 'pair')} with much the same sorted values "
+                f"{'was' if self._not_compared == 1 else 'were'} not compared in another order of the units."
+            )
+        elif self._not_compared:
+            sentences.append(
+                f"{name}: {counted(self._not_compared, 'pair')} with much the same sorted values "
+                f"{'was' if self._not_compared == 1 else 'were'} not compared in another order of the units, after "
+                f"{MAX_DIFFERENT:,} comparisons that found no copy."
+            )
+        if self._reordering is not None and self._reordering.left:
+            sentences.append(
+                f"{name}: the units of {', '.join(self._reordering.left)} were left in their order, since they stand "
+                "along axes of several parts."
+            )
+        return sentences
+
+    def _candidates(
+        self, first: OneLayout, second: OneLayout, a: np.ndarray, b: np.ndarray
+    ) -> Iterator[tuple[int, int]]:
+        rows_a, rows_b = first.rows, second.rows
+        for i, j in candidates(a, first.norms_N, b, second.norms_N, self._tolerance):
+            yield int(rows_a[i]), int(rows_b[j])
+
+    def _share(self, a: int, b: int, measure: Callable[[dict[str, Tensor], dict[str, Tensor]], float]) -> float:
+        first, second = self._tensors(0, a), self._tensors(1, b)
+        found = measure(first, second)
+        norm = max(math.sqrt(sum(float(x.square().sum()) for x in each.values())) for each in (first, second))
+        return found / norm if norm else 0.0 if found == 0 else math.inf
+
+    def _tensors(self, side: int, row: int) -> dict[str, Tensor]:
+        side = 0 if self._zoos[0] is self._zoos[1] else side
+        key = side, row
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        tensors = {name: x.double() for name, x in self._zoos[side][row][0].tensors().items()}
+        self._kept[key] = tensors
+        if len(self._kept) > self._num_kept:
+            self._kept.popitem(last=False)
+        return tensors
+
+    def _found_reordering(self) -> Reordering | None:
+        if self._reordering is None and not self._why_none:
+            from prepkit.symmetry.derive import symmetries
+
+            try:
+                source = self._zoos[0].select([int(self._own.rows[0])]).view_source()
+                if source.architecture is None:
+                    self._why_none = "the zoo knows only its layout"
+                else:
+                    found = symmetries(source.architecture, keep_batch_norm=not source.folded)
+                    self._reordering = Reordering(found)
+            except (PrepkitError, RuntimeError) as error:
+                self._why_none = str(error).splitlines()[0].rstrip(".")
+        return self._reordering
