@@ -107,7 +107,7 @@ def _failure(error: BaseException, interrupted: bool) -> click.ClickException | 
     if isinstance(error, OSError):
         if error.errno == errno.EPIPE:  # `| head` has read enough; click exits quietly
             return None
-        return Failure(_error_of_stdout() or error, 1, added)
+        return Failure(_error_of_stdout() or _with_advice(error), 1, added)
     if isinstance(error, MemoryError):
         return Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1, added)
     return error if isinstance(error, click.ClickException) else None
@@ -143,6 +143,14 @@ def device_option(command: F) -> F:
         metavar="D",
         help="cpu, cuda, cuda:N or mps; auto takes a GPU if there is one.",
     )(command)
+
+
+def _with_advice(error: OSError) -> OSError:
+    """Return an error of the system as a sentence that names the file and says what to do."""
+    if error.filename is None or not error.strerror:
+        return error
+    advice = "check its permissions" if isinstance(error, PermissionError) else "check its name and its disk"
+    return type(error)(f"'{os.fsdecode(error.filename)}' cannot be used: {error.strerror}; {advice}.")
 
 
 def _error_of_stdout() -> OSError | None:

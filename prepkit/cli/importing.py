@@ -161,7 +161,9 @@ def tree_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def splits_option(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the option that says how to split; `names` are those that the importer knows."""
-    return click.option("--splits", type=click.Choice(names), help="How to split. [default: by field, or not at all]")
+    return click.option(
+        "--splits", type=click.Choice(names), help="How to split. [default: as SRC says, or not at all]"
+    )
 
 
 @click.command()

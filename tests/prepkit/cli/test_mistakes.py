@@ -416,3 +416,14 @@ def test_of_several_models_those_before_the_mistake_are_kept(folder: Path) -> No
     assert "good.pt -> out/good.prep.safetensors" in result.stdout
     assert result.stderr.startswith("Error: 'bad.pt': there is nothing to pack")
     assert os.listdir("out") == ["good.prep.safetensors"]
+
+
+def test_an_error_of_the_system_names_the_file_and_says_what_to_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "runs/a")
+
+    monkeypatch.setattr("prepkit.zoo.importers.kinds.found_by", refuse)
+    message = run("zoo", "import", "siren", "runs", "zoo", code=1).stderr
+    assert message == "Error: 'runs/a' cannot be used: Permission denied; check its permissions.\n"
