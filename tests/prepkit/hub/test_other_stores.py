@@ -3,6 +3,7 @@
 The server of `hub` also gives the files of a branch by plain HTTP, under an address that has nothing of the Hub's.
 """
 
+import asyncio
 import gc
 import multiprocessing
 import os
@@ -325,11 +326,16 @@ def test_an_interrupt_in_this_process_stops_what_comes(web):
     zoo = open_zoo(web.address)
     web.fault("hold", path_of(zoo, 0))
     timer = threading.Thread(target=lambda: (wait_for_parts(), os.kill(os.getpid(), signal.SIGINT)))
+    alarm = threading.Timer(20, web.released.set)
+    alarm.start()
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         zoo.preps([0])
     timer.join()
     assert parts() == []
+    while any("_get_file" in repr(task.get_coro()) for task in asyncio.all_tasks(fsspec.asyn.get_loop())):
+        assert not web.released.wait(0.01)  # its task ends, although the server keeps it waiting
+    alarm.cancel()
     web.released.set()
     assert len(zoo.preps([0])) == 1
 
