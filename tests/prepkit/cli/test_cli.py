@@ -57,7 +57,11 @@ def test_without_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (OSError(5, "Input/output error", "good.pt"), "OSError", "'good.pt' cannot be used: Input/output error; check"),
+        (
+            OSError(5, "Input/output error", "good.pt"),
+            "OSError",
+            "'good.pt' cannot be used: Input/output error; check its name and its disk.",
+        ),
         (MemoryError(), "MemoryError", "not enough memory; close other programs or use a smaller input."),
     ],
 )
