@@ -10,7 +10,7 @@ one gather, whose index is the sum of a few table look-ups, and one multiplicati
 Shapes: N instances, U units of all groups, V values of a network, H x W the PRep.
 """
 
-# ruff: noqa: N803, N806 - names of tensors end in their axes
+# ruff: noqa: N803 - names of tensors end in their axes
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from prepkit.errors import LayoutMismatch, SymmetryError
+from prepkit.symmetry._blocks import Blocks, Entry, take
 from prepkit.symmetry.spec import Product, Scaling, Sum, Symmetries, Term, Units
 
 KINDS = ("permute", "scale", "sign", "phase")
@@ -49,23 +50,6 @@ class Change:
             {name: value for name, value in self.sources.items() if name in names},
             {name: value for name, value in self.numbers.items() if name in names},
         )
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Where the units of one group stand along one axis of a tensor.
-
-    axis:   the axis
-    group:  name of the group
-    units:  for each place the number of its unit, counted over all groups it is over; -1 where there is none.
-            It has as many axes as the tensor, each of the tensor's size or 1.
-    stride: how many places of the axis lie between two units
-    """
-
-    axis: int
-    group: str
-    units: Tensor
-    stride: int
 
 
 class Action:
@@ -151,47 +135,56 @@ class Action:
             values = values.mul_(factor) if fresh else values * factor
         return values if added is None else values + added.to(values.dtype)
 
-    def on_preps(self, change: Change, preps: Tensor) -> Tensor:
+    def on_preps(self, change: Change, preps: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Return PReps `[N, H, W]` with their values changed; padding stays as it is.
 
         A change of one network is that of all of them.
+        out: `[N, H, W]` of the same dtype and device, contiguous, overwritten and returned; it may be `preps` itself.
+             No gradient is followed then
         """
         total = self.symmetries.layout.total
         if preps.dim() != 3 or preps.shape[1] * preps.shape[2] < total:
             raise LayoutMismatch(f"expected PReps [N, H, W] of {total:,} values, found {list(preps.shape)}.")
-        flat_NV = preps.flatten(1)
-        moved = self._gathered_preps(change, flat_NV)
+        if out is not None and (out.shape != preps.shape or out.dtype != preps.dtype or not out.is_contiguous()):
+            raise LayoutMismatch(
+                f"out is {list(out.shape)} {out.dtype}; the PReps are {list(preps.shape)} {preps.dtype}."
+            )
+        moved = self._gathered_preps(change, preps.flatten(1), None if out is None else out.view(len(out), -1))
         for slot in self.symmetries.layout:
             factor, added = self._numbers_of(slot.name, change)
             own = moved[:, slot.start : slot.stop].view(len(moved), *slot.shape)
             if factor is not None:
-                own *= factor.to(own.dtype)
+                own *= factor.to(own)
             if added is not None:
-                own += added.to(own.dtype)
-        return moved.view(preps.shape)
+                own += added.to(own)
+        return moved.view(preps.shape) if out is None else out
 
-    def _gathered_preps(self, change: Change, flat_NV: Tensor) -> Tensor:
+    def _gathered_preps(self, change: Change, flat_NV: Tensor, out_NV: Tensor | None) -> Tensor:
         """Take values from their places, for some instances at once, so that the places stay in the cache."""
         count, cells = self._count(change), flat_NV.shape[1]
         if count is not None:
             _check_count(count, flat_NV)
-        if count is None or (flat_NV.requires_grad and torch.is_grad_enabled()):
+        follows = flat_NV.requires_grad and torch.is_grad_enabled() and out_NV is None
+        if count is None or follows or flat_NV.device.type != "cpu":
             places = self.places(change, cells).to(flat_NV.device)
-            return flat_NV.index_select(1, places) if count is None else flat_NV.gather(1, places)
-        moved, total = torch.empty_like(flat_NV), self.symmetries.layout.total
-        moved[:, total:] = flat_NV[:, total:]
+            moved = flat_NV.index_select(1, places) if count is None else flat_NV.gather(1, places)
+            return moved if out_NV is None else out_NV.copy_(moved)
+        moved, total = torch.empty_like(flat_NV) if out_NV is None else out_NV, self.symmetries.layout.total
+        if moved is not flat_NV:
+            moved[:, total:] = flat_NV[:, total:]
         for slot in self.symmetries.layout:
             own, target = (tensor[:, slot.start : slot.stop] for tensor in (flat_NV, moved))
-            entries = [entry for entry in self._entries[slot.name] if entry.group in change.sources]
+            blocks = self._blocks[slot.name]
+            entries = [entry for entry in blocks.entries if entry.group in change.sources]
             if not entries:
                 target.copy_(own)
                 continue
-            short, long = (_batched(part, slot.shape) for part in self._parts(slot.shape, entries, change))
+            short, long = (_batched(part, blocks.shape) for part in self._parts(blocks.shape, entries, change))
             step = max(1, CACHED_PLACES // slot.size)
             for first in range(0, count, step):
                 rows = slice(first, first + step)
-                places = (_some(short, rows) + _some(long, rows)).expand(-1, *slot.shape).reshape(-1, slot.size)
-                torch.gather(own[rows], 1, places.expand(len(own[rows]), -1).to(own.device), out=target[rows])
+                places = (_some(short, rows) + _some(long, rows)).expand(-1, *blocks.shape)
+                take(own[rows], places.reshape(len(places), -1), blocks.values, target[rows])
         return moved
 
     def places(self, change: Change, cells: int | None = None) -> Tensor:
@@ -219,13 +212,13 @@ class Action:
                 return len(numbers) if numbers.dim() > len(self.shape(scaling.group)) else None
         return None
 
-    def _places_of(self, shape: tuple[int, ...], entries: list[_Entry], change: Change) -> Tensor:
+    def _places_of(self, shape: tuple[int, ...], entries: list[Entry], change: Change) -> Tensor:
         """Return the flat place in a tensor that each of its values comes from, `[*shape]` or `[N, *shape]`."""
         short, long = self._parts(shape, entries, change)
         places = short + long
         return places.expand(*places.shape[: places.dim() - len(shape)], *shape)
 
-    def _parts(self, shape: tuple[int, ...], entries: list[_Entry], change: Change) -> tuple[Tensor, Tensor]:
+    def _parts(self, shape: tuple[int, ...], entries: list[Entry], change: Change) -> tuple[Tensor, Tensor]:
         """Return two parts of the flat places that values come from, which are to be broadcast and added.
 
         The place of a value is a sum over the axes, so that all but the last sum are over short tables.
@@ -243,7 +236,7 @@ class Action:
         *rest, long = [torch.zeros((1,) * len(shape), dtype=torch.int64), *sorted(sums.values(), key=Tensor.numel)]
         return sum(rest[1:], start=rest[0]) if rest else torch.zeros_like(long), long
 
-    def _digits(self, entry: _Entry) -> Tensor:
+    def _digits(self, entry: Entry) -> Tensor:
         size = self.symmetries.group[entry.group].size
         return torch.where(entry.units >= 0, entry.units % size, 0)
 
@@ -285,10 +278,14 @@ class Action:
         return found
 
     @cached_property
+    def _blocks(self) -> dict[str, Blocks]:
+        return {name: Blocks.of(slot.shape, self._entries[name]) for name, slot in self._slots.items()}
+
+    @cached_property
     def _slots(self) -> dict[str, Any]:
         return {slot.name: slot for slot in self.symmetries.layout}
 
-    def _entries_of(self, name: str, shape: tuple[int, ...]) -> list[_Entry]:
+    def _entries_of(self, name: str, shape: tuple[int, ...]) -> list[Entry]:
         terms = self.symmetries.axes[name]
         places = [_along(torch.arange(size), axis, len(shape)) for axis, size in enumerate(shape)]
         entries = []
@@ -304,7 +301,7 @@ class Action:
                 number = torch.zeros_like(digit)
                 for outer in self.symmetries.group[units.group].over:
                     number = number * self.symmetries.group[outer].size + env[outer]
-                entries.append(_Entry(axis, units.group, torch.where(there, number * units.size + digit, -1), stride))
+                entries.append(Entry(axis, units.group, torch.where(there, number * units.size + digit, -1), stride))
         return entries
 
 
@@ -377,14 +374,14 @@ def _steps(shape: tuple[int, ...]) -> list[int]:
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-def _is_along_axis(entry: _Entry, change: Change, shape: tuple[int, ...]) -> bool:
+def _is_along_axis(entry: Entry, change: Change, shape: tuple[int, ...]) -> bool:
     """Whether one order for all networks says where the values of an axis come from, whatever their other places."""
     one_order = change.sources[entry.group].dim() == len(shape)
     return one_order and entry.units.numel() == entry.units.shape[entry.axis]
 
 
-def _of_axis(entry: _Entry) -> _Entry:
-    return _Entry(0, entry.group, entry.units.flatten(), entry.stride)
+def _of_axis(entry: Entry) -> Entry:
+    return Entry(0, entry.group, entry.units.flatten(), entry.stride)
 
 
 def _batched(part: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,15 +24,13 @@ from prepkit.errors import (
     ZooError,
     counted,
 )
-from prepkit.families.registry import Architecture
 from prepkit.support.progress import Advance
 from prepkit.symmetry.aligning import SETTLED, UPDATES, Aligner, Scrambled, scrambled_copies
 from prepkit.symmetry.derive import symmetries
 from prepkit.tasks.randomness import generator
 from prepkit.tensors import torch_dtype
 from prepkit.zoo.change.copying import ShardRows
-from prepkit.zoo.format.manifest import MANIFEST, StoredArchitecture
-from prepkit.zoo.format.networks import architecture_of
+from prepkit.zoo.format.manifest import StoredArchitecture
 from prepkit.zoo.read.zoo import Zoo
 
 CHUNK_BYTES = 16 << 20  # of PReps that are read at once
@@ -94,12 +92,6 @@ class Alignment:
             spread.add(own)
 
 
-def known_architecture(zoo: Zoo, stored: StoredArchitecture) -> Architecture:
-    """Return an architecture of the zoo under the name under which it is registered."""
-    trained = replace(stored, name=stored.trained_name)
-    return architecture_of(trained, f"'{zoo.name}', {MANIFEST}", trust_code=False)
-
-
 def aligner_of(zoo: Zoo, stored: StoredArchitecture) -> Aligner:
     """Return the aligner of an architecture of a zoo.
 
@@ -111,7 +103,7 @@ def aligner_of(zoo: Zoo, stored: StoredArchitecture) -> Aligner:
             "derived. `prepkit zoo cut --where` leaves its instances out; `prepkit zoo create --arch` names a network."
         )
     try:
-        architecture = known_architecture(zoo, stored)
+        architecture = zoo.architecture_named(stored.name)
         return Aligner(symmetries(architecture, keep_batch_norm=not stored.fused), stored.layout)
     except (SymmetryError, FusionError, RegistryError, LayoutMismatch) as error:
         raise ZooError(f"{stored.name} of '{zoo.name}' cannot be aligned: {error}") from None
@@ -178,7 +170,7 @@ def prove(zoo: Zoo, alignment: Alignment, seed: int) -> float:
     raises VerificationError if it is more than rounding phases explains
     """
     stored, aligner = alignment.stored, alignment.aligner
-    architecture = known_architecture(zoo, stored)
+    architecture = zoo.architecture_named(stored.name)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         network = (architecture.build_folded() if stored.fused else architecture.build()).eval()
         inputs = pytree.tree_map(_wide, architecture.example_for(network))

@@ -18,7 +18,6 @@ from torch import Tensor
 from prepkit.errors import PrepkitError
 from prepkit.families.loading import network_with_copies
 from prepkit.tasks import load_task
-from prepkit.zoo.change._alignment import known_architecture
 from prepkit.zoo.change.rerun import ITEM, TEST
 from prepkit.zoo.format.manifest import StoredArchitecture
 from prepkit.zoo.read.accuracy import ACCURACY
@@ -84,7 +83,7 @@ def _measured(zoo: Zoo, stored: StoredArchitecture, rows: list[int], own: list[i
     preps = [zoo[row] for row in rows]
     states = [prep.state_dict(prefix=False) for prep, _ in preps]
     mean = {name: _mean([state[name] for state in states]) for name in states[0]}
-    architecture = known_architecture(zoo, stored)
+    architecture = zoo.architecture_named(stored.name)
     network = network_with_copies(mean, architecture, folded=stored.fused).float()
     shared = 1 + len(task.input_shape)
 

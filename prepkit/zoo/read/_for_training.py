@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import datasets
     import torch
 
+    from prepkit.families.registry import Architecture
     from prepkit.views import View
     from prepkit.views.source import Source
     from prepkit.zoo.read._batch import Transform
@@ -44,6 +45,7 @@ class ForTraining(Selection):
         normalise: bool = False,
         columns: Sequence[str] | None = None,
         transform: Transform | None = None,
+        augment: str | Sequence[str] | None = None,
     ) -> Loader:
         """Return a loader of batches (preps, class_ids, indices) for training; see prepkit.zoo.read._loader.
 
@@ -55,8 +57,11 @@ class ForTraining(Selection):
         columns:   columns of the table, which batches then hold as a fourth item, tensors `[B]` by name: whole numbers
                    as int64, booleans, other numbers as float32
         transform: is called with each batch, and what it returns is given in the batch's place
+        augment:   "permute" for hidden units in random order, another for each instance and each time; "sign", "scale"
+                   and "phase" for random signs, scales and phases of units that have them; or several of these.
+                   Functions stay as they are. It comes before `normalise`, and depends on seed, epoch and batch only
         raises ZooError if there is no preprocessing, for a view of several architectures, or a column that is unknown,
-               holds no numbers, or has missing values
+               holds no numbers, or has missing values; for symmetries that are not there or cannot be derived
 
         >>> for preps, class_ids, indices, columns in zoo.loader(32, columns=["accuracy"]):
         ...     columns["accuracy"]    # [32], float32
@@ -65,8 +70,15 @@ class ForTraining(Selection):
         from prepkit.zoo.read._viewing import change_of
 
         change = change_of(self, view, normalise)
+        augmentation = None
+        if augment is not None:
+            from prepkit.zoo.read._augmenting import Augmentation
+
+            augmentation = Augmentation(self, augment)
         parts = (rank, world_size)
-        return Loader(self, batch_size, shuffle, seed, device, drop_last, *parts, change, columns, transform)
+        return Loader(
+            self, batch_size, shuffle, seed, device, drop_last, *parts, change, columns, transform, augmentation
+        )
 
     def dataset(
         self: Rows, *, view: str | View = "prep", normalise: bool = False, columns: Sequence[str] | None = None
@@ -134,6 +146,15 @@ class ForTraining(Selection):
                 f"the learner was trained with the preprocessing {sha256[:12]}; '{self._store.manifest.name}' {found}. "
                 "Use the zoo that it was trained on, or train it again."
             )
+
+    def architecture_named(self, name: str) -> Architecture:
+        """Return an architecture of the zoo, which can build the networks of its instances.
+
+        raises ZooError if only its layout is known
+        """
+        from prepkit.zoo.read._networks import trained_architecture
+
+        return trained_architecture(self._store, self._store.manifest.architecture(name), self._trust_code)
 
     def view_source(self) -> Source:
         """Return what prepkit.views needs of the one architecture that all instances have.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prepkit.errors import counted
+from prepkit.errors import ZooError, counted
 from prepkit.zoo.read._batch import Beside, Transform
 from prepkit.zoo.read._columns import column_tensors
 from prepkit.zoo.read._filling import Filled, Filler, PinnedFiller, filler, starts
@@ -30,9 +30,11 @@ from prepkit.zoo.read.memory import available_bytes, process_rank
 if TYPE_CHECKING:
     import torch
 
+    from prepkit.zoo.read._augmenting import Augmentation
     from prepkit.zoo.read._rows import Change, Rows
     from prepkit.zoo.read.gather import Gatherer
 
+AUGMENT = "augment"  # key of the state of a loader that augments
 BATCHES_AHEAD = 2
 THREAD_END_SECONDS = 1.0
 
@@ -50,6 +52,7 @@ class Loader:
     change:           makes what stands in place of the PReps, of them and their ClassIds, on the device
     columns:          columns of the table, which batches then hold as a fourth item: tensors `[B]` by name
     transform:        is called with each batch, as it would be given, and returns what is given in its place
+    augment:          changes the PReps before `change` sees them; see _augmenting.py
     raises ZooError for a column of which no tensor can be made
     """
 
@@ -66,12 +69,14 @@ class Loader:
         change: Change | None = None,
         columns: Sequence[str] | None = None,
         transform: Transform | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         from prepkit.support.device import choose_device
 
         self.zoo = zoo
         self.change = change
         self.transform = transform
+        self.augment = augment
         self.device = choose_device(str(device))
         parts = process_rank(rank, world_size)
         self.order = Order(len(zoo), batch_size, shuffle, seed, drop_last, *parts, zoo.shard_numbers)
@@ -102,24 +107,35 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the loader is, JSON-able; a new loader that loads it gives the batches that remain."""
-        return self._position.state_dict()
+        state = self._position.state_dict()
+        return state if self.augment is None else {**state, AUGMENT: list(self.augment.kinds)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called.
 
         raises ZooError if the state is from a loader with other settings
         """
-        self._position.load_state_dict(state)
+        own = None if self.augment is None else list(self.augment.kinds)
+        if state.get(AUGMENT) != own:
+            raise ZooError(
+                f"the state is from a loader with augment={state.get(AUGMENT)} instead of {own}; make the loader with "
+                "the same settings."
+            )
+        self._position.load_state_dict({key: value for key, value in state.items() if key != AUGMENT})
 
     def _batches(self, batches: list[np.ndarray], run: int) -> Iterator[Any]:
         if not batches:
             return
         indices = np.concatenate(batches)
         beside = Beside(self.zoo, indices, self.columns, self.device)
-        change, transform = self.change, self.transform
-        for (first, last), filled in zip(starts(batches), self._filled(batches, indices), strict=True):
+        change, transform, order = self.change, self.transform, self.order
+        epoch, start = self._position.epoch, len(order) - len(batches)
+        filled_batches = zip(starts(batches), self._filled(batches, indices), strict=True)
+        for number, ((first, last), filled) in enumerate(filled_batches, start):
             preps = filled.ready()
             batch = beside.batch(preps, first, last)
+            if self.augment is not None:
+                self.augment(preps, batch.class_ids, order.seed, epoch, number, order.rank)
             if change is not None:
                 batch = batch._replace(preps=change(preps, batch.class_ids))
             self._position.advance(run)
