@@ -1,6 +1,8 @@
 """Deriving and proving the symmetries of a ResNet50, and changing a batch of PReps by them; every result is checked."""
 
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -86,3 +88,42 @@ def test_a_batch_of_changed_preps(benchmark: BenchmarkFixture) -> None:
     result = summary(interleaved(ways, rounds=11), "gather rows")
     record(benchmark, "symmetries", "batch of 256 LeNetLike", result)
     benchmark.pedantic(permuted, rounds=1)
+
+
+def test_a_loader_that_permutes(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Batches of 256 LeNetLike, plain and with hidden units in another order each."""
+    architecture = prepkit.architecture("lenet_like@cifar10")
+    shape, count = architecture.layout.shape(512), 2 * BATCH
+    preps = torch.zeros(count, shape.height, shape.width)
+    preps.flatten(1)[:, : architecture.layout.total] = torch.randn(count, architecture.layout.total) * 0.1
+    with prepkit.ZooWriter(tmp_path / "zoo") as writer:
+        writer.add_stack(preps, architecture=architecture, ids=[f"m{number}" for number in range(count)])
+    zoo = prepkit.open_zoo(tmp_path / "zoo")
+    loaders = {"plain": zoo.loader(BATCH), "permuted": zoo.loader(BATCH, augment="permute")}
+    inputs = architecture.example_input(2)
+    for moved, _, indices in loaders["permuted"]:
+        before, after = (prepkit.run_instances(architecture, own[:8], inputs) for own in (preps[indices], moved))
+        torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-3)
+
+    def epoch(name: str) -> None:
+        for _ in loaders[name]:
+            pass
+
+    ways = {name: partial(epoch, name) for name in loaders}
+    record(benchmark, "symmetries", "loader of LeNetLike", summary(interleaved(ways, rounds=11), "plain"))
+    benchmark.pedantic(partial(epoch, "permuted"), rounds=1)
+
+
+def test_aligning_a_hundred_resnet8(benchmark: BenchmarkFixture) -> None:
+    architecture = prepkit.architecture("resnet8@cifar10")
+    shape = architecture.layout.shape(512)
+    states = [architecture.build_folded().state_dict() for _ in range(100)]
+    preps = torch.stack([architecture.layout.pack(state, shape) for state in states])
+    aligned = prepkit.align(architecture, preps, preps[0])
+    inputs = architecture.example_input(2)
+    before, after = (prepkit.run_instances(architecture, own[:8], inputs) for own in (preps, aligned.preps))
+    torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-3)
+    assert (aligned.after[1:] < aligned.before[1:]).all()
+    ways = {"align": lambda: prepkit.align(architecture, preps, preps[0]), "copy": preps.clone}
+    record(benchmark, "symmetries", "100 ResNet8", summary(interleaved(ways, rounds=3), "copy"))
+    benchmark.pedantic(preps.clone, rounds=1)
