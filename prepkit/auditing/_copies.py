@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
     from prepkit.zoo.read.zoo import Zoo
 
-MAX_DIFFERENT = 2_000  # comparisons of an architecture that find no copy; what is left after them is counted
+MAX_DIFFERENT = 2_000  # comparisons of an architecture in another order that find no copy; the rest is left then
+LEAST_DIFFERENT = 10
+MAX_VALUES = 2e8  # that these may have in all, unless they are fewer than LEAST_DIFFERENT
 KEPT_BYTES = 64 << 20  # of networks that are kept between comparisons
+Label = Callable[[int, bool], int]
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def copies_within(zoo: Zoo, measured: Measured, tolerance: float) -> Copies:
         joined = Joined()
         layer = _only(own, alone[own.rows])
         comparer = Comparer(own, (zoo, zoo), tolerance)
-        for pair in comparer.near(layer, layer, lambda a, b, j=joined: j.root(a) == j.root(b)):  # type: ignore[misc]
+        for pair in comparer.near(layer, layer, lambda row, second, j=joined: j.root(row)):  # type: ignore[misc]
             joined.join(pair.first, pair.second)
             found.near.append(pair)
         found.left += comparer.left()
@@ -128,7 +131,7 @@ def copies_against(zoo: Zoo, measured: Measured, other: Zoo, others: Measured, t
             continue
         comparer = Comparer(own, (zoo, other), tolerance)
         layer = _only(own, np.array([row not in known for row in own.rows.tolist()], dtype=bool))
-        for pair in comparer.near(layer, theirs, lambda a, b: a in known):
+        for pair in comparer.near(layer, theirs, lambda row, second: -1 if second or row in known else row):
             known.add(pair.first)
             found.near.append(pair)
         found.left += comparer.left()
@@ -161,45 +164,42 @@ class Comparer:
         self._num_kept = max(2, KEPT_BYTES // max(1, 8 * own.layout.total))
         self._reordering: Reordering | None = None
         self._why_none = ""
-        self._different = self._not_compared = 0
+        self._different, self._stopped = 0, False
 
-    def near(self, first: OneLayout, second: OneLayout, is_known: Callable[[int, int], bool]) -> Iterator[Pair]:
-        """Yield pairs of near networks: first those that are near as they stand, then those that are when reordered."""
-        for a, b in self._candidates(first, second, first.plain_NF, second.plain_NF):
-            if not is_known(a, b):
-                share = self._share(a, b, distance)
-                if share <= self._tolerance:
-                    yield Pair(a, b, share, False)
-        for a, b in self._candidates(first, second, first.sorted_NF, second.sorted_NF):
-            if is_known(a, b):
-                continue
-            if self._different >= MAX_DIFFERENT:
-                self._not_compared += 1
-                continue
-            reordering = self._found_reordering()
+    def near(self, first: OneLayout, second: OneLayout, label: Label) -> Iterator[Pair]:
+        """Yield pairs of near networks: first those that are near as they stand, then those that are when reordered.
+
+        label: a number for a row of the first network (False) or the second (True); pairs of equal numbers are known
+        """
+        for a, b in self._candidates(first, second, label, first.plain_NF, second.plain_NF):
+            share = self._share(a, b, distance)
+            if share <= self._tolerance:
+                yield Pair(a, b, share, False)
+        allowed = min(MAX_DIFFERENT, max(LEAST_DIFFERENT, int(MAX_VALUES // max(1, self._own.layout.total))))
+        for a, b in self._candidates(first, second, label, first.sorted_NF, second.sorted_NF):
+            reordering = self._found_reordering() if allowed else None
             if reordering is None:
-                self._not_compared += 1
-                continue
+                self._stopped = True
+                break
             share = self._share(a, b, reordering.distance)
             if share <= self._tolerance:
                 yield Pair(a, b, share, True)
             else:
                 self._different += 1
+                allowed -= 1
 
     def left(self) -> list[str]:
         """Return what could not be compared."""
         name, sentences = self._own.architecture, []
         if self._why_none:
             sentences.append(
-                f"{name}: it is not known which hidden units may change places ({self._why_none}), so that "
-                f"{counted(self._not_compared, 'pair')} with much the same sorted values "
-                f"{'was' if self._not_compared == 1 else 'were'} not compared in another order of the units."
+                f"{name}: networks with much the same sorted values were not compared in another order of their hidden "
+                f"units, as it is not known which of these may change places: {self._why_none}."
             )
-        elif self._not_compared:
+        elif self._stopped:
             sentences.append(
-                f"{name}: {counted(self._not_compared, 'pair')} with much the same sorted values "
-                f"{'was' if self._not_compared == 1 else 'were'} not compared in another order of the units, after "
-                f"{MAX_DIFFERENT:,} comparisons that found no copy."
+                f"{name}: of the pairs with much the same sorted values, some were not compared in another order of "
+                f"their hidden units, after {counted(self._different, 'comparison')} that found no copy."
             )
         if self._reordering is not None and self._reordering.left:
             sentences.append(
@@ -209,11 +209,19 @@ class Comparer:
         return sentences
 
     def _candidates(
-        self, first: OneLayout, second: OneLayout, a: np.ndarray, b: np.ndarray
+        self, first: OneLayout, second: OneLayout, label: Label, a: np.ndarray, b: np.ndarray
     ) -> Iterator[tuple[int, int]]:
-        rows_a, rows_b = first.rows, second.rows
-        for i, j in candidates(a, first.norms_N, b, second.norms_N, self._tolerance):
-            yield int(rows_a[i]), int(rows_b[j])
+        """Yield the rows of pairs that are not known yet and whose features are near."""
+
+        def labels(i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            own = ((first.rows[i].tolist(), False), (second.rows[j].tolist(), True))
+            of_i, of_j = (np.array([label(row, which) for row in rows], dtype=np.int64) for rows, which in own)
+            return of_i, of_j
+
+        for i, j in candidates(a, first.norms_N, b, second.norms_N, self._tolerance, labels):
+            row, other = int(first.rows[i]), int(second.rows[j])
+            if label(row, False) != label(other, True):
+                yield row, other
 
     def _share(self, a: int, b: int, measure: Callable[[dict[str, Tensor], dict[str, Tensor]], float]) -> float:
         first, second = self._tensors(0, a), self._tensors(1, b)

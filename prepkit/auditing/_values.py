@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
     Rows = NDArray[np.int64]
+    Labels = Callable[[Rows, Rows], tuple[Rows, Rows]]
 
 BATCH_BYTES = 16 << 20  # of values in float64 that are looked at together
 FEATURES = 32  # of each of the two kinds
+DENSE = 1_000  # near pairs in a block, from which on those that are known already are left out at once
 
 
 @dataclass(frozen=True)
@@ -174,11 +176,18 @@ def _joined(parts: list[OneLayout]) -> OneLayout:
 
 
 def candidates(
-    first_NF: Array, first_norms: Array, second_NF: Array, second_norms: Array, tolerance: float
+    first_NF: Array,
+    first_norms: Array,
+    second_NF: Array,
+    second_norms: Array,
+    tolerance: float,
+    labels: Labels | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Yield all pairs whose features are within `tolerance` times the larger norm, and perhaps a few more.
 
     first_NF, second_NF: features; the same array twice gives each pair once, and no instance with itself
+    labels:              returns a number for each of these first and second instances; a pair whose numbers are equal
+                         is known already, and may be left out
     """
     if not len(first_NF) or not len(second_NF):
         return
@@ -201,6 +210,10 @@ def candidates(
             distance = squares_a[rows, None] + squares_b[columns] - 2 * (a[rows] @ b[columns].T)
             scale = tolerance * np.maximum(norms_a[rows, None], norms_b[columns])
             slack = 1e-12 * (squares_a[rows, None] + squares_b[columns])  # of rounding in the line before
-            for i, j in np.argwhere(distance <= scale * scale * (1 + 1e-6) + slack).tolist():
+            near = distance <= scale * scale * (1 + 1e-6) + slack
+            if labels is not None and np.count_nonzero(near) > DENSE:
+                known_a, known_b = labels(order_a[rows], order_b[columns])
+                near &= known_a[:, None] != known_b
+            for i, j in np.argwhere(near).tolist():
                 if not same or start + i < left + j:
                     yield int(order_a[start + i]), int(order_b[left + j])

@@ -11,7 +11,7 @@ import torch
 from audit_samples import NAME, TASK, drawn, norm, nudged, reordered, zoo_of
 
 from prepkit.api import open_zoo
-from prepkit.auditing import _copies
+from prepkit.auditing import _copies, _values
 from prepkit.auditing._values import candidates
 from prepkit.auditing.audit import audit
 from prepkit.auditing.findings import KINDS, Audit
@@ -212,7 +212,7 @@ def test_what_is_not_known_of_a_zoo(tmp_path: Path) -> None:
         assert part in said
     assert groups(found, "near-duplicates") == {("a", "b")}
     left = " ".join(found.unchecked)
-    assert "2 pairs with much the same sorted values were not compared in another order" in left
+    assert "networks with much the same sorted values were not compared in another order" in left
     assert "3 networks could not be run, as the zoo knows only the layout" in left
     assert "the zoo names no task" in left
     assert "only the split train" in left
@@ -254,7 +254,23 @@ def test_comparisons_that_find_nothing_come_to_an_end(tmp_path: Path, monkeypatc
         }
     found = audit(zoo_of(tmp_path / "zoo", mixed))
     assert found.counts["near-duplicates"] == 0
-    assert any("2 pairs" in sentence and "after 1 comparisons" in sentence for sentence in found.unchecked)
+    assert any("some were not compared" in said and "after 1 comparison " in said for said in found.unchecked)
+
+
+def test_a_long_chain_of_near_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is near the next, the ends are not near each other; many near pairs are left out at once."""
+    monkeypatch.setattr(_values, "DENSE", 0)
+    one, step = drawn(0), drawn(1)
+    share = 9e-4 * norm(one) / norm(step)
+    chain = {f"n{n}": {name: tensor + n * share * step[name] for name, tensor in one.items()} for n in range(6)}
+    found = audit(zoo_of(tmp_path / "zoo", {**chain, "other": drawn(2)}))
+    assert groups(found, "near-duplicates") == {tuple(chain)}
+    assert "the distance to the nearest is at most 0.0009" in found.of("near-duplicates")[0].sentence
+    zoo_of(tmp_path / "ends", {"a": chain["n0"], "b": chain["n5"]})
+    assert not groups(audit(tmp_path / "ends"), "near-duplicates")
+    assert groups(audit(tmp_path / "zoo", tmp_path / "ends"), "leaks") == {
+        ("n0", "a"), ("n1", "a"), ("n4", "b"), ("n5", "b")
+    }  # fmt: skip
 
 
 def test_the_search_misses_no_pair() -> None:
@@ -301,3 +317,13 @@ def test_samples_are_what_they_say() -> None:
     moved = nudged(one, 1e-3)
     assert norm({name: moved[name] - one[name] for name in one}) / norm(one) == pytest.approx(1e-3, rel=1e-3)
     assert TASK["dataset"] == "digits"
+
+
+def test_a_zoo_on_the_hub(hub, tmp_path: Path) -> None:
+    one = drawn(0)
+    root = zoo_of(tmp_path / "zoo", {"a": one, "b": one, "c": reordered(one, 1)}, shard_bytes=12_000)
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.*")}
+    hub.add("me/zoo", files)
+    assert len(read_manifest(root).shards) > 1
+    assert audit("hf://me/zoo").findings == audit(root).findings
+    assert groups(audit("hf://me/zoo"), "near-duplicates") == {("a", "c")}
