@@ -344,7 +344,10 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, sp
     lines = stderr.splitlines()
     assert lines[-1] == f"interrupted; what is finished is kept in '{tmp_path / 'zoo'}'. The same command goes on."
     assert "Traceback" not in stderr
-    assert "unfinished zoo" in prepkit("zoo", "info", tmp_path / "zoo", status=2).stderr
+    told = prepkit("zoo", "info", tmp_path / "zoo").stdout
+    assert told.startswith("tiny: unfinished; its writing was interrupted")
+    assert re.search(r"finished [1-3] instances? of 4 ", told)
+    assert "is an unfinished zoo" in prepkit("zoo", "verify", tmp_path / "zoo", status=2).stderr
     again = prepkit("zoo", "train", file, tmp_path / "zoo", *CPU, "--stack", 1)
     assert re.match(r"training: 0%, [123]/4 instances", again.stderr)
     prepkit("zoo", "train", file, tmp_path / "straight", *CPU, "--stack", 1)
