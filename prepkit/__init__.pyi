@@ -2,6 +2,7 @@ from prepkit import views as views
 from prepkit.api import create_zoo as create_zoo
 from prepkit.api import open_zoo as open_zoo
 from prepkit.api import verify as verify
+from prepkit.benching.run import bench as bench
 from prepkit.checkpoint.export import save_state_dict as save_state_dict
 from prepkit.checkpoint.load import Checkpoint as Checkpoint
 from prepkit.checkpoint.load import load_checkpoint as load_checkpoint

@@ -12,6 +12,7 @@ from prepkit.cli import (
     aligning,
     arch,
     auditing,
+    bench,
     hub,
     import_classifiers,
     import_kinds,
@@ -45,7 +46,7 @@ def main() -> None:
 
 for command in (pack.pack, pack.unpack, pack.fuse, show.show, show.inspect, inspecting.stat, inspecting.diff):
     main.add_command(command)
-for command in (arch.arch, zoo.zoo, hub.pull, hub.push):
+for command in (arch.arch, zoo.zoo, bench.bench, hub.pull, hub.push):
     main.add_command(command)
 for command in (
     importing.create,

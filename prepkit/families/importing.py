@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "prepkit.architectures"
 
 
-def load_builder(spec: str) -> Callable[..., Any]:
+def load_builder(spec: str, noun: str = "network builder", does: str = "builds a network") -> Callable[..., Any]:
     """Import the callable behind `module:callable`.
 
+    noun, does: what the callable is, and what it does, for errors
     raises RegistryError with the spec and the reason if there is no such callable
     """
     module_name, _, path = spec.partition(":")
     if not module_name or not path:
-        raise RegistryError(f"'{spec}' does not name a network builder; write module:callable.")
+        raise RegistryError(f"'{spec}' does not name a {noun}; write module:callable.")
     try:
         value: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may well exit
@@ -36,7 +37,7 @@ def load_builder(spec: str) -> Callable[..., Any]:
             raise RegistryError(f"'{spec}': there is no '{name}' in it.{nearest(name, dir(value))}")
         value = getattr(value, name)
     if not callable(value):
-        raise RegistryError(f"'{spec}' is of type {type(value).__name__}, not a callable that builds a network.")
+        raise RegistryError(f"'{spec}' is of type {type(value).__name__}, not a callable that {does}.")
     builder: Callable[..., Any] = value
     return builder
 

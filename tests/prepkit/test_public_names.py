@@ -48,6 +48,7 @@ NAMES = [
     "align",
     "architecture",
     "architectures",
+    "bench",
     "built_in_registry",
     "canonical",
     "convert",
@@ -84,8 +85,9 @@ def python(code: str) -> str:
 
 def test_all_is_this_list() -> None:
     assert sorted(prepkit.__all__) == NAMES
-    # There are 50, import_zoo, views, symmetries with its type and its error, and three that compare networks by them.
-    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 58
+    # There are 50, import_zoo, views, symmetries with its type and its error, three that compare networks by them,
+    # and bench.
+    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 59
 
 
 @pytest.mark.parametrize("name", NAMES)

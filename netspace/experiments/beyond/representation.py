@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 import prepkit
 from netspace.data import TEST, TRAIN, VALIDATION
 from netspace.experiments.result import Claim, Column, Result, claim, table_of_measures
 from netspace.explore.embedding import encode
 from prepkit.figures import panels
-from prepkit.running.groups import outputs_by_class_id
 from prepkit.support.statistics import finite_mean, kendall, library, r2, ridge_guess, tau_of_halves, tau_of_ties
+from prepkit.zoo.read.accuracy import right_on_samples
 from prepkit.zoo.read.groups import layer_statistics, rows_by_architecture
 
 if TYPE_CHECKING:
@@ -107,12 +106,7 @@ def run(subject: Subject) -> Result:
 
 def accuracy_label(subject: Subject, views: Mapping[str, prepkit.Zoo]) -> Label:
     """Return accuracies on the task's test images; their ceiling is the tau between two halves of the images."""
-    images, truth_B = subject.inputs(views[TEST]), subject.labels()
-    right = {}
-    for split, view in views.items():
-        preps = view.preps().to(subject.device, torch.float32)
-        outputs = outputs_by_class_id(subject.run.registry, view.class_ids().tolist(), preps, images)
-        right[split] = (outputs.argmax(-1) == truth_B).double().numpy()
+    right = {split: right_on_samples(view, subject.task, TEST) for split, view in views.items()}
     ceiling = tau_of_halves(right[TEST], HALVINGS, subject.seed)
     return Label("accuracy", {split: right_NB.mean(1) for split, right_NB in right.items()}, ceiling)
 

@@ -3,24 +3,28 @@
     task = prepkit.load_task(zoo.task)
     zoo_accuracies(zoo, task, "test")           # one number for each instance
 
-Shapes: N instances, H x W the PRep.
+Shapes: N instances, H x W the PRep, B samples.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prepkit.families.registry import Architecture, Registry
-from prepkit.running.groups import group_by_architecture
+from prepkit.running.groups import group_by_architecture, outputs_by_class_id
 from prepkit.running.instances import run_instances
 from prepkit.support.device import bf16_autocast
 from prepkit.tasks.task import EVALUATION_BATCH
 from prepkit.zoo.read.zoo import Zoo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 INSTANCES_AT_ONCE = 64
 POINTS_AT_ONCE = 4096  # points that networks of shapes are run on together
@@ -56,6 +60,21 @@ def zoo_accuracies(zoo: Zoo, task: Any, split: str) -> list[float]:
             preps = view.preps().to(task.device, torch.float32)
             accuracies += accuracies_of(zoo.registry, view.class_ids().tolist(), preps, view, task, split)
     return accuracies
+
+
+def right_on_samples(zoo: Zoo, task: Any, split: str) -> NDArray[np.float64]:
+    """Whether each instance of a zoo is right about each sample of a split, `[N, B]`: 1 or 0.
+
+    task: a task of images, whose samples all instances share
+    """
+    inputs, truth = task.normalised(split)
+    right = []
+    for rows in chunks(len(zoo)):
+        view = zoo.select(rows)
+        preps = view.preps().to(inputs.device, torch.float32)
+        outputs = outputs_by_class_id(zoo.registry, view.class_ids().tolist(), preps, inputs)
+        right.append((outputs.argmax(-1) == truth.cpu()).double().numpy())
+    return np.concatenate(right)
 
 
 def accuracies_of(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def rows_by_architecture(zoo: Zoo) -> dict[str, list[int]]:
     """Return the rows of each architecture of a zoo or view, in the order of the ClassIds."""
     class_ids = zoo.class_ids().tolist()
-    names = list(zoo.registry.class_ids)
+    names = {stored.class_id: stored.name for stored in zoo.manifest.architectures}
     return {
         names[class_id]: [row for row, own in enumerate(class_ids) if own == class_id]
         for class_id in sorted(set(class_ids))
