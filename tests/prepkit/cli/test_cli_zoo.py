@@ -203,7 +203,10 @@ def test_a_bad_model_keeps_the_others_and_resume_goes_on(tmp_path, files):
     result = prepkit("zoo", "create", tmp_path / "zoo", *files, status=2)
     assert "2 of 4 models are kept; go on with --resume" in result.stderr
     assert "m2.pt" in result.stderr
-    assert "unfinished zoo" in told("zoo", "info", tmp_path / "zoo")
+    progress = prepkit("zoo", "info", tmp_path / "zoo").stdout
+    assert progress.startswith("zoo: unfinished; its writing was interrupted")
+    assert "finished 2 instances, the last one" in progress
+    assert "unfinished zoo" in told("zoo", "verify", tmp_path / "zoo")
     assert "--resume" in told("zoo", "create", tmp_path / "zoo", *files)
     files[2].write_bytes(good)
     prepkit("zoo", "create", tmp_path / "zoo", *files, "--resume")
