@@ -88,7 +88,7 @@ def _of_numbers(zoo: Zoo, name: str) -> Iterator[Finding]:
             low, high = min(value for _, value in finite), max(value for _, value in finite)
             percent = low >= 0 and high <= 100 and 2 * len(out) > len(finite)
             remedy = (
-                " An accuracy is a share from 0 to 1; these look like per cent."
+                " An accuracy is a share from 0 to 1; these may be per cent."
                 if percent
                 else (" An accuracy is a share from 0 to 1.")
             )

@@ -50,11 +50,11 @@ def _missing(zoo: Zoo) -> Iterator[str]:
     if manifest.function is not None and manifest.function.verified is None:
         why = manifest.function.how.unverifiable
         yield (
-            "The function is unverified: the zoo was imported, and no run has shown that the networks compute what its "
+            "The function is unverified: the zoo was imported, and no run has shown that networks compute what those "
             + (
-                f"makers' did, since {why}."
+                f"of the makers did, since {why}."
                 if why
-                else "makers' did; `prepkit zoo verify --rerun N --data FOLDER` does."
+                else "of the makers did; `prepkit zoo verify --rerun` shows it."
             )
         )
         if manifest.function.how_to_run is None:

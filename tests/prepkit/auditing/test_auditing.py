@@ -188,7 +188,7 @@ def test_columns_that_say_nothing_or_what_cannot_be(tmp_path: Path) -> None:
         "Column accuracy is not between 0 and 1 in 1 row; its values go from 0.5 to 1.5. An accuracy is a share from 0 "
         "to 1.",
         "Column val_acc is not between 0 and 1 in 4 rows; its values go from 70 to 85. An accuracy is a share from 0 "
-        "to 1; these look like per cent.",
+        "to 1; these may be per cent.",
         "Column epoch is negative in 1 row.",
         "Column loss is NaN or infinite in 1 row.",
     ]
