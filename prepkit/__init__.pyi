@@ -2,6 +2,7 @@ from prepkit import views as views
 from prepkit.api import create_zoo as create_zoo
 from prepkit.api import open_zoo as open_zoo
 from prepkit.api import verify as verify
+from prepkit.auditing.audit import audit as audit
 from prepkit.benching.run import bench as bench
 from prepkit.checkpoint.export import save_state_dict as save_state_dict
 from prepkit.checkpoint.load import Checkpoint as Checkpoint
@@ -51,6 +52,8 @@ from prepkit.tasks.task import DataMissing as DataMissing
 from prepkit.training.run import train_zoo as train_zoo
 from prepkit.training.spec import load_spec as load_spec
 from prepkit.version import __version__ as __version__
+from prepkit.zoo.change.choosing import cut as cut
+from prepkit.zoo.change.choosing import drop as drop
 from prepkit.zoo.change.convert import convert as convert
 from prepkit.zoo.change.merge import merge as merge
 from prepkit.zoo.change.splitting import split as split

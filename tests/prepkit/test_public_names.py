@@ -48,12 +48,15 @@ NAMES = [
     "align",
     "architecture",
     "architectures",
+    "audit",
     "bench",
     "built_in_registry",
     "canonical",
     "convert",
     "create_zoo",
+    "cut",
     "detect",
+    "drop",
     "fuse_batch_norm",
     "import_zoo",
     "load_checkpoint",
@@ -87,7 +90,7 @@ def test_all_is_this_list() -> None:
     assert sorted(prepkit.__all__) == NAMES
     # There are 50, import_zoo, views, symmetries with its type and its error, three that compare networks by them,
     # and bench.
-    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 59
+    assert len(set(prepkit.__all__)) == len(prepkit.__all__) <= 62
 
 
 @pytest.mark.parametrize("name", NAMES)
