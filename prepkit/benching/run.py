@@ -174,7 +174,7 @@ def bench(
         raise PrepkitError(f"seed: expected a whole number of at least 0; found {seed!r}.")
     opened = zoo if isinstance(zoo, Zoo) else open_zoo(zoo)
     view = opened if where is None else opened.where(where)
-    progress.begin(len(chosen), 0, "reading")
+    progress.begin(len(chosen))
     question = asked(view, target, kind=kind, log=log, seed=seed)
     ceiling, notes = ceiling_of(question, rerun=rerun, data=data)
     rows: dict[str, Row] = {}

@@ -213,7 +213,7 @@ def _classes(parts: Mapping[str, Zoo], column: str) -> tuple[dict[str, np.ndarra
     if len(set(values[TRAIN])) > min(MOST_CLASSES, instances // 2):
         raise ZooError(
             f"'{name}', column '{column}': {counted(instances, 'training instance')} have "
-            f"{len(set(values[TRAIN])):,} different values, such as {listed(map(repr, known), 3)}. That is "
+            f"{len(set(values[TRAIN])):,} different values, such as {listed(map(repr, known[:3]))}. That is "
             f"too many for classes: at most {MOST_CLASSES:,}, with two training instances each. Choose another column."
         )
     number = {value: place for place, value in enumerate(classes)}
