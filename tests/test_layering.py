@@ -180,6 +180,7 @@ LIGHT = (
     "cli.auditing",
     "cli.batch",
     "cli.bench",
+    "cli.changing",
     "cli.common",
     "cli.completion",
     "cli.hub",

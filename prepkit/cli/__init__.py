@@ -13,6 +13,7 @@ from prepkit.cli import (
     arch,
     auditing,
     bench,
+    changing,
     hub,
     import_classifiers,
     import_kinds,
@@ -51,6 +52,9 @@ for command in (arch.arch, zoo.zoo, bench.bench, hub.pull, hub.push):
 for command in (
     importing.create,
     importing.import_,
+    changing.cut,
+    changing.drop,
+    changing.annotate,
     adapters.adapters,
     auditing.audit,
     normalising.normalise,

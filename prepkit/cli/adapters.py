@@ -42,7 +42,7 @@ def adapters(
     bit for bit; with --canonical they are others with the same products dW = s B A. DIR may be an address.
     """
     from prepkit.api import open_zoo
-    from prepkit.cli.zoo import ids_in
+    from prepkit.cli.changing import ids_in
 
     opened = open_zoo(str(folder))
     chosen = opened if where is None else opened.where(where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,16 +11,13 @@ from prepkit.cli.common import force_option
 from prepkit.cli.completion import zoo_ids
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
-from prepkit.cli.pairs import Pairs
 from prepkit.cli.zoo_progress import progress_document, progress_in, progress_text
 from prepkit.cli.zoo_text import (
-    annotation_text,
     cleaning_document,
     cleaning_text,
     description,
     facts,
     print_written,
-    removal_text,
     split_text,
     verification,
     verification_text,
@@ -113,7 +110,7 @@ def verify(
     from prepkit.api import verify as verify_zoo
 
     with out.bar("verifying", "B") as bar:
-        bar.begin(_bytes_in(folder) if isinstance(folder, Path) else num_bytes_of(_manifest_of(folder)))
+        bar.begin(bytes_in(folder) if isinstance(folder, Path) else num_bytes_of(_manifest_of(folder)))
         result = verify_zoo(folder, jobs=jobs, rerun=reruns or 0, data=data, progress=bar.advance)
     out.result(verification(result), verification_text(result))
     if not result.ok:
@@ -146,7 +143,7 @@ def convert(source: Path, target: Path, format_: str, out: Output) -> None:
     from prepkit.zoo.change.convert import convert as convert_zoo
 
     with out.bar("converting", "B") as bar:
-        bar.begin(_bytes_in(source))
+        bar.begin(bytes_in(source))
         written = convert_zoo(source, target, format_, progress=bar.advance)
     print_written(written, out)
 
@@ -179,7 +176,7 @@ def merge(
     from prepkit.zoo.change.merge import merge as merge_zoos
 
     with out.bar("merging", "B") as bar:
-        bar.begin(sum(map(_bytes_in, sources)))
+        bar.begin(sum(map(bytes_in, sources)))
         written = merge_zoos(
             target,
             sources,
@@ -191,62 +188,6 @@ def merge(
             progress=bar.advance,
         )
     print_written(written, out)
-
-
-where_option = click.option("--where", metavar="EXPR", help='Condition on the table: "accuracy > 0.8".')
-ids_option = click.option("--ids", type=click.File("rb"), metavar="FILE", help="File of ids, one a line; - for stdin.")
-
-
-@zoo.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("target", type=click.Path(path_type=Path), metavar="DST")
-@where_option
-@ids_option
-@click.option("--name", help="Name of the new zoo. [default: the folder's name]")
-@json_option
-def cut(source: Path, target: Path, where: str | None, ids: BinaryIO | None, name: str | None, out: Output) -> None:
-    """Make a zoo of some instances of another.
-
-    Instances are chosen by a condition, by a list of ids, or by both. ClassIds, task and teacher stay.
-
-    \b
-    prepkit zoo cut my-zoo good --where "accuracy > 0.8 and epoch == 50"
-    prepkit zoo cut my-zoo chosen --ids chosen.txt
-    """
-    _check_choice(where, ids)
-    from prepkit.zoo.change.choosing import cut as cut_zoo
-
-    with out.bar("cutting", "B") as bar:
-        bar.begin(_bytes_in(source))
-        written = cut_zoo(source, target, where=where, ids=ids_in(ids), name=name, progress=bar.advance)
-    print_written(written, out)
-
-
-@zoo.command()
-@folder
-@where_option
-@ids_option
-@click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
-@json_option
-def drop(folder: Path, where: str | None, ids: BinaryIO | None, dry_run: bool, out: Output) -> None:
-    """Remove instances from a zoo.
-
-    Those go that a condition or a list of ids names. Only shards that lose some of their instances are written anew.
-    The old files stay until `prepkit zoo clean`, so that others may read the zoo meanwhile; a kill leaves the zoo as it
-    was or as it should be.
-
-    \b
-    prepkit zoo drop my-zoo --where "accuracy < 0.15" --dry-run
-    """
-    _check_choice(where, ids)
-    from prepkit.zoo.change.choosing import drop as drop_instances
-
-    with out.bar("removing", "B") as bar:
-        bar.begin(_bytes_in(folder))
-        removal = drop_instances(folder, where=where, ids=ids_in(ids), dry_run=dry_run, progress=bar.advance)
-    out.notes(removal.notes)
-    document = {"zoo": str(folder), "dry_run": dry_run, **vars(removal), "notes": list(removal.notes)}
-    out.result(document, removal_text(folder, removal, dry_run))
 
 
 @zoo.command()
@@ -289,57 +230,6 @@ def split(
     )
     out.notes(result.notes)
     out.result({"zoo": str(folder), **vars(result), "notes": list(result.notes)}, split_text(result))
-
-
-@zoo.command()
-@folder
-@click.option(
-    "--table", "file", type=click.Path(path_type=Path), metavar="FILE", help="CSV, TSV, JSON or JSONL of columns."
-)
-@click.option(
-    "--on",
-    type=Pairs("COLUMN[=COLUMN],...", "the zoo's columns and the table's, such as run,epoch=step", or_name_only=True),
-    help="The zoo's columns, and the table's, by which rows are found. [default: id, else file]",
-)
-@click.option(
-    "--types",
-    type=Pairs("COLUMN=TYPE,...", "types such as accuracy=float,code=text"),
-    help="Types of columns, such as day=date,loss=list. [default: by their cells]",
-)
-@click.option("--rename", type=Pairs("OLD=NEW,...", "columns such as acc=accuracy"), help="Give columns other names.")
-@click.option("--drop", multiple=True, metavar="NAME", help="Remove a column. Repeatable.")
-@json_option
-def annotate(
-    folder: Path,
-    file: Path | None,
-    on: dict[str, str] | None,
-    types: dict[str, str] | None,
-    rename: dict[str, str] | None,
-    drop: tuple[str, ...],
-    out: Output,
-) -> None:
-    """Add, replace, rename or drop columns of a zoo.
-
-    Rows of the table are found by a column `id`, else by `file`, the path that the id was made of, else by --on. A row
-    counts for all instances of its key, so one row a run will do: --on run. A column that the zoo has gets the new
-    values where there is one, and keeps the others. Columns are dropped first, then renamed. Only the table is written,
-    beside the old one, which stays until `prepkit zoo clean`; zoo.json tells what was changed when.
-
-    \b
-    prepkit zoo annotate my-zoo --table robustness.csv
-    prepkit zoo annotate my-zoo --table runs.jsonl --on run,epoch=training_iteration
-    prepkit zoo annotate my-zoo --rename acc=accuracy --drop note
-    """
-    if file is None and (on or types):
-        raise click.UsageError("--on and --types go with --table FILE.")
-    if file is None and not rename and not drop:
-        raise click.UsageError("give --table FILE, --rename OLD=NEW or --drop NAME.")
-    from prepkit.zoo.change.annotating import annotate as annotate_zoo
-
-    result = annotate_zoo(folder, file, on=on, types=types, rename=rename, drop=drop)
-    out.notes(result.notes)
-    document = {"zoo": str(folder), **vars(result), "notes": list(result.notes)}
-    out.result(document, annotation_text(folder, result))
 
 
 @zoo.command()
@@ -388,20 +278,6 @@ def export(
 # Inside -------------------------------------------------------------------------------------------------------
 
 
-def _check_choice(where: str | None, ids: BinaryIO | None) -> None:
-    if where is None and ids is None:
-        raise click.UsageError("choose instances with --where EXPR or --ids FILE.")
-
-
-def ids_in(file: BinaryIO | None) -> list[str] | None:
-    """Return the ids in a list, one a line."""
-    if file is None:
-        return None
-    from prepkit.zoo.write.model_paths import paths_in
-
-    return paths_in(file.read())
-
-
-def _bytes_in(folder: Path) -> int:
+def bytes_in(folder: Path) -> int:
     """Sum the sizes of all files in a folder; 0 if there is none."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
