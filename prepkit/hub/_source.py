@@ -76,9 +76,9 @@ class Source(ABC):
     def check_unchanged(self) -> None:  # noqa: B027  # most versions never change
         """Raise PrepkitError if the store holds another version now."""
 
+    @abstractmethod
     def no_zoo(self, manifest: str) -> PrepkitError:
         """Return the error that says that the version has no manifest."""
-        raise NotImplementedError
 
 
 class ByteCounter:
