@@ -103,6 +103,7 @@ class Architecture(Brief):
         from prepkit.fusion.fold import fold
 
         network = self.build().eval()
+        _draw_what_was_left(network)
         folded: nn.Module = fold(network, self.example_for(network), keep_unfoldable="affine").network
         return folded
 
@@ -301,6 +302,19 @@ class _Stored:
     num_trainable: int
     layout: dict[str, Any]
     config: _Config
+
+
+def _draw_what_was_left(network: nn.Module) -> None:
+    """Draw values for parameters that a constructor left as memory was, for folding must run the network.
+
+    Such memory (`torch.empty`) holds anything, NaN and 1e38 included, and another thing in each process.
+    """
+    import torch
+
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.is_floating_point() and not parameter.abs().lt(1e6).all():
+                parameter.normal_(0.0, 0.1)
 
 
 def floating_shapes(tensors: Mapping[str, Tensor]) -> Shapes:

@@ -5,6 +5,7 @@ What each network computes is written out by hand in numpy, one formula after th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -165,8 +166,9 @@ class Scaled(nn.Module):
 
     def __init__(self, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(6, 4, 3, 3))
-        self.bias = nn.Parameter(torch.empty(6)) if bias else None
+        # Memory that nobody filled, as torch.empty gives it, may hold any value; these are the worst.
+        self.weight = nn.Parameter(torch.full((6, 4, 3, 3), math.nan))
+        self.bias = nn.Parameter(torch.full((6,), 1e38)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias)
