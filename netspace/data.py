@@ -169,7 +169,10 @@ class Data:
 
 @dataclass(frozen=True)
 class InTurn:
-    """All instances in a random order, then all in another order: for one architecture and for signals."""
+    """All instances in a random order, then all in another order: for all settings but those of pairs.
+
+    A batch may hold the last instances of one order and the first of the next, so every batch has the same size.
+    """
 
     count: int
     size: int
@@ -183,7 +186,7 @@ class InTurn:
 
 @dataclass(frozen=True)
 class AtRandom:
-    """Distinct instances drawn at random or, with probability `boundary_share`, pairs of boundary architectures."""
+    """Pairs of boundary architectures with probability `boundary_share`, else distinct instances drawn at random."""
 
     count: int
     size: int
@@ -204,12 +207,17 @@ class AtRandom:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of the two boundary architectures, then pairs of the instances left over: for unseen architectures."""
+    """Pairs of the two boundary architectures and pairs of the instances left over: for unseen architectures.
+
+    All pairs are shown in a random order, then all in another order.
+    fixed: whether the pairs are always those of the zoo's order; else each pass pairs the instances anew
+    """
 
     size: int
     seed: int
     first: tuple[int, ...]
     last: tuple[int, ...]
+    fixed: bool = False
 
     def indices(self, number: int) -> list[int]:
         """Rows of the instances of batch `number`."""
@@ -222,8 +230,10 @@ class Pairs:
         return rows
 
     def _epoch(self, epoch: int) -> list[tuple[int, int]]:
-        a = [self.first[index] for index in permutation(len(self.first), self.seed, 2 * epoch)]
-        b = [self.last[index] for index in permutation(len(self.last), self.seed, 2 * epoch + 1)]
+        a, b = list(self.first), list(self.last)
+        if not self.fixed:
+            a = [a[index] for index in permutation(len(a), self.seed, 2 * epoch)]
+            b = [b[index] for index in permutation(len(b), self.seed, 2 * epoch + 1)]
         both = min(len(a), len(b))
         left = [*a[both:], *b[both:]]
         pairs = [*zip(a[:both], b[:both], strict=True), *zip(left[::2], left[1::2], strict=False)]
@@ -263,7 +273,9 @@ def order_of(recipe: Recipe, class_ids: Sequence[int]) -> InTurn | AtRandom | Pa
                 f"setting 'unseen' trains on the boundary architectures alone; the zoo also has training instances of "
                 f"{listed(between)}. Use setting 'multi', or a zoo such as {recipe.zoo}."
             )
-        return Pairs(size, seed, first, last)
+        return Pairs(size, seed, first, last, recipe.batch.fixed_pairs)
+    if recipe.batch.boundary_share == 0:
+        return InTurn(len(class_ids), size, seed)
     return AtRandom(len(class_ids), size, seed, first, last, recipe.batch.boundary_share)
 
 

@@ -59,8 +59,13 @@ class BatchSettings:
         float,
         between(0, 1),
         "(multi) share of batches that are made of pairs of the two boundary architectures; the others are drawn at "
-        "random",
+        "random. At 0, instances are shown in turn, in another order at each pass over them",
     ] = 0.0
+    fixed_pairs: Annotated[
+        bool,
+        "(unseen) true: instances of the boundary architectures are paired once, in the zoo's order; false: anew at "
+        "each pass over them",
+    ] = False
     accumulate: Annotated[int, whole(1), "batches whose gradients are added up before a step of the optimizer"] = 1
 
 
@@ -250,6 +255,7 @@ SETTINGS_OF = {
     ("loss", "identity"): ("multi", "unseen"),
     ("training", "stop_at"): ("sdf",),
     ("batch", "boundary_share"): ("multi",),
+    ("batch", "fixed_pairs"): ("unseen",),
 }
 
 

@@ -69,11 +69,29 @@ def test_pairs_are_dealt_as_in_the_paper():
     assert order.indices(0) != order.indices(60)
 
 
+def test_fixed_pairs_are_those_of_the_zoo_in_another_order_at_each_pass():
+    """As the reference pairs its lists: line by line, then the longer list with itself."""
+    first, last = tuple(range(10, 14)), (0, 1, 2, 3, 20, 21, 22, 23)
+    order = Pairs(2, 0, first, last, fixed=True)
+    expected = {(10, 0), (11, 1), (12, 2), (13, 3), (20, 21), (22, 23)}
+    passes = [[tuple(order.indices(6 * turn + number)) for number in range(6)] for turn in range(3)]
+    for pairs in passes:
+        assert len(pairs) == len(expected)
+        assert set(pairs) == expected
+    assert passes[0] != passes[1]
+    anew = Pairs(2, 0, first, last)
+    assert {tuple(anew.indices(number)) for number in range(6)} != expected
+
+
 def test_orders_of_the_settings():
     multi, unseen, single = (load_recipe(name) for name in ("digits_multi", "digits_unseen", "digits_single"))
     assert isinstance(order_of(single, [0] * 8), InTurn)
     assert isinstance(order_of(multi, [0, 3]), AtRandom)
-    assert isinstance(order_of(unseen, [0, 3]), Pairs)
+    assert order_of(unseen, [0, 3]) == Pairs(2, 0, (0,), (1,))
+    fixed = load_recipe("digits_unseen", {"batch.fixed_pairs": True})
+    assert order_of(fixed, [0, 3]) == Pairs(2, 0, (0,), (1,), fixed=True)
+    in_turn = load_recipe("digits_multi", {"batch.boundary_share": 0.0})
+    assert order_of(in_turn, [0, 3, 1]) == InTurn(3, 2, 0)  # as the paper's recipes, which make no pairs
     with pytest.raises(ZooMismatch, match=r"batches of 8 instances; the zoo has 7"):
         order_of(single, [0] * 7)
     with pytest.raises(ZooMismatch, match=r"no training instance of the boundary architecture resnet14@digits"):

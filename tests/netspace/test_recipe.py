@@ -34,7 +34,7 @@ def test_names():
             for data in ("cifar10", "tiny_imagenet", "digits")
             for setting in ("single", "multi", "unseen")
         ]
-        + ["chairs", "chairs_mini", "digits_multi_identity"]
+        + ["chairs", "chairs_from_preps", "chairs_mini", "digits_multi_identity"]
         + ["digits_single_weights", "digits_multi_no_interpolation", "digits_multi_no_scale"]
     )
 
@@ -60,8 +60,14 @@ def test_names():
         ("cifar10_multi", "optimizer.schedule", "constant"),
         ("chairs", "training.stop_at", 0.8),
         ("cifar10_multi", "network.initialisation", "paper"),
-        ("cifar10_multi", "training.validate_every", 313),
-        ("tiny_imagenet_multi", "training.validate_every", 625),
+        ("cifar10_single", "training.validate_every", 20 * 313),
+        ("cifar10_multi", "training.validate_every", 25 * 313),
+        ("tiny_imagenet_single", "training.validate_every", 20 * 625),
+        ("tiny_imagenet_unseen", "training.validate_every", 25 * 625),
+        ("cifar10_multi", "batch.boundary_share", 0.0),
+        ("cifar10_unseen", "batch.fixed_pairs", True),
+        ("chairs", "training.steps", 4000 * 1000 // 4),
+        ("chairs", "network.initialisation", "paper"),
     ],
 )
 def test_values_of_the_paper(name, key, value):
@@ -69,6 +75,25 @@ def test_values_of_the_paper(name, key, value):
     for part in key.split("."):
         found = getattr(found, part)
     assert found == value
+
+
+PAPER = [f"{data}_{kind}" for data in ("cifar10", "tiny_imagenet") for kind in ("single", "multi", "unseen")]
+
+
+@pytest.mark.parametrize("name", [*PAPER, "chairs"])
+def test_the_papers_recipes_are_in_float32_with_a_constant_rate_and_no_clip(name):
+    recipe = load_recipe(name)
+    assert recipe.training.precision == "float32"
+    assert recipe.optimizer == OptimizerSettings(learning_rate=1e-4)
+    assert recipe.network.initialisation == "paper"
+    assert recipe.training.steps % recipe.training.validate_every == 0
+
+
+def test_what_chairs_deviate_by_is_a_recipe_of_its_own():
+    chairs, other = load_recipe("chairs"), load_recipe("chairs_from_preps")
+    named = {"name": "chairs_from_preps", "description": other.description}
+    assert other == load_recipe("chairs", {**named, "network.initialisation": "from_preps", "optimizer.clip": 0.2})
+    assert chairs != other
 
 
 def document(**changes):
@@ -96,6 +121,7 @@ MISTAKES = {
     "schedule: expected one of constant, cosine; found 'cosin'. Did you mean 'cosine'": {
         "optimizer": {"schedule": "cosin"}
     },
+    "fixed_pairs: is for 'unseen' alone": {"batch": {"instances": 2, "samples": 8, "fixed_pairs": True}},
     "stop_at: is for 'sdf' alone": {"training": {"steps": 1, "validate_every": 1, "stop_at": 0.5}},
     "precision: expected one of float32, bfloat16; found 'fp16'": {
         "training": {"steps": 1, "validate_every": 1, "precision": "fp16"}
