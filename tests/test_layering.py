@@ -83,6 +83,7 @@ OPEN_TO_NETSPACE = {
     "prepkit.cli.hub",
     "prepkit.cli.output",
     "prepkit.support.background",
+    "prepkit.support.bootstrap",
     "prepkit.support.device",
     "prepkit.support.graphs",
     "prepkit.errors",

@@ -117,7 +117,8 @@ def print_report(report: Report, page: Path, out: Output) -> None:
         if count["of"]:
             lines.append(heading(report, kind))
         for claim in (claim for claim in report.claims if claim.kind == kind):
-            text = f"{claim.recipe}: {claim.text}: {measured(claim)} (must be {bound(claim)})"
+            why = "".join(f"; {reason}" for reason in claim.reasons)
+            text = f"{claim.recipe}: {claim.text}: {measured(claim)} (must be {bound(claim)}){why}"
             lines.append(f"  {verdict(claim):9}  {text}")
     out.result({"output": str(page), **report.to_dict()}, "\n".join([*lines, f"{page}: {tally(report)}"]))
     for failure in report.failures:

@@ -161,6 +161,13 @@ class PredictedSplit:
         )
 
 
+def runs_of(view: prepkit.Zoo) -> list[str]:
+    """Return the training run of each instance, which the bootstrap draws as a whole; its id where none is recorded."""
+    names = view.table.column_names
+    ids, runs = (view.table[name].to_pylist() if name in names else [None] * len(view) for name in ("id", "run"))
+    return [str(id if run is None else run) for id, run in zip(ids, runs, strict=True)]
+
+
 def predict_split(space: NetSpace, registry: prepkit.Registry, view: prepkit.Zoo) -> PredictedSplit:
     """Encode and decode the instances of a view."""
     latent_NE = encode(space, view)

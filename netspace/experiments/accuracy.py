@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from netspace.data import TEST, TRAIN
+from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.figures import evaluation_figure
 from netspace.space.evaluation import Evaluation, evaluate
-from prepkit.support.statistics import interval, pearson, spearman
+from prepkit.support.bootstrap import interval_of, interval_of_mean, interval_of_means
+from prepkit.support.statistics import pearson, spearman
 
 if TYPE_CHECKING:
     from netspace.experiments._subject import Subject
@@ -29,11 +33,13 @@ COLUMNS = (
 def run(subject: Subject) -> Result:
     """Measure the accuracy of test instances, training instances and predictions for both, on the test samples."""
     evaluations: dict[str, Evaluation] = {}
+    runs: dict[str, list[str]] = {}
     for split in (TEST, TRAIN):
         subject.progress(f"accuracy of the {split} instances and of their predictions")
         view = subject.view(split)
         evaluations[split] = evaluate(subject.space, subject.run.registry, view, subject.task, TEST)
-    numbers = {split: measures(evaluation, subject.seed) for split, evaluation in evaluations.items()}
+        runs[split] = runs_of(view)
+    numbers = {split: measures(evaluations[split], runs[split], subject.seed) for split in evaluations}
     median = float(evaluations[TRAIN].column("target_accuracy").median())
     constant = float((evaluations[TEST].column("target_accuracy") - median).abs().mean())
     test = numbers[TEST]
@@ -52,25 +58,38 @@ def run(subject: Subject) -> Result:
     )
 
 
-def measures(evaluation: Evaluation, seed: int) -> dict[str, Any]:
-    """Return how target and predicted accuracy go together, over all instances and by architecture."""
-    table = evaluation.table.to_pylist()
+def measures(evaluation: Evaluation, runs: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return how target and predicted accuracy go together, over all instances and by architecture.
+
+    runs: the training run of each instance, for the intervals
+    `accuracy_lost` is how much less accurate than their targets predictions are, of the worst architecture.
+    """
+    table = [row | {"run": run} for row, run in zip(evaluation.table.to_pylist(), runs, strict=True)]
     names = sorted({(row["class_id"], row["architecture"]) for row in table})
     groups = {name: [row for row in table if row["architecture"] == name] for _, name in names}
-    return {**_measures(table, seed), "by_architecture": {name: _measures(rows, seed) for name, rows in groups.items()}}
+    lost = {name: [row["target_accuracy"] - row["predicted_accuracy"] for row in rows] for name, rows in groups.items()}
+    means = ((lost[name], [row["run"] for row in rows]) for name, rows in groups.items())
+    return {
+        **_measures(table, seed),
+        "accuracy_lost": max(sum(values) / len(values) for values in lost.values()),
+        "accuracy_lost_interval": interval_of_means(means, np.maximum.reduce, seed),
+        "by_architecture": {name: _measures(rows, seed) for name, rows in groups.items()},
+    }
 
 
 def _measures(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     target, predicted = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("target", "predicted"))
     differences = [abs(a - b) for a, b in zip(target, predicted, strict=True)]
+    runs = [row["run"] for row in rows]
     return {
         "instances": len(rows),
         "target_accuracy": sum(target) / len(rows),
         "predicted_accuracy": sum(predicted) / len(rows),
         "mean_difference": sum(differences) / len(rows),
+        "mean_difference_interval": interval_of_mean(differences, runs, seed),
         "largest_difference": max(differences),
         "spearman": float(spearman(target, predicted)),
-        "spearman_interval": list(interval(spearman, target, predicted, seed)),
+        "spearman_interval": interval_of(spearman, target, predicted, runs, seed),
         "pearson": float(pearson(target, predicted)),
         "class_id_accuracy": sum(row["class_id"] == row["predicted_class_id"] for row in rows) / len(rows),
     }
@@ -79,18 +98,19 @@ def _measures(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
 def _claims(has_classes: bool, test: dict[str, Any]) -> list[Claim]:
     # Architectures that have all learnt what there is to learn differ by luck, and so does their order.
     if has_classes:
-        by_architecture = test["by_architecture"].values()
-        losses = [values["target_accuracy"] - values["predicted_accuracy"] for values in by_architecture]
         text = "Unseen instances: accuracy that predictions lose against their targets (worst architecture)"
+        lost, interval = test["accuracy_lost"], test["accuracy_lost_interval"]
         return [
             claim("Unseen instances with the right ClassId", test["class_id_accuracy"], "==", 1, unit="%"),
-            claim(text, max(losses), "<=", MEAN_DIFFERENCE, unit="points"),
+            claim(text, lost, "<=", MEAN_DIFFERENCE, unit="points", interval=interval),
         ]
-    text = "Unseen instances: rank correlation of target and predicted accuracy"
+    text = "Unseen instances: rank correlation (Spearman) of target and predicted accuracy"
+    equal = "" if math.isfinite(test["spearman"]) else "all targets or all predictions are equally accurate"
     difference = "Unseen instances: mean difference of target and predicted accuracy"
+    number, interval = test["mean_difference"], test["mean_difference_interval"]
     return [
-        claim(text, test["spearman"], ">=", SPEARMAN),
-        claim(difference, test["mean_difference"], "<=", MEAN_DIFFERENCE, unit="points"),
+        claim(text, test["spearman"], ">=", SPEARMAN, interval=test["spearman_interval"], untold=equal),
+        claim(difference, number, "<=", MEAN_DIFFERENCE, unit="points", interval=interval),
     ]
 
 

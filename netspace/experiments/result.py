@@ -1,6 +1,6 @@
 """Result: what an experiment found, as text, numbers, claims, tables and pictures; a JSON file gives it back unchanged.
 
-claims = [claim("Rank correlation of target and predicted accuracy", spearman, ">=", 0.95)]
+claims = [claim("Rank correlation of target and predicted accuracy", spearman, ">=", 0.95, interval=(0.7, 0.98))]
 result = Result("accuracy", "Accuracy of unseen instances", "...", {"spearman": spearman}, claims)
 result.save(folder)                          # folder/accuracy.json
 Result.load(folder / "accuracy.json")        # equal to it
@@ -10,65 +10,19 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import prepkit
+from netspace.experiments.verdict import Claim as Claim
+from netspace.experiments.verdict import ResultError as ResultError
+from netspace.experiments.verdict import claim as claim
 from prepkit.support.files import replacing
 from prepkit.support.json_values import json_value
 
 Cell: TypeAlias = str | int | float | bool | None
-
-RELATIONS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-    "==": operator.eq,
-}
-# "paper" claims are the paper's, or aims set for the embedded zoos; "beyond" claims are about what the paper does not
-# ask; a "check" is about whether the measurement itself is sound, which says nothing of the method.
-KINDS = ("paper", "beyond", "check")
-# A share is shown as per cent, a difference of shares as points, any other number as it is.
-UNITS = ("%", "points", "")
-
-
-class ResultError(prepkit.PrepkitError, ValueError):
-    """A result cannot be read, or holds a value that JSON has no form for."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A statement that holds or does not hold, by one number.
-
-    text:   says what the number is, so that `text: number` is understood on its own
-    number: NaN if it could not be measured; then the claim does not hold
-    bound:  the number's limit, such as ">= 0.95"
-    kind:   one of KINDS
-    unit:   one of UNITS; number and bound are shares all the same: 0.03 is shown as 3 points
-    """
-
-    text: str
-    number: float
-    bound: str
-    held: bool
-    kind: str = "paper"
-    unit: str = ""
-
-
-def claim(text: str, number: float, relation: str, limit: float, *, kind: str = "paper", unit: str = "") -> Claim:
-    """Return a claim that holds where `number relation limit` is true.
-
-    relation: one of RELATIONS
-    raises ResultError for an unknown kind or unit
-    """
-    _check_kind_and_unit(text, kind, unit)
-    held = bool(RELATIONS[relation](float(number), limit))
-    return Claim(text, float(number), f"{relation} {limit:g}", held, kind, unit)
 
 
 @dataclass(frozen=True)
@@ -184,7 +138,7 @@ class Result:
                 pictures=[_picture(item) for item in document["pictures"]],
                 stamp=document["stamp"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise ResultError(f"{os.fspath(file)}: not a result ({error!r}). Run the experiment again.") from None
 
 
@@ -197,15 +151,22 @@ def _plain_table(table: Table, place: str) -> Table:
 
 
 def _claim(document: Mapping[str, Any]) -> Claim:
-    number = math.nan if document["number"] is None else float(document["number"])
-    text, kind, unit = str(document["text"]), document["kind"], document["unit"]
-    _check_kind_and_unit(text, kind, unit)
-    return Claim(text, number, str(document["bound"]), bool(document["held"]), kind, unit)
+    interval = document["interval"]
+    return Claim(
+        text=str(document["text"]),
+        number=_number(document["number"]),
+        bound=str(document["bound"]),
+        verdict=document["verdict"],
+        kind=document["kind"],
+        unit=document["unit"],
+        interval=None if interval is None else (_number(interval[0]), _number(interval[1])),
+        reason=str(document["reason"]),
+    )
 
 
-def _check_kind_and_unit(text: str, kind: str, unit: str) -> None:
-    if kind not in KINDS or unit not in UNITS:
-        raise ResultError(f"claim '{text}': kind {kind!r} or unit {unit!r} is none of {KINDS} and {UNITS}.")
+def _number(value: float | None) -> float:
+    """Return a number of a document; NaN, which JSON does not have, is null there."""
+    return math.nan if value is None else float(value)
 
 
 def _picture(document: Mapping[str, Any]) -> Picture:

@@ -112,7 +112,7 @@ ENVIRONMENT = Environment(
 )
 USED: tuple[Callable[..., Any], ...] = (
     *(anchor, as_json, counted, data_uri, inline, numeric_columns, picture_uri, relative_path, row, unbroken),
-    *(words.bound, words.cell, words.heading, words.in_unit, words.kind_counts, words.measured),
+    *(words.bound, words.cell, words.heading, words.in_unit, words.interval_text, words.kind_counts, words.measured),
     *(duration, short_number, words.tally, words.verdict, words.versions_text),
 )
 ENVIRONMENT.globals |= {function.__name__: function for function in USED}

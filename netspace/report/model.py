@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from netspace.experiments import experiment_names
-from netspace.experiments.result import KINDS, Claim, Result
+from netspace.experiments.result import Claim, Result
 from netspace.experiments.running import ExperimentRunner
+from netspace.experiments.verdict import HELD, KINDS, VERDICTS, Interval, verdict_of_runs
 from netspace.run.run import BEST, Run
 from prepkit.errors import counted
 from prepkit.support.json_values import json_value
@@ -111,30 +112,63 @@ class RunResults:
 class RecipeClaim:
     """A claim over all runs of a recipe.
 
-    kind, unit: see Claim
-    numbers:    one for each run that makes the claim; NaN where the run could not tell
-    held:       number of runs in which it held
-    runs:       number of runs of the recipe, whether they make the claim or not
+    claims: the claim as each run makes it; they differ in numbers and verdicts alone
+    runs:   number of runs of the recipe, whether they make the claim or not
     """
 
     recipe: str
     experiment: str
-    text: str
-    bound: str
-    kind: str
-    unit: str
-    numbers: tuple[float, ...]
-    held: int
+    claims: tuple[Claim, ...]
     runs: int
 
     @property
-    def holds(self) -> bool:
-        """Whether the claim held in every run that makes it."""
-        return self.held == len(self.numbers)
+    def text(self) -> str:
+        """What the number is."""
+        return self.claims[0].text
+
+    @property
+    def bound(self) -> str:
+        """The number's limit."""
+        return self.claims[0].bound
+
+    @property
+    def kind(self) -> str:
+        """See Claim."""
+        return self.claims[0].kind
+
+    @property
+    def unit(self) -> str:
+        """See Claim."""
+        return self.claims[0].unit
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """One for each run that makes the claim; NaN where it could not be measured."""
+        return tuple(claim.number for claim in self.claims)
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """One for each run that makes the claim."""
+        return tuple(claim.verdict for claim in self.claims)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict that all runs share; undecided where they differ."""
+        return verdict_of_runs(self.verdicts)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not told, each reason once."""
+        return list(dict.fromkeys(claim.reason for claim in self.claims if claim.reason))
+
+    @property
+    def interval(self) -> Interval | None:
+        """The interval of a single run; None if there are several runs, whose spread is shown, or no interval."""
+        return self.claims[0].interval if self.runs == 1 else None
 
     @property
     def known(self) -> list[float]:
-        """The numbers of runs that could tell."""
+        """The numbers of runs that have one."""
         return [number for number in self.numbers if math.isfinite(number)]
 
     @property
@@ -161,11 +195,15 @@ class RecipeClaim:
             "bound": self.bound,
             "kind": self.kind,
             "unit": self.unit,
-            "numbers": list(self.numbers),
+            "verdict": self.verdict,
+            "verdicts": self.verdicts,
+            "reasons": self.reasons,
+            "numbers": self.numbers,
+            "intervals": [claim.interval for claim in self.claims],
             "mean": self.mean,
             "deviation": self.deviation,
-            "held": self.held,
-            "runs": len(self.numbers),
+            "held": self.verdicts.count(HELD),
+            "runs": len(self.claims),
             "runs_of_recipe": self.runs,
         }
 
@@ -198,9 +236,7 @@ class Report:
                 results = [run.results[experiment] for run in runs if experiment in run.results]
                 for claim in (claim for result in results for claim in result.claims):
                     same.setdefault((claim.text, claim.bound, claim.kind, claim.unit), []).append(claim)
-                for key, claims in same.items():
-                    numbers, held = tuple(claim.number for claim in claims), sum(claim.held for claim in claims)
-                    gathered.append(RecipeClaim(recipe, experiment, *key, numbers, held, len(runs)))
+                gathered += [RecipeClaim(recipe, experiment, tuple(claims), len(runs)) for claims in same.values()]
         return gathered
 
     @property
@@ -213,9 +249,12 @@ class Report:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """By kind of claim: how many claims held in every run that makes them, `of` how many."""
-        holds = {kind: [claim.holds for claim in self.claims if claim.kind == kind] for kind in KINDS}
-        return {kind: {"held": sum(held), "of": len(held)} for kind, held in holds.items()}
+        """By kind of claim: how many claims have each verdict, in every run that makes them, `of` how many."""
+        verdicts = {kind: [claim.verdict for claim in self.claims if claim.kind == kind] for kind in KINDS}
+        return {
+            kind: {verdict: found.count(verdict) for verdict in VERDICTS} | {"of": len(found)}
+            for kind, found in verdicts.items()
+        }
 
     @property
     def failures(self) -> list[str]:

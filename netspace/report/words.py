@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netspace.experiments.result import Claim
+from netspace.experiments.verdict import HELD, NOT_TOLD, UNDECIDED, VERDICTS, Interval, as_shown
 from netspace.report.model import RecipeClaim, Report
 from prepkit.support.text import short_number
 
@@ -19,25 +20,35 @@ KIND_WORDS = {
 
 
 def tally(report: Report) -> str:
-    """`31 of 36 claims of the paper held in every run; 4 of 12 questions beyond the paper; 12 of 12 checks.`"""
-    parts = [f"{held} of {total} {text}" for held, total, text in kind_counts(report)]
+    """`31 of 36 claims of the paper held in every run, 2 undecided; 4 of 12 questions beyond the paper; 9 of 9 checks.`
+
+    Those that are not named did not hold.
+    """
+    parts = [f"{held} of {total} {text}{others}" for held, total, text, others in kind_counts(report)]
     return "; ".join(parts) + "." if parts else "No claims."
 
 
-def kind_counts(report: Report) -> list[tuple[int, int, str]]:
-    """For each kind of claim in the report: how many held, of how many, and the kind in words."""
-    counts: list[tuple[int, int, str]] = []
+def kind_counts(report: Report) -> list[tuple[int, int, str, str]]:
+    """For each kind of claim in the report: how many held, of how many, the kind in words, and `others`."""
+    counts: list[tuple[int, int, str, str]] = []
     for kind, count in report.counts.items():
         if count["of"]:
             text = KIND_WORDS[kind][count["of"] > 1]
-            counts.append((count["held"], count["of"], text if counts else f"{text} held{_in_every_run(report)}"))
+            text = text if counts else f"{text} held{_in_every_run(report)}"
+            counts.append((count[HELD], count["of"], text, others(count)))
     return counts
 
 
 def heading(report: Report, kind: str) -> str:
-    """`Claims of the paper: 31 of 36 held in every run`"""
+    """`Claims of the paper: 31 of 36 held in every run, 2 undecided`"""
     count, text = report.counts[kind], KIND_WORDS[kind][1]
-    return f"{text[0].upper()}{text[1:]}: {count['held']} of {count['of']} held{_in_every_run(report)}"
+    told = f"{count[HELD]} of {count['of']} held{_in_every_run(report)}{others(count)}"
+    return f"{text[0].upper()}{text[1:]}: {told}"
+
+
+def others(count: Mapping[str, int]) -> str:
+    """`, 2 undecided, 1 not told`: the numbers of claims that neither held nor failed to; empty without any."""
+    return "".join(f", {count[verdict]} {verdict}" for verdict in (UNDECIDED, NOT_TOLD) if count[verdict])
 
 
 def _in_every_run(report: Report) -> str:
@@ -45,15 +56,25 @@ def _in_every_run(report: Report) -> str:
 
 
 def verdict(claim: RecipeClaim) -> str:
-    """`held`, `NOT held`, or in how many runs it held."""
-    if 0 < claim.held < len(claim.numbers):
-        return f"held in {claim.held} of {len(claim.numbers)} runs"
-    return "held" if claim.holds else "NOT held"
+    """`held`, `undecided`, or, where runs differ, in how many of them it held."""
+    counts = {verdict: claim.verdicts.count(verdict) for verdict in VERDICTS}
+    first = next(verdict for verdict in VERDICTS if counts[verdict])
+    runs = len(claim.verdicts)
+    return first if counts[first] == runs else f"{first} in {counts[first]} of {runs} runs"
 
 
 def measured(claim: RecipeClaim) -> str:
-    """A claim's number over all runs, as `averaged` says it."""
-    return averaged(claim.known, lambda value: in_unit(value, claim.unit), claim.runs, claim.unit)
+    """A claim's number over all runs, as `averaged` says it; of a single run with its interval."""
+    text = averaged(claim.known, lambda value: in_unit(value, claim.unit), claim.runs, claim.unit)
+    return text + interval_text(claim.interval, claim.unit)
+
+
+def interval_text(interval: Interval | None, unit: str) -> str:
+    """` (71 to 98 %)`: an interval after its number; empty without one."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return ""
+    low, high = (in_unit(value, unit) for value in interval)
+    return f" ({low.removesuffix(f' {unit}') if unit else low} to {high})"
 
 
 def averaged(numbers: Sequence[float], say: Callable[[float], str], runs: int | None = None, unit: str = "") -> str:
@@ -80,9 +101,8 @@ def in_unit(value: float, unit: str) -> str:
     """A claim's number in its unit: `97.1 %`, `9.3 points`, `0.934`; the share 1 becomes 100 %."""
     if not math.isfinite(value):
         return short_number(value)
-    if not unit:
-        return short_number(float(f"{value:.3g}"))
-    return f"{round(100 * value, 1) + 0.0:g} {unit}"  # adding 0.0 turns -0 into 0
+    shown = as_shown(value, unit)
+    return f"{100 * shown:g} {unit}" if unit else short_number(shown)
 
 
 def bound(claim: RecipeClaim | Claim) -> str:

@@ -1,8 +1,8 @@
-"""Statistics of instances: correlations with their intervals, ceilings of Kendall's tau, ridge regression, distances.
+"""Statistics of instances: correlations, ceilings of Kendall's tau, ridge regression, distances.
 
 A statistic that does not exist, such as a correlation with numbers that are all equal, is NaN. scipy and scikit-learn
 are in the extra `[train]`.
-Shapes: N and M instances, F features, R draws, B samples, V values, P pairs, S steps of a line.
+Shapes: N and M instances, F features, B samples, V values, P pairs, S steps of a line.
 """
 
 # ruff: noqa: N803, N806 - names of arrays end in their axes
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-DRAWS = 1000  # of a bootstrap
-SHARE = 0.95  # of the draws lie in its interval
 RIDGE_STRENGTHS = np.logspace(-6, 6, 49)  # of the penalty, per training instance, for features of variance 1
 
 T = TypeVar("T")
@@ -74,22 +72,6 @@ def kendall(first: Any, second: Any) -> float:
 def r2(truth: Any, guess: Any) -> float:
     """Return 1 - squared error of the guess / squared error of guessing the mean of the truth."""
     return float(library("sklearn.metrics").r2_score(truth, guess)) if np.ptp(truth) > 0 else float("nan")
-
-
-def interval(statistic: Callable[[Any, Any], Any], first: Any, second: Any, seed: int) -> tuple[float, float]:
-    """Return the middle 95 % of a statistic over draws of the N instances with replacement (percentile bootstrap).
-
-    statistic: is called with `[R, N]` and `[R, N]` and works over the last axis
-    Draws are those of scipy.stats.bootstrap, which has no interval where the statistic of one draw does not exist.
-    """
-    a_N, b_N = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    drawn_RN = np.random.default_rng(seed).integers(len(a_N), size=(DRAWS, len(a_N)))
-    values_R = statistic(a_N[drawn_RN], b_N[drawn_RN])
-    values_R = values_R[np.isfinite(values_R)]
-    if not len(values_R):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values_R, [(1 - SHARE) / 2, (1 + SHARE) / 2])
-    return float(low), float(high)
 
 
 # Ceilings of tau --------------------------------------------------------------------------------------------------

@@ -73,7 +73,11 @@ def test_a_result_comes_back_as_it_was(tmp_path):
         "Accuracy",
         "Words, `code` and ü.",
         {"numpy": np.float32(0.5), "tensor": torch.arange(2), "none": math.nan, "deep": {"rows": [(1, np.int64(2))]}},
-        [claim("A", np.float64(0.96), ">=", 0.95), claim("B", 1, "==", 0)],
+        [
+            claim("A", np.float64(0.96), ">=", 0.95, interval=(np.float64(0.9), 1)),
+            claim("B", 1, "==", 0, kind="check"),
+            claim("C", 2, ">=", 1, untold="of one instance alone"),
+        ],
         [Table("T", ("name", "value", "flag"), (("a", np.int64(3), True), ("b", math.inf, None)))],
         [Picture("P", "p.png")],
         {"seed": 0},
@@ -83,10 +87,15 @@ def test_a_result_comes_back_as_it_was(tmp_path):
     assert Result.load(result.save(tmp_path)) == result
     assert [path.name for path in tmp_path.iterdir()] == ["accuracy.json"]
     # What was not found is null in the file, and not held.
-    lost = replace(result, claims=[claim("A", math.nan, ">=", 0)])
+    assert [one.verdict for one in Result.load(tmp_path / "accuracy.json").claims] == [
+        "undecided",
+        "not held",
+        "not told",
+    ]
+    lost = replace(result, claims=[claim("A", math.nan, ">=", 0, interval=(math.nan, math.nan))])
     assert json.loads(lost.save(tmp_path).read_text())["claims"][0]["number"] is None
     (back,) = Result.load(tmp_path / "accuracy.json").claims
-    assert math.isnan(back.number)
+    assert np.isnan([back.number, *back.interval]).all()
     assert not back.held
 
 

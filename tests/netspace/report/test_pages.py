@@ -26,10 +26,9 @@ SEEDS_ALONE = "± is the spread over the runs of a recipe, which differ only in 
 # Words ----------------------------------------------------------------------------------------------------------
 
 
-def recipe_claim(*numbers, runs, unit=""):
-    return RecipeClaim(
-        "recipe", "experiment", "text", ">= 0.5", "paper", unit, numbers, sum(one >= 0.5 for one in numbers), runs
-    )
+def recipe_claim(*numbers, runs, unit="", interval=None):
+    made = [claim("text", number, ">=", 0.5, unit=unit, interval=interval) for number in numbers]
+    return RecipeClaim("recipe", "experiment", tuple(made), runs)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +38,16 @@ def recipe_claim(*numbers, runs, unit=""):
         (recipe_claim(0.75, 0.25, runs=2), "0.5 ± 0.354 (2 runs)", "held in 1 of 2 runs"),
         (recipe_claim(0.75, 0.25, runs=2, unit="points"), "50 ± 35.4 points (2 runs)", "held in 1 of 2 runs"),
         (recipe_claim(0.75, 0.75, runs=2, unit="%"), "75 % (in each of 2 runs)", "held"),
-        (recipe_claim(0.25, 0.25, runs=3, unit="%"), "25 % (from 2 of 3 runs)", "NOT held"),
+        (recipe_claim(0.25, 0.25, runs=3, unit="%"), "25 % (from 2 of 3 runs)", "not held"),
         (recipe_claim(0.75, 0.25, runs=3), "0.5 ± 0.354 (from 2 of 3 runs)", "held in 1 of 2 runs"),
         (recipe_claim(0.75, math.nan, runs=2), "0.75 (from 1 of 2 runs)", "held in 1 of 2 runs"),
-        (recipe_claim(math.nan, math.nan, runs=2), "none (from 0 of 2 runs)", "NOT held"),
-        (recipe_claim(math.nan, runs=1), "none", "NOT held"),
+        (recipe_claim(0.25, math.nan, runs=2), "0.25 (from 1 of 2 runs)", "not held in 1 of 2 runs"),
+        (recipe_claim(math.nan, math.nan, runs=2), "none (from 0 of 2 runs)", "not told"),
+        (recipe_claim(math.nan, runs=1), "none", "not told"),
+        (recipe_claim(0.6, runs=1, interval=(0.45, 0.7104)), "0.6 (0.45 to 0.71)", "undecided"),
+        (recipe_claim(0.6, runs=1, unit="points", interval=(0.45, 0.7104)), "60 points (45 to 71 points)", "undecided"),
+        (recipe_claim(0.6, runs=1, interval=(math.nan, math.nan)), "0.6", "undecided"),
+        (recipe_claim(0.6, 0.6, runs=2, interval=(0.55, 0.7)), "0.6 (in each of 2 runs)", "held"),
     ],
 )
 def test_a_number_says_from_how_many_runs_it_comes(made, number_text, verdict_text):
@@ -97,6 +101,8 @@ def test_the_page_holds_all_and_names_nothing_outside(tmp_path, runs, made_up):
     words = re.sub(r"<[^>]*>", "", page)
     assert "0.915 ± 0.0212 (2 runs)" in words
     assert re.search(r"50 % \(in each of 2 runs\)\s*≥ 25 %", words)
+    assert "there is nothing to measure it on" in words
+    assert "Claims of the paper: 0 of 2 held in every run, 1 undecided, 1 not told" in words
     heads = ["Claims of the paper: 0 of 2", "Questions beyond the paper: 1 of 1", "Checks: 1 of 1"]
     places = [words.index(f"{head} held in every run") for head in heads]
     assert places == sorted(places)
@@ -131,9 +137,13 @@ def test_the_markdown_holds_the_same_and_its_pictures_exist(tmp_path, runs, made
     assert len(pictures) == 2
     assert all((tmp_path / "pages" / picture).is_file() for picture in pictures)
     assert "| a | 9.5 | yes |" in text
-    told = "0 of 2 claims of the paper held in every run; 1 of 1 question beyond the paper; 1 of 1 check."
+    told = (
+        "0 of 2 claims of the paper held in every run, 1 undecided, 1 not told; "
+        "1 of 1 question beyond the paper; 1 of 1 check."
+    )
     assert f"{SEEDS_ALONE}\n\n## Claims\n\n{told}\n" in text
-    assert re.findall(r"^### (.*) held in every run$", text, re.M) == [
+    assert "not told: there is nothing to measure it on |" in text
+    assert re.findall(r"^### (.*) held in every run(?:, 1 undecided, 1 not told)?$", text, re.M) == [
         "Claims of the paper: 0 of 2",
         "Questions beyond the paper: 1 of 1",
         "Checks: 1 of 1",

@@ -27,18 +27,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     told = []
     found = report(runs, tmp_path / "report.html", device="cpu", progress=told.append)
-    first, second, question, check = found.claims
+    first, second, *_ = found.claims
     assert first.numbers == (0.9, 0.93)
-    assert (question.holds, check.holds, first.holds) == (True, True, False)
+    assert [one.verdict for one in found.claims] == ["undecided", "not told", "held", "held"]
+    none = {"held": 0, "not held": 0, "undecided": 0, "not told": 0}
     assert found.counts == {
-        "paper": {"held": 0, "of": 2},
-        "beyond": {"held": 1, "of": 1},
-        "check": {"held": 1, "of": 1},
+        "paper": {**none, "undecided": 1, "not told": 1, "of": 2},
+        "beyond": {**none, "held": 1, "of": 1},
+        "check": {**none, "held": 1, "of": 1},
     }
-    assert (first.held, first.text, first.bound) == (1, "Accuracy", ">= 0.92")
+    assert (first.verdicts, first.text, first.bound) == (("not held", "held"), "Accuracy", ">= 0.92")
     assert first.mean == pytest.approx(0.915)
     assert first.deviation == pytest.approx(statistics.stdev([0.9, 0.93]))
-    assert second.held == 0
+    assert (second.verdicts, second.reasons) == (("not told",) * 2, ["there is nothing to measure it on"])
     assert [(one.stage, one.number, one.total, one.remaining) for one in told] == [
         ("accuracy of run-0", 1, 4, "3 experiments, the page"),
         ("identity of run-0", 2, 4, "2 experiments, the page"),
@@ -56,6 +57,9 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
         ("check", ""),
     ]
     assert document["claims"][1]["mean"] is None  # what was not found
+    assert document["claims"][1]["reasons"] == ["there is nothing to measure it on"]
+    assert document["claims"][0]["verdicts"] == ["not held", "held"]
+    assert [one["held"] for one in document["claims"]] == [1, 0, 2, 2]
     assert document["runs"][0]["training_seconds"] == 2.5
     assert replace(found, runs=found.runs[:1]).claims[0].deviation is None
 
@@ -157,7 +161,10 @@ def test_a_variant_stands_beside_its_base(tmp_path, runs, made_up, variant):
         ("best validation: score", "0 (in each of 2 runs)", "0"),
         ("duration of the training steps", "3 s ± 1 s (2 runs)", "2 s"),
     ]
-    told = "Without variants of a recipe (digits_single_weights): 0 of 2 claims of the paper held in every run; "
+    told = (
+        "Without variants of a recipe (digits_single_weights): 0 of 2 claims of the paper held in every run, "
+        "1 undecided, 1 not told; "
+    )
     assert without_variants(found).startswith(told)
     page, text = ((tmp_path / f"report.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "md"))
     assert told in page
@@ -188,12 +195,14 @@ def test_the_command_writes_a_page_and_tells_what_failed(tmp_path, runs, made_up
     assert "then: the page" in done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith(("Claims", "Questions", "Checks"))] == [
-        "Claims of the paper: 0 of 2 held",
+        "Claims of the paper: 0 of 2 held, 1 not told",
         "Questions beyond the paper: 1 of 1 held",
         "Checks: 1 of 1 held",
     ]
-    assert "  NOT held   digits_single: Accuracy: 0.9 (must be >= 0.92)" in lines
-    tally = "0 of 2 claims of the paper held; 1 of 1 question beyond the paper; 1 of 1 check."
+    assert "  not held   digits_single: Accuracy: 0.9 (must be >= 0.92)" in lines
+    nasty = f"  not told   digits_single: {NASTY}: none (must be <= 1); there is nothing to measure it on"
+    assert nasty in lines
+    tally = "0 of 2 claims of the paper held, 1 not told; 1 of 1 question beyond the paper; 1 of 1 check."
     assert lines[-1] == f"{page}: {tally}"
     assert page.exists()
     again = CliRunner().invoke(main, [*command, "--only", "accuracy"])

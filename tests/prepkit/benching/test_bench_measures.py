@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 from sklearn.metrics import accuracy_score, r2_score
 
-from prepkit.benching import measures
-from prepkit.benching.measures import drawn, measures_of, r2_of_draws, taus_of_draws
+from prepkit.benching.measures import measures_of
+from prepkit.support.bootstrap import drawn
 
 RNG = np.random.default_rng(5)
 TRUTH = 100 + RNG.integers(6, size=30) / 10  # there are many equal values
@@ -16,34 +16,6 @@ RUNS = np.repeat(np.arange(10), 3)
 
 def rows_of(draw):
     return np.repeat(np.arange(len(draw)), draw.astype(int))
-
-
-def test_whole_runs_are_drawn():
-    draws = drawn(RUNS, 0)
-    assert draws.shape == (1000, 30)
-    assert (draws.reshape(1000, 10, 3).std(2) == 0).all()
-    assert (draws.sum(1) == 30).all()
-    assert draws.mean() == pytest.approx(1)
-    assert (draws[:, 0] == 0).mean() == pytest.approx(0.9**10, abs=0.05)  # a run is missing from so many draws
-    assert not np.array_equal(draws, drawn(RUNS, 1))
-
-
-def test_each_draw_has_the_measures_of_its_instances(monkeypatch):
-    draws = drawn(RUNS, 0)[:20]
-    r2, tau = r2_of_draws(TRUTH, GUESS, draws), taus_of_draws(TRUTH, GUESS, draws)
-    monkeypatch.setattr(measures, "MATRIX_UP_TO", 5)
-    assert taus_of_draws(TRUTH, GUESS, draws) == pytest.approx(tau)
-    for number, draw in enumerate(draws):
-        truth, guess = TRUTH[rows_of(draw)], GUESS[rows_of(draw)]
-        assert r2[number] == pytest.approx(r2_score(truth, guess))
-        assert tau[number] == pytest.approx(scipy.stats.kendalltau(truth, guess).statistic)
-
-
-def test_draws_of_equal_values_have_no_measure():
-    draws = np.array([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0], [2.0, 0.0, 1.0]])
-    truth, guess = np.array([1e6, 1e6 + 1, 1e6 + 2]), np.array([1.0, 2.0, 1.0])
-    assert np.isnan(r2_of_draws(truth, guess, draws)).tolist() == [True, False, False]
-    assert np.isnan(taus_of_draws(truth, guess, draws)).tolist() == [True, False, True]
 
 
 def test_numbers():

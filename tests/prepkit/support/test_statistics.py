@@ -18,7 +18,6 @@ from prepkit.support.statistics import (
     evenly,
     from_straight_line,
     grouped,
-    interval,
     kendall,
     largest_fall,
     nearest_mean_is_own,
@@ -78,21 +77,6 @@ def test_correlations_over_the_last_axis(random):
 @pytest.mark.parametrize(("first", "second"), [([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), ([2.0], [3.0])])
 def test_what_does_not_exist_is_nan(statistic, first, second):
     assert np.isnan(statistic(first, second))
-
-
-def test_the_interval_holds_the_middle_of_the_draws(random):
-    first, second = some(random, 40, ties=False)
-    low, high = interval(pearson, first, second, seed=3)
-    assert (low, high) == interval(pearson, first, second, seed=3) != interval(pearson, first, second, seed=4)
-    assert low < pearson(first, second) < high
-    drawn = np.random.default_rng(3).integers(40, size=(1000, 40))
-    slow = sorted(np.corrcoef(first[rows], second[rows])[0, 1] for rows in drawn)
-    assert slow[24] <= low <= slow[25]
-    assert slow[974] <= high <= slow[975]
-    # Fisher's z is the textbook's interval for normal variables.
-    fisher = np.tanh(np.arctanh(pearson(first, second)) + np.array([-1.96, 1.96]) / np.sqrt(40 - 3))
-    assert (low, high) == pytest.approx(tuple(fisher), abs=0.08)
-    assert np.isnan(interval(spearman, [0.5], [0.7], seed=0)).all()
 
 
 def test_the_ceiling_of_ties_is_what_a_perfect_guess_gets(random):
