@@ -10,7 +10,7 @@ Shapes: N instances, H x W the PRep.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from prepkit.errors import LayoutMismatch, SymmetryError, counted, listed
 from prepkit.families.registry import Architecture
 from prepkit.prep.layout import Layout
+from prepkit.support.progress import Advance
 from prepkit.support.text import Brief
 from prepkit.symmetry._matching import Matching, squares
 from prepkit.symmetry._standing import Standing
@@ -74,7 +75,7 @@ def align(
     aligner = Aligner.of(network)
     checked(aligner, preps)
     if reference is None:
-        reference = centroid(aligner, preps, seed, updates)
+        reference = centroid(aligner, lambda: [preps], seed, updates)
     elif reference.dim() != 2 or reference.shape != preps.shape[1:]:
         raise LayoutMismatch(f"the reference is {list(reference.shape)}, not {list(preps.shape[1:])} as the PReps are.")
     checked(aligner, reference[None], "the reference")
@@ -183,15 +184,33 @@ class Aligner:
         return 8 * (4 * self.layout.total + 3 * pairs)
 
 
-def centroid(aligner: Aligner, preps: Tensor, seed: int = 0, updates: int = UPDATES) -> Tensor:
-    """Return the mean `[H, W]` of instances that are aligned to it, in their dtype."""
-    reference = preps[0].detach()
+def centroid(
+    aligner: Aligner,
+    passes: Callable[[], Iterable[Tensor]],
+    seed: int = 0,
+    updates: int = UPDATES,
+    progress: Advance | None = None,
+) -> Tensor:
+    """Return the mean `[H, W]` of instances that are aligned to it, in their dtype.
+
+    passes:   yields the instances `[n, H, W]` piece by piece, and does so again each time it is called
+    progress: called with numbers of instances that were aligned, whose sum is `updates` times all instances
+    """
+    reference, count, done = next(iter(passes()))[0].detach(), 0, 0
     for _ in range(updates):
-        mean = aligner.aligned(preps, reference[None], seed).double().mean(0)
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for preps in passes():
+            total = total + aligner.aligned(preps, reference[None], seed).double().sum(0)
+            count, done = count + len(preps), done + len(preps)
+            if progress is not None:
+                progress(len(preps))
+        mean = total / count
         moved = float((mean - reference.double()).norm())
-        reference = mean.to(preps.dtype)
+        reference = mean.to(reference.dtype)
         if moved <= SETTLED * float(mean.norm()):
             break
+    if progress is not None and done < updates * count:
+        progress(updates * count - done)
     return reference
 
 

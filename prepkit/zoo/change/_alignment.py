@@ -25,7 +25,7 @@ from prepkit.errors import (
     counted,
 )
 from prepkit.support.progress import Advance
-from prepkit.symmetry.aligning import SETTLED, UPDATES, Aligner, Scrambled, scrambled_copies
+from prepkit.symmetry.aligning import Aligner, Scrambled, scrambled_copies
 from prepkit.symmetry.derive import symmetries
 from prepkit.tasks.randomness import generator
 from prepkit.tensors import torch_dtype
@@ -129,27 +129,6 @@ def check_finite(preps: Tensor, place: str) -> None:
             f"{place}: there is NaN or infinity in {number}, which cannot be matched. `prepkit zoo cut` makes a zoo "
             "without some instances."
         )
-
-
-def centroid(
-    zoo: Zoo, stored: StoredArchitecture, aligner: Aligner, rows: np.ndarray, seed: int, progress: Advance | None
-) -> Tensor:
-    """Return the mean of instances that are aligned to it, in the zoo's dtype, and report `UPDATES` times the rows."""
-    reference, left = next(chunks(zoo, stored, rows[:1]))[0], UPDATES * len(rows)
-    for _ in range(UPDATES):
-        spread = Spread()
-        for preps in chunks(zoo, stored, rows):
-            spread.add(aligner.aligned(preps, reference[None], seed))
-            left -= len(preps)
-            if progress is not None:
-                progress(len(preps))
-        moved = float((spread.mean - reference.double()).norm())
-        reference = spread.mean.to(reference.dtype)
-        if moved <= SETTLED * float(spread.mean.norm()):
-            break
-    if progress is not None and left:
-        progress(left)
-    return reference
 
 
 def some_of(rows: np.ndarray, count: int = TRIED) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,13 @@ import torch
 
 from prepkit.errors import ZooError, counted, listed, nearest
 from prepkit.support.progress import Advance
-from prepkit.symmetry.aligning import UPDATES
+from prepkit.symmetry.aligning import UPDATES, centroid
 from prepkit.version import __version__
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change._alignment import (
     AlignedRows,
     Alignment,
     aligner_of,
-    centroid,
     chunks,
     prove,
     try_copies,
@@ -188,7 +188,8 @@ def _alignments(
         training = rows[splits[rows] == TRAIN]
         training = training if len(training) else rows
         if to_centroid:
-            reference = centroid(zoo, stored, aligner, training, seed, progress)
+            parts = partial(chunks, zoo, stored, training)
+            reference = centroid(aligner, parts, seed, progress=progress)
             named = f"centroid of {counted(len(training), 'instance')}"
         else:
             row = given.get(stored.name, int(training[0]))
