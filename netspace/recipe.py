@@ -26,6 +26,8 @@ from prepkit.support.text import Brief
 SUFFIX = ".toml"
 FORMER_TABLES = {"optimiser": "optimizer"}  # former spellings, which are still read, and the present ones
 FORMER_PRECISIONS = {"bf16": "bfloat16"}
+Initialisation = Literal["paper", "small_zoos", "without_scale", "from_preps", "from_centroid"]
+FROM_PREPS = ("from_preps", "from_centroid")  # starts that are made from the PReps of a zoo
 
 
 class RecipeError(prepkit.PrepkitError, ValueError):
@@ -40,10 +42,12 @@ class NetworkSettings:
     width: Annotated[int, "width of the PReps"]
     embedding_size: Annotated[int, "values of an embedding: E = 4^k with k >= 4"]
     initialisation: Annotated[
-        Literal["paper", "small_zoos", "without_scale", "from_preps"],
+        Initialisation | None,
         "how weights start: as in the paper, or with another scale and bias of the decoder: larger for small zoos, "
-        "none (an ablation), or such that predictions begin near one of the zoo's PReps (single, sdf)",
-    ] = "paper"
+        "none (an ablation), or such that predictions begin near the PRep of a fresh network (`from_preps`, for single "
+        "and sdf) or about the mean of the training PReps (`from_centroid`, for zoos whose instances share starts). "
+        "If missing, `from_centroid` for a zoo whose column `start` says that its instances share starts, else `paper`",
+    ] = None
     columns: Annotated[int | None, "columns of the decoder's first reshape; about width / 2 if missing"] = None
 
 
@@ -268,8 +272,8 @@ def _check(recipe: Recipe, place: Place) -> None:
             raise RecipeError(f"{place[table][key]}: is for {known} alone; leave it out in '{setting}'.")
     if recipe.network.initialisation == "from_preps" and recipe.has_classes:
         raise RecipeError(
-            f"{place['network']['initialisation']}: 'from_preps' starts around one architecture; use 'small_zoos' or "
-            f"'paper' in '{setting}'."
+            f"{place['network']['initialisation']}: 'from_preps' starts around one architecture; use 'from_centroid', "
+            f"'small_zoos' or 'paper' in '{setting}'."
         )
     if recipe.has_classes and count < 2:
         raise RecipeError(f"{place['architectures']}: setting '{setting}' needs at least 2; found {count}.")

@@ -63,6 +63,7 @@ preps = space.decode(latent)
 `netspace evaluate`, `embed`, `interpolate`, `optimize` and `decode` do the rest{resume}"""
     rule = f", splits {one_line(str(zoo['split_rule']))}" if zoo.get("split_rule") else ""
     training = f"""{0 if latest is None else latest["step"]:,} of {recipe.training.steps:,} steps. \
+Start `{run.record.get("initialisation") or "paper"}`. \
 Zoo `{zoo["name"]}`, sha256 `{zoo["sha256"]}`{rule}. Versions: {versions}.
 
 ```json

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import ZooMismatch
-from netspace.recipe import Recipe, recipe_of
+from netspace.recipe import FROM_PREPS, Recipe, recipe_of
 from netspace.space.network import NetSpace
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import expect, listed
@@ -96,10 +96,16 @@ class Run:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], recipe: Recipe, zoo: prepkit.Zoo, zoo_path: str | os.PathLike[str]
+        cls,
+        path: str | os.PathLike[str],
+        recipe: Recipe,
+        zoo: prepkit.Zoo,
+        zoo_path: str | os.PathLike[str],
+        initialisation: str | None = None,
     ) -> Run:
         """Begin a run in a new or empty folder.
 
+        initialisation: the start that is taken; the recipe's if missing
         raises RunError if something is there
         """
         root = Path(path)
@@ -107,6 +113,7 @@ class Run:
         record = {
             "format": FORMAT,
             "recipe": recipe.to_dict(),
+            "initialisation": initialisation or recipe.network.initialisation,
             "registry": zoo.registry.to_dict(),
             "zoo": _identity(zoo) | {"path": _absolute(zoo_path), "license": zoo.manifest.license},
             "task": None if zoo.task is None else dict(zoo.task),
@@ -303,8 +310,8 @@ def new_space(recipe: Recipe) -> NetSpace:
             embedding_size=network.embedding_size,
             num_architectures=recipe.num_architectures,
             columns=network.columns,
-            # "from_preps" replaces this start when the zoo is open.
-            initialisation="paper" if network.initialisation == "from_preps" else network.initialisation,
+            # Only a zoo tells which start a missing one is, and starts from PReps need its instances.
+            initialisation="paper" if network.initialisation in (None, *FROM_PREPS) else network.initialisation,
         )
 
 

@@ -1,11 +1,13 @@
-"""The start of a NetSpace from PReps, for zoos of signals.
+"""The start of a NetSpace from PReps: embeddings differ, and predictions begin near an instance or near the centroid.
 
-Shapes: N instances, H x W the PRep, E embedding values.
+Shapes: N instances, H x W the PRep, C its cells in a row, E embedding values.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,22 +40,77 @@ def start_from_preps(netspace: NetSpace, preps_NHW: Tensor, instance_HW: Tensor,
     raises InitialisationError if the PReps are too few, all the same or of another size
     """
     height, width = netspace.height, netspace.width
-    if len(preps_NHW) < 2 or preps_NHW.shape[1:] != (height, width) or instance_HW.shape != (height, width):
+    _check(netspace, preps_NHW, layout.total, instance_HW)
+    _start_convolutions(netspace, preps_NHW)
+    scale_C, values_NC = torch.zeros(height * width), preps_NHW.flatten(1)
+    for slot in layout:
+        scale_C[slot.start : slot.stop] = SCALE_OF_DEVIATION * values_NC[:, slot.start : slot.stop].std()
+    netspace.decoder.bias.copy_(instance_HW)
+    netspace.decoder.scale.copy_(scale_C.view(height, width))
+
+
+@torch.no_grad()
+def start_from_centroid(netspace: NetSpace, preps_NHW: Tensor, totals_N: Sequence[int]) -> None:
+    """Start as `start_from_preps` does, but with predictions about the mean of all training PReps.
+
+    It is for zoos whose instances share starts, where the mean is near all of them and its network works. The decoder's
+    bias is the mean, and its scale is 0.3 of each cell's deviation, or of the mean deviation over all cells where a
+    cell's own is smaller. In the padding both are 0.
+
+    A decoder has one scale and one bias for all architectures. With several, mean and deviation of a cell are those of
+    the instances that have a value there: a network never reads the cells behind its own last value.
+
+    preps_NHW: at least 2 PReps that differ, all those that are trained on
+    totals_N:  the number of values of each instance; the cells behind them are padding
+    raises InitialisationError if the PReps are too few, all the same or of another size
+    """
+    _check(netspace, preps_NHW, max(totals_N, default=0))
+    _start_convolutions(netspace, preps_NHW)
+    mean_C, deviation_C = _mean_and_deviation(preps_NHW, totals_N)
+    used = slice(0, max(totals_N))
+    scale_C = torch.zeros_like(mean_C)
+    scale_C[used] = SCALE_OF_DEVIATION * deviation_C[used].clamp(min=float(deviation_C[used].mean()))
+    netspace.decoder.bias.copy_(mean_C.view_as(netspace.decoder.bias))
+    netspace.decoder.scale.copy_(scale_C.view_as(netspace.decoder.scale))
+
+
+def _mean_and_deviation(preps_NHW: Tensor, totals_N: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation `[C]` in float64 of each cell over the instances that have a value there.
+
+    The deviation is 0 where only one of them has one, and both are 0 where none has. PReps are read one by one.
+    """
+    count_C, sum_C, squares_C = torch.zeros(3, preps_NHW[0].numel(), dtype=torch.float64)
+    rows = list(zip(preps_NHW.flatten(1), totals_N, strict=True))
+    for prep_C, total in rows:
+        count_C[:total] += 1
+        sum_C[:total] += prep_C[:total]
+    mean_C = sum_C / count_C.clamp(min=1)
+    for prep_C, total in rows:
+        squares_C[:total] += (prep_C[:total] - mean_C[:total]).square()
+    return mean_C, (squares_C / (count_C - 1).clamp(min=1)).sqrt()
+
+
+def _check(netspace: NetSpace, preps_NHW: Tensor, values: int, instance_HW: Tensor | None = None) -> None:
+    """Raise InitialisationError if there are too few PReps, or not of the size of the NetSpace and a layout."""
+    height, width = netspace.height, netspace.width
+    shapes = [tensor.shape for tensor in (preps_NHW, instance_HW) if tensor is not None]
+    if len(preps_NHW) < 2 or any(shape[-2:] != (height, width) for shape in shapes):
+        more = "" if instance_HW is None else " and an instance of that size"
+        found = " and ".join(str(list(shape)) for shape in shapes)
+        raise InitialisationError(f"a start from PReps needs at least 2 of {height} x {width}{more}; found {found}.")
+    if values > height * width:
         raise InitialisationError(
-            f"a start from PReps needs at least 2 of {height} x {width} and an instance of that size; "
-            f"found {list(preps_NHW.shape)} and {list(instance_HW.shape)}."
+            f"a layout of {values:,} values does not fit PReps of {height} x {width}; give their own layout."
         )
-    if layout.total > height * width:
-        raise InitialisationError(
-            f"a layout of {layout.total:,} values does not fit PReps of {height} x {width}; give their own layout."
-        )
+
+
+def _start_convolutions(netspace: NetSpace, preps_NHW: Tensor) -> None:
     for module in (netspace.encoder, netspace.decoder):
         for layer in module.children():
             nn.init.kaiming_normal_(layer.get_parameter("weight"), a=NEGATIVE_SLOPE, nonlinearity="leaky_relu")
             nn.init.zeros_(layer.get_parameter("bias"))
     nn.init.kaiming_normal_(netspace.decoder.conv4.weight, nonlinearity="linear")
     _standardise(netspace.encoder, preps_NHW)
-    _start_around(netspace.decoder.scale, netspace.decoder.bias, preps_NHW, instance_HW, layout)
 
 
 def _standardise(encoder: Encoder, preps_NHW: Tensor) -> None:
@@ -78,13 +135,3 @@ def _standardise(encoder: Encoder, preps_NHW: Tensor) -> None:
     weight, bias = encoder.conv4.weight, encoder.conv4.get_parameter("bias")
     weight.mul_(gain_E.to(weight).view(-1, 1, 1, 1))
     bias.copy_(gain_E * above_E)  # it was 0
-
-
-def _start_around(
-    scale_HW: Tensor, bias_HW: Tensor, preps_NHW: Tensor, instance_HW: Tensor, layout: prepkit.Layout
-) -> None:
-    bias_HW.copy_(instance_HW)
-    values, scale = preps_NHW.flatten(1), torch.zeros_like(scale_HW).flatten()
-    for slot in layout:
-        scale[slot.start : slot.stop] = SCALE_OF_DEVIATION * values[:, slot.start : slot.stop].std()
-    scale_HW.copy_(scale.view_as(scale_HW))

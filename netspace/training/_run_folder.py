@@ -12,6 +12,7 @@ import prepkit
 from netspace.data import check_architectures
 from netspace.recipe import Recipe
 from netspace.run.run import BEST, LATEST, LOCK, Run, RunError, check_free
+from netspace.training._starting import initialisation_of, with_initialisation
 from prepkit.errors import InvalidShape, counted
 from prepkit.support.files import output_error
 from prepkit.support.json_values import by_dotted_key
@@ -49,7 +50,7 @@ def open_folder(
         lock = take_lock(out / LOCK, out)
         try:
             if not resume:
-                Run.create(out, recipe, zoo, zoo_path)
+                Run.create(out, recipe, zoo, zoo_path, initialisation_of(recipe, zoo))
             run = Run(out, trust_code=True)
             _check_resumable(run, recipe, zoo)
             if recipe != run.recipe:
@@ -76,8 +77,9 @@ def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
             f"{recipe.training.steps:,} that were asked for; ask for at least as many."
         )
     steps = replace(recipe.training, steps=run.recipe.training.steps)
-    if replace(recipe, training=steps) != run.recipe:
-        before, now = (by_dotted_key(each.to_dict()) for each in (run.recipe, replace(recipe, training=steps)))
+    first, second = (with_initialisation(each, zoo) for each in (run.recipe, replace(recipe, training=steps)))
+    if first != second:
+        before, now = (by_dotted_key(each.to_dict()) for each in (first, second))
         changes = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in now if before.get(key) != now[key]]
         raise RunError(
             f"'{run.path}' was begun with another recipe: {'; '.join(changes)}. Use the same, or another folder."

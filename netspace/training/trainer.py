@@ -19,14 +19,14 @@ from filelock import BaseFileLock
 
 import prepkit
 from netspace.data import Batch, Data
-from netspace.recipe import Recipe, load_recipe
+from netspace.recipe import FROM_PREPS, Recipe, load_recipe
 from netspace.run.card import write_card
 from netspace.run.run import BEST, LATEST, NETWORK, OPTIMISER, Run, State, check_free
 from netspace.space.network import NetSpace
-from netspace.space.starts import start_from_preps
 from netspace.training._logs import LINE_STEPS, MetricsLog, open_board
 from netspace.training._objective import Objective
 from netspace.training._run_folder import open_folder, open_zoo_of_recipe
+from netspace.training._starting import initialisation_of, start_from_data
 from netspace.training._step import Step, adam
 from netspace.training._validation import Validation
 from netspace.training.memory import OutOfMemory, advice, num_weights
@@ -114,6 +114,7 @@ class Training:
         self.progress = progress if ranks.first else Progress()
         self.data = Data(recipe, zoo, device, data)
         self.validation = Validation(recipe, zoo, self.data)
+        self.initialisation = initialisation_of(recipe, zoo)
 
     def go(self, run: Run) -> None:
         """Train from the run's latest state, or from the start, to the recipe's last step."""
@@ -174,15 +175,15 @@ class Training:
 
     def _start(self, run: Run) -> tuple[NetSpace, torch.optim.Adam, State | None]:
         """Build network and optimiser, and load the run's latest state into them if there is one."""
-        from_preps = self.recipe.network.initialisation == "from_preps"
+        made = self.initialisation in FROM_PREPS
         space = run.new_space()
         state = run.state(LATEST)
         if state is not None:
             space.load_state_dict(state.part(NETWORK))
-        elif from_preps:
-            self._start_from_preps(space)
+        elif made:
+            start_from_data(space, self.initialisation, self.recipe, self.data)
         space.to(self.device)
-        if state is None and from_preps and self.ranks.size > 1:
+        if state is None and made and self.ranks.size > 1:
             for tensor in space.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
         trained = [parameter for parameter in space.parameters() if parameter.requires_grad]
@@ -190,14 +191,6 @@ class Training:
         if state is not None:
             _restore(optimiser, space, state)
         return space, optimiser, state
-
-    def _start_from_preps(self, space: NetSpace) -> None:
-        architecture, network = self.data.registry.by_class_id(0), self.recipe.network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.training.seed)
-            tensors = {name: value.detach() for name, value in architecture.build_folded().state_dict().items()}
-            instance = architecture.layout.pack(tensors, prepkit.PRepShape(network.height, network.width))
-            start_from_preps(space, self.data.preps_NHW.cpu(), instance, architecture.layout)
 
     def _open_log(self, run: Run, state: State | None) -> MetricsLog:
         """Open the log after the state's step; lines of later steps are forgotten, since these are taken again."""

@@ -1,12 +1,13 @@
 """The starts of a NetSpace: their distributions, and that embeddings differ where they are asked to."""
 
+import numpy as np
 import pytest
 import torch
 
 import prepkit
 from netspace.space._start_scale import InitialisationError
 from netspace.space.network import Decoder, NetSpace
-from netspace.space.starts import start_from_preps
+from netspace.space.starts import start_from_centroid, start_from_preps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,3 +115,53 @@ def test_a_start_that_cannot_be(signals):
     other = prepkit.Layout.of(prepkit.architecture("lenet_like@cifar10").build())
     with pytest.raises(InitialisationError, match="a layout of 62,006 values does not fit PReps of 72 x 64"):
         start_from_preps(netspace, preps, preps[0], other)
+
+
+# About the centroid ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def near_each_other():
+    """16 PReps of 24 x 40 that share a start, in float32: 8 of 700 values and 8 of 900, zeros behind them."""
+    generator = np.random.default_rng(0)
+    flat = generator.normal(size=960) + generator.normal(size=(16, 960)) * generator.uniform(0, 0.1, size=960)
+    totals = [700, 900] * 8
+    for row, total in enumerate(totals):
+        flat[row, total:] = 0
+    flat[:, 5] = flat[0, 5]  # a cell that no training moved
+    return torch.from_numpy(flat).float().view(16, 24, 40), totals
+
+
+def by_numpy(preps, totals):
+    """Mean and deviation of each cell over the instances that have a value there, and the scale that follows."""
+    flat = preps.numpy().reshape(len(preps), -1).astype(np.float64)
+    held = [[row[cell] for row, total in zip(flat, totals, strict=True) if cell < total] for cell in range(max(totals))]
+    mean, deviation = np.array([[np.mean(values), np.std(values, ddof=1)] for values in held]).T
+    return mean, np.maximum(0.3 * deviation, 0.3 * deviation.mean())
+
+
+@pytest.mark.parametrize("layouts", [1, 2])
+def test_a_start_about_the_centroid(near_each_other, layouts):
+    preps, totals = near_each_other
+    preps, totals = (preps, totals) if layouts == 2 else (preps[1::2], totals[1::2])
+    netspace = NetSpace(height=24, width=40, embedding_size=256, num_architectures=None if layouts == 1 else 2)
+    start_from_centroid(netspace, preps, totals)
+    mean, scale = by_numpy(preps, totals)
+    decoder = netspace.decoder
+    np.testing.assert_allclose(decoder.bias.detach().numpy().reshape(-1)[:900], mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(decoder.scale.detach().numpy().reshape(-1)[:900], scale, rtol=1e-5)
+    assert decoder.scale.flatten()[5] == decoder.scale.flatten()[:900].min()
+    assert not decoder.bias.flatten()[900:].any()
+    assert not decoder.scale.flatten()[900:].any()
+    deviation, middle = torch.std_mean(netspace.encode(preps), dim=0)
+    torch.testing.assert_close(middle, torch.ones(256), rtol=0, atol=5e-3)
+    torch.testing.assert_close(deviation, torch.ones(256), rtol=0, atol=5e-3)
+
+
+def test_a_start_about_the_centroid_that_cannot_be(near_each_other):
+    preps, totals = near_each_other
+    netspace = NetSpace(height=24, width=40, embedding_size=256)
+    with pytest.raises(InitialisationError, match=r"needs at least 2 of 24 x 40; found \[1, 24, 40\]"):
+        start_from_centroid(netspace, preps[:1], totals[:1])
+    with pytest.raises(InitialisationError, match="a layout of 961 values does not fit PReps of 24 x 40"):
+        start_from_centroid(netspace, preps, [961] * 16)
