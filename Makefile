@@ -9,7 +9,7 @@ DEMO ?= demo
 PAPER ?= paper
 PYTEST_ARGS ?= --numprocesses auto --dist loadgroup
 
-.PHONY: demo test test-all lint types unit bench paper-mini paper-full check-wheel clean
+.PHONY: demo test test-all lint types unit bench paper-mini paper-full page check-wheel clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -49,8 +49,18 @@ paper-mini: $(VENV)/.installed
 paper-full: $(VENV)/.installed
 	$(BIN)/netspace paper $(PAPER)-full --full
 
+# The script and the style of the page of `prepkit zoo view`: ours, Tabulator and ECharts, put together by esbuild.
+page: prepkit/browsing/built/page.js
+
+prepkit/browsing/built/page.js: $(wildcard frontend/*.json frontend/src/*)
+	@command -v npm > /dev/null || { echo "npm is missing; install Node.js 20 or newer, which brings it." >&2; exit 1; }
+	npm --prefix frontend ci --no-audit --no-fund --loglevel=error
+	npm --prefix frontend run --silent build
+
 # The wheel as a user gets it: built, installed in an empty environment outside the clone, used there.
+# Where npm is missing, the page is left out, and not checked.
 check-wheel: $(VENV)/.installed
+	$(MAKE) page || echo "The wheel is built without the page of zoo view."
 	rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
 	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" bash tests/check_wheel.sh dist/*.whl
@@ -62,4 +72,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(PAPER)-mini $(PAPER)-full build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) frontend/node_modules prepkit/browsing/built $(DEMO) $(PAPER)-mini $(PAPER)-full build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -7,6 +7,9 @@ root=$(realpath "$(dirname "$0")/..")
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 git -C "$root" ls-files -z --cached --others --exclude-standard | (cd "$root" && xargs -0 cp --parents -t "$folder")
+if [ -d "$root/prepkit/browsing/built" ]; then  # by `make page`; without it, its tests are left out
+  cp -r "$root/prepkit/browsing/built" "$folder/prepkit/browsing/"
+fi
 rm -rf "$folder/netspace" "$folder/tests/netspace"
 cd "$folder"
 # The copy comes before the editable install on the path, so prepkit is the copy's.

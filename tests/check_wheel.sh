@@ -36,5 +36,8 @@ PYTHON
 prepkit zoo specs | grep --quiet chairs_mini
 prepkit zoo train chairs_mini zoo --instances 1 --epochs 1  # needs no extra
 prepkit zoo verify zoo --rerun 2
+if [ -f "$(python -c 'import prepkit; print(prepkit.__path__[0])')/browsing/built/page.js" ]; then
+  prepkit zoo view zoo -o page.html
+fi
 python -c 'from netspace.report._pages import ENVIRONMENT as e; [e.get_template(name) for name in e.list_templates()]' > /dev/null
 if ls "$(python -c 'import prepkit; print(prepkit.__path__[0])')/py.typed" > /dev/null; then echo "wheel: passed"; fi

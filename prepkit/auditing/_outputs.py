@@ -15,12 +15,13 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from prepkit.auditing._values import Measured, batches
+from prepkit.auditing._values import Measured
 from prepkit.errors import PrepkitError, counted
 from prepkit.running.instances import forward_flops
 from prepkit.support.progress import Advance
 from prepkit.tasks import test_set
 from prepkit.views.source import Source
+from prepkit.zoo.read.in_shard_order import batches
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture

@@ -21,6 +21,7 @@ import numpy as np
 from prepkit.prep.layout import Layout
 from prepkit.support.progress import Advance
 from prepkit.zoo.read.gather import words
+from prepkit.zoo.read.in_shard_order import batches, numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     Rows = NDArray[np.int64]
     Labels = Callable[[Rows, Rows], tuple[Rows, Rows]]
 
-BATCH_BYTES = 16 << 20  # of values in float64 that are looked at together
 FEATURES = 32  # of each of the two kinds
 DENSE = 1_000  # near pairs in a block, from which on those that are known already are left out at once
 
@@ -94,28 +94,6 @@ def key_of(layout: Layout) -> bytes:
     """Return a sum of the names and shapes of all tensors; networks of different sums are not compared."""
     text = repr([(slot.name, slot.shape) for slot in layout])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def batches(zoo: Zoo) -> Iterator[tuple[Rows, str, Layout, Tensor]]:
-    """Yield rows of the table with architecture, layout and values `[B, V]`, in the order of the shards."""
-    manifest = zoo.manifest
-    shards = np.array(zoo.table["shard"].to_pylist(), dtype=np.int64)
-    order = np.lexsort((np.array(zoo.table["row"].to_pylist(), dtype=np.int64), shards))
-    for own in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-        if not len(own):
-            continue
-        stored = manifest.architecture(manifest.shards[int(shards[own[0]])].architecture)
-        step = max(1, BATCH_BYTES // (8 * max(1, stored.layout.total)))
-        for first in range(0, len(own), step):
-            rows = own[first : first + step]
-            yield rows, stored.name, stored.layout, zoo.values(rows)
-
-
-def numbers(values: Tensor) -> NDArray[np.floating]:
-    """Return values of any dtype as float32 or float64, which hold them exactly."""
-    import torch
-
-    return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
 
 
 def _measured(rows: Rows, architecture: str, layout: Layout, values: Tensor, key: bytes, found: Measured) -> OneLayout:
