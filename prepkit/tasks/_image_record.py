@@ -9,7 +9,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prepkit.errors import ZooError, counted, nearest
-from prepkit.support.reading import FINITE, Place, Reader, checked, keys_of, list_of, number, read_keys, whole, wrong
+from prepkit.support.reading import (
+    FINITE,
+    Place,
+    Reader,
+    checked,
+    keys_of,
+    list_of,
+    missing,
+    number,
+    read_keys,
+    reader_of,
+    whole,
+    wrong,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,14 +58,17 @@ ADDED = checked("added when the data is loaded", lambda value: True)
 
 @dataclass(frozen=True)
 class Split:
-    """How images are dealt: a number of images is drawn from the training part, a name is a part of its own."""
+    """How images are dealt: a number of images is taken from the training part, a name is a part of its own."""
 
     EXAMPLE: ClassVar[str] = "{seed = 0, test = 360, validation = 180}"
 
-    seed: Annotated[int, "seed of the draw, which is the same everywhere and always"]
     test: Annotated[int | str, PART, 'a number of images, or the name of a part such as "test" or "valid"']
     validation: Annotated[int | str, PART, "the same for validation"] = 0
-    train: Annotated[str, NAME, "name of the part for training, which the others are drawn from"] = "train"
+    seed: Annotated[int | None, "seed of the draw, which is the same everywhere and always; not with `last`"] = None
+    last: Annotated[
+        bool, "take the last images of the training part as they stand there: those for the test last of all"
+    ] = False
+    train: Annotated[str, NAME, "name of the part for training, which the others are taken from"] = "train"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -131,6 +147,10 @@ def check(record: Mapping[str, Any]) -> ImageRecord:
     values = {key: value for key, value in record.items() if value is not None}
     task = ImageRecord(**read_keys(keys, values, TASK))
     split = task.split
+    if split.seed is None and not split.last:
+        raise missing(TASK["split"]["seed"], reader_of(int))
+    if split.seed is not None and split.last:
+        raise wrong(TASK["split"]["seed"], "no seed, as `last` draws nothing", split.seed)
     if not split.test:
         raise wrong(TASK["split"]["test"], "at least one image", split.test)
     if split.train in (split.test, split.validation) or (
@@ -150,16 +170,19 @@ def per_channel(values: tuple[float, ...] | None, key: str, default: float, chan
     return [default] * channels if values is None else list(values)
 
 
-def split_indices(count: int, seed: int, test: int, validation: int) -> dict[str, np.ndarray]:
+def split_indices(count: int, seed: int | None, test: int, validation: int) -> dict[str, np.ndarray]:
     """Ascending indices of `test`, `validation` and `train` images out of `count`.
 
-    Images are ordered by the sha256 of seed and index: unlike a generator's stream, it never changes.
+    seed: images are ordered by the sha256 of seed and index, which never changes, unlike a generator's stream; without
+          one, test images are the last, and those for validation stand before them
     raises ZooError if more images are asked for than there are
     """
     import numpy as np
 
     if test + validation > count:
         raise ZooError(f"task, split: {test} + {validation} images are more than the {count} of the data set.")
-    order = np.array(sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest()))
+    order = np.arange(count)[::-1]
+    if seed is not None:
+        order = np.array(sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest()))
     cuts = np.split(order, [test, test + validation])
     return {name: np.sort(part) for name, part in zip(("test", "validation", "train"), cuts, strict=True)}

@@ -54,9 +54,9 @@ def load(record: Mapping[str, Any], data: Path | None = None) -> ImageTask:
 
 
 def deal(images: ImageSet, split: Split) -> dict[str, Dealt]:
-    """The training, validation and test images of a set: drawn from its training part, or parts of their own.
+    """The training, validation and test images of a set: taken from its training part, or parts of their own.
 
-    raises ZooError if more images are to be drawn than there are
+    raises ZooError if more images are to be taken than there are
     """
     import torch
 

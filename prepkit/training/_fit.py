@@ -10,6 +10,7 @@ from prepkit.families.importing import reason
 from prepkit.families.registry import architecture
 from prepkit.tasks.task import Task
 from prepkit.training._hyperparameters import Training
+from prepkit.training._initialisation import Initialisation, initialise
 from prepkit.training.spec import Spec
 
 
@@ -27,6 +28,8 @@ def check_fit(spec: Spec, task: Task) -> None:
             raise ZooError(f"{place} takes inputs of {asked}, but those of the task are {given}.")
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             network = known.build().eval()
+            for how in sorted({training.initialisation for training in trainings}):
+                _initialise(network, how, place)
             outputs = _outputs(network, known.example_input(1), f"{place}, run on one input,")
             if outputs.shape[-1] != task.num_outputs:
                 number = counted(outputs.shape[-1], "output")
@@ -38,6 +41,13 @@ def check_fit(spec: Spec, task: Task) -> None:
                 if found.shape != (size, *outputs.shape[1:]):
                     shapes = f"{list(found.shape)}, in evaluation on one {list(outputs.shape)}"
                     raise ZooError(f"{what} gives outputs {shapes}.")
+
+
+def _initialise(network: nn.Module, how: Initialisation, place: str) -> None:
+    try:
+        initialise(network, how)
+    except ZooError as error:
+        raise ZooError(f"{place}: {error}") from None
 
 
 def _least_batch(task: Task, batch_size: int) -> tuple[int, str, str]:

@@ -50,8 +50,16 @@ class Training(Brief):
         "what the learning rate is multiplied by over the epochs; `at` are epochs or shares of all, `every` is epochs",
     ] = CONSTANT
     keep: Annotated[
-        Keep, KEEP, "weights that are stored: the last, the best in validation, or those after every so many epochs"
+        Keep,
+        KEEP,
+        "weights that are stored: the last, the best in validation, or those after every so many epochs; with `kind`, "
+        "the best in validation of the last and of those after every so many epochs, once `after` epochs are over",
     ] = LAST
+    initialisation: Annotated[
+        Literal["builder", "kaiming_fan_out"],
+        "weights before training: those of the network's builder, or with those of convolutions drawn Kaiming normal "
+        "over their outputs, as He et al. do for ResNets",
+    ] = "builder"
     precision: Annotated[
         Literal["float32", "bfloat16"],
         "precision of the forward pass, whose float32 is TF32 on a GPU; weights and loss are float32",
@@ -60,8 +68,9 @@ class Training(Brief):
     def with_epochs(self, most: int) -> Training:
         """The same training in at most so many epochs, its schedule drawn together; one number of epochs becomes it."""
         epochs = self.epochs.capped(most)
-        keep = replace(self.keep, every=min(self.keep.every, epochs.last)) if self.keep.every else self.keep
-        return replace(self, epochs=epochs, schedule=self.schedule.scaled(epochs.last / self.epochs.last), keep=keep)
+        share = epochs.last / self.epochs.last
+        keep = self.keep.scaled(share, epochs.last)
+        return replace(self, epochs=epochs, schedule=self.schedule.scaled(share), keep=keep)
 
 
 KEYS = keys_of(Training)

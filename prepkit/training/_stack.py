@@ -22,6 +22,7 @@ from prepkit.support.device import gpu_kernels
 from prepkit.tasks.randomness import stream_seed
 from prepkit.training._engine import ALL_AT_ONCE
 from prepkit.training._hyperparameters import Training
+from prepkit.training._initialisation import initialise
 from prepkit.training._optimiser import Adam, Optimiser, Parameters, Sgd
 from prepkit.training._plan import Job
 from prepkit.training._schedule import factor
@@ -160,8 +161,10 @@ class Stack:
         return sums
 
     def _update_best(self) -> None:
-        """With "best_validation", keep the weights of instances that are better than ever before."""
-        if self.setup.training.keep.kind != "best_validation":
+        """With "best_validation", keep the weights of instances that are judged now and better than ever before."""
+        keep = self.setup.training.keep
+        judged = [index for index, job in enumerate(self.active_jobs) if keep.judges(self.epoch, job.epochs)]
+        if not judged:
             return
         items = [job.item for job in self.active_jobs]
         size = self.setup.samples_at_once or self.setup.training.batch_size
@@ -172,7 +175,7 @@ class Stack:
             tensors = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
             self.best = BestWeights(tensors, [-1.0] * count, [math.inf] * count, [0] * count)
         best = self.best
-        for index in range(len(self.active)):
+        for index in judged:
             if (accuracy[index], -loss[index]) > (best.accuracy[index], -best.loss[index]):
                 best.accuracy[index], best.loss[index], best.epoch[index] = accuracy[index], loss[index], self.epoch
                 for name, tensor in self.tensors.items():
@@ -296,6 +299,7 @@ def fresh_tensors(setup: StackSetup, seeds: Sequence[int]) -> tuple[Tensors, Ten
         for seed in seeds:
             torch.default_generator.manual_seed(seed)
             network = setup.architecture.build()
+            initialise(network, setup.training.initialisation)
             parameters = dict(network.named_parameters())
             learning.append({name: p.detach() for name, p in parameters.items() if p.requires_grad})
             fixed = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}

@@ -97,14 +97,33 @@ class Schedule:
 class Keep:
     """What is stored of a training: its last weights, those that were best in validation, or every so many epochs.
 
-    every: (trajectory) the weights after each so many epochs, and the last ones
+    every:        (trajectory) the weights after each so many epochs, and the last ones
+    after:        (best_validation) the epoch from which on weights are judged; those after the last epoch always are
+    judged_every: (best_validation) after each so many epochs weights are judged
     """
 
     kind: Literal["last", "best_validation", "trajectory"] = "last"
     every: int | None = None
+    after: int = 0
+    judged_every: int = 1
 
     def __str__(self) -> str:
-        return self.kind if self.every is None else f"every {self.every}"
+        if self.every is not None:
+            return f"every {self.every}"
+        rest = f" of every {self.judged_every} after {self.after}" if self != Keep(self.kind) else ""
+        return f"{self.kind}{rest}"
+
+    def judges(self, epoch: int, epochs: int) -> bool:
+        """Whether the weights after an epoch, counted from 1, may be the best in validation of an instance."""
+        return self.kind == "best_validation" and (
+            epoch == epochs or (epoch > self.after and epoch % self.judged_every == 0)
+        )
+
+    def scaled(self, share: float, last: int) -> Keep:
+        """The same for a training that is `share` as long and ends after epoch `last`."""
+        every = None if self.every is None else min(self.every, last)
+        judged_every = max(1, round(self.judged_every * share))
+        return replace(self, every=every, after=round(self.after * share), judged_every=judged_every)
 
     def epochs(self, epochs: int) -> tuple[int, ...]:
         """The epochs of an instance after which weights are stored; "best_validation" counts as its last one."""
@@ -227,9 +246,17 @@ SCHEDULE = Reader(
     '"constant", "cosine", {kind = "step", at, factor} or {kind = "exponential", every, factor}', _schedule
 )
 EVERY = {"every": Key(EPOCH)}
+BEST = {
+    "kind": Key(choice("best_validation")),
+    "after": Key(whole(0, MOST_EPOCHS), default=0),
+    "every": Key(EPOCH, default=1),
+}
 
 
 def _keep(value: Any, place: Place) -> Keep:
+    if isinstance(value, Mapping) and "kind" in value:
+        values = read_keys(BEST, value, place)
+        return Keep(values["kind"], after=values.get("after", 0), judged_every=values.get("every", 1))
     if isinstance(value, Mapping):
         values = read_keys(EVERY, value, place)
         return Keep("trajectory", **values)
@@ -238,7 +265,7 @@ def _keep(value: Any, place: Place) -> Keep:
     return Keep(value)
 
 
-KEEP = Reader('"last", "best_validation" or {every = 10}', _keep)
+KEEP = Reader('"last", "best_validation", {every = 10} or {kind = "best_validation", after, every}', _keep)
 BETAS = checked(
     "two numbers from 0 to below 1",
     lambda value: isinstance(value, list) and len(value) == 2 and all(is_number(b) and 0 <= b < 1 for b in value),

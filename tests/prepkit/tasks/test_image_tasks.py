@@ -216,6 +216,11 @@ def test_other_data_than_those_of_the_record_are_an_error(change, told):
         ({"split": {"seed": 0, "tests": 1}}, "task, split: unknown key 'tests'"),
         ({"split": {"seed": "0", "test": 1}}, "task, split.seed: expected a whole number; found '0'"),
         ({"split": {"seed": True, "test": 1}}, "task, split.seed: expected a whole number; found true"),
+        ({"split": {"test": 1}}, "task, split: 'seed' is missing; expected a whole number"),
+        (
+            {"split": {"seed": 0, "last": True, "test": 1}},
+            "task, split.seed: expected no seed, as `last` draws nothing",
+        ),
         ({"split": {"seed": 0, "test": -1}}, "task, split.test: expected a number of images or the name of a part"),
         ({"split": {"seed": 0, "test": 0}}, "task, split.test: expected at least one image; found 0"),
         ({"split": {"seed": 0}}, "task, split: 'test' is missing; expected a number of images or the name of a part"),
@@ -288,6 +293,16 @@ def test_another_seed_draws_other_images():
     first, second = (split_indices(100, seed, 20, 10) for seed in (0, 1))
     assert first["test"].tolist() != second["test"].tolist()
     assert split_indices(100, 0, 20, 0)["test"].tolist() == first["test"].tolist()
+
+
+def test_the_last_images_are_taken_without_a_draw():
+    digits = load_digits()
+    task = load_task({**DIGITS, "split": {"last": True, "test": 360, "validation": 180}})
+    for split, rows in (("train", slice(0, 1257)), ("validation", slice(1257, 1437)), ("test", slice(1437, None))):
+        images, labels = task.normalised(split)
+        assert labels.tolist() == digits.target[rows].tolist()
+        expected = (digits.images[rows] / 16 - DIGITS["mean"][0]) / DIGITS["std"][0]
+        assert np.abs(images[:, 0].numpy() - expected).max() < 1e-6
 
 
 def test_without_test_or_validation_all_images_are_for_training():

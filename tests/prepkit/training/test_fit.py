@@ -77,6 +77,16 @@ def test_other_batches_are_fine(monkeypatch, batch_size):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_start_for_convolutions_is_refused_where_there_is_none(monkeypatch):
+    known = architecture_from_callable(f"{__name__}:BatchNorm1d", (1, 8, 8), "mine")
+    monkeypatch.setattr(_fit, "architecture", lambda name: known)
+    asked = spec(("batch_size = 64", 'batch_size = 64\ninitialisation = "kaiming_fan_out"'))
+    with pytest.raises(
+        ZooError, match=r"^small, architectures: lenet_like@digits: initialisation 'kaiming_fan_out' is"
+    ):
+        _fit.check_fit(asked, load_task(asked.task))
+
+
 def test_a_batch_of_one_is_fine_for_convolutions(monkeypatch):
     monkeypatch.setattr(_fit, "architecture", lambda name: prepkit.architecture("resnet8@digits"))
     asked = spec(("batch_size = 64", "batch_size = 157"))

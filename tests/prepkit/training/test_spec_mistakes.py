@@ -180,7 +180,7 @@ TRAINING_MISTAKES = [
     ("epochs = {values = [2, 2]}", "epochs.values: expected each number of epochs once; found [2, 2]."),
     (
         "epochs = {last = 600, steps = [1, 2, 5, 10]}\nkeep = 3",
-        'keep: expected "last", "best_validation" or {every = 10}',
+        'keep: expected "last", "best_validation", {every = 10} or {kind = "best_validation", after, every}; found 3',
     ),
     ("epochs = {last = 601, steps = [1, 2]}", "epochs.last: expected a multiple of 2, the number of steps; found 601."),
     (
@@ -217,7 +217,21 @@ TRAINING_MISTAKES = [
         "schedule.factor: expected a number above 0 and up to 1; found 0.",
     ),
     ('schedule = {kind = "cosine", at = [3]}', "schedule: unknown key 'at'; known are kind."),
-    ('keep = "best"', 'keep: expected "last", "best_validation" or {every = 10}; found \'best\'.'),
+    (
+        'keep = "best"',
+        'keep: expected "last", "best_validation", {every = 10} or {kind = "best_validation", after, every}; found',
+    ),
+    ('keep = {kind = "best", every = 2}', "keep.kind: expected 'best_validation'; found 'best'."),
+    ('keep = {kind = "best_validation", every = 0}', "keep.every: expected a whole number from 1 to 100,000; found 0."),
+    (
+        'keep = {kind = "best_validation", after = -1}',
+        "keep.after: expected a whole number from 0 to 100,000; found -1.",
+    ),
+    ('keep = {kind = "best_validation", at = 3}', "keep: unknown key 'at'; known are kind, after, every."),
+    (
+        'initialisation = "kaiming"',
+        "initialisation: expected one of builder, kaiming_fan_out; found 'kaiming'. Did you mean 'kaiming_fan_out'?",
+    ),
     ("keep = {every = 0}", "keep.every: expected a whole number from 1 to 100,000; found 0."),
     ("keep = {}", "keep: 'every' is missing; expected a whole number from 1 to 100,000."),
     (

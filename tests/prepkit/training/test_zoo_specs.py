@@ -1,6 +1,7 @@
 """The built-in specs: the paper's facts (METHOD.md), and that each can be read, planned and installed."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ TASKS = {
         "kind": "images",
         "dataset": "uoft-cs/cifar10",
         **IMAGENET,
-        "split": {"seed": 0, "validation": 10_000, "test": "test"},
+        "split": {"validation": 10_000, "last": True, "test": "test"},
         "augmentation": {"crop_padding": 4, "horizontal_flip": True},
     },
     "tiny_imagenet": {
@@ -48,7 +49,7 @@ def rates(training, epochs):
 
 def test_the_specs_that_are_built_in():
     names = {f"{data}_{kind}" for data in (*DATASETS, "digits") for kind in ("single", "multi", "unseen")}
-    assert set(spec_names()) == names | {"chairs", "chairs_mini"}
+    assert set(spec_names()) == names | {"chairs", "chairs_mini", "cifar10_single_strong"}
 
 
 @pytest.mark.parametrize("name", spec_names())
@@ -64,7 +65,7 @@ def test_a_spec_is_named_like_its_file_and_can_be_planned(name):
 def test_class_ids_are_those_of_the_built_in_registry(name):
     spec = load_spec(name)
     registry = built_in_registry(spec.architectures[0].partition("@")[2])
-    if not name.endswith("_single"):
+    if "_single" not in name:
         assert list(spec.architectures) == list(registry.class_ids)
     parameters = [architecture(name).num_parameters for name in spec.architectures]
     assert parameters == sorted(parameters)
@@ -97,7 +98,9 @@ def check_sgd(training):
     assert (training.momentum, training.weight_decay) == (Range(0.9, 0.9), Range(5e-4, 5e-4))
     expected = [0.05] * 150 + [0.005] * 30 + [0.0005] * 30 + [0.00005] * 90
     assert rates(training, 300) == pytest.approx(expected)
-    assert training.keep == Keep("best_validation")
+    assert training.keep == Keep("best_validation", after=200, judged_every=10)
+    judged = [epoch for epoch in range(1, 301) if training.keep.judges(epoch, 300)]
+    assert judged == [210, 220, 230, 240, 250, 260, 270, 280, 290, 300]  # the reference counts from 0: 209 to 299
 
 
 @pytest.mark.parametrize("data", DATASETS)
@@ -122,6 +125,27 @@ def test_the_papers_teachers(name):
     teacher = load_spec(name).teacher
     assert teacher.architecture.startswith("resnet56@")
     check_sgd(teacher.training)
+
+
+@pytest.mark.parametrize("name", [f"{data}_{kind}" for data in DATASETS for kind in ("single", "multi", "unseen")])
+def test_resnets_start_as_in_the_reference_and_the_other_networks_as_in_pytorch(name):
+    spec = load_spec(name)
+    trained = [*spec.training.items(), (spec.teacher.architecture, spec.teacher.training)]
+    for network, training in trained:
+        expected = "kaiming_fan_out" if network.startswith("resnet") else "builder"
+        assert training.initialisation == expected, network
+
+
+def test_the_strong_zoo_has_the_epochs_of_the_references_lists_and_is_else_the_papers():
+    strong, whole = load_spec("cifar10_single_strong"), load_spec("cifar10_single")
+    ((network, training),) = strong.training.items()
+    candidates = training.epochs.candidates
+    assert (len(candidates), candidates[0], candidates[-1]) == (132, 43, 599)
+    assert sorted(job.epochs for job in plan(strong).jobs) == list(candidates)
+    possible = {*range(43, 100), *range(101, 200, 2), *range(204, 300, 5), *range(309, 400, 10)}
+    assert set(candidates) < possible | {424, 449, 474, 499, 549, 599}
+    assert replace(training, epochs=whole.training[network].epochs) == whole.training[network]
+    assert (strong.task, strong.teacher, strong.instances) == (whole.task, whole.teacher, whole.instances)
 
 
 def test_the_papers_sine_networks():

@@ -167,6 +167,7 @@ def test_networks_of_lists_are_those_built_in_and_give_the_logits_of_the_referen
     assert any(f"start from '{tmp_path / 'ref'}'" in note for note in notes)
     manifest = read_manifest(tmp_path / "zoo")
     assert manifest.task["dataset"] == "uoft-cs/cifar10"
+    assert manifest.task["split"] == {"validation": 10_000, "last": True, "test": "test"}
     assert str(manifest.function) == "unverified"
     # The PRep of the reference: all parameters in the order in which its fused network registers them.
     kind, tensors = written["ckpts/vanilla/0.pt"]
