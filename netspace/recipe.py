@@ -119,6 +119,19 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class LatentSettings:
+    """How `netspace optimize` moves embeddings of the trained space; a training does not depend on it."""
+
+    learning_rate: Annotated[float, between(0), "Adam's constant rate on an embedding; small spaces want 1e-2"] = 1e-4
+    alpha: Annotated[
+        float | None,
+        between(0, 1),
+        "(single, multi, unseen) share of the teacher's outputs in L_kd: 1 is the divergence alone; that of `[loss]` "
+        "if missing",
+    ] = None
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """How long, how precisely, and from which seed."""
 
@@ -158,6 +171,7 @@ class Recipe(Brief):
     training: TrainingSettings
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    latent: LatentSettings = LatentSettings()
 
     @property
     def num_architectures(self) -> int | None:
@@ -259,6 +273,7 @@ SETTINGS_OF = {
     ("loss", "identity"): ("multi", "unseen"),
     ("training", "stop_at"): ("sdf",),
     ("batch", "boundary_share"): ("multi",),
+    ("latent", "alpha"): ("single", "multi", "unseen"),
     ("batch", "fixed_pairs"): ("unseen",),
 }
 

@@ -204,12 +204,22 @@ def _write_meshes(walk: Interpolation, opened: Opened, predicted: Prediction, fo
     type=int,
     help="Number of the shape to fit. [default: the start's own]",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Number of steps.")
 @click.option(
-    "--learning-rate",
+    "--steps", type=click.IntRange(min=1), default=10_000, show_default=True, help="Number of steps, at most."
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="VALIDATIONS",
+    help="Stop a start point after so many validations without a better accuracy.",
+)
+@click.option("--learning-rate", type=float, help="Step size. [default: the recipe's]")
+@click.option(
+    "--alpha",
     type=float,
-    default=1e-4,
-    help="Step size. Default 1e-4, as in the paper; use 1e-2 for small spaces.",
+    help="Share of the teacher in Eq. 5; 1 is the divergence alone. [default: the recipe's]",
 )
 @click.option(
     "--validate-every",
@@ -239,7 +249,9 @@ def optimize(
     class_id: int | None,
     items: tuple[int, ...],
     steps: int,
-    learning_rate: float,
+    patience: int,
+    learning_rate: float | None,
+    alpha: float | None,
     validate_every: int,
     noise: float,
     batch: int | None,
@@ -254,16 +266,15 @@ def optimize(
     """Move embeddings to where better networks are.
 
     \b
-    netspace optimize run resnet8-3 --learning-rate 1e-2 --steps 150 -o better
-    netspace optimize run --each 4 --noise 0.5 -o better
+    netspace optimize run resnet8-3 -o better
+    netspace optimize run --each 4 --noise 0.5 --patience 20 -o better
 
-    This is latent space optimisation. Many start points move at once. The best instance on the validation samples is
-    kept, and its accuracy on the test samples is printed. DIR gets table.csv, history.csv, result.json, figure.png,
-    embeddings.npy and the networks.
+    This is latent space optimisation. Many start points move at once, each until its accuracy on the validation samples
+    does not improve any more. The best instance is kept, and its accuracy on the test samples is printed. DIR gets
+    table.csv, history.csv, result.json, figure.png, embeddings.npy and the networks.
     """
     from netspace.data import task_of
     from netspace.explore.figures import optimisation_figure
-    from netspace.explore.optimization import POINTS_AT_ONCE
     from netspace.explore.optimization import optimize as optimize_embeddings
     from netspace.explore.sampling import random_instances
     from prepkit.figures import save_figure
@@ -280,14 +291,16 @@ def optimize(
     if embedding is not None:
         start = load_embeddings(embedding, opened.space.embedding_size)
     task = task_of(opened.zoo, opened.device, data)
-    groups = -(-len(start) // POINTS_AT_ONCE)
-    with working(groups * steps, "optimising", "step", out) as advance:
+    latent = opened.run.recipe.latent
+    with working(0, "optimising", "step", out) as advance:  # nobody knows when the points will stop
         optimisation = optimize_embeddings(
             opened.run,
             opened.zoo,
             start,
             steps=steps,
+            patience=patience,
             learning_rate=learning_rate,
+            alpha=alpha,
             validate_every=validate_every,
             class_ids=class_id,
             items=items or None,
@@ -303,7 +316,8 @@ def optimize(
             "run": str(run),
             "kind": kind,
             "steps": steps,
-            "learning_rate": learning_rate,
+            "patience": patience,
+            "learning_rate": latent.learning_rate if learning_rate is None else learning_rate,
             "noise": noise,
             "seed": seed,
             "by_architecture": json_value(optimisation.summary()),
@@ -321,11 +335,13 @@ def optimize(
 
 def _optimised_text(optimisation: Optimisation) -> str:
     measures = ("initial_validation_accuracy", "validation_accuracy", "initial_accuracy", "accuracy")
-    rows = [
-        (row["start"], row["architecture"], row["best_step"], *(share(row[name]) for name in measures))
-        for row in optimisation.table.to_pylist()
-    ]
-    return table(rows, ("start", "architecture", "best step", "validation before", "after", "test before", "after"))
+    rows = []
+    for row in optimisation.table.to_pylist():
+        name, at_first = row["architecture"], row["initial_architecture"]
+        name = name if name == at_first else f"{name} (at first {at_first})"
+        rows.append((row["start"], name, row["best_step"], row["last_step"], *(share(row[key]) for key in measures)))
+    header = ("start", "architecture", "best step", "last step", "validation before", "after", "test before", "after")
+    return table(rows, header)
 
 
 def _write_tables(folder: Path, latents: Tensor, **tables: Any) -> None:

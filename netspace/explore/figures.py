@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from netspace.space.evaluation import Evaluation
 
 TARGET_COLOUR, PREDICTED_COLOUR, WRONG_COLOUR = "#222222", "#1f77b4", "#d62728"
+OTHER_CLASS = "with another ClassId"
 LINE_COLOURS = {"embedding": PREDICTED_COLOUR, "weights": "#ff7f0e"}
 LINE_NAMES = {"embedding": "embeddings", "weights": "weights"}
 
@@ -71,7 +72,7 @@ def evaluation_figure(evaluation: Evaluation) -> Any:
         wrong = [place for place, row in enumerate(rows) if row["class_id"] != row["predicted_class_id"]]
         if wrong:
             at = [places[place] for place in wrong], [predicted[place] for place in wrong]
-            label = "predicted, with another ClassId"
+            label = f"predicted, {OTHER_CLASS}"
             axes.scatter(*at, marker="x", s=50, color=WRONG_COLOUR, label=label, zorder=4)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(short_name(name), parse_math=False, fontsize="medium")
@@ -94,12 +95,19 @@ def optimisation_figure(walks: Mapping[str, Optimisation]) -> Any:
         points, history = optimisation.table.to_pylist(), optimisation.history.to_pylist()
         names = [point["asked_architecture"] for point in points]
         colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(names))}
+        marked = False
         for number, point in enumerate(points):
             name = names[number]
             rows = [row for row in history if row["point"] == number]
             style = {"color": colours[name], "alpha": 0.7}
             label = name if names.index(name) == number else None
             accuracies = [100 * row["validation_accuracy"] for row in rows]
+            others = [row for row in rows if row["class_id"] != point["asked_class_id"]]
+            if others:
+                at = [row["step"] for row in others], [100 * row["validation_accuracy"] for row in others]
+                label_of_others = None if marked else OTHER_CLASS
+                axes.scatter(*at, marker="x", s=18, color=WRONG_COLOUR, zorder=3, label=label_of_others)
+                marked = True
             axes.plot([row["step"] for row in rows], accuracies, label=label, **style)
             axes.scatter(point["best_step"], 100 * point["validation_accuracy"], s=16, zorder=4, **style)
         axes.set(title=title, xlabel="step")

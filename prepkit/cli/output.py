@@ -68,7 +68,7 @@ FLAGS = {
     "data=": "--data ",
     "`items`": "--item",
     **{f"`{name}`": f"--{name}" for name in ("device", "epochs", "gamma", "gpus", "instances", "ray", "stack")},
-    **{f"`{name}`": f"--{name}" for name in ("threads", "zoo", "atol", "rtol")},
+    **{f"`{name}`": f"--{name}" for name in ("alpha", "threads", "zoo", "atol", "rtol")},
 }
 
 

@@ -77,8 +77,10 @@ class ProgressInWords(Progress):
             amount = f"{min(1.0, self.done / self.total) if self.total else 1.0:.0%}"
         elif self.unit == "B":
             amount = readable_bytes(self.done) + (f" of {readable_bytes(self.total)}" if self.total else "")
-        else:
+        elif self.total:
             amount = f"{self.done:,.0f} of {counted(round(self.total), self.unit)}"
+        else:
+            amount = counted(round(self.done), self.unit)
         return f"{amount}, {self.text}" if self.text else amount
 
 

@@ -173,8 +173,13 @@ def test_optimize(call, runs, tmp_path):
         "table.csv",
     ]
     assert pyarrow.csv.read_csv(tmp_path / "out" / "history.csv").num_rows == 12
+    assert document["notes"] == ["4 start points of 4 still moved after 2 steps."]
+    assert (document["learning_rate"], document["patience"]) == (0.01, 10)
     text = call("optimize", run.path, "--embedding", "out/embeddings.npy", *settings)
     assert "embedding 3" in text
+    document = call("optimize", run.path, "--each", "1", "--patience", "1", "--learning-rate", "0", "--json")
+    assert [row["last_step"] for row in document["start_points"]] == [25] * 4  # nothing ever improves
+    assert document["notes"] == []
 
 
 def test_decode(call, runs, tmp_path):
@@ -228,6 +233,8 @@ REFUSED = [
     (["optimize", "digits_multi", "a", "--embedding", "e.npy"], "not both"),
     (["optimize", "digits_multi", "--class-id", "9"], "ClassId 9 is not in this run; it has 0 (lenet_like@digits)"),
     (["optimize", "digits_multi", "--learning-rate", "nan"], "learning_rate nan is out of range"),
+    (["optimize", "digits_multi", "--alpha", "2"], "alpha 2 is out of range; use 0 to 1"),
+    (["optimize", "chairs_mini", "--alpha", "0.5"], "--alpha is the share of a teacher"),
     (["optimize", "digits_multi", "--embedding", "taken.csv"], "cannot be read as an array"),
     (["optimize", "digits_multi", "--embedding", "e.npy"], r"embeddings of this run are [..., 256]"),
     (["optimize", "digits_single"], "has no teacher"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import trimesh
@@ -19,6 +20,7 @@ from netspace.experiments import _closeness as closeness
 from netspace.experiments import boundaries, chairs, lines, optimisation
 from netspace.experiments.beyond import consensus
 from netspace.experiments.result import Result
+from netspace.explore.optimization import Optimisation
 from netspace.explore.sampling import PointError
 from netspace.recipe import load_recipe
 from netspace.run.run import Run, State
@@ -495,17 +497,83 @@ def test_chairs_fit_into_the_picture():
 
 
 def test_optimisation(ready):
-    subject = ready("digits_multi")
-    found = complete(optimisation.run(subject, starts=1, steps=3), subject.folder)
-    rows = found.tables[0].rows
-    assert len(rows) == 8
-    for name, kind, initial, best, gain, _, room in rows:
-        means = found.numbers[kind][name]
-        assert initial == pytest.approx(100 * means["initial_accuracy"], abs=0.006)
-        assert gain == pytest.approx(best - initial, abs=0.011)
-        assert (room == "yes") == (found.numbers["ceilings"][name] - means["initial_accuracy"] > 0.01)
-    for row, point in zip(found.tables[1].rows, rows, strict=True):  # one start point of each architecture
-        assert row[3:5] == pytest.approx(point[2:4])
+    """The untrained space predicts resnet8 for nearly all, so the other architectures have no accuracy to gain."""
+    subject = ready("digits_multi", change=lambda space, zoo: space.classifier.linear.bias.fill_(0)[2].fill_(1e3))
+    result = optimisation.run(subject, starts=2, steps=10)
+    complete(result, subject.folder)
+    test = subject.zoo.split("test").table.to_pylist()
+    inputs = {row["id"]: row["accuracy"] for row in test}
+    assert len(result.tables[0].rows) == 8
+    points = {}
+    for start, kind, at_first, in_the_end, *numbers in result.tables[1].rows:
+        assert at_first == in_the_end == "resnet8@digits"
+        assert numbers[0] == pytest.approx(100 * inputs[start], abs=0.006)
+        name = next(row["architecture"] for row in test if row["id"] == start)
+        points.setdefault((name, kind), []).append((start, *numbers))
+    for name, kind, input_accuracy, initial, best, gain, over, _, improved, reached, room in result.tables[0].rows:
+        own = points[name, kind]
+        assert input_accuracy == pytest.approx(np.mean([row[1] for row in own]), abs=0.011)
+        if name != "resnet8@digits":
+            assert (initial, best, gain, over) == (None,) * 4
+            assert (improved, reached, room) == ("0 of 0", 0, "of another class at first")
+            continue
+        assert initial == pytest.approx(np.mean([row[2] for row in own]), abs=0.011)
+        assert best == pytest.approx(np.mean([row[3] for row in own]), abs=0.011)
+        assert gain == pytest.approx(best - initial, abs=0.021)
+        assert over == pytest.approx(best - input_accuracy, abs=0.021)
+        assert improved == f"{sum(row[3] > row[2] for row in own)} of {len(own)}"
+        assert room == ("yes" if result.numbers["ceilings"][name] - initial / 100 > 0.01 else "at its ceiling")
+    assert [claim.bound for claim in result.claims] == ["> 0"] * 3
+    for claim, kind in zip(result.claims, optimisation.WORDS, strict=False):
+        (row,) = [row for row in result.tables[0].rows if row[:2] == ("resnet8@digits", kind)]
+        if row[-1] == "yes":
+            assert 100 * claim.number == pytest.approx(row[5], abs=0.006)
+        else:
+            assert (claim.verdict, claim.reason) == ("not told", optimisation.OTHER_CLASS)
+    assert "had not stopped when the steps ended" in result.text
+
+
+def walk_of(rows):
+    """An Optimisation with these rows: start, asked ClassId, ClassId at first, in the end, accuracies."""
+    keys = ("start", "asked_class_id", "initial_class_id", "class_id", "initial_accuracy", "accuracy")
+    more = {"initial_validation_accuracy": 0.0, "validation_accuracy": 0.0, "stopped": True, "last_step": 1}
+    table = pa.Table.from_pylist(
+        [dict(zip(keys, row, strict=True)) | more | {"asked_architecture": f"a{row[1]}"} for row in rows]
+    )
+    return Optimisation(table, None, None, None, None)
+
+
+def test_gains_by_hand():
+    ids = "abcdef"
+    inputs, runs = dict.fromkeys(ids, 0.5) | {"f": 0.9}, {id: id for id in ids}
+    moved = walk_of(
+        [
+            ("a", 0, 0, 0, 0.5, 0.7),  # gains 0.2
+            ("b", 0, 0, 0, 0.6, 0.7),  # gains 0.1
+            ("c", 0, 1, 0, 0.02, 0.95),  # comes to its class, and 0.93 are no gain
+            ("d", 1, 1, 1, 0.3, 0.31),  # gains 0.01
+            ("e", 1, 1, 1, 0.3, 0.35),  # gains 0.05
+            ("f", 2, 2, 2, 0.9, 0.9),  # is at its ceiling
+        ]
+    )
+    ceilings = {"a0": 0.9, "a1": 0.9, "a2": 0.905}
+    measured = optimisation.measures(moved, inputs, ceilings)
+    assert [measured[name]["gain"] for name in ceilings] == pytest.approx([0.15, 0.03, 0])
+    assert [measured[name]["reached"] for name in ceilings] == [1, 0, 0]
+    assert measured["a0"]["gain_over_input"] == pytest.approx((0.2 + 0.2 + 0.45) / 3)
+    assert [measured[name]["room"] for name in ceilings] == ["yes", "yes", "at its ceiling"]
+    walks = dict.fromkeys(optimisation.WORDS, moved)
+    claims = optimisation._claims(walks, dict.fromkeys(walks, measured), inputs, runs, 0)
+    assert [claim.number for claim in claims] == pytest.approx([0.03, 0.03, -0.17])
+    assert claims[0].interval == pytest.approx((0.01, 0.05))
+    assert [claim.verdict for claim in claims] == ["held", "held", "not held"]
+    # Nothing but a change of class: 93 points are no gain.
+    only = walk_of([("c", 0, 1, 0, 0.02, 0.95), ("b", 0, 1, 0, 0.02, 0.95)])
+    walks = dict.fromkeys(optimisation.WORDS, only)
+    measured = optimisation.measures(only, inputs, ceilings)
+    claims = optimisation._claims(walks, dict.fromkeys(walks, measured), inputs, runs, 0)
+    assert [(claim.verdict, claim.reason) for claim in claims[:2]] == [("not told", optimisation.OTHER_CLASS)] * 2
+    assert claims[2].number == pytest.approx(0.45)  # but the instances are better than the input
 
 
 def test_start_points_are_weak_and_strong_and_their_ceiling_is_the_better_half(tmp_path):

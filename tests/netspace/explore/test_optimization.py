@@ -143,10 +143,14 @@ def test_the_best_on_validation_samples_is_kept(multi, monkeypatch):
     torch.testing.assert_close(found.predicted.preps[1], preps[0][1], rtol=1e-4, atol=1e-6)
     assert (preps[2][0] - preps[4][0]).abs().max() > 1e-4
     assert splits == ["validation"] * 5 + ["test"] * 2
+    assert found.table["last_step"].to_pylist() == [7, 7]
+    assert found.notes == ["2 start points of 2 still moved after 7 steps."]
     assert found.summary() == {
         "resnet8@digits": {
             "start_points": 2,
-            "improved": 1,
+            "in_class": 2,
+            "reached": 0,
+            "improved": 0,  # no test accuracy rose
             "initial_validation_accuracy": pytest.approx(0.5),
             "validation_accuracy": pytest.approx(0.6),
             "initial_accuracy": pytest.approx(0.9),
@@ -155,8 +159,100 @@ def test_the_best_on_validation_samples_is_kept(multi, monkeypatch):
     }
 
 
+def test_a_point_stops_when_it_is_no_more_improved(multi, monkeypatch):
+    run, zoo = multi
+    scripted = {  # by step: the accuracy of each point that still moves
+        0: {0: 0.5, 1: 0.5, 2: 0.1},
+        2: {0: 0.6, 1: 0.5, 2: 0.1},
+        4: {0: 0.6, 1: 0.4, 2: 0.2},
+        6: {0: 0.5, 2: 0.3},
+        8: {2: 0.3},
+        10: {2: 0.2},
+    }
+    latents, steps = {}, iter(scripted.items())
+
+    def accuracies(run, predicted, task, items, split):
+        if split == "test":
+            return [0.9] * len(predicted)
+        step, values = next(steps)
+        latents[step] = predicted.preps.clone()
+        assert len(predicted) == len(values)
+        return list(values.values())
+
+    told = []
+    settings = {"learning_rate": 1e-2, "validate_every": 2, "batch_size": 16, "class_ids": 2}
+    monkeypatch.setattr(module, "_accuracies", accuracies)
+    found = optimize(run, zoo, IDS, patience=2, progress=told.append, **settings)
+    assert found.table["best_step"].to_pylist() == [2, 0, 6]
+    assert found.table["last_step"].to_pylist() == [6, 4, 10]
+    assert found.table["stopped"].to_pylist() == [True] * 3
+    assert found.notes == []
+    assert sum(told) == 10
+    rows = [(row["step"], row["point"], row["validation_accuracy"]) for row in found.history.to_pylist()]
+    assert rows == [(step, point, accuracy) for step, of in scripted.items() for point, accuracy in of.items()]
+    # A point that goes on alone goes where it would have gone beside the others.
+    steps = iter({step: dict(enumerate([0.5, 0.5, 0.1 * step])) for step in range(0, 8, 2)}.items())
+    whole = optimize(run, zoo, IDS, steps=6, **settings)
+    torch.testing.assert_close(found.latents[2], whole.latents[2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_change_of_class_is_no_gain(multi, monkeypatch):
+    """Both points have another class at first: the one that comes to its own has a far better accuracy then."""
+    run, zoo = multi
+    tested = iter([[0.02, 0.5, 0.6], [0.95, 0.4, 0.7]])
+    monkeypatch.setattr(
+        module, "_accuracies", lambda *of: next(tested) if of[-1] == "test" else [0.5] * len(of[1].class_ids)
+    )
+    predict, class_ids = module.predict, iter([(0, 1, 3), (2, 1, 3), (2, 2, 3)])
+
+    def scripted(space, latents, registry):
+        if not torch.is_grad_enabled():
+            return SimpleNamespace(class_ids=next(class_ids, (2, 1, 3)))
+        return predict(space, latents, registry)
+
+    monkeypatch.setattr(module, "predict", scripted)
+    found = optimize(run, zoo, IDS, steps=1, class_ids=[2, 3, 3], batch_size=16)
+    assert found.table["initial_class_id"].to_pylist() == [0, 1, 3]
+    assert found.table["class_id"].to_pylist() == [2, 1, 3]
+    summary = found.summary()
+    resnet8, resnet14 = summary["resnet8@digits"], summary["resnet14@digits"]
+    assert [resnet8[key] for key in ("start_points", "in_class", "reached", "improved")] == [1, 0, 1, 0]
+    assert math.isnan(resnet8["accuracy"])
+    assert [resnet14[key] for key in ("start_points", "in_class", "reached", "improved")] == [2, 1, 0, 1]
+    assert (resnet14["initial_accuracy"], resnet14["accuracy"]) == (0.6, 0.7)
+
+
+def test_the_recipe_has_rate_and_share_of_the_teacher(multi, rising):
+    run, zoo = multi
+    settings = {"steps": 1, "batch_size": 32, "seed": 4}
+    by_default = optimize(run, zoo, IDS, **settings)
+    latent, loss = run.recipe.latent, run.recipe.loss
+    given = optimize(run, zoo, IDS, learning_rate=latent.learning_rate, alpha=loss.alpha, **settings)
+    assert latent.learning_rate == 1e-2
+    assert torch.equal(by_default.latents, given.latents)
+    # KL alone: Eq. 5 without its labels, with softmax as it is defined.
+    space = run.space()
+    with torch.no_grad():
+        space.classifier.linear.bias.zero_()[2] = 1e3  # so that L_class is 0
+    alone = optimize(run, zoo, IDS[2], alpha=1, space=space, **settings)
+    images = next(iter(prepkit.load_task(zoo.task).batches([4], [0], 0, 32))).inputs[0]
+    with torch.no_grad():
+        network = prepkit.architecture("resnet8@digits").build_folded()
+        network.load_state_dict(alone_tensors(space, zoo))
+        teacher, soft = (torch.softmax(one(images) / 4, dim=1) for one in (zoo.teacher, network))
+    kl = (teacher * (teacher / soft).log()).sum(1).mean() * 16
+    assert alone.history["loss"].to_pylist()[1] == pytest.approx(float(kl), rel=1e-4)
+
+
+def alone_tensors(space, zoo):
+    """The state that the space predicts for the third instance."""
+    with torch.no_grad():
+        prep = space.decode(points_of(space, zoo, IDS[2]).latents)[0]
+    return prepkit.architecture("resnet8@digits").layout.unpack(prep)
+
+
 def test_another_class_is_never_better(monkeypatch):
-    walk = module._Walk(0, None, None, None, None, torch.zeros(1, 4), [1], [0], "validation")
+    walk = module._Walk(0, None, None, None, None, torch.zeros(1, 4), [1], [0], "validation", 0.9)
     seen = [(0, 0.9), (1, 0.2), (0, 0.95), (1, 0.1), (1, 0.3)]
     for step, (class_id, accuracy) in enumerate(seen):
         monkeypatch.setattr(module, "predict", lambda *_, c=class_id: SimpleNamespace(class_ids=(c,)))
@@ -267,6 +363,9 @@ def test_one_architecture_with_a_teacher(tmp_path):
         ({"noise": math.inf}, "noise inf"),
         ({"validate_every": 0}, "validate_every 0"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"patience": 0}, "patience 0 is out of range; use at least 1"),
+        ({"alpha": 1.5}, "alpha 1.5 is out of range; use 0 to 1"),
+        ({"alpha": math.nan}, "alpha nan is out of range"),
         ({"class_ids": 4}, r"ClassId 4 is not in this run; it has 0 \(lenet_like@digits\)"),
         ({"class_ids": [0, 1]}, "2 ClassIds for 3 start points"),
     ],
@@ -281,5 +380,7 @@ def test_an_embedding_needs_the_shape_it_is_to_fit(shapes):
     latents = torch.zeros(2, run.recipe.network.embedding_size)
     with pytest.raises(PointError, match="which shape it is to fit; give `items`"):
         optimize(run, zoo, latents)
+    with pytest.raises(PointError, match="`alpha` is the share of a teacher"):
+        optimize(run, zoo, "chair-1", alpha=0.5)
     with pytest.raises(PointError, match="1 item for 2 start points"):
         optimize(run, zoo, latents, items=[3])
