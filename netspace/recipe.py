@@ -172,6 +172,11 @@ class Recipe(Brief):
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     latent: LatentSettings = LatentSettings()
+    align: Annotated[
+        bool,
+        "true: before a PRep is encoded, its hidden units are put into the order of a reference, the mean of the "
+        "aligned training instances, so that an embedding does not depend on their order. Not in the paper",
+    ] = False
 
     @property
     def num_architectures(self) -> int | None:

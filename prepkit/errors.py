@@ -127,6 +127,10 @@ class RecordingFailed(RuntimeWarning):
     """A step cannot be recorded as a CUDA graph, and runs without one; the command line prints a note."""
 
 
+class CopiesDiffer(RuntimeWarning):
+    """Copies of a network in other orders of units are not all aligned to one; the command line prints a note."""
+
+
 def nearest(asked: str, choices: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` with the choice closest to what was asked, or an empty string if none is close."""
     import difflib

@@ -174,7 +174,7 @@ def _write_meshes(walk: Interpolation, opened: Opened, predicted: Prediction, fo
     if not walk.notes:
         steps = [(0, step) for step in range(len(walk.gammas))]
         ends = walk.first, walk.second
-        lines["weights"] = weights_between(opened.zoo, *ends, steps, walk.gammas, opened.device)
+        lines["weights"] = weights_between(opened.space, opened.zoo, *ends, steps, walk.gammas, opened.device)
     for line, (class_ids, preps) in lines.items():
         for step in range(len(preps)):
             only = slice(step, step + 1)

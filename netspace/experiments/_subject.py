@@ -19,7 +19,7 @@ from torch import Tensor
 import prepkit
 from netspace.data import TEST, ZooMismatch
 from netspace.experiments.result import Picture
-from netspace.explore.embedding import encode
+from netspace.space.evaluation import PREPS_AT_ONCE, preps_of
 from netspace.space.prediction import Prediction, predict
 from prepkit.figures import save_figure
 from prepkit.running.groups import outputs_by_class_id
@@ -116,7 +116,7 @@ class PredictedSplit:
     """The N instances of a split and those that are predicted for them, on the device of the space.
 
     view:        the part of the zoo
-    preps:       their PReps `[N, H, W]`, float32
+    preps:       their PReps `[N, H, W]`, float32, aligned if the space aligns
     latents:     their embeddings `[N, E]`
     predictions: the instances that are decoded from these embeddings
     """
@@ -170,9 +170,9 @@ def runs_of(view: prepkit.Zoo) -> list[str]:
 
 def predict_split(space: NetSpace, registry: prepkit.Registry, view: prepkit.Zoo) -> PredictedSplit:
     """Encode and decode the instances of a view."""
-    latent_NE = encode(space, view)
-    preps_NHW = view.preps().to(latent_NE.device, torch.float32)
+    preps_NHW = preps_of(space, view)
     with torch.no_grad():
+        latent_NE = torch.cat([space.encoder(few) for few in torch.split(preps_NHW, PREPS_AT_ONCE)])
         parts = [predict(space, latent_NE[rows], registry) for rows in chunks(len(view))]
     logits = [part.logits for part in parts if part.logits is not None]
     predicted = Prediction(

@@ -133,7 +133,9 @@ def grids_along(subject: Subject, line: Interpolation, resolution: int) -> dict[
     for pair in range(len(line.first)):
         predicted = line.predicted(pair)
         chosen = [(pair, step) for step in range(steps)]
-        class_ids, weights = weights_between(subject.zoo, line.first, line.second, chosen, line.gammas, subject.device)
+        class_ids, weights = weights_between(
+            subject.space, subject.zoo, line.first, line.second, chosen, line.gammas, subject.device
+        )
         embedded_SRRR = distance_grids(registry, predicted.class_ids, predicted.preps, resolution).cpu()
         weights_SRRR = distance_grids(registry, class_ids, weights, resolution).cpu()
         start, end = weights_SRRR[[0, -1]]  # the targets themselves

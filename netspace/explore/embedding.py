@@ -20,7 +20,7 @@ from torch import Tensor
 import prepkit
 from netspace.data import ZooMismatch
 from netspace.run.run import run_and_zoo
-from netspace.space.evaluation import PREPS_AT_ONCE
+from netspace.space.evaluation import PREPS_AT_ONCE, preps_of
 from netspace.space.network import NetSpace
 from prepkit.support.progress import Advance
 from prepkit.zoo.read.accuracy import chunks
@@ -48,8 +48,8 @@ def encode(
     parts = [torch.empty(0, space.embedding_size, device=device)]
     with torch.no_grad():
         for places in chunks(len(chosen)):
-            preps_NHW = chosen.preps(places).to(device, torch.float32)
-            parts.extend(space.encode(few) for few in torch.split(preps_NHW, PREPS_AT_ONCE))
+            preps_NHW = preps_of(space, chosen, places)
+            parts.extend(space.encoder(few) for few in torch.split(preps_NHW, PREPS_AT_ONCE))
             if progress is not None:
                 progress(len(places))
     return torch.cat(parts)

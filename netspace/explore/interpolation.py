@@ -25,6 +25,7 @@ from torch import Tensor
 import prepkit
 from netspace.explore.sampling import PointError, Points, check_samples, points_of, resolve_task
 from netspace.run.run import run_and_zoo
+from netspace.space.evaluation import preps_of
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
@@ -149,7 +150,8 @@ def interpolate(
     task:          the zoo's task if it is loaded already; else it is loaded with its data in the folder `data`
     resolution:    for signals: points along an axis of the grid that volumes are counted on
     progress:      called with the number of points that were finished since the last call
-    Weights are interpolated between the instances' own PReps, where both have the same architecture.
+    Weights are interpolated between the instances' own PReps, aligned if the run aligns, where both have the same
+    architecture.
     raises PointError for less than 2 steps or points that are not there, ZooError for unknown ids
     """
     run, zoo = run_and_zoo(run, zoo)
@@ -177,7 +179,7 @@ def interpolate(
         ends = [(pair, step) for pair in same for step in range(steps)]
         for places in chunks(len(ends)):
             chosen = [ends[place] for place in places]
-            class_ids, preps_MHW = weights_between(zoo, a, b, chosen, gammas, task.device)
+            class_ids, preps_MHW = weights_between(space, zoo, a, b, chosen, gammas, task.device)
             judge.add(WEIGHTS, chosen, a, b, class_ids, preps_MHW)
     return Interpolation(judge.table(gammas), latent_PSE, gammas, a, b, notes, space, run.registry)
 
@@ -199,6 +201,7 @@ def _pairs_of_one_architecture(run: Run, zoo: prepkit.Zoo, a: Points, b: Points)
 
 
 def weights_between(
+    space: NetSpace,
     zoo: prepkit.Zoo,
     a: Points,
     b: Points,
@@ -206,14 +209,16 @@ def weights_between(
     gammas: Sequence[float],
     device: torch.device,
 ) -> tuple[list[int], Tensor]:
-    """ClassIds and PReps `[M, H, W]` of the instances on lines of weights.
+    """ClassIds and PReps `[M, H, W]` of the instances on lines of weights, whose ends are aligned if the space aligns.
 
     a, b:   points that are instances; both of a pair have the same architecture
     chosen: pair and step of each of the M instances
     """
     rows_a, rows_b = a.rows or (), b.rows or ()
-    start_MHW = zoo.preps([rows_a[pair] for pair, _ in chosen]).to(device, torch.float32)
-    stop_MHW = zoo.preps([rows_b[pair] for pair, _ in chosen]).to(device, torch.float32)
+    pairs = list(dict.fromkeys(pair for pair, _ in chosen))
+    ends_NHW = preps_of(space, zoo, [rows[pair] for rows in (rows_a, rows_b) for pair in pairs]).to(device)
+    places = [pairs.index(pair) for pair, _ in chosen]
+    start_MHW, stop_MHW = ends_NHW[places], ends_NHW[len(pairs) :][places]
     gamma_M11 = torch.tensor([gammas[step] for _, step in chosen], device=device).view(-1, 1, 1)
     class_ids: list[int] = zoo.class_ids([rows_a[pair] for pair, _ in chosen]).tolist()
     return class_ids, (1 - gamma_M11) * start_MHW + gamma_M11 * stop_MHW

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from netspace.run.run import BEST, LATEST, Run
+from netspace.run.run import BEST, LATEST, REFERENCES, Run
 from prepkit.address import HUB_SCHEME
+from prepkit.errors import listed
 from prepkit.licence import licence_of_card
 from prepkit.support.markdown import markdown_table, one_line, write_readme
 
@@ -18,6 +19,7 @@ MARK = "<!-- Written by netspace; remove this line to keep your own changes. -->
 TAGS = ("netspace", "prepkit", "weight-space-learning", "pytorch")
 FILES = {
     "run.json": "recipe, registry with all layouts, zoo with its sha256, task and versions",
+    "references.safetensors": "the network of each architecture to whose order hidden units are put before encoding",
     "metrics.jsonl": "one JSON document a line: losses of every few steps, scores of every validation",
     "checkpoints/best.json": "which weights gave the best validation; they are plain safetensors",
     "checkpoints/latest.json": "the state that training goes on from",
@@ -52,15 +54,17 @@ def card_text(run: Run, repo: str | None = None, license: str | None = None) -> 
         scores = markdown_table(("score", "value"), rows)
     versions = ", ".join(f"{name} {version}" for name, version in sorted(run.record["versions"].items()))
     files = [f"- `{name}`: {meaning}" for name, meaning in FILES.items() if not (repo and name in NOT_PUSHED)]
+    files = [line for line in files if recipe.align or REFERENCES not in line]
     resume = "." if repo else "; `netspace train ... --resume` goes on with the training."
+    arguments = "preps, names" if recipe.align and recipe.has_classes else "preps"
     loading = f"""```python
 import netspace
 space = netspace.load("{HUB_SCHEME + repo if repo else "path/to/this/folder"}")
-latent = space.encode(preps)       # {network.height} x {network.width} -> {network.embedding_size} values
+latent = space.encode({arguments})       # {network.height} x {network.width} -> {network.embedding_size} values
 preps = space.decode(latent)
 ```
 
-`netspace evaluate`, `embed`, `interpolate`, `optimize` and `decode` do the rest{resume}"""
+`netspace evaluate`, `embed`, `interpolate`, `optimize` and `decode` do the rest{resume}{_aligning_text(run)}"""
     rule = f", splits {one_line(str(zoo['split_rule']))}" if zoo.get("split_rule") else ""
     training = f"""{0 if latest is None else latest["step"]:,} of {recipe.training.steps:,} steps. \
 Start `{run.record.get("initialisation") or "paper"}`. \
@@ -80,6 +84,19 @@ Zoo `{zoo["name"]}`, sha256 `{zoo["sha256"]}`{rule}. Versions: {versions}.
         ["## Files", "", *files],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def _aligning_text(run: Run) -> str:
+    """Say that PReps are aligned before they are encoded, and what became of scrambled copies."""
+    if not run.recipe.align:
+        return ""
+    copies = (run.record.get("alignment") or {}).get("scrambled", {})
+    counts = listed(f"{one['returned']} of {one['copies']} of {name}" for name, one in copies.items())
+    return f"""
+
+Before a PRep is encoded, its hidden units are put into the order of `{REFERENCES}`, so that the order in which they \
+were does not matter; `names` are those of the architectures, one for each PRep. Of scrambled copies of training \
+instances, {counts or "none was tried"} came back to the same PRep."""
 
 
 def _licence_lines(license: str | None) -> list[str]:

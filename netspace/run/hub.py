@@ -4,7 +4,8 @@
     space = netspace.load("hf://user/space")
 
 What is pushed is what using the space needs: run.json without the path of the zoo, the best weights with their JSON,
-metrics, evaluations and figures, and the card. The state that training goes on from stays here.
+the references that PReps are aligned to, metrics, evaluations and figures, and the card. The state that training goes
+on from stays here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from typing import Any
 
 from netspace.run.card import README, card_text
-from netspace.run.run import BEST, CHECKPOINTS, FIGURES, METRICS, RECORD, Run, RunError
+from netspace.run.run import BEST, CHECKPOINTS, FIGURES, METRICS, RECORD, REFERENCES, Run, RunError
 from prepkit.hub.bundle import Bundle, Upload, repo_name
 from prepkit.hub.upload import Push, push_bundle
 
@@ -43,6 +44,8 @@ def run_bundle(run: Run, repo: str, license: str | None = None) -> Bundle:
         raise RunError(f"the run '{run.path}' has no best checkpoint yet; go on with resume=True until a validation.")
     record = {**run.record, "zoo": {**run.record["zoo"], "path": None}, "license": licence}
     paths = [run.path / CHECKPOINTS / f"{BEST}.json", run.path / CHECKPOINTS / best["file"]]
+    if run.alignment is not None:  # raises RunError if its file is damaged
+        paths.append(run.path / REFERENCES)
     others = [run.path / METRICS, *sorted(run.path.glob("evaluation-*")), *sorted((run.path / FIGURES).glob("*"))]
     paths += [path for path in others if path.is_file()]
     files = [Upload.of(path.relative_to(run.path).as_posix(), path) for path in paths]

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 import prepkit
+from netspace.alignment import Alignment
 from netspace.data import ZooMismatch
 from netspace.recipe import FROM_PREPS, Recipe, recipe_of
 from netspace.space.network import NetSpace
@@ -43,7 +44,7 @@ from prepkit.support.files import replacing, sha256_of_file, write_json
 from prepkit.version import __version__
 
 FORMAT = "netspace-run/1"
-RECORD, METRICS, LOCK = "run.json", "metrics.jsonl", ".lock"
+RECORD, METRICS, LOCK, REFERENCES = "run.json", "metrics.jsonl", ".lock", "references.safetensors"
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tensorboard"
 LATEST, BEST = "latest", "best"
 NETWORK, OPTIMISER = "network.", "optimiser."  # prefixes of the tensors of a state
@@ -102,10 +103,12 @@ class Run:
         zoo: prepkit.Zoo,
         zoo_path: str | os.PathLike[str],
         initialisation: str | None = None,
+        alignment: Alignment | None = None,
     ) -> Run:
         """Begin a run in a new or empty folder.
 
         initialisation: the start that is taken; the recipe's if missing
+        alignment:      what PReps are aligned to, for a recipe that aligns
         raises RunError if something is there
         """
         root = Path(path)
@@ -121,8 +124,28 @@ class Run:
         }
         (root / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         (root / FIGURES).mkdir(exist_ok=True)
+        if alignment is not None:
+            alignment.save(root / REFERENCES)
+            copies = {name: vars(one) for name, one in alignment.copies.items()}
+            record["alignment"] = {"sha256": sha256_of_file(root / REFERENCES), "scrambled": copies}
         write_json(root / RECORD, record)
         return cls(root, trust_code=True)
+
+    @cached_property
+    def alignment(self) -> Alignment | None:
+        """What PReps are aligned to before they are encoded; None for a run that does not align.
+
+        raises RunError if the file of the references is missing or damaged
+        """
+        if not self.recipe.align:
+            return None
+        file, recorded = self.path / REFERENCES, self.record.get("alignment")
+        if not isinstance(recorded, dict) or not file.is_file() or sha256_of_file(file) != recorded.get("sha256"):
+            raise RunError(
+                f"{file}: missing or damaged, it does not match the sha256 in {RECORD}. Embeddings need the references "
+                "that PReps are aligned to; restore the file, or train anew."
+            )
+        return Alignment.load(file, self.registry)
 
     def change_steps(self, recipe: Recipe) -> None:
         """Replace the recipe by one that differs in nothing but the number of steps."""
@@ -209,6 +232,7 @@ class Run:
                 "Go on with resume=True."
             )
         space = self.new_space()
+        space.alignment = self.alignment
         space.load_state_dict(state.part(NETWORK) if kind == LATEST else dict(state.tensors))
         return space.to(device).eval()
 
@@ -292,8 +316,15 @@ def check_free(root: Path) -> None:
         if not any((root / CHECKPOINTS).glob("*.json")):
             return
         raise RunError(f"'{root}' holds a run already; resume=True goes on with it, or name another folder.")
-    if root.exists() and (not root.is_dir() or any(name != LOCK for name in os.listdir(root))):
+    if root.exists() and (not root.is_dir() or not all(map(_is_of_a_run, root.iterdir()))):
         raise RunError(f"'{root}' is there and no run; name a new or empty folder.")
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a run that was killed before it had its record may have left this."""
+    if path.name in (CHECKPOINTS, FIGURES):
+        return path.is_dir() and not any(path.iterdir())
+    return path.name in (LOCK, REFERENCES) or (path.name.startswith(".prepkit-") and path.suffix == ".tmp")
 
 
 def new_space(recipe: Recipe) -> NetSpace:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+ARCHITECTURE = "architecture"  # column with the name of each instance's architecture
 PREPS_AT_ONCE = 8  # PReps encoded and decoded together, since the first layers put out more than all others
 CLOSE = 1e-2  # an output this near to the target's counts as right (supplementary V)
 NEAR = 0.1  # points this near to the surface count as near; DeepSDF cuts its targets at this distance
@@ -79,6 +80,28 @@ class Evaluation(Brief):
         return means
 
 
+def preps_of(space: NetSpace, zoo: prepkit.Zoo, rows: Sequence[int] | None = None) -> Tensor:
+    """Read the PReps `[N, H, W]` of a zoo as a space encodes them: float32, on its device and, if it aligns, aligned.
+
+    rows: rows of the zoo or view; all if missing
+    raises AlignmentError for an architecture of which no instance was trained on, ZooMismatch for one that has the name
+    of another
+    """
+    view = zoo if rows is None else zoo.select(rows)
+    preps_NHW = view.preps().to(next(space.parameters()).device, torch.float32)
+    if space.alignment is None:
+        return preps_NHW
+    names: list[str] = view.table[ARCHITECTURE].to_pylist()
+    for name in dict.fromkeys(names):
+        known = space.alignment.registry
+        if name in known and zoo.registry[name].layout != known[name].layout:
+            raise ZooMismatch(
+                f"{name} of zoo '{zoo.name}' has other tensors than the {name} that the space was trained on, so its "
+                "PReps cannot be aligned."
+            )
+    return space.align(preps_NHW, names)
+
+
 def evaluate(
     space: NetSpace,
     registry: prepkit.Registry,
@@ -88,6 +111,7 @@ def evaluate(
     *,
     bf16: bool = False,
     targets: Sequence[float] | None = None,
+    preps: Tensor | None = None,
     progress: Advance | None = None,
 ) -> Evaluation:
     """Encode, decode and judge every instance of a zoo or view.
@@ -96,6 +120,7 @@ def evaluate(
     split:    split of the task's samples
     bf16:     compute convolutions and matrix products in bfloat16; accuracies move by some 0.1 points
     targets:  accuracies of the target instances, if they were computed before
+    preps:    PReps `[N, H, W]` of the instances as `preps_of` gives them, if they were read before
     progress: called with the number of instances that were finished since the last call
     raises ZooMismatch if the zoo is empty, ZooError for an unknown split
     """
@@ -114,9 +139,9 @@ def evaluate(
     with torch.inference_mode():
         for rows in chunks(len(zoo)):
             view = zoo.select(rows)
-            preps_NHW = view.preps().to(device, torch.float32)
+            preps_NHW = preps_of(space, view) if preps is None else preps[rows].to(device, torch.float32)
             with bf16_autocast(device, bf16):
-                parts = [predict(space, space.encode(few), registry) for few in torch.split(preps_NHW, PREPS_AT_ONCE)]
+                parts = [predict(space, space.encoder(few), registry) for few in torch.split(preps_NHW, PREPS_AT_ONCE)]
             predicted_NHW = torch.cat([part.preps for part in parts])
             predicted_ids = [class_id for part in parts for class_id in part.class_ids]
             class_ids += predicted_ids

@@ -31,6 +31,7 @@ from torch import Tensor, empty, nn
 from torch.nn.functional import leaky_relu
 
 import prepkit
+from netspace.alignment import Alignment, Architectures
 from netspace.space import fast
 from netspace.space._start_scale import NEGATIVE_SLOPE, start_scale_and_bias
 
@@ -225,6 +226,8 @@ class NetSpace(nn.Module):
     raises InvalidNetSpace for an embedding size, number of architectures or columns that cannot be,
            InitialisationError for an unknown initialisation, and what prepkit.PRepShape raises for height and width
 
+    A space that was trained with the recipe's `align` has an `alignment`, and aligns PReps before it encodes them.
+
     >>> netspace = NetSpace(height=88, width=128, embedding_size=256, num_architectures=4)
     >>> latent_NE = netspace.encode(preps_NHW)      # [N, 256]
     >>> netspace.decode(latent_NE)                  # [N, 88, 128]
@@ -242,6 +245,7 @@ class NetSpace(nn.Module):
         initialisation: str = "paper",
     ) -> None:
         super().__init__()
+        self.alignment: Alignment | None = None
         self.encoder = Encoder(embedding_size)
         self.decoder = Decoder(height, width, embedding_size, columns, initialisation)
         self.height, self.width = height, width
@@ -249,9 +253,21 @@ class NetSpace(nn.Module):
         self.num_architectures = num_architectures
         self.classifier = None if num_architectures is None else ClassIdClassifier(embedding_size, num_architectures)
 
-    def encode(self, preps_NHW: Tensor) -> Tensor:
-        """Encode PReps `[N, H, W]`, which may have another size than the predicted ones, to embeddings `[N, E]`."""
-        latent_NE: Tensor = self.encoder(preps_NHW)
+    def align(self, preps_NHW: Tensor, architectures: Architectures = None) -> Tensor:
+        """Put hidden units into the order of the space's references, if it has some; else return the PReps as they are.
+
+        architectures: the name of each instance's architecture, or one for all; needed where there are several
+        raises AlignmentError for an architecture of which no instance was trained on
+        """
+        return preps_NHW if self.alignment is None else self.alignment(preps_NHW, architectures)
+
+    def encode(self, preps_NHW: Tensor, architectures: Architectures = None) -> Tensor:
+        """Encode PReps `[N, H, W]`, which may have another size than the predicted ones, to embeddings `[N, E]`.
+
+        architectures: names, for a space that aligns PReps first; see `align`. What is aligned already can be given to
+                       `encoder`
+        """
+        latent_NE: Tensor = self.encoder(self.align(preps_NHW, architectures))
         return latent_NE
 
     def decode(self, latent_NE: Tensor) -> Tensor:

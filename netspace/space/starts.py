@@ -55,7 +55,9 @@ def start_from_centroid(netspace: NetSpace, preps_NHW: Tensor, totals_N: Sequenc
 
     It is for zoos whose instances share starts, where the mean is near all of them and its network works. The decoder's
     bias is the mean, and its scale is 0.3 of each cell's deviation, or of the mean deviation over all cells where a
-    cell's own is smaller. In the padding both are 0.
+    cell's own is smaller. In the padding both are 0. The decoder's last convolution is 0 as well, so that every
+    prediction is the mean at first, and learning takes fewer steps than with the last convolution of
+    `start_from_preps` (benchmarks/results/README.md).
 
     A decoder has one scale and one bias for all architectures. With several, mean and deviation of a cell are those of
     the instances that have a value there: a network never reads the cells behind its own last value.
@@ -66,6 +68,7 @@ def start_from_centroid(netspace: NetSpace, preps_NHW: Tensor, totals_N: Sequenc
     """
     _check(netspace, preps_NHW, max(totals_N, default=0))
     _start_convolutions(netspace, preps_NHW)
+    nn.init.zeros_(netspace.decoder.conv4.weight)
     mean_C, deviation_C = _mean_and_deviation(preps_NHW, totals_N)
     used = slice(0, max(totals_N))
     scale_C = torch.zeros_like(mean_C)

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import BaseFileLock
 
 import prepkit
+from netspace.alignment import Alignment
 from netspace.data import check_architectures
 from netspace.recipe import Recipe
 from netspace.run.run import BEST, LATEST, LOCK, Run, RunError, check_free
@@ -34,7 +35,13 @@ def open_zoo_of_recipe(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: 
 
 
 def open_folder(
-    out: Path, recipe: Recipe, zoo: prepkit.Zoo, zoo_path: str | os.PathLike[str], resume: bool, ranks: Ranks
+    out: Path,
+    recipe: Recipe,
+    zoo: prepkit.Zoo,
+    zoo_path: str | os.PathLike[str],
+    resume: bool,
+    ranks: Ranks,
+    alignment: Alignment | None = None,
 ) -> tuple[Run, BaseFileLock | None]:
     """Begin a run's folder or go on with it; returns the run and, in the first process, a lock on the folder."""
     lock = None
@@ -50,7 +57,7 @@ def open_folder(
         lock = take_lock(out / LOCK, out)
         try:
             if not resume:
-                Run.create(out, recipe, zoo, zoo_path, initialisation_of(recipe, zoo))
+                Run.create(out, recipe, zoo, zoo_path, initialisation_of(recipe, zoo), alignment)
             run = Run(out, trust_code=True)
             _check_resumable(run, recipe, zoo)
             if recipe != run.recipe:

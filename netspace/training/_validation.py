@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 import prepkit
+from netspace.alignment import Alignment
 from netspace.data import TRAIN, VALIDATION, Data
 from netspace.recipe import Recipe
 from netspace.space.evaluation import evaluate
 from netspace.space.network import NetSpace
 from netspace.space.prediction import predict
 from netspace.training import losses
+from netspace.training._aligning import aligned_preps
 from prepkit.zoo.read.accuracy import accuracies_of, zoo_accuracies
 
 PAIRS = 8  # pairs of boundary instances whose lines are judged
@@ -33,7 +35,7 @@ class Validation:
     sdf:    the share of outputs within 1e-2 of the target's, on the training instances (supplementary V)
     """
 
-    def __init__(self, recipe: Recipe, zoo: prepkit.Zoo, data: Data) -> None:
+    def __init__(self, recipe: Recipe, zoo: prepkit.Zoo, data: Data, alignment: Alignment | None = None) -> None:
         self.recipe, self.registry, self.task = recipe, data.registry, data.task
         self.zoo = zoo.split(TRAIN if recipe.setting == "sdf" else VALIDATION)
         self.split = VALIDATION
@@ -41,11 +43,16 @@ class Validation:
             self.split = "train" if recipe.setting == "sdf" else "test"
         self.targets = zoo_accuracies(self.zoo, self.task, self.split)
         self.device = data.device
+        self.preps: Tensor | None = None  # they are aligned once, not at each validation
+        if alignment is not None:
+            self.preps = data.preps_NHW if recipe.setting == "sdf" else aligned_preps(alignment, self.zoo)
 
     def __call__(self, space: NetSpace) -> dict[str, float]:
         """Evaluate a space; returns `score` and the measures that it is made of."""
         space.eval()
-        evaluation = evaluate(space, self.registry, self.zoo, self.task, self.split, targets=self.targets)
+        evaluation = evaluate(
+            space, self.registry, self.zoo, self.task, self.split, targets=self.targets, preps=self.preps
+        )
         space.train()
         means = {name: value for name, value in evaluation.summary().items() if isinstance(value, float)}
         if self.recipe.setting == "single":
@@ -75,16 +82,21 @@ class Validation:
         rows = [row for pair in ends for row in pair]
         pairs = [(2 * pair, 2 * pair + 1) for pair in range(len(ends))]
         with torch.inference_mode():
-            preps_NHW = self.zoo.select(rows).preps().to(self.device, torch.float32)
+            preps_NHW = self._preps(rows)
             latent_PGE = losses.interpolate_embeddings(space.encode(preps_NHW), pairs, factors)
             predicted = predict(space, latent_PGE.flatten(0, 1), self.registry)
             accuracies = accuracies_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
         asked = losses.interpolated_class_ids(factors, count) * len(pairs)
         return torch.tensor(accuracies), torch.tensor(predicted.class_ids) == torch.tensor(asked)
 
+    def _preps(self, rows: list[int]) -> Tensor:
+        """PReps `[N, H, W]` of some rows, as they are encoded."""
+        preps_NHW = self.zoo.select(rows).preps() if self.preps is None else self.preps[rows]
+        return preps_NHW.to(self.device, torch.float32)
+
     def pictures(self, space: NetSpace) -> tuple[Tensor, Tensor]:
         """The first instance and its prediction, each `[H, W]`."""
         with torch.inference_mode():
-            target_NHW = self.zoo.select([0]).preps().to(self.device, torch.float32)
+            target_NHW = self._preps([0])
             predicted_NHW = space.decode(space.encode(target_NHW))
         return target_NHW[0], predicted_NHW[0]

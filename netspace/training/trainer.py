@@ -18,11 +18,13 @@ import torch
 from filelock import BaseFileLock
 
 import prepkit
+from netspace.alignment import Alignment
 from netspace.data import Batch, Data
 from netspace.recipe import FROM_PREPS, Recipe, load_recipe
 from netspace.run.card import write_card
 from netspace.run.run import BEST, LATEST, NETWORK, OPTIMISER, Run, State, check_free
 from netspace.space.network import NetSpace
+from netspace.training._aligning import align_data
 from netspace.training._logs import LINE_STEPS, MetricsLog, open_board
 from netspace.training._objective import Objective
 from netspace.training._run_folder import open_folder, open_zoo_of_recipe
@@ -80,10 +82,11 @@ def train(
             check_free(Path(out))
         opened = open_zoo_of_recipe(recipe, zoo, trust_code)
         with gpu_kernels(chosen, recipe.training.deterministic):
+            known = Run(out, trust_code=True).alignment if resume and recipe.align else None
             training = Training(
-                recipe, opened, chosen, ranks, None if data is None else Path(data), progress or Progress()
+                recipe, opened, chosen, ranks, None if data is None else Path(data), progress or Progress(), known
             )
-            run, lock = open_folder(Path(out), recipe, opened, zoo, resume, ranks)
+            run, lock = open_folder(Path(out), recipe, opened, zoo, resume, ranks, training.alignment)
             training.go(run)
         ranks.agree(None)  # the other processes wait here until all is written
     except RuntimeError as error:
@@ -108,12 +111,14 @@ class Training:
         ranks: Ranks,
         data: Path | None,
         progress: Progress,
+        known: Alignment | None = None,
     ) -> None:
         ranks.block(recipe.batch.instances)  # raises ParallelError before the data are loaded
         self.recipe, self.device, self.ranks = recipe, device, ranks
         self.progress = progress if ranks.first else Progress()
         self.data = Data(recipe, zoo, device, data)
-        self.validation = Validation(recipe, zoo, self.data)
+        self.alignment = align_data(self.data, known, ranks, self.progress) if recipe.align else None
+        self.validation = Validation(recipe, zoo, self.data, self.alignment)
         self.initialisation = initialisation_of(recipe, zoo)
 
     def go(self, run: Run) -> None:

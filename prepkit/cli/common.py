@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 import click
 
 from prepkit.cli.output import print_error, with_flags
-from prepkit.errors import FormerSpelling, PrepkitError, RecordingFailed
+from prepkit.errors import CopiesDiffer, FormerSpelling, PrepkitError, RecordingFailed
 from prepkit.program import INTERRUPTED, MESSAGE
 from prepkit.support.progress import show_progress
 from prepkit.support.signals import noted_interruption
@@ -115,12 +115,12 @@ def _failure(error: BaseException, interrupted: bool) -> click.ClickException | 
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """Print a note on stderr, in one line, for a former spelling and for a step that runs without a CUDA graph."""
+    """Print a note on stderr, in one line, for each of the warnings that this package has of its own."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def note(message: Warning | str, category: type[Warning], *where: Any, **details: Any) -> None:
-            if issubclass(category, FormerSpelling | RecordingFailed):
+            if issubclass(category, FormerSpelling | RecordingFailed | CopiesDiffer):
                 click.echo(f"note: {message}", err=True)
             else:
                 show(message, category, *where, **details)

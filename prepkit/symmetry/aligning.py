@@ -10,7 +10,7 @@ Shapes: N instances, H x W the PRep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -161,10 +161,13 @@ class Aligner:
                 total += squares(own.double() - other.double())
         return total.sqrt()
 
-    def scrambled(self, preps: Tensor, generator: torch.Generator) -> Tensor:
-        """Return copies of instances with their units in random order, with random signs and phases."""
+    def scrambled(self, preps: Tensor, generator: torch.Generator, kinds: Collection[str] = KINDS) -> Tensor:
+        """Return copies of instances with their units in random order, with random signs and phases.
+
+        kinds: which of these changes are made
+        """
         moved = preps.detach().clone(memory_format=torch.contiguous_format)
-        change = self.action.draw(generator, count=len(preps), kinds=KINDS)
+        change = self.action.draw(generator, count=len(preps), kinds=kinds)
         self.write(self.action.on_tensors(change, self.tensors(preps)), moved)
         return moved
 

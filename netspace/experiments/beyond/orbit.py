@@ -21,10 +21,10 @@ from netspace.data import TEST
 from netspace.experiments.result import Column, Result, claim, table_of_measures
 from netspace.space.prediction import Prediction, predict
 from prepkit.errors import counted
-from prepkit.families.permutations import permutation, permute
 from prepkit.figures import panels, short_name
 from prepkit.running.groups import outputs_by_class_id
 from prepkit.support.statistics import distances, mean_or_nan, off_diagonal, variance_within
+from prepkit.symmetry.aligning import Aligner
 from prepkit.tasks.randomness import generator
 from prepkit.zoo.read.accuracy import accuracies_of
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 ORDERS = 8  # of each instance's units
 INPUTS = 256  # that outputs are compared on
 SAME = 1e-5  # of the outputs' size: sums of float32 in another order differ by so much
+MOVED_BY_ALIGNED = 0.01  # the same for a run that aligns PReps before it encodes them
 MOVED = 0.5  # of the distance between instances; an embedding that knows networks by their function does not move
 COLUMNS = (
     Column("instances", "instances"),
@@ -49,7 +50,7 @@ COLUMNS = (
 
 def run(subject: Subject, *, orders: int = ORDERS) -> Result:
     """Put the units of every test instance into several orders, encode each, and compare."""
-    test = subject.predicted()
+    test, aligned = subject.predicted(), subject.run.recipe.align
     inputs = subject.inputs(test.view, limit=INPUTS)
     measured, orbits = {}, {}
     for name, rows in test.groups().items():
@@ -76,23 +77,29 @@ def run(subject: Subject, *, orders: int = ORDERS) -> Result:
     return Result(
         name="orbit",
         title="Orbits: the same function, its hidden units in another order",
-        text=_text(len(test.view), orders, difference),
+        text=_text(len(test.view), orders, difference, aligned),
         numbers={"orders": orders, "output_difference": difference, "by_architecture": measured},
         claims=[
             claim(same, difference, "<=", SAME, kind="check"),
-            claim(moved, max(known, default=math.nan), "<=", MOVED, kind="beyond"),
+            claim(moved, max(known, default=math.nan), "<=", MOVED_BY_ALIGNED if aligned else MOVED, kind="beyond"),
         ],
         tables=(table_of_measures("Another order of the hidden units", ("architecture",), rows_of_table, COLUMNS),),
         pictures=(subject.picture(title, "orbit.png", orbits_figure(orbits)),),
     )
 
 
-def _text(instances: int, orders: int, difference: float) -> str:
+def _text(instances: int, orders: int, difference: float, aligned: bool) -> str:
+    more = (
+        " This run puts hidden units into the order of its references before it encodes a PRep, so embeddings should "
+        "stay where they are."
+        if aligned
+        else ""
+    )
     return (
         f"The hidden units of each of {counted(instances, 'test instance')} (neurons, channels of convolutions, also "
         f"those that shortcuts carry along) are put into {counted(orders, 'random order')}. Each network computes what "
         f"it did before: on up to {INPUTS} test inputs no output changes by more than {difference:.1e} of their size, "
-        "which comes from sums in another order. But its PRep holds other values in nearly all places.\n\n"
+        f"which comes from sums in another order. But its PRep holds other values in nearly all places.{more}\n\n"
         "The picture compares how far embeddings move with how far different instances of the architecture are apart. "
         "Moved by 0 of that distance means that the space knows a network by its function; moved by 1 means that "
         "another order of units is another network to it. The PReps themselves are given for comparison. By chance the "
@@ -121,22 +128,22 @@ def orbit_of(subject: Subject, split: PredictedSplit, rows: Sequence[int], input
     """Measure `orders` orders of the units of these rows, all of one architecture.
 
     inputs: `[B, ...]` that all share, or `[N, B, ...]`
-    raises NoPermutations if it is not known which of its units may be reordered
+    raises SymmetryError if it cannot be derived which of its units may be reordered
     """
     registry, class_ids = subject.run.registry, [split.class_ids[row] for row in rows]
     architecture = registry.by_class_id(class_ids[0])
+    aligner = Aligner.of(architecture)
     preps_NHW, latent_NE = split.preps[rows], split.latents[rows].cpu().double()
     before_NB = outputs_by_class_id(registry, class_ids, preps_NHW, inputs).flatten(1)
     size_N = before_NB.abs().amax(1)
     latents, preps_moved, differences, predictions = [], [], [], list[Prediction]()
     for number in range(orders):
         stream = generator("orders of units", subject.seed, class_ids[0], number)
-        places = [permutation(architecture, stream) for _ in rows]
-        other_NHW = torch.cat([permute(preps_NHW[[row]], places_V) for row, places_V in enumerate(places)])
+        other_NHW = aligner.scrambled(preps_NHW, stream, ("permute",))
         after_NB = outputs_by_class_id(registry, class_ids, other_NHW, inputs).flatten(1)
         differences.append(float(((after_NB - before_NB).abs().amax(1) / size_N).amax()))
         with torch.no_grad():
-            other_NE = subject.space.encode(other_NHW)
+            other_NE = subject.space.encode(other_NHW, architecture.name)
             if not predictions:
                 predictions.append(predict(subject.space, other_NE, registry))
         latents.append(other_NE.cpu().double())

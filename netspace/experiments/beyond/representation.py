@@ -19,6 +19,7 @@ import prepkit
 from netspace.data import TEST, TRAIN, VALIDATION
 from netspace.experiments.result import Claim, Column, Result, claim, table_of_measures
 from netspace.explore.embedding import encode
+from netspace.space.evaluation import preps_of
 from prepkit.figures import panels
 from prepkit.support.statistics import finite_mean, kendall, library, r2, ridge_guess, tau_of_halves, tau_of_ties
 from prepkit.zoo.read.accuracy import right_on_samples
@@ -135,7 +136,7 @@ def hyperparameter_labels(views: Mapping[str, prepkit.Zoo]) -> list[Label]:
 
 def features_of(space: NetSpace, views: Mapping[str, prepkit.Zoo]) -> dict[str, dict[str, np.ndarray]]:
     """Return features `[N, F]` of each kind and split, float64."""
-    preps = {split: view.preps().flatten(1).double().numpy() for split, view in views.items()}
+    preps = {split: preps_of(space, view).flatten(1).cpu().double().numpy() for split, view in views.items()}
     return {
         EMBEDDING: {split: encode(space, view).cpu().double().numpy() for split, view in views.items()},
         STATISTICS: {split: layer_statistics(view) for split, view in views.items()},

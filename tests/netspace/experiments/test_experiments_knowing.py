@@ -17,7 +17,7 @@ from netspace.experiments.beyond import orbit, representation
 from netspace.experiments.result import Result
 from netspace.run.run import Run
 from netspace.space.network import NetSpace
-from prepkit.families.permutations import permutation, permute
+from prepkit.symmetry.aligning import Aligner
 from prepkit.tasks.randomness import generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,7 +163,9 @@ class Stub(NetSpace):
         self.function, self.embedding_size = function, size
         self.anchor = nn.Parameter(torch.zeros(1))  # says on which device it is
 
-    def encode(self, preps):
+    alignment = None
+
+    def encoder(self, preps):
         return self.function(preps.flatten(1))
 
     def decode(self, latents):
@@ -182,8 +184,9 @@ def test_orbit_by_hand(run, tmp_path):
         others, outputs, preps_moved = [], [], []
         for number in range(3):
             stream = generator("orders of units", 5, 0, number)
-            for row in range(8):
-                prep = permute(view.preps([row]), permutation(architecture, stream))
+            moved = Aligner.of(architecture).scrambled(view.preps(), stream, ("permute",))
+            for row, prep in enumerate(moved.split(1)):
+                assert torch.equal(prep.flatten().sort().values, view.preps([row]).flatten().sort().values)
                 others.append((row, space.encode(prep)[0].double()))
                 preps_moved.append(float((prep - view.preps([row])).norm()))
                 network = architecture.build_folded().eval()
@@ -231,14 +234,14 @@ def test_orbits_of_encoders_that_know_everything_and_nothing(function, size, mov
 
 def test_an_order_that_changes_the_function_is_seen(subject, monkeypatch):
     """The wrong order of one instance among several is noticed too."""
-    asked = []
+    scrambled = Aligner.scrambled
 
-    def wrong_once(architecture, stream):
-        asked.append(architecture)
-        total = architecture.layout.total
-        return torch.randperm(total, generator=stream) if len(asked) == 4 else permutation(architecture, stream)
+    def wrong_once(self, preps, stream, kinds):
+        moved, total = scrambled(self, preps, stream, kinds), self.layout.total
+        moved[3].flatten()[:total] = preps[3].flatten()[torch.randperm(total, generator=stream)]
+        return moved
 
-    monkeypatch.setattr(orbit, "permutation", wrong_once)
+    monkeypatch.setattr(Aligner, "scrambled", wrong_once)
     result = orbit.run(subject, orders=1)
     assert result.numbers["output_difference"] > 0.01
     assert not result.claims[0].held

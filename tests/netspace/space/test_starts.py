@@ -153,6 +153,13 @@ def test_a_start_about_the_centroid(near_each_other, layouts):
     assert decoder.scale.flatten()[5] == decoder.scale.flatten()[:900].min()
     assert not decoder.bias.flatten()[900:].any()
     assert not decoder.scale.flatten()[900:].any()
+    # The untrained space predicts the centroid, whatever the embedding, and learns: its gradient reaches the decoder.
+    predicted = netspace.decode(netspace.encode(preps))
+    np.testing.assert_allclose(
+        predicted.detach().numpy().reshape(len(preps), -1)[:, :900], [mean] * len(preps), atol=1e-6
+    )
+    (predicted - preps).square().mean().backward()
+    assert decoder.conv4.weight.grad.abs().max() > 0
     deviation, middle = torch.std_mean(netspace.encode(preps), dim=0)
     torch.testing.assert_close(middle, torch.ones(256), rtol=0, atol=5e-3)
     torch.testing.assert_close(deviation, torch.ones(256), rtol=0, atol=5e-3)

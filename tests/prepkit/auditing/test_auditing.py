@@ -70,8 +70,8 @@ def test_copies_and_leaks_between_splits(tmp_path: Path) -> None:
 
 
 def test_reordering_a_residual_network(tmp_path: Path) -> None:
-    """Groups of channels that residual sums join; here the library's own reordering is the one to be undone."""
-    from prepkit.families.permutations import permutation, permute
+    """Groups of channels that residual sums join; the order is one that was written by hand."""
+    from hand_written_units import permutation, permute
 
     name = "resnet8@digits"
     layout = architecture(name).layout

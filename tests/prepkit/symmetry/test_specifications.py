@@ -5,11 +5,11 @@ import random
 
 import pytest
 import torch
+from hand_written_units import GROUPS_OF_FAMILY, unit_groups
 from torch import nn
 from torch.nn import functional
 
 import prepkit
-from prepkit.families.permutations import GROUPS_OF_FAMILY, unit_groups
 from prepkit.symmetry.spec import term_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,7 +26,7 @@ OTHERS = [name for name in prepkit.architectures() if name not in SMALL]
 
 
 def check_built_in(name):
-    """Compare with what prepkit.families.permutations says, which was written by hand for each family."""
+    """Compare with hand_written_units, which was written by hand for each family."""
     architecture = prepkit.architecture(name)
     found = prepkit.symmetries(architecture)
     by_place = {}

@@ -1,4 +1,4 @@
-"""Reordering hidden units, which gives a PRep with other values whose network computes the same function.
+"""Units of the built-in families that may be reordered, written by hand: what derived symmetries are compared with.
 
     groups = unit_groups(architecture)               # which units may be reordered, and along which axes they stand
     places = permutation(architecture, generator)    # [V]: the place that each value comes from
@@ -10,8 +10,6 @@ sum joins are reordered together.
 Shapes: N instances, V values of an architecture's PRep, H x W the PRep.
 """
 
-# ruff: noqa: N803, N806 - names of tensors end in their axes
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -21,12 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from prepkit.errors import PrepkitError, listed
 from prepkit.families.architecture import Architecture, Shapes
-
-
-class NoPermutations(PrepkitError, ValueError):
-    """Nothing is known about which units of an architecture may be reordered."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +47,12 @@ class UnitGroup:
 
 
 def unit_groups(architecture: Architecture) -> list[UnitGroup]:
-    """Return all units that may be reordered in the folded network of a built-in family.
-
-    raises NoPermutations for another family
-    """
-    if architecture.family not in GROUPS_OF_FAMILY:
-        raise NoPermutations(
-            f"'{architecture.name}' is of family '{architecture.family}'; which of its units may be reordered is known "
-            f"for {listed(GROUPS_OF_FAMILY)}."
-        )
+    """Return all units that may be reordered in the folded network of a built-in family."""
     return GROUPS_OF_FAMILY[architecture.family](architecture.folded_shapes)
 
 
 def permutation(architecture: Architecture, generator: torch.Generator) -> Tensor:
-    """Draw an order of all units and return, for each value of a flat PRep, the place that it comes from, `[V]`.
-
-    raises NoPermutations
-    """
+    """Draw an order of all units and return, for each value of a flat PRep, the place that it comes from, `[V]`."""
     layout = architecture.layout
     places_V = torch.arange(layout.total)
     slots = {slot.name: slot for slot in layout}
