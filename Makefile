@@ -9,7 +9,7 @@ DEMO ?= demo
 PAPER ?= paper
 PYTEST_ARGS ?= --numprocesses auto --dist loadgroup
 
-.PHONY: demo test test-all lint types unit bench paper-mini paper-full page check-wheel clean
+.PHONY: demo test test-all lint types unit bench paper-mini paper-full page docs check-wheel clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -36,7 +36,7 @@ types: $(VENV)/.installed
 # prepkit stands alone, so its tests run in a copy without netspace; those of netspace run here.
 unit: $(VENV)/.installed
 	bash tests/check_standalone.sh "$(abspath $(BIN))/python" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/netspace tests/test_layering.py
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/netspace tests/test_layering.py tests/test_docs.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=median,iqr,rounds
@@ -57,6 +57,14 @@ prepkit/browsing/built/page.js: $(wildcard frontend/*.json frontend/src/*)
 	npm --prefix frontend ci --no-audit --no-fund --loglevel=error
 	npm --prefix frontend run --silent build
 
+# The site of docs/ in site/, where no page may name what is not there. Its blocks of code are run by tests/test_docs.py.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # The wheel as a user gets it: built, installed in an empty environment outside the clone, used there.
 # Where npm is missing, the page is left out, and not checked.
 check-wheel: $(VENV)/.installed
@@ -72,4 +80,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) frontend/node_modules prepkit/browsing/built $(DEMO) $(PAPER)-mini $(PAPER)-full build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) site frontend/node_modules prepkit/browsing/built $(DEMO) $(PAPER)-mini $(PAPER)-full build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
