@@ -1,6 +1,7 @@
 from netspace.explore.embedding import embed as embed
 from netspace.explore.interpolation import interpolate as interpolate
 from netspace.explore.optimization import optimize as optimize
+from netspace.explore.probing import probe as probe
 from netspace.explore.sampling import sample as sample
 from netspace.recipe import Recipe as Recipe
 from netspace.recipe import load_recipe as load_recipe

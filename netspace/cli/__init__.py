@@ -6,6 +6,7 @@ import click
 
 from netspace.cli.explore import COMMANDS
 from netspace.cli.hub import push
+from netspace.cli.probe import probe
 from netspace.cli.report import COMMANDS as REPORTS
 from netspace.cli.train import recipes, train
 from prepkit.cli.common import EXIT_STATUS, Commands
@@ -22,11 +23,12 @@ def main() -> None:
 
     \b
     prepkit zoo train digits_multi zoo              makes a zoo to learn from
+    netspace probe zoo                              tells whether a space can learn it
     netspace train digits_multi --zoo zoo --out run
     netspace evaluate run
     netspace interpolate run --steps 13 -o line
     """
 
 
-for command in (train, recipes, *COMMANDS, *REPORTS, push):
+for command in (probe, train, recipes, *COMMANDS, *REPORTS, push):
     main.add_command(command)

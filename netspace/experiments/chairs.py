@@ -25,7 +25,7 @@ from prepkit.errors import counted
 from prepkit.figures import mesh_figure
 from prepkit.running.groups import distance_grids
 from prepkit.support.statistics import mean_or_nan
-from prepkit.tasks.chairs import build, chair
+from prepkit.tasks.chairs import chair_between
 from prepkit.tasks.distance_grid import grid_points, share_of_monotone_volumes, surface
 from prepkit.tasks.randomness import generator
 from prepkit.tasks.shape_measures import ONE_PART, SPECKS, ShapeMeasures, measure_shapes, overlaps, volume_ratios
@@ -153,10 +153,9 @@ def true_chairs(subject: Subject, line: Interpolation, resolution: int) -> Tenso
     points = grid_points(resolution).double().numpy()
     grids = []
     for a, b in zip(line.first.rows or (), line.second.rows or (), strict=True):
-        start, end = (chair(item, record["seed"]) for item in items_of(subject.zoo.select([a, b])))
+        first, second = items_of(subject.zoo.select([a, b]))
         for gamma in line.gammas:
-            between = {name: (1 - gamma) * start[name] + gamma * end[name] for name in start}
-            grids.append(torch.from_numpy(build(between).distance(points)))
+            grids.append(torch.from_numpy(chair_between(first, second, gamma, record["seed"]).distance(points)))
     return torch.stack(grids).view(-1, len(line.gammas), resolution, resolution, resolution)
 
 

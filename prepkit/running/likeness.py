@@ -50,19 +50,36 @@ def matching_measures(likeness_NN: Tensor, accuracy_N: Tensor, sign: int = 1) ->
     count = len(likeness_NN)
     own_N = likeness_NN.diagonal()
     wins_NN = _wins(own_N[:, None], likeness_NN)
-    paired_NN = _wins(own_N[:, None] + own_N, likeness_NN + likeness_NN.T)
-    apart_NN = (accuracy_N[:, None] - accuracy_N).abs().fill_diagonal_(float("inf"))
-    nearest_NK = apart_NN.argsort(dim=1, stable=True)[:, : min(2, count - 1)]
+    nearest_NK = _nearest(accuracy_N)
     others_NN = likeness_NN.clone().fill_diagonal_(-float("inf"))
     return {
         "own": sign * mean_or_nan(own_N),
         "others": sign * mean_or_nan(off_diagonal(likeness_NN)),
         "nearest_in_accuracy": sign * mean_or_nan(likeness_NN.gather(1, nearest_NK)),
         "own_preferred": mean_or_nan(off_diagonal(wins_NN)),
-        "paired": mean_or_nan(off_diagonal(paired_NN)),
-        "paired_nearest": mean_or_nan(paired_NN.gather(1, nearest_NK)),
+        "paired": mean_or_nan(shares_paired_rightly(likeness_NN)),
+        "paired_nearest": mean_or_nan(shares_paired_rightly(likeness_NN, accuracy_N)),
         "own_first": mean_or_nan((own_N > others_NN.amax(1)).double()) if count > 1 else float("nan"),
     }
+
+
+def shares_paired_rightly(likeness_NN: Tensor, accuracy_N: Tensor | None = None) -> Tensor:
+    """Return, for each network, the share of its pairs with others that fit better rightly than crosswise, `[N]`.
+
+    likeness_NN: see matching_measures
+    accuracy_N:  accuracies, where only the two others of nearest accuracy are paired with each network
+    """
+    count, own_N = len(likeness_NN), likeness_NN.diagonal()
+    paired_NN = _wins(own_N[:, None] + own_N, likeness_NN + likeness_NN.T)
+    if accuracy_N is None:
+        return off_diagonal(paired_NN).view(count, -1).mean(1)
+    return paired_NN.gather(1, _nearest(accuracy_N)).mean(1)
+
+
+def _nearest(accuracy_N: Tensor) -> Tensor:
+    """Return the two others of nearest accuracy of each network, `[N, K]`; fewer where there are no two."""
+    apart_NN = (accuracy_N[:, None] - accuracy_N).abs().fill_diagonal_(float("inf"))
+    return apart_NN.argsort(dim=1, stable=True)[:, : min(2, len(accuracy_N) - 1)]
 
 
 def _wins(first: Tensor, second: Tensor) -> Tensor:

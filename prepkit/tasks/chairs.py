@@ -52,6 +52,12 @@ def chair(number: int, seed: int) -> dict[str, float]:
     }
 
 
+def chair_between(first: int, second: int, gamma: float, seed: int) -> BoxUnion:
+    """The chair on the way from one number's (gamma = 0) to another's (1), whose parameters are between theirs."""
+    start, end = chair(first, seed), chair(second, seed)
+    return build({name: (1 - gamma) * start[name] + gamma * end[name] for name in start})
+
+
 def build(parameters: Mapping[str, float]) -> BoxUnion:
     """The chair of these parameters, normalised as DeepSDF does; see prepkit.tasks._sdf.normalised."""
     boxes = normalised(chair_boxes(parameters))

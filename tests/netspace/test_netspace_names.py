@@ -32,6 +32,7 @@ NAMES = [
     "open_run",
     "optimize",
     "predict",
+    "probe",
     "sample",
     "train",
 ]
