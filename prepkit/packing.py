@@ -184,7 +184,7 @@ def prepare(
     """
     if keep_unfoldable not in (None, "affine"):
         raise FusionError(f'keep_unfoldable is {keep_unfoldable!r}; give "affine" or None.')
-    checkpoint, architecture, is_folded = _recognised(checkpoint, architecture, place)
+    checkpoint, architecture, is_folded = recognised(checkpoint, architecture, place)
     must_fold = bool(batch_norms(checkpoint)) and not is_folded and not keep_batch_norm
     if architecture is None:
         layout = _natural_layout(checkpoint, place)
@@ -221,7 +221,7 @@ def fold_checkpoint(
     raises CheckpointError, LayoutMismatch; FusionError if there is nothing to fold or it cannot be folded
     """
     place = f"'{path}'"
-    checkpoint, architecture, is_folded = _recognised(_read(path, key, prefix), architecture, place)
+    checkpoint, architecture, is_folded = recognised(_read(path, key, prefix), architecture, place)
     if is_folded or not batch_norms(checkpoint):
         raise FusionError(f"{place} has no BatchNorm to fold; `prepkit pack` takes it as it is.")
     if architecture is None:
@@ -281,7 +281,7 @@ def naming(place: str) -> Iterator[None]:
 # Recognising and folding --------------------------------------------------------------------------------------
 
 
-def _recognised(
+def recognised(
     checkpoint: Mapping[str, Tensor], architecture: Architecture | None, place: str
 ) -> tuple[Mapping[str, Tensor], Architecture | None, bool]:
     """Return a checkpoint under its network's names, its architecture, and whether the checkpoint is its folded form.

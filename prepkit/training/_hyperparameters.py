@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from prepkit.errors import ZooError, listed
 from prepkit.support.reading import TABLE, Place, between, given, keys_of, require, unknown, whole
 from prepkit.support.text import Brief
+from prepkit.training._start import OF_ITS_OWN, START, Start
 from prepkit.training._values import (
     ABOVE_0,
     BETAS,
@@ -60,17 +61,33 @@ class Training(Brief):
         "weights before training: those of the network's builder, or with those of convolutions drawn Kaiming normal "
         "over their outputs, as He et al. do for ResNets",
     ] = "builder"
+    start: Annotated[
+        Start,
+        START,
+        "weights that a training begins from: a random draw for each instance; so many random draws, which are dealt "
+        "out; one network that is fitted in so many steps to the shapes of all training instances at once, held in "
+        "memory together; or a checkpoint or PRep, whose path begins at the spec's folder",
+    ] = OF_ITS_OWN
     precision: Annotated[
         Literal["float32", "bfloat16"],
         "precision of the forward pass, whose float32 is TF32 on a GPU; weights and loss are float32",
     ] = "float32"
 
     def with_epochs(self, most: int) -> Training:
-        """The same training in at most so many epochs, its schedule drawn together; one number of epochs becomes it."""
+        """The same training in at most so many epochs; one number of epochs becomes it.
+
+        The schedule is drawn together, and a start is fitted in so many fewer steps.
+        """
         epochs = self.epochs.capped(most)
         share = epochs.last / self.epochs.last
         keep = self.keep.scaled(share, epochs.last)
-        return replace(self, epochs=epochs, schedule=self.schedule.scaled(share), keep=keep)
+        schedule, start = self.schedule.scaled(share), self.start.scaled(min(1.0, share))
+        return replace(self, epochs=epochs, schedule=schedule, keep=keep, start=start)
+
+    def fitting(self, epochs: int) -> Training:
+        """How a start that they share is fitted: as they are trained, in so many epochs; its last weights are kept."""
+        schedule = self.schedule.scaled(epochs / self.epochs.last)
+        return replace(self, epochs=Epochs((epochs,)), schedule=schedule, keep=LAST, start=OF_ITS_OWN)
 
 
 KEYS = keys_of(Training)

@@ -13,6 +13,7 @@ from functools import cached_property
 from prepkit.errors import ZooError, counted
 from prepkit.tasks.randomness import SEED_BITS, stream_seed
 from prepkit.training._hyperparameters import Training
+from prepkit.training._start import FITTED, OWN
 from prepkit.training.spec import Spec
 
 SEEDS = 2**31
@@ -33,6 +34,7 @@ class Job:
     run:         the run's name, such as "lenet_like-00012"
     kept_epochs: epochs after which weights are stored, ending with `epochs`; several only in a trajectory
     trajectory:  whether ids name the epoch
+    start:       name of the weights that it begins with (prepkit.training._start); "own" are drawn by its seed
     """
 
     architecture: str
@@ -47,6 +49,7 @@ class Job:
     run: str
     kept_epochs: tuple[int, ...]
     trajectory: bool = False
+    start: str = OWN
 
     @property
     def id(self) -> str:
@@ -117,10 +120,11 @@ def plan(spec: Spec) -> TrainingPlan:
     prefixes = run_prefixes(spec.architectures)
     jobs: list[Job] = []
     for name, count in counts.items():
-        splits = dealt_splits(spec, name, count)
+        splits, starts = dealt_splits(spec, name, count), dealt_starts(spec, name, count)
         for index, (epochs, split) in enumerate(zip(dealt_epochs(spec, name, count), splits, strict=True)):
             run = f"{prefixes[name]}-{index:05d}"
-            jobs.append(job(spec, name, spec.training[name], index, split, len(jobs), epochs, run))
+            made = job(spec, name, spec.training[name], index, split, len(jobs), epochs, run)
+            jobs.append(replace(made, start=starts[index]))
     teacher = spec.teacher
     if teacher is None:
         return TrainingPlan(tuple(jobs), None)
@@ -149,6 +153,18 @@ def job(
     )
 
 
+def fitting_job(spec: Spec, name: str, training: Training) -> Job:
+    """The job of the one network that becomes the start of all instances of an architecture."""
+    run = f"start-of-{run_prefixes(spec.architectures)[name]}"
+    made = job(spec, name, training, 0, None, 0, training.epochs.last, run)
+    return replace(made, seed=start_seed(spec, FITTED, name))
+
+
+def start_seed(spec: Spec, start: str, name: str) -> int:
+    """The seed of a start of an architecture; it depends on them and the spec's seed alone."""
+    return stream_seed(f"plan, start {start}, {name}", spec.seed) % SEEDS
+
+
 def drawn(spec: Spec, what: str, name: str, *numbers: int) -> float:
     """A number from 0 to below 1 that depends on the spec's seed, its purpose, the architecture and the numbers."""
     seed = stream_seed(f"plan, {what}, {name}", spec.seed, *numbers)
@@ -172,6 +188,16 @@ def dealt_epochs(spec: Spec, name: str, count: int) -> list[int]:
     dealt: list[int] = []
     for turn in range(-(-count // len(candidates))):
         dealt += sorted(candidates, key=lambda epochs: (drawn(spec, "epochs", name, turn, epochs), epochs))
+    return dealt[:count]
+
+
+def dealt_starts(spec: Spec, name: str, count: int) -> list[str]:
+    """The start of each instance: all starts in a drawn order, then all of them in another order, and so on."""
+    names = spec.training[name].start.names
+    dealt: list[str] = []
+    for turn in range(-(-count // len(names))):
+        order = sorted(range(len(names)), key=lambda number: (drawn(spec, "start", name, turn, number), number))
+        dealt += [names[number] for number in order]
     return dealt[:count]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from prepkit.errors import ZooError, counted
 from prepkit.support.files import replacing
 from prepkit.training._engine import Engine
+from prepkit.training._start_tensors import Facts
 from prepkit.training.spec import Spec
 from prepkit.version import __version__
 from prepkit.zoo.write.working import WRITING
@@ -30,6 +31,8 @@ class Provenance:
     sizes:    overrides of a trial run
     versions: versions of prepkit and torch
     machine:  name of the GPU, or architecture of the CPU
+    starts:   what instances begin with where it is no draw of their own, by architecture and name: the sha256 of its
+              values, once it is known, and where it is from
     """
 
     spec: str
@@ -37,11 +40,12 @@ class Provenance:
     engine: Engine
     versions: Mapping[str, str]
     machine: str
+    starts: Facts = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: Spec, engine: Engine, device: torch.device) -> Provenance:
+    def of(cls, spec: Spec, engine: Engine, device: torch.device, starts: Facts | None = None) -> Provenance:
         """The provenance of a zoo whose training begins here and now."""
-        return cls(spec.text, dict(spec.sizes), engine, versions(), machine(device))
+        return cls(spec.text, dict(spec.sizes), engine, versions(), machine(device), starts or {})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, as zoo.json has it."""
@@ -52,6 +56,7 @@ class Provenance:
             "engine": self.engine.to_dict(),
             "versions": dict(self.versions),
             "machine": self.machine,
+            **({"starts": self.starts} if self.starts else {}),
         }
 
     def write(self, root: Path) -> None:
@@ -76,7 +81,8 @@ def read_provenance(root: Path) -> Provenance | None:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         engine = Engine.from_dict(data["engine"])
-        return Provenance(data["spec"], data["sizes"], engine, data["versions"], data["machine"])
+        starts = data.get("starts", {})
+        return Provenance(data["spec"], data["sizes"], engine, data["versions"], data["machine"], starts)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -121,6 +127,18 @@ def check_engine(begun: Provenance, chosen: Engine, stack: int | None, threads: 
             f"'{root}' was begun with stacks of {sizes}{on}, and goes on so: others give other last bits. Leave out "
             "`stack` and `threads`, or name another folder."
         )
+
+
+def check_starts(begun: Provenance, starts: Facts, root: Path) -> None:
+    """Raise ZooError unless instances begin with the same weights as when the training was begun."""
+    for name, own in starts.items():
+        for start, facts in own.items():
+            if begun.starts.get(name, {}).get(start) != facts:
+                what = f"the file {facts['file']}" if "file" in facts else f"the start {start}"
+                raise ZooError(
+                    f"'{root}' was begun with other weights: {what} of {name} has changed since. Give it back its "
+                    "former values, or name another folder."
+                )
 
 
 def versions() -> dict[str, str]:

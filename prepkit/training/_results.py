@@ -105,6 +105,7 @@ def _hyper_parameters(training: Training, jobs: Sequence[Job], shots: Sequence[S
     return {
         "run": [job.run for job in own],
         "seed": [job.seed for job in own],
+        "start": [job.start for job in own],
         "epoch": [shot.epoch for shot in shots],
         "epochs": [job.epochs for job in own],
         "learning_rate": [job.learning_rate for job in own],

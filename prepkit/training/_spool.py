@@ -10,6 +10,7 @@ from prepkit.errors import ZooError
 from prepkit.support.files import replacing
 from prepkit.training._results import Rows
 from prepkit.training._stack import Diverged
+from prepkit.training._step import Tensors
 from prepkit.training._units import FinishedUnit, Unit
 
 
@@ -29,6 +30,17 @@ def save_done(finished: FinishedUnit, folder: Path) -> None:
         save_file(
             {name: tensor.contiguous() for name, tensor in rows.tensors.items()}, path, {"facts": json.dumps(facts)}
         )
+
+
+def load_start(unit: Unit, folder: Path) -> Tensors:
+    """The tensors of a start that was fitted.
+
+    raises ZooError if its file is damaged or not there
+    """
+    finished = load_done(unit, folder)
+    if finished is None:
+        raise ZooError(f"{done_file(folder, unit)}: is missing. Begin the same training again to fit the start anew.")
+    return {name: tensor[0] for name, tensor in finished.rows.tensors.items()}
 
 
 def load_done(unit: Unit, folder: Path) -> FinishedUnit | None:

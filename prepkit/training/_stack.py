@@ -16,7 +16,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prepkit.support.device import gpu_kernels
 from prepkit.tasks.randomness import stream_seed
@@ -26,6 +26,7 @@ from prepkit.training._initialisation import initialise
 from prepkit.training._optimiser import Adam, Optimiser, Parameters, Sgd
 from prepkit.training._plan import Job
 from prepkit.training._schedule import factor
+from prepkit.training._start import OWN
 from prepkit.training._step import StackSetup, StackStep, Tensors, autocast
 
 
@@ -81,7 +82,9 @@ class Stack:
 
     def _start(self, positions: Sequence[int]) -> None:
         self.active = list(positions)
-        learning, self.statistics = fresh_tensors(self.setup, [job.seed for job in self.active_jobs])
+        jobs = self.active_jobs
+        shared = [None if job.start == OWN else self.setup.starts[job.start] for job in jobs]
+        learning, self.statistics = fresh_tensors(self.setup, [job.seed for job in jobs], shared)
         self.parameters = Parameters(learning)
         self.optimiser = optimiser_of(self.setup.training)
         self._step: StackStep | None = None
@@ -291,20 +294,31 @@ class Stack:
 # Parts ------------------------------------------------------------------------------------------------------------
 
 
-def fresh_tensors(setup: StackSetup, seeds: Sequence[int]) -> tuple[Tensors, Tensors]:
-    """The trainable parameters and all other tensors, `[K, *shape]`, of networks that are built from these seeds."""
+def fresh_tensors(
+    setup: StackSetup, seeds: Sequence[int], starts: Sequence[Tensors | None] = ()
+) -> tuple[Tensors, Tensors]:
+    """The trainable parameters and all other tensors, `[K, *shape]`, of networks that are built from these seeds.
+
+    starts: one per network: tensors that take the places of those that were drawn
+    """
     learning: list[Tensors] = []
     others: list[Tensors] = []
     with torch.random.fork_rng(devices=[]):
-        for seed in seeds:
+        for seed, start in zip_longest(seeds, starts):
             torch.default_generator.manual_seed(seed)
             network = setup.architecture.build()
             initialise(network, setup.training.initialisation)
-            parameters = dict(network.named_parameters())
-            learning.append({name: p.detach() for name, p in parameters.items() if p.requires_grad})
-            fixed = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
-            others.append({**fixed, **dict(network.named_buffers())})
+            drawn = tensors_of(network)
+            tensors = drawn if start is None else {name: start[name] for name in drawn}
+            learns = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+            learning.append({name: tensor for name, tensor in tensors.items() if name in learns})
+            others.append({name: tensor for name, tensor in tensors.items() if name not in learns})
     return tuple(stacked(rows, setup) for rows in (learning, others))  # type: ignore[return-value]
+
+
+def tensors_of(network: nn.Module) -> Tensors:
+    """The parameters and buffers of a network, those that are tied once."""
+    return {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
 
 
 def stacked(rows: Sequence[Tensors], setup: StackSetup) -> Tensors:

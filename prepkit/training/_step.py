@@ -5,9 +5,9 @@ Shapes: K instances in the stack, B samples, g instances in a pack, N values of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class StackSetup:
     stack:           largest number of instances that are run at once
     samples_at_once: samples of a batch that are run at once, their gradients added up; None for all
     way:             how the instances of a stack share the device
+    starts:          tensors of networks that instances begin with, by the name of the start
     """
 
     architecture: Architecture
@@ -46,6 +47,7 @@ class StackSetup:
     samples_at_once: int | None = None
     dtype: torch.dtype = torch.float32
     way: Way = ALL_AT_ONCE
+    starts: Mapping[str, Tensors] = field(default_factory=dict)
 
 
 class StackStep:

@@ -22,6 +22,7 @@ from prepkit.tasks.task import Task, TaskBatch
 from prepkit.training._engine import ALL_AT_ONCE, Engine, Way
 from prepkit.training._plan import Job, TrainingPlan
 from prepkit.training._stack import Stack, reproducible
+from prepkit.training._start import OWN
 from prepkit.training._step import WARMUPS, StackStep
 from prepkit.training._units import Unit, setup_of
 from prepkit.training.spec import Spec
@@ -57,7 +58,8 @@ def with_ways(
         if size == 1 or steps < LEAST_STEPS or is_linear(known):
             continue
         smaller = (way for way in WAYS if way.at_once is None or way.at_once < size)
-        seconds = trial(Unit(0, known, jobs[:size], training), smaller, engine, task, device, timed)
+        own = tuple(replace(job, start=OWN) for job in jobs[:size])  # a step takes as long from any start
+        seconds = trial(Unit(0, known, own, training), smaller, engine, task, device, timed)
         if not seconds:
             continue
         best = min(seconds, key=lambda way: seconds[way])

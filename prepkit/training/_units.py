@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from prepkit.running.instances import activation_bytes, forward_flops, is_linear
 from prepkit.support.files import replacing
 from prepkit.tasks.task import Task
 from prepkit.training._engine import ALL_AT_ONCE, Engine
+from prepkit.training._fitting import Fit, TaskOfAll
 from prepkit.training._hyperparameters import Training
-from prepkit.training._plan import Job, TrainingPlan
+from prepkit.training._plan import Job, TrainingPlan, fitting_job
 from prepkit.training._results import Rows, rows_of
 from prepkit.training._stack import Diverged, Stack
-from prepkit.training._step import StackSetup
+from prepkit.training._step import StackSetup, Tensors
 from prepkit.training.spec import Spec
 
 # Measured for sine MLPs: 2 to 5 MiB are equally good, and all of 20,000 points at once are half as fast.
@@ -40,12 +41,16 @@ class Unit:
     """Jobs of one architecture that are trained together.
 
     number: position of the unit's rows in the zoo, and in all lists of units
+    fit:    what its one job is fitted to, if it gives no row of the zoo but a start
+    starts: the tensors that jobs begin with, by the name of the start
     """
 
     number: int
     architecture: Architecture
     jobs: tuple[Job, ...]
     training: Training
+    fit: Fit | None = None
+    starts: Mapping[str, Tensors] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -60,7 +65,7 @@ class Unit:
     def work(self, task: Task) -> float:
         """The cost of the unit in floating-point operations of forwards, to tell its share of all work."""
         size = self.training.batch_size
-        steps = sum(job.epochs for job in self.jobs) * task.num_batches(size)
+        steps = sum(job.epochs for job in self.jobs) * task.num_batches(size) if self.fit is None else self.fit.steps
         return float(steps * forward_flops(self.architecture, size))
 
 
@@ -80,6 +85,21 @@ def units_of(spec: Spec, plan: TrainingPlan, engine: Engine) -> list[Unit]:
     return [Unit(number, known[name], jobs, spec.training[name]) for number, (name, jobs) in enumerate(stacks)]
 
 
+def fits_of(spec: Spec, plan: TrainingPlan, task: Task, first: int) -> list[Unit]:
+    """The units whose networks become the starts that are fitted to items; they give no rows of the zoo.
+
+    first: number of the first of them
+    """
+    fits: list[Unit] = []
+    for name, training in spec.training.items():
+        if training.start.kind == "fitted":
+            items = tuple(job.item for job in plan.by_architecture[name] if job.split == "train")
+            fit = Fit(items, training.start.steps)
+            own = training.fitting(fit.epochs(task, training.batch_size))
+            fits.append(Unit(first + len(fits), architecture(name), (fitting_job(spec, name, own),), own, fit))
+    return fits
+
+
 def train_unit(
     unit: Unit,
     task: Task,
@@ -95,6 +115,8 @@ def train_unit(
     advance: is called after each epoch with the work that was done in it
     raises ZooError if instances diverge whatever their seed or do not fit the memory, UnfoldableNetwork
     """
+    if unit.fit is not None:
+        task = TaskOfAll(task, unit.fit)
     setup = setup_of(unit, task, engine, device)
     stack = Stack(setup, unit.jobs)
     file = None if folder is None else folder / f"{unit.name}.safetensors"
@@ -115,7 +137,7 @@ def train_unit(
     advance(epoch_work * done_epochs(stack))
     with threads(engine.threads):
         try:
-            rows = finished_rows(stack, after_epoch)
+            rows = finished_rows(stack, after_epoch) if unit.fit is None else finished_start(stack, after_epoch)
         except torch.OutOfMemoryError:
             raise ZooError(
                 f"{counted(setup.stack, 'instance')} of {unit.architecture.name} at once, with batches of "
@@ -141,6 +163,13 @@ def finished_rows(stack: Stack, after_epoch: Callable[[Stack], None]) -> Rows:
                 stack.give_up(position, job.epochs)
 
 
+def finished_start(stack: Stack, after_epoch: Callable[[Stack], None]) -> Rows:
+    """Train the one network that becomes a start, and return its tensors as they are, with BatchNorm."""
+    stack.run(after_epoch)
+    (shot,) = stack.snapshots
+    return Rows([stack.first[0].run], [None], {name: tensor[None] for name, tensor in shot.tensors.items()}, {})
+
+
 def setup_of(unit: Unit, task: Task, engine: Engine, device: torch.device) -> StackSetup:
     """What the instances of a unit have in common."""
     architecture = unit.architecture
@@ -148,7 +177,7 @@ def setup_of(unit: Unit, task: Task, engine: Engine, device: torch.device) -> St
     run = runner(architecture, False, size > 1, device, dense=False)
     samples = samples_at_once(architecture, size, device)
     way = engine.way_of(architecture.name) if size > 1 else ALL_AT_ONCE
-    return StackSetup(architecture, unit.training, task, run, device, size, samples, way=way)
+    return StackSetup(architecture, unit.training, task, run, device, size, samples, way=way, starts=unit.starts)
 
 
 def samples_at_once(architecture: Architecture, stack: int, device: torch.device) -> int | None:

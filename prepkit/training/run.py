@@ -7,6 +7,7 @@ folder holds
     training/record.json              spec, sizes and engine of the training (provenance.py)
     training/unit-<n>.safetensors     the state of a unit that is being trained (units.py)
     training/done-<n>.safetensors     a finished unit that waits (spool.py)
+    training/done-<n>.safetensors     a start that was fitted, as well
     training/told.jsonl               facts known only while training: attempts that diverged, the teacher's accuracy
 """
 
@@ -16,7 +17,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,21 @@ from prepkit.training._provenance import (
     Provenance,
     check_engine,
     check_same_training,
+    check_starts,
     read_provenance,
     training_folder,
 )
-from prepkit.training._spool import done_file, load_done, save_done
+from prepkit.training._spool import done_file, load_done, load_start, save_done
+from prepkit.training._start import FITTED
+from prepkit.training._start_tensors import Starts, facts_of, starts_of
 from prepkit.training._trial import with_ways
-from prepkit.training._units import FinishedUnit, Unit, train_unit, units_of
+from prepkit.training._units import FinishedUnit, Unit, fits_of, train_unit, units_of
 from prepkit.training.spec import Spec, load_spec
 from prepkit.zoo.card.card import README, write_card
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.write.writer import ZooWriter
 
+REMEDY = "The table has the scores of the rounded networks."
 Executor = Callable[[list[Unit]], Iterator[FinishedUnit]]
 
 
@@ -109,13 +114,16 @@ def train_zoo(
     task = load_task(loaded.task, None if data is None else Path(data))
     check_fit(loaded, task)
     jobs = plan(loaded)
+    starts = starts_of(loaded)
+    facts = facts_of(loaded, starts)
     engine = choose_engine(loaded, jobs, where, stack, threads)
     if provenance is not None:
         check_engine(provenance, engine, stack, threads, root)
+        check_starts(provenance, facts, root)
         engine = provenance.engine
     elif ray is None:
         engine = tried(engine, loaded, jobs, task, where, progress or Progress())
-    provenance = provenance or Provenance.of(loaded, engine, where)
+    provenance = provenance or Provenance.of(loaded, engine, where, facts)
     with (
         workers_of(ray, engine, gpus),
         ZooWriter(
@@ -131,7 +139,7 @@ def train_zoo(
         ) as writer,
     ):
         provenance.write(root)
-        training = ZooTraining(writer, loaded, jobs, engine, progress or Progress())
+        training = ZooTraining(writer, loaded, jobs, engine, progress or Progress(), starts)
         training.train(executor(task, engine, where, training, ray, gpus), task)
     write_card(root)
     return Trained(root, len(writer), len(training.log.diverged), engine)
@@ -147,43 +155,63 @@ def tried(
 class ZooTraining:
     """Has the units of one zoo trained, and writes them in the zoo's order.
 
-    left: units that are not in the zoo yet
+    left:   units that are not in the zoo yet
+    starts: tensors that instances begin with, by architecture and name of the start
     """
 
-    def __init__(self, writer: ZooWriter, spec: Spec, jobs: TrainingPlan, engine: Engine, progress: Progress) -> None:
-        self.writer, self.progress = writer, progress
+    def __init__(
+        self,
+        writer: ZooWriter,
+        spec: Spec,
+        jobs: TrainingPlan,
+        engine: Engine,
+        progress: Progress,
+        starts: Starts | None = None,
+    ) -> None:
+        self.writer, self.progress, self.spec, self.jobs = writer, progress, spec, jobs
         self.folder = training_folder(writer.root)
         self.log = TrainingLog(self.folder / "told.jsonl")
         units = units_of(spec, jobs, engine)
         self.instances = sum(len(unit.ids) for unit in units)
         self.left = [unit for unit in units if not writer.finished_ids.issuperset(unit.ids)]
         self.teacher = teacher_unit(spec, jobs.teacher, len(units))
+        self.first_fit = len(units) + 1
+        self.starts = dict(starts or {})
 
     def train(self, execute: Executor, task: Task) -> None:
-        """Train the units that are left, and write them in the order of the zoo."""
+        """Train the units that are left, after the starts that they need, and write them in the order of the zoo."""
         waiting = [unit for unit in self.left if done_file(self.folder, unit).exists()]
         due = [unit for unit in self.left if unit not in waiting]
-        if self.teacher is not None and not self.writer.has_teacher:
-            due.insert(0, self.teacher)
-        self.progress.begin(sum(unit.work(task) for unit in due), text=self._finished)
+        teacher = [self.teacher] if self.teacher is not None and not self.writer.has_teacher else []
+        fits = fits_of(self.spec, self.jobs, task, self.first_fit)
+        unfitted = [unit for unit in fits if not done_file(self.folder, unit).exists()]
+        self.progress.begin(sum(unit.work(task) for unit in (*unfitted, *teacher, *due)), text=self._finished)
+        for finished in execute(unfitted):
+            self._tell(finished)
+            self._keep(finished)
+        self.starts |= {unit.architecture.name: {FITTED: load_start(unit, self.folder)} for unit in fits}
         self._write_waiting()
-        for finished in execute(due):
+        ready = [replace(unit, starts=self.starts.get(unit.architecture.name, {})) for unit in due]
+        for finished in execute([*teacher, *ready]):
             self._take(finished)
-        teacher = {} if self.log.teacher is None else {"teacher": self.log.teacher}
-        self.writer.provenance |= {"diverged": self.log.diverged, **teacher}
+        about = {"teacher": self.log.teacher, "starts": facts_of(self.spec, self.starts)}
+        self.writer.provenance |= {"diverged": self.log.diverged, **{key: what for key, what in about.items() if what}}
 
     @property
     def _finished(self) -> str:
         return f"{len(self.writer)}/{counted(self.instances, 'instance')}"
 
-    def _take(self, finished: FinishedUnit) -> None:
-        unit, rows = finished.unit, finished.rows
+    def _tell(self, finished: FinishedUnit) -> None:
         for attempt in finished.diverged:
             self.log.add({"diverged": asdict(attempt)})
             place = f"with seed {attempt.seed} after epoch {attempt.epoch}"
             self.progress.say(f"note: {attempt.run} diverged {place}: replaced.")
-        for note in note_on_costs(rows.costs, "instance", remedy="The table has the scores of the rounded networks."):
+        for note in note_on_costs(finished.rows.costs, "instance", remedy=REMEDY):
             self.progress.say(f"note: {note}")
+
+    def _take(self, finished: FinishedUnit) -> None:
+        unit, rows = finished.unit, finished.rows
+        self._tell(finished)
         if unit == self.teacher:
             self.log.add({"teacher": {name: values[0] for name, values in rows.columns.items() if name != "run"}})
             self.writer.set_teacher({name: tensor[0] for name, tensor in rows.tensors.items()}, unit.architecture)
@@ -191,8 +219,15 @@ class ZooTraining:
             self._write(finished)
             self._write_waiting()
         else:
-            save_done(finished, self.folder)
-        (self.folder / f"{unit.name}.safetensors").unlink(missing_ok=True)
+            self._keep(finished)
+        self._state_of(unit).unlink(missing_ok=True)
+
+    def _keep(self, finished: FinishedUnit) -> None:
+        save_done(finished, self.folder)
+        self._state_of(finished.unit).unlink(missing_ok=True)
+
+    def _state_of(self, unit: Unit) -> Path:
+        return self.folder / f"{unit.name}.safetensors"
 
     def _write_waiting(self) -> None:
         while self.left and (finished := load_done(self.left[0], self.folder)):

@@ -40,6 +40,7 @@ from prepkit.support.reading import (
 )
 from prepkit.support.text import Brief
 from prepkit.training._hyperparameters import Training, TrainingTable, trainings
+from prepkit.training._start import OF_ITS_OWN, check_fitted
 from prepkit.training._values import Keep
 
 SUFFIX = ".toml"
@@ -235,6 +236,8 @@ def parse_spec(content: str, file: str) -> Spec:
     check_inputs([*names, *([teacher.architecture] if teacher else [])], place["architectures"])
     check_shape(names, values["width"], values.get("height"), place)
     check_validation(values["task"], [*training.values(), *([teacher.training] if teacher else [])], place)
+    for name, each in training.items():
+        check_fitted(each.start, name, values["task"], instances[name])
     return Spec(**values, text=content)
 
 
@@ -247,6 +250,10 @@ def read_teacher(data: Mapping[str, Any], place: Place, base: TrainingTable) -> 
     training = base.training(override)
     if len(training.epochs.candidates) > 1:
         raise ZooError(f"{place['epochs']}: expected one number, as there is one teacher; several are to be dealt.")
+    if "start" not in own:  # a start of the instances is none of the teacher's
+        training = replace(training, start=OF_ITS_OWN)
+    elif training.start != OF_ITS_OWN:
+        raise wrong(place["start"], '"own", as other starts are for instances', own["start"])
     if training.keep.every is None:
         return Teacher(name, training)
     if "keep" in own:

@@ -19,6 +19,7 @@ from prepkit.support.files import replacing
 from prepkit.support.lock import changing
 from prepkit.support.markdown import fenced, markdown_table, one_line, write_readme
 from prepkit.support.text import readable_bytes
+from prepkit.zoo.card._starts import sentences_on_starts
 from prepkit.zoo.card.viewer import ViewerSplit, only_split
 from prepkit.zoo.format.counts import ARCHITECTURES_SHOWN, counts_of, num_bytes_of
 from prepkit.zoo.format.drawn_split import EARLIER_SPLIT, drawn_split
@@ -55,7 +56,8 @@ EARLIER = "its split before `zoo split` replaced it"
 MEANINGS_OF_TRAINING = {  # `zoo train` writes these columns; in other zoos they are the user's
     "run": "number of its training run; all weights that are kept of a run share it",
     "item": "number of its own data set",
-    "seed": "seed of initialisation, data order and augmentation",
+    "seed": "seed of data order, augmentation and, where `start` is own, of its first weights",
+    "start": "weights its training began with: own is a random draw of its own, other names are shared",
     "epoch": "epoch after which its weights were taken",
     "epochs": "number of epochs of the whole training",
     "schedule": "schedule of the learning rate",
@@ -308,7 +310,10 @@ def _function(manifest: Manifest) -> list[str]:
 
 
 def _provenance(manifest: Manifest) -> list[str]:
-    return _facts(manifest.provenance) if manifest.provenance else ["Not recorded."]
+    if not manifest.provenance:
+        return ["Not recorded."]
+    sentences = sentences_on_starts(manifest.provenance)
+    return [*sentences, *([""] if sentences else []), *_facts(manifest.provenance)]
 
 
 def _facts(record: Mapping[str, Any]) -> list[str]:

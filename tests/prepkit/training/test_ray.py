@@ -204,6 +204,18 @@ def test_the_zoo_is_that_of_the_local_run(cluster, local, noted, tmp_path):
     assert cluster.is_initialized()  # it was connected before, and still is
 
 
+@pytest.mark.slow
+def test_a_start_is_fitted_on_the_cluster_before_the_instances(cluster, noted, tmp_path):
+    text = CHAIRS.replace('keep = "last"', 'keep = "last"\nstart = {fitted = 7}')
+    trained(tmp_path / "here", text)
+    begun = noted()
+    trained(tmp_path / "zoo", text, ray="auto")
+    assert files_of(tmp_path / "zoo") == files_of(tmp_path / "here")
+    (first, pid), *others = begun()
+    assert (first, sorted(number for number, _ in others)) == (4, [0, 1, 2])
+    assert pid != os.getpid()
+
+
 def test_a_worker_that_is_killed_is_replaced_and_only_its_unit_trained_again(cluster, local, noted, tmp_path):
     marker = str(tmp_path / "marker")
 

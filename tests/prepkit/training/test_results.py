@@ -99,7 +99,9 @@ def test_accuracy_and_loss_are_those_of_the_folded_networks_on_digits(name, stac
     assert len(set(rows.columns["loss"])) == 3
 
 
-COMMON = ["run", "seed", "epoch", "epochs", "learning_rate", "momentum", "weight_decay", "batch_size", "schedule"]
+COMMON = [
+    *("run", "seed", "start", "epoch", "epochs", "learning_rate", "momentum", "weight_decay", "batch_size", "schedule")
+]
 JUDGED = [f"{prefix}{what}" for prefix in ("train_", "validation_", "") for what in ("accuracy", "loss")]
 
 
