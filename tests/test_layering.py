@@ -198,6 +198,7 @@ LIGHT = (
     "cli.models",
     "cli.network_options",
     "cli.normalising",
+    "cli.novelty",
     "cli.output",
     "cli.pairs",
     "cli.pack",
