@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.address import HUB_SCHEME, HubAddress, UrlAddress, check_served, is_remote, parse, parse_remote
-from prepkit.errors import ZooError
+from prepkit.errors import ZooError, counted
 
 if TYPE_CHECKING:
     from prepkit.families.registry import Architecture
@@ -59,6 +59,7 @@ def open_zoo(
     >>> zoo = open_zoo("my-zoo")
     >>> zoo.preps([0, 1, 2]).shape    # [3, H, W]
     """
+    from prepkit.support.logs import logger
     from prepkit.zoo.opened import Zoo
     from prepkit.zoo.read.shapes import common_shape
     from prepkit.zoo.read.store import LocalStore, Store
@@ -79,6 +80,8 @@ def open_zoo(
     shape = store.manifest.shape
     if width is not None or height is not None:
         shape = common_shape(store.manifest, shape.width if width is None else width, height)
+    rows, shards = counted(store.manifest.table.rows, "instance"), counted(len(store.manifest.shards), "shard")
+    logger(__name__).info("opened '%s': %s in %s, read as PReps %s", address, rows, shards, shape)
     return Zoo(store, None, shape, trust_code=trust_code)
 
 

@@ -35,11 +35,14 @@ from prepkit.fusion.fold import Fusion
 from prepkit.prep.file import Origin, PRep, is_prep_file
 from prepkit.prep.layout import Layout, PRepShape
 from prepkit.prep.slot import check_dense, classified
+from prepkit.support.logs import logger
 from prepkit.support.text import Brief
 from prepkit.tensors import BITS, dtype_name, is_float8, module_versions, same_bits, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LOG = logger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,11 +114,13 @@ def pack_checkpoint(
             f"pack_checkpoint takes the path of a file, not a {kind}; for a network, see Layout.of(network)."
         )
     checkpoint = _read(path, key, prefix, dtype)
+    LOG.info("read '%s' (%s): %s", path, checkpoint.format, counted(len(checkpoint), "tensor"))
     if not allow_nonfinite:
         check_finite(checkpoint, f"'{path}'")
     tensors, layout, fusion, architecture = prepare(
         checkpoint, architecture, keep_batch_norm, f"'{path}'", keep_unfoldable
     )
+    LOG.info("network: %s; folds: %d", architecture, len(fusion.folded) if fusion else 0)
     own_names = {*tensors, *(architecture.trainable_shapes if architecture else ())}
     renamed = tuple(name for name in floating_shapes(checkpoint) if name not in own_names)
     versions = module_versions(tensors) if fusion or renamed else checkpoint.versions
@@ -146,6 +151,7 @@ def pack_checkpoint(
         {name: tensor for name, tensor in tensors.items() if name not in layout.names},
     )
     check_round_trip(prep, tensors)
+    LOG.info("packed '%s' into %s, and compared every value", path, prep.shape)
     num_trained = architecture.num_trainable if architecture and fusion else layout.num_parameters
     return Packed(
         prep,

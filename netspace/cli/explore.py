@@ -24,6 +24,7 @@ from netspace.cli.common import (
 )
 from netspace.cli.walks import interpolate, optimize
 from prepkit.cli.common import force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
 from prepkit.support.json_values import json_value
@@ -39,7 +40,9 @@ EVALUATED = {
 }
 
 
-@click.command()
+@click.command(
+    epilog=examples("netspace evaluate run", "netspace evaluate run --zoo hf://user/zoo --split validation --json")
+)
 @run_argument
 @zoo_option
 @click.option("--split", default="test", show_default=True, help="Split of the zoo's instances.")
@@ -93,7 +96,9 @@ def evaluate(
     print_written(out, document, text, notes, table_path, "table")
 
 
-@click.command()
+@click.command(
+    epilog=examples("netspace embed run zoo", "netspace embed run zoo --split test -o embeddings.csv --force")
+)
 @run_argument
 @click.argument("zoo", type=PLACE, metavar="ZOO")
 @click.option("--split", help="Split of the zoo's instances. [default: all instances]")
@@ -139,7 +144,12 @@ def embed(
     )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "netspace decode run --class-id 1 -o vanilla_cnn.pt",
+        "netspace decode run --embedding line/embeddings.npy --row 5 -o model.safetensors",
+    )
+)
 @run_argument
 @zoo_option
 @click.option("--id", "id", help="Decode the embedding of this instance of the zoo.")
@@ -173,9 +183,6 @@ def decode(
 
     PyTorch reads it without this package.
 
-    \b
-    netspace decode run --class-id 1 -o vanilla_cnn.pt
-    netspace decode run --embedding line/embeddings.npy --row 5 -o model.safetensors
     """
     import torch
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 
 
-@click.command()
+@click.command(epilog=examples("netspace push run user/space --dry-run", "netspace push run user/space --private"))
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.argument("repo", metavar="REPO")
 @click.option("--license", "license_", metavar="L", help="Licence of the weights. [default: that of the zoo]")
@@ -18,10 +19,6 @@ from prepkit.cli.output import Output, json_option
 @json_option
 def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: bool, out: Output) -> None:
     """Push a run\'s best NetSpace to a model repository on the Hub.
-
-    \b
-    netspace push run user/space --dry-run
-    netspace push run user/space
 
     Then `netspace.load("hf://user/space")` gives it back anywhere. Files that the repository has are not sent again.
     """

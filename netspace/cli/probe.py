@@ -9,6 +9,7 @@ import click
 
 from netspace.cli.common import PLACE, data_option, seed_option
 from prepkit.cli.common import device_option
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
 from prepkit.support.text import table
@@ -41,7 +42,7 @@ COLUMNS = {
 }
 
 
-@click.command()
+@click.command(epilog=examples("netspace probe my-zoo", "netspace probe hf://user/zoo --json"))
 @click.argument("zoo", type=PLACE, metavar="ZOO")
 @click.option("--split", default="test", show_default=True, help="Split of the unseen instances.")
 @data_option
@@ -54,10 +55,6 @@ def probe(zoo: Path | str, split: str, data: Path | None, seed: int, device: str
     A kernel ridge regression learns the outputs of training instances from their PReps and guesses those of unseen
     ones; where it fails, the outputs of an instance do not follow from its PRep, and a training could
     only learn it by heart. A second test runs networks half-way between the weights of training instances.
-
-    \b
-    netspace probe my-zoo
-    netspace probe hf://user/zoo --json
 
     Own and others: how near the guess comes to its own instance, and guesses for others to it. Told apart: pairs of
     unseen instances (of nearest accuracy, for classifiers) that fit their guesses better rightly than crosswise.

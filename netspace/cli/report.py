@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netspace.cli.common import PATH, data_option, seed_option
+from prepkit.cli import colour
 from prepkit.cli.common import Interrupted, device_option, force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.support.progress import StatusLine
 from prepkit.support.text import readable_seconds
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from netspace.report.model import Report, StageProgress
 
 
-@click.command()
+@click.command(
+    epilog=examples("netspace report run -o report.html", "netspace report run-a run-b --only accuracy --only lines")
+)
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option(
     "-o",
@@ -49,10 +53,6 @@ def report(
 ) -> None:
     """Make all experiments on runs, and one page of results.
 
-    \b
-    netspace report run -o report.html
-    netspace report run-a run-b --only accuracy --only lines
-
     The page shows claims, pictures, numbers, recipes, versions and times; FILE.md and FILE.json are written beside it.
     Results are saved in RUN/experiments. An experiment is made again for another state, zoo or seed, and when any code
     of prepkit or netspace or the version of a numerical library has changed. Exit status 1 if an experiment could not
@@ -64,7 +64,7 @@ def report(
     if title is not None:
         settings["title"] = title
     opened = [Run(path) for path in runs]
-    with StageLine(out.as_json) as line:
+    with StageLine() as line:
         try:
             made = make_report(opened, output, only=only or None, overwrite=force, progress=line, **settings)
         except KeyboardInterrupt:
@@ -72,7 +72,12 @@ def report(
     print_report(made, output, out)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "netspace paper paper-mini              # takes 24 min 29 s with two threads of a 2-core Xeon",
+        "netspace paper paper-quick --quick     # takes 1 min 58 s there",
+    )
+)
 @click.argument("folder", type=PATH, metavar="OUT")
 @click.option("--quick", is_flag=True, help="Train and measure little, too little for the claims.")
 @click.option("--full", is_flag=True, help="Train three seeds, and the ablations.")
@@ -82,10 +87,6 @@ def paper(folder: Path, quick: bool, full: bool, device: str, out: Output) -> No
     """Make the paper in miniature, from zoos to one page.
 
     The embedded zoos are trained, spaces are trained on them, and all experiments are made for OUT/report.html.
-
-    \b
-    netspace paper paper-mini              24 min 29 s, measured with two threads of a 2-core Xeon
-    netspace paper paper-quick --quick     1 min 58 s
 
     Nothing is downloaded. If the command is interrupted, call it again: nothing that is finished is done twice.
     """
@@ -98,7 +99,7 @@ def paper(folder: Path, quick: bool, full: bool, device: str, out: Output) -> No
         raise click.UsageError("--quick and --full are two sizes; give one, or neither for the usual one.")
     keep_freed_memory()
     size = "quick" if quick else "full" if full else "mini"
-    with StageLine(out.as_json) as line:
+    with StageLine() as line:
         try:
             made = make_paper(folder, size, device=device, progress=line)
         except (KeyboardInterrupt, TrainingInterrupted):
@@ -110,8 +111,10 @@ def paper(folder: Path, quick: bool, full: bool, device: str, out: Output) -> No
 
 def print_report(report: Report, page: Path, out: Output) -> None:
     """Print which claims held, as text or as one JSON document; exit with 1 if an experiment could not be made."""
+    from netspace.experiments.verdict import HELD, NOT_HELD
     from netspace.report.words import bound, heading, measured, tally, verdict
 
+    marks = {HELD: colour.good, NOT_HELD: colour.bad}
     lines = []
     for kind, count in report.counts.items():
         if count["of"]:
@@ -119,10 +122,11 @@ def print_report(report: Report, page: Path, out: Output) -> None:
         for claim in (claim for claim in report.claims if claim.kind == kind):
             why = "".join(f"; {reason}" for reason in claim.reasons)
             text = f"{claim.recipe}: {claim.text}: {measured(claim)} (must be {bound(claim)}){why}"
-            lines.append(f"  {verdict(claim):9}  {text}")
+            said = verdict(claim)
+            lines.append(f"  {marks.get(said, colour.remarkable)(f'{said:9}')}  {text}")
     out.result({"output": str(page), **report.to_dict()}, "\n".join([*lines, f"{page}: {tally(report)}"]))
     for failure in report.failures:
-        click.echo(f"could not be made: {failure}", err=True)
+        click.echo(f"{colour.bad('could not be made:')} {failure}", err=True)
     if report.failures:
         raise click.exceptions.Exit(1)
 
@@ -130,8 +134,8 @@ def print_report(report: Report, page: Path, out: Output) -> None:
 class StageLine(StatusLine):
     """One line that says which stage runs now, how far it is, and what comes after it."""
 
-    def __init__(self, quiet: bool) -> None:
-        super().__init__(quiet=quiet)
+    def __init__(self) -> None:
+        super().__init__()
         self.began = time.monotonic()
 
     def __call__(self, stage: StageProgress) -> None:

@@ -10,6 +10,7 @@ import click
 from netspace.cli.common import PATH, PLACE, data_option
 from prepkit.cli.common import device_option
 from prepkit.cli.completion import names
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.support.text import table
 
@@ -23,7 +24,13 @@ def _recipes() -> list[str]:
     return recipe_names()
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "netspace train digits_multi --zoo zoo --out run",
+        "netspace train digits_multi --zoo zoo --out run --resume",
+        "torchrun --nproc-per-node 2 -m netspace train cifar10_multi --zoo zoo --out run",
+    )
+)
 @click.argument("recipe", metavar="RECIPE", shell_complete=names(_recipes, or_path=True))
 @click.option("--zoo", required=True, type=PLACE, metavar="ZOO", help="Zoo to learn from: a folder or hf://user/zoo.")
 @click.option("--out", "folder", required=True, type=PATH, metavar="RUN", help="Folder of the run.")
@@ -56,11 +63,6 @@ def train(
 
     RECIPE is the name of a built-in recipe (`netspace recipes`) or the path of a TOML file.
 
-    \b
-    netspace train digits_multi --zoo zoo --out run
-    netspace train digits_multi --zoo zoo --out run --resume
-    torchrun --nproc-per-node 2 -m netspace train cifar10_multi --zoo zoo --out run
-
     The run's folder holds recipe, metrics, checkpoints and TensorBoard's log. Ctrl-C keeps the state; --resume goes on
     with it, to the same losses.
     """
@@ -81,7 +83,7 @@ def train(
         print_run(run, out)
 
 
-@click.command()
+@click.command(epilog=examples("netspace recipes", "netspace recipes --json"))
 @json_option
 def recipes(out: Output) -> None:
     """List the built-in recipes."""

@@ -26,6 +26,7 @@ from netspace.cli.common import (
 )
 from prepkit.cli.common import force_option
 from prepkit.cli.completion import zoo_ids
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.support.json_values import json_value
 from prepkit.support.text import table
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
     from netspace.space.prediction import Prediction
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "netspace interpolate run resnet8-3 resnet8-7 --steps 11", "netspace interpolate run --pairs 16 -o line"
+    )
+)
 @run_argument
 @click.argument("first", required=False, shell_complete=zoo_ids)
 @click.argument("second", required=False, shell_complete=zoo_ids)
@@ -78,10 +83,6 @@ def interpolate(
     out: Output,
 ) -> None:
     """Walk between instances, along embeddings and along weights.
-
-    \b
-    netspace interpolate run resnet8-3 resnet8-7 --steps 11
-    netspace interpolate run --pairs 16 -o line
 
     With several architectures, random pairs join the smallest and the largest one; with one architecture, they go from
     the worse instance to the better one. DIR gets table.csv, result.json, figure.png, embeddings.npy, and the networks
@@ -183,7 +184,12 @@ def _write_meshes(walk: Interpolation, opened: Opened, predicted: Prediction, fo
                 write_mesh(mesh, folder / f"{line}-{step:03d}.obj")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "netspace optimize run resnet8-3 -o better",
+        "netspace optimize run --each 4 --noise 0.5 --patience 20 -o better",
+    )
+)
 @run_argument
 @click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=zoo_ids)
 @zoo_option
@@ -264,10 +270,6 @@ def optimize(
     out: Output,
 ) -> None:
     """Move embeddings to where better networks are.
-
-    \b
-    netspace optimize run resnet8-3 -o better
-    netspace optimize run --each 4 --noise 0.5 --patience 20 -o better
 
     This is latent space optimisation. Many start points move at once, each until its accuracy on the validation samples
     does not improve any more. The best instance is kept, and its accuracy on the test samples is printed. DIR gets

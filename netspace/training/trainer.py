@@ -34,10 +34,13 @@ from netspace.training._validation import Validation
 from netspace.training.memory import OutOfMemory, advice, num_weights
 from prepkit.errors import expect
 from prepkit.support.background import Background
-from prepkit.support.device import gpu_kernels, is_out_of_memory, own_device
+from prepkit.support.device import gpu_kernels, hardware, is_out_of_memory, own_device
+from prepkit.support.logs import logger
 from prepkit.support.processes import Ranks
 from prepkit.support.progress import Progress
 from prepkit.support.signals import deferred_signals
+
+LOG = logger(__name__)
 
 
 class Interrupted(prepkit.PrepkitError):
@@ -129,6 +132,8 @@ class Training:
         objective = Objective(space, recipe, self.data.registry, self.data.teacher, ranks)
         take_step = Step(objective, optimiser, ranks, self.device)
         log = self._open_log(run, state)
+        first, place = start + 1, hardware(self.device)
+        LOG.info("training '%s' on %s, in %d processes, from step %d to %d", run.path, place, ranks.size, first, last)
         self.progress.begin(last, start, f"{last - start:,} left")
         batches = self.data.batches(start * recipe.batch.accumulate)
         steps = range(0) if self._is_enough(best) else range(start + 1, last + 1)
@@ -146,6 +151,9 @@ class Training:
                         scores = self._validate(space, log, step)
                         is_best = best is None or scores["score"] > best
                         best = scores["score"] if is_best else best
+                        LOG.info(
+                            "step %d: score %.4g%s", step, scores["score"], ", the best one yet" if is_best else ""
+                        )
                         log.validated(step, scores, is_best)
                         self._save(run, step, space, optimiser, log, best, scores if is_best else None)
                         if self._is_enough(best):

@@ -22,6 +22,7 @@ from prepkit.cli import (
     import_published,
     import_ray_tree,
     importing,
+    information,
     inspecting,
     normalising,
     novelty,
@@ -31,20 +32,26 @@ from prepkit.cli import (
     zoo,
 )
 from prepkit.cli.common import EXIT_STATUS, Commands
+from prepkit.cli.completion import completion_command
+from prepkit.cli.examples import examples
+from prepkit.cli.verbosity import add_verbosity
+from prepkit.version import __version__
+
+EXAMPLES = examples(
+    "prepkit pack model.pt --width 512        # recognise, fold BatchNorm, pack, check",
+    "prepkit show model.prep.safetensors      # draw it",
+    "prepkit unpack model.prep.safetensors    # back to a plain state dict",
+)
 
 
 @click.group(
-    cls=Commands, epilog=EXIT_STATUS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=Commands,
+    epilog=f"{EXIT_STATUS}\n\n{EXAMPLES}",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(package_name="prepkit")
+@click.version_option(__version__)
 def main() -> None:
-    """Trained networks as data: pack any checkpoint into a matrix (a PRep) and back, exactly.
-
-    \b
-    prepkit pack model.pt --width 512       recognise, fold BatchNorm, pack, check
-    prepkit show model.prep.safetensors     draw it
-    prepkit unpack model.prep.safetensors   back to a plain state dict
-    """
+    """Trained networks as data: pack any checkpoint into a matrix (a PRep) and back, exactly."""
 
 
 for command in (pack.pack, pack.unpack, pack.fuse, show.show, show.inspect, inspecting.stat, inspecting.diff):
@@ -67,6 +74,8 @@ for command in (
     train.specs,
 ):
     zoo.zoo.add_command(command)
+main.add_command(information.info)
+main.add_command(completion_command("prepkit"))
 for command in (
     *import_kinds.COMMANDS,
     *import_published.COMMANDS,
@@ -75,3 +84,4 @@ for command in (
     *import_ray_tree.COMMANDS,
 ):
     importing.import_.add_command(command)
+add_verbosity(main)

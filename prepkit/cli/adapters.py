@@ -9,12 +9,18 @@ import click
 
 from prepkit.address import HubAddress, UrlAddress
 from prepkit.cli.common import force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.zoo import folder_or_address
 from prepkit.errors import counted
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo adapters my-zoo adapters",
+        "prepkit zoo adapters my-zoo adapters --where \"task_type == 'CAUSAL_LM' and r == 8\" --canonical",
+    )
+)
 @folder_or_address
 @click.argument("target", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--ids", type=click.File("rb"), metavar="FILE", help="List of ids, one a line; - for standard input.")
@@ -32,10 +38,6 @@ def adapters(
     out: Output,
 ) -> None:
     """Write LoRA adapters of a zoo as files of PEFT.
-
-    \b
-    prepkit zoo adapters my-zoo adapters
-    prepkit zoo adapters my-zoo adapters --where "task_type == 'CAUSAL_LM' and r == 8"
 
     Each adapter becomes a folder in DST that is called by its id, with adapter_model.safetensors and the
     adapter_config.json that it came with, as it was: PEFT's from_pretrained loads it. Tensors are those of the zoo,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prepkit.cli.completion import zoo_ids
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option, with_flags
 from prepkit.cli.zoo_text import facts
 from prepkit.support.text import table
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from prepkit.zoo.change.aligning import AlignedArchitecture, AlignedZoo
 
 
-@click.command()
+@click.command(epilog=examples("prepkit zoo align my-zoo aligned", "prepkit zoo align my-zoo aligned --centroid"))
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("target", type=click.Path(path_type=Path), metavar="DST")
 @click.option(
@@ -52,9 +53,6 @@ def align(
     gives distances before and after, how many of a few scrambled copies came back to the same PRep, and, if the task's
     data is on this machine, the accuracy half-way between the weights of pairs of instances of different runs.
 
-    \b
-    prepkit zoo align my-zoo aligned
-    prepkit zoo align my-zoo aligned --centroid
     """
     if references and centroid:
         raise click.UsageError("give --reference ID or --centroid, not both.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prepkit.cli.completion import architectures, names
+from prepkit.cli.examples import examples
 from prepkit.cli.network_options import ARGUMENT_HELP, INPUT_HELP, Argument, InputShape, named_architecture
 from prepkit.cli.output import Output, json_option
 from prepkit.support.text import shape_text, table
@@ -16,12 +17,18 @@ if TYPE_CHECKING:
     from prepkit.prep.layout import Layout
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "prepkit arch list",
+        "prepkit arch show resnet8@cifar10 --width 512",
+        "prepkit arch symmetries lenet_like@digits",
+    )
+)
 def arch() -> None:
     """List and describe the registered architectures."""
 
 
-@arch.command("list")
+@arch.command("list", epilog=examples("prepkit arch list", "prepkit arch list --json"))
 @json_option
 def list_(out: Output) -> None:
     """List all architectures.
@@ -38,7 +45,9 @@ def list_(out: Output) -> None:
     out.result({"architectures": [_facts(architecture) for architecture in known]}, text)
 
 
-@arch.command()
+@arch.command(
+    epilog=examples("prepkit arch show resnet8@cifar10", "prepkit arch show resnet8@cifar10 --width 1024 --json")
+)
 @click.argument("name", shell_complete=names(architectures))
 @click.option("--width", default=512, show_default=True, help="Width of the PRep, which decides its height.")
 @json_option
@@ -63,7 +72,13 @@ def show(name: str, width: int, out: Output) -> None:
     out.result(document, text)
 
 
-@arch.command("symmetries")
+@arch.command(
+    "symmetries",
+    epilog=examples(
+        "prepkit arch symmetries lenet_like@digits",
+        "prepkit arch symmetries my_package.nets:small_net --input 3x32x32 --arch-arg width=16",
+    ),
+)
 @click.argument("name", metavar="NAME|module:callable", shell_complete=names(architectures))
 @click.option("--input", "input_shape", type=InputShape(), metavar="CxHxW", help=INPUT_HELP)
 @click.option("--arch-arg", "arguments", type=Argument(), multiple=True, metavar="NAME=VALUE", help=ARGUMENT_HELP)

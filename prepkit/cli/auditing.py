@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prepkit.cli import colour
 from prepkit.cli.common import force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
 
@@ -29,9 +31,13 @@ def _kinds(context: click.Context, parameter: click.Parameter, text: str | None)
     return kinds
 
 
-@click.command(
-    epilog="Exit status: 0 done, 1 something of --fail-on was found, or the operation failed, 2 wrong usage or input."
+STATUS = "Exit status: 0 done, 1 something of --fail-on was found, or the operation failed, 2 wrong usage or input."
+EXAMPLES = examples(
+    "prepkit zoo audit my-zoo -o audit.html", "prepkit zoo audit my-zoo --against hf://user/zoo --fail-on leaks,nan"
 )
+
+
+@click.command(epilog=f"{STATUS}\n\n{EXAMPLES}")
 @click.argument("folder", type=ZooPlace(), metavar="DIR")
 @click.option("--against", type=ZooPlace(), metavar="OTHER", help="Another zoo, whose networks DIR should not hold.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PAGE.html", help="Also write a page.")
@@ -67,9 +73,6 @@ def audit(
     \b
     Kinds of findings: leaks, seeds, duplicates, near-duplicates, same-run, nan,
     constant, zeros, dead, columns, lineage.
-    \b
-    prepkit zoo audit my-zoo -o audit.html
-    prepkit zoo audit my-zoo --against hf://user/zoo --fail-on leaks,nan
     """
     if force and output is None:
         raise click.UsageError("--force goes with -o PAGE.html.")
@@ -83,7 +86,17 @@ def audit(
         found = audit_zoo(str(folder), None if against is None else str(against), tolerance=tolerance, progress=bar)
     if output is not None:
         save_page(found, output, overwrite=force)
-    text = text_of(found) + ("" if output is None else f"\n  page             {output}")
+    text = _coloured(text_of(found), fail_on) + ("" if output is None else f"\n  page             {output}")
     out.result({**found.to_dict(), "page": None if output is None else str(output)}, text)
     if found.has(fail_on):
         context.exit(FOUND)
+
+
+def _coloured(text: str, fail_on: tuple[str, ...]) -> str:
+    """Colour the kinds of findings at the beginnings of lines."""
+    from prepkit.auditing.findings import KINDS
+
+    for kind in KINDS:
+        mark = colour.bad if kind in fail_on else colour.remarkable
+        text = text.replace(f"\n  {kind} ", f"\n  {mark(kind)} ")
+    return text

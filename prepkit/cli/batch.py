@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from prepkit.cli import colour
 from prepkit.cli.output import Output, with_flags
 from prepkit.errors import PrepkitError, counted, listed
 from prepkit.support.files import is_disk_full
@@ -81,7 +82,8 @@ class Batch:
         self.failed.append({"source": str(model), "error": {"kind": type(error).__name__, "message": message}})
         self.exit_code = max(self.exit_code, getattr(error, "exit_code", 1))
         if not self.out.as_json:
-            self.bar.say(f"failed: {message}")
+            with self.bar.hidden():
+                click.echo(f"{colour.bad('failed:')} {message}", err=True)
 
     def _note_how_to_go_on(self, error: BaseException) -> None:
         finished = len(self.packed) + len(self.skipped)

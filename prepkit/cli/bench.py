@@ -11,12 +11,19 @@ import click
 
 from prepkit.cli.common import device_option, force_option
 from prepkit.cli.completion import paths
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 
 FAILED = 1  # exit status where a learner failed; the results of the others are printed all the same
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit bench my-zoo --target accuracy -o results",
+        'prepkit bench my-zoo --target learning_rate --log --baseline "statistics + ridge"',
+        "prepkit bench my-zoo --target accuracy --learner mine:learn",
+    )
+)
 @click.argument("zoo", shell_complete=paths)
 @click.option("--target", required=True, metavar="COLUMN", help="Column of the zoo's table to predict.")
 @click.option(
@@ -60,11 +67,6 @@ def bench(
     Baselines learn from the training instances of the zoo's split and are measured on its test instances: the constant
     guess, gradient boosting and ridge on statistics of each tensor, ridge on all weights, a small transformer on
     tokens, and a small network on graphs whose predictions do not depend on the order of hidden units.
-
-    \b
-    prepkit bench my-zoo --target accuracy -o results
-    prepkit bench my-zoo --target learning_rate --log --baseline "statistics + ridge"
-    prepkit bench my-zoo --target accuracy --learner mine:learn
 
     A learner is a function (train, validation, test) -> predictions of the test instances. Each of the three has the
     instances as `zoo` and, but for test, the true values as `target`. Exit status 1 means that a learner failed.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prepkit.cli.common import force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from prepkit.address import HubAddress, UrlAddress
 
 
-@click.command()
+@click.command(
+    epilog=examples("prepkit zoo view my-zoo", 'prepkit zoo view hf://user/zoo --where "accuracy > 0.5" --serve')
+)
 @click.argument("folder", type=ZooPlace(), metavar="DIR")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PAGE.html", help="Where the page is written.")
 @click.option("--where", metavar="EXPR", help="Show only instances that a condition chooses.")
@@ -51,10 +54,6 @@ def view(
 
     The page is NAME.html in this folder, or PAGE.html. With --serve it is written only if -o asks for it. Of a zoo with
     more than N instances, N are shown, evenly spaced, and no audit is made.
-
-    \b
-    prepkit zoo view my-zoo
-    prepkit zoo view hf://user/zoo --where "accuracy > 0.5" --serve
     """
     if port is not None and not serve:
         raise click.UsageError("--port goes with --serve.")

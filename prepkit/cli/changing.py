@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.pairs import Pairs
 from prepkit.cli.zoo import bytes_in, folder
@@ -16,7 +17,12 @@ where_option = click.option("--where", metavar="EXPR", help='Condition on the ta
 ids_option = click.option("--ids", type=click.File("rb"), metavar="FILE", help="File of ids, one a line; - for stdin.")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        'prepkit zoo cut my-zoo good --where "accuracy > 0.8 and epoch == 50"',
+        "prepkit zoo cut my-zoo chosen --ids - < chosen.txt",
+    )
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("target", type=click.Path(path_type=Path), metavar="DST")
 @where_option
@@ -28,9 +34,6 @@ def cut(source: Path, target: Path, where: str | None, ids: BinaryIO | None, nam
 
     Instances are chosen by a condition, by a list of ids, or by both. ClassIds, task and teacher stay.
 
-    \b
-    prepkit zoo cut my-zoo good --where "accuracy > 0.8 and epoch == 50"
-    prepkit zoo cut my-zoo chosen --ids chosen.txt
     """
     _check_choice(where, ids)
     from prepkit.zoo.change.choosing import cut as cut_zoo
@@ -41,7 +44,11 @@ def cut(source: Path, target: Path, where: str | None, ids: BinaryIO | None, nam
     print_written(written, out)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        'prepkit zoo drop my-zoo --where "accuracy < 0.15" --dry-run', "prepkit zoo drop my-zoo --ids - < broken.txt"
+    )
+)
 @folder
 @where_option
 @ids_option
@@ -54,8 +61,6 @@ def drop(folder: Path, where: str | None, ids: BinaryIO | None, dry_run: bool, o
     The old files stay until `prepkit zoo clean`, so that others may read the zoo meanwhile; a kill leaves the zoo as it
     was or as it should be.
 
-    \b
-    prepkit zoo drop my-zoo --where "accuracy < 0.15" --dry-run
     """
     _check_choice(where, ids)
     from prepkit.zoo.change.choosing import drop as drop_instances
@@ -68,7 +73,13 @@ def drop(folder: Path, where: str | None, ids: BinaryIO | None, dry_run: bool, o
     out.result(document, removal_text(folder, removal, dry_run))
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo annotate my-zoo --table robustness.csv",
+        "prepkit zoo annotate my-zoo --table runs.jsonl --on run,epoch=training_iteration",
+        "prepkit zoo annotate my-zoo --rename acc=accuracy --drop note",
+    )
+)
 @folder
 @click.option(
     "--table", "file", type=click.Path(path_type=Path), metavar="FILE", help="CSV, TSV, JSON or JSONL of columns."
@@ -102,10 +113,6 @@ def annotate(
     values where there is one, and keeps the others. Columns are dropped first, then renamed. Only the table is written,
     beside the old one, which stays until `prepkit zoo clean`; zoo.json tells what was changed when.
 
-    \b
-    prepkit zoo annotate my-zoo --table robustness.csv
-    prepkit zoo annotate my-zoo --table runs.jsonl --on run,epoch=training_iteration
-    prepkit zoo annotate my-zoo --rename acc=accuracy --drop note
     """
     if file is None and (on or types):
         raise click.UsageError("--on and --types go with --table FILE.")

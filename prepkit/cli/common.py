@@ -8,11 +8,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import StringIO
 from typing import IO, Any, TypeVar
 
 import click
 
-from prepkit.cli.output import print_error, with_flags
+from prepkit.cli import colour
+from prepkit.cli.output import print_error, print_note, with_flags
+from prepkit.cli.verbosity import is_quiet, log_traceback
 from prepkit.errors import CopiesDiffer, FormerSpelling, PrepkitError, RecordingFailed
 from prepkit.program import INTERRUPTED, MESSAGE
 from prepkit.support.progress import show_progress
@@ -44,12 +47,24 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message and the notes; an interruption is not called an error, since the user asked for it."""
-        if self.exit_code == INTERRUPTED:
-            click.echo(self.format_message(), file=file, err=True)
-        else:
-            super().show(file)
-        for note in self.notes:
-            click.echo(note, file=file, err=True)
+        word = "" if self.exit_code == INTERRUPTED else f"{colour.bad('Error:')} "
+        for text in (f"{word}{self.format_message()}", *self.notes):
+            click.echo(text, file=file, err=True, color=colour.wanted())
+
+
+class WrongUsage(click.UsageError):
+    """An error of click's own on its way out, of which the word Error gets a colour."""
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(error.format_message(), error.ctx)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the usage, where help is found, and the message."""
+        text = StringIO()
+        super().show(text)
+        before, word, message = text.getvalue().rpartition(f"Error: {self.message}")
+        shown = f"{before}{colour.bad('Error:')}{word.removeprefix('Error:')}{message}"
+        click.echo(shown, file=file, nl=False, err=True, color=colour.wanted())
 
 
 class Commands(click.Group):
@@ -58,12 +73,14 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Note whether JSON is asked for before anything is parsed, so that errors of parsing are JSON too."""
         ctx.meta[JSON_ASKED] = "--json" in args
+        ctx.color = colour.wanted()
         with failures(ctx):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        before = show_progress.set(not ctx.meta[JSON_ASKED])  # for bars that the library shows by itself
+        shown = not ctx.meta[JSON_ASKED] and not is_quiet(ctx)
+        before = show_progress.set(shown)  # for bars that the library shows by itself
         try:
             with failures(ctx), notes():
                 return super().invoke(ctx)
@@ -87,6 +104,7 @@ def failures(ctx: click.Context) -> Iterator[None]:
             failure = _failure(error, interrupted=bool(interruptions))
             if failure is None:
                 raise
+            log_traceback(ctx, error)
     if ctx.meta[JSON_ASKED]:
         try:
             print_error(getattr(failure, "kind", "UsageError"), failure.format_message())
@@ -110,6 +128,8 @@ def _failure(error: BaseException, interrupted: bool) -> click.ClickException | 
         return Failure(_error_of_stdout() or _with_advice(error), 1, added)
     if isinstance(error, MemoryError):
         return Failure(MemoryError("not enough memory; close other programs or use a smaller input."), 1, added)
+    if isinstance(error, click.UsageError):
+        return WrongUsage(error)
     return error if isinstance(error, click.ClickException) else None
 
 
@@ -121,7 +141,7 @@ def notes() -> Iterator[None]:
 
         def note(message: Warning | str, category: type[Warning], *where: Any, **details: Any) -> None:
             if issubclass(category, FormerSpelling | RecordingFailed | CopiesDiffer):
-                click.echo(f"note: {message}", err=True)
+                print_note(str(message))
             else:
                 show(message, category, *where, **details)
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
+from prepkit.cli.examples import examples
+from prepkit.cli.output import Output, json_option
 from prepkit.errors import PrepkitError
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -84,3 +86,31 @@ def _zoo_of_run(run: object) -> str | None:
     except (TypeError, ValueError, KeyError, OSError):
         return None
     return path if isinstance(path, str) else None
+
+
+def completion_command(program: str) -> click.Command:
+    """Return the command that prints what a shell must run so that <TAB> completes a program's commands."""
+    shells = click.Choice(("bash", "zsh", "fish"))
+    lines = (
+        f"echo 'eval \"$({program} completion bash)\"' >> ~/.bashrc",
+        f"echo 'eval \"$({program} completion zsh)\"' >> ~/.zshrc",
+        f"{program} completion fish > ~/.config/fish/completions/{program}.fish",
+    )
+
+    @click.command(epilog=examples(*lines))
+    @click.argument("shell", type=shells, metavar="SHELL")
+    @json_option
+    @click.pass_context
+    def completion(context: click.Context, shell: str, out: Output) -> None:
+        """Print what makes <TAB> work in a shell.
+
+        SHELL is bash, zsh or fish. Commands, options, files, and names such as those of architectures, specs, recipes
+        and a zoo's instances are completed. In zsh the line must stand after compinit.
+        """
+        shown = get_completion_class(shell)
+        assert shown is not None, shell
+        root = context.find_root().command
+        script = shown(root, {}, program, f"_{program}_COMPLETE".upper()).source()
+        out.result({"program": program, "shell": shell, "script": script}, script)
+
+    return completion

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prepkit.cli.common import force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
 from prepkit.support.text import readable_bytes, table
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     from prepkit.hub.upload import Push
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit pull user/zoo",
+        'prepkit pull user/zoo good --where "accuracy > 0.9 and epoch == 50"',
+        "prepkit pull user/zoo --revision v1.0 --split test",
+    )
+)
 @click.argument("repo", metavar="REPO")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
 @click.option("--revision", metavar="R", help="Branch, tag or commit. [default: the newest version]")
@@ -43,11 +50,6 @@ def pull(
 ) -> None:
     """Fetch a zoo from the Hub into DIR, and check every file.
 
-    \b
-    prepkit pull user/zoo
-    prepkit pull user/zoo good --where "accuracy > 0.9 and epoch == 50"
-    prepkit pull user/zoo --revision v1.0 --split test
-
     DIR is ./NAME if it is left out. With a condition, only the table and the shards that hold such instances are
     fetched, and DIR becomes a zoo of just these. After an interruption the same command goes on.
     """
@@ -63,7 +65,9 @@ def pull(
     out.result(_pull_document(pulled), _pull_text(pulled))
 
 
-@click.command()
+@click.command(
+    epilog=examples("prepkit push my-zoo user/my-zoo --dry-run", "prepkit push my-zoo user/my-zoo --private")
+)
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("repo", metavar="REPO")
 @click.option("--license", "license_", metavar="L", help="Licence of a zoo that has none; it is written into the zoo.")
@@ -72,10 +76,6 @@ def pull(
 @json_option
 def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: bool, out: Output) -> None:
     """Push a zoo to a dataset repository on the Hub.
-
-    \b
-    prepkit push my-zoo user/my-zoo --dry-run
-    prepkit push my-zoo user/my-zoo
 
     The repository is created if there is none. The zoo is verified first, and must have a licence. Its new version
     becomes visible in one commit; what the repository has is not sent again. After an interruption the same

@@ -7,11 +7,18 @@ from typing import Any
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.importing import Making, making_options, splits_option, tree_options
 from prepkit.cli.output import Output, json_option
 
 
-@click.command("cnn-wild-park")
+@click.command(
+    "cnn-wild-park",
+    epilog=examples(
+        "prepkit zoo import cnn-wild-park cnn_wild my-zoo",
+        "prepkit zoo import cnn-wild-park cnn_wild my-zoo --splits paper --split-file cnn_park_splits.json",
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--split-file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of --splits paper.")
@@ -54,7 +61,13 @@ def cnn_wild_park(
     making.write(folder, found_by("cnn-wild-park", source, options), {}, out, command="zoo import cnn-wild-park")
 
 
-@click.command("small-transformer-zoo")
+@click.command(
+    "small-transformer-zoo",
+    epilog=examples(
+        "prepkit zoo import small-transformer-zoo MNIST-Transformers my-zoo --data mnist",
+        "prepkit zoo import small-transformer-zoo zoos my-zoo --dataset ag_news --splits strict",
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--dataset", type=click.Choice(("mnist", "ag_news")), help="Models to take, where SRC has both.")

@@ -7,12 +7,20 @@ from typing import Any
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.importing import Making, making_options, packing_of, splits_option, tree_options
 from prepkit.cli.network_options import NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        'prepkit zoo import tree runs my-zoo --pattern "{run}/{epoch:int}.pt" --table scores.csv --splits strict',
+        'prepkit zoo import tree runs my-zoo --pattern "{run}/checkpoint_{epoch:int}/checkpoints" \\\n'
+        '      --table "{run}/result.json" --on epoch=training_iteration --table "{run}/params.json"',
+        "find runs -name '*.pt' | prepkit zoo import tree runs my-zoo --from - --pattern '{run}/{epoch:int}.pt'",
+    )
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @tree_options
@@ -32,10 +40,6 @@ def tree(
     out: Output,
 ) -> None:
     """Import any tree of files, by a pattern of paths.
-
-    \b
-    prepkit zoo import tree runs zoo --pattern "{run}/checkpoint_{epoch:int}/checkpoints" \\
-        --table "{run}/result.json" --on epoch=training_iteration --table "{run}/params.json"
 
     {run} is any text in one part of a path, {epoch:int} a whole number, {lr:float} a number, and * what is no column.
     Fields become columns, and the id is made of them: run_3/50. A field {split} is the split. With --from, the models
@@ -60,7 +64,12 @@ def tree(
     making.write(folder, found_by("tree", source, options), packing, out, command="zoo import tree")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo import peft adapters my-zoo",
+        'prepkit zoo import peft adapters my-zoo --pattern "{task}/seed_{seed:int}" --table scores.csv',
+    )
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @tree_options
@@ -76,9 +85,6 @@ def peft(
     out: Output,
 ) -> None:
     """Import LoRA adapters that PEFT saved.
-
-    \b
-    prepkit zoo import peft adapters zoo --pattern "{task}/seed_{seed:int}" --table scores.csv
 
     An adapter is a folder with adapter_config.json and adapter_model.safetensors; all in SRC are taken, and called by
     their paths. Models that --pattern, --from and the column `file` of a table name are such folders. Tables are joined
@@ -96,7 +102,12 @@ def peft(
     making.write(folder, found_by("peft", source, {**files, "splits": splits}), {}, out, command="zoo import peft")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo import siren mnist-inrs my-zoo --data mnist_png",
+        "prepkit zoo import siren mnist-inrs my-zoo --data mnist_png --splits paper --split-file mnist_splits.json",
+    )
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the pictures.")
@@ -154,7 +165,13 @@ def siren(
     making.write(folder, found_by("siren", source, options), {}, out, command="zoo import siren")
 
 
-@click.command("small-cnn-zoo")
+@click.command(
+    "small-cnn-zoo",
+    epilog=examples(
+        "prepkit zoo import small-cnn-zoo cifar10 my-zoo --step 86",
+        "prepkit zoo import small-cnn-zoo cifar10 my-zoo --splits paper --order cifar10_split.csv --activation relu",
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--step", "steps", type=int, multiple=True, help="Checkpoints to take. Repeatable. [default: all]")

@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.importing import Making, making_options, splits_option, tree_options
 from prepkit.cli.network_options import InputShape
 from prepkit.cli.output import Output, json_option
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo import nino nino_metatrain my-zoo --dataset fm-16 --states ::100",
+        "prepkit zoo import nino nino_metatrain my-zoo --dataset c10-16 --runs 0:10 --splits strict",
+    )
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--dataset", metavar="NAME", help="Set to take, such as fm-16. [default: the only one in SRC]")
@@ -35,9 +41,6 @@ def nino(
 ) -> None:
     """Import trajectories that NiNo learned from.
 
-    \b
-    prepkit zoo import nino nino_metatrain zoo --dataset fm-16 --states ::100
-
     SRC holds NAME.dat, or its parts NAME_p1.dat and so on, and NAME_metrics.dat: float16 numbers in the order run,
     state, parameter. Sizes are checked, models are read one at a time, and their numbers stay float16. A whole set is
     as large as its file (fm-16 has 806,400 states, 23 GB), so --states and --runs take some: numbers that begin at 0
@@ -57,7 +60,13 @@ def nino(
     making.write(folder, found_by("nino", source, options), {}, out, command="zoo import nino")
 
 
-@click.command("gpt-lmdb")
+@click.command(
+    "gpt-lmdb",
+    epilog=examples(
+        "prepkit zoo import gpt-lmdb checkpoint_datasets/mnist my-zoo --checkpoints -1 --splits paper",
+        "prepkit zoo import gpt-lmdb checkpoint_datasets/cartpole my-zoo --runs 0:100 --checkpoints ::20",
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--runs", metavar="NUMBERS", help="Runs to take, such as 0:100. [default: all]")
@@ -80,9 +89,6 @@ def gpt_lmdb(
 ) -> None:
     """Import checkpoints of G.pt from LMDB data bases.
 
-    \b
-    prepkit zoo import gpt-lmdb checkpoint_datasets/mnist zoo --checkpoints -1 --splits paper
-
     SRC holds folders with data.mdb and runs.json, or is one of them. It is only read, and no lock is written into it;
     the package lmdb is needed: pip install 'prepkit[lmdb]'. --runs counts the runs in the order of the folders, and
     --checkpoints those of each run in the order of runs.json: numbers that begin at 0 and slices, with commas
@@ -102,7 +108,12 @@ def gpt_lmdb(
     making.write(folder, found_by("gpt-lmdb", source, options), {}, out, command="zoo import gpt-lmdb")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo import inr2vec inrs my-zoo",
+        "prepkit zoo import inr2vec inrs my-zoo --sizes 3x512x512x512x512x1 --splits strict",
+    )
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option(
@@ -125,9 +136,6 @@ def inr2vec(
     out: Output,
 ) -> None:
     """Import SIRENs of shapes that inr2vec saved.
-
-    \b
-    prepkit zoo import inr2vec inrs zoo
 
     SRC holds SPLIT/INDEX.h5, each with the numbers of a SIREN as params; or models by --pattern, --from and --table as
     in `prepkit zoo import tree`. The numbers are those of layers of three inputs, equal hidden layers and one output,

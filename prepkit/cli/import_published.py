@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.importing import Making, making_options, packing_of
 from prepkit.cli.network_options import NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
@@ -21,7 +22,13 @@ TYPES = click.option(
 )
 
 
-@click.command("netspace-lists")
+@click.command(
+    "netspace-lists",
+    epilog=examples(
+        "prepkit zoo import netspace-lists configs my-zoo --root reference",
+        'prepkit zoo import netspace-lists configs my-zoo --teacher "resnet_fusedbn;d4;d56;scifar10;resnet56.pt"',
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--list", "lists", multiple=True, metavar="FILE", help="List to take. Repeatable. [default: SRC/*.txt]")
@@ -68,7 +75,13 @@ def netspace_lists(
     making.write(folder, found_by("netspace-lists", source, options), {}, out, command="zoo import netspace-lists")
 
 
-@click.command("model-j")
+@click.command(
+    "model-j",
+    epilog=examples(
+        "prepkit zoo import model-j model-j my-zoo",
+        "prepkit zoo import model-j hub-cache my-zoo --table test.parquet --keep-bn",
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option(
@@ -112,7 +125,13 @@ def model_j(
     making.write(folder, found_by("model-j", source, options), packing, out, command="zoo import model-j")
 
 
-@click.command("dataset-pt")
+@click.command(
+    "dataset-pt",
+    epilog=examples(
+        "prepkit zoo import dataset-pt dataset_cifar_small_seed.pt my-zoo",
+        "prepkit zoo import dataset-pt dataset_mnist.pt my-zoo --data MNIST --license mit",
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option(

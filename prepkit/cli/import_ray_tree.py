@@ -6,12 +6,19 @@ from pathlib import Path
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.importing import Making, making_options
 from prepkit.cli.network_options import keep_bn_option
 from prepkit.cli.output import Output, json_option
 
 
-@click.command("ray-tree")
+@click.command(
+    "ray-tree",
+    epilog=examples(
+        "prepkit zoo import ray-tree tune_zoo_cifar10_small my-zoo --data cifar10_28px",
+        "prepkit zoo import ray-tree tune_zoo_mnist my-zoo --epoch 0 --epoch 50 --splits strict",
+    ),
+)
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the images.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.models import Model, hub_bars
 from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
@@ -166,7 +167,13 @@ def splits_option(*names: str) -> Callable[[Callable[..., Any]], Callable[..., A
     )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo create my-zoo runs/ --license cc-by-4.0",
+        "prepkit zoo create my-zoo runs/ --table scores.csv --keep-going",
+        "find runs -name '*.pt' | prepkit zoo create my-zoo --from - --resume",
+    )
+)
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("models", nargs=-1, type=Model(), metavar="MODEL...")
 @tree_options
@@ -214,7 +221,7 @@ def create(
     if not named:
         raise click.UsageError("name at least one MODEL, or a list of them with --from.")
     packing = packing_of(network, keep_bn)
-    with hub_bars(named, out.as_json):
+    with hub_bars(named):
         source = source_of_models(named, **files, key=network.key, prefix=network.prefix)
         go_on = "go on with --resume"
         making.write(folder, source, packing, out, command="zoo create", resume=resume, how_to_go_on=go_on)
@@ -227,7 +234,13 @@ def packing_of(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
     return {**{name: keywords[name] for name in names}, "keep_batch_norm": keep_bn}
 
 
-@click.group("import")
+@click.group(
+    "import",
+    epilog=examples(
+        "prepkit zoo import peft adapters my-zoo",
+        'prepkit zoo import tree runs my-zoo --pattern "{run}/checkpoint_{epoch:int}/weights.pt"',
+    ),
+)
 def import_() -> None:
     """Make a zoo of one that stands on the disk in another layout.
 

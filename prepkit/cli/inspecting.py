@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prepkit.cli import colour
 from prepkit.cli.completion import paths
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
 from prepkit.support.text import shape_text, table
@@ -19,9 +21,13 @@ PLACES = """Each place is a checkpoint, a PRep file, an instance of a zoo as ZOO
 (hf://user/model, hf://user/zoo#ID), or an instance of a zoo in another store (s3://bucket/zoo#ID); FILE#KEY takes the
 state dict under a key."""
 DIFFERENT = 1  # exit status of `prepkit diff`, as of diff and cmp
+EXAMPLES_OF_STAT = examples("prepkit stat run.ckpt#ema", "prepkit stat my-zoo#net-57 --json")
+EXAMPLES_OF_DIFF = examples(
+    "prepkit diff before.pt after.safetensors --atol 1e-6", "prepkit diff my-zoo#net-4 my-zoo#net-57"
+)
 
 
-@click.command(epilog=f"{PLACES}\n\nExample: prepkit stat run.ckpt#ema")
+@click.command(epilog=f"{PLACES}\n\n{EXAMPLES_OF_STAT}")
 @click.argument("place", shell_complete=paths)
 @json_option
 def stat(place: str, out: Output) -> None:
@@ -51,7 +57,7 @@ def stat(place: str, out: Output) -> None:
 
 @click.command(
     epilog=f"{PLACES}\n\nExit status: 0 no tensor differs, 1 some tensor differs, 2 wrong usage or input.\n\n"
-    "Example: prepkit diff before.pt after.safetensors --atol 1e-6"
+    f"{EXAMPLES_OF_DIFF}"
 )
 @click.argument("a", shell_complete=paths)
 @click.argument("b", shell_complete=paths)
@@ -76,11 +82,10 @@ def diff(context: click.Context, a: str, b: str, atol: float, rtol: float, out: 
         text = "Neither has a tensor."
     elif different:
         header = ("name", "shape", "dtype", "values that differ", "largest", "mean", "largest at")
-        text = (
-            f"{table([_row(name, d) for name, d in different.items()], header)}\n\n{len(different):,} of {total} differ"
-        )
+        verdict = colour.bad(f"{len(different):,} of {total} differ")
+        text = f"{table([_row(name, d) for name, d in different.items()], header)}\n\n{verdict}"
     else:
-        text = f"{total}, none differs"
+        text = colour.good(f"{total}, none differs")
     document = {
         "a": a,
         "b": b,

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from prepkit.address import HUB_SCHEME, HubAddress, UrlAddress, check_served, is_remote, parse, parse_remote
 from prepkit.cli.completion import paths
 from prepkit.errors import HubError
+from prepkit.support.progress import show_progress
 
 if TYPE_CHECKING:
     from prepkit.zoo.write.model_files import LocalModel
@@ -75,18 +76,18 @@ def check_models(models: Iterable[Path | HubAddress]) -> None:
 
 
 @contextmanager
-def model_on_disk(model: Path | HubAddress, quiet: bool) -> Iterator[LocalModel]:
+def model_on_disk(model: Path | HubAddress) -> Iterator[LocalModel]:
     """Give a model on the disk; one on the Hub is fetched, and errors in the block name its address."""
     from prepkit.api import local_model
 
-    with hub_bars([model], quiet), local_model(model) as local:
+    with hub_bars([model]), local_model(model) as local:
         yield local
 
 
 @contextmanager
-def hub_bars(models: Iterable[Path | HubAddress], quiet: bool) -> Iterator[None]:
-    """Let the Hub's client draw its bars on a terminal only, and none at all if `quiet`."""
-    if all(isinstance(model, Path) for model in models) or (sys.stderr.isatty() and not quiet):
+def hub_bars(models: Iterable[Path | HubAddress]) -> Iterator[None]:
+    """Let the Hub's client draw its bars on a terminal only, and where progress is shown."""
+    if all(isinstance(model, Path) for model in models) or (sys.stderr.isatty() and show_progress.get()):
         yield
         return
     from prepkit.hub.client import quiet as without_bars

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.errors import counted
 
 
-@click.command()
+@click.command(epilog=examples("prepkit zoo normalise my-zoo", "prepkit zoo normalise my-zoo --per slot --force"))
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--per",
@@ -29,9 +30,6 @@ def normalise(folder: Path, per: str, split: str | None, force: bool, out: Outpu
     and kept in the zoo. `zoo.loader(normalise=True)` uses them. A learner keeps their sha256, and
     `zoo.check_preprocessing(sha256)` refuses a zoo that has others.
 
-    \b
-    prepkit zoo normalise my-zoo
-    prepkit zoo normalise my-zoo --per slot --force
     """
     from prepkit.zoo.change.normalising import normalise as normalise_zoo
     from prepkit.zoo.format.manifest import read_manifest

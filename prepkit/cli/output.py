@@ -1,6 +1,6 @@
 """The one place that knows where a command's output goes: its result to stdout, all else to stderr.
 
-With --json the result is one JSON document, on failure too; stderr then has only errors.
+With --json the result is one JSON document, on failure too; stderr then has only errors, and what -v tells.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from prepkit.cli import colour
+from prepkit.cli.verbosity import is_quiet
 from prepkit.program import INTERRUPTED
 from prepkit.support.progress import ProgressBar
 
@@ -102,7 +104,7 @@ class Output:
         """Print what the user should know about the result; the JSON document has a place for it."""
         for note in notes:
             if not self.as_json:
-                click.echo(f"note: {with_flags(note)}", err=True)
+                print_note(with_flags(note))
 
     def bar(self, name: str, unit: str, *, quiet: bool = False) -> ProgressBar:
         """Make a progress bar, which shows nothing where JSON was asked for."""
@@ -161,6 +163,12 @@ def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Co
         return
     for part, member in command.commands.items():
         yield from _commands(member, f"{name} {part}")
+
+
+def print_note(text: str) -> None:
+    """Print what the user should know, unless -q was given."""
+    if not is_quiet():
+        click.echo(f"{colour.remarkable('note:')} {text}", err=True)
 
 
 def print_error(kind: str, message: str) -> None:

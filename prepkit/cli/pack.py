@@ -12,6 +12,7 @@ import click
 
 from prepkit.cli.batch import Batch
 from prepkit.cli.common import force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.models import Model, check_models, model_on_disk
 from prepkit.cli.network_options import DTYPES, NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
     from prepkit.prep.layout import Layout
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit pack model.pt --width 512",
+        "prepkit pack hf://user/model --dtype float16 -o model.prep.safetensors",
+        "prepkit pack runs/a.pt runs/b.pt --arch my_package.nets:small_net --input 3x32x32 --keep-going -o preps",
+    )
+)
 @click.argument("models", nargs=-1, required=True, type=Model(), metavar="MODEL...")
 @click.option("--width", default=512, show_default=True, help="Columns of the PRep, a multiple of 8.")
 @click.option("--height", type=int, help="Rows, a multiple of 4. [default: the least that holds all parameters]")
@@ -95,7 +102,7 @@ def pack(
         bar.begin(len(models))
         batch = Batch(len(models), keep_going, out, bar)
         for model, target in zip(models, targets, strict=True):
-            with batch.one(model), model_on_disk(model, out.as_json) as local:
+            with batch.one(model), model_on_disk(model) as local:
                 if keep_going and not force and _is_packed(local.file, target, width, height, options):
                     batch.skip(local.source, target)
                     continue
@@ -141,7 +148,12 @@ def _options_text(options: Mapping[str, Any]) -> str:
     return listed([f"{name}={value}" for name, value in options.items()]) or "none"
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit unpack model.prep.safetensors",
+        "prepkit unpack model.prep.safetensors -o model.safetensors --strip-prefix",
+    )
+)
 @click.argument("prep", type=click.Path(path_type=Path), metavar="PREP")
 @click.option(
     "-o",
@@ -174,7 +186,12 @@ def unpack(prep: Path, output: Path | None, strip_prefix: bool, force: bool, out
     out.result(document, f"{prep} -> {target}: {counted(len(tensors), 'tensor')}{named}")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit fuse model.pt -o folded.pt",
+        "prepkit fuse model.pt --arch my_package.nets:small_net --input 3x32x32 --bn affine -o folded.safetensors",
+    )
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @network_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")

@@ -9,6 +9,7 @@ import click
 
 from prepkit.cli.arch import slot_table
 from prepkit.cli.common import force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.models import check_models
 from prepkit.cli.network_options import key_option
 from prepkit.cli.output import Output, json_option
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from prepkit.prep.layout import Layout
 
 
-@click.command()
+@click.command(
+    epilog=examples("prepkit show model.prep.safetensors", "prepkit show model.prep.safetensors -o picture.png --force")
+)
 @click.argument("prep", type=click.Path(path_type=Path), metavar="PREP")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The picture. [default: <stem>.png]")
 @force_option
@@ -44,7 +47,7 @@ def show(prep: Path, output: Path | None, force: bool, out: Output) -> None:
     out.result({"output": str(target)}, f"{prep} -> {target}")
 
 
-@click.command()
+@click.command(epilog=examples("prepkit inspect model.prep.safetensors", "prepkit inspect run.ckpt --key ema --json"))
 @click.argument("path", type=click.Path(path_type=Path))
 @key_option
 @json_option

@@ -12,6 +12,7 @@ import click
 from prepkit.cli.common import Interrupted, device_option
 from prepkit.cli.completion import names
 from prepkit.cli.completion import specs as known_specs
+from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.zoo_text import description, facts
 from prepkit.errors import counted
@@ -19,7 +20,11 @@ from prepkit.support.progress import SHARE
 from prepkit.support.text import table
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo train digits_single my-zoo", "prepkit zoo train cifar10_multi trial --instances 1 --epochs 2"
+    )
+)
 @click.argument("spec", metavar="SPEC", shell_complete=names(known_specs, or_path=True))
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @device_option
@@ -41,10 +46,6 @@ from prepkit.support.text import table
 @json_option
 def train(spec: str, folder: Path, out: Output, **settings: Any) -> None:
     """Train a zoo from a spec.
-
-    \b
-    prepkit zoo train digits_single my-zoo
-    prepkit zoo train cifar10_multi trial --instances 1 --epochs 2
 
     SPEC is a TOML file or the name of a built-in spec (`prepkit zoo specs`). Instances of one architecture are trained
     in stacks where that is faster, each as if it were alone. After an interruption the same command goes on; nothing
@@ -70,7 +71,7 @@ def train(spec: str, folder: Path, out: Output, **settings: Any) -> None:
     out.result(document, description(manifest))
 
 
-@click.command()
+@click.command(epilog=examples("prepkit zoo specs", "prepkit zoo specs --json"))
 @json_option
 def specs(out: Output) -> None:
     """List the specs of zoos that are built in."""

@@ -9,6 +9,7 @@ import click
 
 from prepkit.cli.common import force_option
 from prepkit.cli.completion import zoo_ids
+from prepkit.cli.examples import examples
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.zoo_progress import progress_document, progress_in, progress_text
@@ -36,7 +37,13 @@ folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR"
 folder_or_address = click.argument("folder", type=ZooPlace(), metavar="DIR")
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "prepkit zoo create my-zoo runs/ --license cc-by-4.0",
+        "prepkit zoo info my-zoo",
+        "prepkit zoo audit my-zoo -o audit.html",
+    )
+)
 def zoo() -> None:
     """Make, describe, check and change zoos.
 
@@ -47,7 +54,7 @@ def zoo() -> None:
 # Describing and checking --------------------------------------------------------------------------------------
 
 
-@zoo.command()
+@zoo.command(epilog=examples("prepkit zoo info my-zoo", "prepkit zoo info hf://user/zoo --splits --json"))
 @folder_or_address
 @click.option("--splits", "with_sums", is_flag=True, help="Also show the sha256 of each split's ids.")
 @json_option
@@ -78,7 +85,9 @@ def info(folder: Path | HubAddress | UrlAddress, with_sums: bool, out: Output) -
     out.result(facts(manifest, sums), description(manifest, sums))
 
 
-@zoo.command()
+@zoo.command(
+    epilog=examples("prepkit zoo verify my-zoo", "prepkit zoo verify my-zoo --rerun 100 --data cifar-10-batches-py")
+)
 @folder_or_address
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Threads that read and hash. [default: up to 8]")
 @click.option("--rerun", "reruns", type=click.IntRange(min=1), metavar="N", help="Also run N instances on test data.")
@@ -130,7 +139,7 @@ def _manifest_of(folder: Path | HubAddress | UrlAddress) -> Manifest:
 # Making -------------------------------------------------------------------------------------------------------
 
 
-@zoo.command()
+@zoo.command(epilog=examples("prepkit zoo convert my-zoo my-zoo-h5 --format hdf5"))
 @click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
 @click.argument("target", type=click.Path(path_type=Path), metavar="DST")
 @click.option("--format", "format_", type=FORMATS, required=True, help="Format of the new zoo's shards.")
@@ -148,7 +157,11 @@ def convert(source: Path, target: Path, format_: str, out: Output) -> None:
     print_written(written, out)
 
 
-@zoo.command()
+@zoo.command(
+    epilog=examples(
+        "prepkit zoo merge both first-zoo second-zoo", "prepkit zoo merge all part-0 part-1 part-2 --link --prefix"
+    )
+)
 @click.argument("target", type=click.Path(path_type=Path), metavar="DST")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SRC SRC...")
 @click.option("--name", help="Name of the new zoo. [default: the folder's name]")
@@ -190,7 +203,12 @@ def merge(
     print_written(written, out)
 
 
-@zoo.command()
+@zoo.command(
+    epilog=examples(
+        "prepkit zoo split my-zoo",
+        "prepkit zoo split my-zoo --train 0.5 --validation 0 --test 0.5 --seed 1 --group run --force",
+    )
+)
 @folder
 @click.option("--train", default=0.8, show_default=True, help="Share of the instances for training.")
 @click.option("--validation", default=0.1, show_default=True, help="Share for validation.")
@@ -232,7 +250,7 @@ def split(
     out.result({"zoo": str(folder), **vars(result), "notes": list(result.notes)}, split_text(result))
 
 
-@zoo.command()
+@zoo.command(epilog=examples("prepkit zoo clean my-zoo --dry-run", "prepkit zoo clean my-zoo"))
 @folder
 @click.option("--dry-run", is_flag=True, help="List what would be removed; change nothing.")
 @json_option
@@ -248,7 +266,12 @@ def clean(folder: Path, dry_run: bool, out: Output) -> None:
     out.result(cleaning_document(folder, cleaning, dry_run), cleaning_text(folder, cleaning, dry_run))
 
 
-@zoo.command()
+@zoo.command(
+    epilog=examples(
+        "prepkit zoo export my-zoo net-57 -o net-57.pt",
+        "prepkit zoo export hf://user/zoo net-57 -o net-57.safetensors --force",
+    )
+)
 @folder_or_address
 @click.argument("id_", metavar="ID", shell_complete=zoo_ids)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="MODEL.pt or MODEL.safetensors.")

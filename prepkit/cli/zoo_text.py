@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prepkit.cli import colour
 from prepkit.cli.output import with_flags
 from prepkit.errors import counted
 from prepkit.support.json_values import json_value
@@ -110,18 +111,19 @@ def verification(result: Verification) -> dict[str, Any]:
 
 def verification_text(result: Verification) -> str:
     """Return the text of `prepkit zoo verify`."""
-    state = counted(len(result.faults), "fault") if result.faults else "whole"
+    state = colour.bad(counted(len(result.faults), "fault")) if result.faults else colour.good("whole")
     size = f"{counted(result.instances, 'instance')}, {counted(result.files, 'file')}"
     lines = [f"{result.path}: {state}; {size}, {readable_bytes(result.bytes)} read"]
-    lines += [f"  fault  {fault}" for fault in result.faults]
-    lines += [f"  note   {note}" for note in result.notes]
+    bad, remarkable = colour.bad("fault"), colour.remarkable("note")
+    lines += [f"  {bad}  {fault}" for fault in result.faults]
+    lines += [f"  {remarkable}   {note}" for note in result.notes]
     if result.reruns:
         agreeing = sum(run.agrees for run in result.reruns)
         number = counted(len(result.reruns), "instance")
         verb = "has" if len(result.reruns) == 1 else "have"
         lines.append(f"  rerun  {agreeing} of {number} {verb} the {result.reruns[0].measure} that is stored")
     wrong = [run for run in result.reruns if not run.agrees]
-    lines += [f"  fault  {run.id}: {run.measure} {run.found:.4f}, stored {run.stored}{_too_low(run)}" for run in wrong]
+    lines += [f"  {bad}  {run.id}: {run.measure} {run.found:.4f}, stored {run.stored}{_too_low(run)}" for run in wrong]
     if result.function is not None:
         lines.append(f"  function {result.function}")
     return "\n".join(lines)

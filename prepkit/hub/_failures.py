@@ -25,6 +25,9 @@ from huggingface_hub.errors import (
 )
 
 from prepkit.errors import HubError, PrepkitError
+from prepkit.support.logs import logger
+
+LOG = logger(__name__)
 
 PASSING = (429, 500, 502, 503, 504)  # HTTP statuses of servers that may be well again a moment later
 ATTEMPTS = 4
@@ -99,6 +102,8 @@ def retried(
             seconds = max(FIRST_PAUSE_SECONDS * 2**attempt, asked_pause(error))
             if seconds > LONGEST_PAUSE_SECONDS:
                 raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            LOG.info("attempt %d of %d failed, the next one is in %g s: %s", attempt + 1, ATTEMPTS, seconds, reason)
         pause(seconds)
     return work()
 

@@ -18,7 +18,10 @@ from prepkit.errors import HubError, counted
 from prepkit.hub._failures import ATTEMPTS, is_cut_short, retried
 from prepkit.hub._source import ByteCounter, Damaged, RemoteFile, Source, Stopped
 from prepkit.support.files import current_umask, flush, output_error, sha256_of_file
+from prepkit.support.logs import logger
+from prepkit.support.text import readable_bytes
 
+LOG = logger(__name__)
 MAX_THREADS = 8
 UMASK = current_umask()  # it is read once, because reading it sets it for a moment, for all threads
 
@@ -53,6 +56,7 @@ class Fetcher:
         except OSError as error:
             raise output_error(target, error) from error
         counter.reached(size)
+        LOG.info("fetched %s/%s, %s", self.source, file.path, readable_bytes(size))
 
     def fetch_if_there(self, file: RemoteFile, target: Path) -> bool:
         """Fetch a file as `fetch` does; return False if the version has no such file."""

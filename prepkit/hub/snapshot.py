@@ -21,11 +21,13 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from prepkit.address import HubAddress, parse_repository
-from prepkit.errors import HubError, listed
+from prepkit.errors import HubError, counted, listed
 from prepkit.hub._failures import explained, is_busy, retried
 from prepkit.hub.client import api, hub_cache_folder, pinned, quiet
 from prepkit.support.files import sha256_of_file
+from prepkit.support.logs import logger
 
+LOG = logger(__name__)
 MAX_THREADS = 4
 ATTEMPTS = 2
 SHA256_LENGTH = 64  # digits; git's sha1 has 40
@@ -71,6 +73,7 @@ def fetch_files(client: HfApi, address: HubAddress, repo_type: str, entries: Seq
     raises HubError if it is damaged then too
     """
     damaged: list[str] = []
+    LOG.info("bringing %s of %s into %s", counted(len(entries), "file"), address, hub_cache_folder())
     for _ in range(ATTEMPTS):
         folder = client.snapshot_download(
             address.repo_id,

@@ -1,1 +1,1 @@
-"""What the commands `prepkit stat` and `prepkit diff` find out about tensors, wherever these are kept."""
+"""What `prepkit stat` and `diff` find out about tensors, wherever these are kept, and `info` about this machine."""

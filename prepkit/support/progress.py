@@ -19,7 +19,7 @@ from prepkit.support.text import readable_bytes, readable_seconds
 Advance = Callable[[int], None]  # is called with how much more is finished
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 DRAWN_SECONDS = 0.1  # between two drawings of a StatusLine on a terminal
-show_progress = ContextVar("show_progress", default=True)  # a command that prints JSON sets False
+show_progress = ContextVar("show_progress", default=True)  # a command sets False that prints JSON or is quiet
 SHARE = ""  # the unit of work of which only the share that is done means something
 SHARE_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {unit} [{elapsed}<{remaining}]"
 
@@ -182,10 +182,13 @@ class ProgressBar(ProgressInWords):
 
 
 class StatusLine:
-    """One line that says what runs now: on a terminal drawn over and over, elsewhere printed now and then."""
+    """One line that says what runs now: on a terminal drawn over and over, elsewhere printed now and then.
+
+    quiet: whether nothing is shown, as also where show_progress says so
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet, self._terminal = quiet, sys.stderr.isatty()
+        self._quiet, self._terminal = quiet or not show_progress.get(), sys.stderr.isatty()
         self._shown, self._topic, self._width = 0.0, "", 0
 
     def __enter__(self) -> Self:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted, listed, nearest
+from prepkit.support.logs import logger
+from prepkit.support.progress import show_progress
 from prepkit.tasks._image_cache import load_cached, store_cached
 from prepkit.tasks._image_record import ImageRecord
 from prepkit.tasks._image_set import ImageSet, Part, as_channels, count_classes, decode_all, fingerprint
@@ -24,6 +26,7 @@ from prepkit.tasks.task import DataMissing
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
 
+LOG = logger(__name__)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_SECONDS = 10.0
 ROWS = 512  # rows that are read from the data set at a time
@@ -43,7 +46,9 @@ def hub_images(record: ImageRecord, data: Path | None) -> ImageSet:
     commit = record.revision if _is_commit(record.revision) else _resolve(record)
     cached = load_cached(_cache_name(record, commit)) if commit else None
     if cached is not None:
+        LOG.info("took '%s' of commit %s from the cache of decoded images", record.dataset, commit)
         return cached
+    LOG.info("'%s' is not in the cache of decoded images, so it is fetched and decoded", record.dataset)
     found = _decoded(record, _snapshot(record, commit), commit)
     store_cached(_cache_name(record, commit), found)
     return found
@@ -143,7 +148,7 @@ def _open(record: ImageRecord, folder: Path, temporary: str) -> DatasetDict:
         raise DataMissing(
             f"'{record.dataset}' is read by the library datasets, which is missing; pip install 'prepkit[train]'"
         ) from None
-    with _quiet_unless_terminal():
+    with _no_bars_unless_wanted():
         try:
             found: DatasetDict = datasets.load_dataset(str(folder), name=record.config, cache_dir=temporary)
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
@@ -154,11 +159,11 @@ def _open(record: ImageRecord, folder: Path, temporary: str) -> DatasetDict:
 
 
 @contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    """Keep the library's bars out of a log file."""
+def _no_bars_unless_wanted() -> Iterator[None]:
+    """Keep the library's bars out of a log file, and from where no progress is shown."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    change = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    change = not (sys.stderr.isatty() and show_progress.get()) and not are_progress_bars_disabled()
     if change:
         disable_progress_bars()
     try:

@@ -26,7 +26,8 @@ import torch
 from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Registry, architecture
 from prepkit.fusion.fold import note_on_costs
-from prepkit.support.device import choose_device
+from prepkit.support.device import choose_device, hardware
+from prepkit.support.logs import logger
 from prepkit.support.progress import Progress
 from prepkit.support.text import Brief
 from prepkit.tasks import load_task
@@ -52,6 +53,7 @@ from prepkit.zoo.card.card import README, write_card
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 from prepkit.zoo.write.writer import ZooWriter
 
+LOG = logger(__name__)
 REMEDY = "The table has the scores of the rounded networks."
 Executor = Callable[[list[Unit]], Iterator[FinishedUnit]]
 
@@ -123,6 +125,8 @@ def train_zoo(
         engine = provenance.engine
     elif ray is None:
         engine = tried(engine, loaded, jobs, task, where, progress or Progress())
+    stacks = ", ".join(f"{counted(size, 'instance')} of {name}" for name, size in engine.stacks.items())
+    LOG.info("training '%s' on %s, at once %s", loaded.name, hardware(where), stacks)
     provenance = provenance or Provenance.of(loaded, engine, where, facts)
     with (
         workers_of(ray, engine, gpus),
@@ -236,6 +240,7 @@ class ZooTraining:
     def _write(self, finished: FinishedUnit) -> None:
         unit, rows = finished.unit, finished.rows
         ids, splits = rows.ids, rows.splits
+        LOG.debug("writing unit %s: %s of %s", unit.name, counted(len(ids), "instance"), unit.architecture.name)
         self.writer.add_stack(rows.tensors, architecture=unit.architecture, ids=ids, split=splits, **rows.columns)
         done_file(self.folder, unit).unlink(missing_ok=True)
         self.left.pop(0)

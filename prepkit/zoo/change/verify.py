@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from prepkit.errors import OutputError, PrepkitError, ZooError, counted
 from prepkit.support.files import sha256_of_file
 from prepkit.support.lock import changing
+from prepkit.support.logs import logger
 from prepkit.support.progress import Advance, one_at_a_time
 from prepkit.support.text import Brief
 from prepkit.zoo.card.card import README, replace_card
@@ -29,6 +30,7 @@ from prepkit.zoo.read.preprocessing import read_preprocessing
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LOG = logger(__name__)
 MAX_JOBS = 8
 MAX_FAULTS_OF_TABLE = 5  # a table that is wrong everywhere is not reported row by row
 
@@ -126,6 +128,7 @@ def find_faults(
     with ThreadPoolExecutor(jobs or min(MAX_JOBS, os.cpu_count() or 1), "prepkit-verify") as pool:
         checked = list(pool.map(lambda item: _check_file(root, manifest, item, advance), _expected(manifest)))
     faults = [fault for _, fault in checked if fault is not None]
+    LOG.info("hashed %s of '%s', faults: %d", counted(len(checked), "file"), root, len(faults))
     if manifest.table.path not in {fault.file for fault in faults}:
         faults += _table_faults(root, manifest)
     return faults, sum(num_bytes for num_bytes, _ in checked)

@@ -9,11 +9,13 @@ from typing import Any
 
 from prepkit.errors import OutputError, ZooError, listed
 from prepkit.support.files import output_error
+from prepkit.support.logs import logger
 from prepkit.zoo.format.manifest import MANIFEST
 from prepkit.zoo.write._journal import Journal
 from prepkit.zoo.write._settings import check_same
 from prepkit.zoo.write.staging import SHARDS
 
+LOG = logger(__name__)
 WRITING = ".writing"
 JOURNAL = "journal.jsonl"
 
@@ -53,6 +55,7 @@ def open_journal(root: Path, folder: Path, settings: Mapping[str, Any], resume: 
     try:
         if old_settings := journal.settings():
             check_same(old_settings, settings, root)
+            LOG.info("'%s' is unfinished; its finished instances are kept, and writing goes on", root)
             return journal, True
     except BaseException:
         journal.close()

@@ -1,4 +1,4 @@
-"""<TAB> in real shells on a pseudo-terminal: paths, architectures, specs, recipes and ids of a zoo."""
+"""<TAB> in real shells, two of them on a pseudo-terminal: paths, architectures, specs, recipes and ids of a zoo."""
 
 import os
 import pty
@@ -16,11 +16,11 @@ from prepkit.zoo.write.writer import ZooWriter
 
 PROGRAMS = ("prepkit", "netspace")
 SHELLS = {
-    "bash": (["bash", "--norc", "--noprofile", "-i"], 'eval "$(_{0}_COMPLETE=bash_source {1})"'),
-    "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit; compinit -u -D; eval "$(_{0}_COMPLETE=zsh_source {1})"'),
+    "bash": (["bash", "--norc", "--noprofile", "-i"], 'eval "$({0} completion bash)"'),
+    "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit; compinit -u -D; eval "$({0} completion zsh)"'),
 }
 PROGRAM = """#!/bin/sh
-if [ -n "$_{0}_COMPLETE" ]; then exec "{1}" -m {2} "$@"; fi
+if [ -n "$_{0}_COMPLETE" ] || [ "$1" = completion ]; then exec "{1}" -m {2} "$@"; fi
 printf '%s\\n' "$@" > arguments.part
 mv arguments.part arguments
 """
@@ -46,6 +46,11 @@ def folder(tmp_path_factory):
     return root
 
 
+def environment(folder):
+    path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"}
+
+
 class Shell:
     """A shell on a pseudo-terminal, in a folder, with the completion of both programs."""
 
@@ -53,24 +58,19 @@ class Shell:
         command, setup = SHELLS[name]
         self.written = folder / "arguments"
         self.terminal, other_end = pty.openpty()
-        settings = {
-            "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]]),
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "TERM": "dumb",
-        }
         self.process = subprocess.Popen(
             command,
             stdin=other_end,
             stdout=other_end,
             stderr=other_end,
             cwd=folder,
-            env={**os.environ, **settings},
+            env=environment(folder),
             start_new_session=True,
         )
         os.close(other_end)
         self.shown = b""
         for program in PROGRAMS:
-            self.write(setup.format(program.upper(), program) + "\n")
+            self.write(setup.format(program) + "\n")
         self.write("echo rea''dy\n")
         self.read_until(lambda: b"ready" in self.shown)
 
@@ -106,7 +106,7 @@ def shell(request, folder):
     opened.close()
 
 
-@pytest.mark.parametrize(
+TYPED = pytest.mark.parametrize(
     ("typed", "last"),
     [
         ("prepkit pack model", "model.pt"),
@@ -123,8 +123,22 @@ def shell(request, folder):
         ("netspace interpolate run --zoo zoo net-5", "net-57"),
     ],
 )
+
+
+@TYPED
 def test_tab_completes_the_last_word(typed, last, shell):
     if typed.startswith("netspace"):
         pytest.importorskip("netspace")
     found = [word.rstrip("/") for word in shell.completed(typed)]  # zsh takes the slash of a folder back at Enter
     assert found == [*typed.split()[1:-1], last]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_offers_the_last_word(folder):
+    """fish tells what it would offer without a terminal."""
+    cases = {typed: last for typed, last in TYPED.args[1][1::3] if typed.startswith("prepkit")}
+    offers = "; ".join(f"complete -C '{typed}' | head -1" for typed in cases)
+    command = ["fish", "--no-config", "-c", f"prepkit completion fish | source; {offers}"]
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.split() == list(cases.values())

@@ -116,6 +116,18 @@ def test_nothing_where_it_is_quiet(clock):
         assert drawn.getvalue() == ""
 
 
+def test_nothing_where_a_command_says_so():
+    before = progress.show_progress.set(False)
+    try:
+        with a_terminal() as drawn:
+            with ProgressBar("training", "step") as bar:
+                bar.begin(2, text="two")
+            StatusLine().show("training", "step 1")
+        assert drawn.getvalue() == ""
+    finally:
+        progress.show_progress.reset(before)
+
+
 # Bars -----------------------------------------------------------------------------------------------------------
 
 
