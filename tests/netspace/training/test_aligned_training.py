@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +13,17 @@ from small_zoos import SMALL, digits_zoo
 import netspace
 import prepkit
 from netspace.alignment import AlignmentError
+from netspace.data import Data
 from netspace.experiments._subject import predict_split
 from netspace.explore.embedding import embeddings
+from netspace.explore.interpolation import weights_between
 from netspace.recipe import load_recipe
 from netspace.run.card import card_text
 from netspace.run.hub import run_bundle
 from netspace.run.run import RunError, check_free
+from netspace.training import _validation
 from netspace.training._aligning import align_data
+from netspace.training._validation import Validation
 from prepkit.errors import CopiesDiffer
 from prepkit.support.processes import Ranks
 from prepkit.support.progress import Progress
@@ -93,9 +98,35 @@ def test_the_order_of_units_changes_neither_training_nor_embeddings(pair):
         ends = [[f"resnet8@digits-{split}-1"] for split in ("train", "test")]
         lines = [netspace.interpolate(run, view, *ends, steps=3, space=space) for view in views]
         assert lines[0].table.equals(lines[1].table)
+        halves = [
+            weights_between(space, view, line.first, line.second, [(0, 1)], line.gammas, torch.device("cpu"))[1]
+            for view, line in zip(views, lines, strict=True)
+        ]
+        assert torch.equal(*halves)
+        rows = [views[0].index(f"resnet8@digits-{split}-1") for split in ("train", "test")]
+        torch.testing.assert_close(halves[0][0], predicted[0].preps[rows].mean(0))
     else:
         with pytest.raises(AlignmentError, match=r"name them: space\.encode\(preps, zoo\.table"):
             space.encode(views[0].preps())
+
+
+def test_validation_sees_aligned_instances(pair, monkeypatch):
+    zoos, (run, _) = pair
+    seen = []
+    monkeypatch.setattr(
+        _validation, "evaluate", lambda *_, preps, **__: seen.append(preps) or SimpleNamespace(summary=dict, column=len)
+    )
+    for zoo in zoos:
+        opened = prepkit.open_zoo(zoo, width=128, height=run.recipe.network.height)
+        data = Data(run.recipe, opened, torch.device("cpu"))
+        align_data(data, run.alignment, Ranks(), Progress())
+        validation = Validation(run.recipe, opened, data, run.alignment)
+        seen += validation.pictures(run.space())[:1]
+        with suppress(TypeError, KeyError):  # what is made of the evaluation is not asked for here
+            validation(run.space())
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    assert torch.equal(seen[0], seen[1][0])
 
 
 def test_the_references_are_kept_and_gone_on_with(tmp_path, pair):
