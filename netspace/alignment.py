@@ -67,7 +67,7 @@ class Alignment:
         """
         alignment = cls(registry, {})
         for name, rows in grouped(range(len(names)), names.__getitem__).items():
-            aligner, own_NHW = alignment._aligner(name), preps_NHW[rows]
+            aligner, own_NHW = alignment._aligner(name), preps_NHW[rows].cpu()  # where float64 is known
             checked(aligner, own_NHW, f"the instances of {name}")
             parts = [own_NHW[part] for part in aligner.chunks(len(rows))]
             mean_HW = centroid(aligner, lambda parts=parts: parts, progress=progress)  # type: ignore[misc]

@@ -68,7 +68,8 @@ def train(
     out:    folder of the run: new, empty, or the one to go on with
     device: "auto", "cpu", "cuda", "cuda:1" or "mps"
     data:   folder of the task's data, for tasks that need one
-    raises ZooMismatch, RunError, RecipeError, DeviceError, NotFinite, OutOfMemory, Interrupted
+    raises ZooMismatch, RunError, RecipeError, DeviceError, NotFinite, OutOfMemory, Interrupted, and SymmetryError for a
+    recipe that aligns where scipy is missing
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     expect(recipe, Recipe, "recipe", "a Recipe, the name of a built-in one, or the path of a .toml file")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+import prepkit
 from netspace.data import TEST
 from netspace.experiments.result import Column, Result, claim, table_of_measures
 from netspace.space.prediction import Prediction, predict
@@ -132,7 +133,7 @@ def orbit_of(subject: Subject, split: PredictedSplit, rows: Sequence[int], input
     """
     registry, class_ids = subject.run.registry, [split.class_ids[row] for row in rows]
     architecture = registry.by_class_id(class_ids[0])
-    aligner = Aligner.of(architecture)
+    aligner = Aligner(prepkit.symmetries(architecture), architecture.layout)
     preps_NHW, latent_NE = split.preps[rows], split.latents[rows].cpu().double()
     before_NB = outputs_by_class_id(registry, class_ids, preps_NHW, inputs).flatten(1)
     size_N = before_NB.abs().amax(1)
