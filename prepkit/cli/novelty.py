@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prepkit.cli.common import force_option
+from prepkit.cli.examples import examples
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from prepkit.address import HubAddress, UrlAddress
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "prepkit zoo novelty generated --against training -o novelty",
+        "prepkit zoo novelty generated --against hf://user/zoo --split test --controls 32 --json",
+    )
+)
 @click.argument("folder", type=ZooPlace(), metavar="DIR")
 @click.option(
     "--against", type=ZooPlace(), required=True, metavar="TRAINING", help="Zoo that the generator learned from."
@@ -63,10 +69,6 @@ def novelty(
     task, points in the cube for shapes, or random inputs. The same is done with controls that need no generator:
     training networks with noise, means of two of them, and networks of another split. The wrong images that a network
     has in common with the nearest training network tell copies of functions (Zeng et al., 2025).
-
-    \b
-    prepkit zoo create generated samples/*.pt --arch resnet8@cifar10
-    prepkit zoo novelty generated --against training -o novelty
     """
     if force and output is None:
         raise click.UsageError("--force goes with -o OUT.")

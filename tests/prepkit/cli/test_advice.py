@@ -15,7 +15,11 @@ COMMANDS = dict(_commands(main, "prepkit"))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHER_PROGRAMS = {"--nproc-per-node", "--repo-type", "--revision", "--head"}  # options of torchrun, hf and ray
 # Commands that print the messages of a folder; messages of all other folders name no option by itself.
-PRINTING = {"training": ["prepkit zoo train"], "tasks": ["prepkit zoo train", "prepkit zoo verify"]}
+PRINTING = {
+    "browsing": ["prepkit zoo view"],
+    "tasks": ["prepkit zoo train", "prepkit zoo verify"],
+    "training": ["prepkit zoo train"],
+}
 LIBRARY = [file for file in Path(prepkit.__file__).parent.rglob("*.py") if "cli" not in file.parts]
 
 

@@ -214,7 +214,8 @@ def test_specs():
     lines = prepkit("zoo", "specs").stdout.splitlines()
     assert lines[0].split() == ["name", "instances", "description"]
     assert [line.split()[0] for line in lines[2:]] == spec_names()
-    assert "digits_multi                368  LeNetLike" in "\n".join(lines)
+    width = max(map(len, spec_names()))
+    assert f"{'digits_multi':<{width}}        368  LeNetLike" in "\n".join(lines)
     rows = json.loads(prepkit("zoo", "specs", "--json").stdout)["specs"]
     assert [row["name"] for row in rows] == spec_names()
     assert {row["name"]: row["instances"] for row in rows}["digits_single"] == 132
