@@ -36,7 +36,7 @@ types: $(VENV)/.installed
 # prepkit stands alone, so its tests run in a copy without netspace; those of netspace run here.
 unit: $(VENV)/.installed
 	bash tests/check_standalone.sh "$(abspath $(BIN))/python" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/netspace tests/test_layering.py tests/test_docs.py
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/netspace tests/test_layering.py tests/test_docs.py tests/test_gallery.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=median,iqr,rounds

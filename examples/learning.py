@@ -2,6 +2,7 @@
 
 import sys
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +32,16 @@ def learn(learner: nn.Module, zoo: prepkit.Zoo, view: prepkit.views.View, epochs
 
 
 def report(what: str, predicted: Tensor, zoo: prepkit.Zoo) -> None:
-    """Print the mean absolute error of accuracies predicted for `test`, and that of the mean of `train` for all."""
+    """Print the mean absolute error of accuracies predicted for `test`, and that of the mean of `train`; draw both."""
     test = zoo.split("test")
     truth = torch.tensor(test.table["accuracy"].to_pylist())
     constant = torch.tensor(zoo.split("train").table["accuracy"].to_pylist()).mean()
     errors = [(truth - answer).abs().mean().item() for answer in (predicted, constant)]
     print(f"{what}: mean absolute error of the accuracy {errors[0]:.3f}, of a constant {errors[1]:.3f}")
+    axes = plt.figure(figsize=(4, 4), layout="constrained").add_subplot()
+    axes.plot([0, 1], [0, 1], color="grey")
+    axes.scatter(truth, predicted, s=8)
+    axes.set(xlabel="accuracy", ylabel="predicted", title=f"{what}: mean error {errors[0]:.3f}")
+    axes.figure.savefig(f"learn_{what}.png", dpi=100)
+    plt.close(axes.figure)
     print(f"on {len(test)} networks of {len(test.runs())} runs that were not learned from")

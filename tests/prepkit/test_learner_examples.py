@@ -26,8 +26,9 @@ def folder(tmp_path_factory, one_thread):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
-    """A function that runs an example on the zoo and returns the numbers that it prints."""
+def run(folder, monkeypatch, capsys, tmp_path):
+    """A function that runs an example on the zoo and returns the numbers that it prints; its picture is drawn there."""
+    monkeypatch.chdir(tmp_path)
 
     def run(name):
         monkeypatch.setattr("sys.argv", [name, str(folder)])

@@ -1,0 +1,45 @@
+"""The examples of the gallery run as notebooks, which jupytext makes of them, and each draws its picture."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+PAGE = ROOT / "docs" / "gallery.md"
+GALLERY = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.read_text().startswith("# %%"))
+LINES = 60
+PARTS = re.compile(r"^## .*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the notebook's own libraries
+@pytest.mark.parametrize("name", GALLERY)
+def test_an_example_runs_as_a_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = EXAMPLES / f"{name}.py"
+    assert len(own.read_text().splitlines()) <= LINES
+    paths = os.pathsep.join([str(ROOT), str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
+    for key, value in {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = jupytext.read(own)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python", "language": "python"}
+    client = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
+    client.create_kernel_manager().kernel_spec.argv[0] = sys.executable
+    client.execute()
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_every_example_with_its_picture() -> None:
+    shown = PARTS.findall(PAGE.read_text())
+    names = [re.search(r"examples/(\w+)\.py", part) for part in shown]
+    assert sorted(found[1] for found in names if found) == sorted([*GALLERY, "learn_tokens"])
+    for part in shown:
+        picture = re.search(r"\]\((gallery/\w+\.png)\)", part)
+        assert picture and (PAGE.parent / picture[1]).is_file(), part
