@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Import a published format: sine networks that draw pictures
-# DWSNets published networks of which each draws one picture. Here a few are fitted and saved in that layout. Importing
-# rebuilds the networks, and running them against the pictures shows how they are to be run.
+# DWSNets published networks that draw one picture each. Here a few are fitted and saved in that layout. Running them
+# against the pictures tells how they are to be run.
 
 # %%
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,9 +16,7 @@ from sklearn.datasets import load_digits
 import prepkit
 
 sizes, line = [2, 32, 32, 1], torch.linspace(-1, 1, 8)
-places = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).view(
-    -1, 2
-)  # the column is the first coordinate
+places = torch.cartesian_prod(line, line).flip(1)  # [64, 2], row by row; the column is the first coordinate
 
 
 def drawn(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -34,7 +33,7 @@ pictures, labels = load_digits().images / 16, load_digits().target
 for index in range(6):
     torch.manual_seed(index)
     tensors = {}
-    for number, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (before, after) in enumerate(pairwise(sizes)):
         bound = 1 / 2 if number == 0 else (6 / before) ** 0.5 / 30
         tensors[f"seq.{number}.weight"] = torch.empty(after, before).uniform_(-bound, bound).requires_grad_()
         tensors[f"seq.{number}.bias"] = torch.zeros(after, requires_grad=True)
@@ -45,11 +44,11 @@ for index in range(6):
         (drawn(tensors) - picture).square().mean().backward()
         optimiser.step()
     folder = Path("inrs", f"mnist_png_training_{labels[index]}_{index}", "checkpoints")
-    for made in (folder, Path("png", "training", str(labels[index]))):
-        made.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    Path("png", "training", str(labels[index])).mkdir(parents=True, exist_ok=True)
     torch.save({name: tensor.detach() for name, tensor in tensors.items()}, folder / "model_final.pth")
-    image = Image.fromarray(np.round(255 * pictures[index]).astype(np.uint8))
-    image.save(f"png/training/{labels[index]}/{index}.png")
+    image = np.round(255 * pictures[index]).astype(np.uint8)
+    Image.fromarray(image).save(f"png/training/{labels[index]}/{index}.png")
 
 # %%
 prepkit.import_zoo("siren", "inrs", "sirens", data="png", license="mit")

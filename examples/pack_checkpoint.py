@@ -31,7 +31,7 @@ images = torch.rand(8, 1, 8, 8)
 assert torch.allclose(folded(images), network.eval()(images), atol=1e-5)
 
 # %%
-from prepkit.figures import prep_figure, save_figure  # noqa: E402
+from prepkit.figures import prep_figure, save_figure
 
 figure = prep_figure(packed.prep.values, packed.prep.layout, "a ResNet8 as a PRep")
 save_figure(figure, "pack_checkpoint.png", overwrite=True)
