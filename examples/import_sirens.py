@@ -47,8 +47,7 @@ for index in range(6):
     folder.mkdir(parents=True, exist_ok=True)
     Path("png", "training", str(labels[index])).mkdir(parents=True, exist_ok=True)
     torch.save({name: tensor.detach() for name, tensor in tensors.items()}, folder / "model_final.pth")
-    image = np.round(255 * pictures[index]).astype(np.uint8)
-    Image.fromarray(image).save(f"png/training/{labels[index]}/{index}.png")
+    Image.fromarray(np.round(255 * pictures[index]).astype(np.uint8)).save(f"png/training/{labels[index]}/{index}.png")
 
 # %%
 prepkit.import_zoo("siren", "inrs", "sirens", data="png", license="mit")
