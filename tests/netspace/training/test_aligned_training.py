@@ -141,8 +141,14 @@ def test_the_references_are_kept_and_gone_on_with(tmp_path, pair):
     torch.testing.assert_close(reference.double(), aligned.mean(0), rtol=0, atol=1e-6)  # of training instances alone
     assert run.record["alignment"]["scrambled"] == {"resnet8@digits": {"copies": 3, "returned": 3}}
     assert "3 of 3 of resnet8@digits came back" in card_text(run)
-    bundle = run_bundle(run, "user/space", "mit")
-    assert "references.safetensors" in {upload.path for upload in bundle.files}
+    for upload in run_bundle(run, "user/space", "mit").files:  # what is pushed encodes as the run does
+        (tmp_path / "pushed" / upload.path).parent.mkdir(parents=True, exist_ok=True)
+        content = upload.content if isinstance(upload.content, bytes) else upload.content.read_bytes()
+        (tmp_path / "pushed" / upload.path).write_bytes(content)
+    pushed = netspace.load(tmp_path / "pushed")
+    with torch.no_grad():
+        assert torch.equal(pushed.encode(train.preps()), run.space().encode(train.preps()))
+        assert not torch.equal(pushed.encode(train.preps()), pushed.encoder(train.preps()))
     kept = (out / "references.safetensors").read_bytes()
     trained(zoo, out, "digits_single", steps=3, resume=True)
     assert (out / "references.safetensors").read_bytes() == kept
