@@ -141,6 +141,11 @@ class TrainingSettings:
         Literal["float32", "bfloat16"],
         "float32 (TF32 on a GPU), or bfloat16 for convolutions, with weights and losses in float32",
     ] = "float32"
+    cpu_functions: Annotated[
+        Literal["measured", "own", "plain"],
+        "on a CPU, whether wide PReps are computed by netspace's own functions or by those of the plain network, or by "
+        "what is faster when the training begins; the run records that and keeps to it",
+    ] = "measured"
     deterministic: Annotated[
         bool, "on a GPU, use convolutions that give the same bits at every run, and are slower; a CPU's always do"
     ] = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from netspace.run.run import BEST, LATEST, REFERENCES, Run
+from netspace.run.run import BEST, CPU_FUNCTIONS, LATEST, REFERENCES, Run
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
 from prepkit.licence import licence_of_card
@@ -68,7 +68,8 @@ preps = space.decode(latent)
     rule = f", splits {one_line(str(zoo['split_rule']))}" if zoo.get("split_rule") else ""
     training = f"""{0 if latest is None else latest["step"]:,} of {recipe.training.steps:,} steps. \
 Start `{run.record.get("initialisation") or "paper"}`. \
-Zoo `{zoo["name"]}`, sha256 `{zoo["sha256"]}`{rule}. Versions: {versions}.
+Zoo `{zoo["name"]}`, sha256 `{zoo["sha256"]}`{rule}. Versions: {versions}.\
+{_functions_text(run)}
 
 ```json
 {json.dumps(recipe.to_dict(), indent=2)}
@@ -97,6 +98,15 @@ def _aligning_text(run: Run) -> str:
 Before a PRep is encoded, its hidden units are put into the order of `{REFERENCES}`, so that the order in which they \
 were does not matter; `names` are those of the architectures, one for each PRep. Of scrambled copies of training \
 instances, {counts or "none was tried"} came back to the same PRep."""
+
+
+def _functions_text(run: Run) -> str:
+    """Say which functions a CPU was found to be faster with, where that was measured."""
+    chosen = run.record.get(CPU_FUNCTIONS)
+    if not isinstance(chosen, dict):
+        return ""
+    parts = (f"{part} by {chosen[part]} functions" for part in ("encoder", "decoder") if part in chosen)
+    return f" A CPU computes the {' and the '.join(parts)}, as the machine that it was trained on did."
 
 
 def _licence_lines(license: str | None) -> list[str]:

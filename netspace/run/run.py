@@ -37,6 +37,7 @@ import prepkit
 from netspace.alignment import Alignment
 from netspace.data import ZooMismatch
 from netspace.recipe import FROM_PREPS, Recipe, recipe_of
+from netspace.space.cpu_functions import follow
 from netspace.space.network import NetSpace
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import expect, listed
@@ -46,7 +47,7 @@ from prepkit.version import __version__
 FORMAT = "netspace-run/1"
 RECORD, METRICS, LOCK, REFERENCES = "run.json", "metrics.jsonl", ".lock", "references.safetensors"
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tensorboard"
-LATEST, BEST = "latest", "best"
+LATEST, BEST, CPU_FUNCTIONS = "latest", "best", "cpu_functions"  # two kinds of states, and a key of the record
 NETWORK, OPTIMISER = "network.", "optimiser."  # prefixes of the tensors of a state
 
 
@@ -147,9 +148,9 @@ class Run:
             )
         return Alignment.load(file, self.registry)
 
-    def change_steps(self, recipe: Recipe) -> None:
-        """Replace the recipe by one that differs in nothing but the number of steps."""
-        self.record["recipe"], self.recipe = recipe.to_dict(), recipe
+    def note(self, key: str, value: Any) -> None:
+        """Replace or add a value of run.json."""
+        self.record[key] = value
         write_json(self.path / RECORD, self.record)
 
     def open_zoo(self, path: str | os.PathLike[str] | None = None) -> prepkit.Zoo:
@@ -237,8 +238,10 @@ class Run:
         return space.to(device).eval()
 
     def new_space(self) -> NetSpace:
-        """Build a NetSpace of the recipe's sizes, drawn with the recipe's seed."""
-        return new_space(self.recipe)
+        """Build a NetSpace of the recipe's sizes, drawn with its seed; on a CPU it computes as the run's does."""
+        space = new_space(self.recipe)
+        follow(space, self.record.get(CPU_FUNCTIONS, self.recipe.training.cpu_functions))
+        return space
 
     # Metrics ------------------------------------------------------------------------------------------------------
 

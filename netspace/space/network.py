@@ -111,10 +111,12 @@ class Encoder(nn.Module):
     """Turns PReps of any size into embeddings: first along the rows, then along the columns.
 
     embedding_size: E = 4^k, k >= 4
+    The attribute `own_on_cpu` is False where a CPU shall run the plain network, whatever the size.
     """
 
     def __init__(self, embedding_size: int) -> None:
         super().__init__()
+        self.own_on_cpu = True
         size = EmbeddingImage.of(embedding_size).size
         self.conv1 = nn.Conv2d(1, size // 32, (1, 3), stride=(1, 2), padding=(0, 1))
         self.conv2 = nn.Conv2d(size // 32, size // 16, (1, 3), stride=(1, 2), padding=(0, 1))
@@ -132,7 +134,8 @@ class Encoder(nn.Module):
         """Encode `[N, H, W]` -> `[N, E]`, for any H and W."""
         if preps_NHW.dim() != 3 or 0 in preps_NHW.shape[1:]:
             raise InvalidNetSpace(f"PReps of {list(preps_NHW.shape)} cannot be encoded; give [N, H, W].")
-        if fast.encodes(preps_NHW, self):
+        wanted = self.own_on_cpu or preps_NHW.device.type != "cpu"
+        if wanted and fast.encodes(preps_NHW, self):
             return fast.encode(preps_NHW, (self.conv1, self.conv2, self.conv3, self.conv4))
         return self.plain(preps_NHW)
 
@@ -150,12 +153,14 @@ class Decoder(nn.Module):
     embedding_size: E = 4^k, k >= 4
     columns:        columns of the first reshape; `default_columns` if missing
     initialisation: how scale and bias start, "paper", "small_zoos" or "without_scale" (see start_scale.py)
+    The attribute `own_on_cpu` is that of an Encoder.
     """
 
     def __init__(
         self, height: int, width: int, embedding_size: int, columns: int | None = None, initialisation: str = "paper"
     ) -> None:
         super().__init__()
+        self.own_on_cpu = True
         shape = prepkit.PRepShape(height, width)
         self.height, self.width = shape.height, shape.width
         self.image = EmbeddingImage.of(embedding_size)
@@ -171,7 +176,7 @@ class Decoder(nn.Module):
 
     def forward(self, latent_NE: Tensor) -> Tensor:
         """Decode `[N, E]` -> `[N, H, W]`."""
-        if fast.decodes(latent_NE, self, self.width, self.columns):
+        if self.own_on_cpu and fast.decodes(latent_NE, self, self.width, self.columns):
             convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
             cells_NHW = fast.decode(self.image.view(latent_NE), convolutions, self.height, self.width, self.columns)
             return cells_NHW * self.scale + self.bias

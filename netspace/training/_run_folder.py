@@ -61,7 +61,7 @@ def open_folder(
             run = Run(out, trust_code=True)
             _check_resumable(run, recipe, zoo)
             if recipe != run.recipe:
-                run.change_steps(recipe)
+                run.note("recipe", recipe.to_dict())
         except BaseException:
             lock.release()
             raise

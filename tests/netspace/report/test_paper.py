@@ -91,7 +91,7 @@ def test_what_is_left_is_done(tmp_path, tiny, monkeypatch):
     def interrupted(recipe, zoo, path, **settings):
         trained.append((path.name, settings["resume"]))
         run = train(replace(recipe, training=replace(recipe.training, steps=2)), zoo, path, **settings)
-        run.change_steps(recipe)
+        run.note("recipe", recipe.to_dict())
         raise Interrupted("interrupted after step 2")
 
     unborn = tmp_path / "out" / "runs" / "digits_multi"
