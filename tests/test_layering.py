@@ -78,6 +78,9 @@ ORDERS = {
 # All of prepkit that netspace may import beside the public names. Each is general: none of it is there for netspace.
 OPEN_TO_NETSPACE = {
     "prepkit.address",
+    "prepkit.auditing.novelty",
+    "prepkit.auditing.novelty_report",
+    "prepkit.auditing.novelty_result",
     "prepkit.checkpoint.export",
     "prepkit.cli.allocator",
     "prepkit.cli.colour",

@@ -52,6 +52,7 @@ EXPERIMENTS = {
     "chairs": Experiment("chairs", ("sdf",)),
     "optimisation": Experiment("optimisation", IMAGES),
     "identity": Experiment("beyond.identity", IMAGES),
+    "novelty": Experiment("beyond.novelty", ALL),
     "representation": Experiment("beyond.representation", IMAGES),
     "orbit": Experiment("beyond.orbit", ALL),
     "hygiene": Experiment("beyond.hygiene", ALL),

@@ -80,6 +80,7 @@ SIZES = {
             "boundaries": {"pairs": 2},
             "chairs": {"pairs": 2, "steps": 3, "resolution": 24},
             "optimisation": {"starts": 1, "steps": 10},
+            "novelty": {"networks": 4, "controls": 2, "steps": 5},
         },
     ),
     "mini": Size("The paper in miniature"),

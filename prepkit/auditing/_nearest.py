@@ -3,7 +3,7 @@
 Each network is compared with a few candidates: those that are nearest as they stand, and those whose sorted values are
 nearest, which a reordering of units does not change. So a copy is found whatever the order of its units; of networks
 that are copies of none, the distance is that of the nearest candidate, which is never less than the least one.
-Shapes: N networks, M training networks, K candidates of a network, V values of a network.
+Shapes: N networks, M training networks, K candidates of a network, P pairs of both, V values of a network.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -67,21 +67,22 @@ class Known:
         kinds = [(stack.values_NV, self.stack.values_NV)]
         if self.aligner is not None:
             kinds.append((self._sorted(stack.values_NV), self._sorted_values))
-        best_N = torch.full((len(stack),), float("inf"), dtype=torch.float64)
-        row_N = torch.full((len(stack),), -1)
+        candidates, allowed = [], []
         for own_NV, known_MV in kinds:
             share_NM = torch.cdist(own_NV.double(), known_MV.double()) / self.norms_M.clamp(min=1e-300)
             if left_out_NM is not None:
                 share_NM[left_out_NM] = float("inf")
-            count = min(CANDIDATES, share_NM.shape[1])
-            value_NK, candidate_NK = share_NM.topk(count, dim=1, largest=False)
-            for place in range(count):
-                there_N = value_NK[:, place].isfinite()
-                share_N = torch.full_like(best_N, float("inf"))
-                share_N[there_N] = self._shares(stack.values_NV[there_N], candidate_NK[there_N, place])
-                better_N = share_N < best_N
-                best_N[better_N], row_N[better_N] = share_N[better_N], candidate_NK[better_N, place]
-        return torch.where(row_N < 0, float("nan"), best_N), row_N
+            value_NK, candidate_NK = share_NM.topk(min(CANDIDATES, share_NM.shape[1]), dim=1, largest=False)
+            candidates.append(candidate_NK)
+            allowed.append(value_NK.isfinite())
+        candidate_NK, allowed_NK = torch.cat(candidates, dim=1), torch.cat(allowed, dim=1)
+        own_P, place_P = allowed_NK.nonzero(as_tuple=True)
+        share_NK = torch.full(candidate_NK.shape, float("inf"), dtype=torch.float64)
+        share_NK[own_P, place_P] = self._shares(stack.values_NV[own_P], candidate_NK[own_P, place_P])
+        best_N, place_N = share_NK.min(1)
+        none_N = best_N.isinf()
+        row_N = candidate_NK.gather(1, place_N[:, None])[:, 0]
+        return torch.where(none_N, float("nan"), best_N), torch.where(none_N, -1, row_N)
 
     def _shares(self, own_NV: Tensor, row_N: Tensor) -> Tensor:
         """Return distances to one training network each, the smaller of those before and after alignment."""

@@ -62,6 +62,13 @@ class Stack:
         return Stack(self.source, values_NV, tuple(ids), tuple(ids))
 
 
+def joined(stacks: Sequence[Stack]) -> Stack:
+    """Return the networks of several stacks of one architecture as one."""
+    values_NV = torch.cat([stack.values_NV for stack in stacks])
+    ids = tuple(id_ for stack in stacks for id_ in stack.ids)
+    return Stack(stacks[0].source, values_NV, ids, tuple(run for stack in stacks for run in stack.runs))
+
+
 def stacks_of_zoo(zoo: Zoo) -> list[Stack]:
     """Return the networks of a zoo or view, a stack for each architecture.
 

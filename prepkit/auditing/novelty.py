@@ -17,158 +17,46 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prepkit.api import open_zoo
 from prepkit.auditing._answers import Answers, KnownAnswers, Probe, answers_of, fewer, probe_of_task, random_probe
-from prepkit.auditing._controls import TRAINING, is_simple
+from prepkit.auditing._controls import TRAINING
 from prepkit.auditing._controls import controls as drawn_controls
 from prepkit.auditing._nearest import Known
-from prepkit.auditing._stacks import Stack, stacks_of_zoo
+from prepkit.auditing._stacks import Stack, joined, stacks_of_preps, stacks_of_zoo
+from prepkit.auditing.novelty_result import Group, Novelty
 from prepkit.errors import PrepkitError, ZooError
-from prepkit.support.json_values import json_value
 from prepkit.support.progress import Progress
-from prepkit.support.statistics import finite_mean
-from prepkit.support.text import Brief
+from prepkit.support.statistics import grouped
 from prepkit.tasks import load_task
 from prepkit.zoo.read.zoo import Zoo
 
-FORMAT = "prepkit-novelty/1"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prepkit.families.registry import Registry
+
 TOLERANCE = 1e-3
 CONTROLS = 12  # of each kind and architecture
 GENERATED = "generated"
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-MEASURES = ("distance", "difference", "agreement", "overlap", "accuracy")
 
 
-@dataclass(frozen=True, repr=False)
-class Group(Brief):
-    """Networks of one kind, and how near the nearest training network of each is.
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Networks that a generator made, where no zoo holds them.
 
-    rows: one a network: id, architecture, and where they exist
-          distance    of its weights from the nearest training network's, a share of that one's norm, after alignment;
-                      nearest_in_weights is its id
-          difference  of its outputs, a share of the spread of the training network's; nearest_in_outputs is its id
-          agreement   largest share of the inputs with the same class
-          overlap     largest intersection over union of the wrong images, or of the insides of shapes
-          accuracy    on the images
-    is_generated: whether they were generated, and are no control
-    copies:       ids of those whose distance or difference is at most the tolerance
+    registry:  the architectures of the ClassIds
+    class_ids: one a network
+    preps:     `[N, H, W]`, without BatchNorm
+    ids:       what they are called
     """
 
-    rows: tuple[Mapping[str, Any], ...]
-    is_generated: bool
-    copies: tuple[str, ...]
-
-    def values(self, measure: str, architecture: str | None = None) -> list[float]:
-        """Return a measure of all networks that have it, or of those of one architecture."""
-        rows = [row for row in self.rows if architecture in (None, row["architecture"])]
-        return [float(row[measure]) for row in rows if measure in row and math.isfinite(row[measure])]
-
-    def mean(self, measure: str, architecture: str | None = None) -> float:
-        """Return the mean of a measure; NaN where no network has it."""
-        return finite_mean(self.values(measure, architecture))
-
-
-@dataclass(frozen=True, repr=False)
-class Comparison(Brief):
-    """Generated networks beside the best control that is at least as new in its outputs.
-
-    gain:     accuracy of the generated networks minus that of the best such control, a mean over their architectures
-              as often as each was generated; NaN where no control is as new
-    controls: by architecture the name of that control
-    to_best:  accuracy minus that of the best training network of the same architecture
-    """
-
-    gain: float
-    controls: Mapping[str, str]
-    to_best: float
-
-
-@dataclass(frozen=True, repr=False)
-class Novelty(Brief):
-    """What was found.
-
-    training:  name of the zoo, or part of it, that the generator learned from
-    networks:  number of training networks
-    kind:      "classes", "shapes" or "values": what outputs are
-    inputs:    what networks ran on, such as `360 test images`
-    tolerance: up to which a network is a copy
-    groups:    generated networks and controls by name, the generated ones first
-    best:      by architecture, id and accuracy of the best training network; empty where there is no accuracy
-    notes:     sentences on what was not compared
-    """
-
-    training: str
-    networks: int
-    kind: str
-    inputs: str
-    tolerance: float
-    seed: int
-    groups: Mapping[str, Group]
-    best: Mapping[str, Mapping[str, Any]]
-    notes: tuple[str, ...]
-
-    @property
-    def generated(self) -> dict[str, Group]:
-        """The groups of generated networks."""
-        return {name: group for name, group in self.groups.items() if group.is_generated}
-
-    @property
-    def best_accuracy(self) -> float:
-        """The accuracy of the best training network of all; NaN where there is none."""
-        return max((one["accuracy"] for one in self.best.values()), default=math.nan)
-
-    def compared(self, name: str) -> Comparison:
-        """Compare a group with the controls, by accuracy."""
-        group = self.groups[name]
-        parts: list[tuple[int, float]] = []
-        chosen: dict[str, str] = {}
-        for architecture in dict.fromkeys(row["architecture"] for row in group.rows):
-            own = [row for row in group.rows if row["architecture"] == architecture]
-            control, accuracy = self._best_control(group.mean("overlap", architecture), architecture)
-            parts.append((len(own), group.mean("accuracy", architecture) - accuracy))
-            if control:
-                chosen[architecture] = control
-        known = [(count, gain) for count, gain in parts if math.isfinite(gain)]
-        total = sum(count for count, _ in known)
-        gain = sum(count * gain for count, gain in known) / total if total else math.nan
-        away = [row["accuracy"] - self._best_of(row["architecture"]) for row in group.rows if "accuracy" in row]
-        return Comparison(gain, chosen, finite_mean(away))
-
-    def _best_of(self, architecture: str) -> float:
-        one = self.best.get(architecture)
-        return self.best_accuracy if one is None else float(one["accuracy"])
-
-    def _best_control(self, overlap: float, architecture: str) -> tuple[str, float]:
-        """Return the most accurate control of an architecture, or of all, that is at least as new as an overlap."""
-        best, accuracy = "", math.nan
-        for name, group in self.groups.items():
-            if group.is_generated or not is_simple(name):
-                continue
-            of = architecture if group.values("overlap", architecture) else None
-            if group.mean("overlap", of) <= overlap and not group.mean("accuracy", of) <= accuracy:
-                best, accuracy = name, group.mean("accuracy", of)
-        return best, accuracy
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON has it."""
-        document = {
-            "format": FORMAT,
-            **{key: value for key, value in vars(self).items() if key != "groups"},
-            "groups": {
-                name: {
-                    "is_generated": group.is_generated,
-                    "copies": group.copies,
-                    "means": {measure: group.mean(measure) for measure in MEASURES},
-                    "networks": group.rows,
-                    **({"compared": vars(self.compared(name))} if group.is_generated else {}),
-                }
-                for name, group in self.groups.items()
-            },
-        }
-        found: dict[str, Any] = json_value(document)
-        return found
+    registry: Registry
+    class_ids: Sequence[int]
+    preps: Tensor
+    ids: Sequence[str]
 
 
 def novelty(
@@ -199,28 +87,67 @@ def novelty(
     >>> novelty("generated", "training").groups["generated"].copies
     ()
     """
-    check(controls, seed, tolerance)
-    own, known = (zoo if isinstance(zoo, Zoo) else open_zoo(zoo) for zoo in (generated, against))
+    own = generated if isinstance(generated, Zoo) else open_zoo(generated)
+    if not len(own):
+        raise ZooError(f"'{own.name}' has no generated networks to compare; choose others.")
+    groups = {GENERATED: stacks_of_zoo(own)}
+    known = against if isinstance(against, Zoo) else open_zoo(against)
+    task = None if known.task is None else load_task(known.task, data)
+    return _novelty(groups, known, split, where, task, controls, seed, tolerance, progress)
+
+
+def novelty_of(
+    made: Mapping[str, Made],
+    against: Zoo,
+    *,
+    split: str | None = None,
+    task: Any = None,
+    controls: int = CONTROLS,
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
+    progress: Progress | None = None,
+) -> Novelty:
+    """Compare groups of networks, by name, that a generator made; see `novelty`.
+
+    task: the task of `against` with its data; random inputs are taken if missing
+    """
+    groups = {name: stacks_of_preps(own.registry, own.class_ids, own.preps, own.ids) for name, own in made.items()}
+    return _novelty(groups, against, split, None, task, controls, seed, tolerance, progress)
+
+
+def _novelty(
+    groups: Mapping[str, Sequence[Stack]],
+    known: Zoo,
+    split: str | None,
+    where: str | None,
+    task: Any,
+    count: int,
+    seed: int,
+    tolerance: float,
+    progress: Progress | None,
+) -> Novelty:
+    check(count, seed, tolerance)
     training, held_out, words = parts_of(known, split)
     training = training if where is None else training.where(where)
-    for zoo, what in ((own, "generated networks"), (training, "training networks")):
-        if not len(zoo):
-            raise ZooError(f"'{zoo.name}' has no {what} to compare; choose others.")
-    stacks = stacks_of_zoo(training), stacks_of_zoo(own), [] if held_out is None else stacks_of_zoo(held_out)
-    probe, chosen_by, notes = _probes(training, stacks[0] + stacks[1], data)
-    found = compared(
-        stacks[0],
-        {GENERATED: stacks[1]},
-        probe,
-        chosen_by=chosen_by,
-        held_out=stacks[2],
-        count=controls,
-        seed=seed,
-        tolerance=tolerance,
-        training=words,
-        progress=progress,
-    )
-    return Novelty(**{**vars(found), "notes": (*notes, *found.notes)})
+    if not len(training):
+        raise ZooError(f"'{training.name}' has no training networks to compare; choose others.")
+    stacks, others = stacks_of_zoo(training), [] if held_out is None else stacks_of_zoo(held_out)
+    probe, chosen_by, notes = _probes(task, [*stacks, *(stack for own in groups.values() for stack in own)])
+    probe, hear = fewer(probe, stacks), progress or Progress()
+    known_networks = {stack.key: Known(stack) for stack in stacks}
+    of_controls = dict(drawn_controls(list(known_networks.values()), others, count, seed))
+    everything = (stacks, *groups.values(), *of_controls.values())
+    hear.begin(sum(len(stack) for own in everything for stack in own))
+    work = _Work(known_networks, probe, tolerance, hear)
+    best = work.learn(stacks, chosen_by)
+    training_ones = of_controls.pop(TRAINING)
+    work.compare([stack for own in (*groups.values(), *of_controls.values()) for stack in own])
+    work.compare(training_ones, other_runs=True)
+    found = {name: work.group(own, is_generated=True) for name, own in groups.items()}
+    found |= {name: work.group(own) for name, own in {TRAINING: training_ones, **of_controls}.items()}
+    notes += dict.fromkeys(work.notes)
+    number = sum(map(len, stacks))
+    return Novelty(words, number, probe.kind, probe.words, tolerance, seed, found, best, tuple(notes))
 
 
 def check(controls: int, seed: int, tolerance: float) -> None:
@@ -247,52 +174,17 @@ def parts_of(zoo: Zoo, split: str | None) -> tuple[Zoo, Zoo | None, str]:
     return zoo.split(split), held_out if held_out is not None and len(held_out) else None, f"'{zoo.name}', {split}"
 
 
-def _probes(zoo: Zoo, stacks: Sequence[Stack], data: Any) -> tuple[Probe, Probe | None, list[str]]:
+def _probes(task: Any, stacks: Sequence[Stack]) -> tuple[Probe, Probe | None, list[str]]:
     """Return the inputs, those on which the best training network is chosen, and notes."""
-    if zoo.task is None:
+    if task is None:
         note = "the training zoo names no task, so networks ran on random inputs and have no accuracy."
         return random_probe(stacks), None, [note]
-    task = load_task(zoo.task, data)
     if task.record["kind"] == "images" and task.splits.get(VALIDATION):
         return probe_of_task(task), probe_of_task(task, VALIDATION), []
     return probe_of_task(task), None, []
 
 
 # Comparing --------------------------------------------------------------------------------------------------------
-
-
-def compared(
-    training_stacks: Sequence[Stack],
-    generated: Mapping[str, Sequence[Stack]],
-    probe: Probe,
-    *,
-    chosen_by: Probe | None = None,
-    held_out: Sequence[Stack] = (),
-    count: int = CONTROLS,
-    seed: int = 0,
-    tolerance: float = TOLERANCE,
-    training: str = "training networks",
-    progress: Progress | None = None,
-) -> Novelty:
-    """Compare groups of generated networks, and controls, with the training networks.
-
-    probe:     inputs on which networks are compared
-    chosen_by: images that choose the best training network; those of `probe` if missing
-    held_out:  networks that the generator did not learn from
-    training:  words for the training networks
-    """
-    hear = progress or Progress()
-    hear.begin(sum(len(stack) for stack in training_stacks) + sum(len(s) for own in generated.values() for s in own))
-    probe = fewer(probe, training_stacks)
-    known = {stack.key: Known(stack) for stack in training_stacks}
-    work = _Work(known, probe, tolerance, hear)
-    best = work.learn(training_stacks, chosen_by)
-    groups = {name: work.group(stacks, is_generated=True) for name, stacks in generated.items()}
-    for name, stacks in drawn_controls(list(known.values()), held_out, count, seed):
-        groups[name] = work.group(stacks, is_generated=False, other_runs=name == TRAINING)
-    number = sum(len(stack) for stack in training_stacks)
-    notes = tuple(dict.fromkeys(work.notes))
-    return Novelty(training, number, probe.kind, probe.words, tolerance, seed, groups, best, notes)
 
 
 class _Work:
@@ -302,6 +194,7 @@ class _Work:
         self.notes: list[str] = []
         self._known, self._probe, self._tolerance, self._progress = known, probe, tolerance, progress
         self._answers: dict[int, KnownAnswers] = {}  # by the number of outputs
+        self._columns: dict[int, dict[str, list[Any]]] = {}  # by the identity of a stack
 
     def learn(self, stacks: Sequence[Stack], chosen_by: Probe | None) -> dict[str, dict[str, Any]]:
         """Run the training networks, and return the best one of each architecture."""
@@ -321,37 +214,46 @@ class _Work:
         self._answers = {size: KnownAnswers(own) for size, own in by_size.items()}
         return best
 
-    def group(self, stacks: Sequence[Stack], *, is_generated: bool, other_runs: bool = False) -> Group:
-        """Compare some networks; other_runs: with training networks of other runs than their own only."""
+    def compare(self, stacks: Sequence[Stack], *, other_runs: bool = False) -> None:
+        """Find the nearest training networks of some stacks; other_runs: of other runs than their own only."""
+        for own in grouped(stacks, lambda stack: stack.key).values():
+            known = self._known.get(own[0].key)
+            name = own[0].source.name
+            if known is None:
+                self.notes.append(
+                    f"No training network has the tensors of {name}, so its weights were compared with none."
+                )
+                columns: dict[str, list[Any]] = {}
+            else:
+                columns = _in_weights(known, joined(own), other_runs)  # all at once, which costs less
+                if known.why_in_order:
+                    self.notes.append(
+                        f"{name}: weights were compared with hidden units in their own order, as it is not known which "
+                        f"may change places: {known.why_in_order}."
+                    )
+            first = 0
+            for stack in own:
+                rows = slice(first, first + len(stack))
+                part = {key: values[rows] for key, values in columns.items()}
+                self._columns[id(stack)] = {**part, **self._in_outputs(stack, other_runs)}
+                self._progress.advance(len(stack))
+                first += len(stack)
+
+    def group(self, stacks: Sequence[Stack], *, is_generated: bool = False) -> Group:
+        """Return a group of stacks that were compared."""
         rows, copies = [], []
         for stack in stacks:
-            columns = self._columns(stack, other_runs)
+            columns = self._columns[id(stack)]
             for place, id_ in enumerate(stack.ids):
                 own = {key: values[place] for key, values in columns.items() if values[place] is not None}
                 rows.append({"id": id_, "architecture": stack.source.name, **own})
                 if min(own.get("distance", math.inf), own.get("difference", math.inf)) <= self._tolerance:
                     copies.append(id_)
-            if is_generated:
-                self._progress.advance(len(stack))
         return Group(tuple(rows), is_generated, tuple(copies))
 
-    def _columns(self, stack: Stack, other_runs: bool) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = {}
-        known = self._known.get(stack.key)
-        if known is None:
-            self.notes.append(
-                f"No training network has the tensors of {stack.source.name}, so its weights were compared with none."
-            )
-        else:
-            distances, rows = known.nearest(stack, other_runs=other_runs)
-            columns["distance"] = _known(distances.tolist())
-            columns["nearest_in_weights"] = [known.stack.ids[row] if row >= 0 else None for row in rows.tolist()]
-            if known.why_in_order:
-                self.notes.append(
-                    f"{stack.source.name}: weights were compared with hidden units in their own order, as it is not "
-                    f"known which may change places: {known.why_in_order}."
-                )
+    def _in_outputs(self, stack: Stack, other_runs: bool) -> dict[str, list[Any]]:
         answers = self._answered(stack)
+        columns: dict[str, list[Any]] = {}
         if answers is not None and answers.size in self._answers:
             there = self._answers[answers.size]
             for measure, (values, rows) in there.nearest(answers, other_runs=other_runs).items():
@@ -368,6 +270,12 @@ class _Work:
             return found
         self.notes.append(f"Networks of {stack.source.name} were not run: {found}.")
         return None
+
+
+def _in_weights(known: Known, stack: Stack, other_runs: bool) -> dict[str, list[Any]]:
+    distances, rows = known.nearest(stack, other_runs=other_runs)
+    ids = [known.stack.ids[row] if row >= 0 else None for row in rows.tolist()]
+    return {"distance": _known(distances.tolist()), "nearest_in_weights": ids}
 
 
 def _known(values: Sequence[float]) -> list[float | None]:

@@ -16,10 +16,10 @@ from prepkit.support.markdown import markdown_table
 from prepkit.support.text import table
 
 if TYPE_CHECKING:
-    from prepkit.auditing.novelty import Group, Novelty
+    from prepkit.auditing.novelty_result import Group, Novelty
 
 JSON, TABLE, PICTURE = "novelty.json", "novelty.md", "novelty.png"
-OVERLAPS = {"classes": "wrong images in common (IoU)", "shapes": "overlap of insides (IoU)"}
+OVERLAPS = {"classes": "wrong images in common (IoU)", "shapes": "insides in common (IoU)"}
 OUTPUTS = "difference of outputs"
 WEIGHTS = "distance of weights"
 
@@ -57,29 +57,31 @@ def _cell(group: Group, key: str) -> str:
 
 
 def sentences_of(found: Novelty) -> Iterator[str]:
-    """Yield what the numbers mean."""
+    """Yield what the numbers of each group of generated networks mean."""
     for name, group in found.generated.items():
-        copies = f": {listed(group.copies, 3)}" if group.copies else ""
-        yield (
+        copies = f" ({listed(group.copies, 3)})" if group.copies else ""
+        parts = [
             f"{name}: {len(group.copies):,} of {counted(len(group.rows), 'network')} "
-            f"{'is a copy' if len(group.copies) == 1 else 'are copies'} of a training network, in weights or outputs, "
-            f"up to {found.tolerance:g}{copies}."
-        )
-        beside = found.compared(name)
-        if math.isfinite(beside.gain):
-            controls = listed(dict.fromkeys(beside.controls.values()), 3)
-            yield (
-                f"{name}: accuracy is {_points(beside.gain)} that of the best control whose outputs are at least as "
-                f"new ({controls}), and {_points(beside.to_best)} that of the best training network of the same "
-                "architecture."
-            )
-    if found.generated and HELD_OUT in found.groups and found.groups[HELD_OUT].values("overlap"):
-        for name, group in found.generated.items():
-            if group.values("overlap"):
-                yield (
-                    f"{name}: {OVERLAPS[found.kind]} with the nearest training network {group.mean('overlap'):.2f}; of "
-                    f"networks that the generator did not see {found.groups[HELD_OUT].mean('overlap'):.2f}."
-                )
+            f"{'is a copy' if len(group.copies) == 1 else 'are copies'} of a training network{copies}"
+        ]
+        if group.values("overlap"):
+            held_out = found.groups[HELD_OUT].mean("overlap") if HELD_OUT in found.groups else math.nan
+            beside = f" (networks of another split: {held_out:.2f})" if math.isfinite(held_out) else ""
+            parts.append(f"{OVERLAPS[found.kind]} with the nearest are {group.mean('overlap'):.2f}{beside}")
+        if found.best:
+            parts += _beside_controls(found, name)
+        yield "; ".join(parts) + "."
+
+
+def _beside_controls(found: Novelty, name: str) -> Iterator[str]:
+    beside = found.compared(name)
+    best = f"{_points(beside.to_best)} that of the best training network of the same architecture"
+    if math.isfinite(beside.gain):
+        controls = listed(dict.fromkeys(beside.controls.values()), 3)
+        new = f"{_points(beside.gain)} that of the best control whose wrong images are at least as new ({controls})"
+        yield f"accuracy is {new}, and {best}"
+    else:
+        yield f"accuracy is {best}; no control has wrong images as new"
 
 
 def _points(difference: float) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor
 from prepkit.api import open_zoo
 from prepkit.auditing._controls import NOISES, noise_name, with_noise
 from prepkit.auditing._stacks import stacks_of_preps, stacks_of_zoo
-from prepkit.auditing.novelty import Novelty, novelty
+from prepkit.auditing.novelty import Made, novelty, novelty_of
 from prepkit.auditing.novelty_report import sentences_of, text_of, write_folder
+from prepkit.auditing.novelty_result import Novelty
 from prepkit.cli import main
 from prepkit.errors import OutputError, PrepkitError, ZooError
 from prepkit.families.registry import Architecture, Registry, architecture
@@ -252,8 +253,25 @@ def test_the_comparison_with_controls_by_hand(found: Novelty) -> None:
     best = max(new, key=lambda name: new[name].mean("accuracy"))
     compared = found.compared("generated")
     assert compared.controls == {NAME: best}
+    accuracies = np.array(new[best].values("accuracy"))
+    assert compared.deviations == pytest.approx((accuracies - accuracies.mean()).tolist())
+    assert len(compared.gains) == 4
     assert compared.gain == pytest.approx(generated.mean("accuracy") - new[best].mean("accuracy"))
     assert compared.to_best == pytest.approx(generated.mean("accuracy") - found.best[NAME]["accuracy"])
+
+
+def test_networks_without_a_zoo(training: Path, generated: Path, found: Novelty) -> None:
+    zoo, own = open_zoo(training), open_zoo(generated)
+    known = load_task(DIGITS)
+    made = {
+        name: Made(own.registry, [0] * len(rows), own.preps(rows), [own.table["id"][row].as_py() for row in rows])
+        for name, rows in {"first": [0, 1], "last": [2, 3]}.items()
+    }
+    same = novelty_of(made, zoo, task=known, controls=1)
+    expected = rows(found, "generated")
+    assert {**rows(same, "first"), **rows(same, "last")} == {id_: pytest.approx(row) for id_, row in expected.items()}
+    assert list(same.generated) == ["first", "last"]
+    assert same.groups["first"].copies == ("copy", "reordered")
 
 
 def test_other_architectures_and_layouts_are_told(tmp_path: Path, training: Path) -> None:
@@ -293,7 +311,13 @@ def test_the_command(tmp_path: Path, training: Path, generated: Path, found: Nov
     lines = text_of(found).splitlines()
     assert lines[0] == "compared with 8 training networks of 'training', train, on 60 test images; seed 0"
     assert any(line.startswith("best training network") for line in lines)
-    assert len(list(sentences_of(found))) == 3
+    (sentence,) = sentences_of(found)
+    assert sentence.startswith("generated: 2 of 4 networks are copies of a training network (copy, reordered); wrong")
+    beside = found.compared("generated")
+    assert (
+        f"{100 * abs(beside.gain):.1f} points {'above' if beside.gain > 0 else 'below'} that of the best control"
+        in (sentence)
+    )
 
 
 def test_mistakes(tmp_path: Path, training: Path, generated: Path) -> None:
