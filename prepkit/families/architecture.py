@@ -141,11 +141,15 @@ class Architecture(Brief):
             )
 
     def spare_network(self, folded: bool) -> nn.Module:
-        """Build a network to look at, not to run: without values if it is built in. Random states stay as they were."""
+        """Build a network to look at, not to run: without values if it is built in. Random states stay as they were.
+
+        Folding needs values, so a folded network has some, unless its builder makes it without BatchNorm.
+        """
         import torch
 
         build = self.build_folded if folded else self.build
-        if self.builder in BUILT_IN_BUILDERS:
+        needs_values = folded and self.folded_arguments is None and self.known.layout is None
+        if self.builder in BUILT_IN_BUILDERS and not needs_values:
             with torch.device("meta"):
                 return build()
         with torch.random.fork_rng(devices=[]):

@@ -12,27 +12,26 @@ from netspace.alignment import Alignment, num_steps
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def preps_of(name, count, height, width):
+def preps_of(architecture, count, height, width):
     """PReps of networks that share a start, in float32."""
     torch.manual_seed(0)
-    architecture = prepkit.architecture(name)
     first = architecture.layout.pack(architecture.build_folded().state_dict(), prepkit.PRepShape(height, width))
     noise = 0.02 * torch.randn(count, *first.shape) * (first != 0)
-    return architecture, first.detach() + noise
+    return first.detach() + noise
 
 
 def test_each_architecture_comes_to_its_own_reference():
     names, parts = ["lenet_like@digits", "resnet8@digits"] * 3, []
     stream = torch.Generator().manual_seed(1)
-    own = {name: preps_of(name, 3, 40, 128) for name in names[:2]}
-    preps = torch.stack([own[name][1][row // 2] for row, name in enumerate(names)])
-    registry = prepkit.Registry([architecture for architecture, _ in own.values()])
+    registry = prepkit.Registry([prepkit.architecture(name) for name in names[:2]])
+    own = {name: preps_of(registry[name], 3, 40, 128) for name in names[:2]}
+    preps = torch.stack([own[name][row // 2] for row, name in enumerate(names)])
     told = []
     alignment = Alignment.learnt_from(registry, preps, names, told.append)
     assert sum(told) == num_steps(6)
     assert {name: (one.copies, one.returned) for name, one in alignment.copies.items()} == dict.fromkeys(own, (3, 3))
     for row, name in enumerate(names):
-        parts.append(permute(preps[row : row + 1], permutation(own[name][0], stream)))
+        parts.append(permute(preps[row : row + 1], permutation(registry[name], stream)))
     copies = torch.cat(parts)
     aligned = alignment(preps, names)
     assert (copies != preps).flatten(1).double().mean(1).min() > 0.3
@@ -45,9 +44,11 @@ def test_each_architecture_comes_to_its_own_reference():
 
 
 def test_signs_and_phases_of_sines_come_back():
-    architecture, preps = preps_of("sine_mlp@sdf_small", 2, 72, 64)
+    builder = "prepkit.families.sine_mlp:SineMLP"
+    architecture = prepkit.Architecture("small_sines", "sine_mlp", (3,), builder, {"sizes": [3, 12, 12, 1]})
+    preps = preps_of(architecture, 3, 8, 32)
     stream, omega = torch.Generator().manual_seed(2), 30.0
-    alignment = Alignment.learnt_from(prepkit.Registry([architecture]), preps, [architecture.name] * 2)
+    alignment = Alignment.learnt_from(prepkit.Registry([architecture]), preps, [architecture.name] * 3)
     moved = []
     for prep in preps:
         tensors = {name: tensor.double().clone() for name, tensor in architecture.layout.unpack(prep).items()}
@@ -60,7 +61,7 @@ def test_signs_and_phases_of_sines_come_back():
             tensors[f"{layer}.weight"] = (signs[:, None] * weight)[order]
             tensors[f"{layer}.bias"] = (signs * bias + turns * math.pi / omega)[order]
             tensors[f"{after}.weight"] = (signs * (1 - 2 * (turns % 2)) * reads)[:, order]
-        moved.append(architecture.layout.pack({name: t.float() for name, t in tensors.items()}, (72, 64)))
+        moved.append(architecture.layout.pack({name: t.float() for name, t in tensors.items()}, (8, 32)))
     copies = torch.stack(moved)
     points = torch.rand(64, 3) * 2 - 1
     before, after = (prepkit.run_instances(architecture, each, points) for each in (preps, copies))

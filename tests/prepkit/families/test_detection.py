@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from prepkit.families.registry import (
     architecture,
     built_in_registry,
 )
+from prepkit.prep.layout import Layout
 
 
 @pytest.mark.parametrize("name", ["", "../evil", ".hidden", "a/b", "a b", "a\n", "é", "a" * 101, "-x"])
@@ -68,6 +70,13 @@ def test_layouts_and_counts_leave_the_global_generator_alone():
     assert fresh.layout.total == fresh.num_parameters == fresh.num_trainable == 21
     assert fresh.trainable_shapes == fresh.folded_shapes
     assert torch.equal(torch.rand(5), expected)
+
+
+def test_a_family_in_sizes_of_ones_own_has_a_layout():
+    builder, sizes = "prepkit.families.sine_mlp:SineMLP", [3, 5, 4, 1]
+    sines = Architecture("small_sines", "sine_mlp", (3,), builder, {"sizes": sizes})
+    assert sines.layout.total == sum(out * (size + 1) for size, out in pairwise(sizes))
+    assert sines.layout == Layout.of(sines.build())
 
 
 def test_architectures_and_registries_can_be_pickled():
