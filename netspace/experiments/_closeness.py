@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from netspace.data import TEST, TRAIN
-from netspace.experiments._subject import PredictedSplit, Subject
+from netspace.experiments._subject import PredictedSplit, Subject, runs_of
 from netspace.experiments.result import Claim, Column, Table, claim, table_of_measures
 from netspace.space.evaluation import CLOSE, NEAR
 from prepkit.errors import counted
 from prepkit.running.groups import outputs_by_class_id
+from prepkit.support.bootstrap import interval_of_mean
 from prepkit.support.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator, others_of_each
 
 CLOSENESS = 0.8
 OTHERS = 15  # instances of the same split that each is compared with, if there are so many
-CLEAR = 2  # standard errors: a smaller difference is called none
 ALL_POINTS, NEAR_SURFACE = "all points", "near the surface"
 COLUMNS = (
     Column("own prediction, %", "own", 100, 1),
@@ -48,13 +48,13 @@ def closeness_to_own(subject: Subject, split: PredictedSplit) -> dict[str, Any]:
     All that needs others is NaN where an instance is alone in its split.
     """
     others_NK = others_of_each(len(split.view), OTHERS, generator("other instances", subject.seed))
-    points = subject.inputs(split.view)
+    points, runs = subject.inputs(split.view), runs_of(split.view)
     shares_N23 = torch.stack([_shares_close(split, row, others, points[row]) for row, others in enumerate(others_NK)])
     return {
         "instances": len(others_NK),
         "others": len(others_NK[0]),
-        ALL_POINTS: _compared(shares_N23[:, 0]),
-        NEAR_SURFACE: _compared(shares_N23[:, 1]),
+        ALL_POINTS: _compared(shares_N23[:, 0], runs, subject.seed),
+        NEAR_SURFACE: _compared(shares_N23[:, 1], runs, subject.seed),
     }
 
 
@@ -72,17 +72,19 @@ def _shares_close(split: PredictedSplit, row: int, others: Sequence[int], points
     )
 
 
-def _compared(shares_N3: Tensor) -> dict[str, float]:
-    """Return means over instances, and the paired difference of own and others' predictions."""
-    difference_N = shares_N3[:, 0] - shares_N3[:, 2]
-    difference_N = difference_N[difference_N.isfinite()]
+def _compared(shares_N3: Tensor, runs: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return means over instances, and the paired difference of own and others' predictions, with intervals."""
+    own_N, difference_of_all_N = shares_N3[:, 0], shares_N3[:, 0] - shares_N3[:, 2]
+    difference_N = difference_of_all_N[difference_of_all_N.isfinite()]
     count = len(difference_N)
     own, targets, predictions = shares_N3.nanmean(0).tolist()
     return {
         "own": own,
+        "own_interval": interval_of_mean(own_N, runs, seed),
         "others_targets": targets,
         "others_predictions": predictions,
         "difference": mean_or_nan(difference_N),
+        "difference_interval": interval_of_mean(difference_of_all_N, runs, seed),
         "standard_error": float(difference_N.std()) / count**0.5 if count > 1 else float("nan"),
     }
 
@@ -113,34 +115,34 @@ def closeness_text(closeness: Mapping[str, Mapping[str, Any]]) -> str:
         f"with predictions for these other instances (what the space gives for someone else): {counts}. The standard "
         "error is that of the paired difference over instances."
     )
-    return f"{text} {_verdict(closeness[TEST][NEAR_SURFACE])}" if TEST in closeness else text
+    return f"{text} {_comparison(closeness[TEST][NEAR_SURFACE])}" if TEST in closeness else text
 
 
-def _verdict(near: Mapping[str, float]) -> str:
-    difference, error = near["difference"], near["standard_error"]
-    if not math.isfinite(error):
+def _comparison(near: Mapping[str, Any]) -> str:
+    (low, high), difference = near["difference_interval"], near["difference"]
+    if not (math.isfinite(low) and math.isfinite(high)):
         return "There are too few held-out chairs to compare their predictions with those made for others."
-    if abs(difference) <= CLEAR * error:
-        how, end = "neither nearer to nor farther from", f" by more than {CLEAR} standard errors"
-    else:
-        how, end = "nearer to" if difference > 0 else "farther from", ""
+    how = "nearer to" if low > 0 else "farther from" if high < 0 else "neither clearly nearer to nor farther from"
     return (
-        f"Predictions of held-out chairs are {how} their own target than those made for another held-out chair{end}: "
+        f"Predictions of held-out chairs are {how} their own target than those made for another held-out chair: "
         f"near the surface {100 * near['own']:.1f} % of the outputs are close against "
-        f"{100 * near['others_predictions']:.1f} %, a difference of {100 * difference:+.1f} points (standard error "
-        f"{100 * error:.1f}); other chairs' targets give {100 * near['others_targets']:.1f} %."
+        f"{100 * near['others_predictions']:.1f} %, a difference of {100 * difference:+.1f} points (95 % of the draws "
+        f"of other chairs: {100 * low:+.1f} to {100 * high:+.1f}); other chairs' targets give "
+        f"{100 * near['others_targets']:.1f} %."
     )
 
 
 def closeness_claims(closeness: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
     """Return the paper's stop as a claim on training chairs, and that predictions of held-out ones are their own."""
     text = "Training chairs: outputs within 1e-2 of the target's near the surface"
-    claims = [claim(text, closeness[TRAIN][NEAR_SURFACE]["own"], ">=", CLOSENESS, unit="%")]
+    near = closeness[TRAIN][NEAR_SURFACE]
+    claims = [claim(text, near["own"], ">=", CLOSENESS, unit="%", interval=near["own_interval"])]
     if TEST in closeness:
         text = (
             "Held-out chairs near the surface: outputs within 1e-2 of the target's, own prediction minus one made for "
             "another chair"
         )
-        difference = closeness[TEST][NEAR_SURFACE]["difference"]
-        claims.append(claim(text, difference, ">", 0.0, kind="beyond", unit="points"))
+        near = closeness[TEST][NEAR_SURFACE]
+        number, interval = near["difference"], near["difference_interval"]
+        claims.append(claim(text, number, ">", 0.0, kind="beyond", unit="points", interval=interval))
     return claims

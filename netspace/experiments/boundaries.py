@@ -12,20 +12,25 @@ Shapes: P pairs, S steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 import prepkit
 from netspace.data import TEST
+from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
+from netspace.experiments.verdict import Interval
 from netspace.explore.interpolation import interpolate
 from netspace.space.evaluation import evaluate
 from prepkit.errors import counted
 from prepkit.figures import axis_limits, new_figure, short_name
+from prepkit.support.bootstrap import interval_of_means
 from prepkit.support.statistics import mean_or_nan
 from prepkit.tasks.randomness import generator
+from prepkit.zoo.read.groups import rows_by_architecture
 
 if TYPE_CHECKING:
     from netspace.experiments._subject import Subject
@@ -55,7 +60,8 @@ def run(subject: Subject, *, pairs: int = PAIRS) -> Result:
     """
     registry, test = subject.run.registry, subject.zoo.split(TEST)
     names = list(registry.class_ids)
-    summary = evaluate(subject.space, registry, test, subject.task, TEST).summary()
+    evaluation = evaluate(subject.space, registry, test, subject.task, TEST)
+    summary = evaluation.summary()
     first, second = boundary_ids(test, len(names), pairs, subject.seed)
     steps = (len(names) - 1) * FINER + 1
     subject.progress(f"{counted(len(first), 'pair')} of boundary instances, {steps} steps each")
@@ -63,6 +69,12 @@ def run(subject: Subject, *, pairs: int = PAIRS) -> Result:
     at_gamma, in_order = at_gammas(line), line.summary()["class_ids_in_order"]
     trained = {name: values["predicted_accuracy"] for name, values in summary["by_architecture"].items()}
     unseen = compared_with_trained(at_gamma, trained) if subject.run.recipe.setting == "unseen" else None
+    interval = None
+    if unseen is not None:
+        accuracy_N, runs = evaluation.column("predicted_accuracy").tolist(), runs_of(test)
+        groups = rows_by_architecture(test).values()
+        of_trained = (([accuracy_N[row] for row in rows], [runs[row] for row in rows]) for rows in groups)
+        interval = shortfall_interval(accuracies_at_gammas(line, list(unseen)), of_trained, subject.seed)
     title = "Accuracy along the line, by predicted architecture"
     return Result(
         name="boundaries",
@@ -78,7 +90,7 @@ def run(subject: Subject, *, pairs: int = PAIRS) -> Result:
             "pairs": len(first),
         }
         | ({} if unseen is None else {"unseen": unseen}),
-        claims=claims_of(in_order, at_gamma, unseen),
+        claims=claims_of(in_order, at_gamma, unseen, interval, names_one_class(line)),
         tables=(table_of(summary["by_architecture"], at_gamma, unseen),),
         pictures=(subject.picture(title, "boundaries.png", line_figure(line)),),
     )
@@ -122,19 +134,29 @@ def at_gammas(line: Interpolation) -> dict[str, dict[str, float]]:
     named:    on how many of the `pairs` it is predicted; `right` is their share
     accuracy: mean over those pairs; NaN if there are none
     """
-    values_PS, class_ids_PS = line.values(), line.class_ids()
-    names = list(line.registry.class_ids)
     measures = {}
-    for class_id, name in enumerate(names):
-        step = class_id * (len(line.gammas) - 1) // (len(names) - 1)
-        right_P = class_ids_PS[:, step] == class_id
+    for name, accuracies in accuracies_at_gammas(line, list(line.registry.class_ids)).items():
+        accuracy_P = torch.tensor(accuracies, dtype=torch.float64)
+        right_P = accuracy_P.isfinite()
         measures[name] = {
             "named": int(right_P.sum()),
             "pairs": len(right_P),
             "right": float(right_P.double().mean()),
-            "accuracy": mean_or_nan(values_PS[right_P, step]),
+            "accuracy": mean_or_nan(accuracy_P[right_P]),
         }
     return measures
+
+
+def accuracies_at_gammas(line: Interpolation, names: Sequence[str]) -> dict[str, list[float]]:
+    """Return the accuracy at each architecture's gamma, one for each pair; NaN where another is predicted there."""
+    values_PS, class_ids_PS = line.values(), line.class_ids()
+    known = list(line.registry.class_ids)
+    found = {}
+    for name in names:
+        class_id = known.index(name)
+        step = class_id * (len(line.gammas) - 1) // (len(known) - 1)
+        found[name] = values_PS[:, step].where(class_ids_PS[:, step] == class_id, math.nan).tolist()
+    return found
 
 
 def compared_with_trained(
@@ -152,6 +174,29 @@ def compared_with_trained(
         for name, values in at_gamma.items()
         if name not in trained
     }
+
+
+def names_one_class(line: Interpolation) -> bool:
+    """Whether each line names one class throughout, as a space does that writes one architecture for everything."""
+    class_ids_PS = line.class_ids()
+    return bool((class_ids_PS == class_ids_PS[:, :1]).all())
+
+
+def shortfall_interval(
+    unseen: Mapping[str, Sequence[float]], trained: Iterable[tuple[Sequence[float], Sequence[str]]], seed: int
+) -> Interval:
+    """Return the interval of the largest shortfall of an unseen architecture from the mean of trained ones.
+
+    unseen:  accuracy of each pair's instance at an architecture's gamma, NaN where another is predicted
+    trained: predicted accuracies and runs of the test instances of each trained architecture
+    """
+    sampled = [(accuracies, range(len(accuracies))) for accuracies in unseen.values()]  # no instance is in two pairs
+
+    def shortfall(means: Sequence[np.ndarray]) -> Any:
+        worst_R = np.minimum.reduce(means[: len(sampled)])
+        return np.mean(means[len(sampled) :], axis=0) - worst_R
+
+    return interval_of_means([*sampled, *trained], shortfall, seed)
 
 
 def _text(
@@ -186,17 +231,29 @@ def claims_of(
     in_order: float,
     at_gamma: Mapping[str, Mapping[str, float]],
     unseen: Mapping[str, Mapping[str, float]] | None,
+    interval: Interval | None = None,
+    one_class: bool = False,
 ) -> list[Claim]:
-    """Return the claims: in order, predicted where the loss asks for them, and as good as trained ones."""
+    """Return the claims: in order, predicted where the loss asks for them, and as good as trained ones.
+
+    interval:  that of the largest shortfall
+    one_class: whether each line names one class throughout, which then says nothing about an order
+    """
     rising = "Lines from the smallest to the largest ClassId along which the predicted ClassIds never fall"
     least = min(values["right"] for values in at_gamma.values())
     expected = "Lines that predict the expected architecture at its gamma (worst architecture)"
-    claims = [claim(rising, in_order, "==", 1, unit="%"), claim(expected, least, "==", 1, unit="%")]
+    no_order = "each line names one class throughout, so there is no order to keep" if one_class else ""
+    claims = [
+        claim(rising, in_order, "==", 1, unit="%", untold=no_order),
+        claim(expected, least, "==", 1, unit="%"),
+    ]
     if unseen is not None:
         # A tensor's maximum is NaN where one value is: an architecture that was never predicted is no success.
         shortfall = float(torch.tensor([-values["from_mean"] for values in unseen.values()], dtype=torch.float64).max())
         text = "Unseen architectures at their own gamma, largest shortfall of accuracy from the mean of trained ones"
-        claims.append(claim(text, shortfall, "<=", NEAR, unit="points"))
+        never = ", ".join(short_name(name) for name, values in unseen.items() if math.isnan(values["from_mean"]))
+        why = f"{never} is never predicted at its own gamma" if never else ""
+        claims.append(claim(text, shortfall, "<=", NEAR, unit="points", interval=interval, untold=why))
     return claims
 
 

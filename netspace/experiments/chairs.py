@@ -19,11 +19,13 @@ from torch import Tensor
 import prepkit
 from netspace.data import TEST, TRAIN
 from netspace.experiments._closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
+from netspace.experiments._subject import share_starts
 from netspace.experiments.result import Cell, Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.interpolation import Interpolation, interpolate, weights_between
 from prepkit.errors import counted
 from prepkit.figures import mesh_figure
 from prepkit.running.groups import distance_grids
+from prepkit.support.bootstrap import interval_of_mean
 from prepkit.support.statistics import mean_or_nan
 from prepkit.tasks.chairs import chair_between
 from prepkit.tasks.distance_grid import grid_points, share_of_monotone_volumes, surface
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 PAIRS, STEPS, RESOLUTION = 10, 7, 48
 MIDPOINT, ABOVE_WEIGHTS = 0.7, 0.5
+SHARED = "the instances of this zoo share their starts, so their weights can be interpolated too"
 EMBEDDINGS, WEIGHTS, BLEND, FIRST = "embeddings", "weights", "blended distances", "the first chair"
 TURN = 0.02  # of the largest volume on a line: how far it may turn back and still count as monotone
 DRAWN_PAIRS = 2
@@ -72,7 +75,10 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS, resolution:
     measured = {way: measures_along(grids[way], grids[FIRST], truth) for way in (EMBEDDINGS, WEIGHTS)}
     by_step = {way: means_by_step(measures, steps) for way, measures in measured.items()}
     valid_truth = None if truth is None else mean_or_nan(measures_along(truth, grids[FIRST], None).valid)
-    overlap = {} if truth is None else {way: overlaps_along(grid, truth) for way, grid in grids.items()}
+    overlap_PS = {} if truth is None else {way: overlaps_of_pairs(grid, truth) for way, grid in grids.items()}
+    overlap = {way: values_PS.mean(0).tolist() for way, values_PS in overlap_PS.items()}
+    middle_P = {way: values_PS[:, steps // 2] for way, values_PS in overlap_PS.items()}
+    line_claims = _lines_claims(measured[EMBEDDINGS], middle_P, share_starts(zoo), subject.seed)
     monotone = {way: share_of_monotone_volumes(grids[way], TURN) for way in (EMBEDDINGS, WEIGHTS)}
     rows = "along embeddings, along weights" if truth is None else "the true chairs, along embeddings, along weights"
     title = f"The first pairs by gamma; rows of each: {rows}"
@@ -88,7 +94,7 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS, resolution:
             "volume_monotone": monotone,
             "pairs": [first, second],
         },
-        claims=[*closeness_claims(closeness), *_lines_claims(measured[EMBEDDINGS], overlap, steps // 2)],
+        claims=[*closeness_claims(closeness), *line_claims],
         tables=[
             closeness_table(closeness),
             _meshes_table(line.gammas, measured, by_step, overlap),
@@ -98,19 +104,46 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS, resolution:
     )
 
 
-def _lines_claims(embeddings: ShapeMeasures, overlap: Mapping[str, Sequence[float]], middle: int) -> list[Claim]:
+def _lines_claims(embeddings: ShapeMeasures, middle_P: Mapping[str, Tensor], shared: bool, seed: int) -> list[Claim]:
+    """Return the claims about lines.
+
+    middle_P: overlap with the true chair half-way along each way, `[P]`; empty where there is no true chair
+    shared:   whether the instances share their starts
+    """
     surfaces = "Chairs: a surface at every step of every embedding line"
     valid = "Chairs along embeddings: valid meshes (a surface, not only specks, one connected part, within the cube)"
     claims = [
         claim(surfaces, mean_or_nan(embeddings.surface), "==", 1, unit="%"),
         claim(valid, mean_or_nan(embeddings.valid), "==", 1, kind="beyond", unit="%"),
     ]
-    if overlap:
-        here, weights = overlap[EMBEDDINGS][middle], overlap[WEIGHTS][middle]
-        true = "Chairs half-way along the embedding line: overlap (IoU) with the true chair"
-        above = "Chairs half-way: overlap (IoU) along embeddings minus that along weights"
-        claims += [claim(true, here, ">=", MIDPOINT), claim(above, here - weights, ">=", ABOVE_WEIGHTS)]
-    return claims
+    if not middle_P:
+        return claims
+    here_P = middle_P[EMBEDDINGS]
+    text = "Chairs half-way along embeddings: overlap (IoU) with the true chair"
+    # Two chairs are drawn for each pair, and hardly any is drawn twice.
+    asked = (
+        (text, here_P, ">=", MIDPOINT, ""),
+        (f"{text}, minus that of blended distances", here_P - middle_P[BLEND], ">", 0.0, ""),
+        (
+            f"{text}, minus that along weights",
+            here_P - middle_P[WEIGHTS],
+            ">=",
+            ABOVE_WEIGHTS,
+            SHARED if shared else "",
+        ),
+    )
+    return claims + [
+        claim(
+            words,
+            mean_or_nan(values_P),
+            relation,
+            limit,
+            unit="IoU",
+            interval=interval_of_mean(values_P, range(len(values_P)), seed),
+            untold=untold,
+        )
+        for words, values_P, relation, limit, untold in asked
+    ]
 
 
 # Shapes along the lines -------------------------------------------------------------------------------------------
@@ -172,11 +205,10 @@ def means_by_step(measures: ShapeMeasures, steps: int) -> dict[str, list[float]]
     return {**shares, "chamfer": measures.chamfer.view(-1, steps).nanmean(0).tolist()}
 
 
-def overlaps_along(grids_PSRRR: Tensor, truth_PSRRR: Tensor) -> list[float]:
-    """Return the mean overlap (IoU) with the true chairs at each step."""
+def overlaps_of_pairs(grids_PSRRR: Tensor, truth_PSRRR: Tensor) -> Tensor:
+    """Return the overlap (IoU) with the true chairs of each pair and step, `[P, S]`."""
     overlap_N = overlaps(grids_PSRRR.flatten(0, 1), truth_PSRRR.flatten(0, 1))
-    means: list[float] = overlap_N.view(grids_PSRRR.shape[:2]).mean(0).tolist()
-    return means
+    return overlap_N.view(grids_PSRRR.shape[:2])
 
 
 # Words and tables -------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 With several architectures, it also shows whether their clusters are aligned and sorted, which is the purpose of the
 interpolation loss.
-Shapes: N instances, A architectures, M points, E embedding values.
+Shapes: N instances, A architectures, M points, E embedding values, R draws of the bootstrap, K directions.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -13,14 +13,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, TRAIN
+from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
+from netspace.experiments.verdict import Interval
 from netspace.explore.embedding import encode
 from prepkit.figures import draw_prep_grid, new_figure, short_name
+from prepkit.support.bootstrap import drawn, middle
 from prepkit.support.statistics import along_line, evenly, grouped, nearest_mean_is_own, principal_components, spearman
 from prepkit.zoo.read.accuracy import recorded_accuracies
 from prepkit.zoo.read.groups import rows_by_architecture
@@ -77,7 +81,9 @@ def run(subject: Subject) -> Result:
         text.append(text_on_clusters(list(groups), measured))
         if measured is not None:
             numbers["clusters"] = measured
-            claims += claims_on_clusters(measured)
+            test_runs = runs_of(subject.view(TEST))
+            runs = [[test_runs[row] for row in rows] for rows in rows_by_architecture(subject.view(TEST)).values()]
+            claims += claims_on_clusters(measured, cluster_intervals(groups, runs, subject.seed))
             tables.append(table_of_clusters(measured))
             title = "Test instances by the boundary line"
             pictures.append(subject.picture(title, "clusters.png", clusters_figure(groups, measured)))
@@ -132,6 +138,31 @@ def clusters(groups: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def cluster_intervals(
+    groups: Mapping[str, Tensor], runs: Sequence[Sequence[str]], seed: int
+) -> tuple[Interval, Interval]:
+    """Return the intervals of `smallest_step` and of `largest_distance`; see `clusters`.
+
+    runs: the training run of each instance, architecture by architecture
+    """
+    sizes = [len(group_NE) for group_NE in groups.values()]
+    if min(len(set(own)) for own in runs) < 2:
+        return (math.nan, math.nan), (math.nan, math.nan)
+    # All centres lie in the span of the instances, which has no more directions than there are instances.
+    flat_NE = torch.cat(list(groups.values()))
+    left_NK, sizes_K, _ = torch.linalg.svd(flat_NE, full_matrices=False)
+    places_AnK = torch.split(left_NK * sizes_K, sizes)
+    centres = []
+    for number, (places_nK, own) in enumerate(zip(places_AnK, runs, strict=True)):
+        drawn_Rn = torch.from_numpy(drawn(np.asarray(own), seed + number))
+        centres.append(drawn_Rn @ places_nK / drawn_Rn.sum(1, keepdim=True))
+    centre_ARK = torch.stack(centres)
+    line_RK, from_first_ARK = centre_ARK[-1] - centre_ARK[0], centre_ARK - centre_ARK[0]
+    position_AR = (from_first_ARK * line_RK).sum(2) / line_RK.square().sum(1)
+    off_AR = (from_first_ARK - position_AR[:, :, None] * line_RK).norm(dim=2) / line_RK.norm(dim=1)
+    return middle(position_AR.diff(dim=0).amin(0).numpy()), middle(off_AR.amax(0).numpy())
+
+
 def text_on_clusters(embedded: Sequence[str], measured: Mapping[str, Any] | None) -> str:
     """Say what `clusters` measured, or why nothing was measured."""
     names = ", ".join(map(short_name, embedded))
@@ -155,13 +186,20 @@ def text_on_clusters(embedded: Sequence[str], measured: Mapping[str, Any] | None
     )
 
 
-def claims_on_clusters(measured: Mapping[str, Any]) -> list[Claim]:
-    """Return the claims that clusters are sorted, and aligned."""
+def claims_on_clusters(
+    measured: Mapping[str, Any], intervals: tuple[Interval | None, Interval | None] = (None, None)
+) -> list[Claim]:
+    """Return the claims that clusters are sorted, and aligned.
+
+    intervals: of the smallest step and of the largest distance
+    """
+    step_number, off_number = measured["smallest_step"], measured["largest_distance"]
+    step_interval, off_interval = intervals
     step = "Clusters along the boundary line: smallest step from one architecture's centre to the next"
     off = "Clusters along the boundary line: largest distance of a centre off the line"
     return [
-        claim(f"{step}, relative to the line's length", measured["smallest_step"], ">", 0, unit="%"),
-        claim(f"{off}, relative to the line's length", measured["largest_distance"], "<=", FARTHEST, unit="%"),
+        claim(f"{step}, of the line's length", step_number, ">", 0, unit="%", interval=step_interval),
+        claim(f"{off}, of the line's length", off_number, "<=", FARTHEST, unit="%", interval=off_interval),
     ]
 
 

@@ -7,18 +7,23 @@ Shapes: N instances of an architecture, V values of its PRep.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
+from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Column, Result, claim, table_of_measures
 from prepkit.figures import preps_side_by_side, short_name
+from prepkit.support.bootstrap import interval_of_means
 from prepkit.support.statistics import distances, evenly, mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
     from netspace.experiments._subject import PredictedSplit, Subject
 
 DIFFERENT = 0.5  # of the target's norm: at least this much is read as "significantly different" (Suppl. VII)
+COLLAPSED = 0.1  # of the distance between targets: predictions that are nearer to each other are one network for all
 EXAMPLES = 3  # of a single architecture; one of each where there are several
 COLUMNS = (
     Column("instances", "instances"),
@@ -37,7 +42,11 @@ def run(subject: Subject) -> Result:
     test = subject.predicted()
     measured = {name: measures(*test.values(rows)) for name, rows in test.groups().items()}
     least = min(values["to_target"] for values in measured.values())
+    runs = runs_of(test.view)
+    distances_of = [(to_target(*test.values(rows)), [runs[row] for row in rows]) for rows in test.groups().values()]
+    interval = interval_of_means(distances_of, np.minimum.reduce, subject.seed)
     text = "Distance between predicted and target PReps, relative to the target's norm (least over architectures)"
+    of_all = claim(text, least, ">=", DIFFERENT, interval=interval, untold=collapsed(measured))
     return Result(
         name="preps",
         title="Target and predicted PReps (Suppl. VII)",
@@ -49,10 +58,31 @@ def run(subject: Subject) -> Result:
         "networks of equal norm are about 1.4 apart. Where predictions are much nearer to each other than targets are, "
         "the decoder writes about the same network for all.",
         numbers={"by_architecture": measured},
-        claims=[claim(text, least, ">=", DIFFERENT)],
+        claims=[of_all],
         tables=(table_of_measures("Distances of PReps", ("architecture",), measured, COLUMNS),),
         pictures=(subject.picture("Target and predicted PReps of test instances", "preps.png", preps_figure(test)),),
     )
+
+
+def to_target(target_NV: Tensor, predicted_NV: Tensor) -> Tensor:
+    """Return the distance `[N]` of each prediction to its own target, relative to the target's norm."""
+    distance_N: Tensor = (predicted_NV - target_NV).norm(dim=1) / target_NV.norm(dim=1)
+    return distance_N
+
+
+def collapsed(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say of which architecture the space writes one network for all targets, whatever is fed; empty if of none.
+
+    A distance between such a network and the targets says nothing about how an instance is predicted.
+    """
+    for name, values in measured.items():
+        predicted, targets = values["among_predicted"], values["among_targets"]
+        if predicted < COLLAPSED * targets:  # false where there is one instance, and no distance
+            return (
+                f"predictions of {short_name(name)} are nearly one network for all targets: they are "
+                f"{predicted:.2g} apart, where the targets are {targets:.2g} apart"
+            )
+    return ""
 
 
 def measures(target_NV: Tensor, predicted_NV: Tensor) -> dict[str, Any]:

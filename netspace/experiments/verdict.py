@@ -27,8 +27,9 @@ STRICT = (">", "<")
 # "paper" claims are the paper's, or aims set for the embedded zoos; "beyond" claims are about what the paper does not
 # ask; a "check" is about whether the measurement itself is sound, which says nothing of the method.
 KINDS = ("paper", "beyond", "check")
-# A share is shown as per cent, a difference of shares as points, any other number as it is.
-UNITS = ("%", "points", "")
+# A share is shown as per cent, a difference of shares as points, any other number as it is, with its unit if any.
+SHARES = ("%", "points")
+UNITS = (*SHARES, "IoU", "items", "")
 HELD, NOT_HELD, UNDECIDED, NOT_TOLD = VERDICTS = ("held", "not held", "undecided", "not told")
 UNMEASURED = "there is nothing to measure it on"
 
@@ -48,7 +49,7 @@ class Claim:
     bound:    the number's limit, such as ">= 0.95"
     verdict:  one of VERDICTS
     kind:     one of KINDS
-    unit:     one of UNITS; number, bound and interval are shares all the same: 0.03 is shown as 3 points
+    unit:     one of UNITS; of SHARES, number, bound and interval are shares all the same: 0.03 is shown as 3 points
     interval: where the number lies in 95 % of the draws of other instances; None if it is not a matter of instances,
               NaN and NaN if there are too few of them
     reason:   why it is not told; empty for another verdict
@@ -92,11 +93,16 @@ def claim(
     untold:   a reason, in words that begin small, why the number tells nothing; empty if it tells
     raises ResultError for an unknown kind or unit
     """
-    number = float(number)
+    number = _plain(number)
     judged = verdict(number, relation, limit, unit=unit, interval=interval, untold=bool(untold))
     reason = (untold or UNMEASURED) if judged == NOT_TOLD else ""
-    plain = None if interval is None else (float(interval[0]), float(interval[1]))
+    plain = None if interval is None else (_plain(interval[0]), _plain(interval[1]))
     return Claim(text, number, f"{relation} {limit:g}", judged, kind, unit, plain, reason)
+
+
+def _plain(number: float) -> float:
+    """Return a float; every NaN becomes the same one, so that a claim that is loaded equals the one that was saved."""
+    return math.nan if math.isnan(number) else float(number)
 
 
 def verdict(
@@ -128,7 +134,7 @@ def verdict(
 
 def as_shown(number: float, unit: str) -> float:
     """Return a number as it is shown: a share to a tenth of a per cent or point, another to three digits."""
-    return round(number, 3) + 0.0 if unit else float(f"{number:.3g}")  # adding 0.0 turns -0 into 0
+    return (round(number, 3) if unit in SHARES else float(f"{number:.3g}")) + 0.0  # adding 0.0 turns -0 into 0
 
 
 def verdict_of_runs(verdicts: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netspace.experiments.result import Claim
-from netspace.experiments.verdict import HELD, NOT_TOLD, UNDECIDED, VERDICTS, Interval, as_shown
+from netspace.experiments.verdict import HELD, NOT_TOLD, SHARES, UNDECIDED, VERDICTS, Interval, as_shown
 from netspace.report.model import RecipeClaim, Report
 from prepkit.support.text import short_number
 
@@ -98,11 +98,11 @@ def averaged(numbers: Sequence[float], say: Callable[[float], str], runs: int | 
 
 
 def in_unit(value: float, unit: str) -> str:
-    """A claim's number in its unit: `97.1 %`, `9.3 points`, `0.934`; the share 1 becomes 100 %."""
+    """A claim's number in its unit: `97.1 %`, `9.3 points`, `0.55 IoU`, `0.934`; the share 1 becomes 100 %."""
     if not math.isfinite(value):
         return short_number(value)
     shown = as_shown(value, unit)
-    return f"{100 * shown:g} {unit}" if unit else short_number(shown)
+    return f"{100 * shown:g} {unit}" if unit in SHARES else f"{short_number(shown)} {unit}".rstrip()
 
 
 def bound(claim: RecipeClaim | Claim) -> str:

@@ -49,18 +49,26 @@ def matching_measures(likeness_NN: Tensor, accuracy_N: Tensor, sign: int = 1) ->
     """
     count = len(likeness_NN)
     own_N = likeness_NN.diagonal()
-    wins_NN = _wins(own_N[:, None], likeness_NN)
     nearest_NK = _nearest(accuracy_N)
     others_NN = likeness_NN.clone().fill_diagonal_(-float("inf"))
     return {
         "own": sign * mean_or_nan(own_N),
         "others": sign * mean_or_nan(off_diagonal(likeness_NN)),
         "nearest_in_accuracy": sign * mean_or_nan(likeness_NN.gather(1, nearest_NK)),
-        "own_preferred": mean_or_nan(off_diagonal(wins_NN)),
+        "own_preferred": mean_or_nan(shares_preferred(likeness_NN)),
         "paired": mean_or_nan(shares_paired_rightly(likeness_NN)),
         "paired_nearest": mean_or_nan(shares_paired_rightly(likeness_NN, accuracy_N)),
         "own_first": mean_or_nan((own_N > others_NN.amax(1)).double()) if count > 1 else float("nan"),
     }
+
+
+def shares_preferred(likeness_NN: Tensor) -> Tensor:
+    """Return, for each network, the share of the comparisons with another target that its own target wins, `[N]`.
+
+    likeness_NN: see matching_measures
+    """
+    wins_NN = _wins(likeness_NN.diagonal()[:, None], likeness_NN)
+    return off_diagonal(wins_NN).view(len(likeness_NN), -1).mean(1)
 
 
 def shares_paired_rightly(likeness_NN: Tensor, accuracy_N: Tensor | None = None) -> Tensor:

@@ -36,6 +36,16 @@ def drawn(runs_N: np.ndarray, seed: int) -> Draws:
     return counts_RG[:, number_N]
 
 
+def drawn_pairs(first: Any, second: Any, seed: int) -> Draws:
+    """Draw the ends of P pairs with replacement, R times: how often each pair is drawn, `[R, P]` float64.
+
+    first, second: the runs of both ends; all that stand first are drawn among each other, and so are the second
+    An instance that is in several pairs makes them alike, so pairs are not drawn by themselves. A draw may be empty.
+    """
+    pairs_RP: Draws = drawn(np.asarray(first), seed) * drawn(np.asarray(second), seed + 1)
+    return pairs_RP
+
+
 def middle(values_R: np.ndarray) -> tuple[float, float]:
     """Return the interval that holds the middle 95 % of values; those that do not exist are left out."""
     finite = values_R[np.isfinite(values_R)]

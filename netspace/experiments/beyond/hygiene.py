@@ -48,10 +48,10 @@ def run(subject: Subject) -> Result:
     total = sum(sum(counts.values()) for counts in shared.values())
     compared = listed([WORDS[kind] for kind in shared], len(WORDS))
     text = f"Test items also used for training or model selection ({compared})"
-    claims = [claim(text, total, "==", 0, kind="check")]
+    claims = [claim(text, total, "==", 0, kind="check", unit="items")]
     if subject.run.recipe.setting == "unseen":
         text = "Instances of unseen architectures also used for training or model selection"
-        claims.append(claim(text, len(between_boundaries(subject.run, zoo)), "==", 0, kind="check"))
+        claims.append(claim(text, len(between_boundaries(subject.run, zoo)), "==", 0, kind="check", unit="items"))
     absent = f" The zoo does not record {listed(missing)}; they were not compared." if missing else ""
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (WORDS[kind], len(contents[kind][TEST]), *counts.values()) for kind, counts in shared.items()

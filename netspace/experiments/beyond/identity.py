@@ -9,23 +9,28 @@ Shapes: N instances of an architecture, B images, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from netspace.data import TEST, TRAIN
+from netspace.experiments._subject import runs_of
 from netspace.experiments.preps import measures as prep_measures
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from prepkit.errors import counted
 from prepkit.figures import panels, short_name
-from prepkit.running.likeness import beyond_margins, compare, matching_measures
+from prepkit.running.likeness import beyond_margins, compare, matching_measures, shares_paired_rightly, shares_preferred
+from prepkit.support.bootstrap import interval_of_means
 from prepkit.support.statistics import mean_or_nan, off_diagonal
 
 if TYPE_CHECKING:
     from netspace.experiments._subject import PredictedSplit, Subject
 
+PREFERRED = "own preferred"
 KEPT = 0.75  # of comparisons; chance is 0.5
 INSTANCES = {TEST: "unseen", TRAIN: "training"}
 WITHIN_COLOURS = 0.95  # of the values lie within the range of colours: a few pairs would take it from all others
@@ -54,7 +59,7 @@ def run(subject: Subject) -> Result:
     by_split: dict[str, dict[str, dict[str, Any]]] = {}
     for split in (TRAIN, TEST):
         subject.progress(f"outputs of the {split} instances and of their predictions on all test images")
-        by_split[split], agreements = measures_of_split(subject, subject.predicted(split))
+        by_split[split], each = measures_of_split(subject, subject.predicted(split))  # each: of the test split
     test = by_split[TEST]
     means = {split: _means(by_architecture) for split, by_architecture in by_split.items()}
     spread_title = "How different instances of an architecture are"
@@ -64,22 +69,37 @@ def run(subject: Subject) -> Result:
         title="Identity: its own target, or any of its class?",
         text=_text(subject, len(subject.view(TEST)), means),
         numbers={"means": means, "by_architecture": test, "training_instances": by_split[TRAIN]},
-        claims=_claims(means[TEST]),
+        claims=_claims(means[TEST], each, subject.seed),
         tables=(
             _agreement_table(by_split),
             table_of_measures(spread_title, ("architecture",), test, SPREAD_COLUMNS),
         ),
-        pictures=(subject.picture(title, "identity.png", agreement_figure(agreements)),),  # those of the test split
+        pictures=(subject.picture(title, "identity.png", agreement_figure(each)),),
     )
 
 
-def measures_of_split(
-    subject: Subject, split: PredictedSplit
-) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]:
-    """Return all measures of each architecture, and the agreement `[N, N]` and the accuracy `[N]` of its targets."""
+@dataclass(frozen=True)
+class Matching:
+    """How the predictions of an architecture match its targets, one by one.
+
+    agreement: `[N, N]` of each prediction (row) and target (column)
+    accuracy:  `[N]` of the targets
+    shares:    by measure of likeness, the share of comparisons of each instance that come out rightly, `[N]`
+    runs:      the training run of each instance
+    """
+
+    agreement: Tensor
+    accuracy: Tensor
+    shares: Mapping[str, Tensor]
+    runs: Sequence[str]
+
+
+def measures_of_split(subject: Subject, split: PredictedSplit) -> tuple[dict[str, dict[str, Any]], dict[str, Matching]]:
+    """Return all measures of each architecture, and how its predictions match one by one."""
     target_NBC, predicted_NBC = split.outputs(subject.inputs(split.view))
     labels_B = subject.labels()
-    measured, agreements = {}, {}
+    runs = runs_of(split.view)
+    measured, each = {}, {}
     for name, rows in split.groups().items():
         target, predicted = target_NBC[rows], predicted_NBC[rows]
         agreement_NN, kl_NN = compare(predicted, target)
@@ -94,8 +114,13 @@ def measures_of_split(
             "prep_distance_among_targets": preps["among_targets"],
             "prep_distance_among_predicted": preps["among_predicted"],
         }
-        agreements[name] = agreement_NN, accuracy_N
-    return measured, agreements
+        shares = {
+            PREFERRED: shares_preferred(agreement_NN),
+            "agreement": shares_paired_rightly(agreement_NN, accuracy_N),
+            "kl": shares_paired_rightly(-kl_NN, accuracy_N),
+        }
+        each[name] = Matching(agreement_NN, accuracy_N, shares, [runs[row] for row in rows])
+    return measured, each
 
 
 def _means(by_architecture: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -111,15 +136,21 @@ def _means(by_architecture: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
     }
 
 
-def _claims(unseen: Mapping[str, Mapping[str, float]]) -> list[Claim]:
+def _claims(unseen: Mapping[str, Mapping[str, float]], each: Mapping[str, Matching], seed: int) -> list[Claim]:
     text = "Unseen instances of nearest accuracy that are paired rightly with their targets, by {} (chance: 50 %)"
     agree = "Unseen instances agree with their own target more than with another (chance: 50 %)"
-    shares = {
-        agree: unseen["agreement"]["own_preferred"],
-        text.format("agreement"): unseen["agreement"]["paired_nearest"],
-        text.format("divergence"): unseen["kl"]["paired_nearest"],
-    }
-    return [claim(words, share, ">=", KEPT, kind="beyond", unit="%") for words, share in shares.items()]
+    asked = (
+        (agree, unseen["agreement"]["own_preferred"], PREFERRED),
+        (text.format("agreement"), unseen["agreement"]["paired_nearest"], "agreement"),
+        (text.format("divergence"), unseen["kl"]["paired_nearest"], "kl"),
+    )
+    several = [matching for matching in each.values() if len(matching.accuracy) > 1]
+    claims = []
+    for words, share, name in asked:
+        groups = [(matching.shares[name], matching.runs) for matching in several]
+        interval = interval_of_means(groups, lambda means: np.mean(means, axis=0), seed)
+        claims.append(claim(words, share, ">=", KEPT, kind="beyond", unit="%", interval=interval))
+    return claims
 
 
 def _text(subject: Subject, instances: int, means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -152,15 +183,15 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if math.isfinite(share) else "none"
 
 
-def agreement_figure(agreements: Mapping[str, tuple[Tensor, Tensor]]) -> Any:
+def agreement_figure(each: Mapping[str, Matching]) -> Any:
     """Draw agreement beyond the means of row and column, one panel an architecture."""
-    count = len(agreements)
+    count = len(each)
     figure, plots = panels(count, *((5.2, 4.2) if count == 1 else (2.7 + 1 / count, 3.4)))
-    beyond = {name: 100 * beyond_margins(agreement_NN) for name, (agreement_NN, _) in agreements.items()}
+    beyond = {name: 100 * beyond_margins(matching.agreement) for name, matching in each.items()}
     together = torch.cat([values_NN.flatten().abs() for values_NN in beyond.values()])
     limit = max(LEAST_RANGE, float(together.quantile(WITHIN_COLOURS)))
-    for axes, (name, (_, accuracy_N)) in zip(plots, agreements.items(), strict=True):
-        order = accuracy_N.argsort(stable=True)
+    for axes, (name, matching) in zip(plots, each.items(), strict=True):
+        order = matching.accuracy.argsort(stable=True)
         last = len(order)
         image = axes.imshow(
             beyond[name][order][:, order].numpy(),

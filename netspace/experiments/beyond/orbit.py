@@ -2,7 +2,7 @@
 
 The function stays the same, which is checked on outputs; an encoder that knew networks by their function would not move
 their embeddings.
-Shapes: N instances, K orders, E embedding values, V values of an architecture's PRep, B inputs.
+Shapes: N instances, R draws of the bootstrap, K orders, E embedding values, V values of a PRep, B inputs.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -14,16 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import prepkit
 from netspace.data import TEST
+from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Column, Result, claim, table_of_measures
 from netspace.space.prediction import Prediction, predict
 from prepkit.errors import counted
 from prepkit.figures import panels, short_name
 from prepkit.running.groups import outputs_by_class_id
+from prepkit.support.bootstrap import drawn, middle
 from prepkit.support.statistics import distances, mean_or_nan, off_diagonal, variance_within
 from prepkit.symmetry.aligning import Aligner
 from prepkit.tasks.randomness import generator
@@ -69,6 +72,10 @@ def run(subject: Subject, *, orders: int = ORDERS) -> Result:
         orbits[name] = orbit
     difference = max(values["output_difference"] for values in measured.values())
     known = [values["embedding_moved"] for values in measured.values() if math.isfinite(values["embedding_moved"])]
+    runs = runs_of(test.view)
+    by_rows = zip(orbits.values(), test.groups().values(), strict=True)
+    interval = moved_interval([(orbit, [runs[row] for row in rows]) for orbit, rows in by_rows], subject.seed)
+    limit = MOVED_BY_ALIGNED if aligned else MOVED
     same = "Change of outputs by reordering hidden units, relative to the outputs' size"
     moved = "Distance that reordering hidden units moves an embedding, relative to that between instances"
     rows_of_table = {
@@ -82,11 +89,31 @@ def run(subject: Subject, *, orders: int = ORDERS) -> Result:
         numbers={"orders": orders, "output_difference": difference, "by_architecture": measured},
         claims=[
             claim(same, difference, "<=", SAME, kind="check"),
-            claim(moved, max(known, default=math.nan), "<=", MOVED_BY_ALIGNED if aligned else MOVED, kind="beyond"),
+            claim(moved, max(known, default=math.nan), "<=", limit, kind="beyond", interval=interval),
         ],
         tables=(table_of_measures("Another order of the hidden units", ("architecture",), rows_of_table, COLUMNS),),
         pictures=(subject.picture(title, "orbit.png", orbits_figure(orbits)),),
     )
+
+
+def moved_interval(orbits: Sequence[tuple[Orbit, Sequence[str]]], seed: int) -> tuple[float, float]:
+    """Return the interval of the largest distance moved, of those between instances; NaN and NaN for a single run.
+
+    orbits: of each architecture, with the training run of each instance
+    """
+    ratios = []
+    for number, (orbit, runs) in enumerate(orbits):
+        if len(set(runs)) < 2:
+            continue  # as in the number itself
+        drawn_RN = torch.from_numpy(drawn(np.asarray(runs), seed + number))
+        moved_R = drawn_RN @ orbit.moved.mean(1) / drawn_RN.sum(1)
+        # Two draws of one instance are no pair of different instances.
+        other_NN = ~torch.eye(len(runs), dtype=torch.bool)
+        apart_R, pairs_R = (
+            ((drawn_RN @ values_NN) * drawn_RN).sum(1) for values_NN in (orbit.apart * other_NN, other_NN.double())
+        )
+        ratios.append((moved_R * pairs_R / apart_R).numpy())
+    return middle(np.maximum.reduce(ratios)) if ratios else (math.nan, math.nan)
 
 
 def _text(instances: int, orders: int, difference: float, aligned: bool) -> str:

@@ -2,7 +2,7 @@
 
 A linear guess (ridge) from the embedding is compared with the same guess from what needs no NetSpace: statistics of the
 layers, the PRep itself, and as many principal components of it as the embedding has values.
-Shapes: N instances, F features, B images, V values.
+Shapes: N instances, R draws of the bootstrap, F features, B images, V values.
 """
 
 # ruff: noqa: N803, N806 - names of tensors end in their axes
@@ -17,10 +17,12 @@ import numpy as np
 
 import prepkit
 from netspace.data import TEST, TRAIN, VALIDATION
+from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, claim, table_of_measures
 from netspace.explore.embedding import encode
 from netspace.space.evaluation import preps_of
 from prepkit.figures import panels
+from prepkit.support.bootstrap import Draws, drawn, middle, taus_of_draws
 from prepkit.support.statistics import finite_mean, kendall, library, r2, ridge_guess, tau_of_halves, tau_of_ties
 from prepkit.zoo.read.accuracy import right_on_samples
 from prepkit.zoo.read.groups import layer_statistics, rows_by_architecture
@@ -69,23 +71,23 @@ def run(subject: Subject) -> Result:
     labels = [accuracy, *hyperparameter_labels(views)]
     features = features_of(subject.space, views)
     measured: dict[str, dict[str, dict[str, float]]] = {}
-    accuracy_guesses: dict[str, np.ndarray] = {}
+    guesses: dict[str, dict[str, np.ndarray]] = {}
     for label in labels:
-        measured[label.name] = {}
+        measured[label.name], guesses[label.name] = {}, {}
         for kind, by_split in features.items():
             train, validation = ((by_split[split], label.values[split]) for split in (TRAIN, VALIDATION))
             # Principal components are not brought to equal variance, which would blow up the least of them.
             guess, strength = ridge_guess(train, validation, by_split[TEST], each=kind != COMPONENTS)
             measured[label.name][kind] = measures(label, guess, views[TEST]) | {"strength": strength}
-            if label is accuracy:
-                accuracy_guesses[kind] = guess
+            guesses[label.name][kind] = guess
     sizes = {kind: by_split[TEST].shape[1] for kind, by_split in features.items()}
     rows = {
         (label.name, kind): {**values, "values": sizes[kind], "ceiling": label.ceiling}
         for label in labels
         for kind, values in measured[label.name].items()
     }
-    figure = guesses_figure(accuracy, accuracy_guesses, measured[accuracy.name])
+    figure = guesses_figure(accuracy, guesses[accuracy.name], measured[accuracy.name])
+    drawn_RN = drawn(np.array(runs_of(views[TEST])), subject.seed)
     title = "Linear guesses, measured on test instances"
     return Result(
         name="representation",
@@ -96,7 +98,7 @@ def run(subject: Subject) -> Result:
             "instances": {split: len(view) for split, view in views.items()},
             "labels": {label.name: {"ceiling": label.ceiling, **measured[label.name]} for label in labels},
         },
-        claims=_claims(measured, labels),
+        claims=_claims(measured, labels, guesses, drawn_RN),
         tables=(table_of_measures(title, ("guessed", "from"), rows, COLUMNS),),
         pictures=(subject.picture("Guessed and true accuracy of test instances", "representation.png", figure),),
     )
@@ -170,7 +172,12 @@ def measures(label: Label, guess_N: np.ndarray, view: prepkit.Zoo) -> dict[str, 
     }
 
 
-def _claims(measured: Mapping[str, Mapping[str, Mapping[str, float]]], labels: Sequence[Label]) -> list[Claim]:
+def _claims(
+    measured: Mapping[str, Mapping[str, Mapping[str, float]]],
+    labels: Sequence[Label],
+    guesses: Mapping[str, Mapping[str, np.ndarray]],
+    drawn_RN: Draws,
+) -> list[Claim]:
     claims = []
     for label in labels:
         if not label.ceiling >= SPREAD:
@@ -178,7 +185,12 @@ def _claims(measured: Mapping[str, Mapping[str, Mapping[str, float]]], labels: S
         taus = {kind: values["tau"] for kind, values in measured[label.name].items()}
         others = max(tau if np.isfinite(tau) else -1.0 for kind, tau in taus.items() if kind != EMBEDDING)
         text = f"Guessing the {label.name}: Kendall's tau from embeddings minus that of the best baseline"
-        claims.append(claim(text, taus[EMBEDDING] - others, ">=", 0.0, kind="beyond"))
+        taus_R = {
+            kind: taus_of_draws(label.values[TEST], guess, drawn_RN) for kind, guess in guesses[label.name].items()
+        }
+        others_R = np.fmax.reduce([tau_R for kind, tau_R in taus_R.items() if kind != EMBEDDING])
+        interval = middle(taus_R[EMBEDDING] - others_R)
+        claims.append(claim(text, taus[EMBEDDING] - others, ">=", 0.0, kind="beyond", interval=interval))
     return claims
 
 

@@ -17,6 +17,7 @@ from netspace.experiments.beyond import orbit, representation
 from netspace.experiments.result import Result
 from netspace.run.run import Run
 from netspace.space.network import NetSpace
+from prepkit.support import bootstrap
 from prepkit.symmetry.aligning import Aligner
 from prepkit.tasks.randomness import generator
 
@@ -112,6 +113,26 @@ def test_what_stands_in_the_weights_is_found(subject):
     (claim,) = [one for one in result.claims if "log of epochs" in one.text]
     others = max(found[kind]["tau"] for kind in ("layer statistics", "PRep", "principal components"))
     assert claim.number == pytest.approx(found["embedding"]["tau"] - others)
+    assert claim.interval == (0, 0)  # both orders are perfect, in each draw
+
+
+def test_the_interval_of_a_difference_of_taus_is_that_of_drawn_instances():
+    random = np.random.default_rng(4)
+    truth = random.normal(size=12)
+    guesses = {"embedding": truth + random.normal(size=12), "PRep": truth + 2 * random.normal(size=12)}
+    guesses["principal components"] = truth + 2 * random.normal(size=12)
+    draws = bootstrap.drawn(np.arange(12), 3)
+    label = representation.Label("accuracy", {"test": truth}, 0.9)
+    taus = {kind: {"tau": scipy.stats.kendalltau(truth, guess).statistic} for kind, guess in guesses.items()}
+    (claim,) = representation._claims({"accuracy": taus}, [label], {"accuracy": guesses}, draws)
+    slow = []
+    for times in draws[:200].astype(int):
+        rows = np.repeat(np.arange(12), times)
+        own, *others = (scipy.stats.kendalltau(truth[rows], guess[rows]).statistic for guess in guesses.values())
+        slow.append(own - max(others))
+    (short,) = representation._claims({"accuracy": taus}, [label], {"accuracy": guesses}, draws[:200])
+    assert short.interval == pytest.approx(np.quantile(slow, [0.025, 0.975]))
+    assert claim.interval == pytest.approx(short.interval, abs=0.2)
 
 
 def test_labels(subject, views):
@@ -210,6 +231,13 @@ def test_orbit_by_hand(run, tmp_path):
     assert found["output_difference"] < 1e-5
     assert result.claims[0].held
     assert result.claims[1].number == pytest.approx(found["embedding_moved"])
+    slow = []
+    for times in bootstrap.drawn(np.arange(8), 5).astype(int):
+        rows = np.repeat(np.arange(8), times)
+        pairs = [float((own[i] - own[j]).norm()) for i in rows for j in rows if i != j]
+        each = [np.mean([float((other - own[row]).norm()) for row, other in others if row == i]) for i in rows]
+        slow.append(np.mean(each) / np.mean(pairs))
+    assert result.claims[1].interval == pytest.approx(np.quantile(slow, [0.025, 0.975]), rel=1e-3)
 
 
 @pytest.mark.parametrize(

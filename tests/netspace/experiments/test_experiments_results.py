@@ -38,6 +38,7 @@ from netspace.experiments.result import (
 from netspace.experiments.running import ExperimentRunner
 from netspace.run.run import RunError, State
 from prepkit.figures import new_figure
+from prepkit.support import bootstrap
 from prepkit.support.files import sha256_of_code
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -385,6 +386,31 @@ def test_clusters_out_of_order_and_in_one_place():
     assert "so they are not sorted by ClassId" in latent_map.text_on_clusters(list(one), found)
     found = latent_map.clusters(dict.fromkeys(one, torch.ones(2, 3).double()))
     assert not any(one.held for one in latent_map.claims_on_clusters(found))
+
+
+def test_intervals_of_clusters_are_those_of_drawn_instances():
+    random = torch.Generator().manual_seed(3)
+    centres = (([0.0] * 9), ([4.0] + [0.0] * 8), ([9.0] + [0.0] * 8))
+    groups = {
+        name: torch.tensor(centre).double() + torch.randn(size, 9, generator=random).double()
+        for name, size, centre in zip("abc", (4, 3, 4), centres, strict=True)
+    }
+    runs = [list("aabc"), list("def"), list("ghij")]  # two instances are of one run
+    draws = [bootstrap.drawn(np.array(own), 5 + number) for number, own in enumerate(runs)]
+    slow = []
+    for times in zip(*draws, strict=True):
+        drawn = {
+            name: groups[name][torch.from_numpy(np.repeat(np.arange(len(own)), own.astype(int)))]
+            for name, own in zip(groups, times, strict=True)
+        }
+        found = latent_map.clusters(drawn)
+        slow.append((found["smallest_step"], found["largest_distance"]))
+    expected = np.quantile(slow, [0.025, 0.975], axis=0).T
+    found = latent_map.cluster_intervals(groups, runs, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    claims = latent_map.claims_on_clusters(latent_map.clusters(groups), found)
+    assert [one.interval for one in claims] == list(found)
+    assert np.isnan(latent_map.cluster_intervals(groups, [["a"] * 4, *runs[1:]], 5)).all()
 
 
 def test_the_boundary_line_asks_for_all_architectures():

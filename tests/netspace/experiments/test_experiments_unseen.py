@@ -172,6 +172,27 @@ def test_prep_distances(setting, request):
         ratios = [float(p.norm() / t.norm()) for p, t in zip(predicted, target, strict=True)]
         assert numbers["norm_ratio"] == pytest.approx(np.mean(ratios), rel=1e-5)
     assert result.claims[0].number == pytest.approx(min(means), rel=1e-5)
+    low, high = result.claims[0].interval
+    assert low <= min(means) <= high or len(means) > 1  # the least of several means may lie outside
+    assert low < high
+
+
+def test_one_network_for_all_targets_tells_nothing(single, monkeypatch):
+    """Predictions are 0.04 apart where targets are 1.43 apart: their distance to the targets is no property of each."""
+    measured = preps.measures
+
+    def collapsed(*values):
+        return measured(*values) | {"among_predicted": 0.04, "among_targets": 1.43}
+
+    monkeypatch.setattr(preps, "measures", collapsed)
+    (claim,) = single(preps).claims
+    assert claim.verdict == "not told"
+    assert claim.reason == (
+        "predictions of resnet8 are nearly one network for all targets: they are 0.04 apart, where the targets are "
+        "1.4 apart"
+    )
+    assert preps.collapsed({"a": {"among_predicted": 0.144, "among_targets": 1.43}}) == ""
+    assert preps.collapsed({"a": {"among_predicted": np.nan, "among_targets": np.nan}}) == ""
 
 
 def test_examples_are_the_worst_the_middle_and_the_best(single, multi):
@@ -229,6 +250,8 @@ def test_identity(setting, split, request):
     if split == "test":
         for claim, numbers in zip(result.claims, claimed.values(), strict=True):
             assert claim.number == pytest.approx(np.mean(numbers))
+            low, high = claim.interval
+            assert low <= claim.number <= high
     assert {row[0] for row in result.tables[0].rows} == {"unseen", "training"}
 
 

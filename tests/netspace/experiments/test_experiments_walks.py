@@ -27,6 +27,7 @@ from netspace.run.run import Run, State
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
 from prepkit.figures import MESH_HEIGHT, MESH_WIDTH, draw_mesh, new_figure
+from prepkit.support import bootstrap
 from prepkit.tasks import distance_grid
 from prepkit.tasks._sdf import normalised
 from prepkit.tasks.chairs import chair, chair_boxes
@@ -121,10 +122,28 @@ def test_lines(ready, tmp_path):
             assert shapes[line][key] == pytest.approx(np.mean(apart))
     embedding, weights = shapes["embedding"], shapes["weights"]
     assert [claim.number for claim in found.claims] == pytest.approx(
-        [embedding["largest_fall_of_mean"], embedding["monotone"], weights["lowest"]]
+        [embedding["largest_fall_of_mean"], embedding["monotone"], embedding["from_straight_line"], weights["lowest"]]
         + [embedding["middle"] - weights["middle"]]
     )
-    assert [claim.unit for claim in found.claims] == ["points", "%", "%", "points"]
+    assert [claim.unit for claim in found.claims] == ["points", "%", "points", "%", "points"]
+    # Weak and strong instances are drawn with replacement, two of each, and a pair as often as both of its ends.
+    first, second = (bootstrap.drawn(np.array(ids), seed) for seed, ids in enumerate(zip(*pairs, strict=True)))
+    slow = {key: [] for key in found.numbers["intervals"]}
+    for times in (first * second).astype(int):
+        rows = np.repeat(np.arange(4), times)
+        if not len(rows):
+            continue
+        curve, weight_curve = (np.mean([along[line][row] for row in rows], axis=0) for line in along)
+        slow["largest_fall_of_mean"].append(max(curve[a] - curve[b] for a in range(5) for b in range(a, 5)))
+        slow["monotone"].append(np.mean([falls[row] <= 0.02 for row in rows]))
+        ends = [along["embedding"][row] for row in rows]
+        off = [abs(one[k] - one[0] * (1 - k / 4) - one[-1] * k / 4) for one in ends for k in range(5)]
+        slow["from_straight_line"].append(np.mean(off))
+        slow["lowest"].append(min(weight_curve[1:-1]))
+        slow["above_weights"].append(curve[2] - weight_curve[2])
+    for key, values in slow.items():
+        assert found.numbers["intervals"][key] == pytest.approx(np.quantile(values, [0.025, 0.975])), key
+    assert [claim.interval for claim in found.claims] == [tuple(one) for one in found.numbers["intervals"].values()]
     assert len(found.tables[1].rows) == 5
 
 
@@ -137,6 +156,27 @@ def test_the_shape_of_lines_by_hand():
     assert found["lowest"] == pytest.approx(0.675)
     assert found["middle"] == pytest.approx((0.7 + 0.675) / 2)  # 4 steps have none half-way
     assert found["from_line_between_targets"] == pytest.approx((0.1 + 0.1 + 0.02 + 0.0 + 0.4 + 0.6 + 0.27 + 0.1) / 8)
+
+
+@pytest.mark.parametrize(
+    ("rise", "shared", "verdicts"),
+    [
+        (0.5, False, ["held"] * 5),
+        (0.019, False, ["not told"] * 3 + ["held", "not told"]),
+        (-0.3, True, ["not told"] * 5),
+        (0.5, True, ["held"] * 3 + ["not told"] * 2),
+    ],
+)
+def test_a_flat_line_and_weights_of_one_start_tell_nothing(rise, shared, verdicts):
+    embedding = {"rise_of_mean": rise, "largest_fall_of_mean": 0.0, "monotone": 1.0, "from_straight_line": 0.01}
+    shapes = {"embedding": embedding | {"middle": 0.8}, "weights": {"lowest": 0.1, "middle": 0.1}}
+    names = ("largest_fall_of_mean", "monotone", "from_straight_line", "lowest", "above_weights")
+    claims = lines._claims(shapes, dict.fromkeys(names), shared)
+    assert [claim.verdict for claim in claims] == verdicts
+    if rise < 0.02:
+        assert f"rises by {100 * rise:.1f} points from end to end" in claims[0].reason
+    if shared:
+        assert "share their starts" in claims[3].reason
 
 
 def test_pairs_of_weak_and_strong_are_different_and_drawn(tmp_path):
@@ -296,6 +336,35 @@ def test_accuracy_counts_only_where_the_architecture_is_named():
     beside = boundaries.compared_with_trained(found, {"one": 0.7, "three": 0.8})
     assert beside == {"two": {"from_mean": pytest.approx(-0.05), "from_worst": pytest.approx(0.0)}}
     assert boundaries.claims_of(1.0, found, beside)[-1].number == pytest.approx(0.05)
+    at_own = boundaries.accuracies_at_gammas(line_of(class_ids, accuracies), ["two", "three"])
+    assert at_own["two"] == pytest.approx([0.8, math.nan, 0.6], nan_ok=True)
+    assert at_own["three"] == pytest.approx([0.9, math.nan, math.nan], nan_ok=True)
+
+
+def test_the_interval_of_the_largest_shortfall():
+    unseen = {"two": [0.8, math.nan, 0.6], "three": [0.9, 0.5, 0.7]}
+    trained = [([0.9, 0.95], ["a", "b"]), ([0.8, 0.7, 0.75], ["c", "d", "e"])]
+    found = boundaries.shortfall_interval(unseen, trained, 0)
+    groups = [([0.8, 0.6], range(2)), (unseen["three"], range(3)), *trained]
+    draws = [bootstrap.drawn(np.array(runs), seed) for seed, (_, runs) in enumerate(groups)]
+    slow = []
+    for times in zip(*draws, strict=True):
+        two, three, first, second = (
+            np.average(values, weights=own) for (values, _), own in zip(groups, times, strict=True)
+        )
+        slow.append(max((first + second) / 2 - two, (first + second) / 2 - three))
+    assert found == pytest.approx(np.quantile(slow, [0.025, 0.975]))
+
+
+def test_a_line_that_names_one_class_throughout_has_no_order():
+    accuracies = [[0.5] * 5] * 2
+    one, other = line_of([[1] * 5, [2] * 5], accuracies), line_of([[1] * 5, [1, 1, 1, 2, 2]], accuracies)
+    assert boundaries.names_one_class(one)
+    assert not boundaries.names_one_class(other)
+    claims = boundaries.claims_of(1.0, boundaries.at_gammas(one), None, None, boundaries.names_one_class(one))
+    assert [claim.verdict for claim in claims] == ["not told", "not held"]
+    assert claims[0].reason == "each line names one class throughout, so there is no order to keep"
+    assert boundaries.claims_of(1.0, boundaries.at_gammas(other), None)[0].held
 
 
 def test_an_unseen_architecture_that_is_never_named_does_not_hold():
@@ -306,6 +375,7 @@ def test_an_unseen_architecture_that_is_never_named_does_not_hold():
     for order in (list(unseen), list(unseen)[::-1]):
         claims = boundaries.claims_of(1.0, found, {name: unseen[name] for name in order})
         assert [claim.held for claim in claims] == [True, False, False]
+        assert claims[-1].reason == "two is never predicted at its own gamma"
     assert Result("b", "", "", tables=[boundaries.table_of({}, found, unseen)]).tables[0].rows[1][4:] == (
         None,
         "0 of 1",
@@ -377,7 +447,8 @@ def test_chairs(ready, tmp_path):
     kinds = {claim.text.partition(":")[0]: (claim.kind, claim.unit) for claim in found.claims}
     assert kinds["Held-out chairs near the surface"] == ("beyond", "points")
     assert kinds["Training chairs"] == ("paper", "%")
-    assert len(found.claims) == 6
+    assert len(found.claims) == 7
+    assert [claim.unit for claim in found.claims[4:]] == ["IoU"] * 3
 
 
 def test_a_single_held_out_chair_has_no_others(ready):
@@ -398,14 +469,18 @@ def test_the_text_says_whether_predictions_are_their_own(difference, error, said
     one = {
         "instances": 4,
         "others": 3,
-        closeness.NEAR_SURFACE: near | {"difference": difference, "standard_error": error},
+        closeness.NEAR_SURFACE: near
+        | {"difference": difference, "difference_interval": (difference - 2 * error, difference + 2 * error)},
     }
     assert said in closeness.closeness_text({"train": one, "test": one})
 
 
 def test_the_paired_difference():
     shares = torch.tensor([[0.5, 0.1, 0.2], [0.7, 0.3, 0.1], [0.3, 0.2, 0.3], [math.nan, math.nan, math.nan]])
-    found = closeness._compared(shares.double())  # differences 0.3, 0.6 and 0
+    found = closeness._compared(shares.double(), ["a", "b", "c", "d"], 0)  # differences 0.3, 0.6 and 0
+    draws = bootstrap.drawn(np.array(["a", "b", "c"]), 0) / 3
+    for name, values in (("own", [0.5, 0.7, 0.3]), ("difference", [0.3, 0.6, 0.0])):
+        assert found.pop(f"{name}_interval") == pytest.approx(np.quantile(draws @ values, [0.025, 0.975]))
     assert found == pytest.approx(
         {
             "own": 0.5,
@@ -426,10 +501,24 @@ def balls_of(*balls, points=41):
 
 def test_overlap_and_volumes_along_lines():
     balls = balls_of(0.4, 0.5, 0.6)
-    assert chairs.overlaps_along(balls[None], balls[None]) == [1.0, 1.0, 1.0]
-    assert chairs.overlaps_along(balls[None, :2], balls[None, 1:])[0] == pytest.approx((0.4 / 0.5) ** 3, abs=0.02)
+    assert chairs.overlaps_of_pairs(balls[None], balls[None]).tolist() == [[1.0, 1.0, 1.0]]
+    two = chairs.overlaps_of_pairs(balls[None, :2], balls[None, 1:])
+    assert two.shape == (1, 2)
+    assert float(two[0, 0]) == pytest.approx((0.4 / 0.5) ** 3, abs=0.02)
     assert distance_grid.share_of_monotone_volumes(torch.stack([balls, balls.flip(0)]), chairs.TURN) == 1.0
     assert distance_grid.share_of_monotone_volumes(balls[None, [0, 2, 1]], chairs.TURN) == 0.0
+
+
+@pytest.mark.parametrize(("shared", "last"), [(False, "held"), (True, "not told")])
+def test_the_half_way_chair_is_compared_with_blended_distances_too(shared, last):
+    shapes = SimpleNamespace(surface=torch.ones(4), valid=torch.tensor([1.0, 1, 1, 0]))
+    overlap = {"embeddings": [0.8, 0.7, 0.9, 0.8], "weights": [0.0, 0.1, 0.0, 0.1], "blended distances": [0.9] * 4}
+    tensors = {way: torch.tensor(values, dtype=torch.float64) for way, values in overlap.items()}
+    claims = chairs._lines_claims(shapes, tensors, shared, 0)
+    assert [claim.number for claim in claims] == pytest.approx([1, 0.75, 0.8, -0.1, 0.75])
+    assert [claim.verdict for claim in claims] == ["held", "not held", "held", "not held", last]
+    assert claims[3].interval == pytest.approx((-0.175, -0.025), abs=0.026)
+    assert chairs._lines_claims(shapes, {}, shared, 0) == claims[:2]
 
 
 def test_shapes_along_lines():
