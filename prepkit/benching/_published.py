@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -13,6 +13,7 @@ from prepkit.zoo.format.manifest import Manifest
 FILE = "published.toml"
 IMPORT = "zoo import "
 CHANGES = ("cut", "merged")  # keys of the provenance of a zoo that is a part of another one, or of several
+SAYS = ("metric", "source", "values")  # keys of a table of numbers that say what they are; all others must fit the zoo
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,21 @@ class Published:
         return dict(vars(self))
 
 
-def published_for(manifest: Manifest, column: str) -> tuple[Published, ...]:
-    """Return the numbers that papers print for a whole zoo on its split; none for all zoos that are not theirs."""
+def published_for(manifest: Manifest, column: str, metrics: Collection[str]) -> tuple[Published, ...]:
+    """Return the numbers that papers print for a whole zoo on its split; none for all zoos that are not theirs.
+
+    metrics: those that are asked for, such as "accuracy" where classes are predicted
+    """
     about = _about(manifest)
     if about is None:
         return ()
     tables = tomllib.loads(files(__package__).joinpath(FILE).read_text(encoding="utf-8"))["table"]
-    fitting = [one for one in tables if all(one[key] == value for key, value in {**about, "column": column}.items())]
+    about["column"] = column
+    fitting = [
+        one
+        for one in tables
+        if one["metric"] in metrics and all(about[key] == value for key, value in one.items() if key not in SAYS)
+    ]
     return tuple(
         Published(method, one["metric"], value, one["source"])
         for one in fitting
@@ -49,9 +58,13 @@ def _about(manifest: Manifest) -> dict[str, Any] | None:
     command, options = str(provenance.get("command")), provenance.get("options")
     if not command.startswith(IMPORT) or any(key in provenance for key in CHANGES) or not isinstance(options, Mapping):
         return None
+    sizes = {stored.layout.slots[-1].shape[0] for stored in manifest.architectures if stored.layout.slots[-1].shape}
     return {
         "kind": command.removeprefix(IMPORT),
         "dataset": (manifest.task or {}).get("dataset"),
         "splits": None if "drawn_split" in provenance else options.get("splits"),
         "activation": options.get("activation") or "all",
+        "pattern": options.get("pattern"),
+        "convention": options.get("convention"),
+        "outputs": sizes.pop() if len(sizes) == 1 else None,
     }

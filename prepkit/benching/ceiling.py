@@ -15,7 +15,7 @@ import numpy as np
 
 from prepkit.benching.target import TEST, Question
 from prepkit.errors import PrepkitError, ZooError
-from prepkit.support.statistics import tau_of_halves, tau_of_ties
+from prepkit.support.statistics import tau_of_halves, tau_of_perfect_ranker, tau_of_ties
 from prepkit.zoo.read.accuracy import ACCURACY, right_on_samples
 
 HALVINGS = 50
@@ -26,14 +26,15 @@ AGREES = 1e-3  # of samples; recorded accuracies that differ by more were measur
 class Ceiling:
     """The tau that can be reached at best, and what bounds it.
 
-    bound:   "ties", equal values alone; or "halves", the luck of the samples: two halves of them rank the networks
-             with this tau. A half depends more on luck than all samples, so a guess may pass that ceiling a little.
-    samples: the number of samples, for "halves"
+    bound:   "ties", equal values alone; or "samples", the luck of the samples on which an accuracy was measured
+    samples: the number of samples, for "samples"
+    halves:  the tau between accuracies on two halves of them, from which the ceiling follows
     """
 
     tau: float
     bound: str
     samples: int | None = None
+    halves: float | None = None
 
 
 def ceiling_of(
@@ -83,4 +84,9 @@ def _of_samples(question: Question, data: str | os.PathLike[str] | None) -> tupl
             f"run again, a test instance has another accuracy than the table says, by {100 * furthest:.2f} points at "
             "most; so the column was measured otherwise, and the ceiling is that of the task's samples."
         )
-    return Ceiling(tau_of_halves(right_NB, HALVINGS, question.test.seed), "halves", right_NB.shape[1]), notes
+    halves = tau_of_halves(right_NB, HALVINGS, question.test.seed)
+    reached = tau_of_perfect_ranker(halves)
+    if not np.isfinite(reached):
+        notes.append("two halves of the samples do not rank the networks alike at all, so there is no ceiling of tau.")
+    ties = tau_of_ties(question.truth)
+    return Ceiling(min(reached, ties) if np.isfinite(reached) else reached, "samples", right_NB.shape[1], halves), notes

@@ -63,7 +63,8 @@ def _lead(result: Bench) -> list[str]:
 def _bound(ceiling: Ceiling) -> str:
     if ceiling.bound == "ties":
         return "as equal values cannot be ranked"
-    return f"that of two halves of {counted(ceiling.samples or 0, 'sample')}"
+    halves = "-" if ceiling.halves is None else f"{ceiling.halves:.3f}"
+    return f"from the luck of {counted(ceiling.samples or 0, 'sample')}, two halves of which agree with tau {halves}"
 
 
 def _tail(result: Bench) -> list[str]:

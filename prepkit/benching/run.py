@@ -54,6 +54,7 @@ TRAINED: dict[str, Callable[[str], Learner]] = {
     "graph + equivariant network": graph_network,
 }
 BASELINE_NAMES = (*BASELINES, *TRAINED)
+MEASURES: dict[Kind, tuple[str, ...]] = {"number": ("r2", "tau"), "class": ("accuracy",)}
 VERSIONS = ("torch", "numpy", "scikit-learn", "scipy")
 
 
@@ -187,7 +188,7 @@ def bench(
         question,
         ceiling,
         rows,
-        _published(opened, target, whole=where is None and not log),
+        _published(opened, question, whole=where is None and not log),
         (*question.notes, *notes),
     )
 
@@ -295,9 +296,9 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(before[1])
 
 
-def _published(opened: Zoo, target: str, *, whole: bool) -> tuple[Published, ...]:
+def _published(opened: Zoo, question: Question, *, whole: bool) -> tuple[Published, ...]:
     is_whole = whole and len(opened) == opened.manifest.table.rows
-    return published_for(opened.manifest, target) if is_whole else ()
+    return published_for(opened.manifest, question.column, MEASURES[question.kind]) if is_whole else ()
 
 
 # What the results are of ------------------------------------------------------------------------------------------

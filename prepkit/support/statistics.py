@@ -93,6 +93,18 @@ def tau_of_halves(right_NB: Any, draws: int, seed: int) -> float:
     return finite_mean(taus)
 
 
+def tau_of_perfect_ranker(tau: float) -> float:
+    """Return the tau of a ranker that knows the true accuracies, with accuracies on all samples, from that of halves.
+
+    tau: of accuracies on two halves of the samples, see `tau_of_halves`
+    Correlations behind both are taken to be those of a normal distribution, r = sin(pi / 2 tau). Twice the samples have
+    the reliability 2 r / (1 + r) (Spearman-Brown), and its root is the correlation of what is measured with what is
+    true. NaN where halves do not rank the instances alike at all.
+    """
+    r = np.sin(np.pi / 2 * tau)
+    return float(2 / np.pi * np.arcsin(np.sqrt(2 * r / (1 + r)))) if r > 0 else float("nan")
+
+
 def tau_of_ties(truth: Any) -> float:
     """Return the largest tau-b with `[N]` values that a guess without equal values can have."""
     return kendall(truth, library("scipy.stats").rankdata(truth, method="ordinal"))

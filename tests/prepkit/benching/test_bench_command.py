@@ -1,6 +1,8 @@
 """`prepkit bench` as a user types it: the table, the JSON document, the folder, and learners of the user's."""
 
 import json
+import tomllib
+from importlib.resources import files
 
 import bench_samples
 import numpy as np
@@ -12,6 +14,7 @@ import prepkit
 from prepkit.benching.run import BASELINE_NAMES
 from prepkit.cli import main
 from prepkit.support.statistics import tau_of_halves
+from prepkit.zoo.importers._siren_files import LAYOUTS
 
 LEARNER = """
 def nearest(train, validation, test):
@@ -93,7 +96,7 @@ def test_mistakes_are_one_line(zoo_folder, here, options, told):
     assert "Traceback" not in done.output
 
 
-def test_the_ceiling_of_an_accuracy_is_that_of_two_halves_of_the_samples(tmp_path):
+def test_the_ceiling_of_an_accuracy_follows_from_two_halves_of_the_samples(tmp_path):
     record = {"kind": "images", "dataset": "digits", "mean": [0.3], "std": [0.4]}
     record["split"] = {"seed": 0, "test": 60, "validation": 60}
     inputs, truth = prepkit.load_task(record).normalised("test")
@@ -101,7 +104,7 @@ def test_the_ceiling_of_an_accuracy_is_that_of_two_halves_of_the_samples(tmp_pat
     root = tmp_path / "zoo"
     with torch.random.fork_rng(), prepkit.ZooWriter(root, width=64, task=record) as writer:
         for number in range(14):
-            torch.manual_seed(number)
+            torch.manual_seed(5 + number)
             network = prepkit.architecture(bench_samples.NAME).build().eval()
             right = (network(inputs).argmax(1) == truth).double()
             networks.append(right)
@@ -111,10 +114,13 @@ def test_the_ceiling_of_an_accuracy_is_that_of_two_halves_of_the_samples(tmp_pat
     assert plain.ceiling.bound == "ties"
     assert "the luck of the samples" in plain.notes[-1]
     found = prepkit.bench(root, "accuracy", baselines=["constant"], rerun=True)
-    assert (found.ceiling.bound, found.ceiling.samples, found.notes) == ("halves", 60, ())
+    assert (found.ceiling.bound, found.ceiling.samples, found.notes) == ("samples", 60, ())
     rights = torch.stack(networks[10:]).numpy()
-    assert found.ceiling.tau == tau_of_halves(rights, 50, 0)
-    assert found.ceiling.tau < 1
+    assert found.ceiling.halves == tau_of_halves(rights, 50, 0)
+    likeness = np.sin(np.pi / 2 * found.ceiling.halves)
+    of_all = 2 * likeness / (1 + likeness)
+    assert np.sin(np.pi / 2 * found.ceiling.tau) ** 2 == pytest.approx(of_all)
+    assert found.ceiling.halves < found.ceiling.tau < 1
 
 
 def test_published_numbers_stand_beside_ours_only_for_the_zoo_that_they_are_of(tmp_path):
@@ -133,3 +139,34 @@ def test_published_numbers_stand_beside_ours_only_for_the_zoo_that_they_are_of(t
     strict = {**provenance, "options": {"splits": "strict"}}
     other = bench_samples.write_zoo(tmp_path / "other", task=task, provenance=strict, **columns)
     assert prepkit.bench(other, "accuracy", baselines=["constant"]).published == ()
+
+
+def test_patterns_of_published_sirens_are_those_of_the_importer():
+    published = files("prepkit.benching").joinpath("published.toml").read_text(encoding="utf-8")
+    patterns = {table["pattern"] for table in tomllib.loads(published)["table"] if table["kind"] == "siren"}
+    assert patterns == {layout.pattern for layout in LAYOUTS if layout.rule}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "convention", "outputs", "methods"),
+    [
+        ("mnist_png_{split}_{label:int}_{index:int}/checkpoints/model_final.pth", "dws", 1, 4),
+        ("{split}/model_{index:int}.pth", "dws", 1, 4),
+        ("{prefix}_{label:int}s/net{index:int}.pth", "nfn", 3, 5),
+        ("{prefix}_{label:int}s/net{index:int}.pth", "nfn", 1, 0),  # of MNIST or of Fashion-MNIST
+        ("{prefix}_{label:int}s/net{index:int}.pth", "dws", 3, 0),
+    ],
+)
+def test_published_numbers_of_sirens(tmp_path, pattern, convention, outputs, methods):
+    options = {"splits": "paper", "pattern": pattern, "convention": convention}
+    provenance = {"command": "zoo import siren", "options": options}
+    siren = prepkit.Architecture(
+        "siren", "siren", (2,), "prepkit.families.sine_mlp:SineMLP", {"sizes": [2, 4, outputs]}, {}
+    )
+    with prepkit.ZooWriter(tmp_path / "zoo", width=64, provenance=provenance) as writer:
+        for number in range(30):
+            split = ("train", "train", "train", "validation", "test")[number % 5]
+            writer.add(siren.build(), id=f"{number}", architecture=siren, split=split, label=number % 2)
+    as_class = prepkit.bench(tmp_path / "zoo", "label", kind="class", baselines=["constant"])
+    assert [one.metric for one in as_class.published] == ["accuracy"] * methods
+    assert prepkit.bench(tmp_path / "zoo", "label", baselines=["constant"]).published == ()

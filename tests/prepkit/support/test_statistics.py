@@ -27,6 +27,7 @@ from prepkit.support.statistics import (
     ridge_guess,
     spearman,
     tau_of_halves,
+    tau_of_perfect_ranker,
     tau_of_ties,
     variance_within,
 )
@@ -100,6 +101,20 @@ def test_the_ceiling_of_halves(random):
     # Every sample is in exactly one half: with two of them each is a half of its own.
     pair = np.array([[1, 0], [0, 1], [1, 1], [0, 0]])
     assert tau_of_halves(pair, 3, seed=0) == pytest.approx(slow_tau_b(pair[:, 0], pair[:, 1])) == 0.0
+
+
+@pytest.mark.parametrize(("spread", "samples"), [(0.02, 400), (0.04, 400), (0.1, 100)])
+def test_the_tau_of_a_perfect_ranker_is_that_of_true_accuracies(spread, samples):
+    """True accuracies are known here, so that the tau of ranking by them can be measured."""
+    draw = np.random.default_rng(0)
+    true = np.clip(0.7 + spread * draw.standard_normal(1500), 0, 1)
+    right = (draw.random((1500, samples)) < true[:, None]).astype(float)
+    expected = scipy.stats.kendalltau(true, right.mean(1)).statistic
+    halves = tau_of_halves(right, 5, seed=0)
+    assert tau_of_perfect_ranker(halves) == pytest.approx(expected, abs=0.03)
+    assert halves < expected - 0.05
+    assert np.isnan(tau_of_perfect_ranker(-0.1))
+    assert np.isnan(tau_of_perfect_ranker(float("nan")))
 
 
 # Ridge ------------------------------------------------------------------------------------------------------------
