@@ -83,7 +83,7 @@ class Validation:
         pairs = [(2 * pair, 2 * pair + 1) for pair in range(len(ends))]
         with torch.inference_mode():
             preps_NHW = self._preps(rows)
-            latent_PGE = losses.interpolate_embeddings(space.encode(preps_NHW), pairs, factors)
+            latent_PGE = losses.interpolate_embeddings(space.encoder(preps_NHW), pairs, factors)
             predicted = predict(space, latent_PGE.flatten(0, 1), self.registry)
             accuracies = accuracies_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
         asked = losses.interpolated_class_ids(factors, count) * len(pairs)
@@ -98,5 +98,5 @@ class Validation:
         """The first instance and its prediction, each `[H, W]`."""
         with torch.inference_mode():
             target_NHW = self._preps([0])
-            predicted_NHW = space.decode(space.encode(target_NHW))
+            predicted_NHW = space.decode(space.encoder(target_NHW))
         return target_NHW[0], predicted_NHW[0]
