@@ -145,11 +145,11 @@ def preps_side_by_side(rows: Sequence[tuple[str, Mapping[str, Tensor]]]) -> Any:
         totals = [len(values_V) for values_V in values.values()]
         limit = max(colour_limit(cells, total) for cells, total in zip(pictures.values(), totals, strict=True))
         for axes, (title, cells), total in zip(line, pictures.items(), totals, strict=True):
-            image = draw_cells(axes, cells, total, limit, cmap="viridis")
+            image = draw_cells(axes, cells, total, limit)
             axes.set(xticks=[], yticks=[])
             axes.set_title(title, parse_math=False, fontsize="small")
         line[0].set_ylabel(label, parse_math=False, fontsize="small")
-        figure.colorbar(image, ax=list(line), extend="both", fraction=0.03, pad=0.01)
+        figure.colorbar(image, ax=list(line), extend="both", fraction=0.03, pad=0.01, label="value of a weight")
     return figure
 
 

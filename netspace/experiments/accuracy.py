@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SPEARMAN, MEAN_DIFFERENCE = 0.95, 0.03  # what is aimed at on the embedded zoos
 COLUMNS = (
-    Column("number", "instances"),
+    Column("instances", "instances"),
     Column("target, %", "target_accuracy", 100, 2),
     Column("predicted, %", "predicted_accuracy", 100, 2),
     Column("mean difference, points", "mean_difference", 100, 2),
@@ -148,7 +148,7 @@ def _summary(numbers: dict[str, dict[str, Any]]) -> Table:
         if len(by_architecture) > 1:
             rows[kind, "all"] = numbers[split]
         rows |= {(kind, name): values for name, values in by_architecture.items()}
-    return table_of_measures("Target and predicted accuracy", ("instances", "architecture"), rows, COLUMNS)
+    return table_of_measures("Target and predicted accuracy", ("kind", "architecture"), rows, COLUMNS)
 
 
 def _instances(evaluation: Evaluation) -> Table:

@@ -23,6 +23,7 @@ from netspace.data import TEST
 from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.experiments.verdict import Interval
+from netspace.explore import colours
 from netspace.explore.interpolation import interpolate
 from netspace.space.evaluation import evaluate
 from prepkit.errors import counted
@@ -288,9 +289,14 @@ def line_figure(line: Interpolation) -> Any:
             steps = [step for step in range(len(line.gammas)) if kind_of(step, len(line.gammas)) == kind]
             pairs, places = (class_ids_PS[:, steps] == class_id).nonzero(as_tuple=True)
             chosen = torch.tensor(steps)[places]
-            style: dict[str, Any] = {"marker": marker, "s": size, "color": f"C{class_id}", "edgecolor": "black"}
+            style: dict[str, Any] = {
+                "marker": marker,
+                "s": size,
+                "color": colours.of_architecture(class_id),
+                "edgecolor": "black",
+            }
             axes.scatter(torch.tensor(line.gammas)[chosen], values_PS[pairs, chosen], alpha=0.7, linewidth=0.3, **style)
-        axes.scatter([], [], color=f"C{class_id}", label=short_name(name))
+        axes.scatter([], [], color=colours.of_architecture(class_id), label=short_name(name))
         axes.axvline(class_id / (len(names) - 1), color="grey", linewidth=0.6, linestyle=":", zorder=0)
     for kind, (marker, size) in MARKERS.items():
         axes.scatter([], [], marker=marker, s=size, color="white", edgecolor="black", label=kind)

@@ -53,7 +53,7 @@ COLUMNS = (
     Column("not cut by the cube, %", "uncut", 100, 1),
     Column("valid, %", "valid", 100, 1),
     Column("pairs without a surface", "missing"),
-    Column("chamfer distance of the others", "chamfer"),
+    Column("chamfer distance of the others (the cube's side is 2)", "chamfer"),
     Column("overlap (IoU)", "overlap"),
 )
 

@@ -22,6 +22,7 @@ from netspace.data import TEST, TRAIN
 from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.experiments.verdict import Interval
+from netspace.explore import colours
 from netspace.explore.embedding import encode
 from prepkit.figures import draw_prep_grid, new_figure, short_name
 from prepkit.support.bootstrap import drawn, middle
@@ -38,10 +39,10 @@ FARTHEST = 0.25  # of the boundary line's length: a cluster whose centre is fart
 CLUSTER_COLUMNS = (
     Column("ClassId", "class_id"),
     Column("instances", "instances"),
-    Column("position", "position", 100, 1),
-    Column("in equal steps", "in_equal_steps", 100, 1),
-    Column("spread", "spread", 100, 1),
-    Column("off the line", "off", 100, 1),
+    Column("position, %", "position", 100, 1),
+    Column("in equal steps, %", "in_equal_steps", 100, 1),
+    Column("spread, points", "spread", 100, 1),
+    Column("off the line, %", "off", 100, 1),
 )
 MAP_TEXT = """\
 Each point is an instance of the zoo, drawn where the encoder puts it: the two directions in which the embeddings \
@@ -220,14 +221,22 @@ def clusters_figure(groups: Mapping[str, Tensor], measured: Mapping[str, Any]) -
     axes = figure.subplots()
     for class_id, (name, group_NE) in enumerate(groups.items()):
         cluster = measured["by_architecture"][name]
-        places = [values.tolist() for values in by_line(group_NE, groups)]
-        axes.scatter(*places, marker=MARKERS[TEST], s=18, alpha=0.5, color=f"C{class_id}", linewidth=0)
-        style: dict[str, Any] = {"marker": "o", "s": 90, "color": f"C{class_id}", "edgecolor": "black", "zorder": 3}
-        axes.scatter(cluster["position"], cluster["off"], label=short_name(name), clip_on=False, **style)
-        axes.axvline(class_id / (len(groups) - 1), color="grey", linewidth=0.7, linestyle=":")
-    axes.set(xlabel="position along the boundary line", ylabel="distance off the line")
+        places = [(100 * values).tolist() for values in by_line(group_NE, groups)]
+        axes.scatter(
+            *places, marker=MARKERS[TEST], s=18, alpha=0.5, color=colours.of_architecture(class_id), linewidth=0
+        )
+        style: dict[str, Any] = {
+            "marker": "o",
+            "s": 90,
+            "color": colours.of_architecture(class_id),
+            "edgecolor": "black",
+            "zorder": 3,
+        }
+        axes.scatter(100 * cluster["position"], 100 * cluster["off"], label=short_name(name), clip_on=False, **style)
+        axes.axvline(100 * class_id / (len(groups) - 1), color="grey", linewidth=0.7, linestyle=":")
+    axes.set(xlabel="position along the boundary line, %", ylabel="distance off the line, %")
     axes.set_ylim(bottom=0)
-    axes.set_title("shares of the line's length; circles: centres, dotted: equal steps", fontsize=9)
+    axes.set_title("of the line's length; circles: centres, dotted: equal steps", fontsize=9)
     figure.legend(loc="outside right center", fontsize=8)
     return figure
 
@@ -246,16 +255,18 @@ def map_figure(places_N2: Tensor, explained: Sequence[float], zoo: prepkit.Zoo, 
         rows = [row for row, own in enumerate(splits) if own == split]
         style: dict[str, Any] = {"marker": MARKERS.get(split, "D"), "s": 34 if split == TEST else 18, "linewidth": 0.5}
         style["edgecolor"] = "black" if split == TEST else "none"
-        scale = {"vmin": min(known), "vmax": max(known), "cmap": "viridis"} if known else {}
-        colours: Any = [accuracies[row] for row in rows] if known else "C0"
-        points = panels[0].scatter(*places_N2[rows].T.tolist(), c=colours, label=split, **scale, **style)
+        scale = {"vmin": 100 * min(known), "vmax": 100 * max(known), "cmap": "viridis"} if known else {}
+        inside: Any = [100 * accuracies[row] for row in rows] if known else colours.NEUTRAL
+        points = panels[0].scatter(*places_N2[rows].T.tolist(), c=inside, label=split, **scale, **style)
         for class_id, name in enumerate(zoo.registry.class_ids if several else ()):
             own_rows = [row for row in rows if names[row] == name]
             label = short_name(name) if split == TRAIN and own_rows else None
-            panels[1].scatter(*places_N2[own_rows].T.tolist(), color=f"C{class_id}", label=label, **style)
+            panels[1].scatter(
+                *places_N2[own_rows].T.tolist(), color=colours.of_architecture(class_id), label=label, **style
+            )
     if known:
         # The bar stands below its own panel: beside it, its label would read as the vertical axis of the right one.
-        figure.colorbar(points, ax=panels[0], location="bottom", label="accuracy of the instance", aspect=40)
+        figure.colorbar(points, ax=panels[0], location="bottom", label="accuracy of the instance, %", aspect=40)
     panels[0].set_ylabel(f"component 2 ({explained[1]:.0%})")
     for axes, title in zip(panels, ("by accuracy", "by architecture"), strict=False):
         axes.set(xlabel=f"component 1 ({explained[0]:.0%})", title=title)
@@ -270,7 +281,7 @@ def thumbnails_figure(zoo: prepkit.Zoo, accuracies: Sequence[float]) -> Any:
     figure = new_figure(10, 0.5 + 1.25 * len(rows))
 
     def titled(index: int) -> tuple[str, prepkit.PRep]:
-        return "" if math.isnan(accuracies[index]) else f"accuracy {accuracies[index]:.3f}", zoo[index][0]
+        return "" if math.isnan(accuracies[index]) else f"accuracy {100 * accuracies[index]:.1f} %", zoo[index][0]
 
     draw_prep_grid(figure, {name: map(titled, indices) for name, indices in rows.items()}, THUMBNAILS, points=7)
     return figure

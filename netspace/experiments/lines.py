@@ -36,9 +36,9 @@ COLLAPSED = 0.3  # accuracy of a line of weights at its worst, where chance is 0
 SHARED = "the instances of this zoo share their starts, so their weights can be interpolated too"
 COLUMNS = (
     Column(f"pairs that never fall by more than {100 * LARGEST_FALL:g} points, %", "monotone", 100, 2),
-    Column("largest fall of the mean", "largest_fall_of_mean", 100, 2),
-    Column("from the straight line between own ends", "from_straight_line", 100, 2),
-    Column("from the straight line between the targets", "from_line_between_targets", 100, 2),
+    Column("largest fall of the mean, points", "largest_fall_of_mean", 100, 2),
+    Column("from the straight line between own ends, points", "from_straight_line", 100, 2),
+    Column("from the straight line between the targets, points", "from_line_between_targets", 100, 2),
 )
 
 
@@ -61,7 +61,7 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS) -> Result:
     runs = dict(zip(subject.zoo.table["id"].to_pylist(), runs_of(subject.zoo), strict=True))
     drawn_RP = drawn_pairs([runs[id] for id in first], [runs[id] for id in second], subject.seed)
     intervals = intervals_of_lines(values, interpolation.gammas, drawn_RP)
-    title = "How accuracy goes along the lines; falls and mean distances in points"
+    title = "How accuracy goes along the lines"
     rows = {LINE_NAMES[line]: shape for line, shape in shapes.items()}
     return Result(
         name="lines",
@@ -69,7 +69,7 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS) -> Result:
         text=_text(first, second, steps, shapes),
         numbers={**summary, "shapes": shapes, "intervals": intervals, "pairs_of": [first, second]},
         claims=_claims(shapes, intervals, share_starts(subject.zoo)),
-        tables=(table_of_measures(title, ("",), rows, COLUMNS), _table_of_means(values, interpolation.gammas)),
+        tables=(table_of_measures(title, ("line of",), rows, COLUMNS), _table_of_means(values, interpolation.gammas)),
         pictures=(subject.picture("Accuracy along the lines", "lines.png", interpolation_figure(interpolation)),),
     )
 

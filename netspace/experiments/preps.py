@@ -59,7 +59,7 @@ def run(subject: Subject) -> Result:
         "the decoder writes about the same network for all.",
         numbers={"by_architecture": measured},
         claims=[of_all],
-        tables=(table_of_measures("Distances of PReps", ("architecture",), measured, COLUMNS),),
+        tables=(table_of_measures("Distances of PReps, relative to the norm", ("architecture",), measured, COLUMNS),),
         pictures=(subject.picture("Target and predicted PReps of test instances", "preps.png", preps_figure(test)),),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from netspace.explore import colours
 from prepkit.errors import counted
 from prepkit.figures import new_figure, panels, short_name
 from prepkit.support.statistics import grouped
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
     from netspace.explore.optimization import Optimisation
     from netspace.space.evaluation import Evaluation
 
-TARGET_COLOUR, PREDICTED_COLOUR, WRONG_COLOUR = "#222222", "#1f77b4", "#d62728"
 OTHER_CLASS = "with another ClassId"
-LINE_COLOURS = {"embedding": PREDICTED_COLOUR, "weights": "#ff7f0e"}
+LINE_COLOURS = {"embedding": colours.PREDICTED, "weights": colours.WEIGHTS}
 LINE_NAMES = {"embedding": "embeddings", "weights": "weights"}
 
 
@@ -43,7 +43,7 @@ def interpolation_figure(walk: Interpolation) -> Any:
         gammas = class_ids.new_tensor(walk.gammas, dtype=values.dtype).expand_as(values)
         for class_id in sorted(set(class_ids.flatten().tolist())):
             here = class_ids == class_id
-            style = {"color": f"C{class_id + 2}", "label": names[class_id], "s": 14}
+            style = {"color": colours.of_architecture(class_id), "label": names[class_id], "s": 14}
             axes.scatter(gammas[here], values[here], zorder=4, clip_on=False, **style)
     count = len(walk.first)
     pairs = counted(count, "pair") if count > 1 else f"{walk.first.names[0]} to {walk.second.names[0]}"
@@ -67,13 +67,13 @@ def evaluation_figure(evaluation: Evaluation) -> Any:
         places = list(range(1, len(rows) + 1))
         target, predicted = ([100 * row[f"{kind}_accuracy"] for row in rows] for kind in ("target", "predicted"))
         axes.vlines(places, target, predicted, color="0.75", linewidth=1, zorder=1)
-        axes.plot(places, target, color=TARGET_COLOUR, marker="o", markersize=4, label="target")
-        axes.plot(places, predicted, color=PREDICTED_COLOUR, marker="s", markersize=4, label="predicted")
+        axes.plot(places, target, color=colours.TARGET, marker="o", markersize=4, label="target")
+        axes.plot(places, predicted, color=colours.PREDICTED, marker="s", markersize=4, label="predicted")
         wrong = [place for place, row in enumerate(rows) if row["class_id"] != row["predicted_class_id"]]
         if wrong:
             at = [places[place] for place in wrong], [predicted[place] for place in wrong]
             label = f"predicted, {OTHER_CLASS}"
-            axes.scatter(*at, marker="x", s=50, color=WRONG_COLOUR, label=label, zorder=4)
+            axes.scatter(*at, marker="x", s=50, color=colours.MISTAKE, label=label, zorder=4)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(short_name(name), parse_math=False, fontsize="medium")
         axes.grid(axis="y", color="0.92")
@@ -94,19 +94,18 @@ def optimisation_figure(walks: Mapping[str, Optimisation]) -> Any:
     for axes, (title, optimisation) in zip(plots, walks.items(), strict=True):
         points, history = optimisation.table.to_pylist(), optimisation.history.to_pylist()
         names = [point["asked_architecture"] for point in points]
-        colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(names))}
         marked = False
         for number, point in enumerate(points):
             name = names[number]
             rows = [row for row in history if row["point"] == number]
-            style = {"color": colours[name], "alpha": 0.7}
+            style = {"color": colours.of_architecture(point["asked_class_id"]), "alpha": 0.7}
             label = name if names.index(name) == number else None
             accuracies = [100 * row["validation_accuracy"] for row in rows]
             others = [row for row in rows if row["class_id"] != point["asked_class_id"]]
             if others:
                 at = [row["step"] for row in others], [100 * row["validation_accuracy"] for row in others]
                 label_of_others = None if marked else OTHER_CLASS
-                axes.scatter(*at, marker="x", s=18, color=WRONG_COLOUR, zorder=3, label=label_of_others)
+                axes.scatter(*at, marker="x", s=18, color=colours.MISTAKE, zorder=3, label=label_of_others)
                 marked = True
             axes.plot([row["step"] for row in rows], accuracies, label=label, **style)
             axes.scatter(point["best_step"], 100 * point["validation_accuracy"], s=16, zorder=4, **style)

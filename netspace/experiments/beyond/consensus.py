@@ -18,7 +18,7 @@ import torch
 import prepkit
 from netspace.data import TEST, TRAIN
 from netspace.experiments.result import Column, Result, table_of_measures
-from netspace.explore.figures import PREDICTED_COLOUR, TARGET_COLOUR
+from netspace.explore import colours
 from prepkit.errors import counted
 from prepkit.figures import new_figure
 from prepkit.running.groups import outputs_by_class_id
@@ -35,7 +35,7 @@ EPOCHS = "epochs"  # the zoo's column that says how long an instance was trained
 ALIKE = 5  # training instances of about the same epochs
 CONSENSUS_OF_EPOCHS = f"consensus of {ALIKE} of the same epochs"
 MEAN_OF_EPOCHS = f"mean accuracy of {ALIKE} of the same epochs"
-COLOURS = {"target": TARGET_COLOUR, "predicted": PREDICTED_COLOUR}
+COLOURS = {"target": colours.TARGET, "predicted": colours.PREDICTED}
 COLUMNS = (
     Column("accuracy, %", "accuracy", 100, 2),
     Column("same answer as the prediction, %", "agrees_with_prediction", 100, 2),
@@ -139,7 +139,7 @@ def accuracy_figure(accuracy: dict[str, Tensor]) -> Any:
     order = accuracy["target"].argsort()
     for kind in ("target", "predicted", f"consensus of {DRAWN}"):
         if kind in accuracy:
-            style: dict[str, Any] = {"marker": "o", "markersize": 4, "color": COLOURS.get(kind)}
+            style: dict[str, Any] = {"marker": "o", "markersize": 4, "color": COLOURS.get(kind, colours.CONSENSUS)}
             axes.plot(range(1, len(order) + 1), 100 * accuracy[kind][order], label=kind, **style)
     axes.set(xlabel="test instance, in the order of target accuracy", ylabel="accuracy on test images, %")
     axes.grid(axis="y", color="0.92")

@@ -37,10 +37,10 @@ WITHIN_COLOURS = 0.95  # of the values lie within the range of colours: a few pa
 LEAST_RANGE = 1.0  # points: less is an image or two
 MEANS = {"own": "with its own target", "others": "with others", "nearest_in_accuracy": "with the nearest in accuracy"}
 SHARES = (
-    Column("own is nearer than another", "own_preferred", digits=3),
-    Column("own is the nearest", "own_first", digits=3),
-    Column("paired rightly", "paired", digits=3),
-    Column("paired rightly, nearest in accuracy", "paired_nearest", digits=3),
+    Column("own is nearer than another, %", "own_preferred", 100, 1),
+    Column("own is the nearest, %", "own_first", 100, 1),
+    Column("paired rightly, %", "paired", 100, 1),
+    Column("paired rightly, nearest in accuracy, %", "paired_nearest", 100, 1),
 )
 MEASURES = {  # title and columns of each measure of likeness
     "agreement": ("agreement, %", (*(Column(title, key, 100, 2) for key, title in MEANS.items()), *SHARES)),
@@ -49,8 +49,8 @@ MEASURES = {  # title and columns of each measure of likeness
 SPREAD_COLUMNS = (
     Column("agreement of two targets, %", "agreement_among_targets", 100, 2),
     Column("agreement of two predictions, %", "agreement_among_predicted", 100, 2),
-    Column("distance of two targets' PReps", "prep_distance_among_targets", digits=4),
-    Column("distance of two predicted PReps", "prep_distance_among_predicted", digits=4),
+    Column("distance of two targets' PReps, of their norm", "prep_distance_among_targets", digits=4),
+    Column("distance of two predicted PReps, of their norm", "prep_distance_among_predicted", digits=4),
 )
 
 

@@ -22,6 +22,7 @@ import prepkit
 from netspace.data import TEST
 from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Column, Result, claim, table_of_measures
+from netspace.explore import colours
 from netspace.space.prediction import Prediction, predict
 from prepkit.errors import counted
 from prepkit.figures import panels, short_name
@@ -42,10 +43,10 @@ MOVED_BY_ALIGNED = 0.01  # the same for a run that aligns PReps before it encode
 MOVED = 0.5  # of the distance between instances; an embedding that knows networks by their function does not move
 COLUMNS = (
     Column("instances", "instances"),
-    Column("change of outputs", "output_change"),
-    Column("embedding moved", "embedding_moved", digits=3),
-    Column("PRep moved", "prep_moved", digits=3),
-    Column("variance of embeddings within orbits", "variance_within_orbits", digits=3),
+    Column("change of outputs, of their size", "output_change"),
+    Column("embedding moved, % of the distance between instances", "embedding_moved", 100, 1),
+    Column("PRep moved, % of that distance", "prep_moved", 100, 1),
+    Column("variance of embeddings within orbits, %", "variance_within_orbits", 100, 1),
     Column("still nearest to its own, %", "still_nearest", 100, 1),
     Column("accuracy of the prediction, %", "accuracy", 100, 1),
     Column("accuracy of that for another order, %", "accuracy_of_order", 100, 1),
@@ -211,13 +212,16 @@ def orbits_figure(orbits: Mapping[str, Orbit]) -> Any:
         moved, apart = (values.flatten().numpy() for values in (orbit.moved, off_diagonal(orbit.apart)))
         end = max([*moved, *apart, 1e-12])
         bins = [end * edge / 24 for edge in range(25)]
-        for values, colour, label in ((apart, "0.6", "between instances"), (moved, "#d62728", "within an orbit")):
+        for values, colour, label in (
+            (apart, colours.NEUTRAL, "between instances"),
+            (moved, colours.PREDICTED, "within an orbit"),
+        ):
             if len(values):
-                shares = [1 / len(values)] * len(values)
+                shares = [100 / len(values)] * len(values)
                 axes.hist(values, bins=bins, weights=shares, color=colour, alpha=0.65, label=label)
         axes.set_xlabel("distance of embeddings")
         axes.set_title(short_name(name), parse_math=False, fontsize="medium")
-    plots[0].set_ylabel("share")
+    plots[0].set_ylabel("share of distances, %")
     handles, labels = plots[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     return figure

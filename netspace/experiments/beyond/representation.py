@@ -19,6 +19,7 @@ import prepkit
 from netspace.data import TEST, TRAIN, VALIDATION
 from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, claim, table_of_measures
+from netspace.explore import colours
 from netspace.explore.embedding import encode
 from netspace.space.evaluation import preps_of
 from prepkit.figures import panels
@@ -38,7 +39,12 @@ HYPERPARAMETERS = ("epochs", "epoch", "learning_rate", "momentum", "weight_decay
 WIDE = 10.0  # largest over smallest value from which a hyper-parameter is guessed on a logarithmic scale
 SPREAD = 0.5  # ceiling of tau below which accuracies differ by luck and nothing is claimed
 EMBEDDING, STATISTICS, RAW, COMPONENTS = "embedding", "layer statistics", "PRep", "principal components"
-COLOURS = {EMBEDDING: "#1f77b4", STATISTICS: "#ff7f0e", RAW: "#7f7f7f", COMPONENTS: "#2ca02c"}
+COLOURS = {
+    EMBEDDING: colours.PREDICTED,
+    STATISTICS: colours.STATISTICS,
+    RAW: colours.WEIGHTS,
+    COMPONENTS: colours.WEIGHTS_REDUCED,
+}
 COLUMNS = (
     Column("values", "values"),
     Column("R2", "r2", digits=3),
