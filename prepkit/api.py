@@ -135,8 +135,8 @@ def create_zoo(
     types: Mapping[str, str | type] | None = None,
     pattern: str | None = None,
     on: Mapping[str, str] | None = None,
-    width: int = 512,
-    format: str = "safetensors",
+    width: int | None = None,
+    format: str | None = None,
     name: str | None = None,
     license: str | None = None,
     task: Mapping[str, Any] | str | os.PathLike[str] | None = None,
@@ -147,6 +147,7 @@ def create_zoo(
     keep_batch_norm: bool = False,
     keep_unfoldable: Literal["affine"] | None = None,
     resume: bool = False,
+    append: bool = False,
     keep_going: bool = False,
     drop_nan: bool = False,
     token: str | None = None,
@@ -154,7 +155,7 @@ def create_zoo(
 ) -> WrittenZoo:
     """Make a zoo of checkpoints and PRep files, and write its card; BatchNorm is folded.
 
-    path:         the zoo's folder, missing or empty
+    path:         the zoo's folder, missing or empty; with `append` a finished zoo
     models:       files, folders of them, or models of the Hub such as hf://user/model or
                   hf://user/model@revision/file.safetensors
     table:        CSV, TSV, JSON or JSONL file whose column `file` names the models by path, from the table's folder or
@@ -165,8 +166,8 @@ def create_zoo(
     pattern:      path of each model below a folder, "{run}/checkpoint_{epoch:int}/checkpoints", whose fields become
                   columns and ids; a table "{run}/result.json" is then one for each run
     on:           columns of tables for fields that have other names there, {"epoch": "training_iteration"}
-    width:        columns of the PReps, a multiple of 8
-    format:       format of the shards, "safetensors" or "hdf5"
+    width:        columns of the PReps, a multiple of 8; 512 if missing
+    format:       format of the shards, "safetensors" or "hdf5"; the first if missing
     name:         the zoo's name; its folder's if missing
     license:      the zoo's licence, an identifier such as "mit"
     task:         record of the task that the models were trained on, or a JSON file that holds it
@@ -176,7 +177,8 @@ def create_zoo(
     dtype:        dtype of the zoo, which must hold all values exactly; the first model's if missing
     keep_batch_norm: keep BatchNorm with its running statistics instead of folding it
     keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel
-    resume:       go on with a zoo whose writing was interrupted
+    resume:       go on with a zoo whose writing was interrupted, or with `append` to which appending was
+    append:       add the models to a finished zoo; settings that are missing are its own, and its ClassIds stay
     keep_going:   add the other models too before an error is raised whose notes tell of each that failed
     drop_nan:     leave out models that hold NaN or infinity, and count them
     token:        token for the Hub; HF_TOKEN or that of `hf auth login` if missing
@@ -203,9 +205,11 @@ def create_zoo(
         Packing(architecture, keep_batch_norm, keep_unfoldable),
         command="zoo create",
         resume=resume,
+        append=append,
         keep_going=keep_going,
         drop_nan=drop_nan,
         progress=progress,
+        how_to_go_on="go on with append=True, resume=True" if append else "go on with resume=True",
         width=width,
         format=format,
         dtype=dtype,

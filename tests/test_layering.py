@@ -177,6 +177,7 @@ LIGHT = (
     "zoo",
     "zoo.format",
     "zoo.format.counts",
+    "zoo.format.appends",
     "zoo.format.drawn_split",
     "zoo.format.function",
     "zoo.format.manifest",

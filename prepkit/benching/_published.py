@@ -12,7 +12,7 @@ from prepkit.zoo.format.manifest import Manifest
 
 FILE = "published.toml"
 IMPORT = "zoo import "
-CHANGES = ("cut", "merged")  # keys of the provenance of a zoo that is a part of another one, or of several
+CHANGES = ("cut", "merged", "appends", "drops")  # keys of the provenance of a zoo with other instances than an import
 SAYS = ("metric", "source", "values")  # keys of a table of numbers that say what they are; all others must fit the zoo
 
 

@@ -41,6 +41,7 @@ class Making:
         *,
         command: str,
         resume: bool = True,
+        append: bool = False,
         how_to_go_on: str | None = None,
     ) -> None:
         """Write the models of a source as a zoo, with a bar, and print what was written.
@@ -61,6 +62,7 @@ class Making:
                 Packing(**packing),
                 command=command,
                 resume=resume,
+                append=append,
                 keep_going=self.keep_going,
                 drop_nan=self.drop_nan,
                 progress=bar.advance,
@@ -73,8 +75,8 @@ class Making:
 
 
 MAKING_OPTIONS = (
-    click.option("--width", default=512, show_default=True, help="Columns of the PReps, a multiple of 8."),
-    click.option("--format", type=FORMATS, default="safetensors", show_default=True, help="Format of the shards."),
+    click.option("--width", type=int, help="Columns of the PReps, a multiple of 8. [default: 512]"),
+    click.option("--format", type=FORMATS, help="Format of the shards. [default: safetensors]"),
     click.option("--name", help="Name of the zoo. [default: the folder's name]"),
     click.option("--license", help="Licence of the zoo, such as mit or cc-by-4.0."),
     click.option("--task", type=click.Path(path_type=Path), help="JSON file: the task of the models."),
@@ -118,8 +120,8 @@ def making_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_making(
         *arguments: Any,
-        width: int,
-        format: str,
+        width: int | None,
+        format: str | None,
         name: str | None,
         license: str | None,
         task: Path | None,
@@ -181,6 +183,7 @@ def splits_option(*names: str) -> Callable[[Callable[..., Any]], Callable[..., A
 @network_options
 @keep_bn_option
 @click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
+@click.option("--append", is_flag=True, help="Add the models to a finished zoo, which others go on reading.")
 @json_option
 def create(
     folder: Path,
@@ -190,6 +193,7 @@ def create(
     network: NetworkOptions,
     keep_bn: bool,
     resume: bool,
+    append: bool,
     out: Output,
 ) -> None:
     """Make a zoo of checkpoints and PRep files.
@@ -213,6 +217,11 @@ def create(
     A zoo is finished when all models are in it. If one fails, the others that were added are kept, and --resume goes on
     when it is mended, or without it.
 
+    With --append, DIR is a finished zoo, and the models are added to it in one step when all of them are there; what is
+    missing of width, format, dtype, name, licence and task is the zoo's. Its ClassIds stay, new architectures get the
+    next ones, a column that the old or the new instances lack is empty for them, and splits are those that a table
+    names. After an interruption, --append --resume goes on.
+
     The task is a JSON object such as {"kind": "images", "dataset": "digits", "split": {"seed": 0, "test": 360}}.
     """
     from prepkit.api import model_address, source_of_models
@@ -223,8 +232,9 @@ def create(
     packing = packing_of(network, keep_bn)
     with hub_bars(named):
         source = source_of_models(named, **files, key=network.key, prefix=network.prefix)
-        go_on = "go on with --resume"
-        making.write(folder, source, packing, out, command="zoo create", resume=resume, how_to_go_on=go_on)
+        go_on = "go on with --append --resume" if append else "go on with --resume"
+        how: dict[str, Any] = {"resume": resume, "append": append, "how_to_go_on": go_on}
+        making.write(folder, source, packing, out, command="zoo create", **how)
 
 
 def packing_of(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:

@@ -39,6 +39,8 @@ FLAGS = {
     "kind='": "--kind '",
     "`log`": "--log",
     "force=True": "--force",
+    "append=True, resume=True": "--append --resume",
+    "append=True": "--append",
     "resume=True": "--resume",
     "link=True": "--link",
     "prefix=True": "--prefix",

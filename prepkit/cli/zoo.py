@@ -12,7 +12,7 @@ from prepkit.cli.completion import zoo_ids
 from prepkit.cli.examples import examples
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
-from prepkit.cli.zoo_progress import progress_document, progress_in, progress_text
+from prepkit.cli.zoo_progress import appending_note, progress_document, progress_in, progress_text
 from prepkit.cli.zoo_text import (
     cleaning_document,
     cleaning_text,
@@ -67,7 +67,8 @@ def info(folder: Path | HubAddress | UrlAddress, with_sums: bool, out: Output) -
     is `zoo.split(NAME).sha256` too.
 
     Of a zoo that is being written or trained, or whose writing was interrupted, it tells how many instances are
-    finished, of how many that `zoo train` has planned, and which process writes it since when.
+    finished, of how many that `zoo train` has planned, and which process writes it since when. Of a zoo to which
+    instances are being appended, a note tells how many are finished.
     """
     progress = progress_in(folder) if isinstance(folder, Path) else None
     if progress is not None and isinstance(folder, Path):
@@ -82,7 +83,10 @@ def info(folder: Path | HubAddress | UrlAddress, with_sums: bool, out: Output) -
 
         opened = open_zoo(str(folder))
         sums = {name: opened.split(name).sha256 for name in manifest.splits}
-    out.result(facts(manifest, sums), description(manifest, sums))
+    note = appending_note(folder) if isinstance(folder, Path) else None
+    document = {**facts(manifest, sums), **({} if note is None else {"notes": [note]})}
+    out.notes([] if note is None else [note])
+    out.result(document, description(manifest, sums))
 
 
 @zoo.command(

@@ -1,4 +1,4 @@
-"""What `prepkit zoo info` tells of a zoo that is not finished."""
+"""What `prepkit zoo info` tells of a zoo that is not finished, or of instances that are not appended to it yet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from prepkit.errors import counted
 from prepkit.support.text import duration, table
 from prepkit.zoo.format.counts import ARCHITECTURES_SHOWN
 from prepkit.zoo.format.manifest import MANIFEST
+from prepkit.zoo.format.paths import APPENDING
 
 if TYPE_CHECKING:
     from prepkit.training.watching import ZooProgress
@@ -22,6 +23,31 @@ def progress_in(folder: Path) -> ZooProgress | None:
 
     progress = progress_of(folder)
     return None if (folder / MANIFEST).exists() else progress  # it may have been finished meanwhile
+
+
+def appending_note(folder: Path) -> str | None:
+    """Tell of instances that are being appended to a finished zoo, or of which appending was interrupted."""
+    appending = folder / APPENDING
+    if not appending.is_dir():
+        return None  # without what follows, which takes torch to import
+    finished, holder = _finished_in(appending)
+    if holder is not None:
+        return f"{holder} is appending to the zoo; {counted(finished, 'finished instance')} will be in it at the end."
+    return (
+        f"Appending to the zoo was interrupted; {counted(finished, 'finished instance')} will be in it when the "
+        f"command that began it goes on, with --resume. Delete '{appending}' to give that up."
+    )
+
+
+def _finished_in(appending: Path) -> tuple[int, str | None]:
+    """Return how many instances are finished, and which process writes them."""
+    from prepkit.training.watching import progress_of
+    from prepkit.zoo.format.manifest import read_manifest
+
+    if (appending / MANIFEST).exists():
+        return read_manifest(appending).table.rows, None
+    progress = progress_of(appending)
+    return (0, None) if progress is None else (progress.finished, progress.holder)
 
 
 def progress_document(progress: ZooProgress) -> dict[str, Any]:

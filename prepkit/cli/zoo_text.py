@@ -11,6 +11,7 @@ from prepkit.cli.output import with_flags
 from prepkit.errors import counted
 from prepkit.support.json_values import json_value
 from prepkit.support.text import readable_bytes, table
+from prepkit.zoo.format.appends import appends_in
 from prepkit.zoo.format.counts import ARCHITECTURES_SHOWN, counts_of, num_bytes_of
 from prepkit.zoo.format.split_rule import split_rule
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from prepkit.zoo.change.verify import Verification
     from prepkit.zoo.format.manifest import Manifest
     from prepkit.zoo.write.written import WrittenZoo
+
+APPENDS_SHOWN = 5
 
 
 def facts(manifest: Manifest, sums: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -63,6 +66,7 @@ def facts(manifest: Manifest, sums: Mapping[str, str] | None = None) -> dict[str
         "function": None if manifest.function is None else manifest.function.to_dict(),
         "preprocessing": None if manifest.preprocessing is None else dict(vars(manifest.preprocessing)),
         "created_by": manifest.created_by,
+        "appends": [dict(record) for record in appends_in(manifest.provenance)],
     }
 
 
@@ -86,12 +90,29 @@ def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> st
         f"  licence  {manifest.license or 'none given'}",
         *([] if manifest.function is None else [f"  function {manifest.function}"]),
         *([] if manifest.preprocessing is None else [f"  normalised {manifest.preprocessing}"]),
+        *_appends(manifest),
         *(f"  sha256   {sum_} of the ids of {name}" for name, sum_ in (sums or {}).items()),
         "",
         table(rows, ("ClassId", "architecture", "instances", "parameters", "height")),
         *([f"and {counted(more, 'more architecture')}, which --json lists"] if more else []),
     ]
     return "\n".join(lines)
+
+
+def _appends(manifest: Manifest) -> list[str]:
+    """Return a line for each of the last times that instances were appended."""
+    records = appends_in(manifest.provenance)
+    lines = [_append(record) for record in records[-APPENDS_SHOWN:]]
+    before = sum(record.get("instances", 0) for record in records[:-APPENDS_SHOWN])
+    return ([f"  appended {counted(before, 'instance')} before, which --json lists"] if before else []) + lines
+
+
+def _append(record: Mapping[str, Any]) -> str:
+    """Return how many instances were appended when, to which splits, and by which command."""
+    splits = ", ".join(f"{name} {count:,}" for name, count in (record.get("splits") or {}).items()) or "no split"
+    command = (record.get("provenance") or {}).get("command")
+    by = "" if command is None else f", by {command}"
+    return f"  appended {counted(record['instances'], 'instance')} on {record['time'][:10]} to {splits}{by}"
 
 
 def verification(result: Verification) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from prepkit.errors import OutputError, ZooLocked
 from prepkit.support.files import ZOO_LOCK, output_error, system_errors_as_output
 
+POLLING = 0.1  # seconds between two attempts to take a lock that another process holds
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -85,14 +87,23 @@ def take_lock(file: Path, folder: Path) -> BaseFileLock:
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[None]:
+def changing(folder: Path, *, patience: float = 0) -> Iterator[None]:
     """Let one process at a time replace files of a finished zoo; others read it meanwhile.
 
+    patience: seconds to wait for another process that changes it
     raises ZooLocked naming the process that changes it, OutputError if nothing can be written into the folder
     """
     file = folder / ZOO_LOCK
+    deadline = time.monotonic() + patience
     with system_errors_as_output(folder):
-        lock = take_lock(file, folder)
+        while True:
+            try:
+                lock = take_lock(file, folder)
+                break
+            except ZooLocked:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(POLLING)
     try:
         yield
     finally:

@@ -21,10 +21,10 @@ from prepkit.support.files import output_error
 from prepkit.support.lock import changing
 from prepkit.support.text import Brief
 from prepkit.zoo.card.card import README, replace_card
-from prepkit.zoo.change._common_type import common_type
 from prepkit.zoo.change._given_columns import GivenColumns, given_columns, is_text
 from prepkit.zoo.change._rows_of_keys import Match, matched
 from prepkit.zoo.format.columns import OWN_COLUMNS, checked_name
+from prepkit.zoo.format.common_type import common_type
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.sizes import check_sizes

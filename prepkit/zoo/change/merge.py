@@ -20,21 +20,21 @@ from prepkit.errors import ZooError, listed
 from prepkit.support.progress import Advance
 from prepkit.version import __version__
 from prepkit.zoo.card.card import write_card
-from prepkit.zoo.change._linking import check_linkable, link_shards, whole_manifest
-from prepkit.zoo.change._merged_table import SourceZoo, merged_table
+from prepkit.zoo.change._linking import check_linkable, whole_manifest
+from prepkit.zoo.change._merged_table import merged_table
 from prepkit.zoo.change.copying import check_target, check_whole, copy_file, copy_shards, verified_manifest
 from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
+from prepkit.zoo.format.networks import differing_facts
 from prepkit.zoo.format.shards import ShardFormat, shard_format
 from prepkit.zoo.format.tables import write_table_at_once
 from prepkit.zoo.write.building import building
+from prepkit.zoo.write.joined_table import SourceZoo
+from prepkit.zoo.write.linking import link_shards
 from prepkit.zoo.write.written import WrittenZoo
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-# These attributes must agree where two zoos have an architecture of one name.
-FACTS = ("layout", "fused", "family", "input_shape", "num_trainable", "config")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def reconciled(
     for zoo in zoos:
         for stored in zoo.manifest.architectures:
             before, where = known.setdefault(stored.name, (stored, zoo))
-            differing = [fact for fact in FACTS if getattr(before, fact) != getattr(stored, fact)]
+            differing = differing_facts(before, stored)
             if differing:
                 raise ZooError(
                     f"'{stored.name}' is not the same in '{where.root}' and '{zoo.root}': {listed(differing)} differ. "

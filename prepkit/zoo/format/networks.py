@@ -1,10 +1,21 @@
-"""Build architectures from what a zoo stores."""
+"""Build architectures from what a zoo stores, and compare what two zoos store."""
 
 from __future__ import annotations
 
 from prepkit.errors import ZooError
 from prepkit.families.registry import Architecture
-from prepkit.zoo.format.manifest import StoredArchitecture
+from prepkit.support.json_values import canonical_json
+from prepkit.zoo.format.manifest import StoredArchitecture, architecture_to_dict
+
+# These must agree where two zoos have an architecture of one name.
+FACTS = ("layout", "fused", "family", "input_shape", "num_trainable", "config")
+
+
+def differing_facts(first: StoredArchitecture, second: StoredArchitecture) -> list[str]:
+    """Return the names of the facts that differ between two architectures of one name."""
+    both = architecture_to_dict(first), architecture_to_dict(second)
+    one, other = ({fact: canonical_json(data[fact]) for fact in FACTS} for data in both)
+    return [fact for fact in FACTS if one[fact] != other[fact]]
 
 
 def architecture_of(stored: StoredArchitecture, place: str, *, trust_code: bool) -> Architecture:

@@ -16,6 +16,7 @@ SAFE_PATH = re.compile(f"{SAFE_PART.pattern}(/{SAFE_PART.pattern})*")
 BESIDE = frozenset((ZOO_MANIFEST, ZOO_LOCK, "README.md", "card.png", ".gitattributes", ".gitignore"))
 VIEWER = "viewer"  # folder of the tables that a push writes for the Hub's viewer
 FOREIGN_FOLDERS = frozenset((".git", ".cache"))  # git and the Hub's client make them
+APPENDING = ".appending"  # in a finished zoo: the zoo of instances that are being appended to it
 WORKING_FOLDERS = (".writing", ".pulling")  # they are left in a finished zoo only by a kill, or by an interrupted pull
 
 
@@ -72,7 +73,7 @@ def unnamed_files(root: Path, named: Collection[str]) -> Iterator[str]:
     except OSError:
         card = b""
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in FOREIGN_FOLDERS)
+        folders[:] = sorted(name for name in folders if name not in FOREIGN_FOLDERS and name != APPENDING)
         paths = [(Path(folder) / name).relative_to(root).as_posix() for name in sorted(files)]
         paths = [path for path in paths if path not in named and path not in BESIDE]
         yield from (path for path in paths if not (path.startswith(f"{VIEWER}/") and path.encode() in card))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prepkit.errors import counted
+from prepkit.zoo.format.appends import before_appends
 from prepkit.zoo.format.drawn_split import drawn_in
 from prepkit.zoo.format.manifest import Manifest
 
@@ -28,6 +30,14 @@ def split_rule(manifest: Manifest) -> str | None:
 def _rule(provenance: Any, depth: int) -> str | None:
     if not isinstance(provenance, Mapping) or not depth:
         return None
+    before, joined = before_appends(provenance)
+    rule = _first_rule(before, depth)
+    if rule is None or not joined:
+        return rule
+    return f"{rule}, and {counted(joined, 'instance')} appended with a split"
+
+
+def _first_rule(provenance: Mapping[str, Any], depth: int) -> str | None:
     drawn = drawn_in(provenance)
     if drawn is not None:
         return f"drawn with seed {drawn['seed']}"

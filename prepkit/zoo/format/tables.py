@@ -193,12 +193,17 @@ def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def rows_at(table: pa.Table, numbers: np.ndarray) -> pa.Table:
-    """Return these rows in this order, without pandas, which pyarrow would import for an array of numpy."""
+    """Return these rows in this order."""
+    return table.take(int64_array(numbers))
+
+
+def int64_array(numbers: np.ndarray) -> pa.Array:
+    """Return whole numbers as an array of Arrow, without pandas, which pyarrow would import for an array of numpy."""
     import numpy as np
     import pyarrow as pa
 
     values = np.ascontiguousarray(numbers, dtype=np.int64)
-    return table.take(pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)]))
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
 def rows_with(column: pa.ChunkedArray, text: str | None) -> np.ndarray:

@@ -22,6 +22,7 @@ from prepkit.support.progress import Advance
 from prepkit.zoo.card import card
 from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import read_manifest
+from prepkit.zoo.format.paths import APPENDING
 from prepkit.zoo.read.zoo import local_zoo
 from prepkit.zoo.write.adding import Packing, Source, add_models
 from prepkit.zoo.write.kept_rows import check_kept
@@ -44,6 +45,7 @@ def make_zoo(
     *,
     command: str,
     resume: bool,
+    append: bool = False,
     keep_going: bool = False,
     drop_nan: bool = False,
     progress: Advance | None = None,
@@ -54,6 +56,7 @@ def make_zoo(
 
     command:      what made the zoo, such as "zoo import tree"; the provenance and the card's columns go by it
     resume:       go on with an unfinished zoo
+    append:       add the models to a finished zoo, whose card is written anew if it has one
     keep_going:   add the other models too before an error is raised whose notes tell of each that failed
     drop_nan:     leave out models that hold NaN or infinity
     progress:     is called with a number of models each time that many more were added
@@ -63,16 +66,21 @@ def make_zoo(
     """
     _check_ids(source)
     root = Path(path)
-    if resume and is_zoo(root):
-        _check_missing(root, source, drop_nan or source.leaves_out_copies)
+    if resume and is_zoo(root) and not append:
+        _check_missing(root, source, drop_nan or source.leaves_out_copies, command)
         card.write_card(root)  # the command was interrupted between the zoo and its card
         return WrittenZoo(root, read_manifest(root), (*source.notes(), NOT_COUNTED), source.types)
-    all_added = False
+    written, all_added = root / APPENDING if append else root, False
+    was_finished = append and is_zoo(written)  # it lacked only the last step, which opening it makes up for
     if about.get("task") is None:
         about["task"] = source.task
     begun_with = {"command": command, "options": dict(source.options)} if source.options else {}
     try:
-        with ZooWriter(path, resume=resume, provenance=begun_with, **about) as writer:
+        with ZooWriter(path, resume=resume, append=append, provenance=begun_with, **about) as writer:
+            if append and was_finished and all(id_ in writer for id_ in source.ids):
+                return WrittenZoo(root, read_manifest(root), (*source.notes(), *writer.notes), source.types)
+            if append:
+                _check_new(writer, root, source)
             check_kept(writer, source, packing)
             _keep_teacher(writer, source)
             notes = add_models(
@@ -89,13 +97,34 @@ def make_zoo(
             if command.startswith(IMPORT):
                 writer.function = Function(source.how_to_run)
             writer.provenance = {**begun_with, **provenance_of_models(command, len(writer)), **source.record}
-        card.write_card(root)
+        if not append:
+            card.write_card(root)
     except (PrepkitError, KeyboardInterrupt) as error:
-        if all_added:
-            kept = f"'{root}' is finished but for its card" if is_zoo(root) else "All models are kept"
-            error.add_note(f"{kept}; {how_to_go_on}, or delete '{root}'.")
+        if all_added and not (append and is_zoo(written)):  # else `close` has told where all is kept
+            has_no_card = is_zoo(root) and not append
+            kept = f"'{root}' is finished but for its card" if has_no_card else "All models are kept"
+            error.add_note(f"{kept}; {how_to_go_on}, or delete '{written}'.")
         raise
-    return WrittenZoo(root, read_manifest(root), notes, source.types)
+    return WrittenZoo(root, read_manifest(root), (*notes, *writer.notes), source.types)
+
+
+def _check_new(writer: ZooWriter, root: Path, source: Source) -> None:
+    """Raise ZooError naming the models whose ids the zoo that is appended to has already."""
+    written = writer.written_ids
+    taken = [index for index, id_ in enumerate(source.ids) if id_ in writer and id_ not in written]
+    if not taken:
+        return
+    if not len(writer):
+        writer.discard()
+    models = counted(len(source.ids), "model")
+    if len(taken) == len(source.ids):
+        each = "the id of this model" if len(taken) == 1 else f"the ids of all {models}"
+        raise ZooError(f"'{root}' has instances of {each} already, so nothing is left to append.")
+    has = "has the id of an instance" if len(taken) == 1 else "have the ids of instances"
+    raise ZooError(
+        f"{len(taken):,} of {models} {has} that '{root}' has already: {listed(map(source.name, taken))}. Name only "
+        "the new models, or give them other ids, in the column `id` of a table."
+    )
 
 
 def _keep_teacher(writer: ZooWriter, source: Source) -> None:
@@ -120,7 +149,7 @@ def _check_ids(source: Source) -> None:
             )
 
 
-def _check_missing(root: Path, source: Source, may_leave_out: bool) -> None:
+def _check_missing(root: Path, source: Source, may_leave_out: bool, command: str) -> None:
     """Raise ZooError for a finished zoo, with what it lacks of a source, unless it lacks only its card."""
     ids = set(local_zoo(root).table["id"].to_pylist())
     foreign, missing = sorted(ids.difference(source.ids)), [id_ for id_ in source.ids if id_ not in ids]
@@ -131,10 +160,12 @@ def _check_missing(root: Path, source: Source, may_leave_out: bool) -> None:
         )
     if missing and (not may_leave_out or (root / card.README).exists()):
         left_out = ", or were left out of it" if may_leave_out else ""
+        add = "Name them alone with append=True"
+        if command.startswith(IMPORT):
+            add = "Make a zoo of them alone in another folder and `prepkit zoo merge` the two"
         raise ZooError(
             f"'{root}' is a finished zoo, and {len(missing):,} of {counted(len(source.ids), 'model')} {_are(missing)} "
-            f"not in it: {listed(missing)}. They came later{left_out}. A finished zoo takes no more: make a zoo of "
-            "them alone in another folder and `prepkit zoo merge` the two, or delete the folder to begin anew."
+            f"not in it: {listed(missing)}. They came later{left_out}. {add}, or delete the folder to begin anew."
         )
     if (root / card.README).exists():
         all_of_them = "the only model" if len(ids) == 1 else f"all {len(ids):,} models"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted, listed
-from prepkit.prep.layout import Layout, canonical_json
+from prepkit.prep.layout import canonical_json
 from prepkit.support.text import is_unicode
 from prepkit.tensors import BITS
 from prepkit.zoo.format.columns import Schema, plain_columns
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prepkit.families.registry import Registry
-    from prepkit.zoo.format.manifest import StoredArchitecture
+    from prepkit.prep.layout import Layout
     from prepkit.zoo.write._contents import Contents
+    from prepkit.zoo.write._instance_rows import Packable
 
 
 def new_entries(
@@ -33,26 +35,33 @@ def new_entries(
 
     raises ZooError for ids, splits or columns that the zoo's table cannot hold
     """
-    names = new_ids(ids, contents.ids, place)
+    names = new_ids(ids, contents, place)
     check_splits(splits, place)
     plain = [plain_columns(row, f"{place} ({name})") for name, row in zip(names, columns, strict=True)]
-    schema = contents.schema.extended(plain, place)
+    schema = contents.extended(plain, place)
     entries = [Entry(name, architecture, split, row) for name, split, row in zip(names, splits, plain, strict=True)]
     return entries, schema
 
 
-def new_ids(ids: Sequence[str | None], known: Collection[str], place: str) -> list[str]:
-    """Return the ids of new instances; a missing id becomes the instance's number in the zoo.
+def new_ids(ids: Sequence[str | None], contents: Contents, place: str) -> list[str]:
+    """Return the ids of new instances; a missing id becomes the instance's number in the zoo, or the next free one.
 
     raises ZooError if an id is no text or is in the zoo already
     """
+    known, earlier = contents.ids, contents.earlier
     names = [f"{len(known) + index:06d}" if name is None else name for index, name in enumerate(ids)]
+    if earlier is not None:  # a zoo that lost instances may have an id that is higher than their number
+        numbered = (f"{number:06d}" for number in count(len(known) + len(earlier.ids)))
+        free = (name for name in numbered if not contents.has_id(name))
+        names = [next(free) if name is None else name for name in ids]
     for name in names:
         if not isinstance(name, str) or not name or not is_unicode(name):
             raise ZooError(f"{place}: an id is text, not {name!r}.")
-    repeated = [name for name, count in Counter(names).items() if count > 1 or name in known]
+    repeated = [name for name, times in Counter(names).items() if times > 1 or name in known]
     if repeated:
         raise ZooError(f"{place}: the id {listed(map(repr, repeated))} is in the zoo already; ids are unique.")
+    if earlier is not None:
+        earlier.check_ids(names, place)
     return names
 
 
@@ -76,22 +85,32 @@ def stack_size(layout: Layout, tensors: Mapping[str, Tensor], place: str) -> int
     return shape[0]
 
 
-def check_counts(lists: Mapping[str, Sequence[Any]], count: int, place: str) -> None:
-    """Raise ZooError naming the lists that do not have one value for each of `count` instances."""
-    wrong = [f"{name}: {len(values)}" for name, values in lists.items() if len(values) != count]
-    if wrong:
-        raise ZooError(f"{place}: there are {counted(count, 'instance')}, but {listed(wrong)} values.")
-
-
-def check_member(
-    architecture: str,
-    layout: Layout,
-    known: Mapping[str, StoredArchitecture],
-    registry: Registry | None,
+def rows_of_stack(
+    ids: Sequence[str] | None,
+    split: str | Sequence[str | None] | None,
+    columns: Mapping[str, Sequence[Any]],
+    number: int,
     place: str,
-) -> None:
-    """Raise ZooError if a zoo with these architectures and this registry has no place for an instance."""
-    stored = known.get(architecture)
+) -> tuple[list[str | None], list[str | None], list[dict[str, Any]]]:
+    """Return the id, the split and the columns of each of `number` instances.
+
+    raises ZooError naming the lists that do not have one value for each
+    """
+    splits = [split] * number if split is None or isinstance(split, str) else list(split)
+    names: list[str | None] = [None] * number if ids is None else list(ids)
+    lists = {"ids": names, "split": splits, **columns}
+    wrong = [f"{name}: {len(values)}" for name, values in lists.items() if len(values) != number]
+    if wrong:
+        raise ZooError(f"{place}: there are {counted(number, 'instance')}, but {listed(wrong)} values.")
+    return names, splits, [{name: values[at] for name, values in columns.items()} for at in range(number)]
+
+
+def check_member(item: Packable, width: int, contents: Contents, registry: Registry | None, place: str) -> None:
+    """Raise ZooError if a zoo with these contents and this registry has no place for an instance."""
+    architecture, layout = item.name, item.layout
+    stored = contents.architectures.get(architecture)
+    if stored is None and contents.earlier is not None:
+        contents.earlier.check_architecture(item.stored(width), place)
     if stored is not None and stored.layout != layout:
         raise ZooError(
             f"{place}: other instances of {architecture} have another layout (dtypes or tied tensors differ)."

@@ -11,6 +11,7 @@ from typing import Any
 from prepkit.errors import ZooError
 from prepkit.zoo.format.columns import Schema, plain_columns
 from prepkit.zoo.format.manifest import Shard, StoredArchitecture
+from prepkit.zoo.write._earlier import Earlier
 from prepkit.zoo.write._journal import Begin, Entry, Line, TeacherEntry, ValuesSum
 
 
@@ -23,11 +24,13 @@ class Contents:
     num_instances: number of instances by architecture
     splits:        number of instances by split
     schema:        types of the user's columns
+    earlier:       the zoo that the instances are appended to; None if they become a zoo of their own
     published:     published shards by path, when the writer resumed
     sums:          the last sum of each shard by architecture and number, when the writer resumed
     """
 
     dtype: str | None
+    earlier: Earlier | None = None
     architectures: dict[str, StoredArchitecture] = field(default_factory=dict)
     num_instances: Counter[str] = field(default_factory=Counter)
     ids: set[str] = field(default_factory=set)
@@ -40,10 +43,29 @@ class Contents:
     def can_hold(self, columns: Mapping[str, Any]) -> bool:
         """Return whether the table can hold these values, beside those that are in it."""
         try:
-            self.schema.extended([plain_columns(columns, "")], "")
+            self.extended([plain_columns(columns, "")], "")
         except ZooError:
             return False
         return True
+
+    def extended(self, rows: Iterable[Mapping[str, Any]], place: str) -> Schema:
+        """Return the schema that holds these rows too.
+
+        raises ZooError if a value is of another kind than the values before it, also in the zoo that is appended to
+        """
+        schema = self.schema.extended(rows, place)
+        if self.earlier is not None and schema.kinds != self.schema.kinds:
+            self.earlier.check_columns(schema, place)
+        return schema
+
+    @property
+    def all_ids(self) -> frozenset[str]:
+        """The ids of these instances, and of those of the zoo that they are appended to."""
+        return frozenset(self.ids) if self.earlier is None else self.earlier.ids.union(self.ids)
+
+    def has_id(self, id: object) -> bool:
+        """Return whether an id is one of `all_ids`, without gathering them."""
+        return id in self.ids or (self.earlier is not None and id in self.earlier.ids)
 
     def add(self, entries: Iterable[Entry], schema: Schema) -> None:
         """Take in finished instances, and the schema that holds their columns too."""

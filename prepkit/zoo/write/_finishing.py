@@ -1,18 +1,40 @@
-"""Order the architectures, and make the rows of the table and the manifest, when a writer closes."""
+"""Order the architectures, publish all files, and make the rows of the table and the manifest, when a writer closes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from prepkit.families.registry import Registry
 from prepkit.version import __version__
 from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture
+from prepkit.zoo.format.tables import write_table
 from prepkit.zoo.write._contents import Contents
 from prepkit.zoo.write._instance_rows import Packable
 from prepkit.zoo.write._journal import Entry
+from prepkit.zoo.write._stages import Stages
+from prepkit.zoo.write._teacher import publish_teacher
+from prepkit.zoo.write.staging import SHARDS
+
+
+def publish_files(
+    contents: Contents, stages: Stages, entries: Iterable[Entry], registry: Registry | None, root: Path, folder: Path
+) -> dict[str, Any]:
+    """Publish the last shards, the table and the teacher, and return what the manifest says of them.
+
+    folder: where they lie until they are finished
+    """
+    (root / SHARDS).mkdir(exist_ok=True)
+    teacher = None if contents.teacher is None else contents.teacher.stored
+    architectures = members(contents.architectures, registry, teacher, stages.width)
+    shards = stages.publish(architectures)
+    rows = table_rows(entries, architectures, shards, stages.rows_a_shard)
+    table = write_table(rows, contents.schema.arrow(), root, folder)
+    kept = publish_teacher(contents.teacher, root, folder)
+    return {"architectures": architectures, "shards": tuple(shards), "table": table, "teacher": kept}
 
 
 def members(

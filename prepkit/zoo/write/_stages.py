@@ -15,6 +15,8 @@ from prepkit.zoo.write.staging import Stage, Threads
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prepkit.zoo.write._contents import Contents
+
 
 class Stages:
     """One stage for each architecture that has instances.
@@ -37,7 +39,7 @@ class Stages:
         self._root = root
         self._folder = folder
         self._kind = kind
-        self._width = width
+        self.width = width
         self._shard_bytes = shard_bytes
         self._check_own = check_own
         self._on_published = on_published
@@ -49,7 +51,7 @@ class Stages:
         """The stage of an architecture, made when it is first asked for."""
         stage = self._stages.get(stored.name)
         if stage is None:
-            row = Extent(1, stored.height, self._width, dtype)
+            row = Extent(1, stored.height, self.width, dtype)
             extent = replace(row, rows=max(1, self._shard_bytes // row.row_bytes))
             stage = self._stages[stored.name] = Stage(
                 self._root,
@@ -63,6 +65,16 @@ class Stages:
                 self._on_published,
             )
         return stage
+
+    def resume(self, contents: Contents) -> None:
+        """Go on where a killed writer stopped.
+
+        contents: what its journal says
+        raises ZooError if values of a finished instance are gone, or are not those that were written
+        """
+        for name, stored in contents.architectures.items():
+            stage = self.of(stored, contents.dtype or stored.layout.dtype)
+            stage.resume(contents.num_instances[name], contents.published, contents.sums)
 
     def publish(self, architectures: Iterable[StoredArchitecture]) -> list[Shard]:
         """Publish all shards, and describe them in the order of their architectures."""

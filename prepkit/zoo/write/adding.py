@@ -149,7 +149,7 @@ def add_models(
     keep_going: add the other models too before an error is raised that tells of all that failed
     drop_nan:   leave out models that hold NaN or infinity, and count them
     """
-    foreign = sorted(writer.finished_ids.difference(source.ids))
+    foreign = sorted(writer.written_ids.difference(source.ids))
     if foreign:
         raise ZooError(
             f"'{writer.root}' holds {counted(len(foreign), 'instance')} of none of these models: {listed(foreign)}. "
@@ -157,7 +157,7 @@ def add_models(
         )
     recognised = Recognised(keep_unfoldable=packing.keep_unfoldable, keep_batch_norm=packing.keep_batch_norm)
     failures: list[str] = []
-    finished = writer.finished_ids
+    finished = writer.written_ids
     waiting = array("q", (index for index, id_ in enumerate(source.ids) if id_ not in finished))
     if progress is not None and len(waiting) < len(source.ids):
         progress(len(source.ids) - len(waiting))

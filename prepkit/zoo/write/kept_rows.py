@@ -30,7 +30,7 @@ def check_kept(writer: ZooWriter, source: Source, packing: Packing) -> None:
     model on the Hub its address, with the commit, says which it is.
     raises ZooError for the first that differs; nothing of the zoo is changed
     """
-    if not len(writer) or not writer.finished_ids.issubset(source.ids):  # the latter is for `add_models` to tell
+    if not len(writer) or not writer.written_ids.issubset(source.ids):  # the latter is for `add_models` to tell
         return
     indices = {id_: index for index, id_ in enumerate(source.ids)}
     last = len(writer) - 1

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock
+
 from prepkit.errors import OutputError, ZooError, listed
 from prepkit.support.files import output_error
+from prepkit.support.lock import take_lock
 from prepkit.support.logs import logger
 from prepkit.zoo.format.manifest import MANIFEST
 from prepkit.zoo.write._journal import Journal
@@ -20,6 +24,18 @@ WRITING = ".writing"
 JOURNAL = "journal.jsonl"
 
 
+def take_folder(root: Path, folder: Path) -> BaseFileLock:
+    """Make or check the folders of a zoo that is to be written, and take its lock.
+
+    raises what `prepare` and `take_lock` raise
+    """
+    prepare(root, folder)
+    try:
+        return take_lock(folder / "lock", root)
+    finally:
+        prepare(root, folder)  # another process may have finished the zoo meanwhile
+
+
 def prepare(root: Path, folder: Path) -> None:
     """Make the zoo's folder and the working folder in it, unless they are there.
 
@@ -27,7 +43,7 @@ def prepare(root: Path, folder: Path) -> None:
     """
     if (root / MANIFEST).exists():
         shutil.rmtree(folder, ignore_errors=True)  # a writer was killed after its last step
-        raise ZooError(f"'{root}' is a finished zoo; write another folder, or `prepkit zoo merge` the two.")
+        raise ZooError(f"'{root}' is a finished zoo; append=True adds instances to it, or write another folder.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         others = sorted(entry.name for entry in root.iterdir() if entry.name != WRITING)
@@ -62,6 +78,25 @@ def open_journal(root: Path, folder: Path, settings: Mapping[str, Any], resume: 
         raise
     journal.close()
     return Journal.create(path, settings), False
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the working folder of a zoo that is finished.
+
+    raises OutputError if that cannot be done
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise OutputError(f"'{folder.parent}' is finished and whole, but '{folder}' cannot be removed; delete it.")
+
+
+def remove_unfinished(root: Path, folder: Path, *, is_new: bool) -> None:
+    """Remove what is in the folder of an unfinished zoo, and the zoo's folder too if it is new."""
+    for part in (root / SHARDS, folder):
+        shutil.rmtree(part, ignore_errors=True)
+    if is_new:
+        with suppress(OSError):  # somebody else has put files there
+            root.rmdir()
 
 
 def remove_litter(root: Path) -> None:

@@ -3,6 +3,7 @@
 While a zoo is written it has no zoo.json, but a folder `.writing` with the open shards (staging.py), the journal
 (journal.py) and the lock. `close` writes the table, the teacher and at last zoo.json, whose presence makes the zoo
 visible, and removes the folder. An instance is finished when `add` has returned; of a group, when that is written.
+Instances that are appended to a finished zoo are written as a zoo in its folder `.appending` first (appending.py).
 """
 
 from __future__ import annotations
@@ -11,32 +12,39 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from prepkit.errors import OutputError, ZooError, counted
+from prepkit.errors import ZooError, counted
 from prepkit.families.registry import Architecture, Registry
 from prepkit.prep.file import PRep
 from prepkit.prep.shape import PRepShape
 from prepkit.support.files import system_errors_as_output
-from prepkit.support.lock import take_lock
 from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import MANIFEST, write_manifest
 from prepkit.zoo.format.shards import shard_format
-from prepkit.zoo.format.tables import write_table
 from prepkit.zoo.write._buffers import Buffers
-from prepkit.zoo.write._checks import check_counts, check_json, check_member, checked_dtype, new_entries, stack_size
+from prepkit.zoo.write._checks import check_json, check_member, checked_dtype, new_entries, rows_of_stack, stack_size
 from prepkit.zoo.write._contents import Contents
 from prepkit.zoo.write._failure import Failure
-from prepkit.zoo.write._finishing import manifest_of, members, table_rows
+from prepkit.zoo.write._finishing import manifest_of, publish_files
 from prepkit.zoo.write._group import Group
 from prepkit.zoo.write._instance_rows import Packable, packable, packable_stack, packed_pieces
+from prepkit.zoo.write._settings import settings_of_journal
 from prepkit.zoo.write._stages import Stages
-from prepkit.zoo.write._teacher import drop_others, keep_teacher, publish_teacher, take_back
-from prepkit.zoo.write.staging import SHARDS, Stage
-from prepkit.zoo.write.working import WRITING, open_journal, prepare, remove_litter
+from prepkit.zoo.write._teacher import drop_others, keep_teacher, take_back
+from prepkit.zoo.write.appending import join, target_of
+from prepkit.zoo.write.staging import Stage
+from prepkit.zoo.write.working import (
+    WRITING,
+    open_journal,
+    remove_folder,
+    remove_litter,
+    remove_unfinished,
+    take_folder,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,10 +58,10 @@ class ZooWriter:
     """Writes a zoo. It is a context manager: leaving it without an exception finishes the zoo.
 
     path:         the zoo's folder, made if missing; with `resume` it may hold an unfinished zoo, else it is empty
-    width:        columns of the PReps, a multiple of 8
+    width:        columns of the PReps, a multiple of 8; 512 if missing
     height:       common height at which readers give the PReps; the tallest architecture's if missing
     name:         name of the zoo; the folder's if missing
-    format:       format of the shards, "safetensors" or "hdf5"
+    format:       format of the shards, "safetensors" or "hdf5"; the first if missing
     dtype:        dtype of the PReps; the first instance's if missing
     registry:     the architectures and their ClassIds, also those without instances; if missing, the architectures
                   that are added, ascending in packed parameters
@@ -65,7 +73,11 @@ class ZooWriter:
     shard_bytes:  a shard holds at most this many bytes of values, but at least one instance
     resume:       go on with an unfinished zoo, given all other arguments as before; `finished_ids` and
                   `has_teacher` tell what it holds
-    raises ZooLocked if another process writes the zoo, ZooError if it is finished or was begun with other settings
+    append:       add instances to a finished zoo, which `close` changes in one step, and which others read meanwhile.
+                  Settings are the zoo's, ClassIds stay, `provenance` is that of what is appended. `notes` then holds
+                  sentences that the owner should read
+    raises ZooLocked if another process writes the zoo, ZooError if it is finished (with `append`: not finished) or was
+    begun with other settings
 
     >>> with ZooWriter("my-zoo", width=512) as writer:
     ...     writer.add(network, split="train", accuracy=0.91)
@@ -75,10 +87,10 @@ class ZooWriter:
         self,
         path: str | os.PathLike[str],
         *,
-        width: int = 512,
+        width: int | None = None,
         height: int | None = None,
         name: str | None = None,
-        format: str = "safetensors",
+        format: str | None = None,
         dtype: str | None = None,
         registry: Registry | None = None,
         task: Mapping[str, Any] | None = None,
@@ -86,17 +98,20 @@ class ZooWriter:
         provenance: Mapping[str, Any] | None = None,
         shard_bytes: int = SHARD_BYTES,
         resume: bool = False,
+        append: bool = False,
     ) -> None:
-        self.root = Path(path)
-        self.width = PRepShape.least(1, width).width
-        self.height = None if height is None else PRepShape(height, width).height
-        self.name = name or self.root.resolve().name
+        given: dict[str, Any] = {"width": width, "height": height, "format": format, "name": name, "dtype": dtype}
+        target = target_of(Path(path), {**given, "task": task, "license": license}, registry, resume, append)
+        self.root, self._earlier, self.notes, chosen = target.root, target.earlier, target.notes, target.settings
+        self.width = PRepShape.least(1, chosen["width"]).width
+        self.height = None if chosen["height"] is None else PRepShape(chosen["height"], self.width).height
+        self.name = chosen["name"] or self.root.resolve().name
         self.registry = registry
         self.provenance = dict(provenance or {})
         self.function: Function | None = None
-        self._about = {"task": task, "license": license}
-        self._format = shard_format(format)
-        self._contents = Contents(checked_dtype(dtype))
+        self._about = {"task": chosen["task"], "license": chosen["license"]}
+        self._format = shard_format(chosen["format"])
+        self._contents = Contents(checked_dtype(chosen["dtype"]), self._earlier)
         check_json({**self._about, "provenance": self.provenance})
         for member in registry or ():
             member.layout.shape(self.width, self.height)
@@ -105,18 +120,7 @@ class ZooWriter:
         self._failure = Failure(self.root)
         self._group: Group | None = None
         self._folder = self.root / WRITING
-        settings = {
-            "width": self.width,
-            "height": self.height,
-            "format": format,
-            "name": name,
-            "registry": None if registry is None else registry.class_ids,
-            "task": None if task is None else dict(task),
-            "license": license,
-            "provenance": self.provenance,
-            "shard_bytes": shard_bytes,
-        }  # the dtype is not among them: the first instance may choose it, and the journal keeps it
-        self._open(settings, shard_bytes, resume)
+        self._open(settings_of_journal(chosen, registry, self.provenance, shard_bytes), shard_bytes, resume)
 
     # Adding ---------------------------------------------------------------------------------------------------
 
@@ -130,11 +134,19 @@ class ZooWriter:
 
     @property
     def finished_ids(self) -> frozenset[str]:
-        """The ids of all instances that are in the zoo."""
+        """The ids of all instances that are in the zoo; `id in writer` asks for one."""
+        return self._contents.all_ids
+
+    @property
+    def written_ids(self) -> frozenset[str]:
+        """The ids of the instances that are written here; without those of the zoo that they are appended to."""
         return frozenset(self._contents.ids)
 
+    def __contains__(self, id: object) -> bool:
+        return self._contents.has_id(id)
+
     def finished(self) -> Iterator[Entry]:
-        """Read the instances that are in the zoo, in order, from the disk."""
+        """Read the instances that are written here, in order, from the disk."""
         self._write_group()
         return self._journal.entries(self.width)
 
@@ -208,15 +220,14 @@ class ZooWriter:
         item = packable_stack(stack, architecture)
         place = f"stack of {item.name}"
         count = stack_size(item.layout, item.tensors, place)
-        splits = [split] * count if split is None or isinstance(split, str) else list(split)
-        names: list[str | None] = [None] * count if ids is None else list(ids)
-        check_counts({"ids": names, "split": splits, **columns}, count, place)
-        rows = [{name: values[index] for name, values in columns.items()} for index in range(count)]
+        names, splits, rows = rows_of_stack(ids, split, columns, count, place)
         return self._add(item, count, names, splits, rows, place)
 
     @property
     def has_teacher(self) -> bool:
         """True if the zoo has a teacher; a teacher that was set is kept, also after a kill."""
+        if self._earlier is not None:
+            return self._earlier.manifest.teacher is not None
         return self._contents.teacher is not None
 
     def set_teacher(
@@ -227,6 +238,10 @@ class ZooWriter:
         raises as `add` does; the teacher that was there stays then
         """
         self._check_open()
+        if self._earlier is not None:
+            raise ZooError(
+                f"only instances are appended; '{self._earlier.root}' keeps the teacher that it has, or none."
+            )
         item = packable(model, architecture, "teacher")
         for piece in packed_pieces(item, self.width, item.layout.dtype, None, "teacher", self._buffers):
             self._buffers.give_back(piece.buffer)  # the values were checked while they were packed
@@ -249,8 +264,8 @@ class ZooWriter:
         """Check all that can be wrong, then write: values first, then their entries in the journal."""
         self._check_open()
         contents = self._contents
+        check_member(item, self.width, contents, self.registry, place)
         item.layout.shape(self.width, self.height)
-        check_member(item.name, item.layout, contents.architectures, self.registry, place)
         entries, schema = new_entries(item.name, ids, splits, columns, contents, place)
         if not entries:
             return []
@@ -286,7 +301,7 @@ class ZooWriter:
     # Finishing ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Finish the zoo: publish the last shards, the table and the teacher, then zoo.json.
+        """Finish the zoo: publish the last shards, the table and the teacher, then zoo.json; or append it to the other.
 
         raises ZooError if `provenance` is not JSON; it can be put right and `close` called again
         """
@@ -294,6 +309,9 @@ class ZooWriter:
             return
         self._check_open()
         check_json({"provenance": self.provenance})
+        if self._earlier is not None and not len(self):
+            self.discard()
+            return
         try:
             with self._failure.kept():
                 self._publish()
@@ -301,11 +319,9 @@ class ZooWriter:
             shutil.rmtree(self._folder, ignore_errors=True)  # before others can take the lock
         finally:
             self._release()
-        shutil.rmtree(self._folder, ignore_errors=True)  # Windows removes no file that is locked
-        if self._folder.exists():
-            raise OutputError(
-                f"'{self.root}' is finished and whole, but '{self._folder}' cannot be removed; delete it."
-            )
+        remove_folder(self._folder)  # Windows removes no file that is locked
+        if self._earlier is not None:
+            self.notes += join(self._earlier.root, self._sum)
 
     def discard(self) -> None:
         """Remove all that was written of an unfinished zoo, and the folder too if it was not there before.
@@ -316,27 +332,19 @@ class ZooWriter:
             return
         self._journal.check_own()
         self._release()
-        for folder in (self.root / SHARDS, self._folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        if self._is_new:
-            with suppress(OSError):  # somebody else has put files there
-                self.root.rmdir()
+        remove_unfinished(self.root, self._folder, is_new=self._is_new or self._earlier is not None)
 
     def _publish(self) -> None:
         self._write_group()
-        contents = self._contents
-        (self.root / SHARDS).mkdir(exist_ok=True)
-        teacher = None if contents.teacher is None else contents.teacher.stored
-        architectures = members(contents.architectures, self.registry, teacher, self.width)
-        shards = self._stages.publish(architectures)
-        rows = table_rows(self._journal.entries(self.width), architectures, shards, self._stages.rows_a_shard)
-        table = write_table(rows, contents.schema.arrow(), self.root, self._folder)
-        kept = publish_teacher(contents.teacher, self.root, self._folder)
+        contents, entries = self._contents, self._journal.entries(self.width)
+        files = publish_files(contents, self._stages, entries, self.registry, self.root, self._folder)
         about: dict[str, Any] = {"name": self.name, "width": self.width, "height": self.height, **self._about}
         about |= {"shard_format": self._format.name, "provenance": self.provenance, "function": self.function}
-        manifest = manifest_of(contents, architectures, shards=tuple(shards), table=table, teacher=kept, **about)
+        about |= {} if self._earlier is None else {"unknown": self._earlier.mark}
+        manifest = manifest_of(contents, **files, **about)
         self._journal.check_own()
         write_manifest(manifest, self.root, overwrite=False)
+        self._sum = manifest.to_dict()["sha256"]
 
     def __enter__(self) -> ZooWriter:
         return self
@@ -355,16 +363,11 @@ class ZooWriter:
 
     def _open(self, settings: Mapping[str, Any], shard_bytes: int, resume: bool) -> None:
         self._is_new = not self.root.exists()
-        prepare(self.root, self._folder)
         self._locked, self._held = ExitStack(), ExitStack()  # the lock is given back after all that is held is closed
         # A writer that nobody holds any more, as one of a notebook's cell that failed, must not keep its folder locked.
         weakref.finalize(self, self._locked.close).atexit = False
         try:
-            try:
-                lock = take_lock(self._folder / "lock", self.root)
-            finally:
-                prepare(self.root, self._folder)  # another process may have finished the zoo meanwhile
-            self._locked.callback(lock.release)
+            self._locked.callback(take_folder(self.root, self._folder).release)
             self._locked.callback(self._held.close)
             self._journal, has_begun = open_journal(self.root, self._folder, settings, resume)
             self._held.callback(self._journal.close)
@@ -381,9 +384,7 @@ class ZooWriter:
         remove_litter(self.root)
         contents = self._contents
         contents.replay(self._journal.lines(self.width), self.root)
-        for name, stored in contents.architectures.items():
-            stage = self._stages.of(stored, contents.dtype or stored.layout.dtype)
-            stage.resume(contents.num_instances[name], contents.published, contents.sums)
+        self._stages.resume(contents)
         take_back(contents.teacher, self.root, self._folder)
 
     def _check_open(self) -> None:

@@ -14,7 +14,7 @@ from writer_samples import files_of, tensors_of
 
 from prepkit.api import open_zoo
 from prepkit.errors import OutputError, PrepkitError, ZooError, ZooLocked
-from prepkit.zoo.write import writer as writer_module
+from prepkit.zoo.write import _finishing, working
 from prepkit.zoo.write.writer import ZooWriter
 
 
@@ -40,7 +40,7 @@ def test_folder_that_is_begun_anew_while_the_old_writer_closes_gets_no_manifest_
     root = tmp_path / "zoo"
     old = ZooWriter(root)
     old.add(tensors_of(0), id="old")
-    write_table = writer_module.write_table
+    write_table = _finishing.write_table
 
     def replaced(*arguments):
         table = write_table(*arguments)
@@ -48,7 +48,7 @@ def test_folder_that_is_begun_anew_while_the_old_writer_closes_gets_no_manifest_
         interrupt(ZooWriter(root))
         return table
 
-    monkeypatch.setattr(writer_module, "write_table", replaced)
+    monkeypatch.setattr(_finishing, "write_table", replaced)
     with pytest.raises(ZooError, match="was deleted or replaced"):
         old.close()
     assert not (root / "zoo.json").exists()
@@ -59,7 +59,7 @@ def test_resume_that_waited_while_another_finished_is_told(tmp_path, monkeypatch
     root = tmp_path / "zoo"
     first = ZooWriter(root)
     first.add(tensors_of(0), id="a")
-    original = writer_module.take_lock
+    original = working.take_lock
 
     def late(*arguments):
         if step == "take_lock":
@@ -70,7 +70,7 @@ def test_resume_that_waited_while_another_finished_is_told(tmp_path, monkeypatch
         root.joinpath(".writing").mkdir()
         return original(*arguments)
 
-    monkeypatch.setattr(writer_module, "take_lock", late)
+    monkeypatch.setattr(working, "take_lock", late)
     with pytest.raises(ZooError, match="is a finished zoo"):
         ZooWriter(root, resume=True)
     assert len(open_zoo(root)) == 1
