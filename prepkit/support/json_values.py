@@ -48,10 +48,17 @@ def json_value(value: Any, place: str = "value", *, not_finite: Callable[[float]
 
 
 def by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a tree by their keys joined with dots: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    """Return the values of a tree by their keys joined with dots: `{"a": {"b": 1}}` gives `{"a.b": 1}`.
+
+    raises ValueError with the key that two values would have, as in `{"a.b": 1, "a": {"b": 2}}`
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        own = by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        for name in own:
+            if name in flat:
+                raise ValueError(name)
+        flat |= own
     return flat
 
 

@@ -57,7 +57,10 @@ test_set.__test__ = False  # type: ignore[attr-defined]  # pytest takes imported
 
 def _checked(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if record is None:
-        raise ZooError("the zoo names no task, so there is no data to run its instances on.")
+        raise ZooError(
+            "the zoo names no task, so there is no data to run its instances on. A zoo has one if it was written "
+            "with it: ZooWriter(task=...), or `prepkit zoo create --task FILE`."
+        )
     if not isinstance(record, Mapping):
         raise ZooError(f'task: expected a record such as {{"kind": "images", ...}}; found a {type(record).__name__}.')
     kind = read_keys(KIND, record, Place("task"), strict=False)["kind"]

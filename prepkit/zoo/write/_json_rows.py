@@ -66,7 +66,15 @@ def read_json_rows(path: Path, content: bytes, *, one_row: bool) -> JsonRows:
     wrong = next((number for number, row in enumerate(rows, 1) if not isinstance(row, Mapping)), None)
     if wrong is not None:
         raise ZooError(f"{path}, item {wrong}: holds a {type(rows[wrong - 1]).__name__}; a row is an object.")
-    return JsonRows(list(range(1, len(rows) + 1)), [by_dotted_key(row) for row in rows], is_lines=False)
+    flat = [_flat(row, f"{path}, item {number}") for number, row in enumerate(rows, 1)]
+    return JsonRows(list(range(1, len(rows) + 1)), flat, is_lines=False)
+
+
+def _flat(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    try:
+        return by_dotted_key(row)
+    except ValueError as error:
+        raise ZooError(f"{place}: two values would be the column '{error}'. Rename one of their keys.") from None
 
 
 def _rows(value: Any, one_row: bool) -> list[Any]:
@@ -100,7 +108,7 @@ def _lines(path: Path, text: str) -> JsonRows:
         if not isinstance(row, Mapping):
             raise ZooError(f"{path}, line {number}: holds a {type(row).__name__}; a row is an object.")
         numbers.append(number)
-        rows.append(by_dotted_key(row))
+        rows.append(_flat(row, f"{path}, line {number}"))
     return JsonRows(numbers, rows, is_lines=True, notes=notes)
 
 

@@ -33,3 +33,8 @@ def test_what_has_no_form_in_json_is_named_with_its_place():
 
 def test_trees_by_dotted_key():
     assert by_dotted_key({"a": {"b": 1, "c": {"d": [2]}}, "e": 3}) == {"a.b": 1, "a.c.d": [2], "e": 3}
+
+
+def test_two_values_of_one_dotted_key_are_refused():
+    with pytest.raises(ValueError, match=r"^a\.b$"):
+        by_dotted_key({"a.b": 1, "a": {"b": 2}})

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from prepkit.errors import ZooError
+from prepkit.zoo.write._json_rows import read_json_rows
 from prepkit.zoo.write.csv_columns import rows_of_models
 from prepkit.zoo.write.model_paths import ids_of
 
@@ -114,3 +115,11 @@ def test_rows_and_models_that_fit_several_are_refused(tree):
 )
 def test_ids_are_names_or_the_parts_of_paths_that_differ(files, ids):
     assert ids_of(map(Path, files)) == ids
+
+
+@pytest.mark.parametrize(("name", "place"), [("rows.json", "item 1"), ("rows.jsonl", "line 1")])
+def test_two_values_for_one_column_of_a_row_are_refused(tmp_path, name, place):
+    """The second one took the place of the first without a word."""
+    content = b'{"id": "a", "config.rate": 1, "config": {"rate": 2}}\n'
+    with pytest.raises(ZooError, match=rf"{name}, {place}: two values would be the column 'config.rate'\."):
+        read_json_rows(tmp_path / name, content, one_row=True)
