@@ -54,7 +54,7 @@ page: prepkit/browsing/built/page.js
 
 prepkit/browsing/built/page.js: $(wildcard frontend/*.json frontend/src/*)
 	@command -v npm > /dev/null || { echo "npm is missing; install Node.js 20 or newer, which brings it." >&2; exit 1; }
-	npm --prefix frontend ci --no-audit --no-fund --loglevel=error
+	npm --prefix frontend ci --no-audit --no-fund --fetch-retries=1 --loglevel=error
 	npm --prefix frontend run --silent build
 
 # The site of docs/ in site/, where no page may name what is not there. Its blocks of code are run by tests/test_docs.py.
