@@ -86,8 +86,8 @@ class Alignment:
         """
         if preps_NHW.requires_grad and torch.is_grad_enabled():
             raise AlignmentError(
-                "no gradient goes through an alignment; align the PReps first, by space.align, and give the result to "
-                "space.encoder."
+                "no gradient goes through an alignment; align the PReps first, by space.align(preps.detach()), and "
+                "give the result to space.encoder."
             )
         aligned_NHW = preps_NHW.clone()
         each = self._name_of_each(names, len(preps_NHW))
