@@ -115,7 +115,7 @@ def print_report(report: Report, page: Path, out: Output) -> None:
     from netspace.report.words import bound, heading, measured, tally, verdict
 
     marks = {HELD: colour.good, NOT_HELD: colour.bad}
-    lines = []
+    lines = [report.note] if report.note else []
     for kind, count in report.counts.items():
         if count["of"]:
             lines.append(heading(report, kind))

@@ -135,8 +135,11 @@ def _comparison(near: Mapping[str, Any]) -> str:
 def closeness_claims(closeness: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
     """Return the paper's stop as a claim on training chairs, and that predictions of held-out ones are their own."""
     text = "Training chairs: outputs within 1e-2 of the target's near the surface"
-    near = closeness[TRAIN][NEAR_SURFACE]
-    claims = [claim(text, near["own"], ">=", CLOSENESS, unit="%", interval=near["own_interval"])]
+    near, close = (
+        closeness[TRAIN][NEAR_SURFACE],
+        "the share of a training chair's distances within 1e-2 of its target's",
+    )
+    claims = [claim(text, near["own"], ">=", CLOSENESS, unit="%", interval=near["own_interval"], short=close)]
     if TEST in closeness:
         text = (
             "Held-out chairs near the surface: outputs within 1e-2 of the target's, own prediction minus one made for "

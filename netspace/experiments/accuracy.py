@@ -108,8 +108,9 @@ def _claims(has_classes: bool, test: dict[str, Any]) -> list[Claim]:
     equal = "" if math.isfinite(test["spearman"]) else "all targets or all predictions are equally accurate"
     difference = "Unseen instances: mean difference of target and predicted accuracy"
     number, interval = test["mean_difference"], test["mean_difference_interval"]
+    followed = "the rank correlation of target and predicted accuracy"
     return [
-        claim(text, test["spearman"], ">=", SPEARMAN, interval=test["spearman_interval"], untold=equal),
+        claim(text, test["spearman"], ">=", SPEARMAN, interval=test["spearman_interval"], untold=equal, short=followed),
         claim(difference, number, "<=", MEAN_DIFFERENCE, unit="points", interval=interval),
     ]
 

@@ -246,15 +246,18 @@ def claims_of(
     no_order = "each line names one class throughout, so there is no order to keep" if one_class else ""
     claims = [
         claim(rising, in_order, "==", 1, unit="%", untold=no_order),
-        claim(expected, least, "==", 1, unit="%"),
+        claim(
+            expected, least, "==", 1, unit="%", short="the share of lines with the expected architecture at its gamma"
+        ),
     ]
     if unseen is not None:
         # A tensor's maximum is NaN where one value is: an architecture that was never predicted is no success.
         shortfall = float(torch.tensor([-values["from_mean"] for values in unseen.values()], dtype=torch.float64).max())
         text = "Unseen architectures at their own gamma, largest shortfall of accuracy from the mean of trained ones"
+        below = "the largest shortfall of unseen architectures from trained ones"
         never = ", ".join(short_name(name) for name, values in unseen.items() if math.isnan(values["from_mean"]))
         why = f"{never} is never predicted at its own gamma" if never else ""
-        claims.append(claim(text, shortfall, "<=", NEAR, unit="points", interval=interval, untold=why))
+        claims.append(claim(text, shortfall, "<=", NEAR, unit="points", interval=interval, untold=why, short=below))
     return claims
 
 

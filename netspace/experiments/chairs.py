@@ -122,14 +122,15 @@ def _lines_claims(embeddings: ShapeMeasures, middle_P: Mapping[str, Tensor], sha
     text = "Chairs half-way along embeddings: overlap (IoU) with the true chair"
     # Two chairs are drawn for each pair, and hardly any is drawn twice.
     asked = (
-        (text, here_P, ">=", MIDPOINT, ""),
-        (f"{text}, minus that of blended distances", here_P - middle_P[BLEND], ">", 0.0, ""),
+        (text, here_P, ">=", MIDPOINT, "", "the overlap of the half-way chair with the true one"),
+        (f"{text}, minus that of blended distances", here_P - middle_P[BLEND], ">", 0.0, "", ""),
         (
             f"{text}, minus that along weights",
             here_P - middle_P[WEIGHTS],
             ">=",
             ABOVE_WEIGHTS,
             SHARED if shared else "",
+            "",
         ),
     )
     return claims + [
@@ -141,8 +142,9 @@ def _lines_claims(embeddings: ShapeMeasures, middle_P: Mapping[str, Tensor], sha
             unit="IoU",
             interval=interval_of_mean(values_P, range(len(values_P)), seed),
             untold=untold,
+            short=short,
         )
-        for words, values_P, relation, limit, untold in asked
+        for words, values_P, relation, limit, untold, short in asked
     ]
 
 

@@ -190,8 +190,18 @@ def _claims(
         (lowest, "lowest", weights["lowest"], "<=", COLLAPSED, "%", weights_too),
         (half_way, "above_weights", above, ">=", 0.2, "points", flat or weights_too),
     )
+    shorts = {"above_weights": "half-way accuracy along embeddings minus that along weights"}
     return [
-        claim(text, number, relation, limit, unit=unit, interval=intervals[name], untold=untold)
+        claim(
+            text,
+            number,
+            relation,
+            limit,
+            unit=unit,
+            interval=intervals[name],
+            untold=untold,
+            short=shorts.get(name, ""),
+        )
         for text, name, number, relation, limit, unit, untold in asked
     ]
 

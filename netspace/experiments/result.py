@@ -161,6 +161,7 @@ def _claim(document: Mapping[str, Any]) -> Claim:
         unit=document["unit"],
         interval=None if interval is None else (_number(interval[0]), _number(interval[1])),
         reason=str(document["reason"]),
+        short=str(document["short"]),
     )
 
 

@@ -53,6 +53,7 @@ class Claim:
     interval: where the number lies in 95 % of the draws of other instances; None if it is not a matter of instances,
               NaN and NaN if there are too few of them
     reason:   why it is not told; empty for another verdict
+    short:    what the number is in a few words, where the claim stands in a page's summary; empty elsewhere
     """
 
     text: str
@@ -63,6 +64,7 @@ class Claim:
     unit: str = ""
     interval: Interval | None = None
     reason: str = ""
+    short: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (("verdict", VERDICTS), ("kind", KINDS), ("unit", UNITS)):
@@ -85,19 +87,21 @@ def claim(
     unit: str = "",
     interval: Interval | None = None,
     untold: str = "",
+    short: str = "",
 ) -> Claim:
     """Return the claim that `number relation limit` is true, with its verdict.
 
     relation: one of RELATIONS
     interval: see Claim; an equality has none, because it is about the instances at hand
     untold:   a reason, in words that begin small, why the number tells nothing; empty if it tells
+    short:    see Claim
     raises ResultError for an unknown kind or unit
     """
     number = _plain(number)
     judged = verdict(number, relation, limit, unit=unit, interval=interval, untold=bool(untold))
     reason = (untold or UNMEASURED) if judged == NOT_TOLD else ""
     plain = None if interval is None else (_plain(interval[0]), _plain(interval[1]))
-    return Claim(text, number, f"{relation} {limit:g}", judged, kind, unit, plain, reason)
+    return Claim(text, number, f"{relation} {limit:g}", judged, kind, unit, plain, reason, short)
 
 
 def _plain(number: float) -> float:

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from netspace.experiments.result import Table
 from netspace.report import words
+from netspace.report._summary import WORDS, sentence_text, small_figures, summary
 from netspace.report._variants import spread, variants, without_variants
 from netspace.report.model import Report
 from prepkit.errors import counted
@@ -47,6 +48,9 @@ def _render(template: str, report: Report, **more: Any) -> str:
         variants=variants(report),
         without_variants=without_variants(report),
         spread=spread(report),
+        sentences=summary(report),
+        small=small_figures(report),
+        explained=WORDS,
         **more,
     )
 
@@ -113,7 +117,7 @@ ENVIRONMENT = Environment(
 USED: tuple[Callable[..., Any], ...] = (
     *(anchor, as_json, counted, data_uri, inline, numeric_columns, picture_uri, relative_path, row, unbroken),
     *(words.bound, words.cell, words.heading, words.in_unit, words.interval_text, words.kind_counts, words.measured),
-    *(duration, short_number, words.tally, words.verdict, words.versions_text),
+    *(duration, sentence_text, short_number, words.score, words.tally, words.verdict, words.versions_text),
 )
 ENVIRONMENT.globals |= {function.__name__: function for function in USED}
 ENVIRONMENT.filters |= {function.__name__: function for function in USED}

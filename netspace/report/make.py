@@ -38,6 +38,7 @@ def report(
     out: str | os.PathLike[str],
     *,
     title: str = "What these spaces of networks can do",
+    note: str = "",
     only: Iterable[str] | None = None,
     device: str = "auto",
     data: Path | None = None,
@@ -50,6 +51,7 @@ def report(
 ) -> Report:
     """Make the experiments that are missing, and write a page about all of them.
 
+    note:      a sentence that the reader must know before all others
     out:       the page, .html; the same as .md and the figures of merit as .json are written beside it
     only:      names of experiments; without it, all that fit a run's setting
     zoos:      the present folders of zoos that were moved since the training
@@ -73,7 +75,7 @@ def report(
     ]
     results = _run_experiments(runners, None if only is None else set(only), again, progress)
     made = time.strftime("%Y-%m-%d %H:%M")
-    content = Report(title, made, results, hardware(runners[0].torch_device), versions())
+    content = Report(title, made, results, hardware(runners[0].torch_device), versions(), note)
     figures = json.dumps(content.to_dict(), indent=1) + "\n"
     documents = html_page(content), markdown_page(content, paths[1].parent), figures
     for path, document in zip(paths, documents, strict=True):

@@ -142,6 +142,11 @@ class RecipeClaim:
         return self.claims[0].unit
 
     @property
+    def short(self) -> str:
+        """See Claim."""
+        return self.claims[0].short
+
+    @property
     def numbers(self) -> tuple[float, ...]:
         """One for each run that makes the claim; NaN where it could not be measured."""
         return tuple(claim.number for claim in self.claims)
@@ -213,6 +218,7 @@ class Report:
     """Everything that a page shows.
 
     made: day and time at which the report was made
+    note: a sentence that the reader must know before all others; empty if there is none
     """
 
     title: str
@@ -220,6 +226,7 @@ class Report:
     runs: tuple[RunResults, ...]
     hardware: str
     versions: Mapping[str, str]
+    note: str = ""
 
     @property
     def recipes(self) -> dict[str, list[RunResults]]:
@@ -278,6 +285,12 @@ class Report:
             }
             for one in self.runs
         ]
-        head = {"title": self.title, "made": self.made, "hardware": self.hardware, "versions": self.versions}
+        head = {
+            "title": self.title,
+            "note": self.note,
+            "made": self.made,
+            "hardware": self.hardware,
+            "versions": self.versions,
+        }
         claims = [claim.to_dict() for claim in self.claims]
         return dict(json_value({**head, "counts": self.counts, "claims": claims, "runs": runs}, "report"))

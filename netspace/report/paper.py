@@ -48,6 +48,7 @@ class Size:
     """How much is trained and measured.
 
     title:       title of the page
+    note:        a sentence that the reader must know before all others
     zoos:        by spec, `instances` and `epochs` in place of the spec's own
     recipes:     by recipe, changed values by dotted key
     seeds:       seeds of NetSpace's training; each is trained on the same zoos
@@ -56,6 +57,7 @@ class Size:
     """
 
     title: str
+    note: str = ""
     zoos: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
@@ -63,11 +65,13 @@ class Size:
     experiments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+TRIAL_RUN = "This is a trial run: everything is made once in small, and trained too shortly for the claims to hold."
 TRIAL = {"training.steps": 150, "training.validate_every": 50}
 SIZES = {
     # Shows that everything works and what the page looks like. The trainings are too short for the claims to hold.
     "quick": Size(
-        "The paper in miniature, a trial run: too short for its claims",
+        "The paper in miniature, a trial run",
+        TRIAL_RUN,
         zoos={
             "digits_single": {"instances": 16, "epochs": 12},
             "digits_multi": {"instances": 6, "epochs": 8},
@@ -185,6 +189,7 @@ def paper(
         [Run(stage.path) for stage in trainings],
         root / PAGE,
         title=wanted.title,
+        note=wanted.note,
         device=device,
         zoos=[stage.path for stage in zoos],
         sizes=wanted.experiments,

@@ -64,16 +64,22 @@ def verdict(claim: RecipeClaim) -> str:
 
 
 def measured(claim: RecipeClaim) -> str:
-    """A claim's number over all runs, as `averaged` says it; of a single run with its interval."""
-    text = averaged(claim.known, lambda value: in_unit(value, claim.unit), claim.runs, claim.unit)
-    return text + interval_text(claim.interval, claim.unit)
+    """A claim's number over all runs; of a single run with its interval."""
+    return number_of(claim) + interval_text(claim.interval, claim.unit)
+
+
+def number_of(claim: RecipeClaim) -> str:
+    """A claim's number over all runs, as `averaged` says it."""
+    return averaged(claim.known, lambda value: in_unit(value, claim.unit), claim.runs, claim.unit)
 
 
 def interval_text(interval: Interval | None, unit: str) -> str:
-    """` (71 to 98 %)`: an interval after its number; empty without one."""
+    """` (71 to 98 %)`: an interval after its number; empty without one, or where it is shown as a single number."""
     if interval is None or not all(map(math.isfinite, interval)):
         return ""
     low, high = (in_unit(value, unit) for value in interval)
+    if low == high:
+        return ""
     return f" ({low.removesuffix(f' {unit}') if unit else low} to {high})"
 
 
@@ -111,6 +117,14 @@ def bound(claim: RecipeClaim | Claim) -> str:
     if relation == "==" or (relation, float(limit), claim.unit) == (">=", 1.0, "%"):
         relation = "="
     return f"{relation} {in_unit(float(limit), claim.unit)}"
+
+
+def score(name: str, value: float) -> str:
+    """`predicted accuracy 93.4 %`: a validation score in words; the name is a key of a run's scores."""
+    words = name.replace("_", " ").replace("class id", "ClassId")
+    if name == "score":
+        return f"score {short_number(value)} (the larger, the better)"
+    return f"{words} {in_unit(value, 'points' if name.endswith('difference') else '%')}"
 
 
 def cell(value: Any) -> str:

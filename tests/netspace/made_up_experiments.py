@@ -26,7 +26,7 @@ def accuracy(subject):
         f"Words in `code` and {NASTY}\n\nA second paragraph.",
         {"accuracy": found, "nasty": NASTY},
         [
-            claim("Accuracy", found, ">=", 0.92),
+            claim("Accuracy", found, ">=", 0.92, short="the accuracy of unseen instances"),
             claim(NASTY, math.nan, "<=", 1),
             claim("A question", 0.5, ">=", 0.25, kind="beyond", unit="%"),
             claim("A check", 0, "==", 0, kind="check"),

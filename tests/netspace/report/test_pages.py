@@ -1,6 +1,7 @@
 """The pages of a report: numbers in words, what the page and the Markdown say, and the page in a real browser."""
 
 import base64
+import io
 import json
 import math
 import re
@@ -11,12 +12,17 @@ from pathlib import Path
 import pytest
 from made_up_experiments import NASTY
 from markupsafe import escape
+from PIL import Image
 
+import netspace.experiments
+from netspace.experiments import EXPERIMENTS
 from netspace.experiments.result import Table, claim
+from netspace.experiments.verdict import VERDICTS
 from netspace.report._pages import ENVIRONMENT, html_page, inline
+from netspace.report._summary import FIGURES, SENTENCES, WIDTH, sentence_text, small_picture, summary
 from netspace.report.make import report
 from netspace.report.model import RecipeClaim
-from netspace.report.words import bound, measured, verdict
+from netspace.report.words import bound, measured, score, verdict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +99,9 @@ def test_the_page_holds_all_and_names_nothing_outside(tmp_path, runs, made_up):
     assert {source[1:] for source in sources if source.startswith("#")} <= set(ids)
     images = [base64.b64decode(source.partition(",")[2]) for source in sources if source.startswith("data:")]
     assert (runs[0].path / "experiments" / "accuracy.png").read_bytes() in images
-    assert len(images) == 2  # the curve and the picture of the first run; the other seed has none
+    # Fig. 3 in small, the curve, and the picture of the first run; the other seed has none.
+    assert len(images) == 3
+    assert len(images[0]) < len(images[2])
     assert "held in 1 of 2 runs" in page
     assert re.findall(r"<strong>(\d of \d)</strong>", page) == ["0 of 2", "1 of 1", "1 of 1"]  # of each kind
     assert re.findall(r">(\d of \d)<", page)[3:] == ["2 of 4", "3 of 4"]  # of each run
@@ -115,6 +123,7 @@ def test_a_recipe_is_in_the_contents_once_and_its_other_runs_are_folded(tmp_path
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     contents = page[page.index("<nav") : page.index("</nav>")]
     assert re.findall(r'href="#([^"]*)"', contents) == [
+        "summary",
         "claims",
         "runs",
         "recipe-digits_single",
@@ -154,6 +163,68 @@ def test_the_markdown_holds_the_same_and_its_pictures_exist(tmp_path, runs, made
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [7] * 4  # a `|` of a claim does not end its cell
 
 
+# The summary ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_opens_with_a_summary_whose_claims_lead_to_their_evidence(tmp_path, runs, made_up):
+    note = "This is a trial run."
+    found = report(runs, tmp_path / "report.html", device="cpu", note=note)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    sentences = [sentence_text(sentence) for sentence in summary(found)]
+    assert sentences == [
+        "2 NetSpaces were trained on 1 zoo of small networks, by 1 recipe, and judged on networks that took no part in "
+        "training.",
+        "Of 2 claims of the paper, 1 is undecided and 1 is not told.",
+        "Fig. 3: in digits_single, the accuracy of unseen instances is 0.915 ± 0.0212 (2 runs) (held in 1 of 2 runs).",
+    ]
+    opening = page[page.index("<main>") : page.index('<ul class="tally"')]
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", opening)).replace("\u00a0", " ")
+    assert all(str(escape(sentence)) in words for sentence in sentences)
+    assert words.index(note) < words.index("2 NetSpaces")
+    assert '<a href="#run-run-0-accuracy">digits_single</a>' in opening
+    assert re.search(r'<a href="#run-run-0-accuracy"><img alt="Fig. 3 a, c in small', opening)
+    for word in ("PRep", "gamma", "ClassId", *VERDICTS):
+        assert f"<dt>{word}</dt>" in opening, word
+    # The words of each claim lead to the experiment that measured it, and its recipe to the recipe's part.
+    table = page[page.index("Claims of the paper:") : page.index("Questions beyond")]
+    assert table.count('<td class="words"><a href="#run-run-0-accuracy">') == 2
+    assert table.count('<td class="recipe"><a href="#recipe-digits_single">') == 2
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.index(note) < text.index(sentences[0]) < text.index(sentences[1]) < text.index(sentences[2])
+    assert "- **gamma**: " in text
+    assert json.loads((tmp_path / "report.json").read_text())["note"] == note
+
+
+def test_numbers_of_the_summary_have_their_words_in_the_experiments():
+    """Fig. 3, 4 and 5 have a claim each that the summary tells."""
+    source = Path(netspace.experiments.__file__).parent
+    for figure, experiments in SENTENCES.items():
+        files = [source / f"{name}.py" for name in experiments]
+        assert any("short=" in file.read_text(encoding="utf-8") for file in files), figure
+        assert all(EXPERIMENTS[one.experiment].settings for one in FIGURES)
+
+
+def test_a_small_picture_is_small(tmp_path):
+    Image.new("RGB", (1200, 3000), "white").save(tmp_path / "high.png")
+    made = Image.open(io.BytesIO(small_picture(tmp_path / "high.png")))
+    assert made.size == (WIDTH, round(0.8 * WIDTH))
+    Image.new("RGB", (1200, 300), "white").save(tmp_path / "low.png")
+    assert Image.open(io.BytesIO(small_picture(tmp_path / "low.png"))).size == (WIDTH, round(WIDTH / 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("predicted_accuracy", 0.9337, "predicted accuracy 93.4 %"),
+        ("mean_difference", 0.0312, "mean difference 3.1 points"),
+        ("class_id_accuracy", 1.0, "ClassId accuracy 100 %"),
+        ("score", -0.185, "score -0.185 (the larger, the better)"),
+    ],
+)
+def test_scores_are_said_in_their_unit(name, value, text):
+    assert score(name, value) == text
+
+
 def test_a_missing_picture_is_told(tmp_path, runs, made_up, monkeypatch):
     found = report(runs[:1], tmp_path / "report.html", device="cpu")
     (runs[0].path / "experiments" / "accuracy.png").unlink()
@@ -191,6 +262,9 @@ window.addEventListener("load", function () {
   seen.wide = Array.prototype.filter.call(document.querySelectorAll(".dense .wide"), function (one) {
     return one.scrollWidth > one.clientWidth;
   }).length;
+  seen.askedWide = Array.prototype.filter.call(document.querySelectorAll(".asked td"), function (one) {
+    return one.getBoundingClientRect().right > document.documentElement.clientWidth;
+  }).length;
   var folded = document.getElementById("run-run-1").closest("details");
   seen.folded = !folded.open;
   document.querySelector('a[href="#run-run-1"]').click();
@@ -223,7 +297,7 @@ def in_browser(page: Path, folder: Path, *options: str) -> str:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.parametrize("size", ["1440,900", "500,900"])
+@pytest.mark.parametrize("size", ["1440,900", "500,900", "400,900"])
 def test_the_page_in_a_browser(tmp_path, runs, made_up, variant, size):
     report([*runs, variant], tmp_path / "report.html", device="cpu", title=f"Title {NASTY}")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -240,9 +314,10 @@ def test_the_page_in_a_browser(tmp_path, runs, made_up, variant, size):
     assert seen["byNameBack"] == ["d", "c", "b", "a"]
     assert seen["byValue"] == ["9.5", "10", "100", ""]  # as numbers, what is empty last
     assert seen["byValueBack"] == ["100", "10", "9.5", ""]
-    assert seen["images"] == [True] * 4
+    assert seen["images"] == [True] * 5
     assert (seen["folded"], seen["opened"]) == (True, True)  # a link opens what it leads into
     assert seen["broken"] == 0
     assert seen["wide"] == 0 or seen["width"] < 1000  # claims and variants fit a page of 1,000 px
+    assert seen["askedWide"] == 0  # claims fit a telephone too
     assert seen["requests"] == 0
     assert seen["overflow"] <= 0  # nothing is wider than the window, not on a small one either

@@ -12,10 +12,13 @@ from made_up_experiments import LINES, NASTY
 from untrained import untrained_run
 
 from netspace.cli import main
+from netspace.cli.report import print_report
 from netspace.experiments import UnknownExperiment, running
 from netspace.report._variants import spread, variants, without_variants
 from netspace.report.make import ReportError, report, training_picture, training_seconds
+from netspace.report.paper import SIZES
 from netspace.run.run import RunError
+from prepkit.cli.output import Output
 from prepkit.errors import OutputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -205,6 +208,7 @@ def test_the_command_writes_a_page_and_tells_what_failed(tmp_path, runs, made_up
     tally = "0 of 2 claims of the paper held, 1 not told; 1 of 1 question beyond the paper; 1 of 1 check."
     assert lines[-1] == f"{page}: {tally}"
     assert page.exists()
+    assert not any("trial" in line for line in lines)
     again = CliRunner().invoke(main, [*command, "--only", "accuracy"])
     assert again.exit_code == 2
     assert "--force" in again.stderr
@@ -214,6 +218,15 @@ def test_the_command_writes_a_page_and_tells_what_failed(tmp_path, runs, made_up
     document = json.loads(done.stdout)
     assert document["output"] == str(page)
     assert [one["numbers"] for one in document["claims"]] == [[0.9], [None], [0.5], [0]]
+
+
+def test_a_trial_run_is_told_on_the_terminal_first(tmp_path, runs, made_up, capsys):
+    assert (SIZES["mini"].note, SIZES["full"].note) == ("", "")
+    for note in ("", SIZES["quick"].note):
+        found = report(runs, tmp_path / "report.html", device="cpu", only=["accuracy"], note=note, overwrite=True)
+        print_report(found, tmp_path / "report.html", Output(as_json=False))
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first.startswith("This is a trial run" if note else "Claims of the paper")
 
 
 def test_a_zoo_that_was_moved_is_found(tmp_path, runs, made_up, small_zoo):
