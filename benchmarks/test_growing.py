@@ -1,4 +1,4 @@
-"""Changing zoos in place: what `annotate`, `drop` and `merge --link` cost beside the files that they write.
+"""Changing zoos in place: what `annotate`, append, `drop` and `merge --link` cost beside the files that they write.
 
 A zoo of 1,000,000 tiny networks is made at once, since adding them one by one takes long.
 """
@@ -26,6 +26,7 @@ from prepkit.zoo.format.tables import write_table_at_once
 from prepkit.zoo.write.writer import ZooWriter
 
 COUNT = 1_000_000
+APPENDED = 1_000
 ROUNDS = 5
 
 
@@ -91,10 +92,36 @@ def test_annotate(benchmark: BenchmarkFixture, root: Path, tmp_path: Path) -> No
     record(benchmark, "growing", f"annotate {COUNT:,} instances", summary(seconds, "writing the table"))
 
 
+def test_append(benchmark: BenchmarkFixture, root: Path, tmp_path: Path) -> None:
+    """1,000 tiny networks are appended one by one, against writing the table and against writing them alone."""
+    before, table, numbers = len(open_zoo(root)), open_zoo(root).table, iter(range(ROUNDS + 1))
+
+    def add(writer: ZooWriter, name: str) -> None:
+        with writer:
+            for number in range(APPENDED):
+                writer.add({"w": torch.full((24,), number / 7)}, id=f"{name}-{number}", accuracy=0.5, run=number)
+
+    def alone() -> None:
+        shutil.rmtree(tmp_path / "alone", ignore_errors=True)
+        add(ZooWriter(tmp_path / "alone", width=8), "alone")
+
+    ways = {
+        "writing the table": lambda: write_table_at_once(table, tmp_path),
+        "writing the 1,000 alone": alone,
+        "append 1,000": lambda: add(ZooWriter(root, append=True), f"new{next(numbers)}"),
+    }
+    seconds = interleaved(ways, rounds=ROUNDS)
+    zoo = open_zoo(root)
+    assert len(zoo) == before + (ROUNDS + 1) * APPENDED
+    assert zoo["new3-70"][0].values.flatten()[:24].tolist() == [10.0] * 24
+    benchmark.pedantic(alone, rounds=1)
+    record(benchmark, "growing", f"append to {COUNT:,} instances", summary(seconds, "writing the table"))
+
+
 def test_drop(benchmark: BenchmarkFixture, root: Path, tmp_path: Path) -> None:
     """One instance of a shard of 128 MB goes, against copying that shard and writing the table."""
-    (shard,) = read_manifest(root).shards
-    table = open_zoo(root).table
+    shard, table = read_manifest(root).shards[0], open_zoo(root).table
+    before = len(table)
     numbers = iter(range(ROUNDS + 2))
 
     def copy() -> None:
@@ -106,7 +133,7 @@ def test_drop(benchmark: BenchmarkFixture, root: Path, tmp_path: Path) -> None:
         "drop": lambda: drop(root, ids=[f"n{next(numbers)}"], card=False),
     }
     seconds = interleaved(ways, rounds=ROUNDS)
-    assert len(open_zoo(root)) == COUNT - ROUNDS - 1
+    assert len(open_zoo(root)) == before - ROUNDS - 1
     benchmark.pedantic(copy, rounds=1)
     record(benchmark, "growing", f"drop one of {COUNT:,} instances", summary(seconds, "copying shard and table"))
     shutil.rmtree(root)

@@ -32,23 +32,37 @@ RESULT = "result.json"  # marks a folder that an exploring command wrote, which 
 
 
 class Place(click.ParamType[Any]):
-    """A folder's path, or hf://user/name[@revision], which stays a text."""
+    """A folder's path, or an address, which stays a text.
+
+    in_stores: whether it may lie in a store such as s3://bucket/zoo too, and not only on the Hub, hf://user/name
+    """
 
     name = "PLACE"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """Tell the two apart by how they begin."""
-        from prepkit.address import HUB_SCHEME
+    def __init__(self, *, in_stores: bool) -> None:
+        self.in_stores = in_stores
 
-        text = os.fspath(value)
-        return text if text.startswith(HUB_SCHEME) else Path(text)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Tell paths from addresses by how they begin, and refuse an address that cannot be read."""
+        from prepkit.address import is_remote, parse, parse_remote
+        from prepkit.errors import HubError
+
+        text: str = os.fspath(value)
+        if not is_remote(text):
+            return Path(text)
+        try:
+            (parse_remote if self.in_stores else parse)(text)
+        except HubError as error:
+            self.fail(str(error), param, ctx)
+        return text
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Offer files and folders."""
         return paths(ctx, param, incomplete)
 
 
-PLACE = Place()
+PLACE = Place(in_stores=False)
+ZOO_PLACE = Place(in_stores=True)
 
 
 # Options --------------------------------------------------------------------------------------------------------
@@ -61,8 +75,8 @@ def run_argument(command: F) -> F:
 
 def zoo_option(command: F) -> F:
     """Add `--zoo`, where the zoo of the run is now."""
-    text = "Where the run's zoo is now, a folder or hf://user/zoo. [default: where it was in training]"
-    return click.option("--zoo", type=PLACE, metavar="ZOO", help=text)(command)
+    text = "Where the run's zoo is now: a folder, hf://user/zoo, s3://bucket/zoo. [default: where it was in training]"
+    return click.option("--zoo", type=ZOO_PLACE, metavar="ZOO", help=text)(command)
 
 
 def space_options(command: F) -> F:
@@ -120,12 +134,12 @@ class Opened:
         raises ZooMismatch, and what opening a zoo raises
         """
         from netspace.data import ZooMismatch
-        from prepkit.address import HUB_SCHEME
+        from prepkit.address import is_remote
 
         if self.zoo_path is not None and self.any_zoo:
             return open_any_zoo(self.run, self.zoo_path)
         recorded = self.run.record["zoo"]["path"]
-        local = recorded is not None and not recorded.startswith(HUB_SCHEME)
+        local = recorded is not None and not is_remote(recorded)
         if self.zoo_path is None and local and not Path(recorded).exists():
             raise ZooMismatch(
                 f"the run '{self.run.path}' was trained on a zoo at '{recorded}', which is not there; say --zoo DIR."

@@ -8,7 +8,7 @@ import click
 
 from netspace.cli.common import (
     PATH,
-    PLACE,
+    ZOO_PLACE,
     data_option,
     load_embeddings,
     open_run,
@@ -100,7 +100,7 @@ def evaluate(
     epilog=examples("netspace embed run zoo", "netspace embed run zoo --split test -o embeddings.csv --force")
 )
 @run_argument
-@click.argument("zoo", type=PLACE, metavar="ZOO")
+@click.argument("zoo", type=ZOO_PLACE, metavar="ZOO")
 @click.option("--split", help="Split of the zoo's instances. [default: all instances]")
 @click.option(
     "-o",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from netspace.cli.common import PLACE, data_option, seed_option
+from netspace.cli.common import ZOO_PLACE, data_option, seed_option
 from prepkit.cli.common import device_option
 from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
@@ -43,7 +43,7 @@ COLUMNS = {
 
 
 @click.command(epilog=examples("netspace probe my-zoo", "netspace probe hf://user/zoo --json"))
-@click.argument("zoo", type=PLACE, metavar="ZOO")
+@click.argument("zoo", type=ZOO_PLACE, metavar="ZOO")
 @click.option("--split", default="test", show_default=True, help="Split of the unseen instances.")
 @data_option
 @seed_option("drawing pairs and the bootstrap")

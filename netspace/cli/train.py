@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netspace.cli.common import PATH, PLACE, data_option
+from netspace.cli.common import PATH, ZOO_PLACE, data_option
 from prepkit.cli.common import device_option
 from prepkit.cli.completion import names
 from prepkit.cli.examples import examples
@@ -32,7 +32,13 @@ def _recipes() -> list[str]:
     )
 )
 @click.argument("recipe", metavar="RECIPE", shell_complete=names(_recipes, or_path=True))
-@click.option("--zoo", required=True, type=PLACE, metavar="ZOO", help="Zoo to learn from: a folder or hf://user/zoo.")
+@click.option(
+    "--zoo",
+    required=True,
+    type=ZOO_PLACE,
+    metavar="ZOO",
+    help="Zoo to learn from: a folder, hf://user/zoo or s3://bucket/zoo.",
+)
 @click.option("--out", "folder", required=True, type=PATH, metavar="RUN", help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in this folder.")
 @device_option

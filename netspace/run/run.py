@@ -39,7 +39,7 @@ from netspace.data import ZooMismatch
 from netspace.recipe import FROM_PREPS, Recipe, recipe_of
 from netspace.space.cpu_functions import follow
 from netspace.space.network import NetSpace
-from prepkit.address import HUB_SCHEME
+from prepkit.address import HUB_SCHEME, is_remote
 from prepkit.errors import expect, listed
 from prepkit.support.files import replacing, sha256_of_file, write_json
 from prepkit.version import __version__
@@ -163,7 +163,7 @@ class Run:
         if path is None and recorded["path"] is None:
             raise ZooMismatch(
                 f"the run '{self.path}' is from the Hub and does not say where its zoo '{recorded['name']}' is; "
-                "give its folder or its hf:// address with `zoo`."
+                "give its folder or its address with `zoo`."
             )
         network = self.recipe.network
         zoo = prepkit.open_zoo(path or recorded["path"], width=network.width, height=network.height)
@@ -367,7 +367,7 @@ def _local_folder(path: str | os.PathLike[str]) -> Path:
 def _absolute(path: str | os.PathLike[str]) -> str:
     """Return an address that means the same from any working directory."""
     text = os.fspath(path)
-    return text if text.startswith(HUB_SCHEME) else os.path.abspath(text)
+    return text if is_remote(text) else os.path.abspath(text)
 
 
 def _identity(zoo: prepkit.Zoo) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def train(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     expect(recipe, Recipe, "recipe", "a Recipe, the name of a built-in one, or the path of a .toml file")
-    expect(zoo, (str, os.PathLike), "zoo", "the folder of a zoo, or hf://user/zoo")
+    expect(zoo, (str, os.PathLike), "zoo", "the folder of a zoo, or an address such as hf://user/zoo")
     expect(out, (str, os.PathLike), "out", "the folder of the run")
     chosen = own_device(device)
     if chosen.type == "cuda":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prepkit.address import is_remote
 from prepkit.cli.common import force_option
 from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
@@ -48,7 +49,9 @@ def pull(
     force: bool,
     out: Output,
 ) -> None:
-    """Fetch a zoo from the Hub into DIR, and check every file.
+    """Fetch a zoo into DIR, and check every file.
+
+    REPO is a zoo on the Hub, user/zoo, or in a store that fsspec reads, such as s3://bucket/zoo or https://host/zoo.
 
     DIR is ./NAME if it is left out. With a condition, only the table and the shards that hold such instances are
     fetched, and DIR becomes a zoo of just these. After an interruption the same command goes on.
@@ -140,7 +143,8 @@ def _pull_text(pulled: Pulled) -> str:
     size = f"{counted(manifest.table.rows, 'instance')}, {readable_bytes(num_bytes_of(manifest))}"
     part = "" if record.selection.is_whole else f" ({record.selection})"
     how = "all of it was there" if pulled.was_there else "every file checked"
-    return f"{record.repo}{part} -> {pulled.path}: {size}; commit {record.commit}; {how}"
+    version = f"zoo.json {record.commit[:12]}" if is_remote(record.repo) else f"commit {record.commit}"
+    return f"{record.repo}{part} -> {pulled.path}: {size}; {version}; {how}"
 
 
 def _push_document(pushed: Push, dry_run: bool) -> dict[str, Any]:

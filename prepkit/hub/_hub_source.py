@@ -50,6 +50,16 @@ class HubSource(Source):
         return self.address.repo_id
 
     @property
+    def place(self) -> str:
+        """USER/NAME."""
+        return self.address.repo_id
+
+    @property
+    def version(self) -> str:
+        """The commit."""
+        return str(self.address.revision)
+
+    @property
     def folder(self) -> Path:
         """`<user>--<name>/<commit>`."""
         return Path(self.address.repo_id.replace("/", "--"), str(self.address.revision))

@@ -12,7 +12,6 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from prepkit.address import HubAddress
 from prepkit.hub._fetch import Fetcher, is_sound, wait_for_all
 from prepkit.hub._source import RemoteFile
 from prepkit.hub.progress import Counter
@@ -27,12 +26,10 @@ NOTES = "cut"  # folder of the notes, in the working folder
 WHOLE = "whole"  # folder of shards that are being cut, in the working folder
 
 
-def fetch_cut(
-    fetcher: Fetcher, address: HubAddress, cut: Cut, selection: Selection, root: Path, work: Path, counter: Counter
-) -> Manifest:
+def fetch_cut(fetcher: Fetcher, cut: Cut, selection: Selection, root: Path, work: Path, counter: Counter) -> Manifest:
     """Fetch and cut what a plan names: the files go to `root`, the new zoo.json to `work`.
 
-    address: the version that is cut, which the new zoo.json names
+    fetcher: brings files of the version that is cut, which the new zoo.json names
     raises HubError, OutputError
     """
     with system_errors_as_output(root):
@@ -47,8 +44,8 @@ def fetch_cut(
         table = cut_table(cut, work)
         os.replace(work / table.path, root / table.path)
         origin = {
-            "repo": address.repo_id,
-            "commit": address.revision,
+            "repo": fetcher.source.place,
+            "commit": fetcher.source.version,
             "where": selection.where,
             "splits": list(selection.splits),
             "architectures": list(selection.architectures),

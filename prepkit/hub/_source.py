@@ -40,6 +40,16 @@ class Source(ABC):
 
     @property
     @abstractmethod
+    def place(self) -> str:
+        """What holds all versions, as records of a pull name it: USER/NAME on the Hub, or the address in a store."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """What names the version: the commit on the Hub, or the sha256 of zoo.json."""
+
+    @property
+    @abstractmethod
     def folder(self) -> Path:
         """Two folders in the cache on the disk that hold this version: one for the name, one for the version."""
 

@@ -45,6 +45,16 @@ class UrlSource(Source):
         return str(self.address)
 
     @property
+    def place(self) -> str:
+        """The address."""
+        return str(self.address)
+
+    @property
+    def version(self) -> str:
+        """The sha256 of zoo.json."""
+        return str(self.manifest_sha256)
+
+    @property
     def folder(self) -> Path:
         """`<protocol>--<bucket>--<zoo>/<sha256 of zoo.json>`; zoos that share the name differ in the sum."""
         return _folder_of(self.address) / str(self.manifest_sha256)

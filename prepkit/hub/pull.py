@@ -1,6 +1,7 @@
-"""pull: a zoo on the Hub, or some of its instances, comes into a folder of the user's.
+"""pull: a zoo on the Hub or in another store, or some of its instances, comes into a folder of the user's.
 
     prepkit.pull("user/zoo")                                          # ./zoo
+    prepkit.pull("s3://bucket/zoo")                                   # ./zoo
     prepkit.pull("user/zoo", "good", where="accuracy > 0.9")          # manifest, table, and the shards that are needed
 
 Every file that comes is compared with the manifest, and zoo.json is written last: a folder that has it holds a whole
@@ -17,9 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prepkit.address import HubAddress, parse_repository
+from prepkit.address import HubAddress, UrlAddress, parse_remote, parse_repository
 from prepkit.errors import HubError, ZooError, listed
-from prepkit.hub._failures import explained
 from prepkit.hub._fetch import MAX_THREADS, Fetcher, is_sound, wait_for_all
 from prepkit.hub._hub_source import HubSource
 from prepkit.hub._partial import fetch_cut
@@ -27,9 +27,10 @@ from prepkit.hub._readme import make_local
 from prepkit.hub._sizes import check_rows
 from prepkit.hub._source import RemoteFile, Source
 from prepkit.hub._target import Target, known_zoo
-from prepkit.hub.client import api, pinned
+from prepkit.hub._url_source import newest_version
 from prepkit.hub.progress import Counter, Report
 from prepkit.hub.selection import PullRecord, Selection
+from prepkit.support.cache import cache_folder
 from prepkit.support.text import Brief, readable_bytes
 from prepkit.zoo.card.card import write_card
 from prepkit.zoo.change.cutting import Cut, planned_cut
@@ -45,7 +46,7 @@ OPTIONAL_FILES = ("README.md", "card.png")  # fetched if the repository has them
 class Pulled(Brief):
     """Result of a pull.
 
-    record:    repository, commit, and which instances were asked for
+    record:    repository and commit, or address and sha256 of zoo.json, and which instances were asked for
     manifest:  manifest of the zoo in the folder
     was_there: whether the folder held all of it before
     """
@@ -68,11 +69,12 @@ def pull(
     force: bool = False,
     progress: Report | None = None,
 ) -> Path:
-    """Fetch a zoo from the Hub into a folder, check every file against the manifest, and return the folder.
+    """Fetch a zoo from the Hub or another store into a folder, check every file against the manifest, and return it.
 
-    repo:      USER/NAME, or hf://USER/NAME@REVISION
+    repo:      USER/NAME, or hf://USER/NAME@REVISION, or an address such as s3://bucket/zoo that fsspec reads
     directory: a new or empty folder, or one that this zoo was pulled into; ./NAME if missing
-    revision:  branch, tag or commit; the newest version if missing. A commit that is there needs no request.
+    revision:  branch, tag or commit; the newest version if missing. A commit that is there needs no request. Other
+               stores have no versions: there the sha256 of zoo.json stands for one
     where, split, architecture: fetch only instances that meet all of these: first the table, then the shards that hold
                them. The folder becomes a zoo of just these instances, with their old ClassIds.
     token:     token of the Hub; HF_TOKEN or that of `hf auth login` if missing
@@ -104,12 +106,9 @@ def pull_zoo(
     progress: Report | None = None,
 ) -> Pulled:
     """Fetch a zoo as `pull` does, and return what was pulled."""
-    asked = _address(repo, revision)
-    root = Path(asked.repo_id.partition("/")[2] if directory is None else directory)
-    with explained(asked.repo_id, "dataset", asked.revision):
-        address = pinned(api(token), asked, "dataset")
-    source = HubSource(address, token)
-    record = PullRecord(asked.repo_id, str(address.revision), selection or Selection())
+    source = source_of(_address(repo, revision), token)
+    root = Path(source.place.rpartition("/")[2] if directory is None else directory)
+    record = PullRecord(source.place, source.version, selection or Selection())
     target, counter = Target(root, record, force), Counter(progress)
     known = known_zoo(root)
     if known is not None and replace(known[0], manifest=None) == record and (selection is None or not force):
@@ -133,7 +132,7 @@ def pull_zoo(
                 shutil.copyfile(folder / MANIFEST, work / MANIFEST)
             else:
                 counter.expect(_num_bytes(manifest, cut), len(cut.table))
-                manifest = fetch_cut(fetcher, address, cut, record.selection, root, work, counter)
+                manifest = fetch_cut(fetcher, cut, record.selection, root, work, counter)
             target.finish(manifest)
         if cut is not None:
             write_card(root)  # the repository's card describes the whole zoo
@@ -158,18 +157,32 @@ def fetched_manifest(source: Source, folder: Path) -> Manifest:
         raise ZooError(str(error).replace(str(folder / MANIFEST), f"{source}/{MANIFEST}")) from None
 
 
-def _address(repo: str, revision: str | None) -> HubAddress:
-    """Return the version that a user asked for.
+def source_of(address: HubAddress | UrlAddress | str, token: str | None) -> Source:
+    """Return the version that a zoo has now, or that its address names.
+
+    raises HubError, ZooError where a store holds no zoo
+    """
+    asked = parse_remote(address) if isinstance(address, str) else address
+    return newest_version(asked, cache_folder()) if isinstance(asked, UrlAddress) else HubSource.of(asked, token)
+
+
+def _address(repo: str, revision: str | None) -> HubAddress | UrlAddress:
+    """Return the address of the version that a user asked for.
 
     raises HubError
     """
+    address = parse_remote(repo)
+    if isinstance(address, UrlAddress):
+        if revision is not None:
+            raise HubError(f"'{repo}' has no revisions, as only the Hub has some; leave revision={revision} out.")
+        return address
     address = parse_repository(repo)
     if revision is not None and address.revision not in (None, revision):
         raise HubError(f"'{repo}' and revision={revision} name two versions; leave one out.")
     return replace(address, revision=revision or address.revision)
 
 
-def _complete(target: Target, source: HubSource, manifest: Manifest, counter: Counter) -> Pulled:
+def _complete(target: Target, source: Source, manifest: Manifest, counter: Counter) -> Pulled:
     """Hash every file of a version that the folder holds already, and fetch again what is missing or damaged.
 
     raises ZooError if the folder holds a part of a zoo, and it is damaged
@@ -229,7 +242,7 @@ def _fetch_all(fetcher: Fetcher, files: list[FileWithInstances], root: Path, cou
         wait_for_all([pool.submit(fetch, *item) for item in files])
 
 
-def _planned_cut(selection: Selection, manifest: Manifest, source: HubSource, folder: Path) -> Cut | None:
+def _planned_cut(selection: Selection, manifest: Manifest, source: Source, folder: Path) -> Cut | None:
     """Read the zoo's table, and plan what is needed of each shard; None if the whole zoo is chosen."""
     if selection.is_whole:
         return None

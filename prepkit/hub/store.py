@@ -17,16 +17,14 @@ from pathlib import Path
 from threading import RLock, Thread
 from typing import Any
 
-from prepkit.address import HubAddress, UrlAddress, parse_remote
+from prepkit.address import HubAddress, UrlAddress
 from prepkit.errors import PrepkitError, ZooError
 from prepkit.hub._fetch import Fetcher, is_sound, wait_for_all
-from prepkit.hub._hub_source import HubSource
 from prepkit.hub._prefetch import PrefetchBudget, SharedIterator
 from prepkit.hub._shard_cache import alone, bound_of_cache, held, link_from_another_version, make_room
 from prepkit.hub._sizes import check_rows
 from prepkit.hub._source import FETCHING, RemoteFile, Source, Stopped
-from prepkit.hub._url_source import newest_version
-from prepkit.hub.pull import fetch_manifest
+from prepkit.hub.pull import fetch_manifest, source_of
 from prepkit.support.cache import cache_folder
 from prepkit.support.files import system_errors_as_output
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest
@@ -50,7 +48,7 @@ def open_store(
     raises HubError, ZooError
     """
     bound, checked, is_mapped = bound_of_cache(cache_bytes), verifies(verify, usually=True), maps(mmap)
-    return RemoteStore(_source_of(address, token), cache_folder(), bound, checked, is_mapped)
+    return RemoteStore(source_of(address, token), cache_folder(), bound, checked, is_mapped)
 
 
 def manifest_at(address: HubAddress | UrlAddress, *, token: str | None = None) -> Manifest:
@@ -58,18 +56,10 @@ def manifest_at(address: HubAddress | UrlAddress, *, token: str | None = None) -
 
     raises HubError, ZooError
     """
-    source = _source_of(address, token)
+    source = source_of(address, token)
     folder = cache_folder() / source.folder
     with system_errors_as_output(folder), alone(folder / MANIFEST):
         return _cached_manifest(Fetcher(source, folder / FETCHING), folder)
-
-
-def _source_of(address: HubAddress | UrlAddress | str, token: str | None) -> Source:
-    """Return the version that a zoo has now."""
-    asked = parse_remote(address) if isinstance(address, str) else address
-    if isinstance(asked, UrlAddress):
-        return newest_version(asked, cache_folder())
-    return HubSource.of(asked, token)
 
 
 def _cached_manifest(fetcher: Fetcher, folder: Path) -> Manifest:

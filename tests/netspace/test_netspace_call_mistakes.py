@@ -90,7 +90,7 @@ CALLS = {
     "train, recipe": (lambda run, zoo: netspace.train({}, "zoo", "out"), "recipe: expected a Recipe, .* found dict"),
     "train, zoo": (
         lambda run, zoo: netspace.train("digits_multi", zoo, "out"),
-        "zoo: expected the folder of a zoo, or hf://user/zoo; found Zoo",
+        "zoo: expected the folder of a zoo, or an address such as hf://user/zoo; found Zoo",
     ),
     "train, out": (
         lambda run, zoo: netspace.train("digits_multi", "zoo", None),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import fsspec
 import pytest
 import torch
 from click.testing import CliRunner
@@ -85,6 +86,34 @@ def test_commands_take_runs_and_zoos_of_the_hub(hub, run, tmp_path):
     (run.path / "run.json").write_text(json.dumps(record))
     done = CliRunner().invoke(main, ["evaluate", str(run.path), "--split", "train", "--device", "cpu"])
     assert "does not record its task" in done.stderr
+
+
+def test_commands_take_zoos_in_other_stores_too(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREPKIT_CACHE", str(tmp_path / "cache"))
+    files = fsspec.filesystem("memory")
+    files.put(str(tmp_path / "zoo"), "/run-zoos/zoo", recursive=True)
+    address = "memory://run-zoos/zoo"
+    try:
+        table = tmp_path / "table.csv"
+        done = CliRunner().invoke(main, ["embed", str(run.path), address, "-o", str(table), "--device", "cpu"])
+        assert done.exit_code == 0, done.output
+        assert len(table.read_text().splitlines()) == 2
+        done = CliRunner().invoke(main, ["evaluate", str(run.path), "--zoo", address, "--split", "train"])
+        assert "does not record its task" in done.stderr  # so the zoo was found and is the right one
+        record = json.loads((run.path / "run.json").read_text())
+        record["zoo"]["path"] = address
+        (run.path / "run.json").write_text(json.dumps(record))
+        done = CliRunner().invoke(main, ["evaluate", str(run.path), "--split", "train", "--device", "cpu"])
+        assert "does not record its task" in done.stderr
+    finally:
+        files.rm("/run-zoos", recursive=True)
+    done = CliRunner().invoke(main, ["evaluate", str(run.path), "--zoo", "s3://bucket/zoo?key=secret"])
+    assert (done.exit_code, "write it without '?' and '#'" in done.stderr, "secret" in done.stderr) == (2, True, False)
+    done = CliRunner().invoke(main, ["evaluate", "s3://bucket/run"])
+    assert (done.exit_code, "'s3://bucket/run' cannot be read here: this takes hf://user/name" in done.stderr) == (
+        2,
+        True,
+    )
 
 
 def test_what_cannot_be_pushed_or_loaded(hub, run, tmp_path):
