@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from netspace.recipe import Recipe
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+START, OWN = "start", "own"  # the column of a zoo's table that says how instances began, and its word for no other's
 
 
 class ZooMismatch(prepkit.PrepkitError, ValueError):
@@ -47,6 +48,15 @@ class Batch:
     indices: tuple[int, ...]
     inputs: Tensor
     labels: Tensor | None
+
+
+def shares_starts(zoo: prepkit.Zoo) -> bool:
+    """Whether the zoo's table says that no training instance has a start of its own."""
+    table = zoo.split(TRAIN).table
+    if START not in table.column_names:
+        return False
+    starts = table[START].to_pylist()
+    return bool(starts) and not {None, "", OWN} & set(starts)
 
 
 def remedy_of(recipe: Recipe) -> str:

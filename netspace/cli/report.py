@@ -74,7 +74,7 @@ def report(
 
 @click.command(
     epilog=examples(
-        "netspace paper paper-mini              # takes 24 min 29 s with two threads of a 2-core Xeon",
+        "netspace paper paper-mini              # takes about 35 min with two threads of a 2-core Xeon",
         "netspace paper paper-quick --quick     # takes 1 min 58 s there",
     )
 )
@@ -86,7 +86,8 @@ def report(
 def paper(folder: Path, quick: bool, full: bool, device: str, out: Output) -> None:
     """Make the paper in miniature, from zoos to one page.
 
-    The embedded zoos are trained, spaces are trained on them, and all experiments are made for OUT/report.html.
+    The embedded zoos are trained, spaces are trained on them, and all experiments are made for OUT/report.html. Claims
+    on zoos whose networks share their starts, which are easier, are counted apart from the paper's.
 
     Nothing is downloaded. If the command is interrupted, call it again: nothing that is finished is done twice.
     """

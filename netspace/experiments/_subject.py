@@ -168,13 +168,6 @@ def runs_of(view: prepkit.Zoo) -> list[str]:
     return [str(id if run is None else run) for id, run in zip(ids, runs, strict=True)]
 
 
-def share_starts(view: prepkit.Zoo) -> bool:
-    """Whether instances were trained from starts that they share, so that their weights lie near each other."""
-    if "start" not in view.table.column_names:
-        return False
-    return any(start not in (None, "own") for start in view.table["start"].to_pylist())
-
-
 def predict_split(space: NetSpace, registry: prepkit.Registry, view: prepkit.Zoo) -> PredictedSplit:
     """Encode and decode the instances of a view."""
     preps_NHW = preps_of(space, view)

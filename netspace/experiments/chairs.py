@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import TEST, TRAIN
+from netspace.data import TEST, TRAIN, shares_starts
 from netspace.experiments._closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
-from netspace.experiments._subject import share_starts
 from netspace.experiments.result import Cell, Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.interpolation import Interpolation, interpolate, weights_between
 from prepkit.errors import counted
@@ -78,7 +77,7 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS, resolution:
     overlap_PS = {} if truth is None else {way: overlaps_of_pairs(grid, truth) for way, grid in grids.items()}
     overlap = {way: values_PS.mean(0).tolist() for way, values_PS in overlap_PS.items()}
     middle_P = {way: values_PS[:, steps // 2] for way, values_PS in overlap_PS.items()}
-    line_claims = _lines_claims(measured[EMBEDDINGS], middle_P, share_starts(zoo), subject.seed)
+    line_claims = _lines_claims(measured[EMBEDDINGS], middle_P, shares_starts(zoo), subject.seed)
     monotone = {way: share_of_monotone_volumes(grids[way], TURN) for way in (EMBEDDINGS, WEIGHTS)}
     rows = "along embeddings, along weights" if truth is None else "the true chairs, along embeddings, along weights"
     title = f"The first pairs by gamma; rows of each: {rows}"

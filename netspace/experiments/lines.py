@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import TEST
-from netspace.experiments._subject import runs_of, share_starts
+from netspace.data import TEST, shares_starts
+from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.figures import LINE_NAMES, interpolation_figure
 from netspace.explore.interpolation import EMBEDDING, WEIGHTS, interpolate
@@ -68,7 +68,7 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS) -> Result:
         title="Lines between a weak and a strong instance (Fig. 3 b, d)",
         text=_text(first, second, steps, shapes),
         numbers={**summary, "shapes": shapes, "intervals": intervals, "pairs_of": [first, second]},
-        claims=_claims(shapes, intervals, share_starts(subject.zoo)),
+        claims=_claims(shapes, intervals, shares_starts(subject.zoo)),
         tables=(table_of_measures(title, ("line of",), rows, COLUMNS), _table_of_means(values, interpolation.gammas)),
         pictures=(subject.picture("Accuracy along the lines", "lines.png", interpolation_figure(interpolation)),),
     )

@@ -25,8 +25,9 @@ RELATIONS: dict[str, Callable[[float, float], bool]] = {
 }
 STRICT = (">", "<")
 # "paper" claims are the paper's, or aims set for the embedded zoos; "beyond" claims are about what the paper does not
-# ask; a "check" is about whether the measurement itself is sound, which says nothing of the method.
-KINDS = ("paper", "beyond", "check")
+# ask; "easier" are both in a report, if they are about a zoo whose instances share their starts; a "check" is about
+# whether the measurement itself is sound, which says nothing of the method.
+_, _, EASIER, CHECK = KINDS = ("paper", "beyond", "easier", "check")
 # A share is shown as per cent, a difference of shares as points, any other number as it is, with its unit if any.
 SHARES = ("%", "points")
 UNITS = (*SHARES, "IoU", "items", "")

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from netspace.experiments import experiment_names
 from netspace.experiments.result import Claim, Result
 from netspace.experiments.running import ExperimentRunner
-from netspace.experiments.verdict import HELD, KINDS, VERDICTS, Interval, verdict_of_runs
+from netspace.experiments.verdict import CHECK, EASIER, HELD, KINDS, VERDICTS, Interval, verdict_of_runs
 from netspace.run.run import BEST, Run
 from prepkit.errors import counted
 from prepkit.support.json_values import json_value
@@ -96,6 +96,13 @@ class RunResults:
     def claims(self) -> list[Claim]:
         """All claims of the run's experiments."""
         return [claim for result in self.results.values() for claim in result.claims]
+
+    def claims_of(self, experiment: str) -> list[Claim]:
+        """The claims of an experiment as the report counts them: on a zoo of shared starts, apart from the paper's."""
+        claims = self.results[experiment].claims if experiment in self.results else []
+        if not self.run.shares_starts:
+            return list(claims)
+        return [claim if claim.kind == CHECK else replace(claim, kind=EASIER) for claim in claims]
 
     @property
     def held(self) -> int:
@@ -240,8 +247,8 @@ class Report:
         for recipe, runs in self.recipes.items():
             for experiment in experiment_names():
                 same: dict[tuple[str, str, str, str], list[Claim]] = {}
-                results = [run.results[experiment] for run in runs if experiment in run.results]
-                for claim in (claim for result in results for claim in result.claims):
+                claims_of_runs = (run.claims_of(experiment) for run in runs)
+                for claim in (claim for claims in claims_of_runs for claim in claims):
                     same.setdefault((claim.text, claim.bound, claim.kind, claim.unit), []).append(claim)
                 gathered += [RecipeClaim(recipe, experiment, tuple(claims), len(runs)) for claims in same.values()]
         return gathered

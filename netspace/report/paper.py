@@ -34,6 +34,8 @@ from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 
 FORMAT = "netspace-paper/1"
 RECIPES = ("digits_single", "digits_multi", "digits_multi_identity", "digits_unseen", "chairs_mini")
+EASIER = ("digits_shared", "digits_multi_shared", "chairs_fitted")  # zoos whose instances share their starts
+STRONG = ("digits_single_strong",)
 ABLATIONS = ("digits_single_weights", "digits_multi_no_interpolation", "digits_multi_no_scale")
 LIBRARIES = ("matplotlib", "scipy", "sklearn", "skimage")
 PAPER, ZOOS, RUNS, PAGE = "paper.json", "zoos", "runs", "report.html"
@@ -51,6 +53,7 @@ class Size:
     note:        a sentence that the reader must know before all others
     zoos:        by spec, `instances` and `epochs` in place of the spec's own
     recipes:     by recipe, changed values by dotted key
+    others:      recipes beside RECIPES, on zoos of other kinds than the paper's
     seeds:       seeds of NetSpace's training; each is trained on the same zoos
     ablations:   whether each ablation is trained too, with the first seed
     experiments: by experiment, settings of its function
@@ -60,6 +63,7 @@ class Size:
     note: str = ""
     zoos: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     ablations: bool = False
     experiments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -87,8 +91,13 @@ SIZES = {
             "novelty": {"networks": 4, "controls": 2, "steps": 5},
         },
     ),
-    "mini": Size("The paper in miniature"),
-    "full": Size("The paper in miniature, three seeds and ablations", seeds=(0, 1, 2), ablations=True),
+    "mini": Size("The paper in miniature", others=EASIER),
+    "full": Size(
+        "The paper in miniature, three seeds and ablations",
+        others=(*EASIER, *STRONG),
+        seeds=(0, 1, 2),
+        ablations=True,
+    ),
 }
 
 
@@ -227,8 +236,8 @@ def begin(root: Path, size: str) -> None:
 def recipes_of(size: Size) -> dict[str, Recipe]:
     """Return the recipes that are trained, with all their seeds, by name of the run."""
     recipes = {}
-    for name in (*RECIPES, *(ABLATIONS if size.ablations else ())):
-        for seed in size.seeds if name in RECIPES else size.seeds[:1]:
+    for name in (*RECIPES, *size.others, *(ABLATIONS if size.ablations else ())):
+        for seed in size.seeds[:1] if name in ABLATIONS else size.seeds:
             changes = {**size.recipes.get(name, {}), "training.seed": seed}
             recipes[name if seed == size.seeds[0] else f"{name}-seed-{seed}"] = load_recipe(name, changes)
     return recipes

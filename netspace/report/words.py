@@ -15,6 +15,7 @@ from prepkit.support.text import short_number
 KIND_WORDS = {
     "paper": ("claim of the paper", "claims of the paper"),
     "beyond": ("question beyond the paper", "questions beyond the paper"),
+    "easier": ("claim on easier zoos, of shared starts", "claims on easier zoos, of shared starts"),
     "check": ("check", "checks"),
 }
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.alignment import Alignment
-from netspace.data import ZooMismatch
+from netspace.data import ZooMismatch, shares_starts
 from netspace.recipe import FROM_PREPS, Recipe, recipe_of
 from netspace.space.cpu_functions import follow
 from netspace.space.network import NetSpace
@@ -119,7 +119,8 @@ class Run:
             "recipe": recipe.to_dict(),
             "initialisation": initialisation or recipe.network.initialisation,
             "registry": zoo.registry.to_dict(),
-            "zoo": _identity(zoo) | {"path": _absolute(zoo_path), "license": zoo.manifest.license},
+            "zoo": _identity(zoo)
+            | {"path": _absolute(zoo_path), "license": zoo.manifest.license, "shared_starts": shares_starts(zoo)},
             "task": None if zoo.task is None else dict(zoo.task),
             "versions": versions(),
         }
@@ -152,6 +153,11 @@ class Run:
         """Replace or add a value of run.json."""
         self.record[key] = value
         write_json(self.path / RECORD, self.record)
+
+    @property
+    def shares_starts(self) -> bool:
+        """Whether the instances of the run's zoo began with starts that they share, which makes it an easier zoo."""
+        return bool(self.record["zoo"].get("shared_starts", False))
 
     def open_zoo(self, path: str | os.PathLike[str] | None = None) -> prepkit.Zoo:
         """The zoo that the run was trained on, read at the recipe's height and width.

@@ -12,12 +12,10 @@ from dataclasses import replace
 import torch
 
 import prepkit
-from netspace.data import TRAIN, Data
+from netspace.data import Data, shares_starts
 from netspace.recipe import Initialisation, Recipe
 from netspace.space.network import NetSpace
 from netspace.space.starts import start_from_centroid, start_from_preps
-
-COLUMN, OWN = "start", "own"  # the column of a zoo's table that says how instances began, and its word for no other's
 
 
 def initialisation_of(recipe: Recipe, zoo: prepkit.Zoo) -> Initialisation:
@@ -29,15 +27,6 @@ def initialisation_of(recipe: Recipe, zoo: prepkit.Zoo) -> Initialisation:
 def with_initialisation(recipe: Recipe, zoo: prepkit.Zoo) -> Recipe:
     """Return a recipe that names its start; two recipes that do so are the same training on a zoo if they are equal."""
     return replace(recipe, network=replace(recipe.network, initialisation=initialisation_of(recipe, zoo)))
-
-
-def shares_starts(zoo: prepkit.Zoo) -> bool:
-    """Whether the zoo's table says that no training instance has a start of its own."""
-    table = zoo.split(TRAIN).table
-    if COLUMN not in table.column_names:
-        return False
-    starts = table[COLUMN].to_pylist()
-    return bool(starts) and not {None, "", OWN} & set(starts)
 
 
 def start_from_data(space: NetSpace, initialisation: str, recipe: Recipe, data: Data) -> None:

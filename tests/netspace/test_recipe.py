@@ -36,6 +36,7 @@ def test_names():
         ]
         + ["chairs", "chairs_from_preps", "chairs_mini", "digits_multi_identity"]
         + ["digits_single_weights", "digits_multi_no_interpolation", "digits_multi_no_scale"]
+        + ["digits_shared", "digits_multi_shared", "chairs_fitted", "digits_single_strong"]
     )
 
 

@@ -14,7 +14,7 @@ from netspace.experiments import EXPERIMENTS, running
 from netspace.recipe import load_recipe
 from netspace.report import paper as paper_module
 from netspace.report.model import StageProgress
-from netspace.report.paper import ABLATIONS, RECIPES, SIZES, PaperError, Size, paper, recipes_of, zoo_names
+from netspace.report.paper import ABLATIONS, EASIER, RECIPES, SIZES, PaperError, Size, paper, recipes_of, zoo_names
 from netspace.run.run import Run
 from netspace.training.trainer import Interrupted
 
@@ -150,10 +150,13 @@ def test_sizes_name_what_there_is():
         assert set(size.zoos) <= set(zoo_names(recipes))
         assert set(size.recipes) <= set(RECIPES)
         assert set(size.experiments) <= set(EXPERIMENTS)
-    assert list(recipes_of(SIZES["mini"])) == list(RECIPES)
+    assert list(recipes_of(SIZES["quick"])) == list(RECIPES)
+    assert list(recipes_of(SIZES["mini"])) == [*RECIPES, *EASIER]
     assert all(recipe == load_recipe(name) for name, recipe in recipes_of(SIZES["mini"]).items())
     full = recipes_of(SIZES["full"])
-    assert len(full) == 3 * len(RECIPES) + len(ABLATIONS)
+    assert len(full) == 3 * len((*RECIPES, *EASIER, "digits_single_strong")) + len(ABLATIONS)
+    starts = {name: [each.start.kind for each in prepkit.load_spec(name).training.values()] for name in zoo_names(full)}
+    assert {name for name, kinds in starts.items() if "own" not in kinds} == set(EASIER)
     assert {full[name].training.seed for name in full if name.startswith("digits_unseen")} == {0, 1, 2}
     assert full["chairs_mini-seed-2"] == load_recipe("chairs_mini", {"training.seed": 2})
 

@@ -17,6 +17,7 @@ from netspace.experiments import UnknownExperiment, running
 from netspace.report._variants import spread, variants, without_variants
 from netspace.report.make import ReportError, report, training_picture, training_seconds
 from netspace.report.paper import SIZES
+from netspace.report.words import tally
 from netspace.run.run import RunError
 from prepkit.cli.output import Output
 from prepkit.errors import OutputError
@@ -37,6 +38,7 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     assert found.counts == {
         "paper": {**none, "undecided": 1, "not told": 1, "of": 2},
         "beyond": {**none, "held": 1, "of": 1},
+        "easier": {**none, "of": 0},
         "check": {**none, "held": 1, "of": 1},
     }
     assert (first.verdicts, first.text, first.bound) == (("not held", "held"), "Accuracy", ">= 0.92")
@@ -65,6 +67,24 @@ def test_claims_of_one_recipe_are_counted_together(tmp_path, runs, made_up):
     assert [one["held"] for one in document["claims"]] == [1, 0, 2, 2]
     assert document["runs"][0]["training_seconds"] == 2.5
     assert replace(found, runs=found.runs[:1]).claims[0].deviation is None
+
+
+def test_claims_on_a_zoo_of_shared_starts_are_counted_apart(tmp_path, runs, made_up, monkeypatch):
+    """An easier zoo says nothing of the paper's; its checks are checks all the same."""
+    monkeypatch.setattr(type(runs[0]), "shares_starts", True)
+    found = report(runs, tmp_path / "report.html", device="cpu")
+    assert {kind: count["of"] for kind, count in found.counts.items()} == {
+        "paper": 0,
+        "beyond": 0,
+        "easier": 3,
+        "check": 1,
+    }
+    assert [one.kind for one in found.claims] == ["easier"] * 3 + ["check"]
+    told = "1 of 3 claims on easier zoos, of shared starts held in every run, 1 undecided, 1 not told; 1 of 1 check."
+    assert tally(found) == told
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Claims on easier zoos, of shared starts: 1 of 3 held in every run" in page
+    assert "Claims of the paper" not in page
 
 
 def test_a_report_is_made_of_what_is_saved(tmp_path, runs, made_up, monkeypatch):

@@ -32,6 +32,7 @@ def started(tmp_path, name, counts, named=None, steps=1):
 def test_a_zoo_with_shared_starts_is_learnt_about_its_centroid(tmp_path, name, counts):
     run = started(tmp_path, name, counts)
     assert run.record["initialisation"] == "from_centroid"
+    assert run.shares_starts
     assert run.recipe.network.initialisation is None
     train = run.open_zoo().split("train")
     rows = [row.numpy().astype(np.float64).ravel() for row in train.preps()]

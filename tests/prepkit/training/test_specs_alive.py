@@ -19,6 +19,7 @@ from prepkit.training._engine import stack_size_for
 from prepkit.training._plan import Job
 from prepkit.training._schedule import factor
 from prepkit.training._stack import Stack, fresh_tensors
+from prepkit.training._start import Start
 from prepkit.training._step import StackSetup
 from prepkit.training._values import CONSTANT, Epochs, Keep
 from prepkit.training.spec import load_spec, spec_names
@@ -103,7 +104,9 @@ def test_every_network_of_a_spec_takes_a_step_and_is_packed(name, batch_size):
     for network, training in networks(spec).items():
         training = replace(training, batch_size=batch_size or training.batch_size)
         assert factor(training.schedule, 0, training.epochs.last) == 1.0  # the first step does not depend on the rest
-        known, trained = step(network, replace(training, epochs=Epochs((1,)), schedule=CONSTANT, keep=Keep()))
+        known, trained = step(
+            network, replace(training, epochs=Epochs((1,)), schedule=CONSTANT, keep=Keep(), start=Start())
+        )
         folded = fold_stack(known, [trained])
         if network in spec.architectures:
             prep = known.layout.pack(folded, known.layout.shape(spec.width, spec.height))

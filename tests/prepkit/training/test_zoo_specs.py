@@ -9,6 +9,7 @@ import pytest
 from prepkit.families.registry import architecture, built_in_registry
 from prepkit.training._plan import plan
 from prepkit.training._schedule import factor
+from prepkit.training._start import Start
 from prepkit.training._values import Keep, Range
 from prepkit.training.spec import load_spec, spec_names
 
@@ -49,7 +50,13 @@ def rates(training, epochs):
 
 def test_the_specs_that_are_built_in():
     names = {f"{data}_{kind}" for data in (*DATASETS, "digits") for kind in ("single", "multi", "unseen")}
-    assert set(spec_names()) == names | {"chairs", "chairs_mini", "cifar10_single_strong"}
+    names |= {"chairs", "chairs_mini", "cifar10_single_strong"}
+    assert set(spec_names()) == names | {
+        "digits_shared",
+        "digits_multi_shared",
+        "chairs_fitted",
+        "digits_single_strong",
+    }
 
 
 @pytest.mark.parametrize("name", spec_names())
@@ -65,7 +72,7 @@ def test_a_spec_is_named_like_its_file_and_can_be_planned(name):
 def test_class_ids_are_those_of_the_built_in_registry(name):
     spec = load_spec(name)
     registry = built_in_registry(spec.architectures[0].partition("@")[2])
-    if "_single" not in name:
+    if "_single" not in name and name != "digits_shared":
         assert list(spec.architectures) == list(registry.class_ids)
     parameters = [architecture(name).num_parameters for name in spec.architectures]
     assert parameters == sorted(parameters)
@@ -176,6 +183,42 @@ def test_the_same_digits_for_all_three():
     assert single.task == multi.task == unseen.task
     assert multi.teacher == unseen.teacher
     assert multi.training["resnet14@digits"] == unseen.training["resnet14@digits"]
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "start"),
+    [
+        ("digits_shared", "digits_single", Start("shared", count=1)),
+        ("digits_multi_shared", "digits_multi", Start("shared", count=4)),
+    ],
+)
+def test_zoos_of_shared_starts_differ_from_their_bases_in_nothing_else(name, base, start):
+    found, other = load_spec(name), load_spec(base)
+    assert {training.start for training in found.training.values()} == {start}
+    assert {key: replace(each, start=Start()) for key, each in found.training.items()} == other.training
+    keys = ("architectures", "task", "instances", "teacher", "width", "height", "seed")
+    assert [getattr(found, key) for key in keys] == [getattr(other, key) for key in keys]
+
+
+def test_chairs_that_are_tuned_from_a_fitted_start():
+    """A quarter of the steps and of the rate, the same points, and 16 chairs by which settings may be chosen."""
+    found, other = load_spec("chairs_fitted"), load_spec("chairs_mini")
+    (training,), (base,) = found.training.values(), other.training.values()
+    assert counts(found) == {"sine_mlp": (128, 16, 16)}
+    assert training.learning_rate == Range(base.learning_rate.low / 4, base.learning_rate.high / 4)
+    assert replace(training, start=Start(), epochs=base.epochs, learning_rate=base.learning_rate) == base
+    assert (training.start.kind, training.epochs.last * found.task["steps_per_epoch"]) == ("fitted", 500)
+    assert {**found.task, "count": 144} == other.task
+    assert found.task["count"] == 160
+
+
+def test_a_zoo_of_digits_without_weak_networks():
+    found, other = load_spec("digits_single_strong"), load_spec("digits_single")
+    (training,), (base,) = found.training.values(), other.training.values()
+    # The reference's lists begin with epoch 43 of 600, and 43 / 600 of 80 is 5.7.
+    assert training.epochs.candidates == tuple(count for count in base.epochs.candidates if count >= 80 * 43 / 600)
+    assert replace(training, epochs=base.epochs) == base
+    assert (found.task, found.instances, found.teacher) == (other.task, other.instances, other.teacher)
 
 
 def test_most_of_digits_single_is_trained_for_few_epochs():
