@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from prepkit.auditing._values import Measured
+from prepkit.auditing._values import FEATURES, Measured, OneLayout, key_of, projected
 from prepkit.errors import PrepkitError, counted
 from prepkit.running.instances import forward_flops
 from prepkit.support.progress import Advance
@@ -24,6 +24,8 @@ from prepkit.views.source import Source
 from prepkit.zoo.read.in_shard_order import batches
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from prepkit.families.registry import Architecture
     from prepkit.zoo.read.zoo import Zoo
 
@@ -44,6 +46,7 @@ class Outputs:
     constant:   rows whose outputs are the same for all inputs
     not_finite: rows whose outputs hold NaN or infinity, though their weights do not
     dead:       by row, how many hidden units are 0 for all inputs, and how many there are
+    sketches:   by the key of a layout, the networks whose outputs say which function they are
     checked:    sentences on what was run
     left:       sentences on what was not
     """
@@ -51,16 +54,32 @@ class Outputs:
     constant: list[int] = field(default_factory=list)
     not_finite: list[int] = field(default_factory=list)
     dead: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sketches: dict[bytes, list[Sketch]] = field(default_factory=dict)
     checked: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
-def run(zoo: Zoo, measured: Measured, progress: Advance) -> Outputs:
+@dataclass(frozen=True)
+class Sketch:
+    """What a network's outputs are like, less their mean over the inputs, on the inputs of the audit.
+
+    row:      of the table
+    features: random projections, whose distance is about that of the outputs
+    norm:     of the outputs
+    """
+
+    row: int
+    features: NDArray[np.float64]
+    norm: float
+
+
+def run(zoo: Zoo, measured: Measured, progress: Advance, like: Zoo | None = None) -> Outputs:
     """Run the networks whose weights are finite and not all one value; of many, some that are spread evenly.
 
     progress: is called with numbers of networks, the sum of which is that of all networks of the zoo
+    like:     another zoo, on whose images they run; the zoo's own if missing
     """
-    images, why_none = _images(zoo)
+    images, why_none = _images(zoo if like is None else like)
     runs = _Runs(zoo, images, progress)
     if why_none:
         runs.found.left.append(f"Hidden units that are never active were not searched: {why_none}.")
@@ -68,7 +87,7 @@ def run(zoo: Zoo, measured: Measured, progress: Advance) -> Outputs:
     most = MAX_NETWORKS // max(1, min(len(layouts), MAX_ARCHITECTURES))
     for own in _spread(layouts, MAX_ARCHITECTURES):
         if rows := [row for row in own.rows.tolist() if row not in alike]:
-            runs.add(own.architecture, rows, most)
+            runs.add(own, rows, most)
     if len(layouts) > MAX_ARCHITECTURES:
         runs.found.left.append(f"Only networks of {MAX_ARCHITECTURES} of {len(layouts):,} architectures were run.")
     progress(len(zoo) - runs.done)
@@ -92,9 +111,9 @@ class _Runs:
         self.found, self.done = Outputs(), 0
         self._zoo, self._images, self._progress = zoo, images, progress
 
-    def add(self, name: str, rows: list[int], most: int) -> None:
-        """Run at most so many of the networks in these rows, which are of one architecture."""
-        networks = counted(len(rows), "network")
+    def add(self, own: OneLayout, rows: list[int], most: int) -> None:
+        """Run at most so many of the networks in these rows, which are of one layout."""
+        name, networks = own.architecture, counted(len(rows), "network")
         try:
             source = self._zoo.select(rows[:1]).view_source()
             if source.architecture is None:
@@ -103,7 +122,7 @@ class _Runs:
             inputs, is_task = self._inputs(source.architecture)
             flops = max(1, forward_flops(source.architecture, len(inputs)))
             chosen = _spread(rows, min(most, max(1, int(MAX_FLOPS // flops))))
-            units = self._run(source, chosen, inputs, is_task)
+            units = self._run(source, chosen, inputs, is_task, self.found.sketches.setdefault(key_of(own.layout), []))
         except (PrepkitError, RuntimeError, ValueError, TypeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             self.found.left.append(f"{name}: {networks} could not be run: {reason}.")
@@ -122,7 +141,7 @@ class _Runs:
             return self._images, True
         return architecture.example_input(INPUTS), False
 
-    def _run(self, source: Source, rows: list[int], inputs: Tensor, is_task: bool) -> int:
+    def _run(self, source: Source, rows: list[int], inputs: Tensor, is_task: bool, sketches: list[Sketch]) -> int:
         """Run these networks, and return how many units stand behind ReLUs."""
         units = 0
         network, kept = source.running_network(), inputs.clone()
@@ -134,21 +153,33 @@ class _Runs:
                     with _Activity() as activity:
                         result = functional_call(network, own, (inputs,))
                     inputs.copy_(kept)  # a network may write into its input
-                    _judge(rows[number], result, activity if is_task else None, self.found)
+                    sketches += _judge(rows[number], result, activity if is_task else None, self.found)
                     units = activity.units
                     self.done += 1
                     self._progress(1)
         return units
 
 
-def _judge(row: int, result: Any, activity: _Activity | None, found: Outputs) -> None:
+def _judge(row: int, result: Any, activity: _Activity | None, found: Outputs) -> list[Sketch]:
+    """Note what is wrong with a network's outputs; returns their sketch if they tell functions apart."""
     outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not all(bool(leaf.isfinite().all()) for leaf in outputs):
         found.not_finite.append(row)
     elif outputs and all(_is_constant(leaf) for leaf in outputs):
         found.constant.append(row)
-    elif activity is not None and activity.dead:
-        found.dead[row] = (activity.dead, activity.units)
+    else:
+        if activity is not None and activity.dead:
+            found.dead[row] = (activity.dead, activity.units)
+        return [_sketch(row, outputs)] if outputs else []
+    return []
+
+
+def _sketch(row: int, outputs: list[Tensor]) -> Sketch:
+    flat = torch.cat([(leaf - leaf.mean(0)).flatten() for leaf in outputs]).double().numpy()
+    signs = np.random.default_rng(0).integers(0, 2, len(flat)) * 2.0 - 1
+    starts = np.unique(np.linspace(0, len(flat), FEATURES + 1)[:-1].astype(np.int64))
+    features = projected((flat * signs)[None], starts)[0] * np.sqrt(len(flat) / max(1, len(starts)))
+    return Sketch(row, features, float(np.sqrt(flat @ flat)))
 
 
 def _is_constant(outputs: Tensor) -> bool:

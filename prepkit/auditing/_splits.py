@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prepkit.auditing._copies import Copies, Pair
+from prepkit.auditing._copies import FORM, ORDER, Copies, Pair
 from prepkit.auditing.findings import Finding
 from prepkit.errors import counted, listed
 
 if TYPE_CHECKING:
     from prepkit.zoo.read.zoo import Zoo
+
+DIFFERENCES = {ORDER: "another order", FORM: "other signs or scales"}
 
 
 def runs_in_several_splits(zoo: Zoo) -> Iterator[Finding]:
@@ -68,7 +70,7 @@ def copies_in_other_zoo(zoo: Zoo, other: Zoo, pairs: Sequence[Pair]) -> Iterator
     ids, theirs = zoo.table["id"].to_pylist(), other.table["id"].to_pylist()
     splits = zoo.table["split"].to_pylist()
     for near in (False, True):
-        own = [pair for pair in pairs if (pair.share > 0 or pair.reordered) == near]
+        own = [pair for pair in pairs if bool(pair.share > 0 or pair.how) == near]
         if not own:
             continue
         counts: dict[Any, int] = {}
@@ -106,8 +108,10 @@ def equal_and_near(zoo: Zoo, copies: Copies) -> Iterator[Finding]:
             continue
         pairs = [pair for number in numbers for pair in of_pair[number]]
         own = [groups[number] for number in numbers]
-        reordered = sum(any(pair.reordered for pair in of_pair[number]) for number in numbers)
-        order = f"; in {counted(reordered, 'group')} the hidden units have another order" if reordered else ""
+        order = ""
+        for how, words in DIFFERENCES.items():
+            count = sum(any(pair.how == how for pair in of_pair[number]) for number in numbers)
+            order += f"; in {counted(count, 'group')} the hidden units have {words}" if count else ""
         of = " of one run" if one_run else ""
         yield Finding(
             "same-run" if one_run else "near-duplicates",

@@ -121,8 +121,8 @@ def _measured(rows: Rows, architecture: str, layout: Layout, values: Tensor, key
         layout,
         architecture,
         rows,
-        _projected(x_BV * signs_V.astype(x_BV.dtype), starts),
-        _projected(sorted_BV, starts),
+        projected(x_BV * signs_V.astype(x_BV.dtype), starts),
+        projected(sorted_BV, starts),
         np.sqrt(np.einsum("bv,bv->b", x_BV, x_BV, dtype=np.float64)),
     )
 
@@ -139,7 +139,7 @@ def _starts(layout: Layout) -> NDArray[np.int64]:
     return np.unique(even)
 
 
-def _projected(x_BV: NDArray[np.floating], starts: NDArray[np.int64]) -> Array:
+def projected(x_BV: NDArray[np.floating], starts: NDArray[np.int64]) -> Array:
     """Return the sums of blocks, divided by the roots of their sizes."""
     if not len(starts):
         return np.zeros((len(x_BV), 0))

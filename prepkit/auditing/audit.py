@@ -50,7 +50,7 @@ def audit(
     tolerance:    largest distance of nearly equal weights, as a share of the larger norm of all weights, below 1
     progress:     hears of the networks that were read
     returns findings, and sentences on what was checked and what could not be. Nothing is counted that was not compared
-            value by value. Networks whose units were scaled or whose signs were turned are not recognised as copies.
+            value by value. Networks of other signs and scales of hidden units are recognised among those that were run.
     raises ZooError, HubError if a zoo cannot be read or is damaged
 
     >>> audit("my-zoo").counts["duplicates"]
@@ -60,10 +60,10 @@ def audit(
         raise ZooError(f"tolerance is {tolerance:g}; it is a share of the norm, from 0 to below 1.")
     own, other = _opened(zoo), None if against is None else _opened(against)
     hear = progress or Progress()
-    hear.begin(2 * len(own) + (0 if other is None else len(other)))
+    hear.begin(2 * len(own) + (0 if other is None else 2 * len(other)))
     measured = measure(own, hear.advance)
-    copies = copies_within(own, measured, tolerance)
     outputs = run(own, measured, hear.advance)
+    copies = copies_within(own, measured, outputs, tolerance)
     findings = [
         *copies_in_several_splits(own, copies),
         *runs_in_several_splits(own),
@@ -76,7 +76,9 @@ def audit(
     ]
     left = [*copies.left, *outputs.left, *filter(None, [split_note(own)])]
     if other is not None:
-        found = copies_against(own, measured, other, measure(other, hear.advance), tolerance)
+        theirs = measure(other, hear.advance)
+        answers = outputs, run(other, theirs, hear.advance, like=own)
+        found = copies_against(own, other, (measured, theirs), answers, tolerance)
         findings += copies_in_other_zoo(own, other, found.near)
         left += found.left
     findings.sort(key=lambda found: list(KINDS).index(found.kind))

@@ -14,7 +14,7 @@ KINDS: Mapping[str, str] = {
     "leaks": "networks or runs that stand in several splits, or in the other zoo too",
     "seeds": "seeds that stand in several splits",
     "duplicates": "networks with equal weights, byte by byte",
-    "near-duplicates": "networks of different runs with nearly equal weights, also in another order of their units",
+    "near-duplicates": "networks of different runs with nearly equal weights, also in another form of hidden units",
     "same-run": "networks of one run with nearly equal weights, such as neighbouring checkpoints",
     "nan": "networks that hold NaN or infinity",
     "constant": "networks whose weights are all one value, or whose outputs are the same for all inputs",

@@ -66,9 +66,10 @@ def audit(
     """Find copies, leaks between splits and broken networks.
 
     Copies are found by their bytes; near copies by their weights, also where the hidden units stand in another order,
-    as far as it is known which may change places. Each pair that is told was compared value by value; what could not
-    be checked is told too. The table is searched for columns that are empty, constant or contradict, and the manifest
-    for licence, task, origin and function. Both zoos may be addresses, such as hf://user/zoo.
+    as far as it is known which may change places, or were scaled or had their signs turned. Each pair that is told was
+    compared value by value; what could not be checked is told too. The table is searched for columns that are empty,
+    constant or contradict, and the manifest for licence, task, origin and function. Both zoos may be addresses, such as
+    hf://user/zoo.
 
     \b
     Kinds of findings: leaks, seeds, duplicates, near-duplicates, same-run, nan,
