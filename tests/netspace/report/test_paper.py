@@ -49,7 +49,7 @@ def test_all_of_it_and_again(tmp_path, tiny, monkeypatch):
     assert [(one.run.recipe.name, [*one.results]) for one in found.runs] == [
         (name, ["latent_map", "hygiene"]) for name in TRAINED
     ]
-    assert [one.held for one in found.claims if one.experiment == "hygiene"] == [1, 1]
+    assert [one.verdicts for one in found.claims if one.experiment == "hygiene"] == [("held",)] * 2
     # Every stage is told once, in order, with what comes after it.
     stages = list(dict.fromkeys((one.number, one.total, one.stage) for one in told))
     assert [stage[0] for stage in stages] == list(range(1, 9))
