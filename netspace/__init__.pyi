@@ -19,6 +19,7 @@ from netspace.training.losses import interpolate_embeddings as interpolate_embed
 from netspace.training.losses import loss_class as loss_class
 from netspace.training.losses import loss_gamma as loss_gamma
 from netspace.training.losses import loss_kd as loss_kd
+from netspace.training.losses import loss_line as loss_line
 from netspace.training.losses import loss_multi as loss_multi
 from netspace.training.losses import loss_pred as loss_pred
 from netspace.training.losses import loss_pred_signal as loss_pred_signal

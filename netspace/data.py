@@ -41,6 +41,8 @@ class Batch:
     indices:   rows of the N instances in the split of the zoo
     inputs:    images `[B, *input_shape]` that all instances see, or points `[N, B, 3]` of each
     labels:    `[B]` int64; None for signals
+    line:      `[A L, H, W]`, L instances of each architecture in ClassId order, for the line loss; None without it, and
+               before it begins
     """
 
     preps: Tensor
@@ -48,6 +50,7 @@ class Batch:
     indices: tuple[int, ...]
     inputs: Tensor
     labels: Tensor | None
+    line: Tensor | None = None
 
 
 def shares_starts(zoo: prepkit.Zoo) -> bool:
@@ -112,6 +115,13 @@ def task_of(zoo: prepkit.Zoo, device: torch.device, data: Path | None = None) ->
     return prepkit.load_task(zoo.task, data).to(device)
 
 
+def runs_of(view: prepkit.Zoo) -> list[str]:
+    """Return the training run of each instance, which belongs together; its id where none is recorded."""
+    names = view.table.column_names
+    ids, runs = (view.table[name].to_pylist() if name in names else [None] * len(view) for name in ("id", "run"))
+    return [str(id if run is None else run) for id, run in zip(ids, runs, strict=True)]
+
+
 def ready_teacher(teacher: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     """Move a teacher to a device in the form that is run: on a GPU, its layers are cast once, not in each step."""
     teacher = copy.deepcopy(teacher)  # the zoo's own one stays as it is
@@ -145,15 +155,27 @@ class Data:
         if self.signals:
             self.task.prepare(sorted(set(self.items)))  # keep all shapes on the device, or they would be rebuilt often
         self.order = order_of(recipe, self.class_ids)
+        self.line_order = line_order_of(recipe, self.class_ids) if recipe.loss.line > 0 else None
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Yield batch number `first` and all that follow, without end."""
         samples = self._points(first) if self.signals else self._images(first)
         for number, (inputs, labels) in enumerate(samples, first):
             indices = self.order.indices(number)
-            preps = torch.stack([self.preps_NHW[index] for index in indices])
             class_ids = tuple(self.class_ids[index] for index in indices)
-            yield Batch(preps, class_ids, tuple(indices), inputs, labels)
+            yield Batch(self._preps(indices), class_ids, tuple(indices), inputs, labels, self._line(number))
+
+    def _line(self, number: int) -> Tensor | None:
+        """Return the PReps for the line loss of batch `number`; None before it begins, and without it."""
+        training, settings = self.recipe.training, self.recipe.loss
+        step = number // self.recipe.batch.accumulate
+        if self.line_order is None or step < settings.line_from * training.steps:
+            return None
+        return self._preps(self.line_order.indices(number))
+
+    def _preps(self, indices: Sequence[int]) -> Tensor:
+        # Taken singly: a tensor of indices would be copied to the device, and the host would wait for it.
+        return torch.stack([self.preps_NHW[index] for index in indices])
 
     def _images(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         size, seed = self.recipe.batch.samples, self.recipe.training.seed
@@ -248,6 +270,42 @@ class Pairs:
         left = [*a[both:], *b[both:]]
         pairs = [*zip(a[:both], b[:both], strict=True), *zip(left[::2], left[1::2], strict=False)]
         return [pairs[index] for index in permutation(len(pairs), self.seed + 1, epoch)]
+
+
+@dataclass(frozen=True)
+class OfEach:
+    """As many instances of each architecture, in ClassId order: for the line loss.
+
+    rows:  rows of the instances of each architecture
+    size:  number of instances of each in a batch; those of a small zoo may come twice in it
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    size: int
+    seed: int
+
+    def indices(self, number: int) -> list[int]:
+        """Rows of the instances of batch `number`."""
+        return [own[place] for own in self.rows for place in InTurn(len(own), self.size, self.seed).indices(number)]
+
+
+def line_order_of(recipe: Recipe, class_ids: Sequence[int]) -> OfEach:
+    """Return which instances the line loss takes.
+
+    class_ids: ClassIds of the training instances
+    raises ZooMismatch if there is none of an architecture
+    """
+    rows = [
+        tuple(row for row, own in enumerate(class_ids) if own == class_id)
+        for class_id in range(len(recipe.architectures))
+    ]
+    missing = [name for name, own in zip(recipe.architectures, rows, strict=True) if not own]
+    if missing:
+        raise ZooMismatch(
+            f"the zoo has no training instance of {listed(missing)}, so loss.line cannot put it on the boundary line; "
+            f"use loss.line=0, or a zoo such as {recipe.zoo}."
+        )
+    return OfEach(tuple(rows), recipe.batch.line_instances, recipe.training.seed)
 
 
 def order_of(recipe: Recipe, class_ids: Sequence[int]) -> InTurn | AtRandom | Pairs:

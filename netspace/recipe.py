@@ -71,6 +71,11 @@ class BatchSettings:
         "each pass over them",
     ] = False
     accumulate: Annotated[int, whole(1), "batches whose gradients are added up before a step of the optimizer"] = 1
+    line_instances: Annotated[
+        int,
+        whole(1),
+        "(multi) instances of each architecture, over all processes, that are encoded for `loss.line` alone",
+    ] = 4
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,19 @@ class LossSettings:
         "(multi, unseen) weight of Eq. 1 towards the target's own outputs, which L_kd never uses: without it the "
         "decoder writes one network a class. Not in the paper",
     ] = 0.0
+    line: Annotated[
+        float,
+        between(0),
+        "(multi) weight of the line loss, which asks the encoder to put the centre of each architecture at its gamma "
+        "on the line between the centres of the boundary architectures; Eq. 7 to 12 only ask what is decoded there. "
+        "Not in the paper",
+    ] = 0.0
+    line_from: Annotated[
+        float,
+        between(0, 1),
+        "(multi) share of all steps before the line loss begins. From the first step on, it pulled clusters together "
+        "before they were told apart",
+    ] = 0.5
     interpolation: Annotated[bool, "(multi, unseen) false: ablation without Eq. 7 to 12"] = True
     weights: Annotated[
         bool, "(single, sdf) true: ablation that learns the target's weights, by their mean squared error, not outputs"
@@ -281,6 +299,9 @@ SETTINGS_OF = {
     ("loss", "weights"): ("single", "sdf"),
     ("loss", "interpolation"): ("multi", "unseen"),
     ("loss", "identity"): ("multi", "unseen"),
+    ("loss", "line"): ("multi",),
+    ("loss", "line_from"): ("multi",),
+    ("batch", "line_instances"): ("multi",),
     ("training", "stop_at"): ("sdf",),
     ("batch", "boundary_share"): ("multi",),
     ("latent", "alpha"): ("single", "multi", "unseen"),
@@ -304,6 +325,12 @@ def _check(recipe: Recipe, place: Place) -> None:
         raise RecipeError(f"{place['architectures']}: setting '{setting}' needs at least 2; found {count}.")
     if not recipe.has_classes and count != 1:
         raise RecipeError(f"{place['architectures']}: setting '{setting}' has exactly 1; found {count}.")
+    if recipe.loss.line > 0 and count < 3:
+        raise RecipeError(f"{place['loss']['line']}: no architecture lies between {count}; leave it out.")
+    for table, key in (("batch", "line_instances"), ("loss", "line_from")):
+        section = getattr(recipe, table)
+        if recipe.loss.line == 0 and getattr(section, key) != keys_of(type(section))[key].default:
+            raise RecipeError(f"{place[table][key]}: is for a loss.line above 0 alone; leave it out.")
     if (setting == "unseen" or batch.boundary_share > 0) and batch.instances % 2:
         raise RecipeError(
             f"{place['batch']['instances']}: pairs of boundary architectures need an even number; found "

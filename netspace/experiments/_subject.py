@@ -18,6 +18,7 @@ from torch import Tensor
 
 import prepkit
 from netspace.data import TEST, ZooMismatch
+from netspace.data import runs_of as runs_of
 from netspace.experiments.result import Picture
 from netspace.space.evaluation import PREPS_AT_ONCE, preps_of
 from netspace.space.prediction import Prediction, predict
@@ -159,13 +160,6 @@ class PredictedSplit:
             outputs_by_class_id(registry, self.class_ids, self.preps, inputs),
             outputs_by_class_id(registry, self.predictions.class_ids, self.predictions.preps, inputs),
         )
-
-
-def runs_of(view: prepkit.Zoo) -> list[str]:
-    """Return the training run of each instance, which the bootstrap draws as a whole; its id where none is recorded."""
-    names = view.table.column_names
-    ids, runs = (view.table[name].to_pylist() if name in names else [None] * len(view) for name in ("id", "run"))
-    return [str(id if run is None else run) for id, run in zip(ids, runs, strict=True)]
 
 
 def predict_split(space: NetSpace, registry: prepkit.Registry, view: prepkit.Zoo) -> PredictedSplit:

@@ -49,6 +49,14 @@ Each point is an instance of the zoo, drawn where the encoder puts it: the two d
 differ most (principal components; each axis says its share of the variance). Triangles are test instances, which the \
 space never saw. The points are coloured by the instances' own accuracy and, where there are several, by architecture.\
 """
+NO_LINE_LOSS = (
+    "The interpolation loss asks for ClassIds at points of lines. It does not ask where the encoder puts the "
+    "architectures between, so ClassIds may be sorted along a line while clusters are not."
+)
+LINE_LOSS = (
+    "This recipe has a line loss, which the paper does not have: it asks the encoder to put the centre of each "
+    "architecture on the line between the centres of the boundary architectures, in equal steps."
+)
 PREPS_TEXT = """\
 The last picture shows PReps as the encoder sees them: one row for each architecture, from the least accurate instance \
 to the most accurate; red is positive, blue negative, grey is padding."""
@@ -79,7 +87,7 @@ def run(subject: Subject) -> Result:
         claims.append(claim(what, numbers["nearest_own"], "==", 1, unit="%"))
         groups = {name: test_NE[rows] for name, rows in rows_by_architecture(subject.view(TEST)).items()}
         measured = clusters(groups) if has_line(list(groups), recipe.architectures) else None
-        text.append(text_on_clusters(list(groups), measured))
+        text.append(text_on_clusters(list(groups), measured, has_line_loss=recipe.loss.line > 0))
         if measured is not None:
             numbers["clusters"] = measured
             test_runs = runs_of(subject.view(TEST))
@@ -164,8 +172,13 @@ def cluster_intervals(
     return middle(position_AR.diff(dim=0).amin(0).numpy()), middle(off_AR.amax(0).numpy())
 
 
-def text_on_clusters(embedded: Sequence[str], measured: Mapping[str, Any] | None) -> str:
-    """Say what `clusters` measured, or why nothing was measured."""
+def text_on_clusters(
+    embedded: Sequence[str], measured: Mapping[str, Any] | None, *, has_line_loss: bool = False
+) -> str:
+    """Say what `clusters` measured, or why nothing was measured.
+
+    has_line_loss: whether the recipe asks for clusters on the line
+    """
     names = ", ".join(map(short_name, embedded))
     if measured is None:
         return (
@@ -182,8 +195,7 @@ def text_on_clusters(embedded: Sequence[str], measured: Mapping[str, Any] | None
         f"{'' if measured['smallest_step'] > 0 else 'not '}sorted by ClassId. Those between the ends lie up to "
         f"{measured['largest_distance']:.0%} of its length off the line; up to {FARTHEST:.0%} counts as aligned. The "
         f"rank correlation (Spearman) of ClassId and position over all test instances is {measured['spearman']:.2f}. "
-        "The interpolation loss asks for ClassIds at points of lines. It does not ask where the encoder puts the "
-        "architectures between, so ClassIds may be sorted along a line while clusters are not."
+        f"{LINE_LOSS if has_line_loss else NO_LINE_LOSS}"
     )
 
 

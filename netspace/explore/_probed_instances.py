@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 import prepkit
@@ -21,7 +20,6 @@ from prepkit.zoo.read.groups import rows_by_architecture
 
 LEAST_KNOWN, LEAST_UNSEEN = 10, 3  # instances of an architecture
 MOST_KNOWN, MOST_UNSEEN = 500, 100  # of more instances of an architecture, some are taken at equal steps
-RUN = "run"  # column that names the training run of an instance
 
 
 @dataclass(frozen=True)
@@ -107,11 +105,3 @@ def readable(zoo: prepkit.Zoo, parts: Mapping[str, Sequence[Part]]) -> tuple[dic
     if not left:
         raise ZooMismatch(f"zoo '{zoo.name}': {' '.join((few | equal).values())} There is nothing to read.")
     return left, [*notes, *few.values(), *equal.values()]
-
-
-def runs_of(zoo: prepkit.Zoo, rows: Sequence[int]) -> np.ndarray:
-    """Return a number for the run of each instance `[N]`; an instance without a run is a run of its own."""
-    column = zoo.table[RUN].to_pylist() if RUN in zoo.table.column_names else [None] * len(zoo)
-    names = [row if column[row] is None else (column[row],) for row in rows]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names], np.int64)

@@ -46,7 +46,7 @@ class Reading:
     explained: float
 
 
-def read_outputs(known: Instances, asked: Instances, runs_N: NDArray[np.int64]) -> Reading:
+def read_outputs(known: Instances, asked: Instances, runs_N: NDArray[Any]) -> Reading:
     """Fit kernel ridge regressions on known instances, choose one by cross-validation, and let it guess the asked ones.
 
     known, asked: PReps and outputs; those of known instances may not all be equal, those of asked ones only measure
@@ -112,7 +112,7 @@ def _kernels(known_NF: NDArray[np.float32], asked_MF: NDArray[np.float32]) -> Ma
     return {name: (kernel[:count], kernel[count:]) for name, kernel in kernels.items()}
 
 
-def _folds(runs_N: NDArray[np.int64], count: int) -> Any:
+def _folds(runs_N: NDArray[Any], count: int) -> Any:
     """Deal known instances to folds, whole runs together; instances by themselves where there are too few runs."""
     selection = library("sklearn.model_selection")
     runs = len(np.unique(runs_N))

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import TEST
-from netspace.explore._probed_instances import Part, chosen_rows, readable, runs_of
+from netspace.data import TEST, runs_of
+from netspace.explore._probed_instances import Part, chosen_rows, readable
 from netspace.explore._probed_outputs import Outputs, outputs_of
 from netspace.explore._reader import read_outputs
 from prepkit.errors import expect
@@ -169,7 +169,7 @@ def probe(
     explained = finite_mean([row["explained"] for row in rows.values()])
     shares_all, unseen_rows = torch.cat(shares), [row for _, unseen in whole.values() for row in unseen.rows]
     told_apart = mean_or_nan(shares_all)
-    between = interval_of_mean(shares_all.numpy(), runs_of(opened, unseen_rows), seed)
+    between = interval_of_mean(shares_all.numpy(), runs_of(opened.select(unseen_rows)), seed)
     about = {
         "zoo": {"name": opened.name, "sha256": opened.manifest.to_dict()["sha256"], "instances": len(opened)},
         "split": split,
@@ -207,7 +207,7 @@ def _read(
     zoo: prepkit.Zoo, kind: Outputs, known: Part, unseen: Part, device: torch.device, seed: int
 ) -> tuple[dict[str, Any], Tensor]:
     """Let the reader guess unseen instances of one architecture: what is measured, and the shares told apart `[M]`."""
-    reading = read_outputs(_arrays(known), _arrays(unseen), runs_of(zoo, known.rows))
+    reading = read_outputs(_arrays(known), _arrays(unseen), np.array(runs_of(zoo.select(list(known.rows)))))
     measures, shares_M = kind.measures(torch.from_numpy(reading.guesses_MV), unseen.outputs_NV)
     order = torch.randperm(len(known.rows), generator=generator("pairs half-way", seed)).tolist()
     pairs = min(PAIRS, len(order) // 2)
@@ -221,7 +221,7 @@ def _read(
         "explained_inside": reading.inside,
         "explained": reading.explained,
         "told_apart": mean_or_nan(shares_M),
-        "interval": list(interval_of_mean(shares_M.numpy(), runs_of(zoo, unseen.rows), seed)),
+        "interval": list(interval_of_mean(shares_M.numpy(), runs_of(zoo.select(list(unseen.rows))), seed)),
         **measures,
         "halfway": half,
     }, shares_M

@@ -44,11 +44,12 @@ class Losses:
 
 
 class Embedded(NamedTuple):
-    """Embeddings `[M, E]`, the logits `[M, A]` of their ClassIds, and the predicted ClassIds `[M]`."""
+    """Embeddings `[M, E]`, the logits `[M, A]` of their ClassIds, the predicted ClassIds `[M]`, and the line loss."""
 
     latent_ME: Tensor
     logits_MA: Tensor
     class_ids_M: Tensor
+    loss_line: Tensor | None
 
 
 class Predicted(NamedTuple):
@@ -108,13 +109,16 @@ class Objective:
 
     def _several_architectures(self, batch: Batch) -> Losses:
         """The final loss (after Eq. 12): Eq. 5 and 6 summed over instances, and Eq. 11 over pairs and gammas."""
-        embedded = self.embed(batch.preps, batch.class_ids)
+        embedded = self.embed(batch.preps, batch.class_ids, batch.line)
         class_ids_M = HostCopy(embedded.class_ids_M)
         predicted = self.predict(embedded, batch.preps, batch.inputs, batch.class_ids)
-        return self.judge(embedded.logits_MA, predicted, batch, class_ids_M.wait())
+        return self.judge(embedded.logits_MA, predicted, batch, class_ids_M.wait(), embedded.loss_line)
 
-    def embed(self, preps_NHW: Tensor, class_ids: tuple[int, ...]) -> Embedded:
-        """Encode the n targets, interpolate to the P G points between boundary instances, and predict ClassIds."""
+    def embed(self, preps_NHW: Tensor, class_ids: tuple[int, ...], line: Tensor | None = None) -> Embedded:
+        """Encode the n targets, interpolate to the P G points between boundary instances, and predict ClassIds.
+
+        line: see Batch
+        """
         pairs, gammas = self._points(class_ids)
         with self._autocast():
             latent_nE = self.space.encode(preps_NHW[self.ranks.block(len(preps_NHW))])
@@ -124,7 +128,16 @@ class Objective:
             if pairs and self.ranks.size > 1:
                 latent_ME = latent_ME + 0 * latent_NE.sum()  # every process takes part in the backward of `gather`
             logits_MA = self.space.classify(latent_ME)
-        return Embedded(latent_ME, logits_MA, logits_MA.detach().argmax(1))
+        loss_line = None if line is None else self._line(line)
+        return Embedded(latent_ME, logits_MA, logits_MA.detach().argmax(1), loss_line)
+
+    def _line(self, line: Tensor) -> Tensor:
+        """Return this process's share of the weighted line loss; each process encodes its share of the instances."""
+        with self._autocast():
+            latent = self.ranks.gather(self.space.encode(line[self.ranks.block(len(line))]))
+        latent_ALE = latent.unflatten(0, (len(self.recipe.architectures), -1))  # type: ignore[no-untyped-call]
+        # Every process computes the whole loss of all embeddings, so each counts for its share.
+        return self.recipe.loss.line / self.ranks.size * losses.loss_line(latent_ALE).sum()
 
     def predict(self, embedded: Embedded, preps_NHW: Tensor, inputs: Tensor, class_ids: tuple[int, ...]) -> Predicted:
         """Decode the embeddings, and run what the predicted instances are compared with: nothing here asks ClassIds."""
@@ -137,7 +150,14 @@ class Objective:
             t_nBC = self._targets(class_ids[own], preps_NHW[own], inputs)
         return Predicted(self._decode(embedded.latent_ME), t_star_BC, t_nBC)
 
-    def judge(self, logits_MA: Tensor, predicted: Predicted, batch: Batch, class_ids_M: Sequence[int]) -> Losses:
+    def judge(
+        self,
+        logits_MA: Tensor,
+        predicted: Predicted,
+        batch: Batch,
+        class_ids_M: Sequence[int],
+        loss_line: Tensor | None = None,
+    ) -> Losses:
         """Run each predicted instance as the architecture of its predicted ClassId, and compute all losses."""
         y_B, settings, own = batch.labels, self.recipe.loss, self.ranks.block(len(batch.preps))
         if y_B is None:
@@ -166,6 +186,9 @@ class Objective:
         parts = {"loss_kd": terms_M["loss_kd"][:count], "loss_class": loss_class_n, "loss_gamma": loss_gamma_PG}
         if settings.identity:
             parts["loss_identity"] = terms_M["loss_identity"][:count]
+        if settings.line > 0:
+            parts["loss_line"] = total.new_zeros(()) if loss_line is None else loss_line
+            total = total + parts["loss_line"]
         return Losses(total, {"loss": total.detach()} | {name: part.detach().sum() for name, part in parts.items()})
 
     def _points(self, class_ids: Sequence[int]) -> tuple[list[tuple[int, int]], tuple[float, ...]]:

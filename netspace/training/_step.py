@@ -26,10 +26,11 @@ Parts = dict[str, Tensor]
 
 
 class Outputs(NamedTuple):
-    """What is computed before the predicted ClassIds are known; the first two need gradients."""
+    """What is computed before the predicted ClassIds are known; the first three need gradients."""
 
     preps_MHW: Tensor
     logits_MA: Tensor
+    loss_line: Tensor | None
     class_ids_M: Tensor
     t_star_BC: Tensor
     t_nBC: Tensor | None
@@ -67,7 +68,7 @@ class Step:
         parts: Parts = {}
         for batch in batches:
             preps, class_ids = self._in_order(batch)
-            found = self.accumulate(preps, batch.inputs, batch.labels, class_ids)
+            found = self.accumulate(preps, batch.inputs, batch.labels, class_ids, batch.line)
             parts = {name: part + parts.get(name, 0.0) for name, part in found.items()}
         self.ranks.add_gradients(self.operations.parameters)
         self.operations.set_learning_rate(rate)
@@ -101,9 +102,16 @@ class Operations:
         else:
             group["lr"] = rate
 
-    def accumulate(self, preps: Tensor, inputs: Tensor, labels: Tensor | None, class_ids: tuple[int, ...]) -> Parts:
+    def accumulate(
+        self,
+        preps: Tensor,
+        inputs: Tensor,
+        labels: Tensor | None,
+        class_ids: tuple[int, ...],
+        line: Tensor | None = None,
+    ) -> Parts:
         """Add the gradients of one batch."""
-        losses = self.objective(Batch(preps, class_ids, (), inputs, labels))
+        losses = self.objective(Batch(preps, class_ids, (), inputs, labels, line))
         torch.autograd.backward(losses.total * self.batch_weight)
         return losses.parts
 
@@ -118,12 +126,19 @@ class Operations:
 
     # The parts of a recorded batch with several architectures --------------------------------------------------------
 
-    def forward(self, preps: Tensor, inputs: Tensor, labels: Tensor, class_ids: tuple[int, ...]) -> Outputs:
+    def forward(
+        self, preps: Tensor, inputs: Tensor, labels: Tensor, class_ids: tuple[int, ...], line: Tensor | None = None
+    ) -> Outputs:
         """Compute all that does not ask for the predicted ClassIds."""
-        embedded = self.objective.embed(preps, class_ids)
+        embedded = self.objective.embed(preps, class_ids, line)
         predicted = self.objective.predict(embedded, preps, inputs, class_ids)
         return Outputs(
-            predicted.preps_MHW, embedded.logits_MA, embedded.class_ids_M, predicted.t_star_BC, predicted.t_nBC
+            predicted.preps_MHW,
+            embedded.logits_MA,
+            embedded.loss_line,
+            embedded.class_ids_M,
+            predicted.t_star_BC,
+            predicted.t_nBC,
         )
 
     def judge(
@@ -134,13 +149,14 @@ class Operations:
         inputs: Tensor,
         labels: Tensor,
         class_ids: tuple[int, ...],
+        line: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], Parts]:
-        """Return the gradients of PReps and logits, and the parts of the losses."""
-        preps_MHW, logits_MA = (tensor.detach().requires_grad_() for tensor in outputs[:2])
+        """Return the gradients of what needs them, and the parts of the losses."""
+        preps_MHW, logits_MA, *rest = leaves = [tensor.detach().requires_grad_() for tensor in _differentiable(outputs)]
         predicted = Predicted(preps_MHW, outputs.t_star_BC, outputs.t_nBC)
-        batch = Batch(preps, class_ids, (), inputs, labels)
-        losses = self.objective.judge(logits_MA, predicted, batch, class_ids_M)
-        return torch.autograd.grad(losses.total * self.batch_weight, (preps_MHW, logits_MA)), losses.parts
+        batch = Batch(preps, class_ids, (), inputs, labels, line)
+        losses = self.objective.judge(logits_MA, predicted, batch, class_ids_M, *rest)
+        return torch.autograd.grad(losses.total * self.batch_weight, leaves), losses.parts
 
 
 def _class_ids(outputs: Outputs) -> tuple[int, ...]:
@@ -149,4 +165,10 @@ def _class_ids(outputs: Outputs) -> tuple[int, ...]:
 
 
 def _backward(outputs: Outputs, gradients: tuple[Tensor, ...], again: bool) -> None:
-    torch.autograd.backward((outputs.preps_MHW, outputs.logits_MA), gradients, retain_graph=again)
+    torch.autograd.backward(_differentiable(outputs), gradients, retain_graph=again)
+
+
+def _differentiable(outputs: Outputs) -> tuple[Tensor, ...]:
+    """Return the outputs that need gradients."""
+    loss_line = () if outputs.loss_line is None else (outputs.loss_line,)
+    return (outputs.preps_MHW, outputs.logits_MA, *loss_line)

@@ -41,6 +41,7 @@ from prepkit.support.device import constant
 
 TEMPERATURE = 4.0  # T, supplementary IV
 ALPHA = 0.9  # section IV
+SHORTEST = 1e-12  # squared length of a boundary line whose ends are the same, as those of equal instances are
 TOLERANCE = 1e-6  # how far an interpolated ClassId may be from a whole number, since gammas are rounded
 
 
@@ -205,6 +206,23 @@ def loss_gamma(
 ) -> Tensor:
     """Eq. 11, L^gamma: L_class^gamma (Eq. 7) + L_kd^gamma (Eq. 10), with their arguments; returns `[P, G]`."""
     return loss_class_gamma(c_p_PGA, factors) + loss_kd(p_PGBC, t_star_BC, y_B, temperature, alpha)
+
+
+def loss_line(latent_ALE: Tensor) -> Tensor:
+    """Return how far the centres of architectures are from their places on the boundary line; not in the paper.
+
+    |c^k - ((1 - gamma_k) c^0 + gamma_k c^(A - 1))|^2 / |c^(A - 1) - c^0|^2 for each architecture k between the
+    boundaries, where c^k is the mean embedding of architecture k and gamma_k = k / (A - 1) as in Eq. 12. The line's
+    length divides it, so that an encoder that makes all embeddings smaller gains nothing by that.
+
+    latent_ALE: embeddings of L instances of each architecture, in ClassId order
+    returns `[A - 2]`
+    """
+    c_AE = _precise(latent_ALE).mean(dim=1)
+    length = (c_AE[-1] - c_AE[0]).square().sum().clamp(min=SHORTEST)
+    factors = gammas(len(c_AE))
+    places_GE = torch.stack([(1 - gamma) * c_AE[0] + gamma * c_AE[-1] for gamma in factors])
+    return (c_AE[1:-1] - places_GE).square().sum(dim=-1) / length
 
 
 def loss_multi(loss_kd_N: Tensor, loss_class_N: Tensor, loss_gamma_PG: Tensor) -> Tensor:

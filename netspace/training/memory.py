@@ -45,7 +45,8 @@ def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device)
         * (at_once if stacking_pays(architecture, batch.samples, device) else 1)
         for architecture in registry
     )
-    values = batch.instances * encoded + at_once * decoded + run
+    on_line = len(recipe.architectures) * batch.line_instances if recipe.loss.line > 0 else 0
+    values = (batch.instances + on_line) * encoded + at_once * decoded + run
     bytes_each = 2 if recipe.training.precision == "bfloat16" else 4
     return values * bytes_each + COPIES * 4 * num_weights(recipe)
 

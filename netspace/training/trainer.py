@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from itertools import count as count_from
 from itertools import islice
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from prepkit.errors import expect
 from prepkit.support.background import Background
 from prepkit.support.device import gpu_kernels, hardware, is_out_of_memory, own_device
 from prepkit.support.logs import logger
-from prepkit.support.processes import Ranks
+from prepkit.support.processes import ParallelError, Ranks
 from prepkit.support.progress import Progress
 from prepkit.support.signals import deferred_signals
 from prepkit.zoo.read.memory import free_bytes
@@ -120,6 +121,8 @@ class Training:
         known: Alignment | None = None,
     ) -> None:
         ranks.block(recipe.batch.instances)  # raises ParallelError before the data are loaded
+        if recipe.loss.line > 0:
+            _check_line_instances(len(recipe.architectures), recipe.batch.line_instances, ranks)
         self.recipe, self.device, self.ranks = recipe, device, ranks
         self.progress = progress if ranks.first else Progress()
         self.data = Data(recipe, zoo, device, data)
@@ -265,6 +268,16 @@ class Training:
             write_states(run, state, scores)
         else:  # the tensors are copies, so the next steps need not wait for the disk
             self.writing.call(write_states, run, state, scores)
+
+
+def _check_line_instances(architectures: int, instances: int, ranks: Ranks) -> None:
+    """Raise ParallelError if the instances of the line loss cannot be dealt evenly to the processes."""
+    enough = next(count for count in count_from(instances) if architectures * count % ranks.size == 0)
+    if enough != instances:
+        raise ParallelError(
+            f"batch.line_instances: {instances} of each of {architectures} architectures cannot be dealt evenly to "
+            f"{ranks.size} processes; use {enough}, or another --nproc-per-node."
+        )
 
 
 def _noted(batches: Iterator[Batch], indices: list[int]) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ import torch
 from small_zoos import DIGITS, SMALL, digits_zoo
 
 import prepkit
-from netspace.data import AtRandom, Data, InTurn, Pairs, ZooMismatch, check_zoo, order_of
+from netspace.data import AtRandom, Data, InTurn, Pairs, ZooMismatch, check_zoo, line_order_of, order_of
 from netspace.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,6 +56,32 @@ def test_at_random_without_pairs_is_uniform():
     order = AtRandom(6, 2, 0, (0,), (5,), boundary_share=0.0)
     counts = Counter(index for number in range(3000) for index in order.indices(number))
     assert all(counts[index] == pytest.approx(1000, abs=4 * 1000**0.5) for index in range(6))
+
+
+def test_the_line_loss_takes_as_many_of_each_architecture_in_turn():
+    recipe = load_recipe("digits_multi", {"loss.line": 1.0, "batch.line_instances": 2})
+    class_ids = [3, 0, 1, 0, 2, 3, 0, 1, 1, 2, 3]  # three, three, two and three of them
+    order = line_order_of(recipe, class_ids)
+    batches = [order.indices(number) for number in range(9)]
+    assert all([class_ids[row] for row in batch] == [0, 0, 1, 1, 2, 2, 3, 3] for batch in batches)
+    counts = Counter(row for batch in batches for row in batch)
+    assert counts == {row: {0: 6, 1: 6, 2: 9, 3: 6}[class_ids[row]] for row in range(11)}
+    assert order.indices(5) == batches[5]
+    with pytest.raises(ZooMismatch, match=r"no training instance of resnet8@digits, so loss.line.*use loss.line=0"):
+        line_order_of(recipe, [0, 1, 3])
+
+
+def test_batches_hold_the_instances_of_the_line(small_zoo):
+    changes = {"batch.line_instances": 2, "batch.accumulate": 2, "training.steps": 5, "loss.line_from": 0.5}
+    data = data_of("digits_multi", small_zoo, **{"loss.line": 1.0, **changes})
+    batches = taken(data.batches(0), 10)
+    assert [batch.line is None for batch in batches] == [True] * 6 + [False] * 4  # half of five steps end in the third
+    for number, batch in enumerate(batches[6:], 6):
+        assert torch.equal(batch.line, data.preps_NHW[data.line_order.indices(number)])
+        (again,) = taken(data.batches(number), 1)
+        assert torch.equal(again.line, batch.line)
+    (plain,) = taken(data_of("digits_multi", small_zoo).batches(0), 1)
+    assert plain.line is None
 
 
 def test_pairs_are_dealt_as_in_the_paper():

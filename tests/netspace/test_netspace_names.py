@@ -26,6 +26,7 @@ NAMES = [
     "loss_class",
     "loss_gamma",
     "loss_kd",
+    "loss_line",
     "loss_multi",
     "loss_pred",
     "loss_pred_signal",

@@ -122,6 +122,13 @@ MISTAKES = {
     "schedule: expected one of constant, cosine; found 'cosin'. Did you mean 'cosine'": {
         "optimizer": {"schedule": "cosin"}
     },
+    "line: is for 'multi' alone; leave it out in 'unseen'": {"loss": {"line": 1.0}, "setting": "unseen"},
+    "line: no architecture lies between 2": {
+        "loss": {"line": 1.0},
+        "architectures": ["lenet_like@digits", "resnet14@digits"],
+    },
+    "line_instances: is for a loss.line above 0 alone": {"batch": {"instances": 2, "samples": 8, "line_instances": 2}},
+    "line_from: is for a loss.line above 0 alone": {"loss": {"line_from": 0.1}},
     "fixed_pairs: is for 'unseen' alone": {"batch": {"instances": 2, "samples": 8, "fixed_pairs": True}},
     "stop_at: is for 'sdf' alone": {"training": {"steps": 1, "validate_every": 1, "stop_at": 0.5}},
     "precision: expected one of float32, bfloat16; found 'fp16'": {

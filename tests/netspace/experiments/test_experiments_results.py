@@ -375,6 +375,9 @@ def test_clusters_by_the_boundary_line():
     text = latent_map.text_on_clusters(list(groups), found)
     assert "lie at 0%, 50%, 100% of its length (in equal steps: 0%, 50%, 100%), so they are sorted by ClassId" in text
     assert "up to 50% of its length off the line" in text
+    assert text.endswith("so ClassIds may be sorted along a line while clusters are not.")
+    with_loss = latent_map.text_on_clusters(list(groups), found, has_line_loss=True)
+    assert with_loss.endswith("on the line between the centres of the boundary architectures, in equal steps.")
     assert [row[3:] for row in latent_map.table_of_clusters(found).rows[:2]] == [(0, 0, 0, 0), (50, 50, 35.4, 50)]
 
 

@@ -205,6 +205,44 @@ def test_eq_11_and_the_final_loss(count):
     agree(total, [sum(parts)], *leaves)
 
 
+# The line loss, which is ours ---------------------------------------------------------------------------------------
+
+
+def written_off_line(latent, k):
+    """Squared distance of architecture k's centre from its place, over that of the boundary centres."""
+    count, size, values = latent.shape
+    centres = [[sum(latent[a][n][e] for n in range(size)) / size for e in range(values)] for a in range(count)]
+    gamma, distance, length = k / (count - 1), 0.0, 0.0
+    for e in range(values):
+        first, last = centres[0][e], centres[count - 1][e]
+        distance = distance + (centres[k][e] - ((1 - gamma) * first + gamma * last)) ** 2
+        length = length + (last - first) ** 2
+    return distance / length
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_line_loss(count):
+    latent = leaf(count, 2, 6)
+    agree(losses.loss_line(latent), [written_off_line(latent, k) for k in range(1, count - 1)], latent)
+
+
+def test_the_line_loss_knows_only_the_shape_of_the_clusters():
+    latent = leaf(4, 3, 6).detach()
+    found = losses.loss_line(latent)
+    torch.testing.assert_close(losses.loss_line(7 * latent + 2), found)
+    on_line = latent.clone()
+    for k in (1, 2):  # the centres are moved to their places, and instances stay about them
+        on_line[k] += latent[0].mean(0) * (1 - k / 3) + latent[3].mean(0) * k / 3 - latent[k].mean(0)
+    assert losses.loss_line(on_line).max() < 1e-25
+    assert found.min() > 0.01
+
+
+def test_the_line_loss_of_equal_embeddings_is_finite():
+    latent = torch.ones(4, 2, 6, requires_grad=True)
+    losses.loss_line(latent).sum().backward()
+    assert torch.equal(latent.grad, torch.zeros_like(latent))
+
+
 @pytest.mark.parametrize(("class_ids", "count"), [([0, 1], 2), ([1, 2], 4), ([0, 2], 4), ([], 3)])
 def test_no_point_adds_nothing(class_ids, count):
     pairs, factors = losses.boundary_pairs(class_ids, count), losses.gammas(count)
@@ -254,6 +292,7 @@ def all_losses(dtype):
         losses.loss_task(points, y),
         losses.loss_kd(points, t_star, y),
         losses.loss_gamma(c_points, losses.gammas(A), points, t_star, y),
+        losses.loss_line(p),
     ]
 
 

@@ -12,10 +12,13 @@ from netspace.data import Data
 from netspace.recipe import load_recipe
 from netspace.run.run import new_space
 from netspace.training._objective import Objective
+from netspace.training._step import Operations, _backward, _class_ids, adam
 from prepkit.support.device import constant
+from prepkit.support.graphs import GraphedChain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 T, ALPHA = 4.0, 0.9
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -31,7 +34,8 @@ def setting(small_zoo):
         with torch.no_grad():
             space.decoder.scale.mul_(30)  # predicted networks that differ, so that a mix-up shows
         batch = next(data.batches(position))
-        batch = replace(batch, preps=batch.preps.double(), inputs=batch.inputs.double())
+        line = None if batch.line is None else batch.line.double()
+        batch = replace(batch, preps=batch.preps.double(), inputs=batch.inputs.double(), line=line)
         teacher = None if data.teacher is None else data.teacher.double()
         return Objective(space, recipe, data.registry, teacher), batch, space
 
@@ -156,6 +160,57 @@ def test_identity_adds_each_target_s_own_outputs(setting):
         torch.testing.assert_close(parameter.grad, expected_gradient, rtol=1e-8, atol=1e-12)
 
 
+def on_the_line(space, line, weight):
+    """The weighted line loss of 2 instances of each of 4 architectures, encoded one by one."""
+    centres = [(space.encode(line[2 * k][None])[0] + space.encode(line[2 * k + 1][None])[0]) / 2 for k in range(4)]
+    places = [(1 - k / 3) * centres[0] + k / 3 * centres[3] for k in range(4)]
+    length = (centres[3] - centres[0]).square().sum()
+    return weight * sum((centres[k] - places[k]).square().sum() / length for k in (1, 2))
+
+
+LINE = {"loss.line": 0.7, "loss.line_from": 0.0, "batch.line_instances": 2, "batch.boundary_share": 1.0}
+
+
+def test_the_line_loss_is_added(setting):
+    objective, batch, space = setting("digits_multi", **LINE)
+    plain, rest, same = setting("digits_multi", **{"batch.boundary_share": 1.0})
+    same.load_state_dict(space.state_dict())
+    assert torch.equal(rest.preps, batch.preps)
+    assert batch.line.shape == (8, 88, 128)
+    expected = on_the_line(space, batch.line, 0.7)
+    found, without = objective(batch), plain(rest)
+    close(found.parts["loss_line"], expected)
+    close(found.total, without.total + expected)
+    assert expected > 0.1
+    gradients = torch.autograd.grad(expected, list(space.encoder.parameters()))
+    without.total.backward()
+    found.total.backward()
+    for parameter, other, line in zip(space.encoder.parameters(), same.encoder.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad + line, rtol=1e-8, atol=1e-12)
+        assert line.abs().max() > 0
+    for parameter, other in zip(space.decoder.parameters(), same.decoder.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-8, atol=1e-12)
+    before = objective(replace(batch, line=None))  # before it begins
+    close(before.total, without.total)
+    assert before.parts["loss_line"] == 0
+    assert "loss_line" not in without.parts
+
+
+def test_the_chain_that_a_gpu_records_gives_the_same(setting):
+    objective, batch, space = setting("digits_multi", **LINE, **{"loss.identity": 0.5})
+    operations = Operations(objective, adam(list(space.parameters()), 1e-3, CPU), CPU)
+    chain = GraphedChain(operations.forward, _class_ids, operations.judge, _backward, CPU)
+    given = batch.preps, batch.inputs, batch.labels, batch.class_ids, batch.line
+    gradients = []
+    for accumulate in (operations.accumulate, chain):
+        parts = accumulate(*given)
+        gradients.append([*parts.values(), *(parameter.grad.clone() for parameter in space.parameters())])
+        space.zero_grad()
+        assert {"loss_identity", "loss_line"} < set(parts)
+    for plain, chained in zip(*gradients, strict=True):
+        torch.testing.assert_close(chained, plain, rtol=1e-10, atol=1e-14)
+
+
 def test_what_the_ablations_leave_out(setting):
     objective, batch, space = setting("digits_multi", **{"loss.interpolation": False, "batch.boundary_share": 1.0})
     found = objective(batch)
@@ -203,10 +258,12 @@ def test_half_precision_is_near(small_zoo, name):
     assert totals["bfloat16"] != totals["float32"]
 
 
-@pytest.mark.parametrize("name", ["digits_single", "digits_multi", "chairs_mini"])
-def test_no_numbers_are_made_into_tensors_in_later_steps(small_zoo, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "changes"), [("digits_single", {}), ("digits_multi", {}), ("digits_multi", LINE), ("chairs_mini", {})]
+)
+def test_no_numbers_are_made_into_tensors_in_later_steps(small_zoo, name, changes, monkeypatch):
     """On a GPU each would be copied from the host, which waits for it."""
-    recipe = load_recipe(name, SMALL[name])
+    recipe = load_recipe(name, {**SMALL[name], **changes})
     zoo = prepkit.open_zoo(small_zoo(name), width=recipe.network.width, height=recipe.network.height)
     data = Data(recipe, zoo, torch.device("cpu"))
     objective = Objective(new_space(recipe), recipe, data.registry, data.teacher)

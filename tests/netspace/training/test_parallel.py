@@ -11,6 +11,8 @@ import torch
 from small_zoos import SMALL
 
 import netspace
+from netspace.training.trainer import _check_line_instances
+from prepkit.support.processes import ParallelError, Ranks
 
 HERE = Path(__file__).parent
 
@@ -30,7 +32,17 @@ def start(count: int, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("digits_multi", {"batch.instances": 4, "batch.boundary_share": 1.0, "batch.samples": 16}),
+        (
+            "digits_multi",
+            {
+                "batch.instances": 4,
+                "batch.boundary_share": 1.0,
+                "batch.samples": 16,
+                "loss.line": 2.0,
+                "loss.line_from": 0.0,
+                "batch.line_instances": 3,  # the four architectures' twelve are dealt to two processes
+            },
+        ),
         pytest.param("digits_single", {"batch.instances": 4, "batch.samples": 16}, marks=pytest.mark.slow),
     ],
 )
@@ -41,6 +53,7 @@ def test_two_processes_agree_with_one(tmp_path, small_zoo, name, changes):
     one, first, second = (torch.load(tmp_path / f) for f in ("0-of-1.pt", "0-of-2.pt", "1-of-2.pt"))
     if name == "digits_multi":
         assert one["parts"]["loss_gamma"] > 1  # 4 pairs, all but those within a process straddle
+        assert one["parts"]["loss_line"] > 0.1
     for key, part in one["parts"].items():
         torch.testing.assert_close(first["parts"][key], part, rtol=1e-5, atol=0)
         assert torch.equal(first["parts"][key], second["parts"][key])
@@ -48,6 +61,12 @@ def test_two_processes_agree_with_one(tmp_path, small_zoo, name, changes):
         scale = float(gradient.abs().max())
         torch.testing.assert_close(first["gradients"][key], gradient, rtol=1e-4, atol=1e-5 * scale)
         assert torch.equal(first["gradients"][key], second["gradients"][key])
+
+
+def test_instances_of_the_line_loss_that_cannot_be_dealt():
+    _check_line_instances(4, 3, Ranks(0, 6))
+    with pytest.raises(ParallelError, match=r"line_instances: 4 of each of 4 architectures .* 5 processes; use 5, or"):
+        _check_line_instances(4, 4, Ranks(0, 5))
 
 
 @pytest.mark.slow
