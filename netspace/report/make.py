@@ -18,14 +18,18 @@ from typing import Any
 import prepkit
 from netspace.experiments import experiment_names
 from netspace.experiments.running import ExperimentRunner
+from netspace.explore import colours
 from netspace.report._pages import html_page, markdown_page
 from netspace.report.model import Progress, Report, RunResults, StageProgress, announce, remaining_text
+from netspace.report.words import score_name
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.errors import PrepkitError
 from prepkit.figures import new_figure, png_of
 from prepkit.support.device import hardware
 from prepkit.support.files import check_writable, replacing
 
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
+SCORE_COLOURS = {"target_accuracy": colours.TARGET, "predicted_accuracy": colours.PREDICTED}
 NOT_LOSSES = ("step", "learning_rate", "instances_per_second", "gradient_norm")  # logged with each step
 
 
@@ -161,19 +165,24 @@ def training_picture(lines: Sequence[Mapping[str, Any]]) -> bytes | None:
         return None
     figure = new_figure(10, 3.2)
     left, right = figure.subplots(1, 2)
-    for name in (key for key in steps[0] if key not in NOT_LOSSES):
+    # Losses are told apart by dashes, as colours stand for other ideas.
+    for number, name in enumerate(key for key in steps[0] if key not in NOT_LOSSES):
         points = [(line["step"], line[name]) for line in steps if line.get(name, 0) > 0]
+        style: dict[str, Any] = {"linewidth": 1.6 if name == "loss" else 0.9, "linestyle": DASHES[number % len(DASHES)]}
         if points:  # a part of the loss may be 0 in every step
-            left.plot(*zip(*points, strict=True), label=name, linewidth=1.6 if name == "loss" else 0.8)
+            left.plot(*zip(*points, strict=True), label=name.replace("_", " "), color=colours.TARGET, **style)
     left.set(xlabel="step", ylabel="loss", yscale="log", title="training")
     # Without lines between architectures, the ClassId accuracy says little.
     several = any("line_class_id_accuracy" in scores for _, scores in validations)
-    for name in validations[0][1] if validations else ():
-        points = [(step, scores[name]) for step, scores in validations if name in scores]
+    names = validations[0][1] if validations else ()
+    for number, name in enumerate(names):
+        points = [(step, 100 * scores[name]) for step, scores in validations if name in scores]
         skipped = name == "score" or (name == "class_id_accuracy" and not several)
         if not skipped and all(math.isfinite(value) for _, value in points):
-            right.plot(*zip(*points, strict=True), label=name, marker=".", linewidth=0.8)
-    right.set(xlabel="step", title="validation")
+            style = {"linestyle": DASHES[number % len(DASHES)], "color": SCORE_COLOURS.get(name, colours.NEUTRAL)}
+            label = score_name(name)
+            right.plot(*zip(*points, strict=True), label=label, marker=".", linewidth=0.9, **style)
+    right.set(xlabel="step", ylabel="%, differences in points", title="validation")
     for axes in (left, right):
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:

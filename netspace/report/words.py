@@ -122,10 +122,14 @@ def bound(claim: RecipeClaim | Claim) -> str:
 
 def score(name: str, value: float) -> str:
     """`predicted accuracy 93.4 %`: a validation score in words; the name is a key of a run's scores."""
-    words = name.replace("_", " ").replace("class id", "ClassId")
     if name == "score":
         return f"score {short_number(value)} (the larger, the better)"
-    return f"{words} {in_unit(value, 'points' if name.endswith('difference') else '%')}"
+    return f"{score_name(name)} {in_unit(value, 'points' if name.endswith('difference') else '%')}"
+
+
+def score_name(name: str) -> str:
+    """`ClassId accuracy`: the key of a validation score in words."""
+    return name.replace("_", " ").replace("class id", "ClassId")
 
 
 def cell(value: Any) -> str:
