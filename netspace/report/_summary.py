@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from netspace.experiments.verdict import HELD, NOT_HELD, NOT_TOLD, UNDECIDED
+from netspace.experiments.verdict import EASIER, HELD, NOT_HELD, NOT_TOLD, UNDECIDED
 from netspace.report._variants import variants
 from netspace.report.model import RecipeClaim, Report, RunResults
 from netspace.report.words import number_of, verdict
@@ -110,7 +110,7 @@ def _sentence(report: Report, figure: str, claims: Sequence[RecipeClaim]) -> lis
             parts.append(Part("; in " if first else ", and "))
         if first:
             parts.append(Part(claim.recipe, report.first_runs[claim.recipe][claim.experiment], claim.experiment))
-            parts.append(Part(", "))
+            parts.append(Part(", on an easier zoo of shared starts, " if claim.kind == EASIER else ", "))
         parts.append(Part(f"{claim.short} is {number_of(claim)} ({verdict(claim)})"))
     return [*parts, Part(".")]
 

@@ -14,6 +14,7 @@ from untrained import untrained_run
 from netspace.cli import main
 from netspace.cli.report import print_report
 from netspace.experiments import UnknownExperiment, running
+from netspace.report._summary import sentence_text, summary
 from netspace.report._variants import spread, variants, without_variants
 from netspace.report.make import ReportError, report, training_picture, training_seconds
 from netspace.report.paper import SIZES
@@ -82,6 +83,11 @@ def test_claims_on_a_zoo_of_shared_starts_are_counted_apart(tmp_path, runs, made
     assert [one.kind for one in found.claims] == ["easier"] * 3 + ["check"]
     told = "1 of 3 claims on easier zoos, of shared starts held in every run, 1 undecided, 1 not told; 1 of 1 check."
     assert tally(found) == told
+    sentences = [sentence_text(sentence) for sentence in summary(found)]
+    assert (
+        "Fig. 3: in digits_single, on an easier zoo of shared starts, the accuracy of unseen instances is"
+        in sentences[2]
+    )
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Claims on easier zoos, of shared starts: 1 of 3 held in every run" in page
     assert "Claims of the paper" not in page
