@@ -189,10 +189,12 @@ class ZooTraining:
         teacher = [self.teacher] if self.teacher is not None and not self.writer.has_teacher else []
         fits = fits_of(self.spec, self.jobs, task, self.first_fit)
         unfitted = [unit for unit in fits if not done_file(self.folder, unit).exists()]
-        self.progress.begin(sum(unit.work(task) for unit in (*unfitted, *teacher, *due)), text=self._finished)
+        text = "a start is fitted to all training instances" if unfitted else self._finished
+        self.progress.begin(sum(unit.work(task) for unit in (*unfitted, *teacher, *due)), text=text)
         for finished in execute(unfitted):
             self._tell(finished)
             self._keep(finished)
+        self.progress.advance(0.0, self._finished)
         self.starts |= {unit.architecture.name: {FITTED: load_start(unit, self.folder)} for unit in fits}
         self._write_waiting()
         ready = [replace(unit, starts=self.starts.get(unit.architecture.name, {})) for unit in due]
