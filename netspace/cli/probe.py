@@ -37,7 +37,7 @@ COLUMNS = {
         ("near own, %", "close_own", 100, 1),
         ("near others, %", "close_others", 100, 1),
         ("half-way IoU", "halfway", 1, 3),
-        ("with the true one", "true", 1, 3),
+        ("IoU of ends", "ends", 1, 3),
     ),
 }
 

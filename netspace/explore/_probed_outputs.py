@@ -133,9 +133,10 @@ class ShapeOutputs:
     def halfway(self, zoo: prepkit.Zoo, ends: tuple[Sequence[int], Sequence[int]], preps_at: PrepsAt) -> Halfway:
         """Return mean overlaps (IoU) of the shapes half-way between the weights of pairs.
 
-        halfway:     with the shape whose distances are the mean of both ends'
-        true:        with the chair half-way between both ends' parameters, and `true_blended`, that of the mean
-                     distances; for procedural chairs alone
+        halfway: with the shape whose distances are the mean of both ends'
+        ends:    of both ends with each other
+        true:    with the chair half-way between both ends' parameters, and `true_blended`, that of the mean distances;
+                 for procedural chairs alone
         """
         class_ids = zoo.class_ids(ends[0]).tolist()
         first_PHW, second_PHW = map(preps_at, ends)
@@ -143,9 +144,13 @@ class ShapeOutputs:
         def grids(preps_PHW: Tensor) -> Tensor:
             return distance_grids(self.registry, class_ids, preps_PHW, RESOLUTION).flatten(1).cpu()
 
-        half_PV = grids((first_PHW + second_PHW) / 2)
-        blended_PV = (grids(first_PHW) + grids(second_PHW)) / 2
-        found = {"pairs": len(class_ids), "halfway": float(overlaps(half_PV, blended_PV).mean())}
+        first_PV, second_PV, half_PV = map(grids, (first_PHW, second_PHW, (first_PHW + second_PHW) / 2))
+        blended_PV = (first_PV + second_PV) / 2
+        found = {
+            "pairs": len(class_ids),
+            "halfway": float(overlaps(half_PV, blended_PV).mean()),
+            "ends": float(overlaps(first_PV, second_PV).mean()),
+        }
         true_PV = _true_chairs(zoo, ends)
         if true_PV is not None:
             found["true"] = float(overlaps(half_PV, true_PV).mean())

@@ -42,7 +42,7 @@ FORMAT = "netspace-probe/1"
 PAIRS = 16  # of training instances, half-way between which a network is run
 EXPLAINED, TOLD_APART = 0.5, 0.75  # from here a zoo is learnable; half of the pairs are told apart by chance
 NOT_EXPLAINED = 0.2  # below it a zoo is not learnable
-ONE_BASIN = 0.8  # of what both ends have: from here the ends lie in one basin
+ONE_BASIN = 0.8  # of the accuracy of both ends: from here, and for shapes from their overlap, they lie in one basin
 
 Verdict = Literal["learnable", "in part", "not learnable"]
 STARTS: dict[Verdict, str] = {
@@ -98,14 +98,15 @@ class Probe(Brief):
             key: finite_mean([row["halfway"][key] for row in self.rows.values()])
             for key in next(iter(self.rows.values()))["halfway"]
         }
-        half, ends = found["halfway"], found.get("ends", 1.0)
+        half, ends = found["halfway"], found["ends"]
         where = "Half-way between the weights of two training instances"
         start = (
-            f"{where} stands a shape that overlaps (IoU) that of their mean distances by {half:.2f}"
+            f"{where} stands a shape that overlaps (IoU) that of their mean distances by {half:.2f}, and the two "
+            f"overlap each other by {ends:.2f}"
             if self.is_shapes
             else f"{where} the accuracy is {_percent(half)}, and at both ends {_percent(ends)}"
         )
-        if half >= ONE_BASIN * ends:
+        if half >= (1 if self.is_shapes else ONE_BASIN) * ends:
             return f"{start}, so the two lie in one basin, as networks with a common start do."
         return f"{start}, so each lies in a basin of its own; networks with a common start can be read better."
 
