@@ -96,10 +96,12 @@ def _verdicts(report: Report) -> str:
     parts = [
         f"{count[name]} {words.format('is' if count[name] == 1 else 'are')}" for name, words in kinds if count[name]
     ]
+    told = " and ".join([", ".join(parts[:-1]), *parts[-1:]] if len(parts) > 1 else parts)
+    easier = report.counts[EASIER]
+    of_easier = f"; on easier zoos, of shared starts, {easier[HELD]} of {easier['of']} held" if easier["of"] else ""
     if not parts:
-        return "None of the paper's claims was measured."
-    told = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    return f"Of {counted(count['of'], 'claim')} of the paper, {told}."
+        return f"No claim of the paper was measured{of_easier}."
+    return f"Of {counted(count['of'], 'claim')} of the paper, {told}{of_easier}."
 
 
 def _sentence(report: Report, figure: str, claims: Sequence[RecipeClaim]) -> list[Part]:

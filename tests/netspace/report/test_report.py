@@ -91,6 +91,7 @@ def test_claims_on_a_zoo_of_shared_starts_are_counted_apart(tmp_path, runs, made
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Claims on easier zoos, of shared starts: 1 of 3 held in every run" in page
     assert "Claims of the paper" not in page
+    assert "No claim of the paper was measured; on easier zoos, of shared starts, 1 of 3 held." in page
 
 
 def test_a_report_is_made_of_what_is_saved(tmp_path, runs, made_up, monkeypatch):
