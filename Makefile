@@ -11,14 +11,9 @@ PYTEST_ARGS ?= --numprocesses auto --dist loadgroup
 
 .PHONY: demo test test-all lint types unit bench paper-mini paper-full page docs check-wheel clean
 
-demo: $(VENV)/.installed
-	rm -rf $(DEMO) && mkdir -p $(DEMO)
-	$(BIN)/python examples/digits.py train $(DEMO)/model.pt
-	$(BIN)/prepkit pack $(DEMO)/model.pt --width 512 -o $(DEMO)/model.prep.safetensors
-	$(BIN)/prepkit inspect $(DEMO)/model.prep.safetensors
-	$(BIN)/prepkit show $(DEMO)/model.prep.safetensors -o $(DEMO)/model.png
-	$(BIN)/prepkit unpack $(DEMO)/model.prep.safetensors -o $(DEMO)/unpacked.pt
-	$(BIN)/python examples/digits.py compare $(DEMO)/model.pt $(DEMO)/unpacked.pt
+# It has an environment of its own, with torch, matplotlib and scikit-learn, and takes that of `make test` where there is one.
+demo:
+	@PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" bash examples/demo.sh "$(DEMO)" "$(if $(wildcard $(VENV)/.installed),$(VENV),$(VENV)-demo)"
 
 test: lint types unit
 
@@ -32,6 +27,7 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/downstream/uses_prepkit.py
 
 # prepkit stands alone, so its tests run in a copy without netspace; those of netspace run here.
 unit: $(VENV)/.installed
@@ -62,22 +58,23 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --group docs
 	touch $@
 
-# The wheel as a user gets it: built, installed in an empty environment outside the clone, used there.
+# The wheel as a user gets it: built of the sdist, installed in an empty environment outside the clone, used there.
 # Where npm is missing, the page is left out, and not checked.
 check-wheel: $(VENV)/.installed
 	$(MAKE) page || echo "The wheel is built without the page of zoo view."
 	rm -rf dist
-	$(BIN)/python -m build --wheel --outdir dist .
-	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" bash tests/check_wheel.sh dist/*.whl
+	$(BIN)/python -m build --outdir dist .
+	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" bash tests/check_wheel.sh dist/*.whl "$(abspath $(BIN))"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prepkit needs Python 3.11 or newer; make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[all]' --group dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) site frontend/node_modules prepkit/browsing/built $(DEMO) $(PAPER)-mini $(PAPER)-full build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-demo site frontend/node_modules prepkit/browsing/built $(DEMO) $(PAPER)-mini $(PAPER)-full build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,8 +1,22 @@
 #!/usr/bin/env bash
-# Usage: check_wheel.sh WHEEL. Installs the wheel in an empty environment outside the clone packs a checkpoint and trains a zoo there.
+# Usage: check_wheel.sh WHEEL BIN. Looks into the wheel, installs it in an empty environment outside the clone, and packs a
+# checkpoint and trains a zoo there. basedpyright of BIN checks the types of a project that has nothing else installed.
 set -euo pipefail
 wheel=$(realpath "$1")
-constraints=$(realpath "$(dirname "$0")/../constraints.txt")
+bin=$(realpath "$2")
+root=$(realpath "$(dirname "$0")/..")
+constraints=$root/constraints.txt
+"$bin/python" - "$wheel" "$root" <<'PYTHON'
+import subprocess, sys, zipfile
+wheel, root = sys.argv[1:]
+inside = set(zipfile.ZipFile(wheel).namelist())
+listed = subprocess.run(["git", "-C", root, "ls-files", "prepkit", "netspace", "zoo_specs"], capture_output=True, text=True)
+files = {f"prepkit/{name}" if name.startswith("zoo_specs/") else name for name in listed.stdout.split()}
+if missing := sorted(files - inside):
+    sys.exit(f"the wheel lacks {missing}")
+if strange := sorted(name for name in inside - files if ".dist-info/" not in name and "/built/" not in name):
+    sys.exit(f"the wheel has {strange}, which are not in the clone")
+PYTHON
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
@@ -19,7 +33,10 @@ for module in network.modules():
         module.running_mean.normal_(), module.running_var.uniform_(0.5, 2.0)
 torch.save(network.state_dict(), "model.pt")
 PYTHON
+cp -r "$root/tests/downstream" .
+"$bin/basedpyright" --pythonpath environment/bin/python --project downstream
 prepkit --version
+prepkit info
 prepkit arch list > /dev/null
 prepkit pack model.pt --width 512
 prepkit inspect model.prep.safetensors > /dev/null

@@ -31,7 +31,7 @@ def installation() -> dict[str, Any]:
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": platform.platform(),
         "packages": packages(None),
-        "extras": {extra: packages(extra) for extra in extras()},
+        "extras": {extra: needed for extra in extras() if (needed := packages(extra))},
         "torch": _torch(),
         "caches": {"prepkit": _cache(cache_folder()), "hub": _cache(_hub_cache())},
         "architectures": _plugins(),
@@ -54,7 +54,10 @@ def extras() -> list[str]:
 
 
 def packages(extra: str | None) -> dict[str, str | None]:
-    """Return the versions of the packages that an extra needs, or prepkit itself; None is one that is missing."""
+    """Return the versions of the packages that an extra needs, or prepkit itself; None is one that is missing.
+
+    An extra that only stands for others needs none.
+    """
     from importlib.metadata import PackageNotFoundError, requires, version
 
     found: dict[str, str | None] = {}
@@ -63,6 +66,8 @@ def packages(extra: str | None) -> dict[str, str | None]:
     except PackageNotFoundError:
         return found
     for name in (match["name"] for match in needed if match is not None and match["extra"] == extra):
+        if name == DISTRIBUTION:
+            continue
         try:
             found[name] = version(name)
         except PackageNotFoundError:

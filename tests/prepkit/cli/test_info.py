@@ -16,6 +16,7 @@ REQUIREMENTS = [
     "numpy>=1.26",
     "no-such-package>=2; python_version > '3'",
     "pytest; extra == 'train'",
+    'prepkit[ray,train]; extra == "all"',
     'another-one[with]>=1,<3; python_version > "3" and extra == "ray"',
 ]
 
@@ -37,7 +38,7 @@ def installed(monkeypatch, tmp_path):
 
 class Provided:
     def get_all(self, key):
-        return {"Provides-Extra": ["train", "ray"]}[key]
+        return {"Provides-Extra": ["train", "ray", "all"]}[key]
 
 
 def test_the_document(installed):

@@ -88,7 +88,8 @@ def test_quiet_and_verbose_exclude_each_other(folder):
 
 
 def test_the_library_is_silent_until_its_user_wants_to_hear_it(folder, caplog, capfd):
-    prepkit.pack_checkpoint(good())
+    with caplog.at_level(logging.WARNING, logger="prepkit"):  # the level of a program that sets none
+        prepkit.pack_checkpoint(good())
     assert caplog.records == []
     with caplog.at_level(logging.INFO, logger="prepkit"):
         prepkit.pack_checkpoint("good.pt")
