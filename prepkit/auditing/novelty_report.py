@@ -61,7 +61,7 @@ def sentences_of(found: Novelty) -> Iterator[str]:
     for name, group in found.generated.items():
         copies = f" ({listed(group.copies, 3)})" if group.copies else ""
         parts = [
-            f"{name}: {len(group.copies):,} of {counted(len(group.rows), 'network')} "
+            f"{name}: {len(group.copies):,} of {len(group.rows):,} networks "
             f"{'is a copy' if len(group.copies) == 1 else 'are copies'} of a training network{copies}"
         ]
         if group.values("overlap"):
