@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ JSON, TABLE, PICTURE = "novelty.json", "novelty.md", "novelty.png"
 OVERLAPS = {"classes": "wrong images in common (IoU)", "shapes": "insides in common (IoU)"}
 OUTPUTS = "difference of outputs"
 WEIGHTS = "distance of weights"
+GENERATED_COLOUR, CONTROL_COLOUR, TRAINED_COLOUR = "#1f77b4", "#ff7f0e", "#222222"
+MARKERS = "osDP*h"  # of the groups of generated networks
 
 
 def titles_of(found: Novelty) -> dict[str, str]:
@@ -128,30 +131,35 @@ def figure_of(found: Novelty) -> Any:
     across = [key for key in ("distance", "overlap", "difference") if key in titles and key != height][:2]
     figure = new_figure(1.8 + 3.8 * max(1, len(across)), 4.6)
     for axes, key in zip(figure.subplots(1, max(1, len(across)), squeeze=False, sharey=True)[0], across, strict=False):
+        markers = cycle(MARKERS)
         for name, group in found.groups.items():
-            _draw(axes, name, group, key, height)
+            _draw(axes, name, group, key, height, markers)
         if height == "accuracy":
-            axes.axhline(found.best_accuracy, color="0.4", linestyle="--", linewidth=1, label="best training network")
+            axes.axhline(
+                100 * found.best_accuracy, color="0.4", linestyle="--", linewidth=1, label="best training network"
+            )
         axes.set_xlabel(f"{titles[key]}, nearest training network", parse_math=False)
         axes.grid(color="0.92")
     first = figure.axes[0]
-    first.set_ylabel(titles.get(height, height))
+    first.set_ylabel("accuracy, %" if height == "accuracy" else titles.get(height, height))
     handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     return figure
 
 
-def _draw(axes: Any, name: str, group: Group, key: str, height: str) -> None:
+def _draw(axes: Any, name: str, group: Group, key: str, height: str, markers: Iterator[str]) -> None:
     rows = [row for row in group.rows if key in row and height in row]
-    places = [row[key] for row in rows], [row[height] for row in rows]
+    scale = 100 if height == "accuracy" else 1
+    places = [row[key] for row in rows], [scale * row[height] for row in rows]
     if group.is_generated:
-        axes.scatter(*places, s=22, alpha=0.85, label=name, zorder=3)
-    elif name in (TRAINING, HELD_OUT):
-        axes.scatter(*places, s=16, marker="^" if name == TRAINING else "v", color="0.2", alpha=0.6, label=name)
+        axes.scatter(*places, s=24, marker=next(markers), color=GENERATED_COLOUR, alpha=0.75, label=name, zorder=3)
     elif is_simple(name):
-        shade = {"marker": "+", "color": "0.55"} if name.startswith("noise") else {"marker": "x", "color": "#8c564b"}
+        noise = name.startswith("noise")
+        label = _once(axes, "with noise") if noise else name
+        axes.scatter(*places, s=20, marker="+" if noise else "x", color=CONTROL_COLOUR, alpha=0.6, label=label)
+    else:
         axes.scatter(
-            *places, s=20, alpha=0.7, label=name if "noise" not in name else _once(axes, "with noise"), **shade
+            *places, s=16, marker="^" if name == TRAINING else "v", color=TRAINED_COLOUR, alpha=0.6, label=name
         )
 
 
