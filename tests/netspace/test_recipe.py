@@ -35,7 +35,7 @@ def test_names():
             for setting in ("single", "multi", "unseen")
         ]
         + ["chairs", "chairs_from_preps", "chairs_mini", "digits_multi_identity"]
-        + ["digits_single_weights", "digits_multi_no_interpolation", "digits_multi_no_scale"]
+        + ["digits_single_weights", "digits_multi_no_interpolation", "digits_multi_no_scale", "digits_multi_line"]
         + ["digits_shared", "digits_multi_shared", "chairs_fitted", "digits_single_strong"]
     )
 
