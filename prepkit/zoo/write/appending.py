@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from prepkit.errors import PrepkitError, ZooError, counted, listed
-from prepkit.support.files import flush, system_errors_as_output
-from prepkit.support.lock import changing, holder_of
+from prepkit.errors import PrepkitError, ZooError, ZooLocked, counted, listed
+from prepkit.support.files import ZOO_LOCK, flush, system_errors_as_output
+from prepkit.support.lock import POLLING, changing, holder_of
 from prepkit.zoo.card.card import README, replace_card
 from prepkit.zoo.format.appends import APPENDS, append_record, appends_in, was_appended
 from prepkit.zoo.format.drawn_split import DRAWN_SPLIT, drawn_split
@@ -91,6 +92,7 @@ def target_of(path: Path, given: Mapping[str, Any], registry: Registry | None, r
     if (folder / MANIFEST).exists():
         appended = read_manifest(folder)
         if not resume and not was_appended(_sum(appended), manifest):
+            _check_nobody_joins(path)
             raise _interrupted(path, counted(appended.table.rows, "instance"))
         notes = join(path)
     journal = folder / WRITING / JOURNAL
@@ -98,6 +100,20 @@ def target_of(path: Path, given: Mapping[str, Any], registry: Registry | None, r
         raise _interrupted(path, "what was finished")
     earlier = earlier_zoo(path, read_manifest(path))
     return Target(folder, earlier.settings(given), earlier, notes)
+
+
+def _check_nobody_joins(root: Path) -> None:
+    """Raise ZooLocked if another process is about to join what it has finished, or waits for one that changes the zoo.
+
+    It is asked twice, as between its two locks that process holds neither for some milliseconds.
+    """
+    for pause in (0, POLLING):
+        time.sleep(pause)
+        holder = holder_of(root / APPENDING / WRITING / "lock") or holder_of(root / ZOO_LOCK)
+        if holder is not None:
+            raise ZooLocked(f"'{root}' is being written by {holder}; wait for it, or stop it.")
+        if not (root / APPENDING / MANIFEST).exists():
+            raise ZooLocked(f"'{root}' was written by another process, which has just finished; try again.")
 
 
 def _interrupted(root: Path, kept: str) -> ZooError:

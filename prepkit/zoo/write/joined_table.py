@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
-from prepkit.zoo.format.columns import OWN_COLUMNS
+from prepkit.zoo.format.columns import OWN_COLUMNS, Schema
 from prepkit.zoo.format.common_type import common_type
 from prepkit.zoo.format.manifest import MANIFEST, Manifest
 from prepkit.zoo.format.paths import inside
@@ -47,8 +47,8 @@ def joined_table(
     """
     import pyarrow as pa
 
-    own = [tables[0].schema.field(name).remove_metadata() for name in OWN_COLUMNS]
-    schema = pa.schema([*own, *_common_fields(zoos, tables)])
+    # The own columns get the types that this version writes, as those of another tool may be too narrow for all rows.
+    schema = pa.schema([*Schema().arrow(), *_common_fields(zoos, tables)])
     first_shard, parts = 0, []
     for zoo, table in zip(zoos, tables, strict=True):
         parts.append(_fitted(_renumbered(table, class_ids, first_shard), schema, zoo))

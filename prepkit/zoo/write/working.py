@@ -10,11 +10,12 @@ from typing import Any
 
 from filelock import BaseFileLock
 
-from prepkit.errors import OutputError, ZooError, listed
+from prepkit.errors import OutputError, ZooError, ZooLocked, listed
 from prepkit.support.files import output_error
 from prepkit.support.lock import take_lock
 from prepkit.support.logs import logger
 from prepkit.zoo.format.manifest import MANIFEST
+from prepkit.zoo.format.paths import APPENDING
 from prepkit.zoo.write._journal import Journal
 from prepkit.zoo.write._settings import check_same
 from prepkit.zoo.write.staging import SHARDS
@@ -39,10 +40,13 @@ def take_folder(root: Path, folder: Path) -> BaseFileLock:
 def prepare(root: Path, folder: Path) -> None:
     """Make the zoo's folder and the working folder in it, unless they are there.
 
-    raises ZooError if the zoo is finished or the folder holds other files, OutputError if it cannot be made
+    raises ZooError if the zoo is finished or the folder holds other files, ZooLocked if it is what another process has
+    just finished to append, OutputError if it cannot be made
     """
     if (root / MANIFEST).exists():
         shutil.rmtree(folder, ignore_errors=True)  # a writer was killed after its last step
+        if root.name == APPENDING:
+            raise ZooLocked(f"'{root.parent}' was written by another process, which has just finished; try again.")
         raise ZooError(f"'{root}' is a finished zoo; append=True adds instances to it, or write another folder.")
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 import shutil
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from zoo_samples import NAMES, TASK, bytes_of, network, registry, write_zoo
@@ -18,6 +20,7 @@ from prepkit.zoo.change.splitting import split
 from prepkit.zoo.format.function import Function, Verified
 from prepkit.zoo.format.ids import sha256_of_ids
 from prepkit.zoo.format.manifest import read_manifest, write_manifest
+from prepkit.zoo.format.tables import write_table_at_once
 from prepkit.zoo.write.writer import ZooWriter
 
 OLD = [f"m{number}" for number in range(7)]
@@ -190,6 +193,20 @@ def test_types_of_columns_are_joined(root):
     assert table["curve"].to_pylist()[6:] == [[1.0, 2.0], [0.5]]
     assert table["big"].to_pylist() == [2**60] * 7 + [1]
     assert "new" not in table.column_names
+
+
+def test_the_zoos_own_columns_of_another_tool_may_be_narrow_or_empty(root):
+    manifest = replace(read_manifest(root), splits={})
+    table = pq.read_table(root / manifest.table.path)
+    narrow = {"split": pa.nulls(7), "shard": table["shard"].cast(pa.uint8()), "id": table["id"].cast(pa.large_string())}
+    for name, values in narrow.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    write_manifest(replace(manifest, table=write_table_at_once(table, root)), root, overwrite=True)
+    append(root, "n0", split="train")
+    assert verify(root).ok
+    assert open_zoo(root).table["split"].to_pylist() == [None] * 7 + ["train"]
+    kinds = open_zoo(root).table.schema
+    assert [kinds.field(name).type for name in narrow] == [pa.string(), pa.int32(), pa.string()]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from prepkit.tensors import same_bits
 from prepkit.zoo.change.annotating import annotate
 from prepkit.zoo.change.cleaning import clean
 from prepkit.zoo.write import appending
+from prepkit.zoo.write import writer as writer_module
 from prepkit.zoo.write.writer import ZooWriter
 
 OLD = [f"m{number}" for number in range(7)]
@@ -82,6 +83,36 @@ def test_the_last_step_waits_for_another_change(root, monkeypatch):
         assert "n0" in writer
     thread.join()
     assert len(open_zoo(root)) == 8
+
+
+def test_a_second_appender_is_not_told_to_delete_what_the_first_is_about_to_join(root, monkeypatch):
+    with monkeypatch.context() as patched, changing(root):
+        patched.setattr(appending, "PATIENCE", 0.0)
+        with pytest.raises(ZooLocked, match=r"zoo' is being written by"):
+            append(root, "n0")
+        assert (root / ".appending" / "zoo.json").exists()
+        with pytest.raises(ZooLocked, match=rf"zoo' is being written by process {os.getpid()} on .*; wait for it"):
+            ZooWriter(root, append=True)
+    with pytest.raises(ZooError, match="was interrupted, and 1 instance is kept in"):
+        ZooWriter(root, append=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(appending.time, "sleep", lambda pause: shutil.rmtree(root / ".appending", ignore_errors=True))
+        with pytest.raises(ZooLocked, match="another process, which has just finished; try again"):
+            ZooWriter(root, append=True)
+    assert open_zoo(root).table["id"].to_pylist() == OLD
+
+
+def test_an_appender_that_comes_when_the_first_has_finished_is_to_try_again(root, only, monkeypatch):
+    target_of = writer_module.target_of
+
+    def finished_meanwhile(*given):
+        target = target_of(*given)
+        shutil.copytree(only, target.root)
+        return target
+
+    monkeypatch.setattr(writer_module, "target_of", finished_meanwhile)
+    with pytest.raises(ZooLocked, match=r"zoo' was written by another process, which has just finished; try again"):
+        ZooWriter(root, append=True)
 
 
 def test_a_change_meanwhile_that_does_not_fit_is_named_and_nothing_is_lost(root):
