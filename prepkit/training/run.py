@@ -191,7 +191,7 @@ class ZooTraining:
         unfitted = [unit for unit in fits if not done_file(self.folder, unit).exists()]
         text = "a start is fitted to all training instances" if unfitted else self._finished
         self.progress.begin(sum(unit.work(task) for unit in (*unfitted, *teacher, *due)), text=text)
-        for finished in execute(unfitted):
+        for finished in execute(unfitted) if unfitted else ():
             self._tell(finished)
             self._keep(finished)
         self.progress.advance(0.0, self._finished)
