@@ -27,8 +27,8 @@ from prepkit.support.statistics import finite_mean, grouped
 if TYPE_CHECKING:
     from netspace.experiments._subject import Subject
 
-STEPS, VALIDATE_EVERY, PATIENCE, NOISE = 2000, 10, 10, 1.5
-POINTS, LEAST = 6, 3  # start points of all architectures together; of each one
+STEPS, VALIDATE_EVERY, PATIENCE, NOISE = 500, 10, 10, 1.5
+POINTS, LEAST = 6, 2  # start points of all architectures together; of each one
 WORDS = {"as embedded": "unseen instances'", "disturbed": "disturbed"}
 AT_CEILING = 0.01  # accuracy: a start that is this near to the ceiling has nothing to gain
 NO_ROOM = "every architecture is at its ceiling from the start"
@@ -56,7 +56,7 @@ def run(
 ) -> Result:
     """Optimise the embeddings of unseen instances of each architecture until they do not improve any more.
 
-    starts: instances of each architecture; by default 6 of a single one, or 3 of each of four
+    starts: instances of each architecture; by default 6 of a single one, or 2 of each of four
     steps:  at most; see `optimize`
     """
     view = subject.view(TEST)
