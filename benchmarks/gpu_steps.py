@@ -96,6 +96,7 @@ class RandomData(Data):
             preps.append(architecture.layout.pack(architecture.build_folded().state_dict(), prep_shape))
         self.preps_NHW = torch.stack(preps).detach().to(device)
         self.class_ids, self.items = list(class_ids), list(range(len(class_ids)))
+        self.line_order = None  # no recipe of the paper asks for the line loss
         self.task = (
             random_points(count, device) if self.signals else random_images(members[0].input_shape, count, device)
         )

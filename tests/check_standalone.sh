@@ -10,7 +10,7 @@ git -C "$root" ls-files -z --cached --others --exclude-standard | (cd "$root" &&
 if [ -d "$root/prepkit/browsing/built" ]; then  # by `make page`; without it, its tests are left out
   cp -r "$root/prepkit/browsing/built" "$folder/prepkit/browsing/"
 fi
-rm -rf "$folder/netspace" "$folder/tests/netspace"
+rm -rf "$folder/netspace" "$folder/tests/netspace" "$folder"/tests/test_{docs,gallery}.py  # these need both
 cd "$folder"
 # The copy comes before the editable install on the path, so prepkit is the copy's.
 export PYTHONPATH="$folder"

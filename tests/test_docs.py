@@ -112,6 +112,7 @@ def run_console(block: Block) -> None:
 def test_blocks_run(pages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nets", raising=False)  # a page's own module, of which a test may have another
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for page in pages:
         torch.manual_seed(0)

@@ -221,7 +221,7 @@ def summary(page: Page) -> Mapping[str, Any]:
 def summary_text(page: Page) -> str:
     """Return the same for people."""
     part = counted(page.instances, "instance")
-    shown = part if page.instances == page.of else f"{part} of {page.of:,}, evenly spaced; --limit shows more"
+    shown = part if page.instances == page.of else f"{part} of {page.of:,}, evenly spaced"
     lines = [f"{page.zoo}: {shown}; {readable_bytes(len(page.html))}"]
     if page.audit is None:
         lines.append("  audit  none was made")

@@ -175,7 +175,7 @@ def test_a_pull_request_is_read(filled, source, tmp_path):
 
 
 def test_addresses_of_other_kinds(tmp_path):
-    for read in (fetch_checkpoint, pull, lambda text: create_zoo(tmp_path / "new", [text])):
+    for read in (fetch_checkpoint, lambda text: create_zoo(tmp_path / "new", [text])):
         with pytest.raises(HubError, match=r"'s3://bucket/zoo' cannot be read here: this takes hf://user/name"):
             read("s3://bucket/zoo")
     assert "'gs://bucket/zoo' cannot be read here" in prepkit("pack", "gs://bucket/zoo", status=2).stderr

@@ -200,7 +200,9 @@ def test_a_spec_of_ones_own(tmp_path):
 def test_an_unknown_name_lists_the_built_in_specs():
     with pytest.raises(ZooError) as caught:
         load_spec("digit_single")
-    assert str(caught.value).startswith("unknown zoo spec 'digit_single'. Built in are: chairs, chairs_mini, cifar10_")
+    assert str(caught.value).startswith(
+        "unknown zoo spec 'digit_single'. Built in are: chairs, chairs_fitted, chairs_mini, c"
+    )
     assert str(caught.value).endswith("which ends in .toml. Did you mean 'digits_single'?")
 
 
