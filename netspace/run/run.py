@@ -37,9 +37,9 @@ import prepkit
 from netspace.alignment import Alignment
 from netspace.data import ZooMismatch, shares_starts
 from netspace.recipe import FROM_PREPS, Recipe, recipe_of
+from netspace.run._places import absolute, local_folder
 from netspace.space.cpu_functions import follow
 from netspace.space.network import NetSpace
-from prepkit.address import HUB_SCHEME, is_remote
 from prepkit.errors import expect, listed
 from prepkit.support.files import replacing, sha256_of_file, write_json
 from prepkit.version import __version__
@@ -82,7 +82,7 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str], *, trust_code: bool = False) -> None:
         expect(path, (str, os.PathLike), "path", "the folder of a run, or hf://user/name")
-        self.path = _local_folder(path)
+        self.path = local_folder(path)
         self.record = _record(self.path)
         file = self.path / RECORD
         self.recipe: Recipe = recipe_of(self.record["recipe"], f"{file}, recipe")
@@ -120,7 +120,7 @@ class Run:
             "initialisation": initialisation or recipe.network.initialisation,
             "registry": zoo.registry.to_dict(),
             "zoo": _identity(zoo)
-            | {"path": _absolute(zoo_path), "license": zoo.manifest.license, "shared_starts": shares_starts(zoo)},
+            | {"path": absolute(zoo_path), "license": zoo.manifest.license, "shared_starts": shares_starts(zoo)},
             "task": None if zoo.task is None else dict(zoo.task),
             "versions": versions(),
         }
@@ -358,22 +358,6 @@ def new_space(recipe: Recipe) -> NetSpace:
 def versions() -> dict[str, str]:
     """The versions of what a run's numbers depend on."""
     return {"prepkit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-
-
-def _local_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the folder of a run: the path itself, or the copy in the Hub's cache."""
-    if not os.fspath(path).startswith(HUB_SCHEME):
-        return Path(path)
-    from prepkit.hub.snapshot import fetch_folder
-
-    folder, _ = fetch_folder(os.fspath(path), repo_type="model")
-    return folder
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    """Return an address that means the same from any working directory."""
-    text = os.fspath(path)
-    return text if is_remote(text) else os.path.abspath(text)
 
 
 def _identity(zoo: prepkit.Zoo) -> dict[str, Any]:
