@@ -10,6 +10,8 @@ from torch.nn.functional import conv2d, leaky_relu, linear
 import prepkit
 from prepkit.cli import main
 
+ZOO_NAMES = ("resnet8@digits", "lenet_like@digits")  # in turn in the zoo of conftest.py
+
 
 def run(*arguments: object, code: int = 0) -> Result:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])

@@ -1,5 +1,6 @@
 """Fixtures that test modules of this folder share."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from cli_samples import NETS, trained
+from cli_samples import NETS, ZOO_NAMES, trained
+from command_line import prepkit
 from torch import nn
+
+from prepkit.families.registry import architecture
 
 
 @pytest.fixture
@@ -39,3 +43,34 @@ def nets(folder: Path) -> Any:
     scope: dict[str, Any] = {}
     exec(NETS, scope)
     return scope
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory):
+    """Four models, their table, and the zoo of them."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("originals")
+    (root / "models").mkdir()
+    for number in range(4):
+        torch.save(architecture(ZOO_NAMES[number % 2]).build().state_dict(), root / "models" / f"m{number}.pt")
+    lines = ["file,id,split,accuracy,epoch,run,best,comment", "m0.pt,a,train,0.5,1,1,true,", "m1,b,train,1,2,1,False,x"]
+    lines += ["m2.pt,c,,,3,2,,7", "m3.pt,d,test,nan,4,2,TRUE,é"]
+    (root / "table.csv").write_text("\n".join(lines))
+    files = sorted((root / "models").iterdir())
+    prepkit("zoo", "create", root / "zoo", *files, "--table", root / "table.csv", "--license", "mit")
+    return root
+
+
+@pytest.fixture
+def files(originals, tmp_path):
+    return sorted(shutil.copytree(originals / "models", tmp_path / "models").iterdir())
+
+
+@pytest.fixture
+def csv(originals, tmp_path):
+    return shutil.copy(originals / "table.csv", tmp_path / "table.csv")
+
+
+@pytest.fixture
+def zoo(originals, tmp_path):
+    return shutil.copytree(originals / "zoo", tmp_path / "zoo")

@@ -7,27 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import as_json, prepkit
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-import prepkit.packing
+from prepkit import packing
 from prepkit.api import create_zoo, open_zoo
-from prepkit.cli import main
 from prepkit.errors import OutputError, ZooError
 from prepkit.prep.file import Origin, load_prep, read_prep_header
 
 MODELS = ("a.pt", "bad.pt", "c.pt")
-
-
-def prepkit_(*arguments, status=0):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == status, (result.output, result.exception)
-    return result
-
-
-def as_json(*arguments, status=0):
-    return json.loads(prepkit_(*arguments, "--json", status=status).stdout)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +33,7 @@ def sources(entries):
 
 
 def test_the_others_are_packed_and_a_summary_ends_the_output():
-    result = prepkit_("pack", *MODELS, "-o", "out", "--keep-going", status=2)
+    result = prepkit("pack", *MODELS, "-o", "out", "--keep-going", status=2)
     assert sorted(os.listdir("out")) == ["a.prep.safetensors", "c.prep.safetensors"]
     assert result.stderr == "failed: bad.pt is text; pass the .pt, .pth or .safetensors file.\n"
     assert result.stdout.endswith("\n2 of 3 models packed, 1 failed: bad.pt\n")
@@ -52,7 +41,7 @@ def test_the_others_are_packed_and_a_summary_ends_the_output():
 
 
 def test_the_same_command_skips_what_is_done_and_packs_what_is_mended():
-    prepkit_("pack", *MODELS, "-o", "out", "--keep-going", status=2)
+    prepkit("pack", *MODELS, "-o", "out", "--keep-going", status=2)
     before = {path.name: path.stat().st_mtime_ns for path in Path("out").iterdir()}
     torch.save({"weight": torch.ones(2, 3)}, "bad.pt")
     document = as_json("pack", *MODELS, "-o", "out", "--keep-going")
@@ -62,7 +51,7 @@ def test_the_same_command_skips_what_is_done_and_packs_what_is_mended():
         [],
     )
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in Path("out").iterdir()}.items()
-    assert prepkit_("pack", *MODELS, "-o", "out", "--keep-going").stdout.endswith("\n0 of 3 models packed, 3 skipped\n")
+    assert prepkit("pack", *MODELS, "-o", "out", "--keep-going").stdout.endswith("\n0 of 3 models packed, 3 skipped\n")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +66,7 @@ def test_the_same_command_skips_what_is_done_and_packs_what_is_mended():
 )
 def test_what_was_packed_in_another_way_is_not_skipped(options, message, monkeypatch):
     Path("nets.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(3, 2, bias=False)\n")
-    prepkit_("pack", "a.pt", "c.pt", "-o", "out")
+    prepkit("pack", "a.pt", "c.pt", "-o", "out")
     document = as_json("pack", "a.pt", "c.pt", "-o", "out", "--keep-going", *options, status=2)
     assert (document["packed"], document["skipped"]) == ([], [])
     assert [message in failure["error"]["message"] for failure in document["failed"]] == [True, True]
@@ -90,16 +79,16 @@ def test_what_was_packed_in_another_way_is_not_skipped(options, message, monkeyp
 
 def test_another_network_of_the_same_file_is_not_skipped():
     torch.save({"ema": {"weight": torch.ones(2, 3)}, "model": {"weight": torch.zeros(2, 3)}}, "a.pt")
-    prepkit_("pack", "a.pt", "--key", "ema")
+    prepkit("pack", "a.pt", "--key", "ema")
     assert read_prep_header("a.prep.safetensors").origin.options == {"key": "ema"}
-    assert json.loads(prepkit_("inspect", "a.prep.safetensors", "--json").stdout)["options"] == {"key": "ema"}
-    error = prepkit_("pack", "a.pt", "--key", "model", "--keep-going", status=2).stderr
+    assert json.loads(prepkit("inspect", "a.prep.safetensors", "--json").stdout)["options"] == {"key": "ema"}
+    error = prepkit("pack", "a.pt", "--key", "model", "--keep-going", status=2).stderr
     assert "was packed with the options key=ema, not with key=model; use another name" in error
-    assert "skipped" in prepkit_("pack", "a.pt", "--key", "ema", "--keep-going").stdout
+    assert "skipped" in prepkit("pack", "a.pt", "--key", "ema", "--keep-going").stdout
 
 
 def test_a_changed_model_and_a_damaged_prep_are_not_skipped():
-    prepkit_("pack", "a.pt", "c.pt", "-o", "out")
+    prepkit("pack", "a.pt", "c.pt", "-o", "out")
     torch.save({"weight": torch.full((2, 3), 7.0)}, "a.pt")
     damaged = Path("out/c.prep.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
@@ -113,21 +102,21 @@ def test_a_changed_model_and_a_damaged_prep_are_not_skipped():
 
 
 def test_options_change_no_other_bytes_of_a_prep():
-    prepkit_("pack", "a.pt")
+    prepkit("pack", "a.pt")
     assert "options" not in Path("a.prep.safetensors").read_bytes().decode("latin1")
-    prepkit_("pack", "a.pt", "-o", "b.prep.safetensors", "--keep-bn")
+    prepkit("pack", "a.pt", "-o", "b.prep.safetensors", "--keep-bn")
     assert load_prep("b.prep.safetensors").origin.options == {"keep_batch_norm": True}
     assert torch.equal(load_file("a.prep.safetensors")["prep"], load_file("b.prep.safetensors")["prep"])
     assert Origin().options == {}
 
 
 def test_without_the_option_the_first_failure_ends_the_command_and_says_how_to_go_on():
-    result = prepkit_("pack", *MODELS, "-o", "out", status=2)
+    result = prepkit("pack", *MODELS, "-o", "out", status=2)
     assert os.listdir("out") == ["a.prep.safetensors"]
     assert "1 of 3 models is packed; --keep-going skips these and goes on." in result.stderr
-    assert "--keep-going packs the other models." in prepkit_("pack", "bad.pt", "a.pt", "-o", "new", status=2).stderr
-    assert "keep-going" not in prepkit_("pack", "bad.pt", status=2).stderr
-    one = prepkit_("pack", "bad.pt", "--keep-going", status=2)
+    assert "--keep-going packs the other models." in prepkit("pack", "bad.pt", "a.pt", "-o", "new", status=2).stderr
+    assert "keep-going" not in prepkit("pack", "bad.pt", status=2).stderr
+    one = prepkit("pack", "bad.pt", "--keep-going", status=2)
     assert one.stderr == "Error: bad.pt is text; pass the .pt, .pth or .safetensors file.\n"
 
 
@@ -135,7 +124,7 @@ def test_without_the_option_the_first_failure_ends_the_command_and_says_how_to_g
 @pytest.mark.parametrize("becomes_another_error", [True, False])
 def test_ctrl_c_ends_the_command_and_says_how_to_go_on(monkeypatch, keep_going, becomes_another_error):
     """Libraries in C++ make errors of their own of Ctrl-C, which must not pass for the failure of one model."""
-    pack = prepkit.packing.pack_checkpoint
+    pack = packing.pack_checkpoint
 
     def interrupted(path, **keywords):
         if path.name == "c.pt":
@@ -147,11 +136,11 @@ def test_ctrl_c_ends_the_command_and_says_how_to_go_on(monkeypatch, keep_going, 
                 raise OutputError("cannot write") from None
             raise
 
-    monkeypatch.setattr(prepkit.packing, "pack_checkpoint", interrupted)
+    monkeypatch.setattr(packing, "pack_checkpoint", interrupted)
     options = ["--keep-going"] if keep_going else []
-    result = prepkit_("pack", "c.pt", "a.pt", "c.pt", *options, status=2)  # two of one name
+    result = prepkit("pack", "c.pt", "a.pt", "c.pt", *options, status=2)  # two of one name
     assert "two models would both become" in result.stderr
-    result = prepkit_("pack", "c.pt", "a.pt", "-o", "out", *options, status=130)
+    result = prepkit("pack", "c.pt", "a.pt", "-o", "out", *options, status=130)
     how = "the same command goes on" if keep_going else "--keep-going skips these and goes on"
     assert result.stderr == f"interrupted; no file is half written.\n1 of 2 models is packed; {how}.\n"
     assert os.listdir("out") == ["c.prep.safetensors"]
@@ -165,7 +154,7 @@ def test_a_full_disk_ends_the_command(monkeypatch, cause):
         raise OutputError("cannot write 'x': the disk is full.") from cause
 
     monkeypatch.setattr("prepkit.prep.file.save_prep", full)
-    result = prepkit_("pack", "a.pt", "c.pt", "-o", "out", "--keep-going", status=2)
+    result = prepkit("pack", "a.pt", "c.pt", "-o", "out", "--keep-going", status=2)
     assert result.stderr.startswith("Error: cannot write 'x': the disk is full.\n")
     assert "failed" not in result.output
 
@@ -174,7 +163,7 @@ def test_a_full_disk_ends_the_command(monkeypatch, cause):
 
 
 def test_a_zoo_takes_the_other_models_and_goes_on_when_they_are_mended():
-    result = prepkit_("zoo", "create", "zoo", *MODELS, "--keep-going", status=2)
+    result = prepkit("zoo", "create", "zoo", *MODELS, "--keep-going", status=2)
     assert result.stderr == (
         "Error: 1 of 3 models cannot be added, so the zoo is not finished. "
         "Mend them, or leave them out of the command.\n"
@@ -182,7 +171,7 @@ def test_a_zoo_takes_the_other_models_and_goes_on_when_they_are_mended():
         "2 of 3 models are kept; go on with --resume, or delete 'zoo'.\n"
     )
     torch.save({"weight": torch.ones(2, 3)}, "bad.pt")
-    prepkit_("zoo", "create", "zoo", *MODELS, "--keep-going", "--resume")
+    prepkit("zoo", "create", "zoo", *MODELS, "--keep-going", "--resume")
     assert open_zoo("zoo").table["id"].to_pylist() == ["a", "c", "bad"]
 
 
@@ -208,5 +197,5 @@ def test_a_full_disk_ends_the_making_of_a_zoo(monkeypatch):
         raise OutputError("the disk is full")
 
     monkeypatch.setattr("prepkit.zoo.write.writer.ZooWriter.add", full)
-    assert "Error: the disk is full" in prepkit_("zoo", "create", "zoo", *MODELS, "--keep-going", status=2).stderr
+    assert "Error: the disk is full" in prepkit("zoo", "create", "zoo", *MODELS, "--keep-going", status=2).stderr
     assert tried == ["a"]

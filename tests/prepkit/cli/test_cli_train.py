@@ -9,13 +9,13 @@ import sys
 import time
 from contextlib import redirect_stderr
 
+import command_line
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import prepkit
 from fake_terminal import Terminal
 
 from prepkit.api import open_zoo
-from prepkit.cli import main
 from prepkit.families.registry import architecture
 from prepkit.support.progress import SHARE, ProgressBar
 from prepkit.training.run import ZooTraining, train_zoo
@@ -48,18 +48,8 @@ epochs = 2
 """
 
 
-def prepkit(*arguments, status=0):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == status, (result.output, result.exception)
-    assert "Traceback" not in result.output
-    return result
-
-
 def told(*arguments, status=2):
-    """The one line that a failing command prints."""
-    result = prepkit("zoo", "train", *arguments, status=status)
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    return line.removeprefix("Error: ")
+    return command_line.told("zoo", "train", *arguments, status=status)
 
 
 def files_of(root):

@@ -1,6 +1,5 @@
 """`zoo info`, `verify` and `export` of zoos on the Hub, addresses of all kinds, and servers that ask to wait."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,13 +7,12 @@ import time
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import as_json, prepkit
 from pushed_zoos import write_zoo
 
 import prepkit as prepkit_package
 from prepkit.address import HubAddress, parse
 from prepkit.api import create_zoo, open_zoo
-from prepkit.cli import main
 from prepkit.errors import HubError, ZooError
 from prepkit.hub._failures import retried
 from prepkit.hub._shard_cache import SHARDS
@@ -36,16 +34,6 @@ def source(tmp_path_factory):
 def filled(hub, source):
     hub.add("me/zoo", {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*.*")})
     return hub
-
-
-def prepkit(*arguments, status=0):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == status, (result.output, result.exception)
-    return result
-
-
-def as_json(*arguments, status=0):
-    return json.loads(prepkit(*arguments, "--json", status=status).stdout)
 
 
 # Without a pull -----------------------------------------------------------------------------------------------

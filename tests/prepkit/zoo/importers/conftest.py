@@ -1,6 +1,9 @@
-"""Importing without drawing: the picture of a card takes four fifths of the time in which a small zoo is imported."""
+"""Runs of ray that several modules import, and cards without their picture: drawing takes four fifths of the time."""
+
+import json
 
 import pytest
+from tree_samples import lines, save
 
 from prepkit.zoo.card import card
 
@@ -8,3 +11,17 @@ from prepkit.zoo.card import card
 @pytest.fixture(autouse=True)
 def undrawn_cards(monkeypatch):
     monkeypatch.setattr(card, "picture_of", lambda zoo: None)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs of ray with three checkpoints each; the value of all weights is 100 * run + epoch."""
+    for run in (0, 1):
+        for epoch in (0, 5, 10):
+            save(tmp_path / f"runs/r{run}/checkpoint_{epoch:06d}/checkpoints", 100 * run + epoch)
+        rows = [{"training_iteration": epoch, "acc": 100 * run + epoch} for epoch in range(11)]
+        (tmp_path / f"runs/r{run}/result.json").write_text(lines(*rows))
+        (tmp_path / f"runs/r{run}/params.json").write_text(
+            json.dumps({"model::nlin": "relu", "optim": {"lr": run / 8}})
+        )
+    return tmp_path / "runs"

@@ -1,9 +1,8 @@
-"""Tests of what a reader gets from a zoo: instances, views, networks, other shapes."""
+"""Tests of what a reader gets from a zoo: instances, networks, other shapes."""
 
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,26 +12,14 @@ from writer_samples import ARCHITECTURES, tensors_of, trained, write_digits
 
 import prepkit
 from prepkit.api import open_zoo
-from prepkit.errors import DeviceError, InvalidShape, LayoutMismatch, OutputError, RegistryError, WhereError, ZooError
+from prepkit.errors import InvalidShape, LayoutMismatch, OutputError, ZooError
 from prepkit.packing import prepare
-from prepkit.prep.file import Origin, PRep
+from prepkit.prep.file import Origin
 from prepkit.tensors import same_bits
 from prepkit.zoo import read
 from prepkit.zoo.write.writer import ZooWriter
 
 NUM_INSTANCES = 12
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("zoo") / "digits"
-    task = {"kind": "images", "dataset": "digits", "mean": [0.5]}
-    return write_digits(root, task=task, license="mit", provenance={"spec": "hand"})
-
-
-@pytest.fixture
-def zoo(root):
-    return open_zoo(root)
 
 
 def folded(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -244,214 +231,6 @@ def test_memory_that_is_written_anew_is_unpacked_as_what_it_holds_now(zoo):
     rows = [index for index in range(NUM_INSTANCES) if zoo.layout(index) == layout]
     assert layout.unpack(zoo.preps()[rows]).keys() == layout.names
     assert layout.unpack(zoo.preps(rows, out=memory[: len(rows)])).keys() == layout.names
-
-
-# Views ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_split_has_a_sum_that_others_can_compute(zoo, tmp_path):
-    train = zoo.split("train")
-    ids = tmp_path / "ids.txt"
-    ids.write_text("".join(f"{id}\n" for id in train.table["id"].to_pylist()))
-    command = 'LC_ALL=C sort "$0" | sha256sum'
-    done = subprocess.run(["sh", "-c", command, ids], capture_output=True, text=True, check=True)
-    assert train.sha256 == done.stdout.split()[0]
-    assert train.select(slice(None, None, -1)).sha256 == train.sha256
-    assert len({train.sha256, train[1:].sha256, zoo.split("test").sha256, zoo.sha256}) == 4
-
-
-def test_views_of_views(zoo):
-    train = zoo.split("train")
-    good = train.where("accuracy >= 0.2 and architecture in ('resnet8@digits', 'vanilla_cnn@digits')")
-    assert [len(zoo), len(train), len(good)] == [12, 9, 4]
-    assert set(good.table["split"].to_pylist()) == {"train"}
-    ids = good.table["id"].to_pylist()
-    assert ids == ["resnet8-2", "vanilla-2", "resnet8-3", "vanilla-3"]
-    for index, id in enumerate(ids):
-        prep, metadata = good[index]
-        assert metadata["id"] == id
-        assert torch.equal(prep.values, zoo[id][0].values)
-        assert torch.equal(good.preps(index), zoo.preps(zoo.index(id)))
-    assert torch.equal(good.class_ids(), torch.tensor([2, 1, 2, 1]))
-    assert len(good.where("note == 'first'")) == 0
-    assert good.select([3, 0]).table["id"].to_pylist() == ["vanilla-3", "resnet8-2"]
-
-
-def test_views_do_not_follow_the_array_they_were_made_of(zoo):
-    numbers = np.array([3, 4])
-    view = zoo.select(numbers)
-    numbers[:] = 0
-    assert view.table["id"].to_pylist() == zoo.table["id"].to_pylist()[3:5]
-
-
-def test_views_share_the_files(zoo):
-    part = zoo.split("train")
-    assert part._store is zoo._store
-    zoo.preps()
-    assert part._store.values(0) is zoo._store.values(0)
-
-
-def test_look_ups_that_fail_name_the_nearest(zoo):
-    with pytest.raises(ZooError, match=r"no instance 'vanila-2'\. Did you mean 'vanilla-2'"):
-        zoo["vanila-2"]
-    with pytest.raises(ZooError, match=r"no split 'trian'; it has test, train\. Did you mean 'train'"):
-        zoo.split("trian")
-    with pytest.raises(WhereError, match="Did you mean 'accuracy'"):
-        zoo.where("acuracy > 0.5")
-    with pytest.raises(WhereError):
-        zoo.where("accuracy > 'high'")
-    with pytest.raises(ZooError, match="no instance 'vanilla-0'"):
-        zoo.split("train")["vanilla-0"]
-
-
-def test_pickling(zoo):
-    view = zoo.split("train").select([4, 2])
-    view.preps()
-    size = len(pickle.dumps(view))
-    assert size < 2000
-    again = pickle.loads(pickle.dumps(view))
-    assert torch.equal(again.preps(), view.preps())
-    assert again.table.equals(view.table)
-
-
-def test_pickled_zoo_that_was_replaced_is_refused(tmp_path):
-    import shutil
-
-    data = pickle.dumps(open_zoo(write_digits(tmp_path / "zoo", rounds=1)))
-    shutil.rmtree(tmp_path / "zoo")
-    write_digits(tmp_path / "zoo", rounds=2)
-    with pytest.raises(ZooError, match="was replaced"):
-        pickle.loads(data)
-
-
-def test_devices_that_are_not_there_and_conditions_that_are_no_text(zoo):
-    for ask in (zoo.to, lambda device: zoo.loader(4, device=device)):
-        with pytest.raises(DeviceError, match="unknown device 'gpu'; use cpu, cuda"):
-            ask("gpu")
-        with pytest.raises(DeviceError, match="'cuda:99' was asked for, but this torch sees"):
-            ask("cuda:99")
-    with pytest.raises(WhereError, match=r"a condition is text .*, not a function"):
-        zoo.where(lambda row: True)
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to count threads")
-def test_reading_a_table_leaves_no_threads(zoo):
-    """A thread of Arrow's that is alive while the interpreter ends may abort it, about once in a hundred times."""
-    script = (
-        "import sys, os, pyarrow.parquet, pyarrow.acero, torch; from prepkit.api import open_zoo, verify\n"
-        "before = len(os.listdir('/proc/self/task'))\n"
-        "zoo = open_zoo(sys.argv[1]); verify(sys.argv[1], jobs=1)\n"
-        "for _ in range(20): zoo.where('accuracy >= 0.1')\n"
-        "print(len(os.listdir('/proc/self/task')) - before)"
-    )
-    done = subprocess.run([sys.executable, "-c", script, zoo._store.root], capture_output=True, text=True, check=True)
-    assert done.stdout == "0\n"
-    assert len(zoo.where("accuracy >= 0.1")) == 9
-
-
-def test_an_instance_and_its_layout_are_shown_on_a_line(zoo):
-    assert repr(zoo["resnet8-0"][0]) == "<PRep of resnet8@digits: 12 x 512 float32>"
-    assert repr(zoo.layout("resnet8-0")) == "<Layout: 5,058 values in 20 slots, float32>"
-
-
-# Other kinds of instances ---------------------------------------------------------------------------------------------
-
-
-def test_batch_norm_that_was_kept(tmp_path):
-    network = trained("resnet8@digits", 5)
-    layout = prepkit.Layout.of(network)
-    prep = PRep(layout.pack(network.state_dict(), layout.shape(512)), layout, Origin("resnet8@digits"))
-    with ZooWriter(tmp_path / "zoo") as writer:
-        writer.add(prep)
-        writer.add(network)
-    zoo = open_zoo(tmp_path / "zoo")
-    assert zoo.table["architecture"].to_pylist() == ["resnet8@digits+bn", "resnet8@digits"]
-    inputs = torch.randn(4, 1, 8, 8)
-    unfused = zoo.network(0)
-    assert [m for m in unfused.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert torch.equal(unfused(inputs), network(inputs))
-    torch.testing.assert_close(zoo.network(1)(inputs), network(inputs), rtol=1e-4, atol=1e-4)
-    assert len(zoo.registry) == 2
-
-
-def test_unknown_architecture_gives_tensors_but_no_network(tmp_path):
-    with ZooWriter(tmp_path / "zoo") as writer:
-        writer.add(tensors_of(1))
-    zoo = open_zoo(tmp_path / "zoo")
-    assert zoo.table["architecture"][0].as_py().startswith("layout-")
-    assert zoo[0][0].tensors().keys() == tensors_of(1).keys()
-    for ask in (lambda: zoo.network(0), lambda: zoo.registry):
-        with pytest.raises(ZooError, match=r"knows only the layout of .*zoo\[index\]\[0\]\.tensors\(\)"):
-            ask()
-
-
-class Tied(nn.Module):
-    """A network of two layers with the same weight, and a buffer of floats."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.second = nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-        self.register_buffer("scale", torch.ones(4))
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x))) * self.scale
-
-
-def test_tied_parameters_stay_tied_and_foreign_code_needs_trust(tmp_path):
-    from prepkit.families.registry import architecture_from_callable
-
-    known = architecture_from_callable(f"{__name__}:Tied", (4,), "tied")
-    torch.manual_seed(0)
-    network = known.build().eval()
-    network.scale.fill_(2.5)
-    with ZooWriter(tmp_path / "zoo", width=8) as writer:
-        writer.add(network, architecture=known)
-    with pytest.raises(RegistryError, match="trust_code=True"):
-        open_zoo(tmp_path / "zoo").network(0)
-    again = open_zoo(tmp_path / "zoo", trust_code=True).select([0]).network(0)
-    assert again.first.weight is again.second.weight
-    inputs = torch.randn(3, 4)
-    assert torch.equal(again(inputs), network(inputs))
-
-
-def test_bfloat16_zoo(tmp_path):
-    with ZooWriter(tmp_path / "zoo", width=8, shard_bytes=200) as writer:
-        for seed in range(6):
-            writer.add(tensors_of(seed, (3, 4 + seed % 2, 2), torch.bfloat16), split="train")
-    zoo = open_zoo(tmp_path / "zoo")
-    assert zoo.preps().dtype == torch.bfloat16
-    for preps, _, indices in zoo.loader(4):
-        assert same_bits(preps, zoo.preps(indices))
-        assert [int(prep.reshape(-1)[0]) for prep in preps] == indices.tolist()
-    assert same_bits(zoo.to("cpu").preps(), zoo.preps())
-
-
-def test_natural_order_preps_of_a_known_architecture_join_the_others(tmp_path):
-    """A PRep packed by names alone has another order; the zoo stores all instances of an architecture in one."""
-    network = trained("lenet_like@digits", 1)
-    layout = prepkit.Layout.of_tensors(network.state_dict())
-    assert layout != prepkit.architecture("lenet_like@digits").layout
-    with ZooWriter(tmp_path / "zoo") as writer:
-        writer.add(PRep(layout.pack(network.state_dict(), layout.shape(64)), layout))
-        writer.add(network)
-    zoo = open_zoo(tmp_path / "zoo")
-    assert torch.equal(zoo.preps(0), zoo.preps(1))
-    assert zoo.table["architecture"].to_pylist() == ["lenet_like@digits"] * 2
-
-
-def test_batches_from_a_single_shard(tmp_path):
-    with ZooWriter(tmp_path / "zoo", width=8) as writer:
-        for seed in range(6):
-            writer.add(tensors_of(seed))
-    zoo = open_zoo(tmp_path / "zoo")
-    assert zoo.preps([4, 0, 5, 4])[:, 0, 0].tolist() == [4, 0, 5, 4]
-    assert zoo.preps([3, 1], height=8)[:, 0, 0].tolist() == [3, 1]
-    assert not zoo.preps([3, 1], height=8)[:, 4:].any()
-
-
-# What is imported ---------------------------------------------------------------------------------------------
 
 
 def test_opening_and_reading_imports_no_pandas(root):

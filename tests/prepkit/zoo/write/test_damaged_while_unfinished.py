@@ -7,8 +7,7 @@ from pathlib import Path
 import killed_writer
 import pytest
 import torch
-from test_faults import interrupt
-from writer_samples import files_of, tensors_of
+from writer_samples import files_of, interrupt, tensors_of
 
 from prepkit.errors import PrepkitError, ZooError
 from prepkit.zoo.format.manifest import Shard

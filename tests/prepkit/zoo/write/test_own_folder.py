@@ -9,8 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_faults import interrupt
-from writer_samples import files_of, tensors_of
+from writer_samples import files_of, interrupt, tensors_of
 
 from prepkit.api import open_zoo
 from prepkit.errors import OutputError, PrepkitError, ZooError, ZooLocked
