@@ -29,6 +29,7 @@ class Making:
     """What the user gave for the options of `making_options`."""
 
     about: dict[str, Any]
+    append: bool
     keep_going: bool
     drop_nan: bool
 
@@ -41,7 +42,6 @@ class Making:
         *,
         command: str,
         resume: bool = True,
-        append: bool = False,
         how_to_go_on: str | None = None,
     ) -> None:
         """Write the models of a source as a zoo, with a bar, and print what was written.
@@ -62,7 +62,7 @@ class Making:
                 Packing(**packing),
                 command=command,
                 resume=resume,
-                append=append,
+                append=self.append,
                 keep_going=self.keep_going,
                 drop_nan=self.drop_nan,
                 progress=bar.advance,
@@ -81,6 +81,7 @@ MAKING_OPTIONS = (
     click.option("--license", help="Licence of the zoo, such as mit or cc-by-4.0."),
     click.option("--task", type=click.Path(path_type=Path), help="JSON file: the task of the models."),
     click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the zoo, which must hold all values exactly."),
+    click.option("--append", is_flag=True, help="Add the models to a finished zoo, which others go on reading."),
     click.option("--keep-going", is_flag=True, help="After a failure add the other models, and list the failures."),
     click.option("--drop-nan", is_flag=True, help="Leave out models that hold NaN or infinity, and count them."),
 )
@@ -126,12 +127,13 @@ def making_options(command: Callable[..., Any]) -> Callable[..., Any]:
         license: str | None,
         task: Path | None,
         dtype: str | None,
+        append: bool,
         keep_going: bool,
         drop_nan: bool,
         **others: Any,
     ) -> Any:
         about = {"width": width, "format": format, "name": name, "license": license, "task": task, "dtype": dtype}
-        return command(*arguments, making=Making(about, keep_going, drop_nan), **others)
+        return command(*arguments, making=Making(about, append, keep_going, drop_nan), **others)
 
     for option in reversed(MAKING_OPTIONS):
         option(with_making)
@@ -183,7 +185,6 @@ def splits_option(*names: str) -> Callable[[Callable[..., Any]], Callable[..., A
 @network_options
 @keep_bn_option
 @click.option("--resume", is_flag=True, help="Go on with a zoo whose writing was interrupted.")
-@click.option("--append", is_flag=True, help="Add the models to a finished zoo, which others go on reading.")
 @json_option
 def create(
     folder: Path,
@@ -193,7 +194,6 @@ def create(
     network: NetworkOptions,
     keep_bn: bool,
     resume: bool,
-    append: bool,
     out: Output,
 ) -> None:
     """Make a zoo of checkpoints and PRep files.
@@ -232,9 +232,8 @@ def create(
     packing = packing_of(network, keep_bn)
     with hub_bars(named):
         source = source_of_models(named, **files, key=network.key, prefix=network.prefix)
-        go_on = "go on with --append --resume" if append else "go on with --resume"
-        how: dict[str, Any] = {"resume": resume, "append": append, "how_to_go_on": go_on}
-        making.write(folder, source, packing, out, command="zoo create", **how)
+        go_on = "go on with --append --resume" if making.append else "go on with --resume"
+        making.write(folder, source, packing, out, command="zoo create", resume=resume, how_to_go_on=go_on)
 
 
 def packing_of(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
@@ -254,5 +253,7 @@ def packing_of(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
 def import_() -> None:
     """Make a zoo of one that stands on the disk in another layout.
 
-    The same command goes on after an interruption, or when a file that failed was mended.
+    The same command goes on after an interruption, or when a file that failed was mended. With --append, DST is a
+    finished zoo, and all models of SRC are added to it in one step, as by `prepkit zoo create --append`; width, format,
+    dtype, name, licence and task that are missing are the zoo's.
     """

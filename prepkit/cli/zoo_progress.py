@@ -35,7 +35,8 @@ def appending_note(folder: Path) -> str | None:
         return f"{holder} is appending to the zoo; {counted(finished, 'finished instance')} will be in it at the end."
     return (
         f"Appending to the zoo was interrupted; {counted(finished, 'finished instance')} will be in it when the "
-        f"command that began it goes on, with --resume. Delete '{appending}' to give that up."
+        f"command that began it is given again: `zoo import` as it was, `zoo create` with --resume. Delete "
+        f"'{appending}' to give that up."
     )
 
 

@@ -41,8 +41,8 @@ def import_zoo(
     source: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
-    width: int = 512,
-    format: str = "safetensors",
+    width: int | None = None,
+    format: str | None = None,
     name: str | None = None,
     license: str | None = None,
     task: Mapping[str, Any] | str | os.PathLike[str] | None = None,
@@ -50,6 +50,7 @@ def import_zoo(
     architecture: Architecture | str | None = None,
     keep_batch_norm: bool = False,
     keep_unfoldable: Literal["affine"] | None = None,
+    append: bool = False,
     keep_going: bool = False,
     drop_nan: bool = False,
     progress: Advance | None = None,
@@ -59,7 +60,9 @@ def import_zoo(
 
     kind:       what the layout is called, such as "tree" (see `prepkit zoo import`)
     source:     the folder
-    path:       the new zoo's folder
+    path:       the new zoo's folder; with `append` a finished zoo
+    append:     add the models to a finished zoo; settings that are missing are its own, and its ClassIds stay. A
+                teacher that the other layout has is not taken
     drop_nan:   leave out models that hold NaN or infinity, and count them
     keep_going: add the other models too before an error is raised whose notes tell of each that failed
     progress:   is called with a number of models each time that many more were added
@@ -80,6 +83,7 @@ def import_zoo(
         Packing(architecture, keep_batch_norm, keep_unfoldable),
         command=f"zoo import {kind}",
         resume=True,
+        append=append,
         keep_going=keep_going,
         drop_nan=drop_nan,
         progress=progress,

@@ -23,6 +23,7 @@ from prepkit.zoo.card import card
 from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import read_manifest
 from prepkit.zoo.format.paths import APPENDING
+from prepkit.zoo.importers._appended import check_new, notes_on_appended, task_to_append
 from prepkit.zoo.read.zoo import local_zoo
 from prepkit.zoo.write.adding import Packing, Source, add_models
 from prepkit.zoo.write.kept_rows import check_kept
@@ -72,17 +73,20 @@ def make_zoo(
         return WrittenZoo(root, read_manifest(root), (*source.notes(), NOT_COUNTED), source.types)
     written, all_added = root / APPENDING if append else root, False
     was_finished = append and is_zoo(written)  # it lacked only the last step, which opening it makes up for
+    is_import = command.startswith(IMPORT)
     if about.get("task") is None:
-        about["task"] = source.task
+        about["task"] = task_to_append(root, source) if append else source.task
+    lacking = tuple(notes_on_appended(root, source)) if append else ()
     begun_with = {"command": command, "options": dict(source.options)} if source.options else {}
     try:
         with ZooWriter(path, resume=resume, append=append, provenance=begun_with, **about) as writer:
-            if append and was_finished and all(id_ in writer for id_ in source.ids):
+            if was_finished and _holds_all(writer, source, drop_nan or source.leaves_out_copies):
                 return WrittenZoo(root, read_manifest(root), (*source.notes(), *writer.notes), source.types)
             if append:
-                _check_new(writer, root, source)
+                check_new(writer, root, source, is_import=is_import)
             check_kept(writer, source, packing)
-            _keep_teacher(writer, source)
+            if not append:
+                _keep_teacher(writer, source)
             notes = add_models(
                 writer,
                 source,
@@ -94,7 +98,7 @@ def make_zoo(
             )
             all_added = True
             # It is not given at the start, as an interrupted zoo may be resumed with more models, or after an update.
-            if command.startswith(IMPORT):
+            if is_import:
                 writer.function = Function(source.how_to_run)
             writer.provenance = {**begun_with, **provenance_of_models(command, len(writer)), **source.record}
         if not append:
@@ -105,30 +109,17 @@ def make_zoo(
             kept = f"'{root}' is finished but for its card" if has_no_card else "All models are kept"
             error.add_note(f"{kept}; {how_to_go_on}, or delete '{written}'.")
         raise
-    return WrittenZoo(root, read_manifest(root), (*notes, *writer.notes), source.types)
+    return WrittenZoo(root, read_manifest(root), (*notes, *writer.notes, *lacking), source.types)
 
 
-def _check_new(writer: ZooWriter, root: Path, source: Source) -> None:
-    """Raise ZooError naming the models whose ids the zoo that is appended to has already."""
-    written = writer.written_ids
-    taken = [index for index, id_ in enumerate(source.ids) if id_ in writer and id_ not in written]
-    if not taken:
-        return
-    if not len(writer):
-        writer.discard()
-    models = counted(len(source.ids), "model")
-    if len(taken) == len(source.ids):
-        each = "the id of this model" if len(taken) == 1 else f"the ids of all {models}"
-        raise ZooError(f"'{root}' has instances of {each} already, so nothing is left to append.")
-    has = "has the id of an instance" if len(taken) == 1 else "have the ids of instances"
-    raise ZooError(
-        f"{len(taken):,} of {models} {has} that '{root}' has already: {listed(map(source.name, taken))}. Name only "
-        "the new models, or give them other ids, in the column `id` of a table."
-    )
+def _holds_all(writer: ZooWriter, source: Source, may_leave_out: bool) -> bool:
+    """Return whether the zoo that is appended to has all models of a source, or all that were not left out."""
+    held = [id_ in writer for id_ in source.ids]
+    return all(held) or (may_leave_out and any(held))
 
 
 def _keep_teacher(writer: ZooWriter, source: Source) -> None:
-    """Put the source's teacher into a zoo that has none yet; a zoo that holds nothing is discarded if that fails."""
+    """Put the source's teacher into a new zoo that has none; a zoo that holds nothing is discarded if that fails."""
     try:
         teacher = None if writer.has_teacher else source.teacher()
         if teacher is not None:
@@ -162,7 +153,7 @@ def _check_missing(root: Path, source: Source, may_leave_out: bool, command: str
         left_out = ", or were left out of it" if may_leave_out else ""
         add = "Name them alone with append=True"
         if command.startswith(IMPORT):
-            add = "Make a zoo of them alone in another folder and `prepkit zoo merge` the two"
+            add = "Import them alone with append=True"
         raise ZooError(
             f"'{root}' is a finished zoo, and {len(missing):,} of {counted(len(source.ids), 'model')} {_are(missing)} "
             f"not in it: {listed(missing)}. They came later{left_out}. {add}, or delete the folder to begin anew."

@@ -141,7 +141,10 @@ def join(root: Path, sha256: str | None = None) -> tuple[str, ...]:
             return _join_and_remove(root, manifest, folder)
     except (PrepkitError, KeyboardInterrupt) as error:
         if (folder / MANIFEST).exists():
-            error.add_note(f"All that is to be appended is kept in '{folder}'; {GO_ON}, when the cause is removed.")
+            error.add_note(
+                f"All that is to be appended is kept in '{folder}'; when the cause is removed, {GO_ON}. An import goes "
+                "on with append=True alone."
+            )
         raise
 
 
@@ -295,6 +298,13 @@ def _notes(zoo: SourceZoo, new: SourceZoo, tables: Sequence[pa.Table]) -> list[s
             notes.append(f"What the zoo is normalised by has no statistics of {listed(lacking)}.")
     if old.function is not None and old.function.verified is not None:
         notes.append("None of the new instances was run yet, so the zoo's function counts as unverified again.")
+    joined = _function(old, appended)
+    known = any(one is not None and one.how_to_run is not None for one in (old.function, appended.function))
+    if known and joined is not None and joined.how_to_run is None:
+        notes.append(
+            "How the old and the new instances are run is noted in different ways, or not of all, so zoo.json says no "
+            "more how this zoo's are."
+        )
     runs = shared_runs(tables)
     if runs is not None:
         notes.append(f"run {runs} is among the old instances and the new ones, and counts as one run.")
