@@ -23,3 +23,13 @@ def write_zoo(root, count=6, *, seed=0, teacher=False, shard_bytes=40_000, licen
             split = ["train", "test"][number % 2]
             writer.add(network(NAMES[number % 2], seed + number), id=f"m{number}", split=split, accuracy=number / 10)
     return root
+
+
+def path_of(zoo, index):
+    """The path of the shard that holds an instance."""
+    return zoo.manifest.shards[zoo.metadata(index)["shard"]].path
+
+
+def shards_of(hub):
+    """Paths of the shards whose bodies the server sent, in that order."""
+    return [path for path, _ in hub.bodies if path.startswith("shards/")]

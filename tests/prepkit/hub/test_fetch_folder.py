@@ -1,6 +1,7 @@
 """fetch_folder brings a whole repository into the Hub's cache, and compares each file with its sum."""
 
 import pytest
+from folder_contents import files_of
 from huggingface_hub import constants
 
 from prepkit.errors import HubError
@@ -14,14 +15,10 @@ FILES = {
 }
 
 
-def content_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_all_files_come_and_the_commit_is_told(hub):
     commit = hub.add("me/run", FILES, repo_type="model")
     folder, address = fetch_folder("hf://me/run")
-    assert content_of(folder) == FILES
+    assert files_of(folder) == FILES
     assert str(address) == f"hf://me/run@{commit}"
     hub.forget()
     assert fetch_folder(address) == (folder, address)
@@ -31,14 +28,14 @@ def test_all_files_come_and_the_commit_is_told(hub):
 def test_files_in_folders_only(hub):
     files = {"a/b/c.txt": b"c", "a/d.txt": b"d"}
     hub.add("me/run", files, repo_type="model")
-    assert content_of(fetch_folder("hf://me/run")[0]) == files
+    assert files_of(fetch_folder("hf://me/run")[0]) == files
 
 
 def test_versions_and_kinds(hub):
     old = hub.add("me/run", FILES, repo_type="model")
     hub.add("me/run", {"run.json": b"new"}, repo_type="model")
-    assert content_of(fetch_folder("me/run")[0]) == FILES | {"run.json": b"new"}
-    assert content_of(fetch_folder(f"hf://me/run@{old}")[0]) == FILES
+    assert files_of(fetch_folder("me/run")[0]) == FILES | {"run.json": b"new"}
+    assert files_of(fetch_folder(f"hf://me/run@{old}")[0]) == FILES
     with pytest.raises(HubError, match="no dataset repository"):
         fetch_folder("hf://me/run", repo_type="dataset")
     with pytest.raises(HubError, match="names a file"):
@@ -49,7 +46,7 @@ def test_versions_and_kinds(hub):
 def test_damage_is_found(hub, path):
     hub.add("me/run", FILES, repo_type="model")
     hub.fault("flip", path)
-    assert content_of(fetch_folder("hf://me/run")[0]) == FILES
+    assert files_of(fetch_folder("hf://me/run")[0]) == FILES
     hub.add("me/other", FILES, repo_type="model")
     hub.fault("flip", path, times=9)
     with pytest.raises(HubError, match=f"{path} came damaged"):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from folder_contents import files_of
 from pushed_zoos import write_zoo
 
 from prepkit.api import open_zoo
@@ -63,7 +64,7 @@ def test_rows_without_values_are_refused(hub, source, tmp_path, monkeypatch, has
 
 def test_a_sound_zoo_is_asked_for_once(hub, source, tmp_path, monkeypatch):
     monkeypatch.setattr(_sizes, "FEW_ROWS", 3)
-    hub.add("me/zoo", {file.relative_to(source).as_posix(): file.read_bytes() for file in source.rglob("*.*")})
+    hub.add("me/zoo", files_of(source))
     opened = open_zoo("hf://me/zoo")
     assert torch.equal(opened.preps(), open_zoo(source).preps())
     version = f"hf://me/zoo@{hub.head('me/zoo')}"
@@ -74,7 +75,7 @@ def test_a_sound_zoo_is_asked_for_once(hub, source, tmp_path, monkeypatch):
 
 
 def test_a_small_zoo_needs_no_list_of_files(hub, source):
-    hub.add("me/zoo", {file.relative_to(source).as_posix(): file.read_bytes() for file in source.rglob("*.*")})
+    hub.add("me/zoo", files_of(source))
     open_zoo("hf://me/zoo")
     assert not any("/tree/" in path for _, path in hub.requests)
 

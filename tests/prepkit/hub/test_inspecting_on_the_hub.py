@@ -2,6 +2,7 @@
 
 import pytest
 from click.testing import CliRunner
+from folder_contents import files_of
 from pushed_zoos import write_zoo
 from safetensors.torch import save
 
@@ -21,7 +22,7 @@ def test_the_same_network_as_a_model_and_in_a_zoo(hub, tmp_path):
     root = write_zoo(tmp_path / "zoo", count=2)
     zoo = open_zoo(root)
     first, second = zoo.table["id"].to_pylist()
-    hub.add("me/zoo", {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.*")})
+    hub.add("me/zoo", files_of(root))
     hub.add("me/model", {"model.safetensors": save(zoo[first][0].tensors())}, repo_type="model")
     for place in ("hf://me/model", "hf://me/model/model.safetensors", f"hf://me/zoo#{first}"):
         assert invoke("diff", f"{root}#{first}", place).stdout.endswith("none differs\n")

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from command_line import as_json, prepkit
+from folder_contents import files_of
 from pushed_zoos import write_zoo
 
 import prepkit as prepkit_package
@@ -32,7 +33,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def filled(hub, source):
-    hub.add("me/zoo", {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*.*")})
+    hub.add("me/zoo", files_of(source))
     return hub
 
 

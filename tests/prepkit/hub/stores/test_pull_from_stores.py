@@ -1,14 +1,12 @@
 """Zoos are pulled from stores that fsspec reads as from the Hub: in memory, and from a web server."""
 
-import fsspec
 import pytest
 from click.testing import CliRunner
-from pushed_zoos import write_zoo
+from folder_contents import files_of
 
 from prepkit.api import open_zoo, verify
 from prepkit.cli import main
 from prepkit.errors import HubError, OutputError, ZooError
-from prepkit.hub import _failures as failures
 from prepkit.hub.pull import pull, pull_zoo
 from prepkit.support.files import sha256_of_file
 
@@ -16,42 +14,23 @@ pytest.importorskip("aiohttp")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Six instances in five shards, and a teacher."""
-    return write_zoo(tmp_path_factory.mktemp("source") / "zoo", count=6, teacher=True)
-
-
 @pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("PREPKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(failures, "FIRST_PAUSE_SECONDS", 0.01)
+def _undrawn_in_a_folder_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr("prepkit.zoo.card.card.picture_of", lambda zoo: None)  # drawing takes long
     monkeypatch.chdir(tmp_path)
 
 
-def contents(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(params=["memory", "web"])
-def address(request, hub, source):
+def address(request):
     """The address of a copy in a store."""
-    if request.param == "web":
-        hub.add("me/zoo", contents(source))
-        yield f"{hub.url}/datasets/me/zoo/resolve/main"
-        return
-    files = fsspec.filesystem("memory")
-    for path, content in contents(source).items():
-        files.pipe_file(f"/pulled/zoo/{path}", content)
-    yield "memory://pulled/zoo"
-    files.rm("/pulled", recursive=True)
+    store = request.getfixturevalue(request.param)
+    return store if request.param == "memory" else store.address
 
 
 def test_a_whole_zoo_comes_and_is_known_afterwards(address, source, tmp_path):
     pulled = pull_zoo(address, tmp_path / "here")
-    here = contents(tmp_path / "here")
-    assert {name: here[name] for name in contents(source)} == contents(source)
+    here = files_of(tmp_path / "here")
+    assert {name: here[name] for name in files_of(source)} == files_of(source)
     assert verify(tmp_path / "here").ok
     assert (pulled.record.repo, pulled.record.commit) == (address, sha256_of_file(source / "zoo.json"))
     assert not pulled.was_there

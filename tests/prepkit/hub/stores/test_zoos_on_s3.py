@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pushed_zoos import write_zoo
 from store_contract import StoreContract
 
 import prepkit
@@ -13,11 +12,6 @@ from prepkit.hub.store import open_store
 server = pytest.importorskip("moto.server", exc_type=ImportError)
 boto3, s3fs = pytest.importorskip("boto3"), pytest.importorskip("s3fs")
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("source") / "zoo", count=6, teacher=True)
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +41,26 @@ def bucket(endpoint, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def address(bucket, root):
-    for path in root.rglob("*.*"):
-        bucket.put_object(Bucket="zoos", Key=f"my/zoo/{path.relative_to(root).as_posix()}", Body=path.read_bytes())
+def address(bucket, source):
+    for path in source.rglob("*.*"):
+        bucket.put_object(Bucket="zoos", Key=f"my/zoo/{path.relative_to(source).as_posix()}", Body=path.read_bytes())
     return "s3://zoos/my/zoo"
 
 
 class TestS3(StoreContract):
     @pytest.fixture
-    def folder(self, root):
-        return root
+    def folder(self, source):
+        return source
 
     @pytest.fixture
     def store(self, address):
         return open_store(address)
 
 
-def test_verifying_and_what_is_missing(address, bucket, root):
+def test_verifying_and_what_is_missing(address, bucket, source):
     assert prepkit.verify(address).ok
     zoo = open_zoo(address)
-    assert torch.equal(zoo.preps(), open_zoo(root).preps())
+    assert torch.equal(zoo.preps(), open_zoo(source).preps())
     with pytest.raises(ZooError, match="s3://zoos/my/none is no zoo"):
         open_zoo("s3://zoos/my/none")
     with pytest.raises(ZooError, match="s3://nowhere/zoo is no zoo"):

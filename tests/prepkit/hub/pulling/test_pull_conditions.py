@@ -2,6 +2,7 @@
 
 import pytest
 from click.testing import CliRunner
+from folder_contents import files_of
 from pushed_zoos import write_zoo
 
 from prepkit.cli import main
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def files(tmp_path_factory):
     root = write_zoo(tmp_path_factory.mktemp("source") / "zoo", count=2)
     write_card(root)
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return files_of(root)
 
 
 @pytest.mark.parametrize(
