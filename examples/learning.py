@@ -38,10 +38,14 @@ def report(what: str, predicted: Tensor, zoo: prepkit.Zoo) -> None:
     constant = torch.tensor(zoo.split("train").table["accuracy"].to_pylist()).mean()
     errors = [(truth - answer).abs().mean().item() for answer in (predicted, constant)]
     print(f"{what}: mean absolute error of the accuracy {errors[0]:.3f}, of a constant {errors[1]:.3f}")
-    axes = plt.figure(figsize=(4, 4), layout="constrained").add_subplot()
-    axes.plot([0, 1], [0, 1], color="grey")
-    axes.scatter(truth, predicted, s=8)
-    axes.set(xlabel="accuracy", ylabel="predicted", title=f"{what}: mean error {errors[0]:.3f}")
+    plt.rcParams["font.size"] = 12
+    axes = plt.figure(figsize=(4.2, 4.2), layout="constrained").add_subplot()
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--")
+    axes.axhline(constant, color="tab:orange")
+    axes.text(0.01, constant + 0.01, f"a constant: {errors[1]:.3f}", va="bottom", color="tab:orange")
+    axes.scatter(truth, predicted, s=12)
+    axes.set(xlim=(0, 1), ylim=(-0.2, 1.3), title=f"{what}: mean error {errors[0]:.3f}")
+    axes.set(xlabel="accuracy on test images", ylabel="predicted accuracy")
     axes.figure.savefig(f"learn_{what}.png", dpi=100)
     plt.close(axes.figure)
     print(f"on {len(test)} networks of {len(test.runs())} runs that were not learned from")

@@ -37,10 +37,12 @@ def test_an_example_runs_as_a_notebook(name: str, tmp_path: Path, monkeypatch: p
 
 
 def test_the_page_shows_every_example_with_its_picture() -> None:
-    shown = PARTS.findall(PAGE.read_text())
-    names = [re.search(r"examples/(\w+)\.py", part) for part in shown]
-    assert sorted(found[1] for found in names if found) == sorted([*GALLERY, "learn_tokens"])
-    for part in shown:
-        picture = re.search(r"\]\((gallery/\w+\.png)\)", part)
-        assert picture, part
-        assert (PAGE.parent / picture[1]).is_file(), part
+    # The learners are run by tests/prepkit/test_learner_examples.py.
+    learners = sorted(path.stem for path in EXAMPLES.glob("learn_*.py"))
+    shown = []
+    for part in PARTS.findall(PAGE.read_text()):
+        names = re.findall(r"^`examples/(\w+)\.py`: ", part, re.MULTILINE)
+        assert re.findall(r"!\[[^]]+\]\((\S+)\)", part) == [f"gallery/{name}.png" for name in names], part
+        shown += names
+    assert sorted(shown) == sorted([*GALLERY, *learners])
+    assert {path.stem for path in (PAGE.parent / "gallery").iterdir()} == set(shown)
