@@ -31,6 +31,13 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def holds_exactly(dtype: str, values: str) -> bool:
+    """Return whether a dtype holds all values of another one exactly, as float32 those of float16."""
+    import torch
+
+    return torch.promote_types(torch_dtype(values), torch_dtype(dtype)) == torch_dtype(dtype)
+
+
 def is_float8(tensor: Tensor) -> bool:
     """Whether a tensor is in one of torch's 8-bit floating-point dtypes."""
     return tensor.is_floating_point() and tensor.element_size() == 1

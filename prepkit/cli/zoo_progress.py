@@ -30,7 +30,10 @@ def appending_note(folder: Path) -> str | None:
     appending = folder / APPENDING
     if not appending.is_dir():
         return None  # without what follows, which takes torch to import
-    finished, holder = _finished_in(appending)
+    found = _finished_in(appending)
+    if found is None:
+        return None
+    finished, holder = found
     if holder is not None:
         return f"{holder} is appending to the zoo; {counted(finished, 'finished instance')} will be in it at the end."
     return (
@@ -40,15 +43,15 @@ def appending_note(folder: Path) -> str | None:
     )
 
 
-def _finished_in(appending: Path) -> tuple[int, str | None]:
-    """Return how many instances are finished, and which process writes them."""
+def _finished_in(appending: Path) -> tuple[int, str | None] | None:
+    """Return how many instances are finished, and which process writes them; None if nothing was begun."""
     from prepkit.training.watching import progress_of
     from prepkit.zoo.format.manifest import read_manifest
 
     if (appending / MANIFEST).exists():
         return read_manifest(appending).table.rows, None
     progress = progress_of(appending)
-    return (0, None) if progress is None else (progress.finished, progress.holder)
+    return None if progress is None else (progress.finished, progress.holder)
 
 
 def progress_document(progress: ZooProgress) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from prepkit.zoo.card.card import README, replace_card, write_card
 from prepkit.zoo.change.copying import check_target, check_whole, copy_file
 from prepkit.zoo.change.cutting import Cut, cut_manifest, cut_shard, cut_table, planned_cut
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
+from prepkit.zoo.format.numbered_ids import DROPS, HIGHEST, highest_number
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.sizes import check_sizes
 from prepkit.zoo.format.tables import read_table, rows_at
@@ -37,8 +38,6 @@ from prepkit.zoo.write.written import WrittenZoo
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-DROPS = "drops"  # key of the provenance, which lists each removal
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,7 +126,7 @@ def drop(
     if dry_run:
         return _removal(root, where, ids)[0]
     with changing(root):
-        removal, plan = _removal(root, where, ids)
+        removal, plan, gone = _removal(root, where, ids)
         with system_errors_as_output(root), TemporaryDirectory(prefix=".prepkit-", dir=root) as folder:
             new = Path(folder)
             (new / SHARDS).mkdir()
@@ -143,6 +142,7 @@ def drop(
             "instances": removal.instances,
             "where": where,
             "ids": ids is not None,
+            HIGHEST: highest_number(gone),
         }
         earlier = before.provenance.get(DROPS)
         drops = [*(earlier if isinstance(earlier, list) else []), record]
@@ -186,8 +186,8 @@ def _read(root: Path) -> tuple[Manifest, pa.Table]:
     return manifest, read_table(inside(root, manifest.table.path, str(root / MANIFEST)), manifest.table)
 
 
-def _removal(root: Path, where: str | None, ids: Iterable[str] | None) -> tuple[Removal, Cut]:
-    """Return what would be removed, and the cut that keeps the rest."""
+def _removal(root: Path, where: str | None, ids: Iterable[str] | None) -> tuple[Removal, Cut, list[str]]:
+    """Return what would be removed, the cut that keeps the rest, and the ids that go."""
     manifest, table = _read(root)
     gone = chosen_rows(table, where, ids)
     if not len(gone):
@@ -197,7 +197,7 @@ def _removal(root: Path, where: str | None, ids: Iterable[str] | None) -> tuple[
     kept = np.setdiff1d(np.arange(len(table)), gone)
     plan = planned_cut(manifest, rows_at(table, kept), str(root / MANIFEST))
     rewritten = sum(not plan.is_whole(number) for number in plan.rows)
-    return Removal(len(gone), len(kept), rewritten), plan
+    return Removal(len(gone), len(kept), rewritten), plan, rows_at(table, gone)["id"].to_pylist()
 
 
 def _shards_of(

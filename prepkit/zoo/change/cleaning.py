@@ -16,7 +16,8 @@ from prepkit.support.files import output_error
 from prepkit.support.lock import changing
 from prepkit.support.text import Brief
 from prepkit.zoo.format.manifest import Manifest, read_manifest
-from prepkit.zoo.format.paths import VIEWER, WORKING_FOLDERS, unnamed_files
+from prepkit.zoo.format.paths import APPENDING, VIEWER, WORKING_FOLDERS, unnamed_files
+from prepkit.zoo.write.working import remove_unbegun
 
 OURS = re.compile(
     r"models-[0-9a-f]{12}\.parquet"
@@ -69,6 +70,7 @@ def clean(path: str | os.PathLike[str], *, dry_run: bool = False) -> Cleaning:
             raise output_error(root, error) from error
         for folder in (*(root / name for name in WORKING_FOLDERS), *root.glob(".prepkit-*")):
             shutil.rmtree(folder, ignore_errors=True)
+        remove_unbegun(root / APPENDING)
     return cleaning
 
 

@@ -12,6 +12,7 @@ from prepkit.prep.layout import canonical_json
 from prepkit.support.text import is_unicode
 from prepkit.tensors import BITS
 from prepkit.zoo.format.columns import Schema, plain_columns
+from prepkit.zoo.format.numbered_ids import numbered_id
 from prepkit.zoo.write._journal import Entry
 
 if TYPE_CHECKING:
@@ -46,14 +47,13 @@ def new_entries(
 def new_ids(ids: Sequence[str | None], contents: Contents, place: str) -> list[str]:
     """Return the ids of new instances; a missing id becomes the instance's number in the zoo, or the next free one.
 
+    Where instances are appended, numbers go on above all that an instance has or had, also one that was dropped.
     raises ZooError if an id is no text or is in the zoo already
     """
     known, earlier = contents.ids, contents.earlier
-    names = [f"{len(known) + index:06d}" if name is None else name for index, name in enumerate(ids)]
-    if earlier is not None:  # a zoo that lost instances may have an id that is higher than their number
-        numbered = (f"{number:06d}" for number in count(len(known) + len(earlier.ids)))
-        free = (name for name in numbered if not contents.has_id(name))
-        names = [next(free) if name is None else name for name in ids]
+    numbered = map(numbered_id, count(len(known) + (0 if earlier is None else earlier.first_number)))
+    free = (name for name in numbered if not contents.has_id(name))
+    names = [next(free) if name is None else name for name in ids]
     for name in names:
         if not isinstance(name, str) or not name or not is_unicode(name):
             raise ZooError(f"{place}: an id is text, not {name!r}.")

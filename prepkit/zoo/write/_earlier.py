@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, listed
 from prepkit.prep.shape import PRepShape
+from prepkit.tensors import holds_exactly
 from prepkit.zoo.format.columns import EXACT_INTEGERS, OWN_COLUMNS, Schema
 from prepkit.zoo.format.common_type import common_type
 from prepkit.zoo.format.manifest import Manifest, StoredArchitecture
 from prepkit.zoo.format.networks import differing_facts
+from prepkit.zoo.format.numbered_ids import first_number
 from prepkit.zoo.format.sizes import check_sizes
 from prepkit.zoo.write._settings import differences
 from prepkit.zoo.write.joined_table import SourceZoo
@@ -37,6 +40,11 @@ class Earlier:
     ids: frozenset[str]
     kinds: Mapping[str, pa.DataType]
     long: frozenset[str]
+
+    @cached_property
+    def first_number(self) -> int:
+        """The number of the first new instance that is given no id; no instance of the zoo has or had one as high."""
+        return first_number(self.ids, len(self.ids), self.manifest.provenance)
 
     @property
     def mark(self) -> dict[str, Any]:
@@ -74,8 +82,18 @@ class Earlier:
         return {**own, "height": own["height"] or asked.get("height")}
 
     def check_architecture(self, stored: StoredArchitecture, place: str) -> None:
-        """Raise ZooError if an architecture is not what the zoo has under its name, or is too tall for the zoo."""
+        """Raise ZooError if an architecture is not what the zoo has under its name, or does not fit the zoo.
+
+        It does not fit if it is too tall, or its values are of a dtype that the zoo's cannot hold exactly.
+        """
         zoo = self.manifest
+        own, theirs = zoo.dtype, stored.layout.dtype
+        if zoo.shards and not holds_exactly(own, theirs):
+            raise ZooError(
+                f"{place}: its values are {theirs}, which the {own} of '{self.root}' would round, and a zoo keeps its "
+                f"dtype when it grows. Cast each model first, by `prepkit pack MODEL --dtype {own} -o FILE`, and "
+                "append FILE; or write a zoo of their own."
+            )
         if zoo.shards and stored.height > zoo.height:
             shape = PRepShape(stored.height, zoo.width)
             raise ZooError(
@@ -84,6 +102,12 @@ class Earlier:
             )
         known = next((one for one in zoo.architectures if one.name == stored.name), None)
         differing = [] if known is None else differing_facts(known, stored)
+        if known is not None and differing == ["layout"] and (known.layout.dtype != theirs):
+            raise ZooError(
+                f"{place}: its tensors are {theirs}, those of {stored.name} in '{self.root}' {known.layout.dtype}, and "
+                f"tensors of an architecture have one dtype. Cast each model first, by `prepkit pack MODEL --dtype "
+                f"{known.layout.dtype} -o FILE`, and append FILE."
+            )
         if differing:
             raise ZooError(
                 f"{place}: {stored.name} is not the architecture that '{self.root}' has under this name: "

@@ -21,7 +21,7 @@ from prepkit.prep.file import PRep
 from prepkit.prep.layout import Layout
 from prepkit.prep.shape import WIDTH_MULTIPLE, PRepShape
 from prepkit.prep.slot import as_tensors
-from prepkit.tensors import BITS, as_tensor, same_values, torch_dtype
+from prepkit.tensors import BITS, as_tensor, holds_exactly, same_values, torch_dtype
 from prepkit.zoo.format.manifest import KEPT_BATCH_NORM, StoredArchitecture
 from prepkit.zoo.read.gather import words
 from prepkit.zoo.write._buffers import Buffers, Piece
@@ -185,10 +185,7 @@ def pack_rows(item: Packable, rows: slice, out: Tensor) -> None:
 
 def check_dtype(item: Packable, dtype: str, place: str) -> None:
     """Raise ZooError for values that the zoo's dtype cannot hold exactly."""
-    import torch
-
-    target = torch_dtype(dtype)
-    if torch.promote_types(torch_dtype(item.layout.dtype), target) != target:
+    if not holds_exactly(dtype, item.layout.dtype):
         raise ZooError(
             f"{place}: values of {item.layout.dtype} do not fit the zoo's {dtype} exactly; cast them first, or give "
             f"ZooWriter(dtype=...), one of {listed(BITS)}."

@@ -119,10 +119,9 @@ class Journal:
         return journal
 
     def settings(self) -> dict[str, Any]:
-        """Read the first line; it is empty if the writer was killed before the line was written."""
+        """Read the first line."""
         with open(self.path, encoding="utf-8") as file:
-            line = file.readline()
-        return _parsed(line, f"{self.path}, line 1") if line else {}
+            return _parsed(file.readline(), f"{self.path}, line 1")
 
     def add(self, entries: Iterable[Entry], sums: Iterable[ValuesSum] = ()) -> None:
         """Append finished instances, and the sums of the shards that their values are in, all or none.
@@ -190,16 +189,31 @@ class Journal:
             self._end = end + len(data), sum
 
 
+def has_begun(path: Path) -> bool:
+    """Return whether the first append of a journal is whole; one without it, after a kill at the start, holds nothing.
+
+    raises ZooError for a first append that is damaged
+    """
+    try:
+        with open(path, "rb") as file:
+            first = file.readline()
+    except (FileNotFoundError, IsADirectoryError):  # of a folder, who makes the journal tells
+        return False
+    if not first.endswith(b"\n"):
+        return False
+    is_of_first_version = VERSION not in _parsed(first, f"{path}, line 1")
+    return is_of_first_version or next(_appends(path), None) is not None
+
+
 def settings_of(path: Path) -> dict[str, Any]:
     """Read the settings of a journal that another process may be writing; empty if they are not whole yet.
 
     raises ZooError for a damaged line, and for a journal without sums, which can only be resumed
     """
-    with open(path, "rb") as file:
-        first = file.readline()
-    if not first.endswith(b"\n"):
+    if not has_begun(path):
         return {}
-    settings = _parsed(first, f"{path}, line 1")
+    with open(path, "rb") as file:
+        settings = _parsed(file.readline(), f"{path}, line 1")
     if VERSION not in settings:
         raise ZooError(f"{path}: an older version of prepkit began this zoo; run the command that wrote it again.")
     return settings
@@ -326,4 +340,4 @@ def _parsed(line: bytes | str, place: str) -> dict[str, Any]:
 
 
 def _damaged(place: str) -> ZooError:
-    return ZooError(f"{place}: damaged. Delete the zoo and write it again.")
+    return ZooError(f"{place}: damaged. Delete the folder in which `.writing` lies, and write its instances again.")

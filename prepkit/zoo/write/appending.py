@@ -43,6 +43,7 @@ from prepkit.zoo.format.shards import shard_format
 from prepkit.zoo.format.sizes import check_sizes
 from prepkit.zoo.format.tables import write_table_at_once
 from prepkit.zoo.write._earlier import Earlier, earlier_zoo
+from prepkit.zoo.write._journal import has_begun
 from prepkit.zoo.write._settings import with_defaults
 from prepkit.zoo.write.joined_table import SourceZoo, joined_table, shared_runs
 from prepkit.zoo.write.linking import link_shards
@@ -96,7 +97,7 @@ def target_of(path: Path, given: Mapping[str, Any], registry: Registry | None, r
             raise _interrupted(path, counted(appended.table.rows, "instance"))
         notes = join(path)
     journal = folder / WRITING / JOURNAL
-    if not resume and journal.exists() and journal.stat().st_size and not holder_of(folder / WRITING / "lock"):
+    if not resume and has_begun(journal) and not holder_of(folder / WRITING / "lock"):
         raise _interrupted(path, "what was finished")
     earlier = earlier_zoo(path, read_manifest(path))
     return Target(folder, earlier.settings(given), earlier, notes)

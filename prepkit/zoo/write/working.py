@@ -16,7 +16,7 @@ from prepkit.support.lock import take_lock
 from prepkit.support.logs import logger
 from prepkit.zoo.format.manifest import MANIFEST
 from prepkit.zoo.format.paths import APPENDING
-from prepkit.zoo.write._journal import Journal
+from prepkit.zoo.write._journal import Journal, has_begun
 from prepkit.zoo.write._settings import check_same
 from prepkit.zoo.write.staging import SHARDS
 
@@ -67,21 +67,34 @@ def open_journal(root: Path, folder: Path, settings: Mapping[str, Any], resume: 
     raises ZooError if there is a journal but `resume` is false, or its settings are others
     """
     path = folder / JOURNAL
-    if not path.exists() or path.stat().st_size == 0:
+    if not has_begun(path):
         return Journal.create(path, settings), False
     if not resume:
         raise ZooError(f"'{root}' is an unfinished zoo; go on with resume=True, or delete the folder first.")
     journal = Journal.reopen(path)
     try:
-        if old_settings := journal.settings():
-            check_same(old_settings, settings, root)
-            LOG.info("'%s' is unfinished; its finished instances are kept, and writing goes on", root)
-            return journal, True
+        check_same(journal.settings(), settings, root)
     except BaseException:
         journal.close()
         raise
-    journal.close()
-    return Journal.create(path, settings), False
+    LOG.info("'%s' is unfinished; its finished instances are kept, and writing goes on", root)
+    return journal, True
+
+
+def remove_unbegun(root: Path) -> None:
+    """Remove the folder of a zoo if a kill at the very start left nothing in it, and nobody writes it."""
+    folder = root / WRITING
+    with suppress(OSError):
+        root.rmdir()
+    if (root / MANIFEST).exists() or not folder.is_dir():
+        return
+    with suppress(ZooLocked, OutputError):
+        lock = take_lock(folder / "lock", root)
+        try:
+            if not has_begun(folder / JOURNAL):
+                shutil.rmtree(root, ignore_errors=True)
+        finally:
+            lock.release()
 
 
 def remove_folder(folder: Path) -> None:

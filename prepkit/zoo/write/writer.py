@@ -189,7 +189,7 @@ class ZooWriter:
         """Add one instance and return its id. When this returns, the instance is in the zoo, also after a kill.
 
         model:        a network, a state dict or a PRep, whose BatchNorm is folded, or what `packable` made of one
-        id:           a text that is unique in the zoo; a running number if missing
+        id:           a text that is unique in the zoo; a running number, which no instance had before, if missing
         split:        "train", "validation", "test" or another name
         architecture: the network's architecture; it is recognised if missing
         keep_unfoldable: "affine" makes a BatchNorm that has no layer to go into a scale and a shift of each channel

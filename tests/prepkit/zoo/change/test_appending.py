@@ -244,11 +244,16 @@ def test_networks_that_do_not_fit_are_refused(root):
             ZooError, match=r"instance 'x': PReps of layout-.* are 412 x 512, those of .* keeps its shape"
         ):
             writer.add({"w": torch.zeros(300, 700)}, id="x")
-        other = {name: tensor.double() for name, tensor in network(NAMES[0], 1).state_dict().items()}
-        with pytest.raises(ZooError, match=rf"{NAMES[0]} is not the architecture that .* name: layout differ"):
-            writer.add(other, id="x", architecture=NAMES[0])
         assert len(writer) == 0
     assert len(open_zoo(root)) == 7
+    manifest = read_manifest(root)
+    other = [replace(one, num_trainable=1) if one.name == NAMES[0] else one for one in manifest.architectures]
+    write_manifest(replace(manifest, architectures=tuple(other)), root, overwrite=True)
+    with (
+        ZooWriter(root, append=True) as writer,
+        pytest.raises(ZooError, match=rf"{NAMES[0]} is not the architecture that .* name: num_trainable differ"),
+    ):
+        writer.add(network(NAMES[0], 1), id="x")
 
 
 def test_only_a_finished_zoo_is_appended_to(tmp_path, root):
