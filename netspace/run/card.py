@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from netspace.run.run import BEST, CPU_FUNCTIONS, LATEST, REFERENCES, Run
+from netspace.run.run import BEST, CPU_FUNCTIONS, GPU_FUNCTIONS, LATEST, REFERENCES, Run
+from netspace.space.gpu_functions import PRODUCT, THIRD
 from prepkit.address import HUB_SCHEME
 from prepkit.errors import listed
 from prepkit.licence import licence_of_card
@@ -101,7 +102,12 @@ instances, {counts or "none was tried"} came back to the same PRep."""
 
 
 def _functions_text(run: Run) -> str:
-    """Say which functions a CPU was found to be faster with, where that was measured."""
+    """Say which functions a CPU or a GPU was found to be faster with, where that was measured."""
+    if run.record.get(GPU_FUNCTIONS, {}).get(THIRD) == PRODUCT:
+        return (
+            " A GPU computes the decoder's third convolution as a matrix product, as the machine that it was trained "
+            "on did."
+        )
     chosen = run.record.get(CPU_FUNCTIONS)
     if not isinstance(chosen, dict):
         return ""

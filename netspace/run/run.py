@@ -38,7 +38,7 @@ from netspace.alignment import Alignment
 from netspace.data import ZooMismatch, shares_starts
 from netspace.recipe import FROM_PREPS, Recipe, recipe_of
 from netspace.run._places import absolute, local_folder
-from netspace.space.cpu_functions import follow
+from netspace.space import cpu_functions, gpu_functions
 from netspace.space.network import NetSpace
 from prepkit.errors import expect, listed
 from prepkit.support.files import replacing, sha256_of_file, write_json
@@ -47,7 +47,8 @@ from prepkit.version import __version__
 FORMAT = "netspace-run/1"
 RECORD, METRICS, LOCK, REFERENCES = "run.json", "metrics.jsonl", ".lock", "references.safetensors"
 CHECKPOINTS, FIGURES, TENSORBOARD = "checkpoints", "figures", "tensorboard"
-LATEST, BEST, CPU_FUNCTIONS = "latest", "best", "cpu_functions"  # two kinds of states, and a key of the record
+LATEST, BEST = "latest", "best"  # two kinds of states
+CPU_FUNCTIONS, GPU_FUNCTIONS = "cpu_functions", "gpu_functions"  # two keys of the record
 NETWORK, OPTIMISER = "network.", "optimiser."  # prefixes of the tensors of a state
 
 
@@ -244,9 +245,10 @@ class Run:
         return space.to(device).eval()
 
     def new_space(self) -> NetSpace:
-        """Build a NetSpace of the recipe's sizes, drawn with its seed; on a CPU it computes as the run's does."""
+        """Build a NetSpace of the recipe's sizes, drawn with its seed; it computes as the run's does."""
         space = new_space(self.recipe)
-        follow(space, self.record.get(CPU_FUNCTIONS, self.recipe.training.cpu_functions))
+        cpu_functions.follow(space, self.record.get(CPU_FUNCTIONS, self.recipe.training.cpu_functions))
+        gpu_functions.follow(space, self.record.get(GPU_FUNCTIONS, {}))
         return space
 
     # Metrics ------------------------------------------------------------------------------------------------------

@@ -153,14 +153,15 @@ class Decoder(nn.Module):
     embedding_size: E = 4^k, k >= 4
     columns:        columns of the first reshape; `default_columns` if missing
     initialisation: how scale and bias start, "paper", "small_zoos" or "without_scale" (see start_scale.py)
-    The attribute `own_on_cpu` is that of an Encoder.
+    The attribute `own_on_cpu` is that of an Encoder; `third_as_product` is True where a GPU shall compute the third
+    convolution as a matrix product (netspace.space.gpu_functions).
     """
 
     def __init__(
         self, height: int, width: int, embedding_size: int, columns: int | None = None, initialisation: str = "paper"
     ) -> None:
         super().__init__()
-        self.own_on_cpu = True
+        self.own_on_cpu, self.third_as_product = True, False
         shape = prepkit.PRepShape(height, width)
         self.height, self.width = shape.height, shape.width
         self.image = EmbeddingImage.of(embedding_size)
@@ -182,8 +183,8 @@ class Decoder(nn.Module):
             return cells_NHW * self.scale + self.bias
         if fast.decodes_channels_last(latent_NE, self, self.conv1.out_channels):
             convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
-            image_NCSS = self.image.view(latent_NE)
-            cells_NHW = fast.decode_channels_last(image_NCSS, convolutions, self.height, self.width, self.columns)
+            image_NCSS, sizes = self.image.view(latent_NE), (self.height, self.width, self.columns)
+            cells_NHW = fast.decode_channels_last(image_NCSS, convolutions, *sizes, self.third_as_product)
             return cells_NHW * self.scale + self.bias
         return self.plain(latent_NE)
 

@@ -1,6 +1,6 @@
 """The score that decides which state of a training is the best, for each of the four settings.
 
-Shapes: N instances, H x W the PRep, E embedding values, P pairs, G interpolation factors.
+Shapes: N instances, H x W the PRep, E embedding values, P pairs, G interpolation factors, M = P G.
 """
 
 # ruff: noqa: N806 - names of tensors end in their axes
@@ -19,6 +19,7 @@ from netspace.space.network import NetSpace
 from netspace.space.prediction import predict
 from netspace.training import losses
 from netspace.training._aligning import aligned_preps
+from prepkit.support.device import bf16_autocast
 from prepkit.zoo.read.accuracy import accuracies_of, zoo_accuracies
 
 PAIRS = 8  # pairs of boundary instances whose lines are judged
@@ -33,6 +34,7 @@ class Validation:
             predicted for all and only its network learns, so that plain accuracy looks like success
     unseen: as multi, but only the boundary architectures have instances
     sdf:    the share of outputs within 1e-2 of the target's, on the training instances (supplementary V)
+    On a GPU it computes in the recipe's precision, in which accuracies move by some 0.1 points; a CPU uses float32.
     """
 
     def __init__(self, recipe: Recipe, zoo: prepkit.Zoo, data: Data, alignment: Alignment | None = None) -> None:
@@ -43,6 +45,7 @@ class Validation:
             self.split = "train" if recipe.setting == "sdf" else "test"
         self.targets = zoo_accuracies(self.zoo, self.task, self.split)
         self.device = data.device
+        self.bf16 = data.device.type == "cuda" and recipe.training.precision == "bfloat16"
         self.preps: Tensor | None = None  # they are aligned once, not at each validation
         if alignment is not None:
             self.preps = data.preps_NHW if recipe.setting == "sdf" else aligned_preps(alignment, self.zoo)
@@ -50,9 +53,8 @@ class Validation:
     def __call__(self, space: NetSpace) -> dict[str, float]:
         """Evaluate a space; returns `score` and the measures that it is made of."""
         space.eval()
-        evaluation = evaluate(
-            space, self.registry, self.zoo, self.task, self.split, targets=self.targets, preps=self.preps
-        )
+        judged, bf16 = (self.zoo, self.task, self.split), self.bf16
+        evaluation = evaluate(space, self.registry, *judged, bf16=bf16, targets=self.targets, preps=self.preps)
         space.train()
         means = {name: value for name, value in evaluation.summary().items() if isinstance(value, float)}
         if self.recipe.setting == "single":
@@ -83,9 +85,11 @@ class Validation:
         pairs = [(2 * pair, 2 * pair + 1) for pair in range(len(ends))]
         with torch.inference_mode():
             preps_NHW = self._preps(rows)
-            latent_PGE = losses.interpolate_embeddings(space.encoder(preps_NHW), pairs, factors)
-            predicted = predict(space, latent_PGE.flatten(0, 1), self.registry)
-            accuracies = accuracies_of(self.registry, predicted.class_ids, predicted.preps, None, self.task, self.split)
+            with bf16_autocast(self.device, self.bf16):
+                latent_PGE = losses.interpolate_embeddings(space.encoder(preps_NHW), pairs, factors)
+                predicted = predict(space, latent_PGE.flatten(0, 1), self.registry)
+            named, preps_MHW, samples = predicted.class_ids, predicted.preps, (self.task, self.split)
+            accuracies = accuracies_of(self.registry, named, preps_MHW, None, *samples, bf16=self.bf16)
         asked = losses.interpolated_class_ids(factors, count) * len(pairs)
         return torch.tensor(accuracies), torch.tensor(predicted.class_ids) == torch.tensor(asked)
 

@@ -35,10 +35,7 @@ def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device)
     columns = network.columns or min(2048, width // 2)
     decoded = 2 * height * (128 * columns + 73 * width)
     encoded = 2 * network.embedding_size // 32 * height * width
-    points = batch.instances
-    if recipe.has_classes:
-        points += (batch.instances // 2) ** 2 * len(gammas(len(recipe.architectures)))
-    at_once = 1 if recipe.training.recompute else points
+    at_once = predicted_at_once(recipe)
     run = max(
         activation_bytes(architecture, batch.samples)
         // 4
@@ -49,6 +46,14 @@ def step_bytes(recipe: Recipe, registry: prepkit.Registry, device: torch.device)
     values = (batch.instances + on_line) * encoded + at_once * decoded + run
     bytes_each = 2 if recipe.training.precision == "bfloat16" else 4
     return values * bytes_each + COPIES * 4 * num_weights(recipe)
+
+
+def predicted_at_once(recipe: Recipe) -> int:
+    """How many instances a step decodes at once: those of the batch, and those between its boundary pairs."""
+    if recipe.training.recompute:
+        return 1
+    between = len(gammas(len(recipe.architectures))) if recipe.has_classes else 0
+    return recipe.batch.instances + (recipe.batch.instances // 2) ** 2 * between
 
 
 def num_weights(recipe: Recipe) -> int:

@@ -23,17 +23,17 @@ from netspace.alignment import Alignment
 from netspace.data import Batch, Data
 from netspace.recipe import FROM_PREPS, Recipe, load_recipe
 from netspace.run.card import write_card
-from netspace.run.run import BEST, CPU_FUNCTIONS, LATEST, NETWORK, OPTIMISER, Run, State, check_free
-from netspace.space.cpu_functions import choose, follow
+from netspace.run.run import BEST, LATEST, NETWORK, OPTIMISER, Run, State, check_free
 from netspace.space.network import NetSpace
 from netspace.training._aligning import align_data
+from netspace.training._functions import choose_functions
 from netspace.training._logs import LINE_STEPS, MetricsLog, open_board
 from netspace.training._objective import Objective
 from netspace.training._run_folder import open_folder, open_zoo_of_recipe
 from netspace.training._starting import initialisation_of, start_from_data
 from netspace.training._step import Step, adam
 from netspace.training._validation import Validation
-from netspace.training.memory import OutOfMemory, advice, num_weights, step_bytes
+from netspace.training.memory import OutOfMemory, advice, num_weights
 from prepkit.errors import expect
 from prepkit.support.background import Background
 from prepkit.support.device import gpu_kernels, hardware, is_out_of_memory, own_device
@@ -41,7 +41,6 @@ from prepkit.support.logs import logger
 from prepkit.support.processes import ParallelError, Ranks
 from prepkit.support.progress import Progress
 from prepkit.support.signals import deferred_signals
-from prepkit.zoo.read.memory import free_bytes
 
 LOG = logger(__name__)
 
@@ -135,7 +134,7 @@ class Training:
         recipe, ranks, last = self.recipe, self.ranks, self.recipe.training.steps
         space, optimiser, state = self._start(run)
         if state is None:
-            self._choose_functions(run, space)
+            choose_functions(run, space, self.data, ranks, self.device, self.progress)
         start, best = (0, None) if state is None else (state.step, state.facts["best"])
         objective = Objective(space, recipe, self.data.registry, self.data.teacher, ranks)
         take_step = Step(objective, optimiser, ranks, self.device)
@@ -212,24 +211,6 @@ class Training:
         if state is not None:
             _restore(optimiser, space, state)
         return space, optimiser, state
-
-    def _choose_functions(self, run: Run, space: NetSpace) -> None:
-        """On a CPU, measure which functions are faster, unless recipe or run says already which are used."""
-        recipe, ranks, chosen = self.recipe, self.ranks, None
-        if self.device.type != "cpu" or CPU_FUNCTIONS in run.record or recipe.training.cpu_functions != "measured":
-            return
-        if ranks.first:
-            own = range(recipe.batch.instances)[ranks.block(recipe.batch.instances)]
-            count = 1 if recipe.training.recompute else len(own)
-            free = free_bytes(self.device)
-            fits = free is None or step_bytes(recipe, self.data.registry, self.device) < free
-            halved = recipe.training.precision == "bfloat16"
-            chosen = choose(space, self.data.preps_NHW[:count], halved=halved, fits=fits, progress=self.progress)
-        chosen = ranks.agree(chosen)
-        if chosen is not None:
-            follow(space, chosen)
-            if ranks.first:
-                run.note(CPU_FUNCTIONS, chosen)
 
     def _open_log(self, run: Run, state: State | None) -> MetricsLog:
         """Open the log after the state's step; lines of later steps are forgotten, since these are taken again."""

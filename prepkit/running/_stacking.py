@@ -28,6 +28,7 @@ from prepkit.errors import PrepkitError, counted
 # them idle. Packs of four ResNet8 (16 to 64 channels) in dense convolutions trained 1.6 times as fast as in groups.
 PACK = 4  # largest number of instances whose convolutions become a dense one
 DENSE_CHANNELS = 512  # largest number of channels of a dense convolution, whose work grows with their square
+EVEN = 8  # A GPU's matrix units read so many values of bfloat16 at a time.
 LIMIT = 1e-9  # relative error in float64; a layer that mixes instances is off by far more
 TRIAL_INSTANCES, TRIAL_BATCH = 2, 3  # with two samples BatchNorm maps every value to +1 or -1
 
@@ -40,11 +41,13 @@ class StackedConvolution(nn.Module):
     """K convolutions as one.
 
     Inputs are `[B, K * C, ...]`, or `[B, C, ...]` shared by all instances; outputs are `[B, K * outputs, ...]`.
-    dense: whether it is one convolution without groups, whose kernel is 0 between instances; None where that is faster.
-           It multiplies by zeros, so the infinite numbers of one instance make those of all others NaN.
+    dense:  whether it is one convolution without groups, whose kernel is 0 between instances; None where that is
+            faster. It multiplies by zeros, so the infinite numbers of one instance make those of all others NaN.
+    padded: whether a convolution without groups reads a multiple of EVEN channels, the last of which are 0
     """
 
     dense: bool | None = None
+    padded = False
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
@@ -63,10 +66,12 @@ class StackedConvolution(nn.Module):
         bias = None if self.bias is None else self.bias.flatten()
         if shared and self.groups > 1:
             features, shared = _repeated(features, count), False
-        if not shared and self.is_dense(features):
-            return self.convolve(features, self._block_diagonal(), bias, **self.arguments)
-        groups = self.groups if shared else self.groups * count
-        return self.convolve(features, self.weight.flatten(0, 1), bias, groups=groups, **self.arguments)
+        is_dense = not shared and self.is_dense(features)
+        groups = 1 if is_dense else self.groups if shared else self.groups * count
+        weight = self._block_diagonal() if is_dense else self.weight.flatten(0, 1)
+        if self.padded and groups == 1:
+            features, weight = _widened(features), _widened(weight)
+        return self.convolve(features, weight, bias, groups=groups, **self.arguments)
 
     def is_dense(self, features: Tensor) -> bool:
         """Whether one convolution without groups is faster although most of its weights are 0, as on a GPU."""
@@ -152,14 +157,17 @@ class StackedNetwork(nn.Module):
     """A network with stacked layers. Its tensors have the names of the single network's tensors, and a first axis K.
 
     instances_first: whether the network inside gets `[K, B, C]`, which suits linear layers alone, or `[B, K * C, ...]`
+    dense, padded:   see StackedConvolution
     """
 
-    def __init__(self, network: nn.Module, instances_first: bool, dense: bool | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, instances_first: bool, dense: bool | None = None, padded: bool = False
+    ) -> None:
         super().__init__()
         self.network = _exchanged(copy.deepcopy(network), {})
         for module in self.network.modules():
             if isinstance(module, StackedConvolution):
-                module.dense = dense
+                module.dense, module.padded = dense, padded
         self.instances_first = instances_first
 
     def forward(self, inputs: Tensor, shared: bool, channels_last: bool = False) -> Tensor:
@@ -190,16 +198,18 @@ class StackedNetwork(nn.Module):
         return outputs
 
 
-def stack_network(network: nn.Module, input_shape: tuple[int, ...], dense: bool | None = None) -> StackedNetwork:
+def stack_network(
+    network: nn.Module, input_shape: tuple[int, ...], dense: bool | None = None, padded: bool = False
+) -> StackedNetwork:
     """Return a network that runs K instances of `network` at once, proved equal to running them one after another.
 
-    dense: whether convolutions have no groups (StackedConvolution)
+    dense, padded: whether convolutions have no groups and a multiple of EVEN channels (StackedConvolution)
     raises Unstackable with the reason
     """
     reasons = []
     for instances_first in (True, False) if len(input_shape) == 1 else (False,):
         try:
-            stacked = StackedNetwork(network, instances_first, dense).to(_device(network))
+            stacked = StackedNetwork(network, instances_first, dense, padded).to(_device(network))
             _prove(network, stacked, input_shape)
             return stacked
         except Unstackable as reason:
@@ -252,6 +262,12 @@ def _stacked_or_none(parameter: Tensor | None) -> nn.Parameter | None:
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.flatten()
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Add channels of zeros to features `[B, C, ...]` or weights `[O, C, ...]` up to a multiple of EVEN."""
+    missing = -tensor.shape[1] % EVEN
+    return F.pad(tensor, (*[0] * 2 * (tensor.dim() - 2), 0, missing)) if missing else tensor
 
 
 def _repeated(features: Tensor, count: int) -> Tensor:

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prepkit.errors import LayoutMismatch
 from prepkit.families.registry import Architecture
 from prepkit.families.registry import architecture as registered
-from prepkit.running._stacking import PACK, StackedNetwork, Unstackable, stack_network
+from prepkit.running._stacking import EVEN, PACK, StackedNetwork, Unstackable, stack_network
 from prepkit.tensors import as_tensor
 
 # This was measured on two cores (benchmarks/results). Below it, calls cost more than arithmetic, and stacked
@@ -99,13 +99,19 @@ class Runner:
 
 @lru_cache(maxsize=64)
 def runner(
-    architecture: Architecture, folded: bool, stacked: bool, device: torch.device, dense: bool | None = None
+    architecture: Architecture,
+    folded: bool,
+    stacked: bool,
+    device: torch.device,
+    dense: bool | None = None,
+    padded: bool = False,
 ) -> Runner:
     """Return the forward of many instances.
 
     folded:  whether the network is the one without BatchNorm, whose tensors PReps hold, or the one that is trained
     stacked: whether instances run at once or one after another
     dense:   whether convolutions of instances that run at once have no groups; None where that is faster
+    padded:  whether those without groups read a multiple of 8 channels, the last of which are 0
     raises Unstackable if they cannot run at once; RegistryError, FusionError if the network cannot be built
     """
     # The result is cached for all callers, so it and its proof must not depend on the first caller's mode.
@@ -114,7 +120,7 @@ def runner(
             network = architecture.build_folded() if folded else architecture.build()
         network = network.requires_grad_(False)
         if stacked:
-            network = stack_network(network, architecture.input_shape, dense)
+            network = stack_network(network, architecture.input_shape, dense, padded)
     return Runner(network.to(device), len(architecture.input_shape))
 
 
@@ -181,6 +187,11 @@ def stacking_pays(architecture: Architecture, batch: int, device: torch.device, 
     """Whether instances are run at once on a device with `batch` inputs each; the answer never depends on timing."""
     small = device.type != "cpu" or forward_flops(architecture, batch) <= STACKED_FLOPS_ON_CPU
     return small and is_stackable(architecture, folded)
+
+
+def padding_matters(architecture: Architecture, count: int) -> bool:
+    """Whether so many instances' inputs beside each other have channels that padding makes a multiple of 8."""
+    return architecture.input_shape[0] * count % EVEN > 0
 
 
 def pack_size(architecture: Architecture, device: torch.device) -> int:

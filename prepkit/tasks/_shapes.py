@@ -76,24 +76,24 @@ class ShapeTask:
     def batches(self, seeds: Sequence[int], items: Sequence[int], epoch: int, batch_size: int) -> Iterator[TaskBatch]:
         """`steps_per_epoch` batches; half of each instance's points are inside, one more outside if B is odd.
 
-        Points are drawn from the shape's pool by a stream that depends on the instance's seed and the epoch.
+        Points are drawn from the shape's pool by a stream that depends on the instance's seed, the epoch and the kind
+        of device: a GPU draws its own ones, so that nothing is copied to it in a step.
         """
         if batch_size < 1:
             raise ZooError(f"batch_size: a step needs at least one point, found {batch_size}.")
-        streams = [generator("points", seed, epoch) for seed in seeds]
+        drawn_on = self.device if self.device.type == "cuda" else torch.device("cpu")
+        streams = [generator("points", seed, epoch, device=drawn_on) for seed in seeds]
         half = self.checked.points.pool // 2
         # [B]: the pool's second half is outside
-        side = ((torch.arange(batch_size) >= batch_size // 2) * half).to(self.device)
-        # A copy out of pinned memory lets the host draw on while the device computes; out of other memory it waits.
-        pinned = self.device.type == "cuda"
+        side = (torch.arange(batch_size, device=self.device) >= batch_size // 2) * half
         for _ in range(self.checked.steps_per_epoch):
             first = torch.tensor(self.prepare(items))[:, None] * self._rows.shape[1]  # [K, 1]
-            draws = torch.empty(len(streams), batch_size, dtype=torch.int64, pin_memory=pinned)
+            draws = torch.empty(len(streams), batch_size, dtype=torch.int64, device=drawn_on)
             for row, stream in zip(draws, streams, strict=True):
                 torch.randint(half, (batch_size,), generator=stream, out=row)
-            places = draws.to(self.device, non_blocking=True) + side + first.to(self.device, non_blocking=True)
-            points = self._rows.view(-1, 4)[places].to(self._dtype)
-            yield TaskBatch(points[..., :3], points[..., 3:])
+            places = draws.to(self.device) + side + first.to(self.device, non_blocking=True)
+            points = self._rows.view(-1, 4).index_select(0, places.flatten()).view(*places.shape, 4).to(self._dtype)
+            yield TaskBatch(*torch.split(points, [3, 1], dim=-1))
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean squared errors `[K]` of outputs `[K, B, 1]`, in float32 at least (METHOD, Eq. 2)."""

@@ -11,15 +11,16 @@ if TYPE_CHECKING:
 SEED_BITS = 63  # A torch seed holds so many bits without a sign on every device.
 
 
-def generator(purpose: str, *numbers: int) -> torch.Generator:
-    """A generator on the CPU, seeded by the sha256 of `purpose:number,number`.
+def generator(purpose: str, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that is seeded by the sha256 of `purpose:number,number`.
 
     purpose: what the stream is for, such as "order"
     numbers: all that the stream depends on, such as an instance's seed and the epoch
+    device:  where it draws; a GPU draws other numbers from the same seed than a CPU
     """
     import torch
 
-    return torch.Generator().manual_seed(stream_seed(purpose, *numbers))
+    return torch.Generator(device).manual_seed(stream_seed(purpose, *numbers))
 
 
 def stream_seed(purpose: str, *numbers: int) -> int:

@@ -78,7 +78,8 @@ class Task(Protocol):
         """The batches of one epoch, for all instances of a stack at once.
 
         seeds, items: one per instance; where each has a data set of its own, `items[k]` is its number
-        Instance k's batches depend on its seed, its item, the epoch and the batch size, and on nothing else.
+        Instance k's batches depend on its seed, its item, the epoch, the batch size and the kind of device, and on
+        nothing else.
         """
         ...
 

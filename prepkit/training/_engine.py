@@ -32,15 +32,18 @@ class Way:
     at_once: instances that run at once, as one network; packs of so many run one after another. None runs all.
     streams: number of streams among which the packs are dealt, so that they run side by side
     dense:   whether convolutions of a pack are one without groups (prepkit.running._stacking.StackedConvolution)
+    padded:  whether dense ones read a multiple of 8 channels, the last of which are 0
     """
 
     at_once: int | None = None
     streams: int = 1
     dense: bool = False
+    padded: bool = False
 
     def __str__(self) -> str:
         packs = "all at once" if self.at_once is None else f"{self.at_once} at once"
-        return ", ".join([packs, *["dense"] * self.dense, *[f"on {self.streams} streams"] * (self.streams > 1)])
+        traits = [*["dense"] * self.dense, *["padded"] * self.padded]
+        return ", ".join([packs, *traits, *[f"on {self.streams} streams"] * (self.streams > 1)])
 
 
 ALL_AT_ONCE = Way()

@@ -183,7 +183,7 @@ def forward_of(setup: StackSetup) -> Runner:
     if setup.way.at_once == 1:
         return runner(setup.architecture, False, False, setup.device)
     if setup.way.dense and setup.runner.stacked:
-        return runner(setup.architecture, False, True, setup.device, dense=True)
+        return runner(setup.architecture, False, True, setup.device, dense=True, padded=setup.way.padded)
     return setup.runner
 
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 
 from prepkit.errors import PrepkitError
-from prepkit.families.registry import architecture
-from prepkit.running.instances import is_linear
+from prepkit.families.registry import Architecture, architecture
+from prepkit.running.instances import is_linear, padding_matters
 from prepkit.tasks.task import Task, TaskBatch
 from prepkit.training._engine import ALL_AT_ONCE, Engine, Way
 from prepkit.training._plan import Job, TrainingPlan
@@ -29,7 +29,8 @@ from prepkit.training.spec import Spec
 
 LEAST_STEPS = 2_000  # A trial takes a few seconds, which fewer steps do not earn back.
 ROUNDS, STEPS = 3, 8
-WAYS = (ALL_AT_ONCE, Way(4, 4, dense=True), Way(8, 4, dense=True), Way(1, 8))
+# Four images of 1 or 3 channels have no multiple of 8 beside each other, which matrix units want; eight images have.
+WAYS = (ALL_AT_ONCE, Way(4, 4, dense=True), Way(4, 4, dense=True, padded=True), Way(8, 4, dense=True), Way(1, 8))
 
 Timed = Callable[[Callable[[], object]], float]
 
@@ -57,7 +58,7 @@ def with_ways(
         known = architecture(name)
         if size == 1 or steps < LEAST_STEPS or is_linear(known):
             continue
-        smaller = (way for way in WAYS if way.at_once is None or way.at_once < size)
+        smaller = ways_for(known, size)
         own = tuple(replace(job, start=OWN) for job in jobs[:size])  # a step takes as long from any start
         seconds = trial(Unit(0, known, own, training), smaller, engine, task, device, timed)
         if not seconds:
@@ -68,6 +69,12 @@ def with_ways(
         rates = "; ".join(f"{way} {1 / each:.1f}" for way, each in seconds.items())
         say(f"note: {size} {name} are trained {best}. Steps a second in a trial: {rates}.")
     return replace(engine, ways=ways)
+
+
+def ways_for(architecture: Architecture, size: int) -> list[Way]:
+    """The ways that differ for a stack of this size."""
+    few = [way for way in WAYS if way.at_once is None or way.at_once < size]
+    return [way for way in few if not way.padded or padding_matters(architecture, way.at_once or size)]
 
 
 def trial(

@@ -1,5 +1,7 @@
 """Evaluation and validation against the same judged one network at a time, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_zoos import CHAIRS, DIGITS, SMALL
@@ -11,6 +13,7 @@ from netspace.recipe import load_recipe
 from netspace.run.run import new_space
 from netspace.space.evaluation import evaluate
 from netspace.space.prediction import predict
+from netspace.training import _validation
 from netspace.training._validation import Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,6 +128,31 @@ def test_single_and_signals_are_judged_by_their_own_measure(ready):
     scores = Validation(recipe, zoo, data)(space)
     found = evaluate(space, data.registry, zoo.split("train"), data.task, "validation")
     assert scores["score"] == scores["closeness"] == pytest.approx(found.summary()["closeness"])
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [("cuda", "bfloat16", True), ("cuda", "float32", False), ("cpu", "bfloat16", False)],
+)
+def test_a_gpu_validates_in_the_recipes_precision(ready, device, precision, expected):
+    recipe, zoo, data, _ = ready("digits_multi")
+    recipe = replace(recipe, training=replace(recipe.training, precision=precision))
+    data.device = torch.device(device)
+    assert Validation(recipe, zoo, data).bf16 == expected
+
+
+def test_a_validation_in_bfloat16_is_the_evaluation_in_bfloat16(ready, monkeypatch):
+    recipe, zoo, data, space = ready("digits_multi")
+    halved = []
+    real = _validation.accuracies_of
+    monkeypatch.setattr(_validation, "accuracies_of", lambda *a, **o: halved.append(o["bf16"]) or real(*a, **o))
+    validation = Validation(recipe, zoo, data)
+    validation.bf16 = True
+    scores = validation(space)
+    found = evaluate(space, data.registry, zoo.split("validation"), data.task, "validation", bf16=True).summary()
+    assert scores["predicted_accuracy"] == found["predicted_accuracy"]
+    assert scores["class_id_accuracy"] == found["class_id_accuracy"]
+    assert halved == [True]
 
 
 def test_several_architectures_count_where_the_class_is_right(ready):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from netspace.space import fast, network
 from netspace.space.network import Decoder, Encoder, NetSpace
@@ -313,16 +314,79 @@ def test_modules_keep_their_names():
     assert all(isinstance(layer, nn.Conv2d) for layer in Encoder(256).children())
 
 
-@pytest.mark.parametrize(("height", "width", "size", "columns"), [(8, 128, 256, 64), (12, 2048, 4096, 1024)])
-def test_a_gpus_decoder_computes_what_the_plain_one_does(height, width, size, columns):
-    """It runs on any device; only where it is faster it is chosen."""
-    decoder = Decoder(height, width, size, columns).double()
+def gpu_decode(decoder, third_as_product):
+    """A GPU's decoder, which runs on any device; only where it is faster it is chosen."""
     convolutions = (decoder.conv1, decoder.conv2, decoder.conv3, decoder.conv4)
-    latent = torch.randn(3, size, dtype=torch.float64, requires_grad=True)
 
-    def decode(latent_NE):
-        cells = fast.decode_channels_last(decoder.image.view(latent_NE), convolutions, height, width, columns)
+    def decode(latent):
+        images, sizes = decoder.image.view(latent), (decoder.height, decoder.width, decoder.columns)
+        cells = fast.decode_channels_last(images, convolutions, *sizes, third_as_product)
         return cells * decoder.scale + decoder.bias
 
-    assert_same(results(decode, latent, decoder), results(decoder.plain, latent, decoder))
+    return decode
+
+
+LARGE = (12, 2048, 4096, 1024)
+
+
+@pytest.mark.parametrize(
+    ("size", "third_as_product"),
+    [
+        ((8, 128, 256, 64), False),
+        ((8, 128, 256, 64), True),
+        (LARGE, False),
+        pytest.param(LARGE, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_gpus_decoder_computes_what_the_plain_one_does(size, third_as_product):
+    decoder = Decoder(*size).double()
+    latent = torch.randn(3, size[2], dtype=torch.float64, requires_grad=True)
+    found = results(gpu_decode(decoder, third_as_product), latent, decoder)
+    assert_same(found, results(decoder.plain, latent, decoder))
     assert not fast.decodes_channels_last(latent, decoder, decoder.conv1.out_channels)  # not on a CPU
+
+
+@pytest.mark.parametrize("size", [(4, 24, 256, 16), (12, 8, 256, 16), (8, 40, 1024, 128)])
+def test_the_third_convolution_as_a_product_at_other_sizes(size):
+    """One row, one place, and numbers of places that are no multiples of 8, which are filled up with zeros."""
+    decoder = Decoder(*size).double()
+    latent = torch.randn(2, size[2], dtype=torch.float64, requires_grad=True)
+    assert_same(results(gpu_decode(decoder, True), latent, decoder), results(decoder.plain, latent, decoder))
+
+
+@pytest.mark.parametrize("third_as_product", [False, True])
+def test_a_gpus_decoder_in_bfloat16_is_as_near_as_autocast_of_the_plain_one(third_as_product):
+    """Weights are cast once a step; no output and no gradient is farther from float32 than rounding explains."""
+    decoder = Decoder(8, 128, 256, 64, "small_zoos")
+    latent = torch.randn(3, 256, requires_grad=True)
+    exact = results(decoder.plain, latent, decoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = results(decoder.plain, latent, decoder)
+        found = results(gpu_decode(decoder, third_as_product), latent, decoder)
+    for name, value in exact.items():
+        assert found[name].dtype == torch.float32, name
+        own, other = (float((way[name] - value).norm() / value.norm()) for way in (found, plain))
+        assert own < 1.25 * other + 2**-9, (name, own, other)
+
+
+def test_a_gpus_decoder_casts_each_weight_once_a_step():
+    """Also where the batch is large; autocast would cast at each use."""
+
+    sizes = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            found = operation(*args, **(kwargs or {}))
+            if operation is torch.ops.aten._to_copy.default and found.dtype == torch.bfloat16:
+                sizes.append(found.numel())
+            return found
+
+    decoder = Decoder(4, 24, 256, 16)
+    latent = torch.randn(5, 256, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), Casts():
+        gpu_decode(decoder, True)(latent)
+    factors = [decoder.conv1, decoder.conv2, decoder.conv3]
+    padded = [layer.weight[0].numel() + 1 + -(layer.weight[0].numel() + 1) % 8 for layer in factors]
+    expected = [layer.out_channels * width for layer, width in zip(factors, padded, strict=True)]
+    for size in (*expected, decoder.conv4.weight.numel()):
+        assert sizes.count(size) == 1, (size, sizes)

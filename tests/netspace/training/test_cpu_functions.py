@@ -12,7 +12,7 @@ from netspace.run.run import CPU_FUNCTIONS, new_space
 from netspace.space import cpu_functions, fast, network
 from netspace.space.cpu_functions import OWN, PLAIN, choose, least_seconds
 from netspace.space.network import NetSpace
-from netspace.training import trainer
+from netspace.training import _functions
 from prepkit.support.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,7 +147,7 @@ def test_small_preps_need_no_choice(monkeypatch):
 
 
 def test_without_room_for_the_plain_network_it_is_not_tried(small_zoo, tmp_path, untimed, monkeypatch):
-    monkeypatch.setattr(trainer, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(_functions, "free_bytes", lambda device: 1000)
     said = Said()
     run = train(small_zoo, tmp_path / "run", progress=said)
     assert run.record[CPU_FUNCTIONS] == {"encoder": OWN, "decoder": OWN}

@@ -288,7 +288,9 @@ def test_a_gpu_agrees_with_the_cpu(small_zoo, name, monkeypatch):
         zoo = prepkit.open_zoo(small_zoo(name), width=recipe.network.width, height=recipe.network.height)
         data = Data(recipe, zoo, torch.device(device))
         space = new_space(recipe).to(device)
-        losses = Objective(space, recipe, data.registry, data.teacher)(next(data.batches(0)))
+        batch = next(Data(recipe, zoo, torch.device("cpu")).batches(0))  # a GPU draws other points of shapes
+        tensors = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+        losses = Objective(space, recipe, data.registry, data.teacher)(replace(batch, **tensors))
         losses.total.backward()
         found[device] = [losses.total.detach().cpu(), *(parameter.grad.cpu() for parameter in space.parameters())]
     for cpu, gpu in zip(found["cpu"], found["cuda"], strict=True):

@@ -127,6 +127,28 @@ def test_dense_convolutions_equal_the_instances(name, monkeypatch):
     assert asked
 
 
+@pytest.mark.parametrize("name", ["lenet_like@digits", "resnet8@digits"])
+def test_padded_channels_change_nothing(name):
+    """Three instances' 3, 9 or 12 channels get zeros beside them, which no output and no gradient shows."""
+    known = prepkit.architecture(name)
+    network = known.build()
+    padded = stack_network(network, known.input_shape, dense=True, padded=True)
+    seen, convolve = set(), torch.nn.functional.conv2d
+    for layer in padded.modules():
+        if isinstance(layer, StackedConvolution):
+            layer.convolve = lambda features, weight, *o, **k: (
+                seen.add(weight.shape[1]) or convolve(features, weight, *o, **k)
+            )
+    for training, shared in ((True, False), (False, True)):
+        check(network, padded, known.input_shape, training, shared, channels_last=True)
+    assert not {count for count in seen if count % 8}
+    plain = stack_network(network, known.input_shape, dense=True)
+    tensors, inputs = values(network, 3), torch.randn(3, 4, *known.input_shape, dtype=torch.float64)
+    expected = at_once(plain, tensors, inputs, training=True)
+    for name, found in at_once(padded, tensors, inputs, training=True).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("name", MEDIUM)
 def test_a_larger_one_in_training(name):
     known = prepkit.architecture(name)

@@ -5,10 +5,13 @@ import pytest
 import torch
 import trimesh
 from contract import TaskContract
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prepkit.errors import ZooError
-from prepkit.tasks import check_record, load_task
+from prepkit.tasks import _shapes, check_record, load_task
 from prepkit.tasks.chairs import build, chair
+from prepkit.tasks.randomness import stream_seed
 from prepkit.tasks.task import DataMissing
 
 CHAIRS = {
@@ -331,3 +334,64 @@ def test_points_first_asked_for_in_inference_mode_can_be_replaced_outside():
     task.points(1, "test")  # takes the place of the first, in the same memory
     with torch.no_grad():
         assert torch.equal(task.points(0, "test")[0], first)
+
+
+class Copies(TorchDispatchMode):
+    """Notes how many values each copy from the host to a GPU has."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        found = operation(*args, **(kwargs or {}))
+        given = [value for value in args if isinstance(value, torch.Tensor)]
+        if isinstance(found, torch.Tensor) and found.is_cuda and any(not value.is_cuda for value in given):
+            self.sizes.append(found.numel())
+        return found
+
+
+def test_a_gpu_draws_its_own_points_and_nothing_but_row_numbers_is_copied_to_it(monkeypatch):
+    """Tensors without values stand for those of a GPU."""
+    asked = []
+
+    def generator(purpose, *numbers, device):
+        asked.append((purpose, *numbers, str(device)))
+        return torch.Generator()
+
+    monkeypatch.setattr(_shapes, "generator", generator)
+    task = load_task(CHAIRS)
+    task._slots.update({0: 0, 1: 1})
+    with FakeTensorMode(), Copies() as copies:
+        task.device, task._rows = torch.device("cuda:0"), torch.empty(2, 500, 4, device="cuda:0")
+        batches = list(task.batches((5, 6), (0, 1), 7, 1000))
+    assert [batch.inputs.shape for batch in batches] == [(2, 1000, 3)] * 5
+    assert all(batch.inputs.is_cuda and batch.targets.is_cuda for batch in batches)
+    assert asked == [("points", 5, 7, "cuda:0"), ("points", 6, 7, "cuda:0")]
+    assert copies.sizes == [2] * 5
+
+
+def test_the_points_that_a_cpu_draws_are_the_same_for_ever():
+    """Zoos and runs that were begun before a GPU drew its own points go on with these."""
+    task = load_task(CHAIRS)
+    stream, half = torch.Generator().manual_seed(stream_seed("points", 5, 7)), 200
+    points, distances = task.points(1, "train")
+    for batch in task.batches((5,), (1,), 7, 9):
+        places = torch.randint(half, (9,), generator=stream) + torch.tensor([0] * 4 + [half] * 5)
+        assert torch.equal(batch.inputs[0], points[places])
+        assert torch.equal(batch.targets[0, :, 0], distances[places])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_points_depend_on_seed_and_epoch_alone():
+    task = load_task(CHAIRS).to("cuda")
+
+    def points(seeds, items, epoch):
+        return torch.stack([batch.inputs for batch in task.batches(seeds, items, epoch, 64)])
+
+    first = points((5, 6), (0, 1), 7)
+    assert torch.equal(points((5, 6), (0, 1), 7), first)
+    assert torch.equal(points((6,), (1,), 7)[:, 0], first[:, 1])
+    assert not torch.equal(points((5, 6), (0, 1), 8), first)
+    held = task.points(0, "train")[0]
+    assert (first[:, 0][:, :, None] == held[None, None]).all(3).any(2).all()

@@ -1,19 +1,23 @@
 """Which way of sharing a GPU is chosen by timing, with a clock of the test's own; recorded, and kept when resumed."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from killed_training import CHAIRS, spec
 
+import prepkit
 from prepkit.tasks import load_task
 from prepkit.training import _trial as trial_module
 from prepkit.training import run as run_module
 from prepkit.training._engine import ALL_AT_ONCE, Engine, Way, choose_engine
 from prepkit.training._plan import plan
 from prepkit.training._provenance import read_provenance
-from prepkit.training._trial import WAYS, trial, with_ways
-from prepkit.training._units import units_of
+from prepkit.training._step import forward_of
+from prepkit.training._trial import WAYS, trial, ways_for, with_ways
+from prepkit.training._units import setup_of, units_of
 from prepkit.training.run import train_zoo
 
 CPU = torch.device("cpu")
@@ -46,7 +50,7 @@ def worth_it(monkeypatch):
 def test_the_fastest_way_is_taken_and_told(worth_it):
     own, jobs, task, engine = setting(stack=6)
     told = []
-    tried = [way for way in WAYS if way.at_once is None or way.at_once < min(engine.stacks.values())]
+    (tried,) = {tuple(ways_for(prepkit.architecture(name), size)) for name, size in engine.stacks.items()}
     times = [8.0] * len(tried)
     times[1] = 4.0
     found = with_ways(engine, own, jobs, task, CPU, told.append, clock(*times * len(engine.stacks)))
@@ -81,6 +85,33 @@ def test_linear_layers_alone_are_not_tried(worth_it):
     assert with_ways(engine, own, jobs, task, CPU, timed=never) == engine
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [("resnet8@digits", 32, True), ("resnet8@cifar10", 32, True), ("resnet8@cifar10", 4, False), ("Even", 32, False)],
+)
+def test_channels_are_padded_where_that_makes_a_difference(name, size, expected):
+    """Four images of 1 or 3 channels do not fill matrix units, eight do; two channels fill them without."""
+    even = SimpleNamespace(input_shape=(2, 8, 8))
+    ways = ways_for(even if name == "Even" else prepkit.architecture(name), size)
+    assert any(way.padded for way in ways) == expected
+    assert ways == [way for way in WAYS if way in ways]
+
+
+def test_a_padded_way_runs_padded_convolutions():
+    own, jobs, task, engine = setting()
+    unit = units_of(own, jobs, engine)[0]
+    counts = []
+    for padded in (False, True):
+        way = Way(2, dense=True, padded=padded)
+        setup = setup_of(unit, task, replace(engine, ways={unit.architecture.name: way}), CPU)
+        forward = forward_of(setup)
+        layers = [layer for layer in forward.network.modules() if hasattr(layer, "padded")]
+        counts.append([layer.padded for layer in layers])
+    assert not any(counts[0])
+    assert counts[1]
+    assert all(counts[1])
+
+
 def test_a_way_that_does_not_fit_the_memory_is_left_out(monkeypatch):
     own, jobs, task, engine = setting()
     unit = units_of(own, jobs, engine)[0]
@@ -99,12 +130,14 @@ def test_a_way_that_does_not_fit_the_memory_is_left_out(monkeypatch):
 def test_ways_are_recorded_and_read():
     own = Engine("cuda", None, {"a": 8, "b": 4}, {"a": Way(4, 2, dense=True)})
     record = json.loads(json.dumps(own.to_dict()))
-    assert record["ways"] == {"a": {"at_once": 4, "streams": 2, "dense": True}}
+    assert record["ways"] == {"a": {"at_once": 4, "streams": 2, "dense": True, "padded": False}}
+    assert Engine.from_dict(record) == own
+    del record["ways"]["a"]["padded"]  # as zoos recorded it before ways could be padded
     assert Engine.from_dict(record) == own
     assert (own.way_of("a"), own.way_of("b")) == (Way(4, 2, dense=True), ALL_AT_ONCE)
-    assert [str(way) for way in (ALL_AT_ONCE, Way(4, 2, dense=True), Way(8, 2))] == [
+    assert [str(way) for way in (ALL_AT_ONCE, Way(4, 2, dense=True, padded=True), Way(8, 2))] == [
         "all at once",
-        "4 at once, dense, on 2 streams",
+        "4 at once, dense, padded, on 2 streams",
         "8 at once, on 2 streams",
     ]
 
