@@ -4,16 +4,12 @@ Imports inside functions count, because they too make one module need another; t
 A module whose name starts with an underscore is private to the folder that it stands in.
 """
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
-from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from imports import circle, circle_of_folders, imports_of, is_private_to_another_folder, module_files, owner
 
 import prepkit
 
@@ -222,6 +218,7 @@ LIGHT = (
     "cli.zoo_progress",
     "cli.zoo_text",
 )
+
 HEAVY = {
     "torch",
     "numpy",
@@ -240,63 +237,11 @@ HEAVY = {
 }
 
 
-@dataclass(frozen=True)
-class Import:
-    """One imported module or name: `target` is `a.b` for `import a.b`, and `a.b.c` for `from a.b import c`."""
-
-    target: str
-    line: int
-    eager: bool  # the import runs when the importing module is imported
-
-
-def module_files(package: Path) -> dict[str, Path]:
-    """Dotted name -> file of all modules of a package, the package itself among them."""
-    found = {}
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports_of(module: str, path: Path) -> Iterator[Import]:
-    """All imports of a module, wherever they stand."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    pending: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text(encoding="utf-8")), True)]
-    while pending:
-        node, eager = pending.pop()
-        if isinstance(node, ast.Import):
-            yield from (Import(alias.name, node.lineno, eager) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
-            yield from (Import(f"{base}.{alias.name}", node.lineno, eager) for alias in node.names)
-        late = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        pending += [(child, eager and not late and not typing) for child in ast.iter_child_nodes(node)]
-
-
-def owner(target: str, modules: dict[str, Path]) -> str | None:
-    """The module of ours that an imported name comes from."""
-    while target and target not in modules:
-        target = target.rpartition(".")[0]
-    return target or None
-
-
 def place(module: str) -> int:
     """Position of a module, or of the folder it is in, in the order of its package; -1 if it has none."""
     package, _, name = module.partition(".")
     matches = [entry for entry in ORDERS[package] if name == entry or name.startswith(f"{entry}.")]
     return ORDERS[package].index(max(matches, key=len)) if matches else -1
-
-
-def is_private_to_another_folder(target: str, module: str) -> bool:
-    """Whether an imported name has a private part that the importing module does not stand beside or below."""
-    parts = target.split(".")
-    for position, part in enumerate(parts):
-        if part.startswith("_") and not part.startswith("__"):
-            home = ".".join(parts[:position])
-            if module != home and not module.startswith(f"{home}."):
-                return True
-    return False
 
 
 def faults(package: Path) -> list[str]:
@@ -331,50 +276,6 @@ def open_to_netspace(target: str) -> bool:
     return public in prepkit.__all__ or any(target == one or target.startswith(f"{one}.") for one in OPEN_TO_NETSPACE)
 
 
-def circle(package: Path) -> list[str]:
-    """Modules that import each other in a circle, also for types alone; empty if there is none."""
-    modules = module_files(package)
-    graph = {
-        module: {owner(item.target, modules) for item in imports_of(module, path)} - {None, module, package.name}
-        for module, path in modules.items()
-        if module != package.name
-    }
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return list(error.args[1])
-    return []
-
-
-def circle_of_folders(package: Path) -> list[str]:
-    """Folders that import each other in a circle, however deep they lie; empty if there is none."""
-    modules = module_files(package)
-    graph: dict[str, set[str]] = {}
-    for module, path in modules.items():
-        for item in imports_of(module, path):
-            source = owner(item.target, modules)
-            if source and module != package.name and source != package.name:
-                here, there = parting(module, source)
-                if here != there:
-                    graph.setdefault(here, set()).add(there)
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return list(error.args[1])
-    return []
-
-
-def parting(module: str, source: str) -> tuple[str, str]:
-    """The two neighbours, modules or folders of one folder, that hold a module and what it imports."""
-    here, there = module.split("."), source.split(".")
-    depth = 0
-    while depth < min(len(here), len(there)) and here[depth] == there[depth]:
-        depth += 1
-    if depth in (len(here), len(there)):  # a folder's own __init__ and a module in it
-        return module, module
-    return ".".join(here[: depth + 1]), ".".join(there[: depth + 1])
-
-
 def weights(package: Path) -> list[str]:
     """Imports that make light modules heavy: of a heavy library, or of a module that is not light."""
     modules = module_files(package)
@@ -388,9 +289,8 @@ def weights(package: Path) -> list[str]:
     return found
 
 
-# The rules ----------------------------------------------------------------------------------------------------
-
 PACKAGES = [ROOT / name for name in ORDERS if (ROOT / name).is_dir()]  # prepkit also stands alone
+
 each_package = pytest.mark.parametrize("package", PACKAGES, ids=[package.name for package in PACKAGES])
 
 
@@ -426,126 +326,3 @@ def test_importing_all_light_modules_loads_nothing_heavy() -> None:
     code = f"import sys, {', '.join(names)}; print(*(name for name in {sorted(HEAVY)} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-# The rules find what breaks them --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A package like prepkit that keeps all rules."""
-    sources = {
-        "__init__.py": "from prepkit.cli import main",
-        "errors.py": "import json",
-        "prep/__init__.py": "",
-        "prep/layout.py": "from prepkit.errors import E\ndef f():\n    import torch",
-        "families/__init__.py": "",
-        "families/registry.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor",
-        "running/__init__.py": "",
-        "running/_stacking.py": "import torch",
-        "running/instances.py": "from prepkit.running._stacking import stack",
-        "packing.py": "import torch\nfrom prepkit.prep import layout\nfrom .families.registry import detect",
-        "zoo/__init__.py": "",
-        "zoo/format/__init__.py": "",
-        "zoo/format/paths.py": "from prepkit.errors import E",
-        "cli/__init__.py": "from prepkit.cli import common\ndef f():\n    from prepkit.packing import pack",
-        "cli/common.py": "from prepkit import errors",
-    }
-    for name, source in sources.items():
-        path = tmp_path / "prepkit" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source)
-    return tmp_path / "prepkit"
-
-
-def test_a_package_that_keeps_the_rules(package: Path) -> None:
-    assert (faults(package), circle(package), circle_of_folders(package), weights(package)) == ([], [], [], [])
-
-
-@pytest.mark.parametrize(
-    ("file", "source", "fault"),
-    [
-        (
-            "errors.py",
-            "from prepkit.prep.layout import L",
-            "errors:1 imports prepkit.prep.layout.L, which stands",
-        ),
-        ("errors.py", "def f():\n    import prepkit.cli", "errors:2 imports prepkit.cli, which stands below"),
-        ("errors.py", "if TYPE_CHECKING:\n    import prepkit.cli", "errors:2 imports prepkit.cli, which stands below"),
-        ("errors.py", "class A:\n  def f(self):\n    from . import cli", "errors:3 imports prepkit.cli, which"),
-        (
-            "zoo/format/paths.py",
-            "from ...cli import main",
-            "paths:1 imports prepkit.cli.main, which stands below",
-        ),
-        ("zoo/format/paths.py", "from prepkit import Layout", "paths:1 imports prepkit.Layout from the public names"),
-        ("zoo/format/paths.py", "import prepkit", "paths:1 imports prepkit from the public names"),
-        ("zoo/format/paths.py", "import netspace.run", "imports netspace.run, but prepkit stands alone"),
-        (
-            "zoo/format/paths.py",
-            "from prepkit.prep.layout import _f",
-            "prepkit.prep.layout._f, which is private",
-        ),
-        ("zoo/format/paths.py", "import prepkit.running._stacking", "prepkit.running._stacking, which is private"),
-        ("novelty.py", "", "prepkit.novelty has no place in ORDERS"),
-    ],
-)
-def test_what_breaks_the_rules_is_found(file: str, source: str, fault: str, package: Path) -> None:
-    (package / file).write_text(source)
-    (found,) = faults(package)
-    assert fault in found
-
-
-def test_what_netspace_may_not_import_is_found(tmp_path: Path) -> None:
-    package = tmp_path / "netspace"
-    package.mkdir()
-    (package / "recipe.py").write_text("import prepkit\nfrom prepkit import Layout\nfrom prepkit.errors import E")
-    assert faults(package) == []
-    (package / "data.py").touch()
-    (package / "recipe.py").write_text("from prepkit.zoo.read.store import Store\nfrom netspace.data import D")
-    first, second = sorted(faults(package))
-    assert "netspace.data.D, which stands below it" in second or "netspace.data.D, which stands below it" in first
-    assert "not in OPEN_TO_NETSPACE" in first + second
-
-
-@pytest.mark.parametrize("how", ["def f():\n    ", "if TYPE_CHECKING:\n    "])
-def test_a_circle_is_found(how: str, package: Path) -> None:
-    (package / "zoo/format/paths.py").write_text(f"{how}from prepkit.zoo.format import store")
-    (package / "zoo/format/store.py").write_text("from prepkit.zoo.format.paths import f")
-    assert faults(package) == []
-    assert set(circle(package)) == {"prepkit.zoo.format.paths", "prepkit.zoo.format.store"}
-
-
-def test_a_circle_of_folders_is_found(package: Path) -> None:
-    """No module of it is in a circle: a imports b, and another module beside b imports another beside a."""
-    for name, source in {
-        "hub/a/one.py": "from prepkit.hub.b.one import f",
-        "hub/a/two.py": "",
-        "hub/b/one.py": "",
-        "hub/b/two.py": "from prepkit.hub.a.two import f",
-    }.items():
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(source)
-    assert circle(package) == []
-    assert set(circle_of_folders(package)) == {"prepkit.hub.a", "prepkit.hub.b"}
-
-
-@pytest.mark.parametrize(
-    ("file", "source"),
-    [
-        ("errors.py", "import numpy as np"),
-        ("errors.py", "try:\n    from torch import nn\nexcept ImportError:\n    pass"),
-        ("cli/common.py", "from prepkit.packing import pack_checkpoint"),
-        ("cli/common.py", "class A:\n    import h5py"),
-    ],
-)
-def test_what_makes_a_light_module_heavy_is_found(file: str, source: str, package: Path) -> None:
-    (package / file).write_text(source)
-    assert len(weights(package)) == 1
-
-
-def test_a_fault_in_reality_would_be_found() -> None:
-    """The files that the rules look at are the ones that are installed."""
-    assert prepkit.__file__ is not None
-    assert Path(prepkit.__file__).parent.samefile(ROOT / "prepkit")
-    assert len(module_files(ROOT / "prepkit")) > 25

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command_line import prepkit
 from fake_terminal import Terminal
+from folder_contents import files_of
 
 from prepkit.api import open_zoo
 from prepkit.families.registry import architecture
@@ -50,10 +51,6 @@ epochs = 2
 
 def told(*arguments, status=2):
     return command_line.told("zoo", "train", *arguments, status=status)
-
-
-def files_of(root):
-    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
 
 
 @pytest.fixture

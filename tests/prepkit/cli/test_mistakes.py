@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,67 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from cli_samples import NETS, entries, error_of, good, prep_of, run, save, trained, with_random_statistics
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn.functional import conv2d
-
-
-class Attack:
-    """Unpickling this creates the file SENTINEL in the current folder."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (open, ("SENTINEL", "w"))
-
-
-def save_bytes(content: bytes, name: str = "bad.pt") -> str:
-    Path(name).write_bytes(content)
-    return name
-
-
-def half(suffix: str) -> str:
-    name = f"bad{suffix}"
-    (torch.save if suffix == ".pt" else save_file)({"w": torch.ones(1000)}, name)
-    return save_bytes(Path(name).read_bytes()[:2000], name)
-
-
-def zip_bomb() -> str:
-    with zipfile.ZipFile("bad.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-        for member in ("data.pkl", "data/0", "version"):
-            archive.writestr(f"bad/{member}", bytes(50_000_000))
-    return "bad.pt"
-
-
-def mismatched() -> str:
-    state = dict(trained().state_dict())
-    del state["linear.bias"]
-    state["extra.weight"], state["conv.weight"] = torch.ones(2), torch.ones(4, 3, 3, 3)
-    return save(state)
-
-
-def folder_named(name: str) -> str:
-    Path(name).mkdir()
-    return name
-
-
-def zoo_named(name: str) -> str:
-    (Path(folder_named(name)) / "zoo.json").write_text("{}")
-    return name
-
-
-def net_state() -> dict[str, Tensor]:
-    """The state dict of cli_nets.Net."""
-    scope: dict[str, Any] = {}
-    exec(NETS, scope)
-    state: dict[str, Tensor] = with_random_statistics(scope["Net"]()).state_dict()
-    return state
-
-
-def quantised() -> Tensor:
-    return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
-
-
-UNFOLDABLE = ("--arch", "cli_nets:Late", "--input", "3x8x8")
+from cli_samples import entries, error_of, good, prep_of, run, save, trained
+from mistake_samples import (
+    Attack,
+    folder_named,
+    half,
+    mismatched,
+    net_state,
+    quantised,
+    save_bytes,
+    zip_bomb,
+    zoo_named,
+)
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -326,50 +277,6 @@ def test_an_option_without_its_value(folder: Path) -> None:
 def test_input_shapes_that_are_none(text: str, folder: Path) -> None:
     message = error_of(run("pack", "m.pt", "--arch", "m:f", "--input", text, code=2))
     assert message == f"Invalid value for '--input': {text!r} is not a shape such as 3x32x32."
-
-
-def test_batch_norm_that_cannot_be_folded_says_where_and_why(nets: Any, folder: Path) -> None:
-    torch.save(with_random_statistics(nets["Late"]()).state_dict(), "late.pt")
-    run("pack", "late.pt", *UNFOLDABLE, "--keep-bn", "-o", "kept.prep.safetensors")
-    before = entries(folder)
-    result = run("pack", "late.pt", *UNFOLDABLE, code=2)
-    assert "1 of 1 BatchNorm cannot be folded" in result.stderr
-    assert "bn" in result.stderr
-    assert "--keep-bn" in result.stderr
-    assert "--bn affine makes each of these a scale and a shift per channel" in result.stderr
-    assert "keep_unfoldable" not in result.stderr
-    assert "Traceback" not in result.stderr
-    assert entries(folder) == before
-
-
-@pytest.mark.parametrize("command", ["pack", "fuse"])
-def test_batch_norm_that_cannot_be_folded_becomes_an_affine_map(nets: Any, command: str) -> None:
-    torch.manual_seed(0)
-    network = with_random_statistics(nets["Late"]()).eval()
-    torch.save(network.state_dict(), "late.pt")
-    if command == "pack":
-        result = run("pack", "late.pt", *UNFOLDABLE, "--bn", "affine")
-        run("unpack", "late.prep.safetensors", "-o", "out.pt")
-    else:
-        result = run("fuse", "late.pt", *UNFOLDABLE, "--bn", "affine", "-o", "out.pt")
-    assert "folded        0 BatchNorm layers, 1 made affine (bn); outputs equal within " in result.stdout
-    tensors = torch.load("out.pt", weights_only=True)
-    assert list(tensors) == ["conv.weight", "conv.bias", "bn.weight", "bn.bias"]
-    images = torch.randn(5, 3, 9, 9)
-    features = conv2d(images, tensors["conv.weight"], tensors["conv.bias"]).relu()
-    found = features * tensors["bn.weight"][:, None, None] + tensors["bn.bias"][:, None, None]
-    torch.testing.assert_close(found, network(images), rtol=1e-4, atol=1e-5)
-    again = run("pack", "out.pt", *UNFOLDABLE, "--json")  # it is known as the packed form of this network
-    assert json.loads(again.stdout)["packed"][0]["architecture"] == "cli_nets.Late"
-
-
-def test_running_statistics_that_no_fold_reaches_never_pass(nets: Any) -> None:
-    """A module whose statistics are named as a BatchNorm's, in a shape that no BatchNorm has."""
-    torch.save(nets["Strange"]().state_dict(), "strange.pt")
-    result = run("pack", "strange.pt", "--arch", "cli_nets:Strange", "--input", "3x9x9", code=2)
-    assert "norm: it holds running statistics, but not a mean and a variance of one value a channel" in result.stderr
-    assert "--keep-bn" in result.stderr
-    run("pack", "strange.pt", "--arch", "cli_nets:Strange", "--input", "3x9x9", "--keep-bn")
 
 
 def test_a_hostile_pickle_runs_nothing(folder: Path) -> None:

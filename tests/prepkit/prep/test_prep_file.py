@@ -1,4 +1,4 @@
-"""PRep files: exact, deterministic, mapped, and every damaged bit found."""
+"""PRep files: exact, deterministic and mapped; how they are saved."""
 
 import hashlib
 import json
@@ -7,25 +7,21 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from prep_samples import ORIGIN, bits, contents, small_prep
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prepkit.errors import InvalidShape, OutputError, PRepFileError, VerificationError
+from prepkit.errors import InvalidShape, OutputError, VerificationError
 from prepkit.prep.file import (
     FORMAT,
     Origin,
     PRep,
-    is_prep_file,
     load_prep,
     read_prep_header,
     save_prep,
@@ -33,44 +29,6 @@ from prepkit.prep.file import (
 from prepkit.prep.layout import Layout
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-ORIGIN = Origin("resnet8@digits", 2, "ab" * 32, ("conv", "stages.0.0.conv1"))
-
-
-def bits(tensor: Tensor) -> list[int]:
-    """Every value as the whole number with the same bits: NaN has some too, and -0 is not 0."""
-    return tensor.detach().reshape(-1).contiguous().view(WORDS[tensor.element_size()]).tolist()
-
-
-def contents(prep: PRep) -> tuple[Any, ...]:
-    """All that a PRep is, comparable with ==."""
-    tensors = {"": prep.values, **prep.buffers}
-    return (
-        {name: (tensor.dtype, tuple(tensor.shape), bits(tensor)) for name, tensor in tensors.items()},
-        prep.layout,
-        prep.origin,
-    )
-
-
-def small_prep(dtype: torch.dtype = torch.float32) -> PRep:
-    """Tied tensors, a running statistic, integer buffers, odd values, one row of padding and more."""
-    shared = torch.tensor([[1.5, -0.0, float("inf")], [float("nan"), -2.0, 1e-7]]).to(dtype)
-    tensors = {
-        "a.weight": shared,
-        "b.weight": shared,
-        "bn.running_var": torch.tensor([0.25, 4.0]).to(dtype),
-        "scale": torch.tensor(3.0).to(dtype),
-        "bn.num_batches_tracked": torch.tensor(2**40 + 1),
-        "mask": torch.tensor([True, False, True]),
-    }
-    layout = Layout.of_tensors(tensors)
-    buffers = {name: tensors[name] for name in ("bn.num_batches_tracked", "mask")}
-    return PRep(layout.pack(tensors, layout.shape(8)), layout, ORIGIN, buffers)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "model.prep.safetensors"
 
 
 # There and back -----------------------------------------------------------------------------------------------
@@ -271,247 +229,5 @@ def test_a_disk_that_gives_other_bytes_back_is_noticed(path: Path, monkeypatch: 
     assert os.listdir(path.parent) == []
 
 
-# Damage -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of about a thousand bytes."""
-    tensors = {"l.bias": torch.tensor([1.0, -2.0]), "n": torch.tensor(3)}
-    layout = Layout.of_tensors({"l.bias": tensors["l.bias"]})
-    values = layout.pack({"l.bias": tensors["l.bias"]}, layout.shape(8))
-    file = tmp_path_factory.mktemp("tiny") / "tiny.prep.safetensors"
-    save_prep(PRep(values, layout, Origin("x", 0, "ab", ("l",)), {"n": tensors["n"]}), file)
-    return file
-
-
-def is_found(content: bytes, expected: tuple[Any, ...], file: Path) -> bool:
-    """Whether damage is refused; anything but an error of ours or the exact contents fails."""
-    file.write_bytes(content)
-    try:
-        found, message = contents(load_prep(file)), None
-    except PRepFileError as error:
-        found, message = expected, str(error)
-    assert found == expected
-    assert message is None or (str(file) in message and "\n" not in message)
-    return message is not None
-
-
-def test_every_flip_of_a_bit_or_a_byte_is_found_or_changes_nothing(tiny: Path, tmp_path: Path) -> None:
-    whole, expected = tiny.read_bytes(), contents(load_prep(tiny))
-    assert len(whole) < 1300
-    harmless = []
-    for index in range(len(whole)):
-        for mask in (1, 2, 4, 8, 16, 32, 64, 128, 255):
-            damaged = bytearray(whole)
-            damaged[index] ^= mask
-            if not is_found(bytes(damaged), expected, tmp_path / "damaged"):
-                harmless.append((index, damaged[index]))
-    assert harmless == []  # not even the blanks that fill up the header: none of these masks makes another blank
-
-
-def test_every_header_that_is_accepted_is_the_header_that_was_written(tiny: Path, tmp_path: Path) -> None:
-    """`inspect` reads the header alone, so a flip in it must show without the content."""
-    whole = tiny.read_bytes()
-    expected = read_prep_header(tiny)
-    file = tmp_path / "damaged"
-    for index in range(8 + int.from_bytes(whole[:8], "little")):
-        for mask in (1, 4, 255):
-            damaged = bytearray(whole)
-            damaged[index] ^= mask
-            file.write_bytes(damaged)
-            try:
-                assert read_prep_header(file) == expected
-            except PRepFileError:
-                continue
-
-
-@pytest.mark.parametrize("dtype", ["[4, 8]", "{}", "null", "4"])
-def test_a_dtype_that_is_no_text_is_found(tiny: Path, tmp_path: Path, dtype: str) -> None:
-    header = f'{{"prep":{{"dtype":{dtype},"shape":[4,8],"data_offsets":[0,128]}}}}'.encode()
-    file = tmp_path / "damaged"
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(128))
-    with pytest.raises(PRepFileError, match="unknown dtype"):
-        load_prep(file)
-
-
-def test_every_truncation_is_found(tiny: Path, tmp_path: Path) -> None:
-    whole, expected = tiny.read_bytes(), contents(load_prep(tiny))
-    for length in range(len(whole)):
-        assert is_found(whole[:length], expected, tmp_path / "damaged"), length
-    assert is_found(whole + b"\0", expected, tmp_path / "damaged")
-
-
-def test_content_is_not_read_when_verification_is_declined(tiny: Path, tmp_path: Path) -> None:
-    damaged = bytearray(tiny.read_bytes())
-    damaged[-1] ^= 1
-    file = tmp_path / "damaged"
-    file.write_bytes(damaged)
-    with pytest.raises(PRepFileError, match="damaged: its content does not match the sha256 it carries"):
-        load_prep(file)
-    assert load_prep(file, verify=False).layout == load_prep(tiny).layout
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_mutated_headers_are_found_or_change_nothing(data: st.DataObject, tiny: Path, tmp_path: Path) -> None:
-    whole, expected = tiny.read_bytes(), contents(load_prep(tiny))
-    length = int.from_bytes(whole[:8], "little")
-    header, content = bytearray(whole[8 : 8 + length]), whole[8 + length :]
-    for _ in range(data.draw(st.integers(1, 3))):
-        start = data.draw(st.integers(0, len(header)))
-        stop = data.draw(st.integers(start, min(start + 20, len(header))))
-        header[start:stop] = data.draw(st.binary(max_size=20) | st.sampled_from([b"null", b'"', b"1e999", b"[" * 20]))
-    is_found(len(header).to_bytes(8, "little") + header + content, expected, tmp_path / "damaged")
-
-
-# Files that are something else, or of another version, or forged -----------------------------------------------
-
-
-def forged(path: Path, change: Callable[[dict[str, Any]], Any], tensors: dict[str, Tensor] | None = None) -> None:
-    """A PRep file whose metadata was changed and its header's sum made right again."""
-    prep = small_prep()
-    save_prep(prep, path)
-    with safe_open(path, framework="pt") as file:
-        data = json.loads(file.metadata()["prepkit"])
-        stored = {name: file.get_tensor(name).clone() for name in file.keys()} if tensors is None else tensors  # noqa: SIM118
-    data = change(data) or data
-    if isinstance(data, dict):
-        rest = {key: value for key, value in data.items() if key != "sha256"}
-        described = {name: [str(tensor.dtype)[6:], list(tensor.shape)] for name, tensor in stored.items()}
-        canonical = json.dumps([rest, described], sort_keys=True, separators=(",", ":"))
-        data["sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
-    save_file(stored, path, {"prepkit": json.dumps(data)})
-
-
-def test_forging_without_a_change_is_accepted(path: Path) -> None:
-    forged(path, lambda data: None)
-    assert contents(load_prep(path)) == contents(small_prep())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: data.update(format="prepkit-prep/2"), "has format 'prepkit-prep/2'; this prepkit reads"),
-        (lambda data: data.update(format="other/1"), "is no PRep file: its format is 'other/1', not 'prepkit-prep/1'."),
-        (lambda data: data.pop("format") and None, "is no PRep file: its format is None"),
-        (lambda data: [data], "is no PRep file: its format is None"),
-        (lambda data: "text", "is no PRep file: its format is None"),
-        (
-            lambda data: data.update(architecture=3),
-            "architecture, class_id, source_sha256 or folded has the wrong type",
-        ),
-        (lambda data: data.update(class_id=True), "architecture, class_id, source_sha256 or folded has the wrong type"),
-        (lambda data: data.update(class_id="2"), "architecture, class_id, source_sha256 or folded has the wrong type"),
-        (lambda data: data.update(source_sha256=[]), "architecture, class_id, source_sha256 or folded has the wrong"),
-        (lambda data: data.update(folded="conv"), "architecture, class_id, source_sha256 or folded has the wrong type"),
-        (lambda data: data.update(prefix=3), "prefix, versions or options has the wrong type"),
-        (lambda data: data.update(versions={"a": "1"}), "prefix, versions or options has the wrong type"),
-        (lambda data: data.update(options=["key"]), "prefix, versions or options has the wrong type"),
-        (lambda data: data.update(options={"key": 3}), "prefix, versions or options has the wrong type"),
-        (lambda data: data.update(layout=None), "layout: a layout is an object with a list `slots`."),
-        (lambda data: data["layout"].update(slots=[]), "nothing to pack"),
-        (lambda data: data["layout"]["slots"][0].update(shape=["2"]), "layout.slots[0].shape: expected whole numbers"),
-        (lambda data: data["layout"]["slots"][0].update(dtype="int8"), "layout.slots[0].dtype: expected one of"),
-        (lambda data: data["layout"]["slots"][0].update(dtype=["float32"]), "layout.slots[0].dtype: expected one of"),
-        (lambda data: data["layout"]["slots"][0].update(name="\ud800"), "text that is not Unicode"),
-        (lambda data: data.update(architecture="\udfff"), "text that is not Unicode"),
-        (lambda data: data["layout"]["slots"][0].update(shape=[10**6]), "1,000,003 parameters do not fit a PRep of"),
-        (lambda data: data["layout"]["slots"][0].update(shape=[10**400]), "too large"),
-        (lambda data: data["layout"].update(ties=[["b.weight"]]), "layout.ties: expected pairs of names."),
-        (lambda data: data.update(content_sha256=None), "its content does not match the sha256 it carries"),
-    ],
-)
-def test_metadata_of_the_wrong_type_or_version(
-    change: Callable[[dict[str, Any]], Any], message: str, path: Path
-) -> None:
-    forged(path, change)
-    with pytest.raises(PRepFileError) as caught:
-        load_prep(path)
-    assert message in str(caught.value)
-    assert str(caught.value).startswith(f"'{path}'")
-
-
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({}, "has no matrix 'prep' of floats"),
-        ({"prep": torch.zeros(32)}, "has no matrix 'prep' of floats"),
-        ({"prep": torch.zeros(4, 8, dtype=torch.int32)}, "has no matrix 'prep' of floats"),
-        ({"prep": torch.zeros(4, 12)}, "width 12 is not a multiple of 8"),
-        ({"prep": torch.zeros(3, 8)}, "height 3 is not a multiple of 4"),
-        ({"prep": torch.zeros(0, 8)}, "height 0 is not positive"),
-        (
-            {"prep": torch.zeros(4, 8), "extra": torch.tensor(1)},
-            "beside 'prep' stand extra, which are no integer buffers",
-        ),
-        ({"prep": torch.zeros(4, 8), "buffer.a.weight": torch.ones(6)}, "stand buffer.a.weight, which are no integer"),
-    ],
-)
-def test_tensors_that_a_prep_file_does_not_have(tensors: dict[str, Tensor], message: str, path: Path) -> None:
-    forged(path, lambda data: None, tensors)
-    with pytest.raises(PRepFileError) as caught:
-        read_prep_header(path)
-    assert message in str(caught.value)
-
-
-def test_other_files(path: Path) -> None:
-    cases: list[tuple[bytes, str]] = [
-        (b"", "is no PRep file: it has 0 bytes and no header."),
-        (b"1", "is no PRep file: it has 1 byte and no header."),
-        (b"PK\x03\x04" + bytes(100), "`prepkit pack` makes one of a checkpoint."),
-        ((1000).to_bytes(8, "little") + b"{", "it may be truncated"),
-        ((2).to_bytes(8, "little") + b"[]", "its header is not an object"),
-        ((4).to_bytes(8, "little") + b"{]{]", "its header is not JSON"),
-        ((16).to_bytes(8, "little") + b'{"a":{}, "a":{}}', "its header is not JSON (a name stands twice)"),
-        ((20_000).to_bytes(8, "little") + b"[" * 20_000, "its header is not JSON"),
-    ]
-    for content, message in cases:
-        path.write_bytes(content)
-        assert not is_prep_file(path)
-        with pytest.raises(PRepFileError) as caught:
-            load_prep(path)
-        assert message in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-def test_metadata_that_is_not_json(path: Path) -> None:
-    for text in ("", "{", "[" * 20_000, "NaN"):
-        save_file({"prep": torch.zeros(4, 8)}, path, {"prepkit": text})
-        assert is_prep_file(path)
-        with pytest.raises(PRepFileError, match="is no PRep file"):
-            load_prep(path)
-
-
-def test_plain_safetensors_are_pointed_to_pack(path: Path) -> None:
-    save_file({"prep": torch.zeros(4, 8)}, path)
-    assert not is_prep_file(path)
-    with pytest.raises(
-        PRepFileError, match=r"is a safetensors checkpoint, not a PRep; make one with `prepkit pack .*`\.$"
-    ):
-        load_prep(path)
-
-
-def test_missing_files_directories_and_pipes(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
-    for name, message in (
-        ("missing", "does not exist."),
-        (".", "is a directory, not a PRep file."),
-        ("pipe", "is no PRep file: it has 0 bytes"),
-    ):
-        assert not is_prep_file(tmp_path / name)
-        for read in (load_prep, read_prep_header):
-            with pytest.raises(PRepFileError) as caught:
-                read(tmp_path / name)
-            assert message in str(caught.value)
-
-
 def test_format_name() -> None:
     assert FORMAT == "prepkit-prep/1"
-
-
-def test_reading_a_header_does_not_import_torch(tiny: Path) -> None:
-    code = "import sys; from prepkit.prep.file import *; print(read_prep_header(sys.argv[1]).shape); "
-    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code, str(tiny)], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("4 x 8\n", "")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_stack import Noise, alone_by_epoch, jobs, setting, trained, training
+from stack_samples import Noise, alone_by_epoch, jobs, setting, trained, training
 from torch import nn
 from torch.nn.functional import cross_entropy
 

@@ -17,8 +17,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
+from folder_contents import files_of
 from killed_training import CHAIRS, LAST, spec
-from test_run import Notes, files_of
+from run_samples import Notes
 
 import prepkit.training._ray as on_cluster
 from prepkit.cli import main

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from random_images import random_images
-from test_stack import CPU, TRAININGS, Noise, jobs, setting, trained, worst
+from stack_samples import CPU, TRAININGS, Noise, jobs, setting, trained, worst
 from traced_graphs import HostTraffic, TracedRecorder
 
 from prepkit.errors import RecordingFailed

@@ -54,11 +54,6 @@ def write_digits(root: Path, rounds: int = 4, **options: object) -> Path:
     return root
 
 
-def files_of(root: Path) -> dict[str, bytes]:
-    """Return the content of every file in a folder."""
-    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
-
-
 def interrupt(writer: ZooWriter) -> None:
     """End a writer as an exception inside its `with` does."""
     writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)

@@ -37,7 +37,3 @@ def write_zoo(root, count=7, names=NAMES[:2], *, seed=0, prefix="m", teacher=Non
 
 def registry(*names):
     return Registry([architecture(name) for name in names], class_ids={name: i for i, name in enumerate(names)})
-
-
-def bytes_of(root):
-    return {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()}

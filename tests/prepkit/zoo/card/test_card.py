@@ -5,7 +5,8 @@ import re
 
 import huggingface_hub
 import pytest
-from zoo_samples import bytes_of, write_zoo
+from folder_contents import files_of
+from zoo_samples import write_zoo
 
 import prepkit
 from prepkit.api import open_zoo, verify
@@ -75,12 +76,12 @@ def test_the_three_lines_run(zoo, monkeypatch):
 
 def test_the_same_zoo_gives_the_same_bytes(tmp_path, zoo):
     write_card(zoo)
-    once = bytes_of(zoo)
+    once = files_of(zoo)
     write_card(zoo)
-    assert bytes_of(zoo) == once
+    assert files_of(zoo) == once
     again = write_zoo(tmp_path / "b", name="zoo", count=20, teacher="resnet8@digits", provenance=PROVENANCE)
     write_card(again)
-    assert bytes_of(again) == once
+    assert files_of(again) == once
     assert once[PICTURE].startswith(b"\x89PNG")
     assert verify(zoo).notes == ()
 

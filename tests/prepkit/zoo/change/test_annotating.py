@@ -12,8 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from folder_contents import files_of
 from killed_changes import killed
-from zoo_samples import bytes_of, write_zoo
+from zoo_samples import write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import ZooError, ZooLocked
@@ -84,13 +85,13 @@ VALUES = {"id": ["m3", "m1"], "robust": [0.25, 0.5]}
     ids=lambda frame: type(frame).__name__,
 )
 def test_columns_of_any_frame(root, frame):
-    before = bytes_of(root)
+    before = files_of(root)
     done = annotate(root, frame)
     assert (done.added, done.replaced, done.matched) == (("robust",), (), 2)
     assert done.notes == (f"5 instances have no row in the {type(frame).__name__}: m0, m2, m4, m5, m6.",)
     assert column(root, "robust") == {**dict.fromkeys([f"m{n}" for n in range(7)]), "m3": 0.25, "m1": 0.5}
     assert open_zoo(root).table.schema.field("robust").type == pa.float64()
-    after = bytes_of(root)
+    after = files_of(root)
     assert {name for name in after if after[name] != before.get(name)} == {"zoo.json", done.table}
     assert verify(root).ok
 
@@ -208,9 +209,9 @@ def test_what_changed_is_in_the_provenance_and_the_card(root, tmp_path):
 
 def test_nothing_is_written_where_nothing_changes(root):
     annotate(root, {"id": ["m0"], "x": [1]})
-    before = bytes_of(root)
+    before = files_of(root)
     assert annotate(root, {"id": ["m0"], "x": [1]}).replaced == ()
-    assert bytes_of(root) == before
+    assert files_of(root) == before
 
 
 # Mistakes -----------------------------------------------------------------------------------------------------
@@ -245,10 +246,10 @@ def test_nothing_is_written_where_nothing_changes(root):
     ],
 )
 def test_mistakes_change_nothing(root, frame, options, message):
-    before = bytes_of(root)
+    before = files_of(root)
     with pytest.raises(ZooError, match=message):
         annotate(root, frame, **options)
-    assert bytes_of(root) == before
+    assert files_of(root) == before
 
 
 def test_one_process_at_a_time(root):
@@ -275,7 +276,7 @@ def test_killed_at_any_call_the_zoo_is_as_before_or_as_after(root, tmp_path):
         assert column(copy, "robust")["m3"] == 0.25
         assert verify(copy).ok
         clean(copy)
-        assert {name for name in bytes_of(copy) if name.startswith((".", "models"))} == {
+        assert {name for name in files_of(copy) if name.startswith((".", "models"))} == {
             open_zoo(copy).manifest.table.path
         }
     assert kept > 3

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from zoo_samples import NAMES, TASK, bytes_of, network, registry, write_zoo
+from folder_contents import files_of
+from zoo_samples import NAMES, TASK, network, registry, write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import ZooError
@@ -70,13 +71,13 @@ def assert_unchanged(root, before, ids):
 
 
 def test_old_and_new_instances_are_there(grown, source):
-    before = bytes_of(source)
+    before = files_of(source)
     with ZooWriter(grown, append=True, provenance={"week": 2}, shard_bytes=20_000) as writer:
         assert (len(writer), len(writer.finished_ids), "m6" in writer, "n0" in writer) == (0, 7, True, False)
         for number, name in enumerate([NAMES[2], NAMES[0], NAMES[0], NAMES[1], NAMES[0]]):
             writer.add(network(name, 50 + number), id=f"n{number}", split="train", accuracy=number, epoch=number)
         assert writer.written_ids == {"n0", "n1", "n2", "n3", "n4"}
-        assert bytes_of(grown).items() >= before.items()  # nothing changes before the end
+        assert files_of(grown).items() >= before.items()  # nothing changes before the end
     zoo = open_zoo(grown)
     assert verify(grown).ok
     assert zoo.table["id"].to_pylist() == [*OLD, "n0", "n1", "n2", "n3", "n4"]
@@ -89,7 +90,7 @@ def test_old_and_new_instances_are_there(grown, source):
         assert torch.allclose(zoo.network(f"n{number}")(inputs), network(name, 50 + number)(inputs), atol=1e-5)
     assert zoo.table["epoch"].to_pylist() == [None] * 7 + [0, 1, 2, 3, 4]
     assert zoo.table["note"].to_pylist()[7:] == [None] * 5
-    assert {name: content for name, content in bytes_of(grown).items() if name in before and name != "zoo.json"} == {
+    assert {name: content for name, content in files_of(grown).items() if name in before and name != "zoo.json"} == {
         name: content for name, content in before.items() if name != "zoo.json"
     }
     assert not (grown / ".appending").exists()
@@ -136,14 +137,14 @@ def test_equal_networks_after_a_removal_are_other_instances(root):
 
 
 def test_an_append_of_nothing_changes_nothing(root):
-    before = bytes_of(root)
+    before = files_of(root)
     assert append(root) == ()
-    assert bytes_of(root) == before
+    assert files_of(root) == before
     with pytest.raises(ZooError, match="'m3' is the id of an instance"):
         append(root, "m3")
     with ZooWriter(root, append=True, resume=True) as writer:
         assert len(writer) == 0
-    assert bytes_of(root) == before
+    assert files_of(root) == before
 
 
 def test_the_first_instances_of_an_empty_zoo(tmp_path):
@@ -224,10 +225,10 @@ def test_the_zoos_own_columns_of_another_tool_may_be_narrow_or_empty(root):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_other_settings_are_refused(only, given, message):
-    before = bytes_of(only)
+    before = files_of(only)
     with pytest.raises(ZooError, match=message):
         ZooWriter(only, append=True, **given)
-    assert bytes_of(only) == before
+    assert files_of(only) == before
 
 
 def test_the_zoos_own_settings_may_be_given(root):

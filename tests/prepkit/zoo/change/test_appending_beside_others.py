@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from folder_contents import files_of
 from killed_changes import killed
-from zoo_samples import NAMES, bytes_of, network, write_zoo
+from zoo_samples import NAMES, network, write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import ZooError, ZooLocked
@@ -176,7 +177,7 @@ def check_going_on(copy: Path, root: Path) -> None:
     assert verify(copy).ok
     assert_unchanged(copy, root)
     clean(copy)
-    assert not [name for name in bytes_of(copy) if name.startswith(".")]
+    assert not [name for name in files_of(copy) if name.startswith(".")]
 
 
 @pytest.mark.parametrize("after", [3, pytest.param(None, marks=pytest.mark.slow)])

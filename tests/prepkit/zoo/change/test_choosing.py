@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from folder_contents import files_of
 from killed_changes import killed
-from zoo_samples import bytes_of, write_zoo
+from zoo_samples import write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, ZooError
@@ -43,7 +44,7 @@ def assert_same(part: Path, whole: Path, ids: list[str]) -> None:
 
 
 def test_cut_by_a_condition_and_by_ids(root, tmp_path):
-    before = bytes_of(root)
+    before = files_of(root)
     written = cut(root, tmp_path / "good", where="accuracy > 0.525", card=False)
     assert_same(tmp_path / "good", root, ["m3", "m4", "m5", "m6"])
     assert written.manifest.name == "good"
@@ -55,7 +56,7 @@ def test_cut_by_a_condition_and_by_ids(root, tmp_path):
     cut(root, tmp_path / "both", ids=["m5", "m0"], where="accuracy > 0.5", name="other", card=False)
     assert_same(tmp_path / "both", root, ["m5"])
     assert open_zoo(tmp_path / "both").name == "other"
-    assert bytes_of(root) == before
+    assert files_of(root) == before
 
 
 def test_a_shard_that_stays_whole_keeps_its_bytes(root, tmp_path):
@@ -108,12 +109,12 @@ def test_whoever_reads_the_zoo_goes_on(root):
 )
 def test_mistakes_write_nothing(root, tmp_path, monkeypatch, choice, message):
     monkeypatch.chdir(tmp_path)
-    before = bytes_of(tmp_path)
+    before = files_of(tmp_path)
     for change in (lambda: cut("zoo", "new", **choice), lambda: drop("zoo", **choice)):
         with pytest.raises(ZooError) as raised:
             change()
         assert message in str(raised.value)
-    assert bytes_of(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_a_zoo_keeps_an_instance(root):
@@ -153,5 +154,5 @@ def test_killed_at_any_call_all_instances_are_there_or_one_is_gone(tmp_path):
             drop_one(copy)
         assert_same(copy, root, ["m1", "m2", "m3", "m4", "m5", "m6"])
         clean(copy)
-        assert not [name for name in bytes_of(copy) if name.startswith(".")]
+        assert not [name for name in files_of(copy) if name.startswith(".")]
     assert lengths == {6, 7}

@@ -4,7 +4,8 @@ import contextlib
 
 import pytest
 import torch
-from zoo_samples import bytes_of, write_zoo
+from folder_contents import files_of
+from zoo_samples import write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, ZooError
@@ -18,20 +19,20 @@ def test_what_is_left_behind_is_removed(tmp_path):
     root = write_zoo(tmp_path / "zoo", teacher="resnet8@digits")
     old = read_manifest(root).table
     split(root, force=True)
-    whole = bytes_of(root)
+    whole = files_of(root)
     left = ["shards/x@y-00000-0123456789ab.safetensors", "teacher-0123456789ab.prep.safetensors"]
     left += [".prepkit-12-ab.tmp", ".prepkit-xyz/models.part", ".pulling/request.json", ".writing/journal.jsonl"]
     mine = {"notes.txt": b"mine", "shards/mine.bin": b"1", ".git/config": b"2", ".cache/prepkit/pulled.json": b"{}"}
     for path, content in {**dict.fromkeys(left, b"12345"), **mine}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content)
-    before = bytes_of(root)
+    before = files_of(root)
     would = clean(root, dry_run=True)
-    assert bytes_of(root) == before
+    assert files_of(root) == before
     assert clean(root) == would
     assert {(file.path, file.bytes) for file in would.removed} == {(old.path, old.bytes), *((path, 5) for path in left)}
     assert set(would.others) == {"notes.txt", "shards/mine.bin"}
-    assert bytes_of(root) == {path: content for path, content in whole.items() if path != old.path} | mine
+    assert files_of(root) == {path: content for path, content in whole.items() if path != old.path} | mine
     assert not any((root / name).exists() for name in (".pulling", ".writing", ".prepkit-xyz"))
     assert verify(root).ok
     assert clean(root).removed == ()
@@ -53,10 +54,10 @@ def test_a_damaged_manifest_names_nothing_so_nothing_is_removed(tmp_path):
     root = write_zoo(tmp_path / "zoo")
     manifest = root / "zoo.json"
     manifest.write_bytes(manifest.read_bytes().replace(b"models-", b"modelz-"))
-    before = bytes_of(root)
+    before = files_of(root)
     with pytest.raises(ZooError, match="damaged"):
         clean(root)
-    assert bytes_of(root) == before
+    assert files_of(root) == before
 
 
 def test_a_file_that_cannot_be_removed(tmp_path, monkeypatch):

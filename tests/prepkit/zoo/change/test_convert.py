@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo_samples import NAMES, bytes_of, registry, write_zoo
+from folder_contents import files_of
+from zoo_samples import NAMES, registry, write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, PrepkitError, VerificationError, ZooError
@@ -53,16 +54,16 @@ def test_there_and_back_nothing_changes_not_even_a_byte(tmp_path, kind, source_f
     assert_same(open_zoo(source), open_zoo(tmp_path / "other"))
     assert replace(read_manifest(source), shards=(), shard_format="") == replace(manifest, shards=(), shard_format="")
     convert(tmp_path / "other", tmp_path / "back", source_format)
-    assert bytes_of(tmp_path / "back") == bytes_of(source)
+    assert files_of(tmp_path / "back") == files_of(source)
 
 
 def test_the_result_is_the_one_that_the_writer_writes(tmp_path):
     one = write_zoo(tmp_path / "one", name="zoo", format="safetensors")
     direct = write_zoo(tmp_path / "direct", name="zoo", format="hdf5")
     convert(one, tmp_path / "converted", "hdf5")
-    shards = {path for path in bytes_of(direct) if path.startswith("shards/")}
-    assert {path: bytes_of(tmp_path / "converted").get(path) for path in shards} == {
-        path: bytes_of(direct)[path] for path in shards
+    shards = {path for path in files_of(direct) if path.startswith("shards/")}
+    assert {path: files_of(tmp_path / "converted").get(path) for path in shards} == {
+        path: files_of(direct)[path] for path in shards
     }
 
 
@@ -90,7 +91,7 @@ def test_a_damaged_source_is_refused_rather_than_given_right_checksums(tmp_path)
 @pytest.mark.parametrize("what", ["value", "row", "fact", "file"])
 def test_the_proof_finds_what_a_faulty_copy_loses(tmp_path, monkeypatch, what):
     source = write_zoo(tmp_path / "one")
-    before = bytes_of(source)
+    before = files_of(source)
     if what == "value":
         rows = copying.reshaped
 
@@ -112,7 +113,7 @@ def test_the_proof_finds_what_a_faulty_copy_loses(tmp_path, monkeypatch, what):
     with pytest.raises(VerificationError):
         convert(source, tmp_path / "two", "hdf5")
     assert leftovers(tmp_path) == ["one"]
-    assert bytes_of(source) == before
+    assert files_of(source) == before
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("x")])
@@ -142,10 +143,10 @@ def test_targets_that_are_refused(tmp_path):
         (source / "inside", "lies in the zoo"),
         (tmp_path / "file" / "below", "cannot write"),
     ]:
-        before = bytes_of(tmp_path)
+        before = files_of(tmp_path)
         with pytest.raises(OutputError, match=message):
             convert(source, target, "hdf5")
-        assert bytes_of(tmp_path) == before
+        assert files_of(tmp_path) == before
     with pytest.raises(ZooError, match="Did you mean 'hdf5'"):
         convert(source, tmp_path / "two", "hdf")
     with pytest.raises(PrepkitError, match="does not exist"):

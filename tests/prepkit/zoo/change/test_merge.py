@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from zoo_samples import NAMES, TASK, bytes_of, network, registry, write_zoo
+from folder_contents import files_of
+from zoo_samples import NAMES, TASK, network, registry, write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, VerificationError, ZooError
@@ -154,10 +155,10 @@ def test_columns_that_do_not_go_together_are_an_error(tmp_path, value, message):
 )
 def test_what_must_agree_is_an_error_that_says_what_differs(tmp_path, one, settings, message):
     second = write_zoo(tmp_path / "two", prefix="b", **settings)
-    before = bytes_of(tmp_path)
+    before = files_of(tmp_path)
     with pytest.raises(ZooError, match=message):
         merge(tmp_path / "all", [one, second])
-    assert bytes_of(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_a_licence_that_is_given_settles_it(tmp_path, one):

@@ -8,9 +8,10 @@ from functools import partial
 
 import pyarrow as pa
 import pytest
+from folder_contents import files_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zoo_samples import NAMES, bytes_of, write_zoo
+from zoo_samples import NAMES, write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, ZooError, ZooLocked
@@ -145,9 +146,9 @@ def test_the_usual_fractions_and_a_card(tmp_path):
 def test_splitting_again_gives_the_same_bytes(tmp_path):
     root = write_zoo(tmp_path / "zoo")
     split(root, THREE)
-    once = bytes_of(root)
+    once = files_of(root)
     split(root, THREE)
-    assert bytes_of(root) == once
+    assert files_of(root) == once
 
 
 def test_groups_can_be_another_column_or_none(tmp_path):
@@ -174,10 +175,10 @@ def test_groups_can_be_another_column_or_none(tmp_path):
 )
 def test_wrong_fractions_change_nothing(tmp_path, fractions, message):
     root = write_zoo(tmp_path / "zoo", count=2)
-    before = bytes_of(root)
+    before = files_of(root)
     with pytest.raises(ZooError, match=message):
         split(root, fractions)
-    assert bytes_of(root) == before
+    assert files_of(root) == before
 
 
 def test_too_few_groups_are_noted_and_an_empty_zoo_is_fine(tmp_path):
@@ -188,7 +189,7 @@ def test_too_few_groups_are_noted_and_an_empty_zoo_is_fine(tmp_path):
 
 def test_a_failure_leaves_the_old_split(tmp_path, monkeypatch):
     root = write_zoo(tmp_path / "zoo", names=NAMES)
-    before = bytes_of(root)
+    before = files_of(root)
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
@@ -196,7 +197,7 @@ def test_a_failure_leaves_the_old_split(tmp_path, monkeypatch):
     monkeypatch.setattr(splitting, "write_table_at_once", full)
     with pytest.raises(OutputError, match="the disk is full"):
         split(root, THREE)
-    assert bytes_of(root) == before
+    assert files_of(root) == before
 
 
 # A split that is there ----------------------------------------------------------------------------------------
@@ -204,10 +205,10 @@ def test_a_failure_leaves_the_old_split(tmp_path, monkeypatch):
 
 def test_a_split_is_replaced_only_if_forced_and_is_kept(tmp_path):
     root = write_zoo(tmp_path / "zoo", count=40)
-    before, old = bytes_of(root), open_zoo(root).table["split"]
+    before, old = files_of(root), open_zoo(root).table["split"]
     with pytest.raises(ZooError, match=r"has a split already \(test 13, train 13\); force=True draws another"):
         splitting.split(root)
-    assert bytes_of(root) == before
+    assert files_of(root) == before
     first = splitting.split(root, force=True, keep_as="paper")
     assert first.kept == "split.paper"
     zoo = open_zoo(root)
@@ -346,10 +347,10 @@ def test_a_table_that_goes_while_a_zoo_is_opened(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", [split, write_card, clean])
 def test_whoever_changes_a_zoo_holds_its_lock(tmp_path, change):
     root = write_zoo(tmp_path / "zoo", count=6)
-    before = bytes_of(root)
+    before = files_of(root)
     with changing(root), pytest.raises(ZooLocked, match=r"zoo' is being written by process \d+"):
         change(root)
-    assert bytes_of(root) == before
+    assert files_of(root) == before
     change(root)
 
 

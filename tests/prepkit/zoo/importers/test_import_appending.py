@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from writer_samples import files_of, tensors_of
+from folder_contents import files_of
+from writer_samples import tensors_of
 
 import prepkit
 from prepkit.api import open_zoo, verify

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from folder_contents import files_of
 from forged_zoos import replace_table, rewrite_manifest, table_of
-from writer_samples import files_of, tensors_of
+from writer_samples import tensors_of
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import ZooError

@@ -7,10 +7,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from folder_contents import files_of
 from forged_zoos import replace_shard, rewrite_manifest
 from safetensors import safe_open
 from safetensors.torch import save_file
-from writer_samples import files_of, tensors_of, trained, write_digits
+from writer_samples import tensors_of, trained, write_digits
 
 import prepkit
 from prepkit.api import open_zoo

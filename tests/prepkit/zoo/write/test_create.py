@@ -7,7 +7,8 @@ from importlib.metadata import version
 import pytest
 import torch
 from click.testing import CliRunner
-from writer_samples import files_of, tensors_of
+from folder_contents import files_of
+from writer_samples import tensors_of
 
 from prepkit.api import create_zoo, open_zoo
 from prepkit.cli import main

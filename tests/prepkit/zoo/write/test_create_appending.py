@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
-from writer_samples import files_of, tensors_of
+from folder_contents import files_of
+from writer_samples import tensors_of
 
 from prepkit.api import create_zoo, open_zoo, verify
 from prepkit.cli import main

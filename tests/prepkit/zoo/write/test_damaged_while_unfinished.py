@@ -7,7 +7,8 @@ from pathlib import Path
 import killed_writer
 import pytest
 import torch
-from writer_samples import files_of, interrupt, tensors_of
+from folder_contents import files_of
+from writer_samples import interrupt, tensors_of
 
 from prepkit.errors import PrepkitError, ZooError
 from prepkit.zoo.format.manifest import Shard

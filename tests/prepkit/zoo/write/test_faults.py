@@ -8,7 +8,8 @@ from pathlib import Path
 import killed_writer
 import pytest
 import torch
-from writer_samples import files_of, interrupt, tensors_of
+from folder_contents import files_of
+from writer_samples import interrupt, tensors_of
 
 from prepkit.api import open_zoo
 from prepkit.errors import (

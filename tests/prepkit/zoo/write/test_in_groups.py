@@ -5,7 +5,8 @@ import os
 
 import pytest
 import torch
-from writer_samples import files_of, tensors_of
+from folder_contents import files_of
+from writer_samples import tensors_of
 
 import prepkit
 from prepkit.errors import OutputError, ZooError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import killed_writer
 import pytest
-from writer_samples import files_of
+from folder_contents import files_of
 
 from prepkit.api import verify
 from prepkit.errors import OutputError

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from folder_contents import files_of
 from torch import nn
-from writer_samples import files_of, tensors_of, trained
+from writer_samples import tensors_of, trained
 
 import prepkit
 from prepkit.api import create_zoo, open_zoo

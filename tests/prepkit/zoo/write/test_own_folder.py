@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from writer_samples import files_of, interrupt, tensors_of
+from folder_contents import files_of
+from writer_samples import interrupt, tensors_of
 
 from prepkit.api import open_zoo
 from prepkit.errors import OutputError, PrepkitError, ZooError, ZooLocked

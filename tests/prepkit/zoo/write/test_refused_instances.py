@@ -6,7 +6,8 @@ from datetime import date
 import numpy as np
 import pytest
 import torch
-from writer_samples import files_of, tensors_of, trained
+from folder_contents import files_of
+from writer_samples import tensors_of, trained
 
 import prepkit
 from prepkit.api import open_zoo

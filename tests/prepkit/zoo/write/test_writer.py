@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from writer_samples import files_of, tensors_of, trained, write_digits
+from folder_contents import files_of
+from writer_samples import tensors_of, trained, write_digits
 
 import prepkit
 from prepkit.api import open_zoo

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from folder_contents import files_of
 from killed_training import CHAIRS
 from spec_samples import TEXT, spec, trained
-from test_run import files_of
-from test_stack import Noise, jobs, setting, training, worst
+from stack_samples import Noise, jobs, setting, training, worst
 from torch.nn.functional import cross_entropy, mse_loss
 
 import prepkit

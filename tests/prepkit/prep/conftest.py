@@ -1,0 +1,10 @@
+"""Where PRep files are written."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.prep.safetensors"
