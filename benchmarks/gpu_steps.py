@@ -23,13 +23,16 @@ from benchmarks.baselines import netspace_step
 from netspace.data import AtRandom, Batch, Data, InTurn, ready_teacher
 from netspace.recipe import Recipe, load_recipe
 from netspace.run.run import new_space
+from netspace.space import gpu_functions
 from netspace.training._objective import Objective
 from netspace.training._step import Step, adam
 from netspace.training.losses import boundary_pairs, gammas, interpolate_embeddings, interpolated_class_ids, loss_kd
+from netspace.training.memory import predicted_at_once
 from prepkit.fusion.fold import fold
 from prepkit.support.device import bf16_autocast
 from prepkit.support.graphs import CudaRecorder
 from prepkit.support.processes import Ranks
+from prepkit.support.progress import Progress
 from prepkit.tasks._augmentation import Normalisation
 from prepkit.tasks._image_record import Augmentation
 from prepkit.tasks._image_set import Part
@@ -117,6 +120,12 @@ class RandomData(Data):
             self.task.prepare(self.items)
 
 
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on a device."""
+    tensors = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **tensors)
+
+
 def recipe_of(setting: str, tiny: bool, precision: str = "bfloat16") -> Recipe:
     """The paper's recipe of a setting, or one with a narrow PRep and few samples."""
     if not tiny:
@@ -143,6 +152,10 @@ class Case:
         self.layouts = [one.layout for one in self.registry]
         self.batches = self.data.batches(0)
         self.space = new_space(recipe).to(device)
+        self.chosen: dict[str, Any] | None = None
+        if device.type == "cuda":  # as a training does
+            count, halved = predicted_at_once(recipe), precision == "bfloat16"
+            self.chosen = gpu_functions.choose(self.space, count, halved=halved, progress=Progress())
         self.plain_optimiser = torch.optim.Adam(self.space.parameters(), lr=1e-4)
         objective = Objective(self.space, recipe, self.registry, self.data.teacher)
         trained = [parameter for parameter in self.space.parameters() if parameter.requires_grad]

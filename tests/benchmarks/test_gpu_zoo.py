@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import gpu_zoo
-from benchmarks.gpu_zoo import Case, Way
+from benchmarks import gpu_zoo, gpu_zoo_ways
+from benchmarks.gpu_zoo_ways import Case, Way
 
 CPU = torch.device("cpu")
 
@@ -36,8 +36,10 @@ def test_each_check_runs(check):
 
 @pytest.mark.slow
 def test_speed_is_measured_of_every_way(monkeypatch):
-    monkeypatch.setattr(gpu_zoo, "image_ways", lambda count: [Way("plain", 1), Way("dense nhwc", count, 2, bf16=True)])
-    figures = gpu_zoo.zoo_speed(CPU, True)
+    monkeypatch.setattr(
+        gpu_zoo_ways, "image_ways", lambda count: [Way("plain", 1), Way("dense nhwc", count, 2, bf16=True)]
+    )
+    figures = gpu_zoo_ways.zoo_speed(CPU, True)
     assert len(figures) == 3
     for found in figures.values():
         assert len(found) >= 2

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
+from benchmarks.gpu_choices import VARIANTS, host_drawn, part_choices
+from benchmarks.gpu_sheet import Sheet
 from benchmarks.gpu_steps import Case
+from netspace.space import gpu_functions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -40,6 +43,43 @@ def test_the_check_runs_on_a_cpu(tmp_path, capfd):
 
 
 @pytest.mark.slow
+def test_choices_are_timed(tmp_path, monkeypatch):
+    for name in ("WARMUPS", "ROUNDS", "STEPS"):
+        monkeypatch.setattr(gpu_functions, name, 1)
+    sheet = Sheet(tmp_path / "choices.json", CPU, True, ["sdf"])
+    part_choices(sheet)
+    assert set(sheet.figures.pop("sdf, third convolution")["seconds"]) == {"convolution", "product"}
+    names = [f"second convolution, {outputs}, {way}" for outputs in ("1,250 outputs", "1,256 outputs")
+             for way in ("product", "convolution")]  # fmt: skip
+    assert [name for name, found in sheet.figures.items() if found["steps a second"] > 0] == names
+
+
+def test_all_parts_together_take_less_than_nine_minutes():
+    assert sum(limit for _, limit in gpu_check.PARTS.values()) < 9 * 60
+
+
+def test_a_variant_computes_what_the_other_one_does(monkeypatch):
+    """The third convolution as a product, and points that the host draws, change a step's speed and not its loss."""
+    monkeypatch.setattr(gpu_functions.fast, "decodes_channels_last", lambda *_: True)
+    expected = float(Case("sdf", CPU, True, "float32").ours()["loss"].detach())
+    for name in ("third convolution as a product", "third convolution by the library", "points drawn by the host"):
+        _, way, prepare = VARIANTS[name]
+        with way():
+            case = Case("sdf", CPU, True, "float32")
+            prepare(case)
+            assert case.space.decoder.third_as_product == name.endswith("as a product")
+            assert float(case.ours()["loss"].detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_host_draws_the_points_that_a_cpu_draws():
+    task = Case("sdf", CPU, True, "float32").data.task
+    asked = ((3, 4), (0, 1), 5, 7)
+    for found, expected in zip(host_drawn(task, *asked), task.batches(*asked), strict=True):
+        assert torch.equal(found.inputs, expected.inputs)
+        assert torch.equal(found.targets, expected.targets)
+
+
+@pytest.mark.slow
 def test_all_parts_run_on_a_cpu(tmp_path, capfd):
     parts = [part for part in gpu_check.PARTS if part != "tests"]
     figures = run(tmp_path, capfd, parts, ["single", "multi", "sdf"])
@@ -47,7 +87,7 @@ def test_all_parts_run_on_a_cpu(tmp_path, capfd):
 
 
 def test_a_failed_case_is_told_and_the_next_one_runs(tmp_path, capsys):
-    sheet = gpu_check.Sheet(tmp_path / "part.json", CPU, True)
+    sheet = Sheet(tmp_path / "part.json", CPU, True)
 
     def fails():
         raise RuntimeError("no such kernel")
