@@ -7,6 +7,7 @@ it would have seen. Shapes: N instances of a batch, H x W the PRep, B samples.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,6 +54,11 @@ class Batch:
     line: Tensor | None = None
 
 
+def split_sizes(zoo: prepkit.Zoo) -> dict[str, int]:
+    """Number of instances in each split that is not empty, of the zoo or of the view that it is."""
+    return dict(sorted(Counter(split for split in zoo.table["split"].to_pylist() if split is not None).items()))
+
+
 def shares_starts(zoo: prepkit.Zoo) -> bool:
     """Whether the zoo's table says that no training instance has a start of its own."""
     table = zoo.split(TRAIN).table
@@ -88,11 +94,12 @@ def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
             f"{zoo.shape}. Open it with width={network.width}, height={network.height}."
         )
     splits = (TRAIN,) if recipe.setting == "sdf" else (TRAIN, VALIDATION)
+    sizes = split_sizes(zoo)
     for split in splits:
-        if not zoo.manifest.splits.get(split):
+        if split not in sizes:
             raise ZooMismatch(
-                f"zoo '{zoo.name}' has no instances in the split '{split}'; it has "
-                f"{listed(zoo.manifest.splits) or 'none'}. `prepkit zoo split` deals them, or {remedy}"
+                f"zoo '{zoo.name}' has no instances in the split '{split}'; it has {listed(sizes) or 'none'}. "
+                f"`prepkit zoo split` deals them, or {remedy}"
             )
     if zoo.task is None:
         raise ZooMismatch(

@@ -127,6 +127,10 @@ class RecordingFailed(RuntimeWarning):
     """A step cannot be recorded as a CUDA graph, and runs without one; the command line prints a note."""
 
 
+class ZooChanged(RuntimeWarning):
+    """A zoo has grown, or got columns, since a run was trained on it; only the instances that were there are used."""
+
+
 class CopiesDiffer(RuntimeWarning):
     """Copies of a network in other orders of units are not all aligned to one; the command line prints a note."""
 

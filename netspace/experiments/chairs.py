@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import TEST, TRAIN, shares_starts
+from netspace.data import TEST, TRAIN, shares_starts, split_sizes
 from netspace.experiments._closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
 from netspace.experiments.result import Cell, Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.interpolation import Interpolation, interpolate, weights_between
@@ -60,9 +60,9 @@ COLUMNS = (
 def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS, resolution: int = RESOLUTION) -> Result:
     """Measure predicted signals, then walk between pairs of training chairs."""
     zoo, task = subject.zoo, subject.task
-    closeness = {}
+    closeness, sizes = {}, split_sizes(zoo)
     for split in (TRAIN, TEST):
-        if zoo.manifest.splits.get(split):
+        if split in sizes:
             subject.progress(f"closeness of predicted signals, split {split}")
             closeness[split] = closeness_to_own(subject, subject.predicted(split))
     first, second = _pairs(zoo.split(TRAIN), pairs, subject.seed)

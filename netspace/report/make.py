@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from netspace.explore import colours
 from netspace.report._pages import html_page, markdown_page
 from netspace.report.model import Progress, Report, RunResults, StageProgress, announce, remaining_text
 from netspace.report.words import score_name
+from netspace.run.known_zoo import instances_of_run, sum_of
 from netspace.run.run import BEST, Run, RunError, versions
 from prepkit.errors import PrepkitError
 from prepkit.figures import new_figure, png_of
@@ -73,10 +75,8 @@ def report(
         raise ReportError("a report needs at least one run.")
     _check_different(runs)
     new_figure(1, 1)  # raises PlotsMissing, which each experiment would
-    moved = {prepkit.open_zoo(path).manifest.to_dict()["sha256"]: Path(path) for path in zoos}
-    runners = [
-        ExperimentRunner(run, device, moved.get(run.record["zoo"]["sha256"]), data, seed, sizes or {}) for run in runs
-    ]
+    moved = [(Path(path), prepkit.open_zoo(path)) for path in zoos]
+    runners = [ExperimentRunner(run, device, _place_of_zoo(run, moved), data, seed, sizes or {}) for run in runs]
     results = _run_experiments(runners, None if only is None else set(only), again, progress)
     made = time.strftime("%Y-%m-%d %H:%M")
     content = Report(title, made, results, hardware(runners[0].torch_device), versions(), note)
@@ -86,6 +86,14 @@ def report(
         with replacing(path, overwrite=overwrite) as temporary:
             temporary.write_text(document, encoding="utf-8")
     return content
+
+
+def _place_of_zoo(run: Run, moved: Sequence[tuple[Path, prepkit.Zoo]]) -> Path | None:
+    """Return which of these zoos is the run's; None if none is."""
+    found = (path for path, zoo in moved if sum_of(zoo) == run.record["zoo"]["sha256"])
+    known = list(run.registry.class_ids)
+    grown = (path for path, zoo in moved if instances_of_run(zoo, run.record["zoo"], known) is not None)
+    return next(chain(found, grown), None)
 
 
 def page_files(out: Path) -> tuple[Path, Path, Path]:

@@ -38,6 +38,7 @@ from netspace.alignment import Alignment
 from netspace.data import ZooMismatch, shares_starts
 from netspace.recipe import FROM_PREPS, Recipe, recipe_of
 from netspace.run._places import absolute, local_folder
+from netspace.run.known_zoo import identity_of, instances_of_run, sum_of, why_not_found
 from netspace.space import cpu_functions, gpu_functions
 from netspace.space.network import NetSpace
 from prepkit.errors import expect, listed
@@ -120,7 +121,7 @@ class Run:
             "recipe": recipe.to_dict(),
             "initialisation": initialisation or recipe.network.initialisation,
             "registry": zoo.registry.to_dict(),
-            "zoo": _identity(zoo)
+            "zoo": identity_of(zoo)
             | {"path": absolute(zoo_path), "license": zoo.manifest.license, "shared_starts": shares_starts(zoo)},
             "task": None if zoo.task is None else dict(zoo.task),
             "versions": versions(),
@@ -163,6 +164,7 @@ class Run:
     def open_zoo(self, path: str | os.PathLike[str] | None = None) -> prepkit.Zoo:
         """The zoo that the run was trained on, read at the recipe's height and width.
 
+        Of a zoo that has grown since, or got columns, it is a view of the instances that were there, with a warning.
         path: where the zoo is now; where it was in training if missing
         raises ZooMismatch if it is another zoo
         """
@@ -174,12 +176,13 @@ class Run:
             )
         network = self.recipe.network
         zoo = prepkit.open_zoo(path or recorded["path"], width=network.width, height=network.height)
-        if (sha256 := zoo.manifest.to_dict()["sha256"]) != recorded["sha256"]:
+        own = instances_of_run(zoo, recorded, list(self.registry.class_ids))
+        if own is None:
             raise ZooMismatch(
                 f"the run '{self.path}' was trained on zoo '{recorded['name']}' with sha256 {recorded['sha256'][:12]}; "
-                f"'{path or recorded['path']}' has {sha256[:12]}. Give the zoo it was trained on."
+                f"'{path or recorded['path']}' has {sum_of(zoo)[:12]}{why_not_found(recorded)}"
             )
-        return zoo
+        return own
 
     # States -------------------------------------------------------------------------------------------------------
 
@@ -360,12 +363,6 @@ def new_space(recipe: Recipe) -> NetSpace:
 def versions() -> dict[str, str]:
     """The versions of what a run's numbers depend on."""
     return {"prepkit": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-
-
-def _identity(zoo: prepkit.Zoo) -> dict[str, Any]:
-    splits = {name: zoo.split(name).sha256 for name in zoo.manifest.splits}
-    sha256 = zoo.manifest.to_dict()["sha256"]
-    return {"name": zoo.name, "sha256": sha256, "splits": splits, "split_rule": zoo.split_rule}
 
 
 def _record(root: Path) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import prepkit
 from netspace.alignment import Alignment
 from netspace.data import check_architectures
 from netspace.recipe import Recipe
+from netspace.run.known_zoo import instances_of_run, sum_of, why_not_found
 from netspace.run.run import BEST, LATEST, LOCK, Run, RunError, check_free
 from netspace.training._starting import initialisation_of, with_initialisation
-from prepkit.errors import InvalidShape, counted
+from prepkit.errors import InvalidShape, counted, listed
 from prepkit.support.files import output_error
 from prepkit.support.json_values import by_dotted_key
 from prepkit.support.lock import take_lock
@@ -32,6 +33,28 @@ def open_zoo_of_recipe(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: 
     except InvalidShape:
         check_architectures(recipe, prepkit.open_zoo(zoo, trust_code=trust_code))
         raise
+
+
+def zoo_of_run(out: Path, zoo: prepkit.Zoo) -> prepkit.Zoo:
+    """Return the instances that a run was begun with, of a zoo that may have grown since: training goes on with them.
+
+    raises RunError if there is no run, it was begun with another zoo, or the zoo has got architectures since
+    """
+    run = Run(out, trust_code=True)
+    recorded, architectures = run.record["zoo"], list(run.registry.class_ids)
+    own = instances_of_run(zoo, recorded, architectures)
+    if own is None:
+        raise RunError(
+            f"'{out}' was begun with another zoo, '{recorded['name']}', with sha256 {recorded['sha256'][:12]}; "
+            f"'{zoo.name}' has {sum_of(zoo)[:12]}{why_not_found(recorded)}"
+        )
+    new = [name for name in own.registry.class_ids if name not in architectures]
+    if new:
+        raise RunError(
+            f"'{out}' was begun when zoo '{zoo.name}' had no {listed(new)}, and a space knows the architectures that "
+            "it began with; go on with a copy of the zoo as it was, or train anew."
+        )
+    return own
 
 
 def open_folder(
@@ -70,7 +93,7 @@ def open_folder(
 
 
 def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
-    """Raise RunError if a run was begun with another recipe or zoo, is further already, or has lost its state."""
+    """Raise RunError if a run was begun with another recipe, is further already, or has lost its state."""
     latest, best = run.facts(LATEST), run.facts(BEST)
     # A kill between the first best state and the first latest one loses only these steps, which are taken again.
     if latest is None and best is not None and best["step"] > run.recipe.training.validate_every:
@@ -91,5 +114,3 @@ def _check_resumable(run: Run, recipe: Recipe, zoo: prepkit.Zoo) -> None:
         raise RunError(
             f"'{run.path}' was begun with another recipe: {'; '.join(changes)}. Use the same, or another folder."
         )
-    if zoo.manifest.to_dict()["sha256"] != run.record["zoo"]["sha256"]:
-        raise RunError(f"'{run.path}' was begun with another zoo, '{run.record['zoo']['name']}'. Use the same.")

@@ -29,7 +29,7 @@ from netspace.training._aligning import align_data
 from netspace.training._functions import choose_functions
 from netspace.training._logs import LINE_STEPS, MetricsLog, open_board
 from netspace.training._objective import Objective
-from netspace.training._run_folder import open_folder, open_zoo_of_recipe
+from netspace.training._run_folder import open_folder, open_zoo_of_recipe, zoo_of_run
 from netspace.training._starting import initialisation_of, start_from_data
 from netspace.training._step import Step, adam
 from netspace.training._validation import Validation
@@ -66,7 +66,7 @@ def train(
 
     recipe: the settings, or what `load_recipe` takes; with `resume` they are those of the run, and only the number of
             steps may differ
-    zoo:    folder of the zoo
+    zoo:    folder of the zoo; with `resume` it may have grown since, and the instances that were there are taken
     out:    folder of the run: new, empty, or the one to go on with
     device: "auto", "cpu", "cuda", "cuda:1" or "mps"
     data:   folder of the task's data, for tasks that need one
@@ -87,6 +87,8 @@ def train(
         if ranks.first and not resume:
             check_free(Path(out))
         opened = open_zoo_of_recipe(recipe, zoo, trust_code)
+        if resume:
+            opened = zoo_of_run(Path(out), opened)
         with gpu_kernels(chosen, recipe.training.deterministic):
             known = Run(out, trust_code=True).alignment if resume and recipe.align else None
             training = Training(

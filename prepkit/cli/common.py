@@ -16,7 +16,7 @@ import click
 from prepkit.cli import colour
 from prepkit.cli.output import print_error, print_note, with_flags
 from prepkit.cli.verbosity import is_quiet, log_traceback
-from prepkit.errors import CopiesDiffer, FormerSpelling, PrepkitError, RecordingFailed
+from prepkit.errors import CopiesDiffer, FormerSpelling, PrepkitError, RecordingFailed, ZooChanged
 from prepkit.program import INTERRUPTED, MESSAGE
 from prepkit.support.progress import show_progress
 from prepkit.support.signals import noted_interruption
@@ -140,7 +140,7 @@ def notes() -> Iterator[None]:
         show = warnings.showwarning
 
         def note(message: Warning | str, category: type[Warning], *where: Any, **details: Any) -> None:
-            if issubclass(category, FormerSpelling | RecordingFailed | CopiesDiffer):
+            if issubclass(category, CopiesDiffer | FormerSpelling | RecordingFailed | ZooChanged):
                 print_note(str(message))
             else:
                 show(message, category, *where, **details)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import prepkit
-from netspace.data import TEST, TRAIN, VALIDATION
+from netspace.data import TEST, TRAIN, VALIDATION, split_sizes
 from netspace.experiments.result import Cell, Result, Table, claim
 from prepkit.errors import listed
 from prepkit.tasks.images import ImageTask
@@ -57,7 +57,7 @@ def run(subject: Subject) -> Result:
         (WORDS[kind], len(contents[kind][TEST]), *counts.values()) for kind, counts in shared.items()
     )
     table = Table("What the test split shares", ("kind", "in test", "also in train", "also in validation"), rows)
-    numbers = {"shared": shared, "instances": dict(zoo.manifest.splits)}
+    numbers = {"shared": shared, "instances": split_sizes(zoo)}
     return Result("hygiene", "Split hygiene", TEXT + absent, numbers, claims, [table])
 
 
