@@ -34,14 +34,14 @@ def part_zoo(sheet: Sheet) -> None:
 PARTS: dict[str, tuple[Callable[[Sheet], None], int]] = {  # name: what to run, limit in seconds
     "steps": (gpu_parts.part_steps, 65),
     "choices": (gpu_choices.part_choices, 35),
-    "variants": (gpu_choices.part_variants, 70),
+    "variants": (gpu_choices.part_variants, 65),
     "same": (gpu_parts.part_same, 55),
     "zoo": (part_zoo, 100),
     "tests": (gpu_parts.part_tests, 60),
     "whole": (gpu_commands.part_whole, 75),
-    "curve": (gpu_parts.part_curve, 35),
+    "curve": (gpu_parts.part_curve, 40),
     "sections": (gpu_parts.part_sections, 20),
-    "evaluating": (gpu_commands.part_evaluating, 15),
+    "evaluating": (gpu_commands.part_evaluating, 20),
 }
 
 

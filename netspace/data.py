@@ -133,10 +133,14 @@ def ready_teacher(teacher: nn.Module, recipe: Recipe, device: torch.device) -> n
     """Move a teacher to a device in the form that is run: on a GPU, its layers are cast once, not in each step."""
     teacher = copy.deepcopy(teacher)  # the zoo's own one stays as it is
     teacher = teacher.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
-    if device.type == "cuda" and recipe.training.precision == "bfloat16":
-        for layer in teacher.modules():  # a BatchNorm keeps its statistics in float32
-            if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-                layer.to(torch.bfloat16)
+    return cast_layers(teacher) if device.type == "cuda" and recipe.training.precision == "bfloat16" else teacher
+
+
+def cast_layers(teacher: nn.Module) -> nn.Module:
+    """Cast the layers whose factors autocast would cast at each use; a BatchNorm keeps its statistics in float32."""
+    for layer in teacher.modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            layer.to(torch.bfloat16)
     return teacher
 
 

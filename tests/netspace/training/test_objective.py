@@ -8,7 +8,7 @@ from small_zoos import SMALL
 from torch.nn import functional
 
 import prepkit
-from netspace.data import Data
+from netspace.data import Data, cast_layers
 from netspace.recipe import load_recipe
 from netspace.run.run import new_space
 from netspace.training._objective import Objective
@@ -256,6 +256,26 @@ def test_half_precision_is_near(small_zoo, name):
         totals[precision] = found.total.item()
     assert totals["bfloat16"] == pytest.approx(totals["float32"], rel=0.05)
     assert totals["bfloat16"] != totals["float32"]
+
+
+@pytest.mark.parametrize("name", ["digits_single", "digits_multi"])
+def test_what_is_cast_once_a_step_equals_what_autocast_casts_at_each_use(small_zoo, name, monkeypatch):
+    """On a GPU, PReps and the teacher's layers are cast once; here a CPU does so too."""
+    recipe = load_recipe(name, {**SMALL[name], "training.precision": "bfloat16"})
+    zoo = prepkit.open_zoo(small_zoo(name), width=recipe.network.width, height=recipe.network.height)
+    data = Data(recipe, zoo, torch.device("cpu"))
+    space, batch, found = new_space(recipe), next(data.batches(0)), []
+    for cast in (False, True):
+        if cast:
+            monkeypatch.setattr(Objective, "_cast", lambda self, preps: preps.bfloat16())
+            data.teacher = data.teacher and cast_layers(data.teacher)
+        space.zero_grad()
+        losses = Objective(space, recipe, data.registry, data.teacher)(batch)
+        losses.total.backward()
+        found.append((losses.parts, torch.cat([parameter.grad.flatten() for parameter in space.parameters()])))
+    (parts, gradient), (once, gradient_once) = found
+    assert once == parts
+    assert float((gradient_once - gradient).norm() / gradient.norm()) < 2**-7
 
 
 @pytest.mark.parametrize(
