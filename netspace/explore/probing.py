@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import prepkit
-from netspace.data import TEST, runs_of
+from netspace.data import OWN, START, TEST, TRAIN, runs_of
 from netspace.explore._probed_instances import Part, chosen_rows, readable
 from netspace.explore._probed_outputs import Outputs, outputs_of
 from netspace.explore._reader import read_outputs
@@ -43,6 +43,8 @@ PAIRS = 16  # of training instances, half-way between which a network is run
 EXPLAINED, TOLD_APART = 0.5, 0.75  # from here a zoo is learnable; half of the pairs are told apart by chance
 NOT_EXPLAINED = 0.2  # below it a zoo is not learnable
 ONE_BASIN = 0.8  # of the accuracy of both ends: from here, and for shapes from their overlap, they lie in one basin
+
+OWN_STARTS, ONE_START, SHARED_STARTS, UNKNOWN_STARTS = "own", "one", "shared", "unknown"
 
 Verdict = Literal["learnable", "in part", "not learnable"]
 STARTS: dict[Verdict, str] = {
@@ -106,9 +108,8 @@ class Probe(Brief):
             if self.is_shapes
             else f"{where} the accuracy is {_percent(half)}, and at both ends {_percent(ends)}"
         )
-        if half >= (1 if self.is_shapes else ONE_BASIN) * ends:
-            return f"{start}, so the two lie in one basin, as networks with a common start do."
-        return f"{start}, so each lies in a basin of its own; networks with a common start can be read better."
+        in_one = half >= (1 if self.is_shapes else ONE_BASIN) * ends
+        return f"{start}, so {_basins(in_one, self.about['starts'])}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""
@@ -174,6 +175,7 @@ def probe(
     about = {
         "zoo": {"name": opened.name, "sha256": opened.manifest.to_dict()["sha256"], "instances": len(opened)},
         "split": split,
+        "starts": starts_of(opened),
         "outputs": kind.about,
         "seed": seed,
     }
@@ -187,6 +189,23 @@ def verdict_of(explained: float, told_apart: float, low: float) -> Verdict:
     if explained >= EXPLAINED and told_apart >= TOLD_APART:
         return "learnable"
     return "in part" if explained >= NOT_EXPLAINED and low > 0.5 else "not learnable"
+
+
+def starts_of(zoo: prepkit.Zoo) -> str:
+    """Return how the training instances began, by the column `start`: "own", "one", "shared" or "unknown".
+
+    Of an architecture, "one" is the same start for all, and "shared" are some starts that several share.
+    """
+    table = zoo.split(TRAIN).table
+    if START not in table.column_names:
+        return UNKNOWN_STARTS
+    pairs = set(zip(table["architecture"].to_pylist(), table[START].to_pylist(), strict=True))
+    starts = {start for _, start in pairs}
+    if starts == {OWN}:
+        return OWN_STARTS
+    if {None, "", OWN} & starts:
+        return UNKNOWN_STARTS
+    return ONE_START if len(pairs) == len({name for name, _ in pairs}) else SHARED_STARTS
 
 
 # The parts of a probe ---------------------------------------------------------------------------------------------
@@ -230,6 +249,20 @@ def _read(
 
 def _arrays(part: Part) -> tuple[np.ndarray, np.ndarray]:
     return part.preps_NF.numpy(), part.outputs_NV.numpy()
+
+
+def _basins(in_one: bool, starts: str) -> str:
+    """Say where two training instances lie, by what was measured, and what is known of their starts."""
+    if in_one:
+        common = "as networks with a common start do"
+        known = {OWN_STARTS: "though each began with a start of its own", ONE_START: common, SHARED_STARTS: common}
+        return f"the two lie in one basin{', ' + known[starts] if starts in known else ''}"
+    known = {
+        OWN_STARTS: ", as networks with starts of their own do; those with a common start can be read better",
+        ONE_START: ", though all of an architecture began with one start: training led them apart",
+        SHARED_STARTS: "; only instances with one and the same start, as the column `start` tells, may share a basin",
+    }
+    return f"each lies in a basin of its own{known.get(starts, '')}"
 
 
 def _share(share: float) -> str:

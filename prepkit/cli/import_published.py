@@ -160,7 +160,7 @@ def dataset_pt(
 
     size = source.stat().st_size if source.is_file() else 0
     with out.bar("reading", "B") as bar:
-        bar.begin(size, text="the whole file")
+        bar.begin(size)  # without a text, which would be printed before a refusal
         models = found_by("dataset-pt", source, {"data": data, "activation": activation})
         bar.advance(size)
     making.write(folder, models, {}, out, command="zoo import dataset-pt")

@@ -167,7 +167,10 @@ class ProgressBar(ProgressInWords):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Leave the bar as it is; one at its beginning goes where the task was refused, as it tells nothing."""
+        if kind is not None and self._bar is not None and self.done == self._done_before:
+            self._bar.leave = False
         self.close()
 
     def _print(self, words: str) -> None:

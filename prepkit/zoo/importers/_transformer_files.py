@@ -189,7 +189,22 @@ def read_metadata(file: Path, files: Sequence[ModelFile]) -> tuple[Metadata, lis
     if absent := [name for name in rows if name not in names]:
         notes.append(f"{counted(len(absent), 'row')} of {file.name} without a file: {listed(absent)}.")
     metadata = Metadata(file, rows, lines, types, accuracy)
-    return metadata, [*notes, *_disagreements(metadata, files)]
+    return metadata, [*notes, *_without_accuracy(metadata, files), *_disagreements(metadata, files)]
+
+
+def _without_accuracy(metadata: Metadata, files: Sequence[ModelFile]) -> list[str]:
+    """Return a sentence on models whose accuracy the table does not tell, so that it is that of the file's name."""
+    if metadata.accuracy is None:
+        return [f"{metadata.file.name} has no column {listed(ACCURACIES)}; accuracies are those of the files' names."]
+    named = [each.path.name for each in files if each.path.name in metadata.rows]
+    without = [name for name in named if metadata.accuracy_of(name) is None]
+    if not without:
+        return []
+    has, it = ("has", "its name") if len(without) == 1 else ("have", "their names")
+    return [
+        f"{counted(len(without), 'file')} {has} no number in the column {metadata.accuracy} of {metadata.file.name}; "
+        f"the accuracy in {it} is kept: {listed(without)}."
+    ]
 
 
 def _disagreements(metadata: Metadata, files: Sequence[ModelFile]) -> list[str]:

@@ -1,6 +1,8 @@
 """What a probe says of zoos, against scikit-learn and loops of our own, and what it refuses."""
 
 import json
+import shutil
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -18,9 +20,10 @@ from netspace.cli.probe import text_of
 from netspace.data import ZooMismatch
 from netspace.explore import _probed_instances, _probed_outputs
 from netspace.explore._reader import read_outputs
-from netspace.explore.probing import probe, verdict_of
+from netspace.explore.probing import probe, starts_of, verdict_of
 from prepkit.tasks.chairs import build, chair
 from prepkit.tasks.randomness import generator
+from prepkit.zoo.change.annotating import annotate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "lenet_like@digits"
@@ -208,6 +211,7 @@ def test_shapes_are_compared_near_their_surface_and_by_overlap(tmp_path, monkeyp
     assert row["halfway"] == pytest.approx({key: np.mean(value) for key, value in found_of.items()}, abs=2e-3)
     assert row["halfway"]["true"] > 0
     assert "overlaps (IoU)" in found.text
+    assert found.about["starts"] == "unknown"
     assert "IoU own" in text_of(found)
 
 
@@ -227,6 +231,46 @@ def test_a_zoo_near_one_start_can_be_learnt_and_one_of_own_starts_cannot(found, 
     for each in (good, bad):
         assert each.text.count(". ") == 1  # two sentences
         assert "nan" not in json.dumps(each.to_dict()).lower()
+
+
+@pytest.mark.parametrize(
+    ("halfway", "starts", "end"),
+    [
+        (0.85, "unknown", "so the two lie in one basin."),
+        (0.85, "one", "so the two lie in one basin, as networks with a common start do."),
+        (0.85, "own", "so the two lie in one basin, though each began with a start of its own."),
+        (0.3, "unknown", "so each lies in a basin of its own."),
+        (0.3, "own", "as networks with starts of their own do; those with a common start can be read better."),
+        (
+            0.3,
+            "one",
+            "a basin of its own, though all of an architecture began with one start: training led them apart.",
+        ),
+        (0.3, "shared", "only instances with one and the same start, as the column `start` tells, may share a basin."),
+    ],
+)
+def test_words_on_basins_depend_on_what_was_measured_and_on_starts(found, halfway, starts, end):
+    rows = {name: {**row, "halfway": {"halfway": halfway, "ends": 1.0}} for name, row in found.rows.items()}
+    text = replace(found, rows=rows, about={**found.about, "starts": starts}).text
+    assert text.endswith(end)
+    assert ("one basin" in text) == (halfway > 0.8)
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        (["own"], "own"),
+        (["fitted"], "one"),
+        (["shared-0", "shared-1"], "shared"),
+        (["own", "fitted"], "unknown"),
+        ([None], "unknown"),
+    ],
+)
+def test_starts_are_those_of_the_column(path, tmp_path, starts, expected):
+    copy = shutil.copytree(path, tmp_path / "zoo")
+    values = [starts[number % len(starts)] if split == "train" else "own" for number, split in enumerate(SPLITS)]
+    annotate(copy, {"id": [f"n{number}" for number in range(len(SPLITS))], "start": values}, card=False)
+    assert starts_of(prepkit.open_zoo(copy)) == expected
 
 
 @pytest.mark.parametrize(

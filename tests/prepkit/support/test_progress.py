@@ -2,7 +2,7 @@
 
 import io
 import re
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 
 import pytest
 from fake_terminal import Terminal
@@ -148,6 +148,17 @@ def test_a_bar_of_steps_that_goes_on():
         bar.advance(5, "loss 0.1")
     last = terminal.getvalue().strip().split("\r")[-1]
     assert re.match(r"training: 100%\|█+\| 10/10 \[.*step.*, loss 0\.1\]", last)
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_bar_of_a_task_that_was_refused_goes(done):
+    with a_terminal() as terminal, suppress(ValueError), ProgressBar("packing", "model") as bar:
+        bar.begin(2)
+        bar.advance(done)
+        raise ValueError
+    last = terminal.getvalue().split("\r")[-1]
+    assert (last.strip() == "") == (done == 0)
+    assert ("1/2" in terminal.getvalue()) == (done == 1)
 
 
 def test_a_bar_of_whole_numbers():

@@ -159,6 +159,16 @@ def test_lists_that_do_not_fit_the_networks_are_refused(tmp_path, kinds, more, m
     refused(tmp_path, message)
 
 
+@pytest.mark.parametrize("name", ["none.pt", "empty", "bad.pt"])
+def test_a_refusal_comes_first_and_alone(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    torch.save({"trainset": 3}, tmp_path / "bad.pt")
+    result = CliRunner().invoke(main, ["zoo", "import", "dataset-pt", str(tmp_path / name), str(tmp_path / "zoo")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_images_tokens_and_files_of_one_network_are_refused_by_name(tmp_path, kinds):
     images = kinds("__main__.CachedDataset", transform=None, data=torch.zeros(2, 3, 4, 4), targets=torch.zeros(2))
     try:

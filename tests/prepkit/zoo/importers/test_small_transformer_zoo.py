@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import prepkit
 from prepkit.cli import main
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, ZooError
+from prepkit.zoo.importers.kinds import found_by
 
 MNIST = "MNIST-Transformers/mnist"
 TABLE = "MNIST-Transformers/metadata/mnist.csv"
@@ -84,6 +85,32 @@ def test_what_does_not_fit_is_told(tmp_path):
     assert found["run1/75/5000"] == (0.5, 0.001)  # its row has a second folder before its name
     assert found["run1/best1/5000"] == (0.5, 0.5)
     assert found["lost/50/7000"] == (0.7, None)
+
+
+def test_accuracies_that_the_table_lacks_are_told(tmp_path):
+    _, rows = samples.write_zoo(tmp_path / "src")
+    rows[0]["test_top1_accuracy"] = rows[1]["test_top1_accuracy"] = ""
+    samples.write_table(tmp_path / "src" / TABLE, rows)
+    names = [row["ckpt_file"].rpartition("/")[2] for row in rows]
+    found = found_by("small-transformer-zoo", tmp_path / "src", {})
+    assert (
+        "2 files have no number in the column test_top1_accuracy of mnist.csv; the accuracy in their names is kept: "
+        f"{names[0]}, {names[1]}."
+    ) in found.notes()
+    assert found.told(found.ids.index(names[0].removesuffix(".pt").replace("_", "/"))).columns["accuracy"] == 0.4
+    samples.write_table(tmp_path / "src" / TABLE, [{**row, "test_top1_accuracy": "n/a"} for row in rows[:1]] + rows[1:])
+    assert any(
+        "6 files have no number" in note for note in found_by("small-transformer-zoo", tmp_path / "src", {}).notes()
+    )
+    samples.write_table(tmp_path / "src" / TABLE, rows[2:])
+    assert not any("no number in" in note for note in found_by("small-transformer-zoo", tmp_path / "src", {}).notes())
+    for row in rows:
+        del row["test_top1_accuracy"]
+    samples.write_table(tmp_path / "src" / TABLE, rows)
+    (note,) = (note for note in found_by("small-transformer-zoo", tmp_path / "src", {}).notes() if "no column" in note)
+    assert note == (
+        "mnist.csv has no column test_top1_accuracy, test_accuracy; accuracies are those of the files' names."
+    )
 
 
 # How networks are run -----------------------------------------------------------------------------------------
