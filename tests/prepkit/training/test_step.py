@@ -56,7 +56,7 @@ def test_a_recorded_training_is_one_that_is_run(recorders, monkeypatch, kind):
         assert worst(found.tensors, expected.tensors) < 1e-12
 
 
-@pytest.mark.parametrize("way", [Way(1), Way(2), Way(2, 2), Way(4)])
+@pytest.mark.parametrize("way", [Way(1), Way(2), Way(2, 2), Way(2, dense=True, padded=True), Way(4)])
 @pytest.mark.parametrize("stacked", [True, False])
 def test_packs_are_the_same_as_all_at_once(way, stacked):
     own, all_jobs = TRAININGS["adam"], jobs("resnet8@digits", 3, epochs=(2, 1))
