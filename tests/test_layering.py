@@ -1,4 +1,5 @@
-"""Who may import whom. ORDERS is the one home of both packages' order: a new module takes its place in it.
+"""Who may import whom, and how long a module may be. ORDERS is the one home of both packages' order: a new module takes
+its place in it.
 
 Imports inside functions count, because they too make one module need another; those for type checkers count as well.
 A module whose name starts with an underscore is private to the folder that it stands in.
@@ -236,6 +237,9 @@ HEAVY = {
     "tqdm",
 }
 
+MOST_LINES = 400  # a module that is longer has more than one subject; most have half as many
+CODE = ("prepkit", "netspace", "tests", "benchmarks", "examples", "docs")
+
 
 def place(module: str) -> int:
     """Position of a module, or of the folder it is in, in the order of its package; -1 if it has none."""
@@ -289,6 +293,28 @@ def weights(package: Path) -> list[str]:
     return found
 
 
+def too_long(root: Path) -> list[str]:
+    """Modules of all code that stands below a clone's root and has more than MOST_LINES."""
+    found = []
+    for path in sorted(path for folder in CODE for path in (root / folder).rglob("*.py")):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MOST_LINES:
+            found.append(
+                f"{path.relative_to(root)} has {lines} lines, and {MOST_LINES} is the most: give one of its subjects "
+                "a module of its own that is named after it, and keep what both need in a third."
+            )
+    return found
+
+
+def of_one_name(root: Path) -> list[str]:
+    """Modules of tests that have the name of another one: pytest and `import` would take one for the other."""
+    places: dict[str, list[str]] = {}
+    for path in sorted((root / "tests").rglob("*.py")):
+        if path.name != "conftest.py":
+            places.setdefault(path.name, []).append(str(path.relative_to(root)))
+    return [f"{' and '.join(paths)} have one name; rename one." for paths in places.values() if len(paths) > 1]
+
+
 PACKAGES = [ROOT / name for name in ORDERS if (ROOT / name).is_dir()]  # prepkit also stands alone
 
 each_package = pytest.mark.parametrize("package", PACKAGES, ids=[package.name for package in PACKAGES])
@@ -326,3 +352,11 @@ def test_importing_all_light_modules_loads_nothing_heavy() -> None:
     code = f"import sys, {', '.join(names)}; print(*(name for name in {sorted(HEAVY)} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_no_module_is_too_long() -> None:
+    assert too_long(ROOT) == []
+
+
+def test_modules_of_tests_have_names_of_their_own() -> None:
+    assert of_one_name(ROOT) == []

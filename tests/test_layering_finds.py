@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from imports import circle, circle_of_folders, module_files
-from test_layering import ROOT, faults, weights
+from test_layering import MOST_LINES, ROOT, faults, of_one_name, too_long, weights
 
 import prepkit
 
@@ -120,6 +120,24 @@ def test_a_circle_of_folders_is_found(package: Path) -> None:
 def test_what_makes_a_light_module_heavy_is_found(file: str, source: str, package: Path) -> None:
     (package / file).write_text(source)
     assert len(weights(package)) == 1
+
+
+def test_what_is_too_long_is_found(tmp_path: Path) -> None:
+    for name, lines in (("prepkit/a.py", MOST_LINES), ("tests/deep/test_b.py", MOST_LINES + 1), ("other/c.py", 999)):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True)
+        file.write_text("\n" * lines)
+    (found,) = too_long(tmp_path)
+    assert found.startswith("tests/deep/test_b.py has 401 lines, and 400 is the most: ")
+
+
+def test_tests_of_one_name_are_found(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        for name in ("test_a.py", "conftest.py", f"test_{folder}.py"):
+            file = tmp_path / "tests" / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    assert of_one_name(tmp_path) == ["tests/one/test_a.py and tests/other/test_a.py have one name; rename one."]
 
 
 def test_a_fault_in_reality_would_be_found() -> None:
