@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that spins while
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores, so that they and the processes that they start take one thread each.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("FORCE_COLOR", None)  # the commands that tests start would colour what the tests compare
 
 import torch
 from hub_fixture import hub as hub

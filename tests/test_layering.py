@@ -7,6 +7,7 @@ A module whose name starts with an underscore is private to the folder that it s
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -341,6 +342,12 @@ def test_netspace_uses_all_that_is_open_to_it() -> None:
     files, open_ones = module_files(ROOT / "netspace"), module_files(ROOT / "prepkit")
     used = {owner(item.target, open_ones) for name, path in files.items() for item in imports_of(name, path)}
     assert not files or OPEN_TO_NETSPACE - used == set()  # there are no files where the folder was left out
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    # pytest imports them by name alone, and one run of tests/prepkit and tests/netspace would stop at the second.
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_light_modules_import_nothing_heavy() -> None:
