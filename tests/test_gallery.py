@@ -10,12 +10,14 @@ from pathlib import Path
 import jupytext
 import pytest
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PAGE = ROOT / "docs" / "gallery.md"
 GALLERY = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.read_text().startswith("# %%"))
 LINES = 60
+ARGUMENTS = {"interpolate_networks": "2 3 1", "morph_chairs": "2 3 1 8"}  # what takes minutes is tried in small
 PARTS = re.compile(r"^## .*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -29,6 +31,8 @@ def test_an_example_runs_as_a_notebook(name: str, tmp_path: Path, monkeypatch: p
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = jupytext.read(own)
+    arguments = ARGUMENTS.get(name, "").split()
+    notebook.cells.insert(0, new_code_cell(f"import sys\nsys.argv[1:] = {arguments}"))
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python", "language": "python"}
     client = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
     client.create_kernel_manager().kernel_spec.argv[0] = sys.executable
