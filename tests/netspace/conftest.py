@@ -1,7 +1,8 @@
-"""Zoos that several test files share."""
+"""Zoos and a run that several test files share."""
 
 import pytest
 from small_zoos import MAKERS
+from untrained import untrained_run
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,15 @@ def small_zoo(tmp_path_factory):
         return made[name]
 
     return zoo
+
+
+@pytest.fixture(scope="session")
+def run(small_zoo, tmp_path_factory):
+    """A run of an untrained space on networks of several architectures."""
+    return untrained_run(tmp_path_factory.mktemp("runs") / "run", "digits_multi", small_zoo("digits_multi"))
+
+
+@pytest.fixture(scope="session")
+def zoo(run):
+    """The zoo of that run."""
+    return run.open_zoo()

@@ -2,22 +2,11 @@
 
 import pytest
 import torch
-from untrained import untrained_run
 
 import netspace
 import prepkit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def run(small_zoo, tmp_path_factory):
-    return untrained_run(tmp_path_factory.mktemp("runs") / "run", "digits_multi", small_zoo("digits_multi"))
-
-
-@pytest.fixture(scope="module")
-def zoo(run):
-    return run.open_zoo()
 
 
 def test_runs_and_zoos_may_be_paths(run, zoo, small_zoo):

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+import prepkit
+
 NLIN = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "silu": nn.SiLU}
 HALF, MNIST = ((0.5,), (0.5,)), ((0.1307,), (0.3081,))  # mean and deviation of each channel
 
@@ -203,3 +205,9 @@ def write_run(root, number, networks, accuracy, settings):
     write_lines(run / "result.json", rows)
     (run / "params.json").write_text(json.dumps(settings))
     return run
+
+
+def imported(root, tmp_path, name="zoo", **options):
+    """Import a tree; return the zoo, and the notes in one text."""
+    written = prepkit.import_zoo("ray-tree", root, tmp_path / name, **options)
+    return prepkit.open_zoo(tmp_path / name), " ".join(written.notes)

@@ -5,7 +5,6 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from untrained import untrained_run
 
 import prepkit
 from netspace.data import ZooMismatch
@@ -13,16 +12,6 @@ from netspace.explore.embedding import embed, embeddings, encode
 from prepkit.errors import ZooError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def run(small_zoo, tmp_path_factory):
-    return untrained_run(tmp_path_factory.mktemp("runs") / "run", "digits_multi", small_zoo("digits_multi"))
-
-
-@pytest.fixture(scope="module")
-def zoo(run):
-    return run.open_zoo()
 
 
 def test_embeddings_are_what_the_encoder_gives_one_by_one(run, zoo):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from said import Said
 from small_zoos import SMALL
 
 import netspace
@@ -18,14 +19,6 @@ from prepkit.support.progress import Progress
 pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = {"encoder": {OWN: 0.1, PLAIN: 0.3}, "decoder": {OWN: 0.3, PLAIN: 0.1}}
 CHOSEN = {"encoder": OWN, "decoder": PLAIN, "seconds": SECONDS}
-
-
-class Said(Progress):
-    def __init__(self):
-        self.texts = []
-
-    def say(self, text):
-        self.texts.append(text)
 
 
 @pytest.fixture(autouse=True)

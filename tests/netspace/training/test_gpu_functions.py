@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from said import Said
 from small_zoos import SMALL
 from untrained import untrained_run
 
@@ -20,18 +21,9 @@ from netspace.space.network import NetSpace, fast
 from netspace.training._functions import choose_functions
 from netspace.training.memory import predicted_at_once
 from prepkit.support.processes import Ranks
-from prepkit.support.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CUDA = torch.device("cuda")
-
-
-class Said(Progress):
-    def __init__(self):
-        self.texts = []
-
-    def say(self, text):
-        self.texts.append(text)
 
 
 @pytest.fixture(autouse=True)

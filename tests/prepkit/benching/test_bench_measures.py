@@ -3,19 +3,11 @@
 import numpy as np
 import pytest
 import scipy.stats
+from repeated_runs import GUESS, RUNS, TRUTH, rows_of
 from sklearn.metrics import accuracy_score, r2_score
 
 from prepkit.benching.measures import measures_of
 from prepkit.support.bootstrap import drawn
-
-RNG = np.random.default_rng(5)
-TRUTH = 100 + RNG.integers(6, size=30) / 10  # there are many equal values
-GUESS = TRUTH + RNG.normal(size=30) * 0.2
-RUNS = np.repeat(np.arange(10), 3)
-
-
-def rows_of(draw):
-    return np.repeat(np.arange(len(draw)), draw.astype(int))
 
 
 def test_numbers():

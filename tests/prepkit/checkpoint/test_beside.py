@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from checkpoint_samples import SAVERS, weights
+from checkpoint_samples import SAVERS, Settings, weights
 from safetensors.torch import save_file
 
 from prepkit.checkpoint.load import load_checkpoint
-
-
-@dataclasses.dataclass
-class Settings:
-    """A class of the user's, which runs code when it is made; reading a checkpoint must not make it."""
-
-    rate: float = 0.1
-
-    def __setstate__(self, state: object) -> None:
-        raise AssertionError("code of the file was run")
 
 
 @pytest.mark.parametrize("stored", ["torch zip", "torch legacy"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import enum
 import gzip
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_samples import SAVERS, assert_same, refusal, saved, unsafe, weights
+from checkpoint_samples import SAVERS, Settings, assert_same, refusal, saved, unsafe, weights
 from torch import nn
 
 from prepkit.checkpoint.load import load_checkpoint
@@ -201,16 +200,6 @@ class AttributeDict(dict[str, object]):
 
 class Steps(list[int]):
     """A list of a kind of its own."""
-
-
-@dataclasses.dataclass
-class Settings:
-    """A class of the user's, which runs code when it is made; reading a checkpoint must not make it."""
-
-    rate: float = 0.1
-
-    def __setstate__(self, state: object) -> None:
-        raise AssertionError("code of the file was run")
 
 
 @pytest.mark.parametrize("stored", ["torch zip", "torch legacy"])

@@ -20,6 +20,15 @@ def run(*arguments: object, code: int = 0) -> Result:
     return result
 
 
+def zoo_of_three() -> Path:
+    """Write a zoo of the networks r1, r2 and r3 with a column acc into the current folder."""
+    for number in (1, 2, 3):
+        torch.save({"w": torch.full((4,), float(number))}, f"r{number}.pt")
+    Path("acc.csv").write_text("file,acc\nr1.pt,0.1\nr2.pt,0.2\nr3.pt,0.3\n")
+    run("zoo", "create", "zoo", "r1.pt", "r2.pt", "r3.pt", "--table", "acc.csv")
+    return Path("zoo")
+
+
 def entries(folder: Path) -> dict[str, bytes | None]:
     """Contents of all files in a folder, hidden ones too."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -4,20 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from cli_samples import run
+from cli_samples import run, zoo_of_three
 
 from prepkit.api import open_zoo
 
 
 @pytest.fixture
 def zoo(folder: Path) -> Path:
-    """A zoo of the networks r1, r2 and r3 with a column acc."""
-    for number in (1, 2, 3):
-        torch.save({"w": torch.full((4,), float(number))}, f"r{number}.pt")
-    Path("acc.csv").write_text("file,acc\nr1.pt,0.1\nr2.pt,0.2\nr3.pt,0.3\n")
-    run("zoo", "create", "zoo", "r1.pt", "r2.pt", "r3.pt", "--table", "acc.csv")
-    return Path("zoo")
+    return zoo_of_three()
 
 
 def test_add_then_rename_and_drop(zoo: Path) -> None:

@@ -37,6 +37,18 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
     return network
 
 
+def with_random_values(network: nn.Module) -> nn.Module:
+    """Every floating-point tensor drawn at random, variances at least 0.5."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            if "running_var" in name:
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            elif tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return network
+
+
 def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
@@ -143,13 +155,13 @@ class BatchNormAct(nn.BatchNorm2d):
 
 
 class Net(nn.Module):
-    """A network of named modules, and its forward as a function of it."""
+    """A network of named modules and parameters, and its forward as a function of it."""
 
-    def __init__(self, forward: Callable[[Any, Tensor], Any], **modules: nn.Module) -> None:
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **members: nn.Module | nn.Parameter) -> None:
         super().__init__()
         self.run = forward
-        for name, module in modules.items():
-            setattr(self, name, module)
+        for name, member in members.items():
+            setattr(self, name, member)
 
     def forward(self, x):
         return self.run(self, x)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fusion_samples import with_random_values
 from torch import Tensor, nn
 
 from prepkit.fusion.fold import UnfoldableNetwork, fold
@@ -36,17 +37,6 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = self.norm(self.conv(x))
         return self.in_training(self, x) if self.training else x
-
-
-def randomised(network: nn.Module) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            if "running_var" in name:
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator))
-    return network
 
 
 def normalised(values: Tensor, norm: Any) -> Tensor:
@@ -79,7 +69,7 @@ FOLD = {
 
 @pytest.mark.parametrize("name", FOLD)
 def test_a_head_folds_on_the_path_of_training(name):
-    network = randomised(Net(FOLD[name], aux=head(), aux2=head()))
+    network = with_random_values(Net(FOLD[name], aux=head(), aux2=head()))
     before = torch.random.get_rng_state()
     result = fold(network, IMAGES)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -126,7 +116,7 @@ STAYS = {
 @pytest.mark.parametrize("name", STAYS)
 def test_a_head_that_cannot_be_proved_becomes_a_map_that_says_why(name):
     in_training, reason = STAYS[name]
-    network = randomised(Net(in_training, aux=head()))
+    network = with_random_values(Net(in_training, aux=head()))
     result = fold(network, IMAGES)
     assert [pair.batch_norm for pair in result.folded] == ["norm"]
     (item,) = result.affine
@@ -146,7 +136,7 @@ def test_a_layer_that_evaluation_uses_takes_nothing_of_a_head():
         def forward(self, x: Tensor) -> Any:
             return (self.aux[1](self.conv(x)), self.aux[0](x)) if self.training else self.conv(x)
 
-    network = randomised(Shared())
+    network = with_random_values(Shared())
     result = fold(network, IMAGES)
     assert result.folded == ()
     (item,) = result.affine
@@ -165,7 +155,7 @@ def test_heads_of_which_training_calls_some_stay_maps():
         def forward(self, x: Tensor) -> Tensor:
             return self.norms["a"](self.layer(x))
 
-    network = randomised(Net(lambda n, x: x + n.aux(x), aux=Heads()))
+    network = with_random_values(Net(lambda n, x: x + n.aux(x), aux=Heads()))
     result = fold(network, IMAGES)
     assert {item.batch_norm: item.reason.partition("; ")[2] for item in result.affine} == {
         "aux.norms.a": "a run in training mode never called 'aux.norms.b', which may share its layer",
@@ -175,6 +165,6 @@ def test_heads_of_which_training_calls_some_stay_maps():
 
 
 def test_a_batch_norm_chosen_by_hand_is_no_head():
-    network = randomised(Net(lambda n, x: n.other(x), other=nn.BatchNorm2d(5)))
+    network = with_random_values(Net(lambda n, x: n.other(x), other=nn.BatchNorm2d(5)))
     with pytest.raises(UnfoldableNetwork, match="other: the run on the example input never called it"):
         fold(network, IMAGES)

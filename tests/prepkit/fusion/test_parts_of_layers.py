@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fusion_samples import Net, with_random_values
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,29 +26,8 @@ Array = NDArray[np.float64]
 INPUTS = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(3))
 
 
-class Net(nn.Module):
-    """A network of named modules and parameters, and its forward as a function of it."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Any], **members: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.run = forward
-        for name, member in members.items():
-            setattr(self, name, member)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
-
-
 def randomised(network: nn.Module) -> nn.Module:
-    """The network with random parameters and statistics, in evaluation mode."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            if "running_var" in name:
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator))
-    return network.eval()
+    return with_random_values(network).eval()
 
 
 def double(tensor: Tensor) -> Array:

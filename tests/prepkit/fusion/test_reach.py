@@ -13,24 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fusion_samples import Net
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 import prepkit.fusion.step as fusion_step
 from prepkit.fusion.fold import UnfoldableNetwork, fold
-
-
-class Net(nn.Module):
-    """A network of named modules, and its forward as a function of it."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Any], **modules: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
 
 
 def randomised(network: nn.Module) -> nn.Module:

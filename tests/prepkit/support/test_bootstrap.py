@@ -5,20 +5,12 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from repeated_runs import GUESS, RUNS, TRUTH, rows_of
 from sklearn.metrics import r2_score
 
 from prepkit.support import bootstrap
 from prepkit.support.bootstrap import drawn, interval_of, interval_of_means, middle, r2_of_draws, taus_of_draws
 from prepkit.support.statistics import pearson, spearman
-
-RNG = np.random.default_rng(5)
-TRUTH = 100 + RNG.integers(6, size=30) / 10  # there are many equal values
-GUESS = TRUTH + RNG.normal(size=30) * 0.2
-RUNS = np.repeat(np.arange(10), 3)
-
-
-def rows_of(draw):
-    return np.repeat(np.arange(len(draw)), draw.astype(int))
 
 
 def test_whole_runs_are_drawn():
@@ -69,7 +61,7 @@ def test_the_interval_of_a_correlation_holds_the_middle_of_the_draws():
 
 def test_a_correlation_is_drawn_by_whole_runs_also_where_they_differ_in_size():
     runs = np.array([*"aaabbcdefgh"])
-    first, second = RNG.normal(size=11), RNG.normal(size=11)
+    first, second = np.random.default_rng(5).normal(size=(2, 11))
     found = interval_of(spearman, first, second, runs, seed=2)
     draws = drawn(runs, 2)
     slow = [scipy.stats.spearmanr(first[rows_of(draw)], second[rows_of(draw)]).statistic for draw in draws]

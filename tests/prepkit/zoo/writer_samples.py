@@ -1,9 +1,11 @@
 """Small networks and zoos for the tests of writing and reading."""
 
+import os
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -57,3 +59,18 @@ def write_digits(root: Path, rounds: int = 4, **options: object) -> Path:
 def interrupt(writer: ZooWriter) -> None:
     """End a writer as an exception inside its `with` does."""
     writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
+def killed_close(writer: ZooWriter) -> None:
+    """Close a writer, and interrupt it right before zoo.json gets its place."""
+    replace = os.replace
+
+    def dying(source, target):
+        if Path(target).name == "zoo.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            writer.close()

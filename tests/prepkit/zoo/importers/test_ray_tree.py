@@ -9,6 +9,7 @@ from ray_samples import (
     SmallCNNZooNet,
     balanced,
     filled,
+    imported,
     large_cnn,
     settings_of,
     share_right,
@@ -22,11 +23,6 @@ import prepkit
 from prepkit.errors import ZooError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def imported(root, tmp_path, name="zoo", **options):
-    written = prepkit.import_zoo("ray-tree", root, tmp_path / name, **options)
-    return prepkit.open_zoo(tmp_path / name), " ".join(written.notes)
 
 
 def outputs_of(network, images):

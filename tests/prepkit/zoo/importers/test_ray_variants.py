@@ -16,6 +16,7 @@ from ray_samples import (
     SmallCNNZooNet,
     balanced,
     filled,
+    imported,
     large_cnn,
     settings_of,
     share_right,
@@ -32,11 +33,6 @@ from prepkit.cli import main
 from prepkit.errors import CheckpointError, UnsafeCheckpoint, ZooError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def imported(root, tmp_path, name="zoo", **options):
-    written = prepkit.import_zoo("ray-tree", root, tmp_path / name, **options)
-    return prepkit.open_zoo(tmp_path / name), " ".join(written.notes)
 
 
 def refused(root, tmp_path, error=ZooError, **options):

@@ -8,26 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from deep_networks import WIDTH, deep
 from torch import nn
 
 from prepkit.api import create_zoo, open_zoo
 from prepkit.cli import main
 from prepkit.families.registry import architecture_from_callable
-
-WIDTH = 32
-
-
-def deep(depth: int = 80) -> nn.Module:
-    """A network in which each block more than doubles the smallest difference."""
-    torch.manual_seed(0)
-    blocks = [m for _ in range(depth) for m in (nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Tanh())]
-    network = nn.Sequential(*blocks)
-    for module in network:
-        if isinstance(module, nn.BatchNorm1d):
-            nn.init.constant_(module.weight, 2)
-            module.momentum = 1.0
-    network(torch.randn(64, WIDTH))  # gives it statistics
-    return network.eval()
 
 
 def shallow() -> nn.Module:
@@ -43,7 +29,7 @@ def saved(folder: Path, network: nn.Module, *names: str) -> list[Path]:
 
 @pytest.fixture
 def architecture():
-    return architecture_from_callable(f"{__name__}:deep", (WIDTH,))
+    return architecture_from_callable("deep_networks:deep", (WIDTH,))
 
 
 def test_create_zoo_says_how_much_a_cast_costs(tmp_path, architecture):
@@ -66,7 +52,7 @@ def test_create_zoo_says_how_much_a_cast_costs(tmp_path, architecture):
 
 def test_the_command_prints_it(tmp_path, monkeypatch):
     (file,) = saved(tmp_path, deep(), "a.pt")
-    call = ["zoo", "create", str(tmp_path / "zoo"), str(file), "--arch", f"{__name__}:deep", "--input", str(WIDTH)]
+    call = ["zoo", "create", str(tmp_path / "zoo"), str(file), "--arch", "deep_networks:deep", "--input", str(WIDTH)]
     result = CliRunner().invoke(main, call)
     assert result.exit_code == 0, result.output
     assert "note: rounding the folded values changes the outputs of 1 model by " in result.stderr

@@ -9,7 +9,7 @@ import killed_writer
 import pytest
 import torch
 from folder_contents import files_of
-from writer_samples import interrupt, tensors_of
+from writer_samples import interrupt, killed_close, tensors_of
 
 from prepkit.api import open_zoo
 from prepkit.errors import (
@@ -269,19 +269,9 @@ def test_shards_of_a_stack_that_was_not_finished_leave_no_trace(tmp_path):
 
 
 def test_table_of_a_killed_close_leaves_no_trace(tmp_path):
-    replace = os.replace
-
-    def dying(source, target):
-        if Path(target).name == "zoo.json":
-            raise KeyboardInterrupt
-        replace(source, target)
-
     writer = ZooWriter(tmp_path / "zoo")
     writer.add(tensors_of(0))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "replace", dying)
-        with pytest.raises(KeyboardInterrupt):
-            writer.close()
+    killed_close(writer)
     with ZooWriter(tmp_path / "zoo", resume=True) as writer:
         writer.add(tensors_of(1))
     assert set(files_of(tmp_path / "zoo")) == named_files(tmp_path / "zoo")
