@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from prepkit.cli.examples import examples
-from prepkit.cli.importing import Making, making_options, splits_option, tree_options
+from prepkit.cli.importing import Making, making_options, source_and_folder, splits_option, tree_options
 from prepkit.cli.output import Output, json_option
 
 
@@ -19,8 +19,7 @@ from prepkit.cli.output import Output, json_option
         "prepkit zoo import cnn-wild-park cnn_wild my-zoo --splits paper --split-file cnn_park_splits.json",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option("--split-file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of --splits paper.")
 @tree_options
 @splits_option("paper", "strict")
@@ -55,10 +54,8 @@ def cnn_wild_park(
     The task of the zoo is CIFAR-10 as the makers normalised it, unless --task names another. `prepkit zoo verify DST
     --rerun N --data PATH` runs N of the networks and compares their accuracies.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
     options = {**files, "splits": splits, "split_file": split_file}
-    making.write(folder, found_by("cnn-wild-park", source, options), {}, out, command="zoo import cnn-wild-park")
+    making.write_found("cnn-wild-park", source, options, folder, out)
 
 
 @click.command(
@@ -68,8 +65,7 @@ def cnn_wild_park(
         "prepkit zoo import small-transformer-zoo zoos my-zoo --dataset ag_news --splits strict",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option("--dataset", type=click.Choice(("mnist", "ag_news")), help="Models to take, where SRC has both.")
 @click.option("--metadata", type=click.Path(path_type=Path), metavar="FILE", help="CSV file with a row for each model.")
 @click.option("--heads", type=click.IntRange(min=1), help="Attention heads. [default: by the table, or running]")

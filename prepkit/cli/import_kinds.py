@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from prepkit.cli.examples import examples
-from prepkit.cli.importing import Making, making_options, packing_of, splits_option, tree_options
+from prepkit.cli.importing import Making, making_options, packing_of, source_and_folder, splits_option, tree_options
 from prepkit.cli.network_options import NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
 
@@ -21,8 +21,7 @@ from prepkit.cli.output import Output, json_option
         "find runs -name '*.pt' | prepkit zoo import tree runs my-zoo --from - --pattern '{run}/{epoch:int}.pt'",
     )
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @tree_options
 @splits_option("strict")
 @making_options
@@ -57,11 +56,9 @@ def tree(
     split: half of the runs for testing, four tenths for training, one tenth for validation. A split that paths or
     tables tell is kept as the column split.original.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
     options = {**files, "key": network.key, "prefix": network.prefix, "splits": splits}
     packing = packing_of(network, keep_bn)
-    making.write(folder, found_by("tree", source, options), packing, out, command="zoo import tree")
+    making.write_found("tree", source, options, folder, out, packing)
 
 
 @click.command(
@@ -70,8 +67,7 @@ def tree(
         'prepkit zoo import peft adapters my-zoo --pattern "{task}/seed_{seed:int}" --table scores.csv',
     )
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @tree_options
 @splits_option("strict")
 @making_options
@@ -97,9 +93,7 @@ def peft(
     Adapters that are more than such pairs (DoRA, biases), or whose ranks are not those of the config, are refused.
     Adapters of several dtypes need --dtype float32. --splits strict is that of `prepkit zoo import tree`.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
-    making.write(folder, found_by("peft", source, {**files, "splits": splits}), {}, out, command="zoo import peft")
+    making.write_found("peft", source, {**files, "splits": splits}, folder, out)
 
 
 @click.command(
@@ -108,8 +102,7 @@ def peft(
         "prepkit zoo import siren mnist-inrs my-zoo --data mnist_png --splits paper --split-file mnist_splits.json",
     )
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the pictures.")
 @click.option("--picture", metavar="PATH", help="Path of each picture below it, such as {label}/{index}.png.")
 @click.option("--convention", metavar="NAME", help="dws, nfn or implicit-zoo. [default: what running decides]")
@@ -158,11 +151,9 @@ def siren(
     --splits strict keeps the first of models with equal weights, and all models of a picture in one split, half for
     testing, four tenths for training, one tenth for validation.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
     options = {**files, "data": data, "picture": picture, "convention": convention}
     options |= {"splits": splits, "split_file": split_file}
-    making.write(folder, found_by("siren", source, options), {}, out, command="zoo import siren")
+    making.write_found("siren", source, options, folder, out)
 
 
 @click.command(
@@ -172,8 +163,7 @@ def siren(
         "prepkit zoo import small-cnn-zoo cifar10 my-zoo --splits paper --order cifar10_split.csv --activation relu",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option("--step", "steps", type=int, multiple=True, help="Checkpoints to take. Repeatable. [default: all]")
 @click.option("--activation", metavar="NAME", help="Take only the networks with this one, relu or tanh.")
 @splits_option("paper", "strict")

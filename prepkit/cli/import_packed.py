@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from prepkit.cli.examples import examples
-from prepkit.cli.importing import Making, making_options, splits_option, tree_options
+from prepkit.cli.importing import Making, making_options, source_and_folder, splits_option, tree_options
 from prepkit.cli.network_options import InputShape
 from prepkit.cli.output import Output, json_option
 
@@ -19,8 +19,7 @@ from prepkit.cli.output import Output, json_option
         "prepkit zoo import nino nino_metatrain my-zoo --dataset c10-16 --runs 0:10 --splits strict",
     )
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option("--dataset", metavar="NAME", help="Set to take, such as fm-16. [default: the only one in SRC]")
 @click.option("--states", metavar="NUMBERS", help="States of each run, such as 0:2688:100 or -1. [default: all]")
 @click.option("--runs", metavar="NUMBERS", help="Runs to take, such as 0:10. [default: all]")
@@ -54,10 +53,8 @@ def nino(
     --splits strict keeps the first of states with equal weights, and all states of a run in one split: half for
     testing, four tenths for training, one tenth for validation.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
     options = {"dataset": dataset, "states": states, "runs": runs, "splits": splits, "layout": layout}
-    making.write(folder, found_by("nino", source, options), {}, out, command="zoo import nino")
+    making.write_found("nino", source, options, folder, out)
 
 
 @click.command(
@@ -67,8 +64,7 @@ def nino(
         "prepkit zoo import gpt-lmdb checkpoint_datasets/cartpole my-zoo --runs 0:100 --checkpoints ::20",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option("--runs", metavar="NUMBERS", help="Runs to take, such as 0:100. [default: all]")
 @click.option("--checkpoints", metavar="NUMBERS", help="Checkpoints of each run, such as -1 or ::20. [default: all]")
 @splits_option("paper", "strict")
@@ -102,10 +98,8 @@ def gpt_lmdb(
     CIFAR-10 and of cartpole. A note says so if SRC has not all runs that were published. --splits strict is that of
     `prepkit zoo import nino`.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
     options = {"runs": runs, "checkpoints": checkpoints, "splits": splits, "layout": layout}
-    making.write(folder, found_by("gpt-lmdb", source, options), {}, out, command="zoo import gpt-lmdb")
+    making.write_found("gpt-lmdb", source, options, folder, out)
 
 
 @click.command(
@@ -114,8 +108,7 @@ def gpt_lmdb(
         "prepkit zoo import inr2vec inrs my-zoo --sizes 3x512x512x512x512x1 --splits strict",
     )
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option(
     "--sizes",
     type=InputShape(),
@@ -151,10 +144,8 @@ def inr2vec(
     --splits strict keeps the first of equal models, and both models of a file in one split, in place of that of the
     folders, which becomes the column split.original.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
     options = {**files, "sizes": sizes, "splits": splits}
-    making.write(folder, found_by("inr2vec", source, options), {}, out, command="zoo import inr2vec")
+    making.write_found("inr2vec", source, options, folder, out)
 
 
 COMMANDS = (nino, gpt_lmdb, inr2vec)

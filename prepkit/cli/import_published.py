@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from prepkit.cli.examples import examples
-from prepkit.cli.importing import Making, making_options, packing_of
+from prepkit.cli.importing import Making, making_options, packing_of, source_and_folder
 from prepkit.cli.network_options import NetworkOptions, keep_bn_option, network_options
 from prepkit.cli.output import Output, json_option
 from prepkit.cli.pairs import Pairs
@@ -29,8 +29,7 @@ TYPES = click.option(
         'prepkit zoo import netspace-lists configs my-zoo --teacher "resnet_fusedbn;d4;d56;scifar10;resnet56.pt"',
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option("--list", "lists", multiple=True, metavar="FILE", help="List to take. Repeatable. [default: SRC/*.txt]")
 @click.option("--root", type=click.Path(path_type=Path), metavar="PATH", help="Folder that paths in lists start from.")
 @click.option("--teacher", metavar="LINE", help="Line of the teacher: resnet_fusedbn;d4;d56;scifar10;PATH.")
@@ -69,10 +68,8 @@ def netspace_lists(
     Signed distance functions ({"mlp": ..., "sdf": points}) become sine MLPs. Some are run on the points, which stay in
     the files.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
     options = {"lists": lists or None, "root": root, "teacher": teacher, "table": table, "types": types}
-    making.write(folder, found_by("netspace-lists", source, options), {}, out, command="zoo import netspace-lists")
+    making.write_found("netspace-lists", source, options, folder, out)
 
 
 @click.command(
@@ -82,8 +79,7 @@ def netspace_lists(
         "prepkit zoo import model-j hub-cache my-zoo --table test.parquet --keep-bn",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option(
     "--table", "tables", multiple=True, metavar="FILE", help="Table of the data set, also in Parquet. Repeatable."
 )
@@ -118,11 +114,9 @@ def model_j(
     In Python, zoo.adapters() gives pairs (A, B), products dW = B A and their canonical form of LoRA adapters. Networks
     with BatchNorm need --arch or --keep-bn.
     """
-    from prepkit.zoo.importers.kinds import found_by
-
     options = {"table": tables, "key": network.key, "prefix": network.prefix}
     packing = packing_of(network, keep_bn)
-    making.write(folder, found_by("model-j", source, options), packing, out, command="zoo import model-j")
+    making.write_found("model-j", source, options, folder, out, packing)
 
 
 @click.command(
@@ -132,8 +126,7 @@ def model_j(
         "prepkit zoo import dataset-pt dataset_mnist.pt my-zoo --data MNIST --license mit",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option(
     "--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the images that they classify."
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from prepkit.cli.examples import examples
-from prepkit.cli.importing import Making, making_options
+from prepkit.cli.importing import Making, making_options, source_and_folder
 from prepkit.cli.network_options import keep_bn_option
 from prepkit.cli.output import Output, json_option
 
@@ -19,8 +19,7 @@ from prepkit.cli.output import Output, json_option
         "prepkit zoo import ray-tree tune_zoo_mnist my-zoo --epoch 0 --epoch 50 --splits strict",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path), metavar="SRC")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DST")
+@source_and_folder
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the images.")
 @click.option("--epoch", "epochs", type=int, multiple=True, help="Checkpoints to take. Repeatable. [default: all]")
 @click.option("--splits", type=click.Choice(("paper", "sorted", "strict")), help="How to split. [default: not at all]")

@@ -33,6 +33,20 @@ class Making:
     keep_going: bool
     drop_nan: bool
 
+    def write_found(
+        self,
+        kind: str,
+        source: Path,
+        options: dict[str, Any],
+        folder: Path,
+        out: Output,
+        packing: dict[str, Any] | None = None,
+    ) -> None:
+        """Find the models of a kind of layout in `source`, and write them as `write` does."""
+        from prepkit.zoo.importers.kinds import found_by
+
+        self.write(folder, found_by(kind, source, options), packing or {}, out, command=f"zoo import {kind}")
+
     def write(
         self,
         folder: Path,
@@ -113,6 +127,12 @@ TREE_OPTIONS = (
         help="Types of columns, such as day=date,loss=list. [default: by their cells]",
     ),
 )
+
+
+def source_and_folder(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the arguments of each import: SRC, where the models are, and DST, the folder of the new zoo."""
+    command = click.argument("folder", type=click.Path(path_type=Path), metavar="DST")(command)
+    return click.argument("source", type=click.Path(path_type=Path), metavar="SRC")(command)
 
 
 def making_options(command: Callable[..., Any]) -> Callable[..., Any]:

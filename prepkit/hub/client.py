@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, utils
 
 from prepkit.address import HubAddress
 from prepkit.hub._failures import is_busy, retried
+from prepkit.support.progress import without_bars_of
 from prepkit.version import __version__
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -53,16 +53,6 @@ def pinned(client: HfApi, address: HubAddress, repo_type: str) -> HubAddress:
     return replace(address, revision=revision.resolved)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Switch the client's own progress bars off."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    change = not are_progress_bars_disabled()
-    if change:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if change:
-            enable_progress_bars()
+    return without_bars_of(utils)

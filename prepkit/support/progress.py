@@ -24,6 +24,22 @@ SHARE = ""  # the unit of work of which only the share that is done means someth
 SHARE_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {unit} [{elapsed}<{remaining}]"
 
 
+@contextmanager
+def without_bars_of(library: Any) -> Iterator[None]:
+    """Switch a library's own progress bars off, and on again if they were.
+
+    library: a module with the switches of huggingface_hub, or of datasets, which has the same
+    """
+    change = not library.are_progress_bars_disabled()
+    if change:
+        library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if change:
+            library.enable_progress_bars()
+
+
 def one_at_a_time(advance: Advance | None) -> Advance:
     """Make an Advance that several threads may call; None hears nothing."""
     lock = Lock()

@@ -11,13 +11,13 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import ZooError, counted, listed, nearest
 from prepkit.support.logs import logger
-from prepkit.support.progress import show_progress
+from prepkit.support.progress import show_progress, without_bars_of
 from prepkit.tasks._image_cache import load_cached, store_cached
 from prepkit.tasks._image_record import ImageRecord
 from prepkit.tasks._image_set import ImageSet, Part, as_channels, count_classes, decode_all, fingerprint
@@ -158,19 +158,11 @@ def _open(record: ImageRecord, folder: Path, temporary: str) -> DatasetDict:
     return found
 
 
-@contextmanager
-def _no_bars_unless_wanted() -> Iterator[None]:
+def _no_bars_unless_wanted() -> AbstractContextManager[None]:
     """Keep the library's bars out of a log file, and from where no progress is shown."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from datasets import utils
 
-    change = not (sys.stderr.isatty() and show_progress.get()) and not are_progress_bars_disabled()
-    if change:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if change:
-            enable_progress_bars()
+    return nullcontext() if sys.stderr.isatty() and show_progress.get() else without_bars_of(utils)
 
 
 def _columns(record: ImageRecord, features: Features) -> tuple[str, str]:

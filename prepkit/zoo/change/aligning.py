@@ -41,6 +41,7 @@ from prepkit.zoo.change.copying import (
     verified_manifest,
 )
 from prepkit.zoo.format.manifest import Manifest, read_manifest, write_manifest
+from prepkit.zoo.format.origin import origin_of
 from prepkit.zoo.format.shards import shard_format
 from prepkit.zoo.read.zoo import Zoo, local_zoo
 from prepkit.zoo.write.building import building
@@ -202,11 +203,7 @@ def _alignments(
 
 def _origin(manifest: Manifest, found: dict[str, Alignment], seed: int) -> dict[str, Any]:
     return {
-        "name": manifest.name,
-        "sha256": manifest.to_dict()["sha256"],
-        "instances": manifest.table.rows,
-        "license": manifest.license,
-        "provenance": dict(manifest.provenance),
+        **origin_of(manifest),
         "references": {name: one.named for name, one in found.items()},
         "seed": seed,
     }

@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prepkit.errors import ZooError, listed, nearest
-from prepkit.support.files import output_error
 from prepkit.support.lock import changing
 from prepkit.support.text import Brief
 from prepkit.zoo.card.card import README, replace_card
@@ -29,7 +27,7 @@ from prepkit.zoo.format.manifest import MANIFEST, Manifest, read_manifest, write
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.sizes import check_sizes
 from prepkit.zoo.format.sources import PREFIX, VERSIONS
-from prepkit.zoo.format.tables import read_table, write_table_at_once
+from prepkit.zoo.format.tables import read_table, write_table_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -234,10 +232,6 @@ def _earlier(manifest: Manifest) -> list[Any]:
 
 def _write(root: Path, manifest: Manifest, table: pa.Table) -> str:
     """Write the table and the manifest that names it; return the table's path in the zoo."""
-    try:
-        with TemporaryDirectory(prefix=".prepkit-", dir=root) as folder:
-            stored = write_table_at_once(table, root, Path(folder))
-    except OSError as error:
-        raise output_error(root, error) from error
+    stored = write_table_beside(table, root)
     write_manifest(replace(manifest, table=stored), root, overwrite=True)
     return stored.path

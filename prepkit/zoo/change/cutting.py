@@ -20,6 +20,7 @@ from prepkit.errors import ZooError
 from prepkit.version import __version__
 from prepkit.zoo.change.copying import ShardRows, check_values, copy_shard, rows_of_shard
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredFile
+from prepkit.zoo.format.origin import origin_of
 from prepkit.zoo.format.shards import offset_of_values, shard_format
 from prepkit.zoo.format.tables import whole_numbers, write_table_at_once
 
@@ -107,14 +108,7 @@ def cut_manifest(cut: Cut, shards: Mapping[int, Shard], table: StoredFile, origi
     """
     old = cut.manifest
     splits = Counter(name for name in cut.table["split"].to_pylist() if name is not None)
-    about = {
-        **origin,
-        "name": old.name,
-        "sha256": old.to_dict()["sha256"],
-        "instances": old.table.rows,
-        "license": old.license,
-        "provenance": dict(old.provenance),
-    }
+    about = {**origin, **origin_of(old)}
     return replace(
         old,
         shards=tuple(shards[number] for number in sorted(cut.rows)),

@@ -26,6 +26,7 @@ from prepkit.zoo.change.copying import check_target, check_whole, copy_file, cop
 from prepkit.zoo.format.function import Function
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredArchitecture, Teacher, read_manifest, write_manifest
 from prepkit.zoo.format.networks import differing_facts
+from prepkit.zoo.format.origin import origin_of
 from prepkit.zoo.format.shards import ShardFormat, shard_format
 from prepkit.zoo.format.tables import write_table_at_once
 from prepkit.zoo.write.building import building
@@ -121,7 +122,7 @@ def plan_merge(zoos: list[SourceZoo], license: str | None, prefix: bool) -> Merg
         height=_height(zoos, architectures),
         architectures=architectures,
         teacher=None if teacher is None else teacher[1],
-        provenance={"merged": [_origin(zoo) for zoo in zoos]},
+        provenance={"merged": [origin_of(zoo.manifest) for zoo in zoos]},
         created_by=f"prepkit {__version__}",
         function=_function(zoos, notes),
         preprocessing=None,
@@ -243,17 +244,6 @@ def _function(zoos: list[SourceZoo], notes: list[str]) -> Function | None:
         notes.append("The zoos say differently how their instances are run, so the new one says nothing of it.")
         return Function()
     return Function(ways[0])
-
-
-def _origin(zoo: SourceZoo) -> dict[str, Any]:
-    manifest = zoo.manifest
-    return {
-        "name": manifest.name,
-        "sha256": manifest.to_dict()["sha256"],
-        "instances": manifest.table.rows,
-        "license": manifest.license,
-        "provenance": dict(manifest.provenance),
-    }
 
 
 def _check_prefix(zoos: list[SourceZoo], prefix: bool) -> None:

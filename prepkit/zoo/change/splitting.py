@@ -20,12 +20,10 @@ from fractions import Fraction
 from itertools import chain
 from itertools import count as naturals
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from prepkit.errors import ZooError, listed, nearest
-from prepkit.support.files import output_error
 from prepkit.support.lock import changing
 from prepkit.support.text import Brief
 from prepkit.zoo.card.card import README, replace_card
@@ -34,7 +32,7 @@ from prepkit.zoo.format.drawn_split import DRAWN_SPLIT, EARLIER_SPLIT, drawn_spl
 from prepkit.zoo.format.manifest import MANIFEST, Manifest, StoredFile, read_manifest, write_manifest
 from prepkit.zoo.format.paths import inside
 from prepkit.zoo.format.sizes import check_sizes
-from prepkit.zoo.format.tables import read_table, write_table_at_once
+from prepkit.zoo.format.tables import read_table, write_table_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -244,11 +242,7 @@ def _order_key(seed: int, id: str) -> bytes:
 
 
 def _write(root: Path, manifest: Manifest, table: pa.Table) -> StoredFile:
-    try:
-        with TemporaryDirectory(prefix=".prepkit-", dir=root) as folder:
-            stored = write_table_at_once(table, root, Path(folder))
-    except OSError as error:
-        raise output_error(root, error) from error
+    stored = write_table_beside(table, root)
     counts = dict(sorted(Counter(table["split"].to_pylist()).items()))
     write_manifest(replace(manifest, table=stored, splits=counts), root, overwrite=True)
     return stored

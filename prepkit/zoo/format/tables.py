@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prepkit.errors import ZooError, counted, listed
-from prepkit.support.files import flush, publish, sha256_of_file
+from prepkit.support.files import flush, publish, sha256_of_file, system_errors_as_output
 from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.format.manifest import StoredFile
 
@@ -55,6 +56,15 @@ def write_table_at_once(table: pa.Table, root: Path, folder: Path | None = None)
     part = (folder or root) / "models.part"
     pq.write_table(table, part, compression="zstd", row_group_size=ROWS_A_GROUP)
     return publish_table(part, root, len(table))
+
+
+def write_table_beside(table: pa.Table, root: Path) -> StoredFile:
+    """Write another table into a finished zoo, beside the one that it has, and return its description.
+
+    raises OutputError, and leaves nothing, if it cannot be written
+    """
+    with system_errors_as_output(root), TemporaryDirectory(prefix=".prepkit-", dir=root) as folder:
+        return write_table_at_once(table, root, Path(folder))
 
 
 def publish_table(part: Path, root: Path, rows: int) -> StoredFile:
