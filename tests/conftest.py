@@ -15,6 +15,11 @@ os.environ.pop("FORCE_COLOR", None)  # the commands that tests start would colou
 
 import torch
 from hub_fixture import hub as hub
+from hypothesis import HealthCheck, settings
+
+# A deadline measures how busy the machine is: an example of 10 ms once took more than the 200 ms that are allowed.
+settings.register_profile("prepkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("prepkit")
 
 # A shell starts background jobs with Ctrl-C ignored, and the commands that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

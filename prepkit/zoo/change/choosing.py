@@ -168,16 +168,19 @@ def chosen_rows(table: pa.Table, where: str | None, ids: Iterable[str] | None) -
     rows = np.arange(len(table)) if where is None else np.asarray(matching_rows(table, where))
     if ids is None:
         return rows
-    known = {id: row for row, id in enumerate(table["id"].to_pylist())}
     asked = list(ids)
+    wanted = frozenset(asked)
+    known = {id: row for row, id in enumerate(table["id"].to_pylist()) if id in wanted}
     unknown = [id for id in asked if id not in known]
     if unknown:
         are = "is not an id" if len(unknown) == 1 else "are not ids"
         raise ZooError(
             f"{listed(map(repr, unknown), 3)} {are} of the zoo's {counted(len(table), 'instance')}."
-            f"{nearest(unknown[0], known)}"
+            f"{nearest(unknown[0], table['id'].to_pylist())}"
         )
-    return np.intersect1d(rows, [known[id] for id in asked])
+    is_asked = np.zeros(len(table), dtype=bool)
+    is_asked[list(known.values())] = True
+    return rows[is_asked[rows]]
 
 
 def _read(root: Path) -> tuple[Manifest, pa.Table]:
@@ -194,7 +197,9 @@ def _removal(root: Path, where: str | None, ids: Iterable[str] | None) -> tuple[
         raise ZooError(f"'{root}': no instance is chosen, so nothing would change.")
     if len(gone) == len(table):
         raise ZooError(f"'{root}': all {counted(len(gone), 'instance')} would go; delete the folder, or choose fewer.")
-    kept = np.setdiff1d(np.arange(len(table)), gone)
+    stays = np.ones(len(table), dtype=bool)
+    stays[gone] = False
+    kept = np.flatnonzero(stays)
     plan = planned_cut(manifest, rows_at(table, kept), str(root / MANIFEST))
     rewritten = sum(not plan.is_whole(number) for number in plan.rows)
     return Removal(len(gone), len(kept), rewritten), plan, rows_at(table, gone)["id"].to_pylist()

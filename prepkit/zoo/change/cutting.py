@@ -22,7 +22,7 @@ from prepkit.zoo.change.copying import ShardRows, check_values, copy_shard, rows
 from prepkit.zoo.format.manifest import Manifest, Shard, StoredFile
 from prepkit.zoo.format.origin import origin_of
 from prepkit.zoo.format.shards import offset_of_values, shard_format
-from prepkit.zoo.format.tables import whole_numbers, write_table_at_once
+from prepkit.zoo.format.tables import int64_array, whole_numbers, write_table_at_once
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,11 +54,17 @@ def planned_cut(manifest: Manifest, table: pa.Table, place: str) -> Cut:
     shards, rows = (whole_numbers(table[name]) for name in ("shard", "row"))
     chosen_rows: dict[int, np.ndarray] = {}
     for number, places in _places_of(shards):
-        chosen = np.unique(rows[places])
+        chosen = _ascending(rows[places])
         if not 0 <= number < len(manifest.shards) or chosen[0] < 0 or chosen[-1] >= manifest.shards[number].rows:
             raise ZooError(f"{place}: the table names rows of shard {number} that are not there.")
         chosen_rows[number] = chosen
     return Cut(manifest, table, chosen_rows)
+
+
+def _ascending(numbers: np.ndarray) -> np.ndarray:
+    """Return each of the numbers once, ascending; numpy.unique takes ten times as long for many that ascend already."""
+    ordered = np.sort(numbers, kind="stable")
+    return ordered[np.insert(ordered[1:] != ordered[:-1], 0, values=True)]
 
 
 def _places_of(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -85,10 +91,8 @@ def cut_shard(cut: Cut, number: int, source: Path, root: Path) -> Shard:
 
 def cut_table(cut: Cut, root: Path) -> StoredFile:
     """Write the table of the rows that stay, with the numbers that their shards and rows have in the new zoo."""
-    import pyarrow as pa
-
     old_shards, old_rows = (whole_numbers(cut.table[name]) for name in ("shard", "row"))
-    new_shards, new_rows = np.zeros(len(old_shards), np.int32), np.zeros(len(old_rows), np.int32)
+    new_shards, new_rows = np.zeros(len(old_shards), np.int64), np.zeros(len(old_rows), np.int64)
     for new, (number, here) in enumerate(_places_of(old_shards)):
         new_shards[here] = new
         new_rows[here] = np.searchsorted(cut.rows[number], old_rows[here])
@@ -96,7 +100,7 @@ def cut_table(cut: Cut, root: Path) -> StoredFile:
     for name, numbers in (("shard", new_shards), ("row", new_rows)):
         place = table.column_names.index(name)
         field = table.schema.field(place)
-        table = table.set_column(place, field, pa.array(numbers).cast(field.type))
+        table = table.set_column(place, field, int64_array(numbers).cast(field.type))
     return write_table_at_once(table, root)
 
 

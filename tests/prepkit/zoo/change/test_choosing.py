@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from folder_contents import files_of
@@ -11,8 +12,9 @@ from zoo_samples import write_zoo
 
 from prepkit.api import open_zoo, verify
 from prepkit.errors import OutputError, ZooError
-from prepkit.zoo.change.choosing import cut, drop
+from prepkit.zoo.change.choosing import chosen_rows, cut, drop
 from prepkit.zoo.change.cleaning import clean
+from prepkit.zoo.change.cutting import _ascending
 
 TEACHER = "resnet8@digits"
 
@@ -156,3 +158,11 @@ def test_killed_at_any_call_all_instances_are_there_or_one_is_gone(tmp_path):
         clean(copy)
         assert not [name for name in files_of(copy) if name.startswith(".")]
     assert lengths == {6, 7}
+
+
+def test_ids_may_stand_twice_and_in_any_order(root):
+    table = open_zoo(root).table
+    assert chosen_rows(table, None, ["m5", "m0", "m5", "m3"]).tolist() == [0, 3, 5]
+    assert chosen_rows(table, "id != 'm3'", ["m5", "m3", "m0"]).tolist() == [0, 5]
+    for numbers in ([4], [3, 1, 3, 2, 1], list(range(50)), [0, 0]):
+        assert _ascending(np.array(numbers)).tolist() == np.unique(numbers).tolist()
