@@ -233,6 +233,11 @@ def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
     place = Place(str(name), error=RecipeError)
     if isinstance(name, str) and name in recipe_names():
         content = resources.files("netspace.recipes").joinpath(name + SUFFIX).read_text(encoding="utf-8")
+    elif Path(name).is_dir():
+        raise RecipeError(
+            f"'{name}' is a folder, not a recipe, which is a .toml file or built in: {listed(recipe_names(), 20)}. A "
+            "zoo is named apart from it, with `zoo`."
+        )
     elif (path := Path(name)).suffix == SUFFIX or path.exists():
         content = read_file(path, place)
     else:

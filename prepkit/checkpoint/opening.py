@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from prepkit.errors import CheckpointError, PrepkitError, listed
+from prepkit.errors import CheckpointError, PrepkitError, listed, nearest
 from prepkit.support.files import is_zoo
 
 CONVERT_DCP = "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
@@ -40,7 +40,11 @@ def reason(error: Exception) -> str:
 def opened(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file; raises CheckpointError with the system's reason, or what to pass instead of a folder."""
     with explained(path, "cannot be read", "check its name and permissions"):
-        mode = path.stat().st_mode
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError as error:
+            like = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+            raise CheckpointError(f"{path} cannot be read ({reason(error)}); check its name.{like}") from error
         if stat.S_ISDIR(mode):
             raise CheckpointError(f"{path} is {instead_of_folder(path)}.")
         if not stat.S_ISREG(mode):

@@ -87,6 +87,8 @@ def push(folder: Path, repo: str, license_: str | None, private: bool, dry_run: 
     from prepkit.hub.bundle import repo_name
     from prepkit.hub.push import num_bytes_to_verify, zoo_bundle
 
+    if not folder.exists() and Path(repo).is_dir():
+        raise click.UsageError(f"'{repo}' is a folder, and DIR comes before REPO: prepkit push {repo} {folder}.")
     repo = repo_name(repo)
     with out.bar("verifying", "B") as bar:
         bar.begin(num_bytes_to_verify(folder))

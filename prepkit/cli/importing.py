@@ -246,6 +246,8 @@ def create(
     """
     from prepkit.api import model_address, source_of_models
 
+    if folder.is_file():
+        raise click.UsageError(f"'{folder}' is a file; DIR, the folder of the zoo, comes first, and then each MODEL.")
     named = [*models, *map(model_address, files.pop("files") or ())]
     if not named:
         raise click.UsageError("name at least one MODEL, or a list of them with --from.")

@@ -234,3 +234,8 @@ def test_the_command_line_notes_a_former_spelling(former, tmp_path):
         f"note: {former}: 'optimiser' is now spelled 'optimizer'; the old spelling is still read.",
         f"note: {former}: 'bf16' is now spelled 'bfloat16'; the old spelling is still read.",
     ]
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    with pytest.raises(RecipeError, match=r"is a folder, not a recipe, .* digits_single.* A zoo is named from it"):
+        load_recipe(tmp_path)

@@ -64,7 +64,8 @@ def planned_cut(manifest: Manifest, table: pa.Table, place: str) -> Cut:
 def _ascending(numbers: np.ndarray) -> np.ndarray:
     """Return each of the numbers once, ascending; numpy.unique takes ten times as long for many that ascend already."""
     ordered = np.sort(numbers, kind="stable")
-    return ordered[np.insert(ordered[1:] != ordered[:-1], 0, values=True)]
+    once: np.ndarray = ordered[np.insert(ordered[1:] != ordered[:-1], 0, values=True)]
+    return once
 
 
 def _places_of(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

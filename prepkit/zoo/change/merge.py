@@ -82,7 +82,9 @@ def merge(
     """
     roots = [Path(source) for source in sources]
     if len(roots) < 2:
-        raise ZooError(f"merging takes two zoos or more, not {len(roots)}.")
+        raise ZooError(
+            f"merging takes two zoos or more, not {len(roots)}; the folder of the new zoo comes before them."
+        )
     kind = None if format is None else shard_format(format)
     check_target(Path(target), roots)
     read = whole_manifest if link else verified_manifest

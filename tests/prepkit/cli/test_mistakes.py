@@ -37,6 +37,24 @@ class Mistake:
 MISTAKES = {
     # Files that are no checkpoint
     "missing": Mistake(lambda: ("pack", "missing.pt"), "CheckpointError", ("missing.pt", "No such file or directory")),
+    "no suffix": Mistake(
+        lambda: ("pack", good().removesuffix(".pt")), "CheckpointError", ("good cannot", "Did you mean 'good.pt'?")
+    ),
+    "model before the zoo": Mistake(
+        lambda: ("zoo", "create", good(), "new"),
+        "UsageError",
+        ("'good.pt' is a file; DIR, the folder of the zoo, comes",),
+    ),
+    "address before the folder": Mistake(
+        lambda: ("push", "user/zoo", folder_named("zoo")),
+        "UsageError",
+        ("comes before REPO: prepkit push zoo user/zoo",),
+    ),
+    "one zoo to merge": Mistake(
+        lambda: ("zoo", "merge", zoo_named("one"), "new"),
+        "ZooError",
+        ("not 1; the folder of the new zoo comes before",),
+    ),
     "empty": Mistake(lambda: ("pack", save_bytes(b"")), "CheckpointError", ("bad.pt is empty (0 bytes)",)),
     "directory": Mistake(lambda: ("pack", folder_named("d.pt")), "CheckpointError", ("d.pt is a folder; pass a file",)),
     "truncated pt": Mistake(
