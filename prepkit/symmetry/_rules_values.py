@@ -16,6 +16,8 @@ SUMS = "add sub rsub maximum minimum fmax fmin where copy masked_fill lerp _prel
 RECTIFIERS = "relu leaky_relu rrelu_with_noise threshold clamp_min"  # positive numbers pass them, with a threshold of 0
 ODD = "sin tanh erf asinh atan sinh asin tan sgn sign"
 EVEN = "cos cosh abs"
+UNMARKED = "hardswish log_sigmoid_forward rrelu_with_noise"  # values at the same place, though torch does not say so
+UNMARKED_ONCE = "leaky_relu elu celu selu hardtanh hardsigmoid ldexp"  # torch 2.8 does not say so yet
 
 
 def broadcast(call: Call, labels: list[Label]) -> list[list[Axis | None]]:
@@ -243,7 +245,7 @@ def created(call: Call) -> Label:
 RULES: dict[str, Rule] = {
     "pointwise": pointwise,
     **dict.fromkeys((*SAME.split(), *SUMS.split()), pointwise),
-    **dict.fromkeys(("hardswish", "log_sigmoid_forward", "rrelu_with_noise"), pointwise),
+    **dict.fromkeys((*UNMARKED.split(), *UNMARKED_ONCE.split()), pointwise),
     **dict.fromkeys(("max", "min"), extreme),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
     **dict.fromkeys(
