@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 PAPER ?= paper
 PYTEST_ARGS ?= --numprocesses auto --dist loadgroup
+# Python writes the bytecode of a module when it first imports it; pip would take a minute to write that of all modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all lint types unit bench paper-mini paper-full page docs check-wheel clean
 
@@ -32,7 +34,7 @@ types: $(VENV)/.installed
 # prepkit stands alone, so its tests run in a copy without netspace; those of netspace run here.
 unit: $(VENV)/.installed
 	bash tests/check_standalone.sh "$(abspath $(BIN))/python" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/netspace tests/test_layering.py tests/test_docs.py tests/test_gallery.py
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/test_docs.py tests/test_gallery.py tests/netspace tests/test_layering.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks -s --benchmark-columns=median,iqr,rounds
@@ -54,26 +56,22 @@ prepkit/browsing/built/page.js: $(wildcard frontend/*.json frontend/src/*)
 	npm --prefix frontend run --silent build
 
 # The site of docs/ in site/, where no page may name what is not there. Its blocks of code are run by tests/test_docs.py.
-docs: $(VENV)/.installed-docs
+docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --group docs
-	touch $@
 
 # The wheel as a user gets it: built of the sdist, installed in an empty environment outside the clone, used there.
 # Where npm is missing, the page is left out, and not checked.
 check-wheel: $(VENV)/.installed
 	$(MAKE) page || echo "The wheel is built without the page of zoo view."
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --quiet --outdir dist .
 	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" bash tests/check_wheel.sh dist/*.whl "$(abspath $(BIN))"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prepkit needs Python 3.11 or newer; make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS) --constraint constraints.txt --editable '.[all]' --group dev
 	touch $@
 
 clean:

@@ -20,9 +20,9 @@ PYTHON
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-"${PYTHON:-python3}" -m venv environment
+"${PYTHON:-python3}" -m venv --without-pip environment
 # shellcheck disable=SC2086
-environment/bin/python -m pip install --quiet ${PIP_ARGS:-} --constraint "$constraints" "$wheel"
+"$bin/python" -m pip --python environment/bin/python install --quiet --no-compile ${PIP_ARGS:-} --constraint "$constraints" "$wheel"
 export PATH="$folder/environment/bin:$PATH"
 python - <<'PYTHON'
 import torch, prepkit

@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.pop("FORCE_COLOR", None)  # the commands that tests start would colour what the tests compare
 
 import torch
+import unflushed  # noqa: F401
+from forked_python import ForkedPython
 from hub_fixture import hub as hub
 from hypothesis import HealthCheck, settings
 
@@ -33,6 +35,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def undrawn_cards():
+    """Cards get no picture: to draw it takes four fifths of the time in which a small zoo is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prepkit.zoo.card.card.picture_of", lambda zoo: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def forked_python():
+    """What starts programs in Python that import torch, but at once."""
+    python = ForkedPython()
+    yield python
+    python.close()
 
 
 @pytest.fixture

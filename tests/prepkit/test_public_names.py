@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from forked_python import ForkedPython
 
 import prepkit
 from prepkit import errors
@@ -153,9 +154,9 @@ def test_a_name_is_looked_up_once() -> None:
     assert "Layout" in vars(prepkit)
 
 
-def test_star_import_gives_the_names() -> None:
-    names = python("from prepkit import *; print(*sorted(name for name in dir() if name[0] != '_'))").split()
-    assert names == [name for name in NAMES if name != "__version__"]
+def test_star_import_gives_the_names(forked_python: ForkedPython) -> None:
+    done = forked_python.run("-c", "from prepkit import *; print(*sorted(name for name in dir() if name[0] != '_'))")
+    assert done.stdout.split() == [name for name in NAMES if name != "__version__"]
 
 
 def test_importing_prepkit_imports_nothing_heavy() -> None:

@@ -177,7 +177,8 @@ def test_optimize(call, runs, tmp_path):
     assert (document["learning_rate"], document["patience"]) == (0.01, 10)
     text = call("optimize", run.path, "--embedding", "out/embeddings.npy", *settings)
     assert "embedding 3" in text
-    document = call("optimize", run.path, "--each", "1", "--patience", "1", "--learning-rate", "0", "--json")
+    still = ["--patience", "1", "--batch", "16", "--learning-rate", "0"]
+    document = call("optimize", run.path, "--each", "1", *still, "--json")
     assert [row["last_step"] for row in document["start_points"]] == [25] * 4  # nothing ever improves
     assert document["notes"] == []
 

@@ -17,8 +17,9 @@ from netspace.report.model import StageProgress
 from netspace.report.paper import ABLATIONS, EASIER, RECIPES, SIZES, PaperError, Size, paper, recipes_of, zoo_names
 from netspace.run.run import Run
 from netspace.training.trainer import Interrupted
+from prepkit.training._values import Epochs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn_cards")
 
 TRAINED = ("digits_multi", "chairs_mini")
 TINY = Size(
@@ -39,6 +40,16 @@ def tiny(monkeypatch):
     kept = {name: EXPERIMENTS[name] for name in ("latent_map", "hygiene")}
     for module in (experiments, running):
         monkeypatch.setattr(module, "EXPERIMENTS", kept)
+    train_zoo = prepkit.train_zoo
+
+    def with_a_short_teacher(name, path, **options):  # whose own epochs, which no size changes, take most of the time
+        spec = prepkit.load_spec(name)
+        if spec.teacher is not None:
+            training = replace(spec.teacher.training, epochs=Epochs((1,)))
+            spec = replace(spec, teacher=replace(spec.teacher, training=training))
+        return train_zoo(spec, path, **options)
+
+    monkeypatch.setattr(prepkit, "train_zoo", with_a_short_teacher)
 
 
 def test_all_of_it_and_again(tmp_path, tiny, monkeypatch):

@@ -1,4 +1,4 @@
-"""What test_parallel.py starts twice: one process's losses and gradients of a joint batch, written to a file."""
+"""Write one process's losses and gradients of a joint batch to a file; test_parallel.py starts two such processes."""
 
 import sys
 from pathlib import Path
@@ -29,4 +29,5 @@ def main(name: str, zoo_path: str, out: str, changes: str) -> None:
     ranks.leave()
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,5 +1,6 @@
 """Trainings of a few steps on small zoos, and what tests compare of their runs."""
 
+import torch
 from small_zoos import SMALL
 
 from netspace.recipe import load_recipe
@@ -17,3 +18,9 @@ def curve(run):
 
 def weights(run, kind="latest"):
     return run.state(kind).tensors
+
+
+def assert_same_weights(one, other, kind="latest"):
+    found, expected = weights(one, kind), weights(other, kind)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())

@@ -2,10 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
+import parallel_losses
 import pytest
 import torch
 from small_zoos import SMALL
@@ -14,7 +15,7 @@ import netspace
 from netspace.training.trainer import _check_line_instances
 from prepkit.support.processes import ParallelError, Ranks
 
-HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(count: int, *arguments: str) -> str:
@@ -46,10 +47,20 @@ def start(count: int, *arguments: str) -> str:
         pytest.param("digits_single", {"batch.instances": 4, "batch.samples": 16}, marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_agree_with_one(tmp_path, small_zoo, name, changes):
-    changes = repr({**changes, "training.precision": "float32"})
-    for count in (1, 2):
-        start(count, str(HERE / "parallel_losses.py"), name, str(small_zoo(name)), str(tmp_path), changes)
+def test_two_processes_agree_with_one(tmp_path, small_zoo, name, changes, forked_python):
+    arguments = (name, small_zoo(name), tmp_path, repr({**changes, "training.precision": "float32"}))
+    parallel_losses.main(*arguments)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = []
+    for rank in ("0", "1"):  # with what torchrun tells its processes
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **meet, **told}
+        processes.append(forked_python.start(parallel_losses.__file__, *arguments, env=environment))
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
     one, first, second = (torch.load(tmp_path / f) for f in ("0-of-1.pt", "0-of-2.pt", "1-of-2.pt"))
     if name == "digits_multi":
         assert one["parts"]["loss_gamma"] > 1  # 4 pairs, all but those within a process straddle

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +188,16 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("network", REFUSALS)
-def test_the_refusal_of_a_pickled_network_has_the_code_that_takes_its_weights_out(network, tmp_path):
+def test_the_refusal_of_a_pickled_network_has_the_code_that_takes_its_weights_out(network, tmp_path, forked_python):
     (tmp_path / "own_net.py").write_text("from torch import nn\nclass Net(nn.Linear): ...\n")
     save = f"import torch, own_net; from torch import nn; torch.save({network}, 'whole network.pt')"
-    subprocess.run([sys.executable, "-c", save], cwd=tmp_path, check=True)
+    assert forked_python.run("-c", save, cwd=tmp_path).returncode == 0
     file = tmp_path / "whole network.pt"
     result = CliRunner().invoke(main, ["pack", str(file)])
     assert result.exit_code == 2
     assert REFUSALS[network] in result.output
     (code,) = re.findall("`(import torch; [^`]*)`", result.output)
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert forked_python.run("-c", code, cwd=tmp_path).returncode == 0
     result = CliRunner().invoke(
         main, ["pack", str(tmp_path / "weights.pt"), "-o", str(tmp_path / "w.prep.safetensors")]
     )

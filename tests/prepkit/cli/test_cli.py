@@ -13,6 +13,7 @@ import pytest
 import torch
 from cli_samples import assert_same_function, entries, error_of, good, prep_of, run
 from click.testing import CliRunner
+from forked_python import ForkedPython
 from torch import Tensor, nn
 
 import prepkit
@@ -103,19 +104,16 @@ def test_a_bug_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def prepkit_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def test_as_a_process(model: nn.Module, folder: Path, forked_python: ForkedPython) -> None:
     script = Path(sys.executable).with_name("prepkit")
-    return subprocess.run([script, *arguments], capture_output=True, text=True, check=False, **options)
-
-
-def test_as_a_process(model: nn.Module, folder: Path) -> None:
-    done = prepkit_process("pack", "model.pt", "--width", "512")
+    command = [script, "pack", "model.pt", "--width", "512"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "12 x 512 float32" in done.stdout
-    done = prepkit_process("unpack", "model.prep.safetensors", "-o", "out.pt")
+    done = forked_python.run("-m", "prepkit", "unpack", "model.prep.safetensors", "-o", "out.pt")
     assert (done.returncode, done.stderr) == (0, "")
     assert_same_function(model, torch.load("out.pt", weights_only=True))
-    done = prepkit_process("pack", "out.pt", "--width", "12")
+    done = forked_python.run("-m", "prepkit", "pack", "out.pt", "--width", "12")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "Error: width 12 is not a multiple of 8; use 8 or 16.\n"
     assert sorted(os.listdir()) == ["model.prep.safetensors", "model.pt", "out.pt"]
@@ -132,11 +130,11 @@ def test_a_reader_that_has_read_enough_is_no_error(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_an_output_that_takes_nothing_is_one_line(options: list[str], model: nn.Module, folder: Path) -> None:
-    script = Path(sys.executable).with_name("prepkit")
+def test_an_output_that_takes_nothing_is_one_line(
+    options: list[str], model: nn.Module, folder: Path, forked_python: ForkedPython
+) -> None:
     with open("/dev/full", "w") as full:
-        command = [script, "inspect", "model.pt", *options]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = forked_python.run("-m", "prepkit", "inspect", "model.pt", *options, stdout=full)
     assert re.fullmatch(r"Error: .*No space left on device\.?\n", done.stderr)
     assert done.returncode == 1
 

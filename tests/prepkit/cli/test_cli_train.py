@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from contextlib import redirect_stderr
@@ -23,7 +22,8 @@ from prepkit.training.run import ZooTraining, train_zoo
 from prepkit.training.spec import spec_names
 from prepkit.zoo.format.manifest import read_manifest
 
-COMMAND = [sys.executable, "-c", "from prepkit.cli import main; main()"]
+FEW = ("test = 360, validation = 180", "test = 900, validation = 700")  # leaves 197 images to learn from
+pytestmark = pytest.mark.usefixtures("undrawn_cards")
 CPU = ("--device", "cpu", "--threads", "1")
 TEXT = """\
 name = "tiny"
@@ -253,14 +253,10 @@ def test_a_device_that_is_not_there(tmp_path, spec):
     assert not (tmp_path / "zoo").exists()
 
 
-def test_data_that_is_not_at_hand(tmp_path):
-    done = subprocess.run(
-        [*COMMAND, "zoo", "train", "cifar10_single", str(tmp_path / "zoo"), *CPU],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path)},
-    )
+def test_data_that_is_not_at_hand(tmp_path, forked_python):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path)}
+    command = ["zoo", "train", "cifar10_single", tmp_path / "zoo", *CPU]
+    done = forked_python.run("-m", "prepkit", *command, env=environment)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert re.search(r"Error: .*uoft-cs/cifar10", done.stderr)
@@ -310,7 +306,7 @@ def test_networks_that_do_not_fit_the_task(tmp_path, spec):
 
 
 def test_everything_diverges(tmp_path, spec):
-    file = spec(("learning_rate = 0.05", "learning_rate = 1e38"), ("batch_size = 128", "batch_size = 512"))
+    file = spec(("learning_rate = 0.05", "learning_rate = 1e38"), ("batch_size = 128", "batch_size = 512"), FEW)
     message = told(file, tmp_path / "zoo", *CPU)
     assert re.match(r"lenet_like-0000\d: diverged with 101 seeds at learning rate 1e\+38; lower it", message)
 
@@ -318,10 +314,9 @@ def test_everything_diverges(tmp_path, spec):
 # Ctrl-C -------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, spec):
-    file = spec(("epochs = 2", "epochs = 25"))
-    command = [*COMMAND, "zoo", "train", str(file), str(tmp_path / "zoo"), *CPU, "--stack", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, spec, forked_python):
+    file = spec(("epochs = 2", "epochs = 12"))
+    process = forked_python.start("-m", "prepkit", "zoo", "train", file, tmp_path / "zoo", *CPU, "--stack", "1")
     journal = tmp_path / "zoo/.writing/journal.jsonl"
     until = time.monotonic() + 60
     while time.monotonic() < until and not (journal.exists() and "lenet_like-0000" in journal.read_text()):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from fusion_samples import net, noise, plain, randomised
@@ -46,7 +43,7 @@ def test_result_can_be_trained():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in folded.modules())
 
 
-def test_import_is_light():
+def test_import_is_light(forked_python):
     """Only our own modules come on top of torch; not even a run loads the compiler."""
     code = """
 import sys, torch
@@ -56,5 +53,5 @@ print(sorted(name for name in set(sys.modules) - before if not name.startswith("
 fuse_batch_norm(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)), torch.ones(1, 2))
 print("torch._dynamo" in sys.modules)
 """
-    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    printed = forked_python.run("-c", code).stdout
     assert printed.split("\n")[:2] == ["[]", "False"]

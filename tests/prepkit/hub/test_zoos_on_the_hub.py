@@ -1,8 +1,6 @@
 """`zoo info`, `verify` and `export` of zoos on the Hub, addresses of all kinds, and servers that ask to wait."""
 
 import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -215,12 +213,10 @@ def test_pauses_are_as_long_as_the_server_asks():
     assert len(pauses) == 3
 
 
-def test_a_hub_without_xet_says_what_to_set(hub, source):
+def test_a_hub_without_xet_says_what_to_set(hub, source, forked_python):
     pytest.importorskip("hf_xet")
     script = f"from prepkit.hub.push import push; push({str(source)!r}, 'me/zoo')"
     environment = {**os.environ, "HF_HUB_DISABLE_XET": "0", "HF_TOKEN": "hf_x"}
-    result = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
-    )
+    result = forked_python.run("-c", script, env=environment)
     assert "this Hub does not serve the dataset repository 'me/zoo' by Xet" in result.stderr
     assert "set HF_HUB_DISABLE_XET=1 and run it again." in result.stderr

@@ -91,9 +91,9 @@ def test_what_a_process_of_another_machine_left_is_named(tmp_path):
     take_lock(file, "zoo").release()
 
 
-def test_a_zoo_whose_writer_was_killed_is_finished(tmp_path):
+def test_a_zoo_whose_writer_was_killed_is_finished(tmp_path, forked_python):
     root = tmp_path / "zoo"
-    subprocess.run([sys.executable, "-c", WRITE, HERE, str(root)], check=False)
+    assert forked_python.run("-c", WRITE, HERE, root).returncode == -9
     with pytest.raises(ZooError, match="interrupted"):
         open_zoo(root)
     with ZooWriter(root, resume=True) as writer:

@@ -2,7 +2,6 @@
 
 import io
 import os
-import subprocess
 import sys
 
 import datasets
@@ -319,14 +318,13 @@ def test_digits_without_scikit_learn_give_the_command(monkeypatch):
     assert told == "the digits come with scikit-learn, which is missing; pip install 'prepkit[train]'"
 
 
-def test_another_process_without_network_finds_what_was_downloaded(animals, hub, tmp_path):
+def test_another_process_without_network_finds_what_was_downloaded(animals, hub, forked_python):
     """With the real switches of the environment, and warnings as errors."""
-    code = f"from prepkit.tasks import load_task; print(load_task({RECORD!r}).record['sha256'])"
+    code = "import warnings; warnings.simplefilter('error')\n"
+    code += f"from prepkit.tasks import load_task; print(load_task({RECORD!r}).record['sha256'])"
     environment = {**os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=False
-        )
+        done = forked_python.run("-c", code, env=environment)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         assert done.stdout.strip() == load_task(RECORD).record["sha256"]

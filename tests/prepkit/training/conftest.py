@@ -12,3 +12,11 @@ def zoos(tmp_path_factory):
     for name, text in TEXTS.items():
         trained(root / name, text)
     return root
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """The zoo of the spec `last`, trained in stacks of one instance."""
+    root = tmp_path_factory.mktemp("alone") / "zoo"
+    trained(root, TEXTS["last"], stack=1)
+    return root

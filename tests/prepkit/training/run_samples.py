@@ -1,14 +1,19 @@
 """Zoos that tests train, and what is told of their training."""
 
+import pytest
 from killed_training import spec
 
 import prepkit
 from prepkit.support.progress import Progress
 from prepkit.training.run import train_zoo
+from prepkit.zoo.card import card
 
 
 def trained(folder, text, **options):
-    return train_zoo(spec(text), folder, **{"device": "cpu", "threads": 1, **options})
+    """Train a zoo whose card gets no picture, since drawing one takes as long as the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "picture_of", lambda zoo: None)
+        return train_zoo(spec(text), folder, **{"device": "cpu", "threads": 1, **options})
 
 
 def rows_of(folder):

@@ -33,6 +33,7 @@ from prepkit.training._units import units_of
 from prepkit.training.run import train_zoo
 
 pytestmark = [
+    pytest.mark.usefixtures("undrawn_cards"),
     pytest.mark.xdist_group("ray"),  # one cluster serves all
     pytest.mark.filterwarnings("ignore::ResourceWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),

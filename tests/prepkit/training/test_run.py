@@ -19,6 +19,8 @@ from prepkit.training.run import train_zoo
 from prepkit.training.spec import load_spec
 from prepkit.zoo.change.rerun import run_again
 
+pytestmark = pytest.mark.xdist_group("trainings")  # one worker runs all, since they share zoos
+
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_zoo_is_whole_and_its_accuracies_are_reproduced(zoos, name):
@@ -138,9 +140,8 @@ def test_a_trial_of_digits_unseen_registers_what_it_does_not_train(tmp_path, tea
     assert verify(tmp_path / "zoo").ok
 
 
-def test_stacks_of_another_size_train_the_same_networks_but_for_rounding(zoos, tmp_path):
-    trained(tmp_path / "alone", TEXTS["last"], stack=1)
-    one, other = ({row["id"]: row for row in rows_of(folder)} for folder in (zoos / "last", tmp_path / "alone"))
+def test_stacks_of_another_size_train_the_same_networks_but_for_rounding(zoos, alone):
+    one, other = ({row["id"]: row for row in rows_of(folder)} for folder in (zoos / "last", alone))
     for id in one:
         assert {**one[id], "row": 0}.keys() == other[id].keys()
         assert one[id]["seed"] == other[id]["seed"]

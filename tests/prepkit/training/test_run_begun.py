@@ -11,6 +11,8 @@ from prepkit.errors import DeviceError, ZooError
 from prepkit.training import run as running
 from prepkit.training.run import TrainingLog
 
+pytestmark = pytest.mark.xdist_group("trainings")  # one worker runs all, since they share zoos
+
 
 @pytest.fixture
 def unfinished(tmp_path, monkeypatch):

@@ -18,11 +18,13 @@ from prepkit.errors import ZooError
 from prepkit.training import run as running
 from prepkit.training._units import train_unit
 
+pytestmark = pytest.mark.xdist_group("trainings")  # one worker runs all, since they share zoos
+
 # Any order ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [None, 0, 1])
-def test_units_may_finish_in_any_order(zoos, tmp_path, monkeypatch, seed):
+@pytest.mark.parametrize("seed", [None, 0, pytest.param(1, marks=pytest.mark.slow)])
+def test_units_may_finish_in_any_order(alone, tmp_path, monkeypatch, seed):
     spooled = []
 
     def disorderly(task, engine, device, run, ray, gpus):
@@ -36,16 +38,15 @@ def test_units_may_finish_in_any_order(zoos, tmp_path, monkeypatch, seed):
 
         return execute
 
-    trained(tmp_path / "in order", TEXTS["last"], stack=1)
     monkeypatch.setattr(running, "executor", disorderly)
     trained(tmp_path / "zoo", TEXTS["last"], stack=1)
-    assert files_of(tmp_path / "zoo") == files_of(tmp_path / "in order")
+    assert files_of(tmp_path / "zoo") == files_of(alone)
     assert len(spooled) == 7  # six instances and the teacher
     assert max(spooled) > 1
     assert spooled[-1] == 0
 
 
-def test_units_that_wait_are_not_trained_again(tmp_path, monkeypatch):
+def test_units_that_wait_are_not_trained_again(alone, tmp_path, monkeypatch):
     """Interrupted when all but the first unit had finished, only the first is trained."""
     orders = []
 
@@ -59,17 +60,13 @@ def test_units_that_wait_are_not_trained_again(tmp_path, monkeypatch):
 
         return execute
 
-    trained(tmp_path / "straight", TEXTS["last"], stack=1)
     monkeypatch.setattr(running, "executor", reversed_until_the_last)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "zoo", TEXTS["last"], stack=1)
     assert len(list((tmp_path / "zoo/.writing/training").glob("done-*"))) == 5
     trained(tmp_path / "zoo", TEXTS["last"])  # the engine, and its stacks of 1, is the record's
     assert [len(order) for order in orders] == [7, 2]  # the teacher is last of the reversed, so it is due again
-    assert files_of(tmp_path / "zoo") == files_of(tmp_path / "straight")
-
-
-one_worker = pytest.mark.xdist_group("killed trainings")  # they share a zoo that takes long to train
+    assert files_of(tmp_path / "zoo") == files_of(alone)
 
 
 # Killed -------------------------------------------------------------------------------------------------------
@@ -80,7 +77,7 @@ class Killer:
 
     def __init__(self, folder):
         script = Path(killed_training.__file__)
-        environment = {**os.environ, "PYTHONPATH": f"{script.parents[3]}"}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, str(script), str(folder)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, **pipes, env=environment)
@@ -115,7 +112,6 @@ def straight(killer, tmp_path_factory):
     return files_of(root), whole["told"], whole["seconds"]
 
 
-@one_worker
 @pytest.mark.parametrize("num_kills", [3, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", ["seconds", "epochs"])
 def test_killed_at_any_moment_it_goes_on_and_ends_the_same(killer, straight, tmp_path, how, num_kills):
@@ -155,7 +151,6 @@ def test_killed_before_its_card_is_written_it_gets_one(zoos, tmp_path):
     assert files_of(tmp_path / "zoo") == whole
 
 
-@one_worker
 def test_a_unit_goes_on_in_its_middle(killer, straight, tmp_path):
     files, epochs, _ = straight
     first = killer.run(root=str(tmp_path / "zoo"), epochs=6)["told"]  # an epoch of the teacher, 5 of the first unit

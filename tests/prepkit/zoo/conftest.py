@@ -15,7 +15,7 @@ class Killer:
 
     def __init__(self, folder: Path) -> None:
         script = Path(killed_writer.__file__)
-        environment = {**os.environ, "PYTHONPATH": f"{script.parent}{os.pathsep}{script.parents[3]}"}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(folder)],
             stdin=subprocess.PIPE,

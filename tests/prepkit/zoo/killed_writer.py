@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+import unflushed  # noqa: F401
 from writer_samples import tensors_of
 
 from prepkit.zoo.change.convert import convert

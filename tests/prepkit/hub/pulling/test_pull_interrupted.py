@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -24,10 +22,10 @@ from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_two_at_once(filled, source, tmp_path):
+def test_two_at_once(filled, source, tmp_path, forked_python):
     path = read_manifest(source).shards[0].path
     filled.fault("hold", path)
-    process = started(filled, tmp_path, "me/zoo", tmp_path / "here")
+    process = started(forked_python, filled, tmp_path, "me/zoo", tmp_path / "here")
     try:
         wait_for(lambda: (tmp_path / "here" / WORK / "request.json").exists())
         with pytest.raises(ZooLocked, match="is being written by"):
@@ -41,7 +39,7 @@ def test_two_at_once(filled, source, tmp_path):
     assert files_of(tmp_path / "here") == files_of(source)
 
 
-def started(hub, tmp_path, *arguments):
+def started(forked_python, hub, tmp_path, *arguments):
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
@@ -49,14 +47,13 @@ def started(hub, tmp_path, *arguments):
         "HF_HUB_DISABLE_XET": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", "from prepkit.cli import main; main()", "pull", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forked_python.start("-m", "prepkit", "pull", *arguments, env=environment)
 
 
 @pytest.mark.xdist_group("time and memory")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("asked", [[], ["--where", "id != 'm0'"]], ids=["whole", "part"])
-def test_interrupted_it_goes_on(filled, source, tmp_path, how, asked):
+def test_interrupted_it_goes_on(filled, source, tmp_path, how, asked, forked_python):
     root = tmp_path / "here"
     shards = [shard.path for shard in read_manifest(source).shards]
     filled.fault("hold", shards[0], times=99)
@@ -67,7 +64,7 @@ def test_interrupted_it_goes_on(filled, source, tmp_path, how, asked):
         finished = len(list(notes.glob("*.json"))) if asked else len(shards) - 1
         return done.is_dir() and len(list(done.iterdir())) == finished == len(shards) - 1
 
-    process = started(filled, tmp_path, "me/zoo", root, *asked)
+    process = started(forked_python, filled, tmp_path, "me/zoo", root, *asked)
     with contextlib.ExitStack() as stack:
         stack.callback(process.kill)
         wait_for(all_but_one)
@@ -85,7 +82,7 @@ def test_interrupted_it_goes_on(filled, source, tmp_path, how, asked):
     filled.fault("hold", shards[0], times=0)
     filled.released.set()
     filled.forget()
-    process = started(filled, tmp_path, "me/zoo", root, *asked, "--json")
+    process = started(forked_python, filled, tmp_path, "me/zoo", root, *asked, "--json")
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert json.loads(output)["instances"] == (5 if asked else 6)

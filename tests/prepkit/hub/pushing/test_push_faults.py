@@ -1,8 +1,6 @@
 """Whatever goes wrong on the way, a push is visible whole or not at all."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -153,14 +151,10 @@ def test_without_the_right_token_nothing_is_pushed(hub, zoo, token, monkeypatch)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_push_that_is_stopped_shows_nothing_and_goes_on(hub, zoo, number, status):
+def test_a_push_that_is_stopped_shows_nothing_and_goes_on(hub, zoo, number, status, forked_python):
     shards = [shard.sha256 for shard in read_manifest(zoo).shards]
     hub.fault("busy", shards[-1], 99)  # the process waits, and tries again
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from prepkit.cli import main; main()", "push", str(zoo), "me/zoo"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = forked_python.start("-m", "prepkit", "push", zoo, "me/zoo")
     while not set(shards[:-1]) <= hub.objects.keys() or shards[-1] not in hub.uploaded():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)

@@ -135,11 +135,11 @@ def test_a_pickled_zoo_goes_on_elsewhere(filled, local):
     assert copy._store.cache_bytes == 10**6
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_of_a_data_loader(filled, local, context):
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])  # a spawned one imports torch anew
+def test_workers_of_a_data_loader(filled, local, context, workers):
     zoo = open_zoo("hf://me/zoo")
     zoo.preps([0])
-    loader = DataLoader(zoo.dataset(), batch_size=3, num_workers=2, multiprocessing_context=context)
+    loader = DataLoader(zoo.dataset(), batch_size=3, num_workers=workers, multiprocessing_context=context)
     for preps, class_ids, indices in loader:
         assert torch.equal(preps, local.preps(indices))
         assert torch.equal(class_ids, local.class_ids(indices))

@@ -1,16 +1,14 @@
-"""Runs of ray that several modules import, and cards without their picture: drawing takes four fifths of the time."""
+"""Runs of ray that several modules import. The cards of all zoos here lack their picture."""
 
 import json
 
 import pytest
 from tree_samples import lines, save
 
-from prepkit.zoo.card import card
 
-
-@pytest.fixture(autouse=True)
-def undrawn_cards(monkeypatch):
-    monkeypatch.setattr(card, "picture_of", lambda zoo: None)
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn(undrawn_cards):
+    pass
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
@@ -357,10 +355,10 @@ def test_a_pickle_with_code_alone_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_killed_import_goes_on(tmp_path):
+def test_a_killed_import_goes_on(tmp_path, forked_python):
     known = dws(tmp_path, count=400)
     arguments = ["zoo", "import", "siren", str(tmp_path / "inrs"), str(tmp_path / "zoo"), "--data", tmp_path / "png"]
-    process = subprocess.Popen([sys.executable, "-m", "prepkit", *map(str, arguments)], stderr=subprocess.DEVNULL)
+    process = forked_python.start("-m", "prepkit", *arguments)
     journal = tmp_path / "zoo" / ".writing" / "journal.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (journal.is_file() and journal.read_bytes().count(b'"id"') > 20):

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -146,11 +144,11 @@ def test_a_table_of_which_no_row_fits_is_refused(runs, tmp_path):
 # Killed, and run again ----------------------------------------------------------------------------------------
 
 
-def test_killed_and_run_again(tmp_path):
+def test_killed_and_run_again(tmp_path, forked_python):
     for number in range(300):
         save(tmp_path / f"src/net_{number:03d}.pt", number)
     arguments = ["import", "tree", tmp_path / "src", tmp_path / "zoo", "--pattern", "net_{number:int}.pt"]
-    process = subprocess.Popen([sys.executable, "-m", "prepkit", "zoo", *map(str, arguments)])
+    process = forked_python.start("-m", "prepkit", "zoo", *arguments)
     journal = tmp_path / "zoo/.writing/journal.jsonl"
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.read_bytes().count(b'"id"') > 20) and time.monotonic() < deadline:

@@ -350,10 +350,10 @@ def test_dataset(zoo):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_dataset_in_workers(zoo, method):
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])  # a spawned one imports torch anew
+def test_dataset_in_workers(zoo, method, workers):
     zoo.preps()  # files are mapped already when the workers start
-    loader = DataLoader(zoo.dataset(), batch_size=4, shuffle=True, num_workers=2, multiprocessing_context=method)
+    loader = DataLoader(zoo.dataset(), batch_size=4, shuffle=True, num_workers=workers, multiprocessing_context=method)
     seen = []
     for preps, class_ids, indices in loader:
         assert [told_index(prep) for prep in preps] == indices.tolist()

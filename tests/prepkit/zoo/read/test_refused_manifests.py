@@ -4,8 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -249,7 +247,7 @@ class TestManifest:
         rewrite_manifest(root, lambda data: (data["shards"][0].update(rows=10**6), data["table"].update(rows=10**6)))
         self.refused(root, r"zoo\.json, shards\[0\]\.rows: 1,000,000 rows would take 128,000,000 bytes")
 
-    def test_columns_of_other_kinds_are_read_and_exported(self, root, tmp_path):
+    def test_columns_of_other_kinds_are_read_and_exported(self, root, tmp_path, forked_python):
         from datetime import UTC, datetime, time
 
         table = table_of(root)
@@ -270,25 +268,15 @@ class TestManifest:
         assert row["exact"] == "1970-01-01 00:00:00.000000001"
         assert row["clock"] == time(microsecond=1)
         assert isinstance(row["far"], str)
-        command = [
-            sys.executable,
-            "-c",
-            "from prepkit.cli import main; main()",
-            "zoo",
-            "export",
-            root,
-            row["id"],
-            "-o",
-            tmp_path / "m.pt",
-        ]
-        done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+        command = ["zoo", "export", root, row["id"], "-o", tmp_path / "m.pt", "--json"]
+        done = forked_python.run("-m", "prepkit", *command)
         assert (done.returncode, done.stderr) == (0, "")
         found = json.loads(done.stdout)["metadata"]
         assert found["when"] == "2026-01-02T03:00:00+00:00"
         assert (found["curve"], found["raw"]) == ([0.5, "nan"], "00ff")
 
     @pytest.mark.parametrize("part", ["", "shards", "shard", "table", "zoo.json"])
-    def test_files_that_may_not_be_read(self, root, part):
+    def test_files_that_may_not_be_read(self, root, part, forked_python):
         """A process without root's rights, which ignore permissions, reads the zoo."""
         manifest = read_manifest(root)
         names = {"shard": manifest.shards[0].path, "table": manifest.table.path}
@@ -307,7 +295,7 @@ class TestManifest:
         for each in (root, *root.rglob("*")):
             each.chmod(0o755)
         try:
-            done = subprocess.run([sys.executable, "-c", reading, ".", file], cwd=root, capture_output=True, text=True)
+            done = forked_python.run("-c", reading, ".", file, cwd=root)
         finally:
             file.chmod(0o755)
         assert done.stderr == ""

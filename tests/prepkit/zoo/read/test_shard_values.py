@@ -163,14 +163,13 @@ def test_a_shard_truncated_before_it_is_touched(root):
 
 
 @on_linux
-def test_a_mapped_one_ends_the_process(root):
+def test_a_mapped_one_ends_the_process(root, forked_python):
     """So this is what `mmap=False` spares; where it holds no more, the option has no use."""
     script = (
         "import os, sys, prepkit\nzoo = prepkit.open_zoo(sys.argv[1])\nzoo.preps()\n"
         "os.truncate(os.path.join(sys.argv[1], zoo.manifest.shards[0].path), 0)\nzoo.preps()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, root], capture_output=True)
-    assert done.returncode == -7  # SIGBUS
+    assert forked_python.run("-c", script, root).returncode == -7  # SIGBUS
 
 
 def test_an_error_of_the_disk_is_named(source, monkeypatch):

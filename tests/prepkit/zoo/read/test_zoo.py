@@ -1,8 +1,6 @@
 """Tests of what a reader gets from a zoo: instances, networks, other shapes."""
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -233,13 +231,13 @@ def test_memory_that_is_written_anew_is_unpacked_as_what_it_holds_now(zoo):
     assert layout.unpack(zoo.preps(rows, out=memory[: len(rows)])).keys() == layout.names
 
 
-def test_opening_and_reading_imports_no_pandas(root):
+def test_opening_and_reading_imports_no_pandas(root, forked_python):
     """Importing pandas takes a fifth of a second, and a Ctrl-C is lost while pyarrow imports it."""
     reading = (
         "import sys; from prepkit.api import open_zoo; zoo = open_zoo(sys.argv[1]); zoo[0]; zoo.preps([1, 2]); "
         "zoo.class_ids(); zoo.split('train')[0]; print('pandas' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", reading, root], capture_output=True, text=True, check=True)
+    done = forked_python.run("-c", reading, root)
     assert done.stdout == "False\n"
 
 

@@ -2,7 +2,6 @@
 
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +99,7 @@ def test_devices_that_are_not_there_and_conditions_that_are_no_text(zoo):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to count threads")
-def test_reading_a_table_leaves_no_threads(zoo):
+def test_reading_a_table_leaves_no_threads(zoo, forked_python):
     """A thread of Arrow's that is alive while the interpreter ends may abort it, about once in a hundred times."""
     script = (
         "import sys, os, pyarrow.parquet, pyarrow.acero, torch; from prepkit.api import open_zoo, verify\n"
@@ -109,7 +108,7 @@ def test_reading_a_table_leaves_no_threads(zoo):
         "for _ in range(20): zoo.where('accuracy >= 0.1')\n"
         "print(len(os.listdir('/proc/self/task')) - before)"
     )
-    done = subprocess.run([sys.executable, "-c", script, zoo._store.root], capture_output=True, text=True, check=True)
+    done = forked_python.run("-c", script, zoo._store.root)
     assert done.stdout == "0\n"
     assert len(zoo.where("accuracy >= 0.1")) == 9
 
