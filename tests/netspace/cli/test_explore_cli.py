@@ -217,7 +217,7 @@ REFUSED = [
     (["evaluate", "digits_multi", "--samples", "x"], "the task has no samples 'x'"),
     (["evaluate", "digits_multi", "--kind", "latest"], "has no latest checkpoint yet"),
     (["evaluate", "digits_multi", "--device", "cuda:99"], "use another one, such as cpu"),
-    (["evaluate", "digits_multi", "--zoo", "ZOO digits_single"], "Give the zoo it was trained on"),
+    (["evaluate", "digits_multi", "--zoo", "ZOO digits_single"], "Give the zoo that it was trained on"),
     (["evaluate", "digits_multi", "--zoo", "nowhere"], "nowhere"),
     (["embed", "digits_multi", "ZOO digits_multi", "-o", "x.xlsx"], "use one of .parquet, .csv, .npz"),
     (["embed", "digits_multi", "ZOO digits_multi", "-o", "taken.csv"], "exists already"),

@@ -60,6 +60,7 @@ def multi(tmp_path_factory):
     return ReadyRun(root, "multi", digits_zoo(root / "zoo", dict.fromkeys(names, COUNTS), height=88))
 
 
+@lru_cache
 def pairs_of(ready, split="test"):
     """Return the table row, the target network, the predicted network and the predicted PRep of each instance."""
     space, view = ready.run.space(), ready.zoo.split(split)
