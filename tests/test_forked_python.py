@@ -35,12 +35,13 @@ def test_how_it_ends(forked_python, tmp_path):
     assert done.returncode == 1
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
     for number in (signal.SIGINT, signal.SIGKILL):
-        program = forked_python.start("-c", f"import time; open({str(tmp_path / 'begun')!r}, 'w'); time.sleep(60)")
+        begin = f"import os, time; os.mkdir({str(tmp_path / 'begun')!r})"  # to close a file would hide an interruption
+        program = forked_python.start("-c", f"{begin}; time.sleep(60)")
         while not (tmp_path / "begun").exists():
             assert program.poll() is None
         program.send_signal(number)
         assert program.wait() == -number
-        (tmp_path / "begun").unlink()
+        (tmp_path / "begun").rmdir()
     program = forked_python.start("-c", "import time; time.sleep(60)")
     with pytest.raises(subprocess.TimeoutExpired):
         program.wait(timeout=0.01)

@@ -144,12 +144,13 @@ def with_flags(message: str) -> str:
 
 
 def _advice(context: click.Context, keyword: str, flag: str) -> str:
-    option = flag.partition(" ")[0]
+    words = flag.split(" ")
+    needed = set(words) if all(word.startswith("--") for word in words) else {words[0]}
     command = context.meta.get(COMMAND)
-    if command is None or not option.startswith("--") or option in _options(command):
+    if command is None or not words[0].startswith("--") or needed <= _options(command):
         return flag
     root = context.find_root()
-    homes = (name for name, other in _commands(root.command, root.info_name or "") if option in _options(other))
+    homes = (name for name, other in _commands(root.command, root.info_name or "") if needed <= _options(other))
     home = next(homes, None)
     return keyword if home is None else f"`{home} {flag.partition(',')[0]}`"
 

@@ -237,5 +237,7 @@ def test_the_command_line_notes_a_former_spelling(former, tmp_path):
 
 
 def test_a_folder_is_no_recipe(tmp_path):
-    with pytest.raises(RecipeError, match=r"is a folder, not a recipe, .* digits_single.* A zoo is named from it"):
+    with pytest.raises(
+        RecipeError, match=r"is a folder, not a recipe, .* digits_single.* A zoo is named apart from it"
+    ):
         load_recipe(tmp_path)

@@ -142,6 +142,7 @@ def next_program(orders: socket.socket) -> dict[str, Any] | None:
 
 def become(order: dict[str, Any]) -> None:
     """Run the program of an order in this process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["folder"])

@@ -23,6 +23,7 @@ from prepkit.zoo.write.joined_table import SourceZoo
 if TYPE_CHECKING:
     import pyarrow as pa
 
+CAST = "Cast each model first, by `prepkit pack MODEL --dtype {} -o FILE`, and append FILE"
 OTHER_ZOO = "Write a zoo of their own, and make one zoo of both by `prepkit zoo merge`."
 
 
@@ -91,8 +92,7 @@ class Earlier:
         if zoo.shards and not holds_exactly(own, theirs):
             raise ZooError(
                 f"{place}: its values are {theirs}, which the {own} of '{self.root}' would round, and a zoo keeps its "
-                f"dtype when it grows. Cast each model first, by `prepkit pack MODEL --dtype {own} -o FILE`, and "
-                "append FILE; or write a zoo of their own."
+                f"dtype when it grows. {CAST.format(own)}; or write a zoo of their own."
             )
         if zoo.shards and stored.height > zoo.height:
             shape = PRepShape(stored.height, zoo.width)
@@ -105,8 +105,7 @@ class Earlier:
         if known is not None and differing == ["layout"] and (known.layout.dtype != theirs):
             raise ZooError(
                 f"{place}: its tensors are {theirs}, those of {stored.name} in '{self.root}' {known.layout.dtype}, and "
-                f"tensors of an architecture have one dtype. Cast each model first, by `prepkit pack MODEL --dtype "
-                f"{known.layout.dtype} -o FILE`, and append FILE."
+                f"tensors of an architecture have one dtype. {CAST.format(known.layout.dtype)}."
             )
         if differing:
             raise ZooError(

@@ -1,6 +1,7 @@
 """From a checkpoint to a PRep: against folds written out here, bit for bit."""
 
 import hashlib
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forked_python import ForkedPython
 from packed_samples import DIGITS, folded_by_hand, same, saved, trained
 from safetensors.torch import save_file
 from torch import Tensor
@@ -175,7 +175,7 @@ def test_the_check_sees_what_equality_does_not() -> None:
 # Memory -------------------------------------------------------------------------------------------------------
 
 
-def peak_beyond_torch(source: Path, target: Path, forked_python: ForkedPython) -> int:
+def peak_beyond_torch(source: Path, target: Path) -> int:
     """Bytes of memory that `prepkit pack` takes at its peak beyond what `import torch` does, in a fresh process."""
     # VmHWM, not ru_maxrss: that one starts at the peak of the process that forked, which may be larger than ours.
     code = """
@@ -188,21 +188,21 @@ def peak_beyond_torch(source: Path, target: Path, forked_python: ForkedPython) -
         main(["pack", sys.argv[1], "-o", sys.argv[2]], standalone_mode=False)
         print((peak() - before) * 1024)
     """
-    done = forked_python.run("-c", textwrap.dedent(code), source, target)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", textwrap.dedent(code), str(source), str(target)]  # a fork maps torch once more
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.xdist_group("time and memory")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM of /proc")
-def test_packing_takes_little_more_than_twice_the_file(tmp_path: Path, forked_python: ForkedPython) -> None:
+def test_packing_takes_little_more_than_twice_the_file(tmp_path: Path) -> None:
     """One copy is the mapped file, one the PRep. A third would be 40 MB; the noise allowed for is a quarter of that."""
     peaks = {}
     for megabytes in (1, 40):
         state = {f"layers.{index}.weight": torch.randn(megabytes * 25_000) for index in range(10)}
         source = tmp_path / f"{megabytes}.safetensors"
         save_file(state, source)
-        peaks[megabytes] = peak_beyond_torch(source, tmp_path / f"{megabytes}.prep.safetensors", forked_python)
+        peaks[megabytes] = peak_beyond_torch(source, tmp_path / f"{megabytes}.prep.safetensors")
     # The small file's peak is the fixed cost: prepkit's modules and what the libraries import late, about 14 MB.
     assert peaks[1] < 60e6
     assert 40e6 < peaks[40] < 2.2 * 40e6 + peaks[1] + 10e6

@@ -22,6 +22,7 @@ from prepkit.zoo.change import splitting
 from prepkit.zoo.change.cleaning import clean
 from prepkit.zoo.change.merge import merge
 from prepkit.zoo.change.splitting import assigned, checked_fractions, groups_of
+from prepkit.zoo.format import tables
 from prepkit.zoo.format.manifest import read_manifest
 from prepkit.zoo.read import store
 
@@ -194,7 +195,7 @@ def test_a_failure_leaves_the_old_split(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(splitting, "write_table_at_once", full)
+    monkeypatch.setattr(tables, "write_table_at_once", full)
     with pytest.raises(OutputError, match="the disk is full"):
         split(root, THREE)
     assert files_of(root) == before

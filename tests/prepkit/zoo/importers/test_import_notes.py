@@ -149,7 +149,9 @@ def test_a_finished_zoo_says_what_is_so(tmp_path):
     with pytest.raises(ZooError, match="is a finished zoo and holds all 3 models, so nothing is left to do"):
         prepkit.import_zoo(**again)
     save(tmp_path / "src/r/net_7.pt", 7)
-    with pytest.raises(ZooError, match=r"is a finished zoo, and 1 of 4 models is not in it: r/7.*`prepkit zoo merge`"):
+    with pytest.raises(
+        ZooError, match=r"is a finished zoo, and 1 of 4 models is not in it: r/7.*Import them alone with append=True"
+    ):
         prepkit.import_zoo(**again)
     (tmp_path / "src/r/net_0.pt").unlink()
     with pytest.raises(ZooError, match=r"finished zoo, of which 1 instance is none of these models: r/0. Name another"):
