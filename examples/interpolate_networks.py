@@ -28,8 +28,9 @@ if not Path(folder, "zoo", "zoo.json").exists():
         prepkit.train_zoo("digits_shared", folder / "zoo", instances=instances, epochs=epochs, progress=bar)
 changes = {"training.steps": steps or 500, "batch.instances": min(8, instances or 8)}
 recipe = netspace.load_recipe("digits_shared", changes)
+resume = Path(folder, "run", "run.json").exists()  # a run that was stopped goes on
 with ProgressBar("training the space", "step") as bar:
-    run = netspace.train(recipe, folder / "zoo", folder / "run", resume=Path(folder, "run").exists(), progress=bar)
+    run = netspace.train(recipe, folder / "zoo", folder / "run", resume=resume, progress=bar)
 
 # %%
 zoo = prepkit.open_zoo(folder / "zoo")

@@ -28,7 +28,7 @@ from netspace.report.make import report
 from netspace.report.model import Progress, Report, StageProgress, announce, remaining_text
 from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.training.trainer import train
-from prepkit.support.files import remove_empty_folders, replacing
+from prepkit.support.files import replacing
 from prepkit.support.progress import SHARE, ProgressInWords
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
 
@@ -154,8 +154,6 @@ class TrainingStage:
     def run(self, device: str, say: Callable[[str], None]) -> None:
         """Train the NetSpace, or go on with its training."""
         resume, words = (self.path / RECORD).exists(), ProgressInWords("step", say)
-        if not resume:
-            remove_empty_folders(self.path)  # a run that was killed before its record was written
         train(self.recipe, self.zoo, self.path, resume=resume, device=device, progress=words)
 
 

@@ -122,14 +122,6 @@ def check_folder_writable(target: Path, *, mark: str, overwrite: bool) -> None:
     check_parent(target)
 
 
-def remove_empty_folders(folder: Path) -> None:
-    """Remove the empty folders in a folder, and the folder itself if nothing is left; all else stays."""
-    if folder.is_dir():
-        for each in [*folder.iterdir(), folder]:
-            if each.is_dir() and not any(each.iterdir()):
-                each.rmdir()
-
-
 def check_parent(path: Path) -> None:
     """Raise OutputError if nothing can be written into the folder that holds a path."""
     parent = path.parent

@@ -305,7 +305,9 @@ def _why_no_manifest(root: Path) -> str:
         return f"'{root}' is an unfinished zoo: writing it was interrupted. Run the command that wrote it again."
     if (root / ".pulling").is_dir():
         return f"'{root}' is an unfinished zoo: pulling it was interrupted. Run the same `prepkit pull` again."
-    return f"'{root}' is not a zoo: it has no {MANIFEST}."
+    inside = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    hint = f"'{root / inside[0]}' is one." if inside else "`prepkit zoo create` makes a zoo of checkpoints."
+    return f"'{root}' is not a zoo: it has no {MANIFEST}. {hint}"
 
 
 def _check_format(data: object, place: Place) -> None:

@@ -19,7 +19,6 @@ from prepkit.support.files import (
     check_writable,
     current_umask,
     flush,
-    remove_empty_folders,
     replacing,
     replacing_folder,
 )
@@ -357,18 +356,3 @@ def test_a_folder_that_was_there_comes_back(tmp_path: Path, monkeypatch: pytest.
     assert names(tmp_path) == ["line"]
     assert names(tmp_path / "line") == [MARK]
     assert (tmp_path / "line" / MARK).read_text() == "old"
-
-
-def test_only_empty_folders_are_removed(tmp_path):
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    remove_empty_folders(folder)
-    assert not folder.exists()
-    (folder / "figures").mkdir(parents=True)
-    (folder / "notes.txt").touch()
-    remove_empty_folders(folder)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-    (folder / "notes.txt").unlink()
-    remove_empty_folders(folder)
-    remove_empty_folders(folder)  # it is gone already
-    assert not folder.exists()

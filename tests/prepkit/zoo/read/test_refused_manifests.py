@@ -310,4 +310,6 @@ class TestManifest:
         (tmp_path / "empty").mkdir()
         self.refused(tmp_path / "none", "does not exist")
         self.refused(tmp_path / "file", "not a folder")
-        self.refused(tmp_path / "empty", r"is not a zoo: it has no zoo\.json")
+        self.refused(tmp_path / "empty", r"is not a zoo: it has no zoo\.json\. `prepkit zoo create` makes a zoo")
+        root.rename(tmp_path / "empty" / "the-zoo")
+        self.refused(tmp_path / "empty", r"is not a zoo: it has no zoo\.json\. '.*empty.the-zoo' is one\.")
