@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import is_parametrized
 
 from prepkit.fusion._output import Output
@@ -72,7 +72,7 @@ def tampering(subject: str, name: str, module: nn.Module, seen: Watch) -> str | 
     if hooks:
         names = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
         return f"{subject} carries hooks ({names}), which would see other values; remove them first"
-    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if any(getattr(torch_module, f"_global{kind}") for kind in _HOOKS):
         return "hooks on all modules are set (torch.nn.modules.module.register_module_*); remove them first"
     if is_parametrized(module):
         return f"{subject} is parametrised; first use torch.nn.utils.parametrize.remove_parametrizations"

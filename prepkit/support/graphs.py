@@ -34,6 +34,7 @@ WARMUPS = 3  # Libraries choose their kernels in the first calls, which cannot b
 MOST_GRAPHS = 16
 MOST_CHOICES = 8
 MOST_KNOWN = 1000  # choices that are remembered
+_END_ALLOCATING = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # today's name, that of torch 2.6
 
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]
@@ -312,7 +313,8 @@ class CudaRecorder:
         torch.cuda.set_stream(current)
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         with suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(index, self.pool)
+            name = next(name for name in _END_ALLOCATING if hasattr(torch._C, name))
+            getattr(torch._C, name)(index, self.pool)
         generator = torch.cuda.default_generators[index]
         with suppress(RuntimeError):
             fresh = torch.Generator(self.device).manual_seed(generator.initial_seed())
