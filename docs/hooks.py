@@ -23,7 +23,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def parts(name: str, command: click.Command, parent: click.Context | None = None) -> Iterator[str]:
     """Yield a heading and the help of a command, then those of its own commands."""
-    context = click.Context(command, info_name=name.rpartition(" ")[2], parent=parent, terminal_width=WIDTH)
+    shown = name.rpartition(" ")[2]
+    names = command.context_settings.get("help_option_names")  # those of a program's root are those of its commands
+    context = click.Context(command, info_name=shown, parent=parent, terminal_width=WIDTH, help_option_names=names)
     context.max_content_width = WIDTH
     yield f"{'#' * min(2 + name.count(' '), 4)} {name}\n\n```text\n{command.get_help(context)}\n```"
     if isinstance(command, click.Group):

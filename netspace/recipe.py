@@ -222,6 +222,24 @@ def recipe_names() -> list[str]:
     return sorted(file.name[: -len(SUFFIX)] for file in folder.iterdir() if file.name.endswith(SUFFIX))
 
 
+def recipe_text(name: str) -> str:
+    """The TOML text of the built-in recipe of this name: what a recipe of your own begins with.
+
+    raises RecipeError if there is none
+    """
+    if name not in recipe_names():
+        raise _unknown(name)
+    return resources.files("netspace.recipes").joinpath(name + SUFFIX).read_text(encoding="utf-8")
+
+
+def _unknown(name: str) -> RecipeError:
+    names = recipe_names()
+    return RecipeError(
+        f"unknown recipe '{name}'; built in are {listed(names, 40)}; or give the path of a .toml file."
+        f"{nearest(name, names)}"
+    )
+
+
 def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a built-in name or of a TOML file.
 
@@ -232,20 +250,16 @@ def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
     expect(changes, (Mapping, type(None)), "changes", 'values by key, such as {"training.steps": 100}')
     place = Place(str(name), error=RecipeError)
     if isinstance(name, str) and name in recipe_names():
-        content = resources.files("netspace.recipes").joinpath(name + SUFFIX).read_text(encoding="utf-8")
+        content = recipe_text(name)
     elif Path(name).is_dir():
         raise RecipeError(
-            f"'{name}' is a folder, not a recipe, which is a .toml file or built in: {listed(recipe_names(), 20)}. A "
+            f"'{name}' is a folder, not a recipe, which is a .toml file or built in: {listed(recipe_names(), 40)}. A "
             "zoo is named apart from it, with `zoo`."
         )
     elif (path := Path(name)).suffix == SUFFIX or path.exists():
         content = read_file(path, place)
     else:
-        names = recipe_names()
-        raise RecipeError(
-            f"unknown recipe '{name}'; built in are {listed(names, 20)}; or give the path of a .toml file."
-            f"{nearest(str(name), names)}"
-        )
+        raise _unknown(str(name))
     document, former = _respelled(parse_toml(content, place), place)
     for key, value in (changes or {}).items():
         document, more = _respelled(_changed(document, key.split("."), value), place)

@@ -181,7 +181,7 @@ def decode(
 ) -> None:
     """Write one predicted network as a plain state dict.
 
-    PyTorch reads it without this package.
+    --id, --embedding, --class-id or --gamma says which; torch.load or safetensors reads it without this package.
 
     """
     import torch

@@ -56,8 +56,9 @@ def probe(zoo: Path | str, split: str, data: Path | None, seed: int, device: str
     ones; where it fails, the outputs of an instance do not follow from its PRep, and a training could
     only learn it by heart. A second test runs networks half-way between the weights of training instances.
 
-    Own and others: how near the guess comes to its own instance, and guesses for others to it. Told apart: pairs of
-    unseen instances (of nearest accuracy, for classifiers) that fit their guesses better rightly than crosswise.
+    In the table, `own` tells how near guesses come to their own instance, and `others` how near guesses for other
+    instances come to it. `Told apart` is the share of pairs of unseen instances (for classifiers, those of nearest
+    accuracy) whose two guesses fit better as they are than swapped.
     """
     from netspace.explore.probing import probe as probe_zoo
 

@@ -89,12 +89,20 @@ def train(
         print_run(run, out)
 
 
-@click.command(epilog=examples("netspace recipes", "netspace recipes --json"))
+@click.command(epilog=examples("netspace recipes", "netspace recipes digits_multi > mine.toml"))
+@click.argument("name", required=False, shell_complete=names(_recipes))
 @json_option
-def recipes(out: Output) -> None:
-    """List the built-in recipes."""
-    from netspace.recipe import load_recipe, recipe_names
+def recipes(name: str | None, out: Output) -> None:
+    """List the built-in recipes, or print one of them.
 
+    With NAME the recipe itself is printed, a TOML file. Save it, change it, and give its path to `netspace train`.
+    """
+    from netspace.recipe import load_recipe, recipe_names, recipe_text
+
+    if name is not None:
+        text = recipe_text(name)
+        out.result({"name": name, "toml": text}, text.rstrip("\n"))
+        return
     known = [load_recipe(name) for name in recipe_names()]
     rows = [(recipe.name, recipe.setting, recipe.zoo, recipe.description) for recipe in known]
     text = table(rows, ("name", "setting", "zoo", "description"))
@@ -120,5 +128,8 @@ def print_run(run: Run, out: Output) -> None:
     text = f"{run.path}: not validated yet"
     if best is not None:
         scores = " ".join(f"{name} {value:.4g}" for name, value in best["scores"].items())
-        text = f"{run.path}: best after step {best['step']}: {scores}\nnetspace evaluate {run.path}"
+        text = (
+            f"{run.path}: best after step {best['step']}: {scores}\n"
+            f"`netspace evaluate {run.path}` compares unseen instances with what it predicts for them."
+        )
     out.result({"output": str(run.path), "recipe": run.recipe.name, "best": best}, text)

@@ -72,14 +72,15 @@ def _too_few(zoo: prepkit.Zoo, counts: Mapping[str, tuple[int, int]]) -> dict[st
     raises ZooMismatch if no architecture has enough
     """
     few = {
-        name: f"{name} has {counted(known, 'training instance')} and {unseen} unseen ones"
+        name: f"{name} has {counted(known, 'training instance')} and {unseen} unseen"
         for name, (known, unseen) in counts.items()
         if known < LEAST_KNOWN or unseen < LEAST_UNSEEN
     }
     if len(few) == len(counts):
         raise ZooMismatch(
             f"zoo '{zoo.name}': a probe needs {LEAST_KNOWN} training instances and {LEAST_UNSEEN} unseen ones of an "
-            f"architecture; {listed(few.values())}. `prepkit zoo split --force` deals instances anew."
+            f"architecture; {listed(few.values())}. Take a larger zoo, or another split: `prepkit zoo split ZOO "
+            "--force` deals the instances anew."
         )
     return {name: f"{text}, which are too few, so it is not read." for name, text in few.items()}
 

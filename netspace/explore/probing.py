@@ -65,7 +65,7 @@ class Probe(Brief):
     rows:       by architecture, numbers of instances, the chosen kernel, `explained`, `told_apart` with its interval,
                 `halfway`, and the measures of netspace.explore._probed_outputs
     explained:  share of the variance of unseen instances' outputs that the reader explains, the mean of architectures
-    told_apart: share of pairs of unseen instances that fit their guessed outputs better rightly than crosswise, and
+    told_apart: share of pairs of unseen instances whose two guesses fit better as they are than swapped, and
                 `interval`, the middle 95 % of a bootstrap over runs
     verdict:    whether a space can be expected to learn the zoo
     notes:      sentences that the reader of the result should know

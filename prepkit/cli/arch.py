@@ -82,7 +82,7 @@ def show(name: str, width: int, out: Output) -> None:
 @click.argument("name", metavar="NAME|module:callable", shell_complete=names(architectures))
 @click.option("--input", "input_shape", type=InputShape(), metavar="CxHxW", help=INPUT_HELP)
 @click.option("--arch-arg", "arguments", type=Argument(), multiple=True, metavar="NAME=VALUE", help=ARGUMENT_HELP)
-@click.option("--keep-bn", is_flag=True, help="Take the network with BatchNorm, not the one without, as PReps hold it.")
+@click.option("--keep-bn", is_flag=True, help="Take the network with its BatchNorms. [default: fold them, as PReps do]")
 @json_option
 def symmetries(
     name: str,
@@ -94,9 +94,9 @@ def symmetries(
     """Show which hidden units may change places, with proof.
 
     One run tells which they are, and further runs in float64, with units in a random order, prove it. P_0, P_1 and so
-    on are groups of units; `P_1 x 9` along an axis is nine values to each unit, and `P_0 + P_1` is one group after
-    another. What the values of a unit can be multiplied by is any positive number (scale) or -1 (sign); to the bias of
-    a sine, half a period can be added (phase). What stays where it is has a reason.
+    on are groups of units; along an axis, `P_1 x 9` means nine values for each unit, and `P_0 + P_1` one group after
+    another. The values of some units can also be multiplied by any positive number (scale) or by -1 (sign), or half a
+    period can be added to the bias of a sine (phase). Whatever stays as it is, is listed with the reason.
     """
     from prepkit.cli.symmetry_text import symmetry_text
     from prepkit.symmetry.derive import symmetries as derive

@@ -29,18 +29,20 @@ FAILED = 1  # exit status where a learner failed; the results of the others are 
 @click.option(
     "--kind",
     type=click.Choice(("number", "class")),
-    help="What its values are.  [default: texts and booleans are classes]",
+    help="Whether its values are numbers or classes.  [default: texts and booleans are classes]",
 )
 @click.option("--log", is_flag=True, help="Predict the logarithm, as for learning rates.")
 @click.option("--where", metavar="EXPR", help="Take only instances that a condition chooses.")
 @click.option(
-    "--baseline", "baselines", multiple=True, metavar="NAME", help="Run only this one; several times for more."
+    "--baseline", "baselines", multiple=True, metavar="NAME", help="Run only this baseline. Repeatable. [default: all]"
 )
 @click.option("--learner", "learners", multiple=True, metavar="MODULE:FUNCTION", help="Run a learner of yours too.")
-@click.option("--rerun", is_flag=True, help="Run test instances for the ceiling of accuracy.")
+@click.option("--rerun", is_flag=True, help="Run the test instances to find the best tau that any learner could reach.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the task's data, for --rerun.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="All random choices follow from it.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write table, picture and JSON.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed for all random choices.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder for table, picture and JSON."
+)
 @device_option
 @force_option
 @json_option
@@ -64,9 +66,10 @@ def bench(
 ) -> None:
     """Predict a column of a zoo's table from weights.
 
-    Baselines learn from the training instances of the zoo's split and are measured on its test instances: the constant
-    guess, gradient boosting and ridge on statistics of each tensor, ridge on all weights, a small transformer on
-    tokens, and a small network on graphs whose predictions do not depend on the order of hidden units.
+    Baselines learn from the training instances of the zoo's split and are measured on its test instances. They are
+    `constant`; `statistics + boosting` and `statistics + ridge`, which read statistics of each tensor; `flat + ridge`,
+    which reads all weights; `tokens + transformer`; and `graph + equivariant network`, whose predictions do not depend
+    on the order of hidden units.
 
     A learner is a function (train, validation, test) -> predictions of the test instances. Each of the three has the
     instances as `zoo` and, but for test, the true values as `target`. Exit status 1 means that a learner failed.

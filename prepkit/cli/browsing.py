@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     default=20_000,
     show_default=True,
     metavar="N",
-    help="Most instances on the page.",
+    help="Largest number of instances on the page.",
 )
 @click.option("--no-audit", is_flag=True, help="Leave the audit out, which reads the zoo twice more.")
 @click.option("--serve", is_flag=True, help="Serve the page to browsers of this machine, until Ctrl-C.")

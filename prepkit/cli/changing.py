@@ -57,7 +57,7 @@ def cut(source: Path, target: Path, where: str | None, ids: BinaryIO | None, nam
 def drop(folder: Path, where: str | None, ids: BinaryIO | None, dry_run: bool, out: Output) -> None:
     """Remove instances from a zoo.
 
-    Those go that a condition or a list of ids names. Only shards that lose some of their instances are written anew.
+    A condition or a list of ids says which, or both do. Only shards that lose some of their instances are written anew.
     The old files stay until `prepkit zoo clean`, so that others may read the zoo meanwhile; a kill leaves the zoo as it
     was or as it should be.
 

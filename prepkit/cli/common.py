@@ -151,7 +151,7 @@ def notes() -> Iterator[None]:
 
 def force_option(command: F) -> F:
     """Add `--force`."""
-    return click.option("--force", is_flag=True, help="Replace the target if it exists.")(command)
+    return click.option("--force", is_flag=True, help="Replace the output if it exists.")(command)
 
 
 def device_option(command: F) -> F:

@@ -20,7 +20,12 @@ from prepkit.cli.output import Output, json_option
     ),
 )
 @source_and_folder
-@click.option("--split-file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of --splits paper.")
+@click.option(
+    "--split-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON file that holds the split of --splits paper.",
+)
 @tree_options
 @splits_option("paper", "strict")
 @making_options

@@ -104,9 +104,14 @@ def peft(
 )
 @source_and_folder
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the pictures.")
-@click.option("--picture", metavar="PATH", help="Path of each picture below it, such as {label}/{index}.png.")
+@click.option("--picture", metavar="PATH", help="Path of each picture below --data, such as {label}/{index}.png.")
 @click.option("--convention", metavar="NAME", help="dws, nfn or implicit-zoo. [default: what running decides]")
-@click.option("--split-file", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of --splits paper.")
+@click.option(
+    "--split-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON file that holds the split of --splits paper.",
+)
 @tree_options
 @splits_option("paper", "strict")
 @making_options

@@ -137,9 +137,9 @@ def inr2vec(
 
     Ids are SPLIT/INDEX. index, class_id as label, and other single values become columns; points, meshes and voxels
     stay in the files. Some networks are run at the points of their shapes, and a note says which distance they give
-    there; near 0 they are rebuilt as they were trained. A file for the completion of shapes has params_incomplete and
-    params_complete, and becomes the instances SPLIT/INDEX/incomplete and SPLIT/INDEX/complete, whose column pair is
-    the same.
+    there; a distance near 0 shows that they are rebuilt as they were trained. A file for the completion of shapes has
+    params_incomplete and params_complete, and becomes the instances SPLIT/INDEX/incomplete and SPLIT/INDEX/complete,
+    whose column pair is the same.
 
     --splits strict keeps the first of equal models, and both models of a file in one split, in place of that of the
     folders, which becomes the column split.original.

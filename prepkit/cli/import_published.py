@@ -128,9 +128,11 @@ def model_j(
 )
 @source_and_folder
 @click.option(
-    "--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the images that they classify."
+    "--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the images that the networks classify."
 )
-@click.option("--activation", metavar="NAME", help="That of the networks, where no property model::nlin says it.")
+@click.option(
+    "--activation", metavar="NAME", help="Activation of the networks, where no property model::nlin names it."
+)
 @making_options
 @json_option
 def dataset_pt(
@@ -139,12 +141,12 @@ def dataset_pt(
     """Import a dataset_*.pt of ModelZooDataset.
 
     SRC is the file, in which trainset, valset and testset are objects with data_in, properties, paths and epochs. The
-    sets become the split. Properties become columns, test_acc as accuracy, and their numbers are compared with that of
+    sets become the split. Properties become columns, test_acc as accuracy, and their number is compared with that of
     the networks. Ids are run/epoch. Nothing of the file is imported or run.
 
     Networks are rebuilt from their tensors and model::nlin as by `prepkit zoo import ray-tree`. With --data (test/CLASS
-    and train/CLASS) some are run, and that decides how inputs were normalised; without, the names of folders do, and a
-    note says so. `prepkit zoo verify DST --rerun N --data PATH` proves it.
+    and train/CLASS) some are run, which decides how inputs were normalised; without it, the names of folders decide,
+    and a note says so. `prepkit zoo verify DST --rerun N --data PATH` proves it.
 
     Tensors are mapped from the file. A dataset.pt that holds images, such as WeightCLIP's, and the token files of SANE
     are no zoos, and are refused by name.

@@ -95,7 +95,7 @@ MAKING_OPTIONS = (
     click.option("--license", help="Licence of the zoo, such as mit or cc-by-4.0."),
     click.option("--task", type=click.Path(path_type=Path), help="JSON file: the task of the models."),
     click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the zoo, which must hold all values exactly."),
-    click.option("--append", is_flag=True, help="Add the models to a finished zoo, which others go on reading."),
+    click.option("--append", is_flag=True, help="Add the models to a finished zoo, which others may read meanwhile."),
     click.option("--keep-going", is_flag=True, help="After a failure add the other models, and list the failures."),
     click.option("--drop-nan", is_flag=True, help="Leave out models that hold NaN or infinity, and count them."),
 )
@@ -273,7 +273,7 @@ def packing_of(network: NetworkOptions, keep_bn: bool) -> dict[str, Any]:
     ),
 )
 def import_() -> None:
-    """Make a zoo of one that stands on the disk in another layout.
+    """Import a zoo that lies on the disk in another layout.
 
     The same command goes on after an interruption, or when a file that failed was mended. With --append, DST is a
     finished zoo, and all models of SRC are added to it in one step, as by `prepkit zoo create --append`; width, format,

@@ -33,7 +33,7 @@ EXAMPLES_OF_DIFF = examples(
 def stat(place: str, out: Output) -> None:
     """Tell the mean, deviation and norm of every tensor.
 
-    Measures are in float64 and over the finite values; NaN and infinities are counted apart.
+    Measures are in float64 and over the finite values; NaN and infinities are only counted.
     """
     from prepkit.inspecting.places import tensors_at
     from prepkit.inspecting.statistics import statistics
@@ -61,8 +61,10 @@ def stat(place: str, out: Output) -> None:
 )
 @click.argument("a", shell_complete=paths)
 @click.argument("b", shell_complete=paths)
-@click.option("--atol", default=0.0, show_default=True, metavar="X", help="Largest difference that counts as none.")
-@click.option("--rtol", default=0.0, show_default=True, metavar="X", help="The same, as a share of B's value.")
+@click.option(
+    "--atol", default=0.0, show_default=True, metavar="X", help="Largest difference that still counts as equal."
+)
+@click.option("--rtol", default=0.0, show_default=True, metavar="X", help="The same, as a share of the value in B.")
 @json_option
 @click.pass_context
 def diff(context: click.Context, a: str, b: str, atol: float, rtol: float, out: Output) -> None:

@@ -75,7 +75,7 @@ class NetworkOptions:
 
 
 INPUT_HELP = "Shape of one input of a module:callable, without the batch axis."
-ARGUMENT_HELP = "Argument of a module:callable, such as width=16; JSON, or else a text. May be given several times."
+ARGUMENT_HELP = "Argument of a module:callable, such as width=16, read as JSON or else as text. Repeatable."
 key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
 keep_bn_option = click.option(
     "--keep-bn", is_flag=True, help="Keep BatchNorm with its running statistics instead of folding it."

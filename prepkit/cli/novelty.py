@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--against", type=ZooPlace(), required=True, metavar="TRAINING", help="Zoo that the generator learned from."
 )
-@click.option("--split", metavar="NAME", help="Its split that was learned from.  [default: train, or all]")
+@click.option("--split", metavar="NAME", help="Split of TRAINING that was learned from.  [default: train, or all]")
 @click.option("--where", metavar="EXPR", help="Take only training networks that a condition chooses.")
 @click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="Folder of the task's data.")
 @click.option(
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     default=12,
     show_default=True,
     metavar="N",
-    help="Networks of each control and architecture.",
+    help="Number of networks of each control, for each architecture.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Noise and pairs follow from it.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed for drawing noise and pairs.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1, max_open=True),
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     metavar="X",
     help="Largest distance of a copy, as a share of the norm.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="Write table, picture and JSON.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="Folder for table, picture and JSON."
+)
 @force_option
 @json_option
 def novelty(

@@ -75,7 +75,7 @@ def pack(
 
     With --keep-going, a model that fails does not keep the others from being packed, and the command can be given
     again: a model is skipped if its PRep is whole, and holds the sha256 of the model's file, the same width and height
-    and the same options. --force packs it again. The exit status tells whether one failed.
+    and the same options. --force packs it again. The exit status is 1 if one failed.
     """
     from prepkit.prep.shape import PRepShape
 

@@ -71,12 +71,20 @@ def train(spec: str, folder: Path, out: Output, **settings: Any) -> None:
     out.result(document, description(manifest))
 
 
-@click.command(epilog=examples("prepkit zoo specs", "prepkit zoo specs --json"))
+@click.command(epilog=examples("prepkit zoo specs", "prepkit zoo specs digits_single > mine.toml"))
+@click.argument("name", required=False, shell_complete=names(known_specs))
 @json_option
-def specs(out: Output) -> None:
-    """List the specs of zoos that are built in."""
-    from prepkit.training.spec import load_spec, spec_names
+def specs(name: str | None, out: Output) -> None:
+    """List the built-in specs of zoos, or print one of them.
 
+    With NAME the spec itself is printed, a TOML file. Save it, change it, and give its path to `prepkit zoo train`.
+    """
+    from prepkit.training.spec import load_spec, spec_names, spec_text
+
+    if name is not None:
+        text = spec_text(name)
+        out.result({"name": name, "toml": text}, text.rstrip("\n"))
+        return
     known = [load_spec(name) for name in spec_names()]
     counts = [sum(sum(splits.values()) for splits in spec.instances.values()) for spec in known]
     documents = [

@@ -109,8 +109,8 @@ def verify(
 
     Every file is compared with its sha256, and the table and all headers with the manifest. --rerun N also runs N
     instances on the test data of the zoo's task, if it is on this machine, and compares the accuracy with the table, or
-    the PSNR where instances are pictures. A zoo that was imported is `function: unverified` until then, and notes what
-    was compared and the largest difference. The exit status is 1 if there is a fault.
+    the PSNR where instances are pictures. An imported zoo is `function: unverified` until then; afterwards it records
+    what was compared and the largest difference. The exit status is 1 if there is a fault.
 
     DIR may be an address on the Hub, hf://user/zoo. Then shards in the cache are hashed, damaged ones are removed from
     it, and the sums that the Hub lists are compared with the manifest; shards are not fetched for it. Other stores,
@@ -259,10 +259,11 @@ def split(
 @click.option("--dry-run", is_flag=True, help="List what would be removed; change nothing.")
 @json_option
 def clean(folder: Path, dry_run: bool, out: Output) -> None:
-    """Remove what earlier versions left.
+    """Remove files that a zoo needs no more.
 
-    These are tables that `split` and `annotate` replaced, and files of an interrupted pull. Only files that prepkit
-    wrote and the zoo does not name are removed. Let programs finish that opened the zoo before it was changed.
+    These are tables and shards that `split`, `annotate` or `drop` replaced, and files of an interrupted pull. Only
+    files that prepkit wrote and the zoo does not name are removed. Programs that opened the zoo before it was changed
+    still read the old files, so let them finish first.
     """
     from prepkit.zoo.change.cleaning import clean as clean_zoo
 

@@ -191,16 +191,23 @@ def load_spec(name_or_path: str | os.PathLike[str]) -> Spec:
             f"{type(name_or_path).__name__}."
         )
     asked = os.fspath(name_or_path)
-    is_path = not isinstance(name_or_path, str) or asked.endswith(SUFFIX) or any(s in asked for s in "/\\")
-    if not is_path and asked not in spec_names():
-        names = spec_names()
+    if not isinstance(name_or_path, str) or asked.endswith(SUFFIX) or any(s in asked for s in "/\\"):
+        return parse_spec(read_file(Path(asked), Place(asked), _built_in_hint(asked)), asked)
+    return parse_spec(spec_text(asked), f"zoo_specs/{asked}{SUFFIX}")
+
+
+def spec_text(name: str) -> str:
+    """The TOML text of the built-in spec of this name, with its comments: what a spec of your own begins with.
+
+    raises ZooError if there is none
+    """
+    names = spec_names()
+    if name not in names:
         raise ZooError(
-            f"unknown zoo spec '{asked}'. Built in are: {listed(names, 20)}. A spec of your own is named by its path, "
-            f"which ends in {SUFFIX}.{nearest(asked, names)}"
+            f"unknown zoo spec '{name}'. Built in are: {listed(names, 20)}. A spec of your own is named by its path, "
+            f"which ends in {SUFFIX}.{nearest(name, names)}"
         )
-    place = asked if is_path else f"zoo_specs/{asked}{SUFFIX}"
-    source = Path(asked) if is_path else folder() / f"{asked}{SUFFIX}"
-    return parse_spec(read_file(source, Place(place), _built_in_hint(asked)), place)
+    return read_file(folder() / f"{name}{SUFFIX}", Place(f"zoo_specs/{name}{SUFFIX}"))
 
 
 def folder() -> Traversable:

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 pytest.importorskip("netspace")
 
 from netspace.cli import main
+from netspace.recipe import load_recipe
 
 
 @pytest.mark.parametrize("name", main.commands)
@@ -23,3 +24,12 @@ def test_help_of_every_command_is_whole(name):
 def test_help_names_every_exit_status():
     status = "Exit status: 0 done, 1 the operation failed, 2 wrong usage or input, 130 interrupted."
     assert status in " ".join(CliRunner().invoke(main, ["-h"]).stdout.split())
+
+
+def test_a_recipe_is_printed_and_read_as_the_built_in_one(tmp_path):
+    printed = CliRunner().invoke(main, ["recipes", "digits_multi"]).stdout
+    (tmp_path / "mine.toml").write_text(printed)
+    assert load_recipe(tmp_path / "mine.toml") == load_recipe("digits_multi")
+    refused = CliRunner().invoke(main, ["recipes", "digits_mult"])
+    assert refused.exit_code == 2
+    assert "Did you mean 'digits_multi'?" in refused.stderr

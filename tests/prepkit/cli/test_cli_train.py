@@ -19,7 +19,7 @@ from prepkit.api import open_zoo
 from prepkit.families.registry import architecture
 from prepkit.support.progress import SHARE, ProgressBar
 from prepkit.training.run import ZooTraining, train_zoo
-from prepkit.training.spec import spec_names
+from prepkit.training.spec import load_spec, spec_names
 from prepkit.zoo.format.manifest import read_manifest
 
 FEW = ("test = 360, validation = 180", "test = 900, validation = 700")  # leaves 197 images to learn from
@@ -209,13 +209,23 @@ def test_specs():
     assert {row["license"] for row in rows} >= {"mit", "other"}
 
 
+def test_a_spec_is_printed_and_trains_as_the_built_in_one(tmp_path):
+    printed = prepkit("zoo", "specs", "digits_single").stdout
+    (tmp_path / "mine.toml").write_text(printed)
+    assert load_spec(tmp_path / "mine.toml") == load_spec("digits_single")
+    document = json.loads(prepkit("zoo", "specs", "digits_single", "--json").stdout)
+    assert document["toml"] == printed
+    refused = prepkit("zoo", "specs", "digits_singel", status=2)
+    assert "Did you mean 'digits_single'?" in refused.stderr
+
+
 def test_help():
     text = prepkit("zoo", "train", "--help").stdout
     options = ("--device", "--stack", "--threads", "--data", "--instances", "--epochs", "--ray", "--gpus", "--json")
     assert all(option in text for option in options)
     assert "prepkit zoo train digits_single my-zoo" in text
     assert "the same command goes on" in " ".join(text.split())
-    assert "built in" in prepkit("zoo", "specs", "--help").stdout
+    assert "built-in" in prepkit("zoo", "specs", "--help").stdout
     listed = prepkit("zoo", "--help").stdout
     assert "train" in listed
     assert "specs" in listed
