@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import prepkit
 from prepkit.errors import counted, listed
 from prepkit.tasks.randomness import generator
-from prepkit.zoo.read.accuracy import items_of
+from prepkit.zoo.read.accuracy import ITEM, has_items, items_of
 
 if TYPE_CHECKING:
     from netspace.recipe import Recipe
@@ -93,7 +93,19 @@ def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
             f"recipe '{recipe.name}' has PReps of {network.height} x {network.width}; zoo '{zoo.name}' is read at "
             f"{zoo.shape}. Open it with width={network.width}, height={network.height}."
         )
-    splits = (TRAIN,) if recipe.setting == "sdf" else (TRAIN, VALIDATION)
+    if zoo.task is None:
+        raise ZooMismatch(
+            f"zoo '{zoo.name}' does not record its task, so there are no samples to run its instances on; "
+            f"`prepkit zoo create --task` records one, or {remedy}"
+        )
+    signals = recipe.setting == "sdf"
+    kind, wanted = zoo.task["kind"], "shapes" if signals else "images"
+    if kind != wanted:
+        raise ZooMismatch(
+            f"recipe '{recipe.name}' has the setting '{recipe.setting}', which needs a task of {wanted}; that of zoo "
+            f"'{zoo.name}' is of {kind}. {remedy}"
+        )
+    splits = (TRAIN,) if signals else (TRAIN, VALIDATION)
     sizes = split_sizes(zoo)
     for split in splits:
         if split not in sizes:
@@ -101,10 +113,10 @@ def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
                 f"zoo '{zoo.name}' has no instances in the split '{split}'; it has {listed(sizes) or 'none'}. "
                 f"`prepkit zoo split` deals them, or {remedy}"
             )
-    if zoo.task is None:
+    if signals and not (has_items(zoo) and all(None not in zoo.split(name).table[ITEM].to_pylist() for name in sizes)):
         raise ZooMismatch(
-            f"zoo '{zoo.name}' does not record its task, so there are no samples to run its instances on; "
-            f"`prepkit zoo create --task` records one, or {remedy}"
+            f"zoo '{zoo.name}' does not say of each instance which shape it is of; `prepkit zoo annotate` adds a column "
+            f"`{ITEM}` of their numbers, or {remedy}"
         )
     if recipe.has_classes and zoo.manifest.teacher is None:
         raise ZooMismatch(

@@ -1,10 +1,11 @@
 """Which instances and samples a step sees: drawn from seed and step alone, and as METHOD deals them."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
-from small_zoos import DIGITS, SMALL, digits_zoo
+from small_zoos import CHAIRS, DIGITS, SMALL, digits_zoo
 
 import prepkit
 from netspace.data import AtRandom, Data, InTurn, Pairs, ZooMismatch, check_zoo, line_order_of, order_of
@@ -186,3 +187,23 @@ def test_a_zoo_that_does_not_fit_is_refused(tmp_path, small_zoo):
     counts = {"lenet_like@digits": {"train": 1, "validation": 1}}
     with pytest.raises(ZooMismatch, match=r"has no teacher, which Eq\. 3 needs"):
         check_zoo(multi, prepkit.open_zoo(digits_zoo(tmp_path / "c", counts, teacher=False, height=88)))
+
+
+def test_a_task_of_another_kind_than_the_setting_needs_is_refused(small_zoo):
+    chairs, single = load_recipe("chairs_mini"), load_recipe("digits_single")
+    loss, latent = replace(single.loss, alpha=0.9), replace(single.latent, alpha=None)
+    with pytest.raises(ZooMismatch, match=r"setting 'sdf', which needs a task of shapes; that of zoo .* is of images"):
+        check_zoo(replace(single, setting="sdf", loss=loss, latent=latent), opened(small_zoo("digits_single"), single))
+    with pytest.raises(ZooMismatch, match=r"setting 'single', which needs a task of images; that of zoo .* of shapes"):
+        check_zoo(replace(chairs, setting="single"), opened(small_zoo("chairs_mini"), chairs))
+
+
+@pytest.mark.parametrize("columns", [({}, {}), ({"item": 3}, {}), ({}, {"item": 4})])
+def test_signals_without_the_number_of_their_shape_are_refused(tmp_path, columns):
+    """An instance whose shape is not known would be judged by the points of shape 0."""
+    chairs, sine = load_recipe("chairs_mini"), prepkit.architecture("sine_mlp@sdf_small")
+    with prepkit.ZooWriter(tmp_path / "zoo", width=64, task=CHAIRS, registry=prepkit.Registry([sine])) as writer:
+        for split, column in zip(("train", "test"), columns, strict=True):
+            writer.add(sine.build(), id=split, split=split, **column)
+    with pytest.raises(ZooMismatch, match="does not say of each instance which shape it is of; `prepkit zoo annotate`"):
+        check_zoo(chairs, opened(tmp_path / "zoo", chairs))
