@@ -24,7 +24,7 @@ from netspace.space.evaluation import PREPS_AT_ONCE, preps_of
 from netspace.space.prediction import Prediction, predict
 from prepkit.figures import save_figure
 from prepkit.running.groups import outputs_by_class_id
-from prepkit.zoo.read.accuracy import chunks, items_of
+from prepkit.zoo.read.accuracy import chunks, items_of, recorded_accuracies, zoo_accuracies
 from prepkit.zoo.read.groups import rows_by_architecture
 
 if TYPE_CHECKING:
@@ -97,6 +97,16 @@ class Subject:
             return torch.stack([self.task.points(item, TEST)[0][:limit] for item in items_of(view)])
         images: Tensor = self.task.normalised(TEST)[0][:limit]
         return images
+
+    def accuracies(self, view: prepkit.Zoo) -> list[float]:
+        """Return accuracies of the instances of a view: those that the zoo records.
+
+        They are measured on the test samples where one is missing, or is no share, as one in per cent is.
+        """
+        recorded = recorded_accuracies(view)
+        if all(0 <= accuracy <= 1 for accuracy in recorded):  # false for NaN too
+            return recorded
+        return zoo_accuracies(view, self.task, TEST)
 
     def labels(self) -> Tensor:
         """Return the true classes `[B]` of the test images, on the CPU."""

@@ -48,7 +48,8 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS) -> Result:
     pairs: at most; no pair is drawn twice
     raises PointError if there are fewer than two test instances
     """
-    first, second = weak_and_strong(subject.zoo.split(TEST), pairs, subject.seed)
+    view = subject.view(TEST)
+    first, second = weak_and_strong(view, subject.accuracies(view), pairs, subject.seed)
     subject.progress(f"{counted(len(first), 'pair')}, {steps} steps each")
     interpolation = interpolate(subject.run, subject.zoo, first, second, steps, space=subject.space, task=subject.task)
     values = {line: interpolation.values(line) for line in LINE_NAMES}
@@ -74,13 +75,16 @@ def run(subject: Subject, *, pairs: int = PAIRS, steps: int = STEPS) -> Result:
     )
 
 
-def weak_and_strong(zoo: prepkit.Zoo, pairs: int, seed: int) -> tuple[list[str], list[str]]:
+def weak_and_strong(
+    zoo: prepkit.Zoo, accuracies: Sequence[float], pairs: int, seed: int
+) -> tuple[list[str], list[str]]:
     """Draw pairs from the lowest and the highest third by accuracy; return ids of weak and ids of strong instances.
 
-    pairs: at most; all different ones are used if there are fewer
+    accuracies: one for each instance
+    pairs:      at most; all different ones are used if there are fewer
     raises PointError if there are fewer than two instances
     """
-    ranked = sorted(zip(zoo.table["accuracy"].to_pylist(), zoo.table["id"].to_pylist(), strict=True))
+    ranked = sorted(zip(accuracies, zoo.table["id"].to_pylist(), strict=True))
     if len(ranked) < 2:
         raise PointError(
             f"'{zoo.name}' has {counted(len(ranked), 'test instance')}; a line between a weak and a strong one needs 2."

@@ -38,10 +38,11 @@ def has_items(zoo: Zoo) -> bool:
 
 
 def recorded_accuracies(zoo: Zoo) -> list[float]:
-    """Return the column `accuracy` of the zoo's table, NaN where there is none."""
+    """Return the column `accuracy` of the zoo's table, NaN where there is none, or no number."""
     if ACCURACY not in zoo.table.column_names:
         return [math.nan] * len(zoo)
-    return [math.nan if accuracy is None else float(accuracy) for accuracy in zoo.table[ACCURACY].to_pylist()]
+    found = zoo.table[ACCURACY].to_pylist()
+    return [float(accuracy) if isinstance(accuracy, int | float) else math.nan for accuracy in found]
 
 
 def items_of(zoo: Zoo) -> list[int]:

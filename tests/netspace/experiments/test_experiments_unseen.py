@@ -15,7 +15,7 @@ from untrained import subject_of, untrained_run
 
 import prepkit
 from netspace.data import ZooMismatch
-from netspace.experiments import accuracy, preps
+from netspace.experiments import accuracy, latent_map, lines, optimisation, preps
 from netspace.experiments.beyond import identity
 from netspace.experiments.result import Result
 from netspace.run.run import State
@@ -285,6 +285,35 @@ def test_signals_have_preps_too(small_zoo, tmp_path):
     run = untrained_run(tmp_path / "run", "chairs_mini", small_zoo("chairs_mini"))
     result = preps.run(subject_of(run, tmp_path))
     assert result.numbers["by_architecture"]["sine_mlp@sdf_small"]["instances"] == 1
+
+
+@pytest.mark.parametrize("column", ["recorded", "missing", "empty", "per cent", "text"])
+def test_accuracies_that_are_not_recorded_as_shares_are_measured(tmp_path, column):
+    """A zoo of the user's may record none; one in per cent would be a gain of thousands of points."""
+    count = 4
+    values = {"recorded": [0.5] * count, "empty": [0.5, None] * 2, "per cent": [10, 20, 30, 40], "text": ["10 %"] * 4}
+    registry = prepkit.Registry([prepkit.architecture("resnet8@digits")])
+    torch.manual_seed(0)
+    with prepkit.ZooWriter(tmp_path / "zoo", width=128, task=DIGITS, registry=registry) as writer:
+        for row in range(count):
+            own = values[column][row] if column in values else None
+            recorded = {} if own is None else {"accuracy": own}
+            network = registry["resnet8@digits"].build()
+            writer.add(network, id=str(row), split=("train", "validation", "test", "test")[row], **recorded)
+        writer.set_teacher(prepkit.architecture("resnet20@digits").build())
+    run = untrained_run(tmp_path / "run", "digits_single", tmp_path / "zoo")
+    subject = subject_of(run, tmp_path)
+    images, labels = subject.task.normalised("test")
+    expected = []
+    for row in (2, 3):
+        with torch.no_grad():
+            expected.append(float((subject.zoo.network(row)(images).argmax(1) == labels).double().mean()))
+    found = subject.accuracies(subject.view("test"))
+    assert found == ([0.5, 0.5] if column == "recorded" else pytest.approx(expected))
+    if column == "text":
+        assert len(lines.run(subject, pairs=1, steps=3).claims) == 5
+        assert len(optimisation.run(subject, starts=1, steps=1).claims) == 3
+        assert latent_map.run(subject).numbers["instances"] == count
 
 
 def test_an_empty_split_is_refused(single):

@@ -123,12 +123,13 @@ def test_a_flat_line_and_weights_of_one_start_tell_nothing(rise, shared, verdict
 def test_pairs_of_weak_and_strong_are_different_and_drawn(tmp_path):
     path = digits_zoo(tmp_path / "zoo", {"resnet8@digits": {"test": 9}}, teacher=False, single=True)
     zoo = prepkit.open_zoo(path)
-    every = set(zip(*lines.weak_and_strong(zoo, 25, 0), strict=True))
+    recorded = zoo.table["accuracy"].to_pylist()
+    every = set(zip(*lines.weak_and_strong(zoo, recorded, 25, 0), strict=True))
     numbers = {tuple(int(id.rpartition("-")[2]) for id in pair) for pair in every}
     assert numbers == {(weak, strong) for weak in (0, 1, 2) for strong in (6, 7, 8)}
-    some = list(zip(*lines.weak_and_strong(zoo, 3, 0), strict=True))
+    some = list(zip(*lines.weak_and_strong(zoo, recorded, 3, 0), strict=True))
     assert len(set(some)) == len(some) == 3
     assert set(some) < every
-    assert list(zip(*lines.weak_and_strong(zoo, 3, 1), strict=True)) != some
+    assert list(zip(*lines.weak_and_strong(zoo, recorded, 3, 1), strict=True)) != some
     with pytest.raises(PointError, match="has 1 test instance; a line between a weak and a strong one needs 2"):
-        lines.weak_and_strong(zoo.select([0]), 3, 0)
+        lines.weak_and_strong(zoo.select([0]), recorded[:1], 3, 0)

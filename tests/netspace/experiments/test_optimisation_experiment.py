@@ -91,6 +91,17 @@ def test_gains_by_hand():
     claims = optimisation._claims(walks, dict.fromkeys(walks, measured), inputs, runs, 0)
     assert [(claim.verdict, claim.reason) for claim in claims[:2]] == [("not told", optimisation.OTHER_CLASS)] * 2
     assert claims[2].number == pytest.approx(0.45)  # but the instances are better than the input
+    # Nothing at all: there is room, but no instance of the class.
+    never = walk_of([("c", 0, 1, 1, 0.02, 0.95)])
+    walks = dict.fromkeys(optimisation.WORDS, never)
+    measured = optimisation.measures(never, inputs, ceilings)
+    claims = optimisation._claims(walks, dict.fromkeys(walks, measured), inputs, runs, 0)
+    assert (claims[2].verdict, claims[2].reason) == ("not told", optimisation.NEVER_REACHED)
+    full = walk_of([("f", 2, 2, 2, 0.9, 0.9)])
+    walks = dict.fromkeys(optimisation.WORDS, full)
+    measured = optimisation.measures(full, inputs, ceilings)
+    claims = optimisation._claims(walks, dict.fromkeys(walks, measured), inputs, runs, 0)
+    assert [claim.reason for claim in claims] == [optimisation.NO_ROOM] * 3
 
 
 def test_start_points_are_weak_and_strong_and_their_ceiling_is_the_better_half(tmp_path):
@@ -100,9 +111,9 @@ def test_start_points_are_weak_and_strong_and_their_ceiling_is_the_better_half(t
         for id, accuracy in accuracies.items():
             writer.add(prepkit.architecture("resnet8@digits").build(), id=id, split="test", accuracy=accuracy)
     zoo = prepkit.open_zoo(tmp_path / "zoo")
-    assert optimisation.start_points(zoo, 3) == (
+    assert optimisation.start_points(zoo, list(accuracies.values()), 3) == (
         ["b", "e", "a"],
         {"resnet8@digits": pytest.approx((0.6 + 0.8 + 0.9) / 3)},
     )
-    assert optimisation.start_points(zoo, None)[0] == ["b", "c", "e", "d", "a"]  # 6 are wanted
-    assert optimisation.start_points(zoo, 1)[0] == ["b"]
+    assert optimisation.start_points(zoo, list(accuracies.values()), None)[0] == ["b", "c", "e", "d", "a"]  # 6 are wanted
+    assert optimisation.start_points(zoo, list(accuracies.values()), 1)[0] == ["b"]
