@@ -115,8 +115,8 @@ def check_zoo(recipe: Recipe, zoo: prepkit.Zoo) -> None:
             )
     if signals and not (has_items(zoo) and all(None not in zoo.split(name).table[ITEM].to_pylist() for name in sizes)):
         raise ZooMismatch(
-            f"zoo '{zoo.name}' does not say of each instance which shape it is of; `prepkit zoo annotate` adds a column "
-            f"`{ITEM}` of their numbers, or {remedy}"
+            f"zoo '{zoo.name}' does not say of each instance which shape it is of; `prepkit zoo annotate` adds a "
+            f"column `{ITEM}` of their numbers, or {remedy}"
         )
     if recipe.has_classes and zoo.manifest.teacher is None:
         raise ZooMismatch(

@@ -340,8 +340,9 @@ def _check(recipe: Recipe, place: Place) -> None:
             f"{place['network']['initialisation']}: 'from_preps' starts around one architecture; use 'from_centroid', "
             f"'small_zoos' or 'paper' in '{setting}'."
         )
-    if recipe.has_classes and count < 2:
-        raise RecipeError(f"{place['architectures']}: setting '{setting}' needs at least 2; found {count}.")
+    least = 3 if setting == "unseen" else 2  # without one between the boundaries, none is unseen
+    if recipe.has_classes and count < least:
+        raise RecipeError(f"{place['architectures']}: setting '{setting}' needs at least {least}; found {count}.")
     if not recipe.has_classes and count != 1:
         raise RecipeError(f"{place['architectures']}: setting '{setting}' has exactly 1; found {count}.")
     if recipe.loss.line > 0 and count < 3:

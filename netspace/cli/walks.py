@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from netspace.explore.optimization import Optimisation
     from netspace.space.prediction import Prediction
 
+PAIRS = 8  # drawn where the user names neither pairs nor their number
+
 
 @click.command(
     epilog=examples(
@@ -53,7 +55,9 @@ if TYPE_CHECKING:
     "--steps", type=click.IntRange(2, 100_000), default=11, show_default=True, help="Number of points along each line."
 )
 @click.option(
-    "--pairs", type=click.IntRange(min=1), help="Number of random pairs, in place of FIRST and SECOND. [default: 8]"
+    "--pairs",
+    type=click.IntRange(min=1),
+    help=f"Number of random pairs, in place of FIRST and SECOND. [default: {PAIRS}, or all]",
 )
 @click.option("--split", default="test", show_default=True, help="Split of the zoo that random pairs are drawn from.")
 @click.option(
@@ -90,7 +94,7 @@ def interpolate(
     """
     from netspace.data import task_of
     from netspace.explore.interpolation import interpolate as interpolate_space
-    from netspace.explore.sampling import random_pairs
+    from netspace.explore.sampling import num_pairs, random_pairs
     from prepkit.support.files import check_folder_writable
     from prepkit.zoo.read.accuracy import zoo_accuracies
 
@@ -115,7 +119,8 @@ def interpolate(
         view, accuracies = opened.zoo.split(split), None
         if opened.run.recipe.setting == "single":
             accuracies = zoo_accuracies(view, task, "test")
-        ends = random_pairs(opened.run, view, pairs or 8, seed=seed, accuracies=accuracies)
+        count = min(PAIRS, num_pairs(opened.run, view)) if pairs is None else pairs
+        ends = random_pairs(opened.run, view, count, seed=seed, accuracies=accuracies)
     lines = 1 if opened.run.recipe.has_classes and first is None else 2
     with working(lines * steps * len(ends[0]), "interpolating", "point", out) as advance:
         walk = interpolate_space(opened.run, opened.zoo, *ends, steps, space=opened.space, task=task, progress=advance)

@@ -25,6 +25,7 @@ from netspace.experiments.result import Claim, Column, Result, Table, claim, tab
 from netspace.experiments.verdict import Interval
 from netspace.explore import colours
 from netspace.explore.interpolation import interpolate
+from netspace.explore.sampling import PointError
 from netspace.space.evaluation import evaluate
 from prepkit.errors import counted
 from prepkit.figures import axis_limits, new_figure, short_name
@@ -68,13 +69,16 @@ def run(subject: Subject, *, pairs: int = PAIRS) -> Result:
     subject.progress(f"{counted(len(first), 'pair')} of boundary instances, {steps} steps each")
     line = interpolate(subject.run, subject.zoo, first, second, steps, space=subject.space, task=subject.task)
     at_gamma, in_order = at_gammas(line), line.summary()["class_ids_in_order"]
-    trained = {name: values["predicted_accuracy"] for name, values in summary["by_architecture"].items()}
+    boundary = [name for name in summary["by_architecture"] if name in (names[0], names[-1])]
+    trained = {name: summary["by_architecture"][name]["predicted_accuracy"] for name in boundary}
     unseen = compared_with_trained(at_gamma, trained) if subject.run.recipe.setting == "unseen" else None
     interval = None
     if unseen is not None:
         accuracy_N, runs = evaluation.column("predicted_accuracy").tolist(), runs_of(test)
-        groups = rows_by_architecture(test).values()
-        of_trained = (([accuracy_N[row] for row in rows], [runs[row] for row in rows]) for rows in groups)
+        groups = rows_by_architecture(test)
+        of_trained = (
+            ([accuracy_N[row] for row in groups[name]], [runs[row] for row in groups[name]]) for name in boundary
+        )
         interval = shortfall_interval(accuracies_at_gammas(line, list(unseen)), of_trained, subject.seed)
     title = "Accuracy along the line, by predicted architecture"
     return Result(
@@ -101,6 +105,7 @@ def boundary_ids(zoo: prepkit.Zoo, count: int, pairs: int, seed: int) -> tuple[l
     """Draw ids of instances of the smallest and of the largest of `count` ClassIds, no one twice.
 
     pairs: at most; there are as many as instances of the rarer ClassId, if those are fewer
+    raises PointError if there is none of one of them
     """
     class_ids, ids = zoo.class_ids().tolist(), zoo.table["id"].to_pylist()
     stream = generator("boundary pairs", seed)
@@ -109,6 +114,11 @@ def boundary_ids(zoo: prepkit.Zoo, count: int, pairs: int, seed: int) -> tuple[l
         own = [id for id, class_id in zip(ids, class_ids, strict=True) if class_id == boundary]
         drawn.append([own[place] for place in torch.randperm(len(own), generator=stream).tolist()])
     pairs = min(pairs, *map(len, drawn))
+    if not pairs:
+        raise PointError(
+            f"there is no pair of the boundary architectures among the {counted(len(ids), 'test instance')} of "
+            f"'{zoo.name}'; a line between them needs one of each."
+        )
     return drawn[0][:pairs], drawn[1][:pairs]
 
 
@@ -165,7 +175,7 @@ def compared_with_trained(
 ) -> dict[str, dict[str, float]]:
     """Return how much more accurate than trained architectures those without instances are at their gammas.
 
-    trained: mean accuracy of the predictions for test instances, of each architecture that has them
+    trained: mean accuracy of the predictions for test instances, of each architecture that was trained on
     returns differences `from_mean` of trained architectures and `from_worst`, NaN if it was never predicted
     """
     accuracies = list(trained.values())
@@ -291,7 +301,7 @@ def line_figure(line: Interpolation) -> Any:
         for kind, (marker, size) in MARKERS.items():
             steps = [step for step in range(len(line.gammas)) if kind_of(step, len(line.gammas)) == kind]
             pairs, places = (class_ids_PS[:, steps] == class_id).nonzero(as_tuple=True)
-            chosen = torch.tensor(steps)[places]
+            chosen = torch.tensor(steps, dtype=torch.int64)[places]  # two architectures have no gamma between
             style: dict[str, Any] = {
                 "marker": marker,
                 "s": size,

@@ -21,6 +21,7 @@ from netspace.data import TEST, TRAIN, shares_starts, split_sizes
 from netspace.experiments._closeness import closeness_claims, closeness_table, closeness_text, closeness_to_own
 from netspace.experiments.result import Cell, Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.interpolation import Interpolation, interpolate, weights_between
+from netspace.explore.sampling import PointError
 from prepkit.errors import counted
 from prepkit.figures import mesh_figure
 from prepkit.running.groups import distance_grids
@@ -151,8 +152,10 @@ def _lines_claims(embeddings: ShapeMeasures, middle_P: Mapping[str, Tensor], sha
 
 
 def _pairs(zoo: prepkit.Zoo, pairs: int, seed: int) -> tuple[list[str], list[str]]:
-    """Draw ids of both chairs of each pair."""
+    """Draw ids of both chairs of each pair; raises PointError if there are no two chairs."""
     ids = zoo.table["id"].to_pylist()
+    if len(ids) < 2:
+        raise PointError(f"'{zoo.name}' has {counted(len(ids), 'training chair')}; a line between two needs 2.")
     stream = generator("pairs of chairs", seed)
     drawn = [torch.randperm(len(ids), generator=stream)[:2].tolist() for _ in range(pairs)]
     return [ids[a] for a, _ in drawn], [ids[b] for _, b in drawn]

@@ -34,7 +34,9 @@ AT_CEILING = 0.01  # accuracy: a start that is this near to the ceiling has noth
 NO_ROOM = "every architecture is at its ceiling from the start"
 OTHER_CLASS = "no start point below its ceiling predicts its own architecture at first, so there is no gain of accuracy"
 BEFORE_AND_AFTER = (Column("initial, %", "initial_accuracy", 100, 2), Column("optimised, %", "accuracy", 100, 2))
-NEVER_REACHED = "no start point below its ceiling predicts its own architecture in the end, so there is no gain of accuracy"
+NEVER_REACHED = (
+    "no start point below its ceiling predicts its own architecture in the end, so there is no gain of accuracy"
+)
 COLUMNS = (
     Column("input instances, %", "input_accuracy", 100, 2),
     *BEFORE_AND_AFTER,

@@ -28,7 +28,7 @@ from netspace.run.run import run_and_zoo
 from netspace.space.network import NetSpace
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
-from prepkit.errors import expect, nearest
+from prepkit.errors import counted, expect, nearest
 from prepkit.support.text import Brief
 from prepkit.tasks.randomness import generator
 
@@ -98,26 +98,37 @@ def random_pairs(
     raises PointError if there are fewer pairs
     """
     ids: list[str] = zoo.table["id"].to_pylist()
-    if run.recipe.has_classes:
-        class_ids = zoo.class_ids().tolist()
-        first = [row for row, class_id in enumerate(class_ids) if class_id == 0]
-        last = [row for row, class_id in enumerate(class_ids) if class_id == len(run.recipe.architectures) - 1]
-        possible, what = len(first) * len(last), "pairs of the boundary architectures"
-    else:
-        possible, what = math.comb(len(ids), 2), "pairs"
+    first, second = _boundary_rows(run, zoo)
+    possible, what = num_pairs(run, zoo), "pairs of the boundary architectures" if run.recipe.has_classes else "pairs"
+    if not possible:
+        raise PointError(f"there are no {what} among the {counted(len(ids), 'instance')} of '{zoo.name}' to draw from.")
     if not 1 <= count <= possible:
         raise PointError(f"{count} {what} were asked for; '{zoo.name}' has {possible} here. Use a number up to it.")
     stream = generator("pairs", seed)
     pairs: dict[tuple[int, int], None] = {}
     while len(pairs) < count:
         if run.recipe.has_classes:
-            a, b = (group[int(torch.randint(len(group), (), generator=stream))] for group in (first, last))
+            a, b = (group[int(torch.randint(len(group), (), generator=stream))] for group in (first, second))
         else:
             a, b = sorted(torch.randperm(len(ids), generator=stream)[:2].tolist())
             if accuracies is not None and accuracies[b] < accuracies[a]:
                 a, b = b, a
         pairs[a, b] = None
     return [ids[a] for a, _ in pairs], [ids[b] for _, b in pairs]
+
+
+def num_pairs(run: Run, zoo: prepkit.Zoo) -> int:
+    """Return how many different pairs `random_pairs` can draw of a zoo's or view's instances."""
+    if run.recipe.has_classes:
+        return math.prod(map(len, _boundary_rows(run, zoo)))
+    return math.comb(len(zoo), 2)
+
+
+def _boundary_rows(run: Run, zoo: prepkit.Zoo) -> tuple[list[int], list[int]]:
+    """Return the rows of the smallest ClassId and those of the largest."""
+    class_ids, last = zoo.class_ids().tolist(), len(run.recipe.architectures) - 1
+    first, second = ([row for row, own in enumerate(class_ids) if own == boundary] for boundary in (0, last))
+    return first, second
 
 
 def random_instances(zoo: prepkit.Zoo, each: int, seed: int = 0) -> list[str]:
@@ -210,8 +221,7 @@ def sample_class_id(
         raise PointError(f"ClassId {class_id} cannot be sampled; the run '{run.path}' has {known}.")
     space = run.space() if space is None else space
     gamma = class_id / (count - 1)
-    boundary = [zoo.split(split).class_ids().tolist().count(number) for number in (0, count - 1)]
-    tries = min(tries, math.prod(boundary))
+    tries = min(tries, num_pairs(run, zoo.split(split)))
     drawn = sample(run, zoo, (gamma,), pairs=max(1, tries), split=split, seed=seed, space=space)
     right = [place for place, predicted_id in enumerate(drawn.predicted.class_ids) if predicted_id == class_id]
     if not right:

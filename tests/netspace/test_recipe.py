@@ -109,6 +109,11 @@ MISTAKES = {
     "'name' is missing; expected text": None,
     "setting: expected one of single, multi.*found 'mutli'.*Did you mean 'multi'": {"setting": "mutli"},
     "needs at least 2": {"architectures": ["lenet_like@digits"]},
+    "needs at least 3": {
+        "setting": "unseen",
+        "architectures": ["lenet_like@digits", "resnet8@digits"],
+        "batch": {"instances": 2, "samples": 8},
+    },
     "architectures: expected a list; found 'lenet_like@digits'": {"architectures": "lenet_like@digits"},
     "batch.instances: expected a whole number of at least 1; found 2.5": {"batch": {"instances": 2.5, "samples": 8}},
     "batch.instances: expected a whole number of at least 1; found true": {"batch": {"instances": True, "samples": 8}},

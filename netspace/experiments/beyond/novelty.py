@@ -19,7 +19,7 @@ from netspace.data import TEST, TRAIN
 from netspace.experiments._subject import PredictedSplit
 from netspace.experiments.result import Claim, Column, Result, Table, claim, table_of_measures
 from netspace.explore.optimization import optimize
-from netspace.explore.sampling import points_of, random_pairs, sample
+from netspace.explore.sampling import num_pairs, points_of, random_pairs, sample
 from netspace.space.prediction import Prediction, predict
 from netspace.training import losses
 from prepkit.auditing.novelty import Made, novelty_of
@@ -64,7 +64,7 @@ def run(subject: Subject, *, networks: int = NETWORKS, controls: int | None = No
         title="Novelty: copies of training networks, or better than simple controls?",
         text=_text(found),
         numbers=_numbers(found),
-        claims=_claims(found, SAMPLED if has_classes else BETWEEN, subject.seed),
+        claims=_claims(found, SAMPLED if SAMPLED in made else BETWEEN, subject.seed),
         tables=(_table(found),),
         pictures=(subject.picture(title, "novelty.png", figure_of(found)),),
     )
@@ -85,17 +85,14 @@ def _of_split(split: PredictedSplit, count: int) -> Made:
 def _from_new_points(subject: Subject, count: int) -> dict[str, Made]:
     """Return networks from lines between training instances: at the gammas of Eq. 12, or half-way."""
     run, space = subject.run, subject.space
-    if run.recipe.has_classes:
-        gammas = losses.gammas(len(run.recipe.architectures))
-        boundary = [
-            subject.view(TRAIN).class_ids().tolist().count(own) for own in (0, len(run.recipe.architectures) - 1)
-        ]
-        pairs = min(max(1, count // len(gammas)), math.prod(boundary))
+    gammas = losses.gammas(len(run.recipe.architectures)) if run.recipe.has_classes else ()
+    if gammas:
+        pairs = min(max(1, count // len(gammas)), num_pairs(run, subject.view(TRAIN)))
         drawn = sample(run, subject.zoo, gammas, pairs=pairs, seed=subject.seed, space=space)
         ids = [f"{a} to {b} at {g:.2f}" for a, b in zip(drawn.first, drawn.second, strict=True) for g in drawn.gammas]
         return {SAMPLED: _made(drawn.predicted, ids)}
     view = subject.view(TRAIN)
-    pairs = min(count, math.comb(len(view), 2))
+    pairs = min(count, num_pairs(run, view))
     first, second = random_pairs(run, view, pairs, seed=subject.seed)
     ends = points_of(space, subject.zoo, [*first, *second])
     latent_NE = (ends.latents[:pairs] + ends.latents[pairs:]) / 2

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import prepkit
-from netspace.data import TEST, TRAIN, VALIDATION
+from netspace.data import TEST, TRAIN, VALIDATION, ZooMismatch
 from netspace.experiments._subject import runs_of
 from netspace.experiments.result import Claim, Column, Result, claim, table_of_measures
 from netspace.explore import colours
@@ -72,6 +72,8 @@ class Label:
 def run(subject: Subject) -> Result:
     """Fit on training instances, choose the strength of the penalty on validation ones, measure on test ones."""
     views = {split: subject.view(split) for split in SPLITS}
+    if len(views[TRAIN]) < 2:
+        raise ZooMismatch(f"zoo '{subject.zoo.name}' has one training instance; a linear guess is fitted on 2 or more.")
     subject.progress("accuracies of all instances, and guesses from embeddings, layer statistics and PReps")
     accuracy = accuracy_label(subject, views)
     labels = [accuracy, *hyperparameter_labels(views)]

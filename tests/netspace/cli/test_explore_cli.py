@@ -134,6 +134,7 @@ def test_interpolate_random_pairs(call, runs):
     )
     assert document["pairs"] == 3
     assert "3 of 3 pairs have no line of weights" in document["notes"][0]
+    assert call("interpolate", runs["digits_multi"].path, "--steps", "2", "--json")["pairs"] == 1  # 8, or all there are
     text = call("interpolate", runs["digits_multi"].path, "--split", "train", "--pairs", "2", "--steps", "2")
     assert text.splitlines()[2].split()[-1] == "resnet8@digits"
 
@@ -226,6 +227,7 @@ REFUSED = [
     (["interpolate", "digits_multi", "lenet_like@digits-test-9", "resnet14@digits-test-0"], "Did you mean"),
     ([*LINE, "--split", "validatoin"], "Did you mean 'validation'"),
     (["interpolate", "digits_multi", "--pairs", "99"], "has 1 here"),
+    (["interpolate", "chairs_mini"], "there are no pairs among the 1 instance of 'chairs_mini' to draw from"),
     ([*LINE, "-o", "taken"], "holds other files and no result.json"),
     ([*LINE, "-o", "taken", "--force"], "holds other files and no result.json"),
     ([*LINE, "-o", "ours"], "--force to replace it"),

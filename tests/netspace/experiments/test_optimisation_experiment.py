@@ -115,5 +115,11 @@ def test_start_points_are_weak_and_strong_and_their_ceiling_is_the_better_half(t
         ["b", "e", "a"],
         {"resnet8@digits": pytest.approx((0.6 + 0.8 + 0.9) / 3)},
     )
-    assert optimisation.start_points(zoo, list(accuracies.values()), None)[0] == ["b", "c", "e", "d", "a"]  # 6 are wanted
+    assert optimisation.start_points(zoo, list(accuracies.values()), None)[0] == [
+        "b",
+        "c",
+        "e",
+        "d",
+        "a",
+    ]  # 6 are wanted
     assert optimisation.start_points(zoo, list(accuracies.values()), 1)[0] == ["b"]
