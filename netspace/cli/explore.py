@@ -26,7 +26,7 @@ from netspace.cli.walks import interpolate, optimize
 from prepkit.cli.common import force_option
 from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
-from prepkit.errors import counted
+from prepkit.errors import counted, listed
 from prepkit.support.json_values import json_value
 from prepkit.support.text import table
 
@@ -137,6 +137,9 @@ def embed(
     with working(len(view), "embedding", "instance", out) as advance:
         embeddings = embed_zoo(opened.run, view, space=opened.space, progress=advance)
         write_table(embeddings, output, overwrite=force)
+    strange = sorted(set(view.table["architecture"].to_pylist()) - set(opened.run.registry.class_ids))
+    if strange:
+        out.notes([f"the space was trained without {listed(strange)}, so that their embeddings may say nothing."])
     size = opened.space.embedding_size
     out.result(
         {"output": str(output), "instances": len(embeddings), "embedding_size": size},

@@ -62,7 +62,7 @@ def _lead(result: Bench) -> list[str]:
 
 def _bound(ceiling: Ceiling) -> str:
     if ceiling.bound == "ties":
-        return "as equal values cannot be ranked"
+        return "as no values are equal" if ceiling.tau == 1 else "as equal values cannot be ranked"
     halves = "-" if ceiling.halves is None else f"{ceiling.halves:.3f}"
     return f"from the luck of {counted(ceiling.samples or 0, 'sample')}, two halves of which agree with tau {halves}"
 

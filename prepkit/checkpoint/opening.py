@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from prepkit.errors import CheckpointError, PrepkitError, listed, nearest
-from prepkit.support.files import is_zoo
+from prepkit.errors import CheckpointError, PrepkitError, listed
+from prepkit.support.files import is_zoo, like_in_folder
 
 CONVERT_DCP = "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
 FETCH_AGAIN = "copy or download it again"
@@ -43,7 +43,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         try:
             mode = path.stat().st_mode
         except FileNotFoundError as error:
-            like = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+            like = like_in_folder(path)
             raise CheckpointError(f"{path} cannot be read ({reason(error)}); check its name.{like}") from error
         if stat.S_ISDIR(mode):
             raise CheckpointError(f"{path} is {instead_of_folder(path)}.")

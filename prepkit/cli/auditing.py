@@ -12,6 +12,7 @@ from prepkit.cli.common import force_option
 from prepkit.cli.examples import examples
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
+from prepkit.cli.targets import check_page
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress, UrlAddress
@@ -79,10 +80,9 @@ def audit(
         raise click.UsageError("--force goes with -o PAGE.html.")
     from prepkit.auditing.audit import audit as audit_zoo
     from prepkit.auditing.report import save_page, text_of
-    from prepkit.support.files import check_writable
 
     if output is not None:
-        check_writable(output, overwrite=force)
+        check_page(output, force)
     with out.bar("auditing", "network") as bar:
         found = audit_zoo(str(folder), None if against is None else str(against), tolerance=tolerance, progress=bar)
     if output is not None:

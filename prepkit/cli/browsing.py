@@ -11,6 +11,7 @@ from prepkit.cli.common import force_option
 from prepkit.cli.examples import examples
 from prepkit.cli.models import ZooPlace
 from prepkit.cli.output import Output, json_option
+from prepkit.cli.targets import check_page
 
 if TYPE_CHECKING:
     from prepkit.address import HubAddress, UrlAddress
@@ -60,13 +61,12 @@ def view(
     from prepkit.api import open_zoo
     from prepkit.browsing.page import check_built, page_of, save_page, summary, summary_text
     from prepkit.browsing.serving import PageServer
-    from prepkit.support.files import check_writable
 
     check_built()
     opened = open_zoo(str(folder))
     target = Path(f"{opened.name.rpartition('/')[2]}.html") if output is None and not serve else output
     if target is not None:
-        check_writable(target, overwrite=force)
+        check_page(target, force)
     zoo = opened if where is None else opened.where(where)
     server = PageServer(port or 0) if serve else None
     with out.bar("looking at", "network") as bar:

@@ -71,13 +71,22 @@ def diff(context: click.Context, a: str, b: str, atol: float, rtol: float, out: 
     """Compare two networks tensor by tensor.
 
     The tensors that differ are listed: in name, shape, dtype, or in a value by more than --atol + --rtol * |B's value|.
-    NaN equals NaN. Wrappers' prefixes such as `module.` are taken off the names.
+    NaN equals NaN. Wrappers' prefixes such as `module.` are taken off the names, and where no name is in both, any
+    prefix without which some are.
     """
-    from prepkit.inspecting.differences import differences
+    from prepkit.inspecting.differences import differences, prefixes
     from prepkit.inspecting.places import tensors_at
 
     with tensors_at(a) as tensors_of_a, tensors_at(b) as tensors_of_b:
-        compared = differences(tensors_of_a, tensors_of_b, atol=atol, rtol=rtol)
+        starts = prefixes(tensors_of_a, tensors_of_b)
+        plain = (
+            {name.removeprefix(start): tensor for name, tensor in tensors.items()}
+            for start, tensors in zip(starts, (tensors_of_a, tensors_of_b), strict=True)
+        )
+        compared = differences(*plain, atol=atol, rtol=rtol)
+    out.notes(
+        [f"the names of {what} are taken without '{start}'." for what, start in zip("AB", starts, strict=True) if start]
+    )
     different = {name: difference for name, difference in compared.items() if not difference.is_same}
     total = counted(len(compared), "tensor")
     if not compared:
@@ -93,6 +102,7 @@ def diff(context: click.Context, a: str, b: str, atol: float, rtol: float, out: 
         "b": b,
         "atol": atol,
         "rtol": rtol,
+        "prefixes": {"a": starts[0], "b": starts[1]},
         "same": not different,
         "tensors": {name: {key: _json(v) for key, v in d.to_dict().items()} for name, d in compared.items()},
     }

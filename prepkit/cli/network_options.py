@@ -74,7 +74,9 @@ class NetworkOptions:
         }
 
 
-INPUT_HELP = "Shape of one input of a module:callable, without the batch axis."
+INPUT_HELP = (
+    "Shape of one input of a module:callable, without the batch axis. [default: that of its example_input_array]"
+)
 ARGUMENT_HELP = "Argument of a module:callable, such as width=16, read as JSON or else as text. Repeatable."
 key_option = click.option("--key", help="Name of the state dict, if a file holds several (dotted: ema.model).")
 keep_bn_option = click.option(
@@ -160,7 +162,5 @@ def named_architecture(name: str, input_shape: tuple[int, ...] | None, arguments
         if given:
             raise click.UsageError(f"{given} goes with a module:callable; '{name}' has its own.")
         return registry.architecture(name)
-    if input_shape is None:
-        raise click.UsageError(f"{name} also needs --input, the shape of one input such as 3x32x32.")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, since the callable may lie in the user's folder
     return registry.architecture_from_callable(name, input_shape, arguments=arguments)

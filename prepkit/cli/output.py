@@ -37,6 +37,7 @@ FLAGS = {
     "rerun=True": "--rerun",
     "where='...'": "--where EXPR",
     "kind='": "--kind '",
+    "`input_shape`": "--input",
     "`log`": "--log",
     "force=True": "--force",
     "append=True, resume=True": "--append --resume",

@@ -22,6 +22,10 @@ def prep_targets(models: Sequence[Path | HubAddress], output: Path | None) -> li
     raises OutputError
     """
     is_folder = output is not None and os.path.isdir(output)  # Path.is_dir raises for a name that is too long
+    if output is not None and len(models) == 1 and not is_folder and not output.suffix and _is_missing(output):
+        raise OutputError(
+            f"-o '{output}' has no suffix and is no folder; name the file, '{output}{PREP_SUFFIX}', or make the folder."
+        )
     if output is not None and len(models) == 1 and not is_folder:
         return [output]
     if output is not None and not is_folder and os.path.exists(output):
@@ -31,6 +35,17 @@ def prep_targets(models: Sequence[Path | HubAddress], output: Path | None) -> li
     if shared:
         raise OutputError(f"two models would both become {min(shared)}; pack them one at a time with -o.")
     return targets
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is nothing at a path; not so for a name that the system refuses, which is said when it is used."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def make_folder_of(targets: Sequence[Path]) -> None:
@@ -51,6 +66,15 @@ def check_target(target: Path, sources: Iterable[Path | HubAddress], force: bool
 
     if target.resolve() in {source.resolve() for source in sources if isinstance(source, Path)}:
         raise OutputError(f"'{target}' is the file to be read; name another one for the result.")
+    check_writable(target, overwrite=force)
+
+
+def check_page(target: Path, force: bool) -> None:
+    """Raise OutputError if a page could not be written, or browsers would not take the file for a page by its name."""
+    from prepkit.support.files import check_writable
+
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"'{target}': a page is an HTML file; use a name that ends in .html.")
     check_writable(target, overwrite=force)
 
 

@@ -18,8 +18,8 @@ from prepkit.fusion.fold import Fusion, KeepUnfoldable, UnfoldableNetwork, fold,
 from prepkit.fusion.step import Step
 
 EXAMPLE_OF_ITS_OWN = (
-    "have the builder set `network.example_input_array` to inputs that it runs on in eval mode: a tensor, or a tuple "
-    "or dict of all arguments, with token ids as integers."
+    "give another `input_shape`, or have the builder set `network.example_input_array` to inputs that it runs on in "
+    "eval mode: a tensor, or a tuple or dict of all arguments, with token ids as integers."
 )
 MAX_PROOFS = 64  # architectures whose steps are kept; the one that was proved first makes room
 

@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prepkit.errors import RegistryError, nearest
@@ -31,7 +32,8 @@ def load_builder(spec: str, noun: str = "network builder", does: str = "builds a
     try:
         value: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may well exit
-        raise RegistryError(f"'{spec}': module '{module_name}' cannot be imported: {reason(error)}.") from error
+        remedy = _remedy(module_name, path, error)
+        raise RegistryError(f"'{spec}': module '{module_name}' cannot be imported: {reason(error)}.{remedy}") from error
     for name in path.split("."):
         if not hasattr(value, name):
             raise RegistryError(f"'{spec}': there is no '{name}' in it.{nearest(name, dir(value))}")
@@ -40,6 +42,17 @@ def load_builder(spec: str, noun: str = "network builder", does: str = "builds a
         raise RegistryError(f"'{spec}' is of type {type(value).__name__}, not a callable that {does}.")
     builder: Callable[..., Any] = value
     return builder
+
+
+def _remedy(module: str, path: str, error: BaseException) -> str:
+    """Return what to do about a module that is not found; nothing where it is found and fails."""
+    if not isinstance(error, ModuleNotFoundError) or not f"{module}.".startswith(f"{error.name}."):
+        return ""
+    if module.endswith(".py"):
+        return f" Write '{module.removesuffix('.py').replace('/', '.')}:{path}', without .py."
+    here = [file.stem for file in Path().glob("*.py")]
+    like = nearest(module, here)
+    return like or " It must lie in the current folder, or be installed."
 
 
 def plugins() -> tuple[EntryPoint, ...]:

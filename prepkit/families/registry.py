@@ -274,20 +274,37 @@ def unknown(what: str, asked: str, choices: Iterable[str]) -> str:
 
 
 def architecture_from_callable(
-    spec: str, input_shape: Iterable[int], name: str | None = None, arguments: Mapping[str, Any] | None = None
+    spec: str, input_shape: Iterable[int] | None, name: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> Architecture:
     """Return the architecture of the network that an importable function builds. It is built once as a check.
 
     spec:        `module:callable`, such as `my_package.nets:small_net`
-    input_shape: shape of one input, without the batch axis
+    input_shape: shape of one input, without the batch axis; None takes that of the network's `example_input_array`
     name:        `my_package.nets.small_net` if missing
     arguments:   keyword arguments of the callable, JSON-able
-    raises RegistryError with the place and the reason if it cannot be imported or does not build an nn.Module
+    raises RegistryError with the place and the reason if it cannot be imported or does not build an nn.Module, or if
+    its input shape is not known
     """
     module, _, family = spec.rpartition(":")
     name = safe_name(f"{module}.{family}") if name is None else name
+    if input_shape is None:
+        input_shape = _shape_of_example(Architecture(name, family, (1,), spec, dict(arguments or {})), spec)
     draft = Architecture(name, family, tuple(input_shape), spec, dict(arguments or {}))
     return replace(draft, known=Known(num_trainable=draft.num_trainable))
+
+
+def _shape_of_example(draft: Architecture, spec: str) -> tuple[int, ...]:
+    """Return the shape, without the batch axis, of the first input that a network names in `example_input_array`."""
+    network = draft.spare_network(folded=False)
+    own = None if getattr(network, "example_input_array", None) is None else draft.example_for(network)
+    first = next(iter(own.values() if isinstance(own, dict) else own), None) if isinstance(own, dict | tuple) else own
+    shape = tuple(getattr(first, "shape", ()))[1:]
+    if not shape:
+        raise RegistryError(
+            f"'{spec}' needs the shape of one input too: give `input_shape`, such as 3x32x32, or have the builder set "
+            "`network.example_input_array`, as networks of several inputs or of token ids must."
+        )
+    return shape
 
 
 def safe_name(text: str) -> str:

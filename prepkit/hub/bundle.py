@@ -63,6 +63,8 @@ def repo_name(text: str) -> str:
 
     raises HubError for a text that is neither, or names a version or a file
     """
+    if "/" not in text:
+        raise HubError(f"'{text}' is no repository on the Hub; write USER/{text}, with the name of its owner.")
     address = parse(text)
     if address.revision is not None or address.path is not None:
         raise HubError(f"'{text}': a push makes the newest version of a whole repository; write {address.repo_id}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,31 @@ def differences(
             raise PrepkitError(f"`{name}`: expected a number of at least 0; found {tolerance}.")
     names = [*a, *(name for name in b if name not in a)]
     return {name: _of_pair(a.get(name), b.get(name), atol, rtol) for name in names}
+
+
+def prefixes(a: Iterable[str], b: Iterable[str]) -> tuple[str, str]:
+    """Return what stands before all names of A, or of B, where only without it any name is in both, else "" and "".
+
+    >>> prefixes(["model.0.weight", "model.0.bias"], ["0.weight", "0.bias"])
+    ('model.', '')
+    """
+    names_of_a, names_of_b = set(a), set(b)
+    if names_of_a & names_of_b:
+        return "", ""
+    for prefix in _common(names_of_a):
+        if names_of_b & {name.removeprefix(prefix) for name in names_of_a}:
+            return prefix, ""
+    for prefix in _common(names_of_b):
+        if names_of_a & {name.removeprefix(prefix) for name in names_of_b}:
+            return "", prefix
+    return "", ""
+
+
+def _common(names: set[str]) -> list[str]:
+    """Return the dotted texts that all names begin with, the shortest first: `["model.", "model.net."]`."""
+    one = min(names, default="")
+    starts = [one[: place + 1] for place, letter in enumerate(one) if letter == "."]
+    return [start for start in starts if all(name.startswith(start) for name in names)]
 
 
 def _of_pair(a: Tensor | None, b: Tensor | None, atol: float, rtol: float) -> TensorDifference:

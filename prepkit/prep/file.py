@@ -21,7 +21,7 @@ from prepkit.checkpoint.formats import is_torch_file
 from prepkit.checkpoint.safetensors_header import DTYPE_NAMES, INTEGER_NAMES, Header, HeaderError, read_header
 from prepkit.errors import InvalidShape, LayoutMismatch, PRepFileError, VerificationError, listed
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
-from prepkit.support.files import is_zoo, replacing
+from prepkit.support.files import is_zoo, like_in_folder, replacing
 from prepkit.support.json_values import broken_text
 from prepkit.support.text import Brief
 from prepkit.tensors import dtype_name, modules_of, with_versions
@@ -207,7 +207,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Any]]:
         header = read_header(path)
         data = json.loads(header.metadata[METADATA_KEY])
     except FileNotFoundError:
-        raise PRepFileError(f"'{path}' does not exist.") from None
+        raise PRepFileError(f"'{path}' does not exist.{like_in_folder(path)}") from None
     except OSError as error:
         raise PRepFileError(f"'{path}' cannot be read: {error.strerror}.") from None
     except KeyError:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prepkit.errors import OutputError, PrepkitError
+from prepkit.errors import OutputError, PrepkitError, nearest
 from prepkit.support.progress import Advance
 
 CHUNK_BYTES = 4 << 20  # hashed between two calls of a progress
@@ -26,6 +26,17 @@ ZOO_LOCK = ".prepkit.lock"  # in a finished zoo while some of its files are repl
 def is_zoo(folder: Path) -> bool:
     """Whether a folder holds a zoo, whole or not."""
     return (folder / ZOO_MANIFEST).is_file()
+
+
+def like_in_folder(path: str | os.PathLike[str]) -> str:
+    """Return ` Did you mean 'x'?` with what lies beside a path that does not exist and has nearly its name, else ""."""
+    missing = Path(path)
+    try:
+        names = [entry.name for entry in missing.parent.iterdir()]
+    except OSError:
+        return ""
+    like = nearest(missing.name, [name for name in names if not name.startswith(".")])
+    return like.replace("'", f"'{missing.parent}/", 1) if like and missing.parent != Path() else like
 
 
 @contextmanager

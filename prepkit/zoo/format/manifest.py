@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar
 
 from prepkit.errors import InvalidShape, LayoutMismatch, ZooError, counted
 from prepkit.prep.layout import Layout, PRepShape, canonical_json
-from prepkit.support.files import ZOO_MANIFEST, replacing
+from prepkit.support.files import ZOO_MANIFEST, like_in_folder, replacing
 from prepkit.support.json_values import broken_text
 from prepkit.support.reading import (
     NOT_A_KEY,
@@ -295,7 +295,7 @@ def _why_no_manifest(root: Path) -> str:
     if not root.exists():
         is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(root))
         hint = " This takes a local folder; `prepkit pull` brings a zoo from hf://user/zoo." if is_address else ""
-        return f"'{root}' does not exist.{hint}"
+        return f"'{root}' does not exist.{hint or like_in_folder(root)}"
     if not root.is_dir():
         return f"'{root}' is not a folder; a zoo is a folder with a {MANIFEST}."
     for folder in WORKING_FOLDERS:

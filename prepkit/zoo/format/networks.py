@@ -27,7 +27,7 @@ def architecture_of(stored: StoredArchitecture, place: str, *, trust_code: bool)
     if stored.config is None or stored.input_shape is None:
         raise ZooError(
             f"the zoo knows only the layout of '{stored.name}', so no network can be built; zoo[index][0].tensors() "
-            "gives the tensors."
+            "gives the tensors. `prepkit zoo create --arch NAME` makes a zoo whose networks can be built."
         )
     data = {
         "name": stored.name,

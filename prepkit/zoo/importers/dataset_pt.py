@@ -23,6 +23,7 @@ from prepkit.checkpoint.load import sha256_of
 from prepkit.checkpoint.objects import SavedObjects, attributes_of, plain, saved_objects
 from prepkit.errors import UnsafeCheckpoint, ZooError, counted, listed
 from prepkit.packing import chosen_options
+from prepkit.support.files import like_in_folder
 from prepkit.zoo.format.columns import OWN_COLUMNS
 from prepkit.zoo.format.sources import SOURCE_SHA256
 from prepkit.zoo.importers._saved_networks import SAMPLE, Saved, SavedNetworks
@@ -62,7 +63,7 @@ def found(source: Path, *, data: str | os.PathLike[str] | None = None, activatio
 def _file(source: Path) -> Path:
     if not source.is_dir():
         if not source.exists():
-            raise ZooError(f"'{source}' is not there.")
+            raise ZooError(f"'{source}' is not there.{like_in_folder(source)}")
         _refuse_tokens(source, [source.name])
         return source
     _refuse_tokens(source, sorted(path.name for path in source.iterdir()))

@@ -323,7 +323,8 @@ class _Parser:
                 name = ast.unparse(part).replace(" ", "")
                 is_name = name in self.columns if self.are_known else isinstance(part, ast.Attribute)
                 reason = f"put the name of the column in backticks: `{name}`" if is_name else reason
-        return WhereError(f"condition {_short(self.text)!r}, at {_short(ast.unparse(node))!r}: {reason}")
+        sentence = reason if reason.endswith((".", "?")) else f"{reason}."
+        return WhereError(f"condition {_short(self.text)!r}, at {_short(ast.unparse(node))!r}: {sentence}")
 
 
 def _combined(combine: Callable[[Any, Any], Any], terms: list[Any]) -> Any:

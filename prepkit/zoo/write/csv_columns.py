@@ -18,6 +18,7 @@ from typing import Any
 
 from prepkit.address import HubAddress
 from prepkit.errors import ZooError, counted, listed
+from prepkit.support.files import like_in_folder
 from prepkit.zoo.format.columns import OWN_COLUMNS, plain_columns
 from prepkit.zoo.write._table_text import FILE, ROLES
 from prepkit.zoo.write.model_paths import ids_of
@@ -68,7 +69,8 @@ def rows_of_models(
         absent = [str(model) for model in models if isinstance(model, Path) and not model.is_file()]
         if absent:
             are = "is no file" if len(absent) == 1 else "are no files"
-            raise ZooError(f"{len(absent):,} of {counted(len(models), 'model')} {are}: {listed(absent)}.")
+            like = like_in_folder(absent[0]) if len(absent) == 1 else ""
+            raise ZooError(f"{len(absent):,} of {counted(len(models), 'model')} {are}: {listed(absent)}.{like}")
         ids = ids_of(models)
     if table is None:
         if types:
@@ -138,7 +140,7 @@ def _without_row(missing: list[Path | HubAddress], files: list[str], table: Path
     equal = ((model, row_of_equal_name(model, files)) for model in missing)
     model, row = next(((model, row) for model, row in equal if row is not None), (None, None))
     if row is None:
-        return message
+        return f"{message} Add rows, or leave these models out."
     return (
         f"{message} '{row}' is not taken for {model}: a row names its model by the path from the table's folder, or "
         "from a folder that holds all models, or by a name that no other model and no other row has."
@@ -180,7 +182,8 @@ def read_csv(path: Path, types: Mapping[str, str | type] | None = None, *, stric
     table = read_table(path, types, strict=strict)
     if FILE not in table.columns:
         raise ZooError(
-            f"{path}: there is no column '{FILE}', which names each row's model; there are {listed(table.columns)}."
+            f"{path}: there is no column '{FILE}', which names each row's model; there are {listed(table.columns)}. "
+            "Rename the column that has the paths of the models."
         )
     reserved = [name for name in table.columns if name in OWN_COLUMNS and name not in ROLES]
     if reserved:

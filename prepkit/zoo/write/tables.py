@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prepkit.errors import ZooError, listed
+from prepkit.support.files import like_in_folder
 from prepkit.zoo.format.columns import OWN_COLUMNS, plain_columns
 from prepkit.zoo.write._json_rows import is_json, read_json_rows
 from prepkit.zoo.write._table_text import FILE as FILE
@@ -52,7 +53,8 @@ def read_table(
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ZooError(f"{path}: cannot be read: {error.strerror}.") from None
+        like = like_in_folder(path) if isinstance(error, FileNotFoundError) else ""
+        raise ZooError(f"{path}: cannot be read: {error.strerror}.{like}") from None
     if is_json(content):
         return _of_json(path, content, types or {}, one_row)
     return _of_csv(path, content, types or {}, strict)

@@ -97,6 +97,10 @@ def test_embed(call, runs, tmp_path):
     padded = prepkit.open_zoo(single.record["zoo"]["path"], width=128, height=88)
     found = pyarrow.parquet.read_table(tmp_path / "single.parquet")
     torch.testing.assert_close(embeddings(found), embeddings(embed(run, padded)))
+    done = CliRunner().invoke(main, ["embed", str(single.path), str(zoo), "-o", "multi.csv"])
+    assert done.exit_code == 0
+    assert "note: the space was trained without lenet_like@digits" in done.stderr
+    assert "resnet8@digits" not in done.stderr
 
 
 def test_interpolate_between_two(call, runs, tmp_path):

@@ -106,11 +106,20 @@ def test_a_network_that_names_its_inputs_folds(builder, shape, inputs, tmp_path)
     call = ("--arch", f"{__name__}:{builder.__name__}", "--input", shape)
     result = prepkit_pack(tmp_path, network, *call)
     assert result.exit_code == 0, result.output
+    assert architecture_from_callable(call[1], None).input_shape == tuple(map(int, shape.split("x")))
     assert "1 BatchNorm layer; outputs equal within" in result.output
     folded = architecture_from_callable(call[1], (3, 8, 8)).build_folded()
     folded.load_state_dict(prepkit.load_prep(tmp_path / "m.prep.safetensors").tensors())
     with torch.no_grad():
         torch.testing.assert_close(folded(*inputs), network.eval()(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_names_its_inputs_needs_no_input_shape(tmp_path):
+    call = ("--arch", f"{__name__}:words", "--force")
+    assert prepkit_pack(tmp_path, words(), *call).exit_code == 0
+    without = prepkit_pack(tmp_path, Words(), "--arch", f"{__name__}:Words", "--force")
+    assert without.exit_code == 2
+    assert "Words' needs the shape of one input too: give --input, such as 3x32x32, or have the" in without.output
 
 
 def test_a_zoo_takes_and_rebuilds_such_a_network(tmp_path):
@@ -130,7 +139,8 @@ def test_a_network_that_does_not_run_on_one_tensor_is_told_how_to_name_its_input
     result = prepkit_pack(tmp_path, builder(), "--arch", f"{__name__}:{builder.__name__}", "--input", "3x8x8")
     assert result.exit_code == 2
     assert (
-        "; have the builder set `network.example_input_array` to inputs that it runs on in eval mode: " in result.output
+        "; give another --input, or have the builder set `network.example_input_array` to inputs that it runs on in "
+        "eval mode: " in result.output
     )
 
 

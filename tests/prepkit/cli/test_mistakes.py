@@ -157,7 +157,9 @@ MISTAKES = {
         lambda: ("arch", "symmetries", "resnet8@cifar"), "RegistryError", ("Did you mean 'resnet8@cifar10'?",)
     ),
     "arch symmetries without input": Mistake(
-        lambda: ("arch", "symmetries", "cli_nets:Net"), "UsageError", ("cli_nets:Net also needs --input", "3x32x32")
+        lambda: ("arch", "symmetries", "cli_nets:Net"),
+        "RegistryError",
+        ("'cli_nets:Net' needs the shape of one input too: give --input, such as 3x32x32, or have the builder set",),
     ),
     "arch symmetries of another size": Mistake(
         lambda: ("arch", "symmetries", "cli_nets:Net", "--input", "2x8x8", "--keep-bn"),
@@ -185,7 +187,29 @@ MISTAKES = {
         "UnfoldableNetwork",
         ("[2, 2, 8, 8]", "3 channels"),
     ),
-    "no input": Mistake(lambda: ("pack", good(), "--arch", "m:f"), "UsageError", ("also needs --input", "3x32x32")),
+    "no input": Mistake(
+        lambda: ("pack", good(), "--arch", "cli_nets:Net"), "RegistryError", ("too: give --input, such as 3x32x32",)
+    ),
+    "a file as a module": Mistake(
+        lambda: ("pack", good(), "--arch", "cli_nets.py:Net", "--input", "3"),
+        "RegistryError",
+        ("module 'cli_nets.py' cannot be imported", "Write 'cli_nets:Net', without .py."),
+    ),
+    "a slip in a module's name": Mistake(
+        lambda: ("pack", good(), "--arch", "cli_net:Net", "--input", "3"),
+        "RegistryError",
+        ("module 'cli_net' cannot be imported", "Did you mean 'cli_nets'?"),
+    ),
+    # Names of results, and of what is not there
+    "a name that may be a folder's": Mistake(
+        lambda: ("pack", good(), "-o", "results/"), "OutputError", ("name the file, 'results.prep.safetensors'",)
+    ),
+    "a page of another kind": Mistake(
+        lambda: ("zoo", "audit", zoo_named("zoo"), "-o", "a.pdf"), "OutputError", ("use a name that ends in .html",)
+    ),
+    "a slip in a zoo's name": Mistake(
+        lambda: ("zoo", "info", zoo_named("my-zoo")[:-1]), "ZooError", ("does not exist. Did you mean 'my-zoo'?",)
+    ),
     "no arch": Mistake(lambda: ("pack", good(), "--input", "3x8x8"), "UsageError", ("--input goes with --arch",)),
     "both": Mistake(
         lambda: ("pack", good(), "--arch", "resnet8@digits", "--input", "3x8x8"), "UsageError", ("has its own",)

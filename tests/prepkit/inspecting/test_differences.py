@@ -6,7 +6,7 @@ import torch
 
 from prepkit.errors import PrepkitError
 from prepkit.inspecting._pieces import PIECE
-from prepkit.inspecting.differences import differences
+from prepkit.inspecting.differences import differences, prefixes
 
 
 def test_measures_are_those_of_numpy() -> None:
@@ -54,6 +54,23 @@ def test_names_shapes_and_dtypes() -> None:
     assert found["shape"].shapes == ((2, 3), (6,))
     assert found["only b"].dtypes == (None, "float32")
     assert found["same"].at == ()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (["model.a.w", "model.b.w"], ["a.w", "c.w"], ("model.", "")),
+        (["a.w"], ["net.model.a.w", "net.model.b.w"], ("", "net.model.")),
+        (["model.a.w", "model.b.w"], ["a.w", "model.a.w"], ("", "")),
+        (["model.a.w", "head.w"], ["a.w"], ("", "")),
+        (["x.w"], ["y.v"], ("", "")),
+        ([], ["y.v"], ("", "")),
+    ],
+)
+def test_a_prefix_of_all_names_is_found_where_only_without_it_names_meet(
+    a: list[str], b: list[str], expected: tuple[str, str]
+) -> None:
+    assert prefixes(a, b) == expected
 
 
 def test_large_integers_are_told_apart() -> None:

@@ -182,3 +182,8 @@ def test_without_login_nothing_is_planned_for_what_cannot_be_seen(hub, zoo):
 def test_what_fails_in_the_thread_that_sends_is_raised():
     with pytest.raises(ZeroDivisionError):
         interruptibly(lambda: 1 / 0)
+
+
+def test_a_repository_without_its_owner_is_refused_with_what_to_write(hub, zoo):
+    refused = command(zoo, "mine", status=1)
+    assert "'mine' is no repository on the Hub; write USER/mine, with the name of its owner." in refused.stderr
