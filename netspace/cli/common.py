@@ -133,17 +133,8 @@ class Opened:
 
         raises ZooMismatch, and what opening a zoo raises
         """
-        from netspace.data import ZooMismatch
-        from prepkit.address import is_remote
-
         if self.zoo_path is not None and self.any_zoo:
             return open_any_zoo(self.run, self.zoo_path)
-        recorded = self.run.record["zoo"]["path"]
-        local = recorded is not None and not is_remote(recorded)
-        if self.zoo_path is None and local and not Path(recorded).exists():
-            raise ZooMismatch(
-                f"the run '{self.run.path}' was trained on a zoo at '{recorded}', which is not there; say --zoo DIR."
-            )
         return self.run.open_zoo(self.zoo_path)
 
 

@@ -12,7 +12,7 @@ from netspace.cli.common import PATH, data_option, seed_option
 from prepkit.cli import colour
 from prepkit.cli.common import Interrupted, device_option, force_option
 from prepkit.cli.examples import examples
-from prepkit.cli.output import Output, json_option
+from prepkit.cli.output import Output, json_option, with_flags
 from prepkit.support.progress import StatusLine
 from prepkit.support.text import readable_seconds
 
@@ -125,9 +125,10 @@ def print_report(report: Report, page: Path, out: Output) -> None:
             text = f"{claim.recipe}: {claim.text}: {measured(claim)} (must be {bound(claim)}){why}"
             said = verdict(claim)
             lines.append(f"  {marks.get(said, colour.remarkable)(f'{said:9}')}  {text}")
+    out.notes(report.unfinished)
     out.result({"output": str(page), **report.to_dict()}, "\n".join([*lines, f"{page}: {tally(report)}"]))
     for failure in report.failures:
-        click.echo(f"{colour.bad('could not be made:')} {failure}", err=True)
+        click.echo(f"{colour.bad('could not be made:')} {with_flags(failure)}", err=True)
     if report.failures:
         raise click.exceptions.Exit(1)
 

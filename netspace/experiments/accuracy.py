@@ -125,10 +125,12 @@ def _text(has_classes: bool, numbers: dict[str, dict[str, Any]], constant: float
             "are not worse than their targets."
         )
     elif math.isfinite(test["spearman"]):
-        order = (
-            f"The rank correlation is {test['spearman']:.3f}; over bootstrap draws of the instances, 95 % of its "
-            f"values lie between {low:.3f} and {high:.3f}."
+        drawn = (
+            f"over bootstrap draws of the instances, 95 % of its values lie between {low:.3f} and {high:.3f}."
+            if math.isfinite(low)
+            else "the test instances are all of one training run, so there are no other draws of them."
         )
+        order = f"The rank correlation is {test['spearman']:.3f}; {drawn}"
     else:
         order = "There is no rank correlation, because all targets or all predictions are equally accurate."
     return (

@@ -25,7 +25,7 @@ from netspace.report.model import Progress, Report, RunResults, StageProgress, a
 from netspace.report.words import score_name
 from netspace.run.known_zoo import instances_of_run, sum_of
 from netspace.run.run import BEST, Run, RunError, versions
-from prepkit.errors import PrepkitError
+from prepkit.errors import PrepkitError, listed
 from prepkit.figures import new_figure, png_of
 from prepkit.support.device import hardware
 from prepkit.support.files import check_writable, replacing
@@ -76,6 +76,9 @@ def report(
     _check_different(runs)
     new_figure(1, 1)  # raises PlotsMissing, which each experiment would
     moved = [(Path(path), prepkit.open_zoo(path)) for path in zoos]
+    for path, zoo in moved:
+        if not any(_is_zoo_of(run, zoo) for run in runs):
+            raise ReportError(f"the zoo '{path}' is none that one of these runs was trained on; leave it out.")
     runners = [ExperimentRunner(run, device, _place_of_zoo(run, moved), data, seed, sizes or {}) for run in runs]
     results = _run_experiments(runners, None if only is None else set(only), again, progress)
     made = time.strftime("%Y-%m-%d %H:%M")
@@ -91,9 +94,12 @@ def report(
 def _place_of_zoo(run: Run, moved: Sequence[tuple[Path, prepkit.Zoo]]) -> Path | None:
     """Return which of these zoos is the run's; None if none is."""
     found = (path for path, zoo in moved if sum_of(zoo) == run.record["zoo"]["sha256"])
-    known = list(run.registry.class_ids)
-    grown = (path for path, zoo in moved if instances_of_run(zoo, run.record["zoo"], known) is not None)
+    grown = (path for path, zoo in moved if _is_zoo_of(run, zoo))
     return next(chain(found, grown), None)
+
+
+def _is_zoo_of(run: Run, zoo: prepkit.Zoo) -> bool:
+    return instances_of_run(zoo, run.record["zoo"], list(run.registry.class_ids)) is not None
 
 
 def page_files(out: Path) -> tuple[Path, Path, Path]:
@@ -128,13 +134,17 @@ def _run_experiments(
         for runner in runners
     ]
     total, number = sum(len(names) for names in planned), 0
+    if not total:
+        settings = listed(dict.fromkeys(runner.run.recipe.setting for runner in runners))
+        raise ReportError(f"{listed(sorted(only or ()))}: no experiment for the settings of these runs, {settings}.")
     gathered = []
-    for runner, names in zip(runners, planned, strict=True):
+    run_names = names_of([runner.run.path for runner in runners])
+    for runner, run_name, names in zip(runners, run_names, planned, strict=True):
         results, failures = {}, {}
         for name in names:
             number += 1
             remaining = remaining_text(experiment=total - number)
-            stage = StageProgress(f"{name} of {runner.run.path.resolve().name}", number, total, "", remaining)
+            stage = StageProgress(f"{name} of {run_name}", number, total, "", remaining)
             say = announce(progress, stage)
             try:
                 results[name] = runner.result(name, again=again, progress=say)
@@ -145,8 +155,19 @@ def _run_experiments(
         runner.release()
         lines = runner.run.metrics()
         seconds = training_seconds(lines, runner.run.recipe.batch.instances * runner.run.recipe.batch.accumulate)
-        gathered.append(RunResults(runner.run, results, failures, training_picture(lines), seconds))
+        gathered.append(RunResults(runner.run, run_name, results, failures, training_picture(lines), seconds))
     return tuple(gathered)
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """Return the name of each folder, after those of as many folders above it as tell it from the others."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for own in parts:
+        lengths = range(1, len(own) + 1)
+        least = next((few for few in lengths if sum(each[-few:] == own[-few:] for each in parts) == 1), len(own))
+        names.append("/".join(own[-least:]))
+    return names
 
 
 # Training ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from netspace.experiments import experiment_names
 from netspace.experiments.result import Claim, Result
 from netspace.experiments.running import ExperimentRunner
 from netspace.experiments.verdict import CHECK, EASIER, HELD, KINDS, VERDICTS, Interval, verdict_of_runs
-from netspace.run.run import BEST, Run
+from netspace.run.run import BEST, LATEST, Run
 from prepkit.errors import counted
 from prepkit.support.json_values import json_value
 from prepkit.support.statistics import grouped
@@ -56,10 +56,23 @@ def remaining_text(**counts: int) -> str:
     return ", ".join([*(counted(count, noun) for noun, count in counts.items() if count), "the page"])
 
 
+def is_finished(run: Run) -> bool:
+    """Whether a training took all its steps, or reached the score that it stops at.
+
+    A run without the state that training goes on from, such as one from the Hub, counts as finished.
+    """
+    latest, best, training = run.facts(LATEST), run.facts(BEST), run.recipe.training
+    if latest is None or int(latest["step"]) >= training.steps:
+        return True
+    score = -math.inf if best is None else float(best["scores"].get("score", -math.inf))
+    return training.stop_at is not None and score >= training.stop_at
+
+
 @dataclass(frozen=True)
 class RunResults:
     """A run and the results of its experiments.
 
+    name:             of the run on the page: that of its folder, with those above where another run's is the same
     results:          by experiment, in the order of the report
     failures:         by experiment, why it could not be made
     training_picture: losses and scores as PNG; None if no step was logged
@@ -67,15 +80,17 @@ class RunResults:
     """
 
     run: Run
+    name: str
     results: Mapping[str, Result]
     failures: Mapping[str, str]
     training_picture: bytes | None
     training_seconds: float
 
     @property
-    def name(self) -> str:
-        """Name of the run's folder."""
-        return self.run.path.resolve().name
+    def steps_taken(self) -> int:
+        """Steps of the training as far as it came."""
+        latest, steps = self.run.facts(LATEST), self.run.recipe.training.steps
+        return steps if latest is None else int(latest["step"])
 
     @property
     def folder(self) -> Path:
@@ -271,6 +286,16 @@ class Report:
         }
 
     @property
+    def unfinished(self) -> list[str]:
+        """A sentence for each run whose training has not come to its end."""
+        return [
+            f"The training of {one.name} has taken {one.steps_taken:,} of {one.run.recipe.training.steps:,} steps, so "
+            "its numbers are those of an unfinished space."
+            for one in self.runs
+            if not is_finished(one.run)
+        ]
+
+    @property
     def failures(self) -> list[str]:
         """Run, experiment and reason for everything that could not be made."""
         return [f"{run.name}, {name}: {why}" for run in self.runs for name, why in run.failures.items()]
@@ -286,6 +311,8 @@ class Report:
                 "zoo": one.run.record["zoo"]["name"],
                 "zoo_sha256": one.run.record["zoo"]["sha256"],
                 "best": one.run.facts(BEST),
+                "steps_taken": one.steps_taken,
+                "finished": is_finished(one.run),
                 "training_seconds": round(one.training_seconds, 1),
                 "experiments": {name: result.stamp.get("seconds") for name, result in one.results.items()},
                 "failures": one.failures,

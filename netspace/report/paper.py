@@ -25,7 +25,7 @@ import prepkit
 from netspace.experiments import experiment_names
 from netspace.recipe import Recipe, load_recipe
 from netspace.report.make import report
-from netspace.report.model import Progress, Report, StageProgress, announce, remaining_text
+from netspace.report.model import Progress, Report, StageProgress, announce, is_finished, remaining_text
 from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.training.trainer import train
 from prepkit.support.files import replacing
@@ -142,14 +142,10 @@ class TrainingStage:
         """Whether all steps were taken or the score to stop at was reached; raises PaperError for another recipe."""
         if not (self.path / RECORD).exists():
             return False
-        run, training = Run(self.path), self.recipe.training
+        run = Run(self.path)
         if run.recipe != self.recipe:
             raise PaperError(f"'{self.path}' was trained with another recipe than '{self.recipe.name}'; move it away.")
-        latest, best = run.facts(LATEST), run.facts(BEST)
-        if latest is None or best is None:
-            return False
-        enough = training.stop_at is not None and float(best["scores"]["score"]) >= training.stop_at
-        return enough or int(latest["step"]) >= training.steps
+        return run.facts(LATEST) is not None and run.facts(BEST) is not None and is_finished(run)
 
     def run(self, device: str, say: Callable[[str], None]) -> None:
         """Train the NetSpace, or go on with its training."""

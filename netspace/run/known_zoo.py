@@ -66,8 +66,13 @@ def instances_of_run(zoo: prepkit.Zoo, recorded: Mapping[str, Any], architecture
     return view
 
 
-def why_not_found(recorded: Mapping[str, Any]) -> str:
+def why_not_found(zoo: prepkit.Zoo, recorded: Mapping[str, Any]) -> str:
     """Return what is said after "zoo X has sum Y" of a zoo in which a run's instances are not found, and what to do."""
+    if zoo.name == recorded["name"] and zoo.split_rule != recorded.get("split_rule"):
+        return (
+            ". Its splits were dealt in another way since, so instances that were trained on may stand among those for "
+            "testing; give a copy of the zoo as it was, or train anew."
+        )
     if INSTANCES in recorded:
         return " and does not begin with its instances as they were. Give the zoo that it was trained on."
     return ". The run was begun by an older version, which noted no instances; give a copy of the zoo as it was."

@@ -41,6 +41,7 @@ from netspace.run._places import absolute, local_folder
 from netspace.run.known_zoo import identity_of, instances_of_run, sum_of, why_not_found
 from netspace.space import cpu_functions, gpu_functions
 from netspace.space.network import NetSpace
+from prepkit.address import is_remote
 from prepkit.errors import expect, listed
 from prepkit.support.files import replacing, sha256_of_file, write_json
 from prepkit.version import __version__
@@ -169,6 +170,12 @@ class Run:
         raises ZooMismatch if it is another zoo
         """
         recorded = self.record["zoo"]
+        here = None if recorded["path"] is None or is_remote(recorded["path"]) else Path(recorded["path"])
+        if path is None and here is not None and not here.exists():
+            raise ZooMismatch(
+                f"the run '{self.path}' was trained on a zoo at '{here}', which is not there; say where it is now with "
+                "`zoo`."
+            )
         if path is None and recorded["path"] is None:
             raise ZooMismatch(
                 f"the run '{self.path}' is from the Hub and does not say where its zoo '{recorded['name']}' is; "
@@ -180,7 +187,7 @@ class Run:
         if own is None:
             raise ZooMismatch(
                 f"the run '{self.path}' was trained on zoo '{recorded['name']}' with sha256 {recorded['sha256'][:12]}; "
-                f"'{path or recorded['path']}' has {sum_of(zoo)[:12]}{why_not_found(recorded)}"
+                f"'{path or recorded['path']}' has {sum_of(zoo)[:12]}{why_not_found(zoo, recorded)}"
             )
         return own
 

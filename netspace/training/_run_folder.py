@@ -46,7 +46,7 @@ def zoo_of_run(out: Path, zoo: prepkit.Zoo) -> prepkit.Zoo:
     if own is None:
         raise RunError(
             f"'{out}' was begun with another zoo, '{recorded['name']}', with sha256 {recorded['sha256'][:12]}; "
-            f"'{zoo.name}' has {sum_of(zoo)[:12]}{why_not_found(recorded)}"
+            f"'{zoo.name}' has {sum_of(zoo)[:12]}{why_not_found(zoo, recorded)}"
         )
     new = [name for name in own.registry.class_ids if name not in architectures]
     if new:

@@ -339,7 +339,7 @@ def test_a_zoo_that_has_moved(call, runs, tmp_path):
     record["zoo"]["path"] = "gone"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     done = call("evaluate", "run", code=2)
-    assert "trained on a zoo at 'gone', which is not there; say --zoo DIR" in done.stderr
+    assert "trained on a zoo at 'gone', which is not there; say where it is now with --zoo" in done.stderr
     assert call("evaluate", "run", "--zoo", "moved", "--json")["instances"] == 2
     np.save(tmp_path / "e.npy", np.zeros(256))
     call("decode", "run", "--embedding", "e.npy", "-o", "a.pt")  # needs no zoo at all

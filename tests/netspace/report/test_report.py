@@ -5,8 +5,10 @@ import re
 import shutil
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from made_up_experiments import LINES, NASTY
 from untrained import untrained_run
@@ -16,10 +18,10 @@ from netspace.cli.report import print_report
 from netspace.experiments import UnknownExperiment, running
 from netspace.report._summary import sentence_text, summary
 from netspace.report._variants import spread, variants, without_variants
-from netspace.report.make import ReportError, report, training_picture, training_seconds
+from netspace.report.make import ReportError, names_of, report, training_picture, training_seconds
 from netspace.report.paper import SIZES
 from netspace.report.words import tally
-from netspace.run.run import RunError
+from netspace.run.run import RunError, State, open_run
 from prepkit.cli.output import Output
 from prepkit.errors import OutputError
 
@@ -263,9 +265,51 @@ def test_a_zoo_that_was_moved_is_found(tmp_path, runs, made_up, small_zoo):
     command = ["report", str(runs[0].path), "-o", str(tmp_path / "a.html"), "--device", "cpu", "--only", "accuracy"]
     lost = CliRunner().invoke(main, command)
     assert lost.exit_code == 1
-    assert "gone" in lost.stderr
+    assert (
+        f"trained on a zoo at '{tmp_path / 'gone'}', which is not there; say where it is now with --zoo" in lost.stderr
+    )
     found = CliRunner().invoke(main, [*command, "--force", "--zoo", str(moved)])
     assert found.exit_code == 0, found.stderr
+
+
+def test_what_would_do_nothing_is_refused(tmp_path, runs, small_zoo):
+    with pytest.raises(ReportError, match=r"^chairs: no experiment for the settings of these runs, single\.$"):
+        report(runs[:1], tmp_path / "a.html", only=["chairs"])
+    other = small_zoo("digits_multi")
+    with pytest.raises(ReportError, match=rf"the zoo '{other}' is none that one of these runs was trained on"):
+        report(runs, tmp_path / "a.html", zoos=[small_zoo("digits_single"), other])
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_an_unfinished_training_is_told(tmp_path, runs, made_up):
+    """It has the steps that it took, not those of its recipe."""
+    runs[0].save("latest", State(7, {"network.x": torch.zeros(1)}, {}))
+    told = "The training of run-0 has taken 7 of 3,000 steps, so its numbers are those of an unfinished space."
+    command = ["report", *(str(run.path) for run in runs), "-o", str(tmp_path / "a.html"), "--device", "cpu"]
+    done = CliRunner().invoke(main, [*command, "--only", "accuracy"])
+    assert done.exit_code == 0
+    assert f"note: {told}" in done.stderr
+    page, text = ((tmp_path / f"a.{end}").read_text(encoding="utf-8") for end in ("html", "md"))
+    assert told in page
+    assert f"{told}\n\n" in text
+    assert "<dd>7 of 3,000 in 2 s, best after 7</dd>" in page
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert [(one["steps_taken"], one["finished"]) for one in document["runs"]] == [(7, False), (3000, True)]
+    runs[0].record["recipe"]["training"]["steps"] = 7
+    runs[0].note("recipe", runs[0].record["recipe"])
+    assert report([open_run(runs[0].path)], tmp_path / "b.html", device="cpu", only=["accuracy"]).unfinished == []
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(tmp_path, runs, made_up):
+    """Else links of the page would lead from one run to the results of another."""
+    for number, run in enumerate(runs):
+        shutil.move(run.path, tmp_path / "ab"[number] / "run")
+    found = report([open_run(tmp_path / name / "run") for name in "ab"], tmp_path / "r.html", device="cpu")
+    assert [one.name for one in found.runs] == ["a/run", "b/run"]
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count('id="run-a-run"') == page.count('id="run-b-run"') == 1
+    folders = [Path("x/one"), Path("x/two"), Path("y/two"), Path("y/x/two"), Path("z/x/two")]
+    assert names_of(folders) == ["one", f"{Path.cwd().name}/x/two", "y/two", "y/x/two", "z/x/two"]
 
 
 def test_no_run_is_an_error(tmp_path):
