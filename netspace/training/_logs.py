@@ -37,6 +37,7 @@ class MetricsLog:
     values:    `[parts]` of each step since the last line
     batches:   indices of the training instances of each of these steps
     since:     time from which instances per second are counted
+    earlier:   how many of `values` are of steps before that, which an interrupted training took
     last_step: the last step that the progress has heard of
     score:     that of the last validation
     """
@@ -50,6 +51,7 @@ class MetricsLog:
     values: list[Tensor] = field(default_factory=list)
     batches: list[tuple[int, ...]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
+    earlier: int = 0
     last_step: int = 0
     score: float | None = None
 
@@ -96,7 +98,7 @@ class MetricsLog:
         for row in rows:
             own = [value if name == NORM or self.ranks.first else 0.0 for name, value in zip(names, row, strict=True)]
             self.values.append(torch.tensor(own, device=device))
-        self.batches = [()] * len(rows)
+        self.batches, self.earlier = [()] * len(rows), len(rows)
 
     def flush(self, step: int, rate: float) -> None:
         """Write the means of the steps since the last line.
@@ -106,11 +108,11 @@ class MetricsLog:
         rows = self.pending(step)
         if not rows:
             return
-        seconds = time.monotonic() - self.since
-        self.values, self.batches, self.since = [], [], time.monotonic()
+        seconds, timed = time.monotonic() - self.since, len(rows) - self.earlier
+        self.values, self.batches, self.since, self.earlier = [], [], time.monotonic(), 0
         columns = zip(self.names, zip(*rows, strict=True), strict=True)
         means = {name: math.fsum(column) / len(rows) for name, column in columns}
-        speed = self.instances * len(rows) / max(seconds, 1e-9)
+        speed = self.instances * timed / max(seconds, 1e-9)
         self._write({"step": step, **means, "learning_rate": rate, "instances_per_second": round(speed, 1)})
         self._draw("training", {**means, "learning_rate": rate, "instances_per_second": speed}, step)
         if self.ranks.first:

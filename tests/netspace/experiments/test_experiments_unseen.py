@@ -268,6 +268,14 @@ def test_identity(setting, split, request):
     assert {row[0] for row in result.tables[0].rows} == {"unseen", "training"}
 
 
+def test_instances_of_one_training_run_have_no_interval(single, monkeypatch):
+    monkeypatch.setattr(accuracy, "runs_of", lambda view: ["one"] * len(view))
+    found = single(accuracy)
+    assert found.numbers["spearman"] is not None
+    assert "the test instances are all of one training run, so there are no other draws of them" in found.text
+    assert [claim.verdict for claim in found.claims] == ["undecided"] * 2
+
+
 # All of them ------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from netspace.run.run import RunError
 from prepkit.errors import ZooChanged
 from prepkit.zoo.change.annotating import annotate
 from prepkit.zoo.change.choosing import cut, drop
+from prepkit.zoo.change.splitting import split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "resnet8@digits"
@@ -107,6 +108,23 @@ def test_what_is_not_as_it_was_is_refused(place, begun):
             writer.add(network, id=row["id"], split=row["split"], accuracy=row["accuracy"])
     with pytest.raises(ZooMismatch, match="does not begin"):
         run.open_zoo(place / "other")
+
+
+def test_a_split_that_was_drawn_anew_is_refused_by_name(place):
+    """Instances that were trained on would be reported as unseen."""
+    split(place / "zoo", {"train": 0.5, "validation": 0.25, "test": 0.25}, seed=5, force=True, card=False)
+    told = "Its splits were dealt in another way since, so instances that were trained on may stand among those for"
+    with pytest.raises(ZooMismatch, match=told):
+        netspace.open_run(place / "run").open_zoo(place / "zoo")
+    with pytest.raises(RunError, match=told):
+        netspace.train(recipe(2), place / "zoo", place / "run", device="cpu", resume=True)
+    grow(place / "zoo", "train")  # what was appended to a zoo is no other way
+    drop(place / "zoo", ids=[f"{NAME}-test-0"], card=False)
+    noted = "drawn with seed 5, and 1 instance appended with a split"
+    record_of(place / "run", split_rule="drawn with seed 5")
+    assert prepkit.open_zoo(place / "zoo").split_rule == noted
+    with pytest.raises(ZooMismatch, match="does not begin with its instances as they were"):
+        netspace.open_run(place / "run").open_zoo(place / "zoo")
 
 
 def test_cutting_gives_back_what_there_was(place):

@@ -11,8 +11,11 @@ from short_trainings import assert_same_weights, curve, recipe_of
 from small_zoos import SMALL
 
 import netspace
+from netspace.training import _logs
 from netspace.training.memory import OutOfMemory
 from netspace.training.trainer import Interrupted
+from prepkit.support.processes import Ranks
+from prepkit.support.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,6 +54,22 @@ def test_going_on_is_the_same_bit_for_bit(tmp_path, small_zoo, name, steps, vali
     # A finished run has nothing left to do, and says so without a step.
     again = netspace.train(recipe, small_zoo(name), out, device="cpu", resume=True)
     assert curve(again) == curve(whole)
+
+
+def test_the_speed_is_that_of_the_steps_since_the_training_goes_on(tmp_path, small_zoo, monkeypatch):
+    """Nine steps of an interrupted training and one more are a line, but one step's time is not that of ten."""
+    run = netspace.train(recipe_of("digits_single", 1), small_zoo("digits_single"), tmp_path / "run", device="cpu")
+    run.metrics_file.write_text("")
+    now = [100.0]
+    monkeypatch.setattr(_logs.time, "monotonic", lambda: now[0])
+    log = _logs.MetricsLog(run, Ranks(), Progress(), instances=4, since=now[0], last_step=9)
+    log.restore(["loss", "gradient_norm"], [[0.5, 1.0]] * 9, torch.device("cpu"))
+    for seconds in (2.0, *[1.0] * 10):
+        now[0] += seconds
+        log.step(10, {"loss": torch.tensor(1.5), "gradient_norm": torch.tensor(1.0)}, [0], 0.1)
+    first, second = run.metrics()
+    assert first["loss"] == pytest.approx(0.6)
+    assert (first["instances_per_second"], second["instances_per_second"]) == (2.0, 4.0)
 
 
 def test_a_run_in_former_spellings_is_read_and_gone_on_with(tmp_path, small_zoo):
