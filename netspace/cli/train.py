@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from prepkit.cli.common import device_option
 from prepkit.cli.completion import names
 from prepkit.cli.examples import examples
 from prepkit.cli.output import Output, json_option
+from prepkit.support.json_values import json_value
 from prepkit.support.text import table
 
 if TYPE_CHECKING:
@@ -77,9 +79,8 @@ def train(
     from prepkit.cli.allocator import keep_freed_memory
     from prepkit.support.processes import is_first_process
 
-    values = dict(parse_change(text) for text in changes)
-    values |= {} if seed is None else {"training.seed": seed}
-    values |= {} if steps is None else {"training.steps": steps}
+    options = (("training.seed", seed), ("training.steps", steps))
+    values = changed_once([*map(parse_change, changes), *(each for each in options if each[1] is not None)])
     keep_freed_memory()
     with out.bar("training", "step") as bar:
         run = train_space(
@@ -122,6 +123,16 @@ def parse_change(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
+def changed_once(changes: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return values by key; raises UsageError for a key that is changed twice, as no order of them was meant."""
+    values: dict[str, Any] = {}
+    for key, value in changes:
+        if key in values:
+            raise click.UsageError(f"{key} is to be {values[key]!r} and {value!r}; give one value.")
+        values[key] = value
+    return values
+
+
 def print_run(run: Run, out: Output) -> None:
     """Print what was trained, as text or as one JSON document."""
     best = run.facts("best")
@@ -132,4 +143,4 @@ def print_run(run: Run, out: Output) -> None:
             f"{run.path}: best after step {best['step']}: {scores}\n"
             f"`netspace evaluate {run.path}` compares unseen instances with what it predicts for them."
         )
-    out.result({"output": str(run.path), "recipe": run.recipe.name, "best": best}, text)
+    out.result({"output": str(run.path), "recipe": run.recipe.name, "best": json_value(best)}, text)
