@@ -35,10 +35,10 @@ def open_zoo_of_recipe(recipe: Recipe, zoo: str | os.PathLike[str], trust_code: 
         raise
 
 
-def zoo_of_run(out: Path, zoo: prepkit.Zoo) -> prepkit.Zoo:
+def zoo_of_run(out: Path, recipe: Recipe, zoo: prepkit.Zoo) -> prepkit.Zoo:
     """Return the instances that a run was begun with, of a zoo that may have grown since: training goes on with them.
 
-    raises RunError if there is no run, it was begun with another zoo, or the zoo has got architectures since
+    raises RunError if there is no run, it was begun with another zoo or recipe, or the zoo has got architectures since
     """
     run = Run(out, trust_code=True)
     recorded, architectures = run.record["zoo"], list(run.registry.class_ids)
@@ -54,6 +54,7 @@ def zoo_of_run(out: Path, zoo: prepkit.Zoo) -> prepkit.Zoo:
             f"'{out}' was begun when zoo '{zoo.name}' had no {listed(new)}, and a space knows the architectures that "
             "it began with; go on with a copy of the zoo as it was, or train anew."
         )
+    _check_resumable(run, recipe, own)  # before data are loaded and aligned, which may take minutes
     return own
 
 

@@ -88,7 +88,7 @@ def train(
             check_free(Path(out))
         opened = open_zoo_of_recipe(recipe, zoo, trust_code)
         if resume:
-            opened = zoo_of_run(Path(out), opened)
+            opened = zoo_of_run(Path(out), recipe, opened)
         with gpu_kernels(chosen, recipe.training.deterministic):
             known = Run(out, trust_code=True).alignment if resume and recipe.align else None
             training = Training(

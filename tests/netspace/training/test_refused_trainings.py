@@ -11,6 +11,7 @@ import netspace
 import prepkit
 from netspace.recipe import load_recipe
 from netspace.run.run import LOCK, RunError, State
+from netspace.training import trainer
 from netspace.training._logs import NotFinite
 from netspace.training.memory import OutOfMemory, advice, step_bytes
 from prepkit.cli.output import with_flags
@@ -66,6 +67,15 @@ def test_what_cannot_be_gone_on_with(tmp_path, small_zoo):
     with pytest.raises(RunError, match=r"has the best weights, after step 7, but not the state"):
         netspace.train(recipe_of(name, 2), small_zoo(name), out, device="cpu", resume=True)
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_another_recipe_is_refused_before_anything_is_loaded(tmp_path, small_zoo, monkeypatch):
+    """A batch that is too large for the zoo is no answer to whom a forgotten --set is what is wrong."""
+    name, out = "digits_single", tmp_path / "run"
+    netspace.train(recipe_of(name, 1), small_zoo(name), out, device="cpu")
+    monkeypatch.setattr(trainer, "Training", None)
+    with pytest.raises(RunError, match=r"begun with another recipe: batch\.instances was 2, is 8"):
+        netspace.train(recipe_of(name, 1, **{"batch.instances": 8}), small_zoo(name), out, device="cpu", resume=True)
 
 
 def test_a_line_that_was_cut_is_forgotten_and_a_damaged_one_is_told(tmp_path, small_zoo):
