@@ -28,7 +28,7 @@ folder = Path("-".join(["chairs-fitted", *map(str, numbers)]))
 if not Path(folder, "zoo", "zoo.json").exists():
     with ProgressBar("training networks", SHARE) as bar:
         prepkit.train_zoo("chairs_fitted", folder / "zoo", instances=instances, epochs=epochs, progress=bar)
-changes = {"training.steps": steps or 2000, "batch.instances": min(8, instances or 8)}
+changes = {"training.steps": steps or 2000, "batch.instances": min(16, instances or 16)}
 recipe = netspace.load_recipe("chairs_fitted", changes)
 resume = Path(folder, "run", "run.json").exists()  # a run that was stopped goes on
 with ProgressBar("training the space", "step") as bar:
