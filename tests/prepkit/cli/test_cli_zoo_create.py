@@ -71,7 +71,8 @@ def test_rows_without_a_model_are_noted_and_models_without_a_row_refused(tmp_pat
     assert f"note: 1 row of {csv} has no model here: m3.pt." in result.stderr
     csv.write_text("file,accuracy\nm0.pt,0.5\nm11.pt,1\n")
     message = told("zoo", "create", tmp_path / "none", *files, "--table", csv)
-    assert message == f"{csv}: 3 models have no row in it: {files[1]}, {files[2]}, {files[3]}."
+    lacking = f"{files[1]}, {files[2]}, {files[3]}"
+    assert message == f"{csv}: 3 models have no row in it: {lacking}. Add rows, or leave these models out."
     assert not (tmp_path / "none").exists()
 
 
