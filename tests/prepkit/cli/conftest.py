@@ -1,4 +1,4 @@
-"""Fixtures that test modules of this folder share."""
+"""Fixtures that test modules of this folder share. The cards of all zoos here lack their picture."""
 
 import shutil
 import sys
@@ -13,6 +13,11 @@ from command_line import prepkit
 from torch import nn
 
 from prepkit.families.registry import architecture
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn(undrawn_cards):
+    pass
 
 
 @pytest.fixture

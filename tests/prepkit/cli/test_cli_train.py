@@ -23,7 +23,6 @@ from prepkit.training.spec import load_spec, spec_names
 from prepkit.zoo.format.manifest import read_manifest
 
 FEW = ("test = 360, validation = 180", "test = 900, validation = 700")  # leaves 197 images to learn from
-pytestmark = pytest.mark.usefixtures("undrawn_cards")
 CPU = ("--device", "cpu", "--threads", "1")
 TEXT = """\
 name = "tiny"

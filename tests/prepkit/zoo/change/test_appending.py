@@ -345,8 +345,7 @@ def test_what_running_proved_is_not_said_of_new_instances(root):
     assert "run 1 is among the old instances and the new ones, and counts as one run." in notes
 
 
-def test_the_card_is_written_anew_if_there_is_one(root, monkeypatch):
-    monkeypatch.setattr(card, "picture_of", lambda zoo: None)  # drawing takes long
+def test_the_card_is_written_anew_if_there_is_one(root):
     append(root, "n0")
     assert not (root / "README.md").exists()
     card.write_card(root)

@@ -13,18 +13,11 @@ from prepkit.api import create_zoo, open_zoo, verify
 from prepkit.cli import main
 from prepkit.errors import ZooError
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 
 def zoo(*arguments, status=0):
     result = CliRunner().invoke(main, ["zoo", *map(str, arguments)])
     assert result.exit_code == status, (result.output, result.exception)
     return result
-
-
-@pytest.fixture
-def without_pictures(monkeypatch):
-    monkeypatch.setattr("prepkit.zoo.card.card.picture_of", lambda zoo: None)  # drawing takes long
 
 
 @pytest.fixture(scope="module")
