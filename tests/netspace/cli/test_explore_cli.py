@@ -182,9 +182,11 @@ def test_optimize(call, runs, tmp_path):
     assert (document["learning_rate"], document["patience"]) == (0.01, 10)
     text = call("optimize", run.path, "--embedding", "out/embeddings.npy", *settings)
     assert "embedding 3" in text
-    still = ["--patience", "1", "--batch", "16", "--learning-rate", "0"]
+    still = ["--patience", "1", "--validate-every", "5", "--batch", "16", "--learning-rate", "0"]
     document = call("optimize", run.path, "--each", "1", *still, "--json")
-    assert [row["last_step"] for row in document["start_points"]] == [25] * 4  # nothing ever improves
+    assert [row["last_step"] for row in document["start_points"]] == [5] * 4  # nothing ever improves
+    (option,) = (option for option in main.commands["optimize"].params if option.name == "validate_every")
+    assert option.default == 25
     assert document["notes"] == []
 
 
