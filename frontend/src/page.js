@@ -17,7 +17,9 @@ async function start() {
 
   const numbers = zoo.numbers.filter((column) => !column.hidden && column.name !== "class_id").map((column) => column.name);
   const best = WANTED.find((name) => numbers.includes(name)) ?? numbers.at(-1);
-  const other = numbers.find((name) => name !== best && /epoch|step|iteration/.test(name)) ?? numbers.find((name) => name !== best);
+  const varying = zoo.numbers.filter((column) => new Set(column.values).size > 1).map((column) => column.name);
+  const others = numbers.filter((name) => name !== best && varying.includes(name));
+  const other = others.find((name) => /epoch|step|iteration/.test(name)) ?? others[0];
   const charts = [];
   const classes = zoo.tableColumns.find((column) => column.name === (zoo.architectures.length > 1 ? "architecture" : "split"));
   if (numbers.length) {
@@ -29,7 +31,7 @@ async function start() {
   charts.push(new Histogram(at("histogram"), at("histogram-controls"), zoo, best ?? "architecture"));
   if (zoo.map) {
     const shares = zoo.map.explained.map((share) => `${(100 * share).toFixed(1)} %`).join(" and ");
-    const how = zoo.map.exact ? "" : " They are computed of 1,024 random projections of the PReps.";
+    const how = zoo.map.exact ? "" : " They are computed from 1,024 random projections of the PReps.";
     at("map-words").textContent =
       `The first two principal components of the PReps, which explain ${shares} of the variance of the weights.${how}`;
     const axes = ["component 1", "component 2"];
@@ -97,7 +99,7 @@ async function start() {
     }
   });
   if (zoo.audit) {
-    const found = Object.values(zoo.audit.counts).filter(Boolean).length;
+    const found = Object.values(zoo.audit.counts).reduce((sum, count) => sum + count, 0);
     if (found) at("tab-audit").append(` (${shownNumber(found)})`);
   }
   table.table.on("tableBuilt", () => {

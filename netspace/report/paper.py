@@ -28,6 +28,7 @@ from netspace.report.make import report
 from netspace.report.model import Progress, Report, StageProgress, announce, is_finished, remaining_text
 from netspace.run.run import BEST, LATEST, RECORD, Run
 from netspace.training.trainer import train
+from prepkit.errors import listed
 from prepkit.support.files import replacing
 from prepkit.support.progress import SHARE, ProgressInWords
 from prepkit.zoo.format.manifest import MANIFEST, read_manifest
@@ -38,7 +39,8 @@ EASIER = ("digits_shared", "digits_multi_shared", "chairs_fitted")  # zoos whose
 STRONG = ("digits_single_strong",)
 # Variants that are trained once: three leave something out, the last one adds a loss.
 ABLATIONS = ("digits_single_weights", "digits_multi_no_interpolation", "digits_multi_no_scale", "digits_multi_line")
-LIBRARIES = ("matplotlib", "scipy", "sklearn", "skimage")
+# Modules that experiments import, with the names under which they are installed.
+LIBRARIES = {"matplotlib": "matplotlib", "scipy": "scipy", "sklearn": "scikit-learn", "skimage": "scikit-image"}
 PAPER, ZOOS, RUNS, PAGE = "paper.json", "zoos", "runs", "report.html"
 
 
@@ -204,9 +206,9 @@ def paper(
 
 def check_libraries() -> None:
     """Raise PaperError if experiments lack a library, before hours are spent on trainings."""
-    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    missing = [package for module, package in LIBRARIES.items() if find_spec(module) is None]
     if missing:
-        raise PaperError(f"{', '.join(missing)} missing; pip install 'prepkit[train,plots]'.")
+        raise PaperError(f"the experiments also need {listed(missing)}; pip install 'prepkit[train,plots]'.")
 
 
 def begin(root: Path, size: str) -> None:

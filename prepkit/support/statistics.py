@@ -44,7 +44,8 @@ def library(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise StatisticsMissing(f"statistics need {name}; pip install 'prepkit[train]'.") from None
+        package = "scikit-learn" if name.partition(".")[0] == "sklearn" else "scipy"
+        raise StatisticsMissing(f"this needs {package}, which is missing; pip install 'prepkit[train]'.") from None
 
 
 # Correlations -----------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def _svhn(data: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         from scipy.io import loadmat
     except ImportError:
         raise DataMissing(
-            "the files of SVHN are read by scipy, which is missing; pip install 'prepkit[train]'"
+            "the files of SVHN are read by scipy, which is missing; pip install 'prepkit[train]'."
         ) from None
     try:
         content = loadmat(str(file), variable_names=["X", "y"])

@@ -146,7 +146,7 @@ def _open(record: ImageRecord, folder: Path, temporary: str) -> DatasetDict:
         import datasets
     except ImportError:
         raise DataMissing(
-            f"'{record.dataset}' is read by the library datasets, which is missing; pip install 'prepkit[train]'"
+            f"'{record.dataset}' is read by the library datasets, which is missing; pip install 'prepkit[train]'."
         ) from None
     with _no_bars_unless_wanted():
         try:

@@ -179,7 +179,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise DataMissing("images are decoded by Pillow, which is missing; pip install 'prepkit[train]'") from None
+        raise DataMissing("images are decoded by Pillow, which is missing; pip install 'prepkit[train]'.") from None
     return Image
 
 

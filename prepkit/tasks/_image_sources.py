@@ -32,7 +32,9 @@ def _digits(record: ImageRecord, data: Path | None) -> ImageSet:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise DataMissing("the digits come with scikit-learn, which is missing; pip install 'prepkit[train]'") from None
+        raise DataMissing(
+            "the digits come with scikit-learn, which is missing; pip install 'prepkit[train]'."
+        ) from None
     digits = load_digits()
     images = torch.from_numpy(digits.images.astype("uint8"))[:, None].contiguous()
     parts = {"train": Part(images, torch.from_numpy(digits.target.astype("int64")))}

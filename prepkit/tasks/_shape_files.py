@@ -97,7 +97,7 @@ def read_mesh(path: Path) -> Mesh:
     try:
         import trimesh
     except ImportError:
-        raise DataMissing("meshes are read with trimesh: pip install 'prepkit[train]'") from None
+        raise DataMissing("meshes are read by trimesh, which is missing; pip install 'prepkit[train]'.") from None
     try:
         loaded = trimesh.load_mesh(path)
         loaded.merge_vertices(merge_tex=True, merge_norm=True)  # seams of textures are no edges of the surface

@@ -150,7 +150,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
 
 def test_what_is_missing_is_told_first(tmp_path, monkeypatch):
     monkeypatch.setattr(paper_module, "find_spec", lambda name: None if name == "skimage" else name)
-    with pytest.raises(PaperError, match=r"^skimage missing; pip install 'prepkit\[train,plots\]'"):
+    with pytest.raises(PaperError, match=r"need scikit-image; pip install 'prepkit\[train,plots\]'"):
         paper(tmp_path / "out", "quick")
     assert not (tmp_path / "out").exists()
 

@@ -232,7 +232,8 @@ def test_a_server_answers_this_machine_alone():
 @pytest.mark.skipif(not (BUILT / "page.js").is_file(), reason="`make page` has not run")
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is missing")
 def test_a_browser_shows_the_page(zoo, tmp_path):
-    (tmp_path / "page.html").write_text(page_of(zoo).html, encoding="utf-8")
+    page = page_of(zoo)
+    (tmp_path / "page.html").write_text(page.html, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
     address = f"{(tmp_path / 'page.html').as_uri()}#n4"
     command = ["chromium", *flags, "--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
@@ -241,6 +242,8 @@ def test_a_browser_shows_the_page(zoo, tmp_path):
     assert 'role="alert"' not in shown
     for id_ in ("n0", "n8"):
         assert f"<span>{id_}</span>" in shown
+    assert page.audit is not None
+    assert f">Audit ({sum(page.audit.counts.values())})<" in shown
     instance = shown.partition("<dialog")[2]
     assert '<h2 id="instance-title">n4</h2>' in instance
     assert all(f"<td>{slot.name}</td>" in instance for slot in zoo.layout("n4"))

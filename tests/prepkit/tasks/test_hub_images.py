@@ -309,13 +309,13 @@ class Unreachable:
 @pytest.mark.parametrize("module", ["datasets", "PIL"])
 def test_a_missing_library_gives_the_command(animals, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)  # what Python does for a module that is not there
-    assert missing().endswith("pip install 'prepkit[train]'")
+    assert missing().endswith("pip install 'prepkit[train]'.")
 
 
 def test_digits_without_scikit_learn_give_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     told = missing(dataset="digits", mean=[0], std=[1], split={"seed": 0, "test": 9})
-    assert told == "the digits come with scikit-learn, which is missing; pip install 'prepkit[train]'"
+    assert told == "the digits come with scikit-learn, which is missing; pip install 'prepkit[train]'."
 
 
 def test_another_process_without_network_finds_what_was_downloaded(animals, hub, forked_python):

@@ -266,5 +266,5 @@ def test_a_damaged_mesh_is_an_error(suffix, content, tmp_path):
 
 def test_without_trimesh_the_error_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trimesh", None)
-    with pytest.raises(DataMissing, match=r"pip install 'prepkit\[train\]'$"):
+    with pytest.raises(DataMissing, match=r"which is missing; pip install 'prepkit\[train\]'\.$"):
         read_mesh(tmp_path / "a.obj")
