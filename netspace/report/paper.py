@@ -216,16 +216,22 @@ def begin(root: Path, size: str) -> None:
 
     raises PaperError if something else is there
     """
-    file, wanted = root / PAPER, json.dumps({"format": FORMAT, "size": size})
+    file, documents = root / PAPER, {name: json.dumps({"format": FORMAT, "size": name}) for name in SIZES}
     if not file.exists():
         if root.exists() and (not root.is_dir() or os.listdir(root)):
             raise PaperError(f"'{root}' exists and was not begun by this command; name a new or empty folder.")
         root.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
-            temporary.write_text(wanted + "\n", encoding="utf-8")
+            temporary.write_text(documents[size] + "\n", encoding="utf-8")
     begun = file.read_text(encoding="utf-8", errors="replace").strip()
-    if begun != wanted:
-        raise PaperError(f"'{root}' was begun as {begun}, not {wanted}; ask for that size, or name a new folder.")
+    sizes = [name for name, document in documents.items() if document == begun]
+    if not sizes:
+        raise PaperError(f"{file}: damaged, or of another version; name a new folder.")
+    if sizes != [size]:
+        raise PaperError(
+            f"'{root}' was begun in the size '{sizes[0]}', and '{size}' was asked for; ask for the first, or name "
+            "a new folder."
+        )
     for folder in (ZOOS, RUNS):
         (root / folder).mkdir(exist_ok=True)
 

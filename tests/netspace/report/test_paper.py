@@ -142,7 +142,10 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
     assert "was not begun by this command" in json.loads(done.stdout)["error"]["message"]
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "paper.json").write_text("{")
-    with pytest.raises(PaperError, match=r"was begun as \{, not"):
+    with pytest.raises(PaperError, match=r"paper\.json: damaged, or of another version; name a new folder"):
+        paper(tmp_path, "mini")
+    (tmp_path / "paper.json").write_text(json.dumps({"format": "netspace-paper/1", "size": "quick"}) + "\n")
+    with pytest.raises(PaperError, match="was begun in the size 'quick', and 'mini' was asked for; ask for the first"):
         paper(tmp_path, "mini")
     with pytest.raises(PaperError, match="unknown size 'huge'; use one of quick, mini, full"):
         paper(tmp_path / "new", "huge")
