@@ -47,7 +47,7 @@ run() {
 
 if [ ! -e "$environment/.installed" ]; then
   "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prepkit needs Python 3.11 or newer; make demo PYTHON=...")'
-  say "1. Installing prepkit, torch, matplotlib and scikit-learn in $environment (1.2 GB, for the first time only)"
+  say "1. Installing prepkit, torch, matplotlib and scikit-learn in $environment (1.3 GB, for the first time only)"
   waiting "installing" install
   touch "$environment/.installed"
 fi
@@ -66,11 +66,10 @@ run prepkit unpack "$folder/model.prep.safetensors" -o "$folder/unpacked.pt"
 run python examples/digits.py compare "$folder/model.pt" "$folder/unpacked.pt"
 
 say "What to try next"
-cat << TEXT
-  source $environment/bin/activate
-  prepkit inspect $folder/model.prep.safetensors    # the tensors that $folder/model.png shows
-  prepkit pack YOUR_MODEL.pt                        # a checkpoint of yours; --help has examples
-  python examples/digits_zoo.py digits-zoo          # 512 networks as a data set, in a minute
-  python examples/learn_statistics.py digits-zoo    # a learner that tells accuracies from weights
-docs/tutorial/ goes from a checkpoint to a space of networks, in six steps.
-TEXT
+printf '  %-48s  # %s\n' \
+  "source $environment/bin/activate" "once in each terminal" \
+  "prepkit inspect $folder/model.prep.safetensors" "the tensors that $folder/model.png shows" \
+  "prepkit pack YOUR_MODEL.pt" "a checkpoint of yours; --help has examples" \
+  "python examples/digits_zoo.py digits-zoo" "512 networks as a data set, in seconds" \
+  "python examples/learn_statistics.py digits-zoo" "a learner that tells accuracies from weights"
+echo "docs/tutorial/ goes from a checkpoint to a space of networks, in six steps."
