@@ -125,6 +125,8 @@ def stand_in_for(name: str, kind: type | None = None) -> type:
 
 def other_kind(error: Exception) -> dict[str, type]:
     """Return a better stand-in if the reader could not fill one, since the user's class is a list or a mapping."""
+    if earlier := re.fullmatch(r"'(\S+)' object does not support item assignment", str(error)):  # torch before 2.7
+        return {earlier[1]: stand_in_for(earlier[1], InertMapping)}
     unfilled = re.search(rf"Can only (\w+) [^\n]*but got <class '{re.escape(__name__)}\.(\S+)'>", str(error))
     if unfilled is None:
         return {}

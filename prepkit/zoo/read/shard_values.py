@@ -75,12 +75,12 @@ class MappedShard:
 
         dtype, size = torch_dtype(extent.dtype), (extent.rows, extent.height * extent.width)
         self._memory = _mapped(file, offset + extent.num_bytes)
-        self._memory.kept = kept  # a storage is one object for all its tensors
         begin = offset // dtype.itemsize
         values = self._memory
         if offset % dtype.itemsize:  # another library wrote the file
             begin, values = 0, values[offset:]
         self.values = torch.empty(0, dtype=dtype).set_(values, begin, size, (size[1], 1))
+        self.values.untyped_storage().kept = kept  # type: ignore[attr-defined] # one object for all tensors of the storage
 
     def row(self, row: int) -> Tensor:
         """Return a view of one instance's values, `[height * width]`."""

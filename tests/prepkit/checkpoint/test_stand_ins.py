@@ -10,6 +10,7 @@ import torch
 
 import prepkit
 from prepkit.checkpoint import _torch_files
+from prepkit.checkpoint._inert import other_kind
 from prepkit.errors import CheckpointError, UnsafeCheckpoint
 
 
@@ -76,3 +77,11 @@ def test_a_name_may_stand_for_another_kind_in_another_file(tmp_path, loads):
         finally:
             del sys.modules["runs"]
         assert said(tmp_path / "a.pt")["epoch"] == 3
+
+
+def test_a_mapping_that_the_reader_of_torch_2_6_cannot_fill_gets_a_mapping():
+    (kind,) = other_kind(TypeError("'runs.Settings' object does not support item assignment")).items()
+    made = kind[1]()
+    made["lr"] = 0.5
+    assert kind[0] == kind[1].__name__ == "runs.Settings"
+    assert made == {"lr": 0.5}

@@ -63,8 +63,8 @@ def test_batch_norm_of_a_foreign_network_is_folded(nets):
         (":plain", "':plain' does not name a network builder; write module:callable."),
         (
             "no_such_module:plain",
-            "'no_such_module:plain': module 'no_such_module' cannot be imported: "
-            "ModuleNotFoundError: No module named 'no_such_module'.",
+            "'no_such_module:plain': module 'no_such_module' cannot be imported: ModuleNotFoundError: "
+            "No module named 'no_such_module'. It must lie in the current folder, or be installed.",
         ),
         ("{nets}:plane", "'{nets}:plane': there is no 'plane' in it. Did you mean 'plain'?"),
         ("{nets}:number", "'{nets}:number' is of type int, not a callable that builds a network."),

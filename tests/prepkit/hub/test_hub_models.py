@@ -49,7 +49,7 @@ def test_the_same_model_twice_is_refused():
 
 def test_a_model_without_a_row_is_told_by_its_address(tmp_path):
     (tmp_path / "t.csv").write_text("file,x\nhf://a/c,1\n")
-    with pytest.raises(ZooError, match=r"1 model has no row in it: hf://a/b\.$"):
+    with pytest.raises(ZooError, match=r"1 model has no row in it: hf://a/b\. Add rows, or leave these models out\.$"):
         rows_of_models([parse("hf://a/b")], tmp_path / "t.csv")
 
 

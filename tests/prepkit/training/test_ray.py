@@ -97,6 +97,7 @@ def test_what_is_missing_is_told_before_anything_is_written(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "no such host", "auto"])
 def test_no_cluster_at_an_address_is_told_soon(monkeypatch, address):
+    pytest.importorskip("ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         asked = address.format(port=free.getsockname()[1])

@@ -141,7 +141,7 @@ def test_a_licence_is_given_on_the_way(hub, tmp_path):
 @pytest.mark.parametrize(
     ("repo", "told"),
     [
-        ("zoo", "no address on the Hub"),
+        ("zoo", "write USER/zoo, with the name of its owner"),
         ("me/zoo@main", "newest version of a whole repository; write me/zoo."),
         ("me/zoo/shards", "newest version of a whole repository; write me/zoo."),
         ("me/zoo--x", "is no name of a repository"),

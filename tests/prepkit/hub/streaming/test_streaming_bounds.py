@@ -109,6 +109,7 @@ def test_a_shard_in_use_by_another_process_is_not_removed(filled, local):
         assert ours.recv() == total
     finally:
         process.join(20)
+        process.kill()  # it waits for ever where an assertion failed, and would keep the test run from ending
     zoo.preps([5])
     assert path_of(local, 0).rpartition("/")[2] not in in_cache()
 
