@@ -44,8 +44,9 @@ def test_a_folder_that_is_in_the_way(tmp_path, small_zoo):
     with pytest.raises(RunError, match="was begun with another zoo"):
         netspace.train(recipe_of(name, 1), other, out, device="cpu", resume=True)
     lock, record = take_lock(run.path / LOCK, run.path), (out / "run.json").read_bytes()
+    longer = recipe_of(name, 9, **{"training.validate_every": 1})
     with pytest.raises(ZooLocked, match="being written by process"):
-        netspace.train(recipe_of(name, 9), small_zoo(name), out, device="cpu", resume=True)
+        netspace.train(longer, small_zoo(name), out, device="cpu", resume=True)
     lock.release()
     assert (out / "run.json").read_bytes() == record
     assert all(torch.equal(value, before[key]) for key, value in weights(run).items())
