@@ -54,17 +54,18 @@ def zoo() -> None:
 # Describing and checking --------------------------------------------------------------------------------------
 
 
-@zoo.command(epilog=examples("prepkit zoo info my-zoo", "prepkit zoo info hf://user/zoo --splits --json"))
+@zoo.command(epilog=examples("prepkit zoo info my-zoo --columns", "prepkit zoo info hf://user/zoo --splits --json"))
 @folder_or_address
+@click.option("--columns", "with_columns", is_flag=True, help="Also list the table's columns and their types.")
 @click.option("--splits", "with_sums", is_flag=True, help="Also show the sha256 of each split's ids.")
 @json_option
-def info(folder: Path | HubAddress | UrlAddress, with_sums: bool, out: Output) -> None:
+def info(folder: Path | HubAddress | UrlAddress, with_columns: bool, with_sums: bool, out: Output) -> None:
     """Describe a zoo: networks, splits, size, task, licence.
 
     DIR may be an address on the Hub, hf://user/zoo or hf://user/zoo@revision, or in a store that fsspec reads, such as
     s3://bucket/zoo or https://host/zoo. Then only zoo.json is fetched.
-    --splits also reads the table. The sha256 of a split is that of its ids, sorted and each followed by a line feed; it
-    is `zoo.split(NAME).sha256` too.
+    --columns and --splits also read the table. The sha256 of a split is that of its ids, sorted and each followed by a
+    line feed; it is `zoo.split(NAME).sha256` too.
 
     Of a zoo that is being written or trained, or whose writing was interrupted, it tells how many instances are
     finished, of how many that `zoo train` has planned, and which process writes it since when. Of a zoo to which
@@ -72,21 +73,25 @@ def info(folder: Path | HubAddress | UrlAddress, with_sums: bool, out: Output) -
     """
     progress = progress_in(folder) if isinstance(folder, Path) else None
     if progress is not None and isinstance(folder, Path):
-        if with_sums:
-            raise click.UsageError("--splits goes with a finished zoo.")
+        for flag, given in (("--columns", with_columns), ("--splits", with_sums)):
+            if given:
+                raise click.UsageError(f"{flag} goes with a finished zoo.")
         out.result(progress_document(progress), progress_text(folder, progress))
         return
     manifest = _manifest_of(folder)
-    sums = None
-    if with_sums:
+    sums = columns = None
+    if with_sums or with_columns:
         from prepkit.api import open_zoo
 
         opened = open_zoo(str(folder))
-        sums = {name: opened.split(name).sha256 for name in manifest.splits}
+        if with_sums:
+            sums = {name: opened.split(name).sha256 for name in manifest.splits}
+        if with_columns:
+            columns = {field.name: str(field.type) for field in opened.table.schema}
     note = appending_note(folder) if isinstance(folder, Path) else None
-    document = {**facts(manifest, sums), **({} if note is None else {"notes": [note]})}
+    document = {**facts(manifest, sums, columns), **({} if note is None else {"notes": [note]})}
     out.notes([] if note is None else [note])
-    out.result(document, description(manifest, sums))
+    out.result(document, description(manifest, sums, columns))
 
 
 @zoo.command(

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 APPENDS_SHOWN = 5
 
 
-def facts(manifest: Manifest, sums: Mapping[str, str] | None = None) -> dict[str, Any]:
+def facts(
+    manifest: Manifest, sums: Mapping[str, str] | None = None, columns: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the document of `prepkit zoo info`.
 
-    sums: sha256 of each split's ids, if they are known
+    sums:    sha256 of each split's ids, if they are known
+    columns: type of each column of the table, if they are known
     """
     counts = counts_of(manifest)
     return {
@@ -60,6 +63,7 @@ def facts(manifest: Manifest, sums: Mapping[str, str] | None = None) -> dict[str
         "splits": dict(manifest.splits),
         "split_rule": split_rule(manifest),
         **({} if sums is None else {"splits_sha256": dict(sums)}),
+        **({} if columns is None else {"columns": dict(columns)}),
         "task": manifest.task,
         "teacher": None if manifest.teacher is None else manifest.teacher.architecture,
         "license": manifest.license,
@@ -70,8 +74,10 @@ def facts(manifest: Manifest, sums: Mapping[str, str] | None = None) -> dict[str
     }
 
 
-def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> str:
-    """Return the text of `prepkit zoo info`; `sums` as for `facts`."""
+def description(
+    manifest: Manifest, sums: Mapping[str, str] | None = None, columns: Mapping[str, str] | None = None
+) -> str:
+    """Return the text of `prepkit zoo info`; `sums` and `columns` as for `facts`."""
     counts = counts_of(manifest)
     shards = counted(len(manifest.shards), f"{manifest.shard_format} shard")
     size = f"{readable_bytes(num_bytes_of(manifest))} in {shards}"
@@ -95,6 +101,7 @@ def description(manifest: Manifest, sums: Mapping[str, str] | None = None) -> st
         "",
         table(rows, ("ClassId", "architecture", "instances", "parameters", "height")),
         *([f"and {counted(more, 'more architecture')}, which --json lists"] if more else []),
+        *([] if columns is None else ["", table([*columns.items()], ("column", "type"))]),
     ]
     return "\n".join(lines)
 

@@ -87,7 +87,8 @@ def test_info_tells_how_far_a_training_is(spec, unfinished, monkeypatch):
     lines = prepkit("zoo", "info", unfinished).stdout.splitlines()
     assert lines[0] == "tiny: unfinished; its writing was interrupted, and goes on with the command that began it"
     assert re.fullmatch(r"  finished 0 instances of 4 \(0 %\), it was begun \d+ s ago", lines[1])
-    assert "--splits goes with a finished zoo" in prepkit("zoo", "info", unfinished, "--splits", status=2).stderr
+    for flag in ("--splits", "--columns"):
+        assert f"{flag} goes with a finished zoo" in prepkit("zoo", "info", unfinished, flag, status=2).stderr
     assert files_of(unfinished) == before
     seen = []
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from command_line import as_json, prepkit, told
+from pyarrow import parquet
 
 from prepkit.api import open_zoo
 from prepkit.cli import main
@@ -63,6 +64,15 @@ def test_info_shows_the_sums_of_the_splits_when_asked(zoo):
     assert sums.keys() == {"test", "train"}
     assert sums["train"] == expected != sums["test"]
     assert f"{expected} of the ids of train" in prepkit("zoo", "info", zoo, "--splits").stdout
+
+
+def test_info_lists_the_columns_when_asked(zoo):
+    expected = {field.name: str(field.type) for field in parquet.read_schema(zoo / read_manifest(zoo).table.path)}
+    assert {"id": "string", "split": "string", "class_id": "int32"}.items() <= expected.items()
+    assert "columns" not in as_json("zoo", "info", zoo)
+    assert as_json("zoo", "info", zoo, "--columns")["columns"] == expected
+    lines = prepkit("zoo", "info", zoo, "--columns").stdout.splitlines()
+    assert [tuple(line.split()) for line in lines[-len(expected) :]] == [*expected.items()]
 
 
 def test_verify_says_what_is_wrong_and_exits_with_1(zoo):
