@@ -10,17 +10,33 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 
 KEPT_BYTES = 512 << 20
-# OpenMP and glibc read these when they are loaded. Threads of OpenMP that wait for work would spin for milliseconds,
-# and on busy cores take the time that the working ones need. Those of GNU's OpenMP, which torch has on Linux, spin for
-# some microseconds before they sleep, as sleeping at once costs a quiet machine more (benchmarks/results/README.md).
+LOAD = Path("/proc/loadavg")
+
+
+def spins(load: Path = LOAD) -> str:
+    """Return how often a waiting thread of GNU's OpenMP looks for work before it sleeps.
+
+    Sleeping at once costs a quiet machine a fifth of a training's speed, and looking long takes the time that others
+    need where cores are busy (benchmarks/results/README.md). A machine is quiet if at most half of its cores run
+    something now; where that cannot be read, it counts as busy.
+    """
+    try:
+        running = int(load.read_text().split()[3].partition("/")[0])  # this process is one of them
+    except (OSError, ValueError, IndexError):
+        return "1000"
+    return "10000" if 2 * running <= (os.cpu_count() or 1) else "1000"
+
+
+# OpenMP and glibc read these when they are loaded. Threads of OpenMP that wait for work would spin for milliseconds.
 # The thresholds let workers of Ray and torchrun keep freed memory, see cli/allocator.py.
 WAIT_POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 ENVIRONMENT = {
     WAIT_POLICY: "PASSIVE",
-    SPINS: "1000",
+    SPINS: spins(),
     "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
     "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
 }

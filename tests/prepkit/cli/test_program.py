@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import prepkit
 from prepkit.cli import main
-from prepkit.program import ENVIRONMENT, MESSAGE
+from prepkit.program import ENVIRONMENT, MESSAGE, spins
 
 PROGRAMS = ["prepkit", "netspace"]
 each_program = pytest.mark.parametrize("program", PROGRAMS)
@@ -57,12 +57,26 @@ def needs(program):
 def test_a_program_makes_settings_and_keeps_those_of_the_user(program, tmp_path):
     needs(program)
     done = python(tmp_path, ["-m", program, "--version"], PRINT_SETTINGS)
-    assert json.loads(done.stderr) == ENVIRONMENT
+    made = json.loads(done.stderr)
+    assert made["GOMP_SPINCOUNT"] in ("1000", "10000")
+    assert {**made, "GOMP_SPINCOUNT": None} == {**ENVIRONMENT, "GOMP_SPINCOUNT": None}
     assert done.stdout.startswith(f"{program}, version ")
     done = python(tmp_path, ["-m", program, "--version"], PRINT_SETTINGS, OMP_WAIT_POLICY="ACTIVE")
     assert json.loads(done.stderr) == {**ENVIRONMENT, "OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": None}
     done = python(tmp_path, ["-m", program, "--version"], PRINT_SETTINGS, GOMP_SPINCOUNT="7")
     assert json.loads(done.stderr) == {**ENVIRONMENT, "GOMP_SPINCOUNT": "7"}
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [("0.5 0.4 0.3 2/99 7", "10000"), ("0.5 0.4 0.3 3/99 7", "1000"), ("0.5", "1000"), (None, "1000")],
+    ids=["half of the cores", "more", "unknown", "missing"],
+)
+def test_threads_wait_long_for_work_on_a_quiet_machine_only(tmp_path, monkeypatch, load, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    if load is not None:
+        (tmp_path / "loadavg").write_text(load)
+    assert spins(tmp_path / "loadavg") == expected
 
 
 def test_the_library_makes_no_settings(tmp_path):
