@@ -74,7 +74,7 @@ def report(
 
 @click.command(
     epilog=examples(
-        "netspace paper paper-mini              # takes about 35 min with two threads of a 2-core Xeon",
+        "netspace paper paper-mini              # takes about 50 min with two threads of a 2-core Xeon",
         "netspace paper paper-quick --quick     # takes 4 min 22 s there",
     )
 )
